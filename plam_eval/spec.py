@@ -1,0 +1,332 @@
+"""The plateau spec: which base-LLM tensors are merged into which decoder layers, and how.
+
+Parsing is strict: every problem of a spec and its overrides is reported in one `SpecError`. This module imports
+pydantic and PyYAML only, so that a spec can be checked where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+# Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
+MODULES: dict[str, str] = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "qk": ("q_proj", "k_proj"),
+    "vo": ("v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    "all": tuple(MODULES),
+}
+
+
+@dataclass(frozen=True)
+class RuleTraits:
+    """What a spec has to know of a merge rule; its arithmetic is in `plam_eval.merging.merge.RULES`."""
+
+    draws: bool = False
+    uses_base: bool = True
+
+
+RULES: dict[str, RuleTraits] = {
+    "weighted_sum": RuleTraits(),
+    "self_scale": RuleTraits(uses_base=False),
+    "normalized": RuleTraits(),
+    "noise": RuleTraits(draws=True),
+}
+
+# Override key (one `key=value` of model_args) -> the field it sets.
+_OVERRIDES = {
+    "base": "base_model",
+    "layers": "layer_range",
+    "modules": "modules",
+    "model_weight": "weights.model",
+    "base_weight": "weights.base_model",
+    "rule": "rule",
+    "seed": "seed",
+}
+OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
+
+# Used only when overrides alone make a spec: the modules and the weights of the authors' own Qwen3-VL runs.
+_DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 0.3}}
+
+
+class SpecError(ValueError):
+    """A plateau spec that cannot be used. The message lists every problem; `problems` holds them one by one."""
+
+    def __init__(self, origin: str, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _hint(word: object, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Weights(_Record):
+    """Coefficients of W = model * W_mllm + base_model * W_base. They need not sum to one."""
+
+    model: float
+    base_model: float
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"found {value}, expected a number")
+        return value
+
+
+class PlateauSpec(_Record):
+    """One merge, fully described. Build it with `load_spec`, which words every problem for a reader.
+
+    `layer_range` counts decoder layers from 0, end exclusive. `modules` are keys of `MODULES`, in that order.
+    `model`, `evidence` and `source` document the spec and change no weight.
+    """
+
+    model: str | None = None
+    base_model: str = Field(min_length=1)
+    layer_range: tuple[int, int]
+    modules: tuple[str, ...]
+    weights: Weights
+    rule: str = "weighted_sum"
+    seed: int = 0
+    evidence: dict[str, Any] | None = None
+    source: str | None = None
+
+    @field_validator("layer_range", mode="before")
+    @classmethod
+    def _layer_range(cls, value: Any) -> tuple[int, int]:
+        ends: Any = value.split(":") if isinstance(value, str) else value
+        if isinstance(value, str) and all(end.strip().isdecimal() for end in ends):
+            ends = [int(end) for end in ends]
+        whole = isinstance(ends, (list, tuple)) and all(type(end) is int for end in ends)
+        if not whole or len(ends) != 2:
+            raise ValueError(f"found {value!r}, expected [start, end] (in model_args start:end) in whole numbers")
+        start, end = ends
+        if start < 0:
+            raise ValueError(f"found [{start}, {end}), expected a start of 0 or more: layers count from 0")
+        if end <= start:
+            what = "is empty" if end == start else "runs backwards"
+            raise ValueError(f"[{start}, {end}) {what}; expected start < end, end exclusive")
+        return start, end
+
+    @field_validator("modules", mode="before")
+    @classmethod
+    def _modules(cls, value: Any) -> tuple[str, ...]:
+        words = [word.strip() for word in value.split("+")] if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)) or not words:
+            raise ValueError(f"found {value!r}, expected module names or a group ({', '.join(GROUPS)})")
+        unknown = [w for w in words if not isinstance(w, str) or (w not in MODULES and w not in GROUPS)]
+        if unknown:
+            known = [*MODULES, *GROUPS]
+            raise ValueError("; ".join(f"unknown module {word!r}, {_hint(word, known)}" for word in unknown))
+        names = [name for word in words for name in GROUPS.get(word, (word,))]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} named more than once in {value!r}")
+        return tuple(name for name in MODULES if name in names)
+
+    @field_validator("rule")
+    @classmethod
+    def _rule(cls, value: str, info: ValidationInfo) -> str:
+        if value not in RULES:
+            raise ValueError(f"unknown rule {value!r}, {_hint(value, RULES)}")
+        weights = info.data.get("weights")  # absent when the weights themselves are at fault
+        if (
+            value == "normalized"
+            and weights is not None
+            and math.isclose(weights.model, -weights.base_model, rel_tol=1e-9, abs_tol=1e-12)
+        ):
+            raise ValueError(
+                f"'normalized' divides by the sum of the weights, which is zero "
+                f"({weights.model} + {weights.base_model}); expected another sum"
+            )
+        return value
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _seed(cls, value: Any) -> int:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"found {value!r}, expected a whole number, 0 or more")
+        return value
+
+    @property
+    def traits(self) -> RuleTraits:
+        return RULES[self.rule]
+
+    @property
+    def layers(self) -> range:
+        return range(*self.layer_range)
+
+    def check_layers(self, num_layers: int, model_name: str) -> None:
+        """Raise `SpecError` when the range reaches beyond a model of `num_layers` decoder layers."""
+        start, end = self.layer_range
+        if end > num_layers:
+            raise SpecError(
+                "plateau spec",
+                [
+                    f"layer_range: [{start}, {end}) does not fit {model_name}, which has {num_layers} decoder layers "
+                    f"(0 to {num_layers - 1}); expected an end of at most {num_layers}"
+                ],
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able fields, those left out of the spec left out here; `load_spec` reads it back to an equal spec."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of what changes weights: two specs with one digest merge to the same tensors."""
+        content = {
+            "format": "plateau-spec/1",
+            "base_model": self.base_model,
+            "layer_range": list(self.layer_range),
+            "modules": list(self.modules),
+            "weights": [self.weights.model + 0.0, self.weights.base_model + 0.0],  # + 0.0 turns -0.0 into 0.0
+            "rule": self.rule,
+            "seed": self.seed if self.traits.draws else None,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def packaged_specs() -> list[str]:
+    """Names of the specs that come with the package."""
+    files = resources.files("plam_eval.configs").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_spec(
+    plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, overrides: Mapping[str, Any] | None = None
+) -> PlateauSpec | None:
+    """The spec that `plateau` names, with single fields replaced.
+
+    Args:
+        plateau: name of a packaged spec, path of a YAML file, a mapping, a spec; None or "none" is the plain model.
+        overrides: keys of `OVERRIDE_KEYS`, values as in model_args (`layers="24:36"`, `modules="q_proj+k_proj"`) or as
+            in YAML; None values count as not given. Without a plateau, `base` and `layers` together make a spec: q, k,
+            v, o, 0.9 + 0.3 unless overridden.
+
+    Returns:
+        The spec, or None for the plain model.
+
+    Raises:
+        SpecError: listing every problem of the spec and the overrides.
+    """
+    overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
+    plain = plateau is None or (isinstance(plateau, str) and plateau.strip().lower() == "none")
+    if plain and not overrides:
+        return None
+    if plain:
+        origin, data = "overrides without a plateau", dict(_DEFAULTS)
+    else:
+        origin, data = _read(plateau)
+
+    problems = [f"{key}: unknown override, {_hint(key, OVERRIDE_KEYS)}" for key in overrides if key not in _OVERRIDES]
+    if plain and not {"base", "layers"} <= set(overrides):
+        problems.append(
+            f"found {', '.join(f'{k}={v}' for k, v in overrides.items())} with plateau=none; expected a plateau to "
+            "override, or both base= and layers= to make one"
+        )
+        raise SpecError(origin, problems)
+    for key, value in overrides.items():
+        field, _, part = _OVERRIDES.get(key, "").partition(".")
+        if part:
+            weights = data.get(field)
+            data[field] = {**(weights if isinstance(weights, Mapping) else {}), part: value}
+        elif field:
+            data[field] = value
+    if overrides:  # the source's claim is about the spec as published, so a changed one must say what was changed
+        changed = "overridden: " + ", ".join(f"{key}={value}" for key, value in overrides.items())
+        data["source"] = f"{data['source']} ({changed})" if data.get("source") else changed
+
+    try:
+        spec = PlateauSpec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(origin, problems + _problems(error, overrides)) from None
+    if problems:
+        raise SpecError(origin, problems)
+    return spec
+
+
+def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
+    """pydantic's findings in our words: field, what was found, what was expected, the nearest known key."""
+    lines = []
+    for found in error.errors(include_url=False):
+        *parents, key = (str(part) for part in found["loc"])
+        field = ".".join([*parents, key])
+        override = next((o for o, target in _OVERRIDES.items() if target == field and o in overrides), None)
+        record = Weights if parents == ["weights"] else PlateauSpec
+        if found["type"] == "extra_forbidden":
+            known = record.model_fields
+            renamed = _OVERRIDES.get(key) if record is PlateauSpec else None
+            hint = f"did you mean {renamed!r}? known: {', '.join(known)}" if renamed else _hint(key, known)
+            text = f"unknown key, {hint}"
+        elif found["type"] == "missing":
+            text = "missing; expected a value"
+        elif found["type"] == "value_error":
+            text = str(found["ctx"]["error"])
+        else:
+            text = f"found {found['input']!r}: {found['msg']}"
+        lines.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
+    return lines
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML libraries silently keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"key given twice: {', '.join(twice)} (line {node.start_mark.line + 1} onwards)")
+        return super().construct_mapping(node, deep)
+
+
+def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
+    """Where a spec comes from, in words, and its unchecked content."""
+    if isinstance(plateau, PlateauSpec):
+        return "plateau spec", plateau.to_dict()
+    if isinstance(plateau, Mapping):
+        return "plateau spec", dict(plateau)
+    if not isinstance(plateau, (str, Path)):
+        raise SpecError("plateau", [f"found {plateau!r}, expected a name, a path, a mapping or a PlateauSpec"])
+    origin, names = f"plateau spec {str(plateau)!r}", packaged_specs()
+    try:
+        if isinstance(plateau, str) and plateau in names:
+            text = (resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8")
+        elif Path(plateau).is_file():
+            text = Path(plateau).read_text(encoding="utf-8")
+        else:
+            raise SpecError(origin, [f"no packaged spec and no file of that name; {_hint(plateau, [*names, 'none'])}"])
+        data = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise SpecError(origin, [f"cannot be read: {error}"]) from error
+    if not isinstance(data, dict):
+        raise SpecError(origin, [f"found {type(data).__name__}, expected a mapping of fields"])
+    return origin, data
