@@ -1,0 +1,602 @@
+"""Train the embedded pair: `python -m plam_eval.demo.train`.
+
+Four stages, each resumable after a kill, each deterministic for a seed and a machine:
+
+1. `tokenizer`  byte-level BPE on generated text.
+2. `tower`      a CLIP vision tower learns to name what stands in each cell (the part real pairs get ready-made).
+3. `base`       a Llama decoder learns from text alone: a scene in words, then questions about it.
+4. `mllm`       LLaVA-1.5: the base decoder, the tower and a new projector, tuned on images alone.
+
+A training sequence is one scene followed by several questions. Every question is a branch of its own: it attends to
+the scene and to itself, and its positions start right behind the scene, exactly as in evaluation, so that one pass over
+a scene trains many questions. Half of the sequences also have a branch that describes the whole scene.
+
+Only scenes of the "train" split are used (`scenes.split`); "heldout" scenes choose the checkpoint that is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from tqdm import tqdm
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from plam_eval.demo.questions import FIXED_PHRASES, FORMS, KINDS, LETTER_FORMS, WORD_FORMS, WORD_KINDS, YES_NO_FORMS, Question, ask, describe
+from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
+
+PATCH_SIZE = 16
+IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
+WIDTH, LAYERS, HEADS, INTERMEDIATE = 128, 8, 4, 256
+TOWER_LAYERS, TOWER_WIDTH = 3, 128  # LLaVA reads the last but one layer, so two of the three are used
+
+# LLaVA-1.5's conversation form. A plain string and a list of parts (images first) both render.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% else %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'user' %}{{ ' ' }}{% else %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run is made of; stored with the pair."""
+
+    seed: int = 0
+    tower_steps: int = 1200
+    base_steps: int = 5000
+    mllm_steps: int = 4000
+    scenes_per_step: int = 16
+    questions_per_scene: int = 8
+    base_lr: float = 2e-2  # Muon, for the decoder's matrices
+    mllm_lr: float = 4e-3
+    other_lr: float = 2e-3  # AdamW, for embeddings, norms, head, tower and projector
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One question behind a scene: the form it is asked in, the user's text and the expected answer."""
+
+    form: str
+    kind: str
+    text: str
+    answer: str
+
+
+def match_question(rng: random.Random) -> Question:
+    """A question that needs no scene: which letter stands before a given word. It teaches reading the options."""
+    pool = rng.choice([tuple(COLORS), SHAPES + DIGITS, POSITIONS, tuple(str(n) for n in range(9))])
+    choices = tuple(rng.sample(pool, 4))
+    answer = rng.choice(choices)
+    return Question("match", f"Which option says {answer}?", f"Which option says {answer}?", answer, choices)
+
+
+def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) -> list[Branch]:
+    """`count` questions about a scene, in prompt forms of the nine tasks; about half ask for a letter."""
+    branches: list[Branch] = []
+    word_kinds = tuple(WORD_KINDS)
+    while len(branches) < count:
+        if with_match and rng.random() < 0.08:
+            question: Question | None = match_question(rng)
+        else:
+            question = ask(scene, rng.choice(word_kinds if rng.random() < 0.7 else tuple(KINDS)), rng)
+        if question is None:
+            continue
+        if question.is_yes_no:
+            form = rng.choice(tuple(YES_NO_FORMS))
+        elif question.kind == "match" or rng.random() < 0.7:
+            form = rng.choice([f for f in LETTER_FORMS if question.kind != "match" or f != "mmbench_cn"])
+        else:
+            form = rng.choice(tuple(WORD_FORMS))
+        text, answer = FORMS[form](question)
+        branches.append(Branch(form, question.kind, text, answer))
+    return branches
+
+
+class Encoder:
+    """Text -> token ids, remembering the pieces that come again and again."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._seen: dict[str, list[int]] = {}
+
+    def __call__(self, text: str) -> list[int]:
+        if text not in self._seen:
+            if len(self._seen) > 200_000:
+                self._seen.clear()
+            self._seen[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self._seen[text]
+
+
+@dataclass
+class Batch:
+    """Sequences of one step. `labels` is -100 where nothing is learned; `weights` weighs answers against descriptions.
+
+    input_ids, position_ids, labels: (batch, length); mask: (batch, 1, length, length), True where attention is allowed.
+    `spans` locates each branch's answer: (sequence, first label position, last + 1, branch).
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    mask: torch.Tensor
+    labels: torch.Tensor
+    described: torch.Tensor
+    spans: list[tuple[int, int, int, Branch]]
+    pixel_values: torch.Tensor | None
+
+
+def make_batch(
+    scenes: list[Scene],
+    rng: random.Random,
+    encode: Encoder,
+    *,
+    images: bool,
+    questions: int,
+    describe_share: float = 0.5,
+    with_match: bool = True,
+) -> Batch:
+    """Sequences for `scenes`, each a prefix (the scene, as an image or in words) and its branches."""
+    tokenizer = encode.tokenizer
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    rows: list[tuple[list[int], list[int], list[int], list[int], list[int]]] = []
+    spans: list[tuple[int, int, int, Branch]] = []
+    for index, scene in enumerate(scenes):
+        if images:
+            prefix = [tokenizer.bos_token_id, *encode("USER: "), *[image_token] * IMAGE_TOKENS, *encode("\n")]
+        else:
+            told = describe(scene, rng, "zh" if rng.random() < 0.1 else "en")
+            prefix = [tokenizer.bos_token_id, *encode(f"USER: {told}\n")]
+        ids, positions, branch_ids = list(prefix), list(range(len(prefix))), [0] * len(prefix)
+        labels, described = [-100] * len(prefix), [0] * len(prefix)
+        branches = branches_of(scene, questions, rng, with_match and not images)
+        if rng.random() < describe_share:
+            language = "zh" if rng.random() < 0.1 else "en"
+            asked = "Describe the scene." if language == "en" else "请描述这个场景。"
+            branches.append(Branch("describe", "describe", asked, describe(scene, rng, language)))
+        for number, branch in enumerate(branches, start=1):
+            prompt = [*encode(branch.text), *encode(" ASSISTANT:")]
+            answer = [*encode(" " + branch.answer), tokenizer.eos_token_id]
+            start = len(ids) + len(prompt) - 1  # the position that predicts the answer's first token
+            spans.append((index, start, start + len(answer), branch))
+            # The last answer token is only predicted, never read.
+            ids += prompt + answer[:-1]
+            length = len(prompt) + len(answer) - 1
+            positions += range(len(prefix), len(prefix) + length)
+            branch_ids += [number] * length
+            labels += [-100] * (len(prompt) - 1) + answer
+            described += [int(branch.form == "describe")] * length
+        rows.append((ids, positions, branch_ids, labels, described))
+    longest = max(len(row[0]) for row in rows)
+
+    def padded(column: int, fill: int) -> torch.Tensor:
+        return torch.tensor([row[column] + [fill] * (longest - len(row[column])) for row in rows])
+
+    branch_of = padded(2, -1)
+    same = branch_of[:, :, None] == branch_of[:, None, :]
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+    mask = (same | (branch_of[:, None, :] == 0)) & causal
+    pixels = pixel_values([draw(s, rng.getrandbits(32)).image for s in scenes]) if images else None
+    return Batch(
+        padded(0, tokenizer.pad_token_id), padded(1, 0), mask[:, None], padded(3, -100), padded(4, 0), spans, pixels
+    )
+
+
+def pixel_values(images: list[Any]) -> torch.Tensor:
+    """(batch, 3, size, size), scaled to [-1, 1]: what the pair's image processor makes of pictures of this size."""
+    stacked = np.stack([np.asarray(image) for image in images])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+# --- tokenizer, models ------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: frequent English words become one token each, Chinese characters stay single.
+
+    The phrases that every document of a task repeats are one token each, which makes sequences a third shorter.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Split(Regex(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=768,
+        min_frequency=20,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+    def corpus() -> Iterator[str]:
+        rng = random.Random(f"{seed}:tokenizer")
+        for _ in range(3000):
+            scene = scene_of("train", rng)
+            yield f"USER: {describe(scene, rng)}\n"
+            yield f"USER: {describe(scene, rng, 'zh')}\n请描述这个场景。Describe the scene. ASSISTANT: {describe(scene, rng)}"
+            for branch in branches_of(scene, 8, rng, with_match=True):
+                yield f"{branch.text} ASSISTANT: {branch.answer}"
+
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in ("USER:", " ASSISTANT:", *FIXED_PHRASES)])
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=2048,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        head_dim=WIDTH // HEADS,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=False,
+    )
+
+
+def tower_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=TOWER_WIDTH,
+        intermediate_size=2 * TOWER_WIDTH,
+        num_hidden_layers=TOWER_LAYERS,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        projection_dim=TOWER_WIDTH,
+    )
+
+
+def build_mllm(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    config = LlavaConfig(
+        vision_config=tower_config(),
+        text_config=text_config(tokenizer),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=IMAGE_TOKENS,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    images = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+# --- one loop for every stage -----------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A resumable loop: `loss_of(step)` for every step, `score()` now and then, the best weights kept.
+
+    State is written to `folder/<name>.pt` every `save_every` steps, atomically; a finished stage is skipped.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        groups: list[tuple[torch.optim.Optimizer, list[float]]],
+        steps: int,
+        folder: Path,
+        save_every: int = 100,
+        score_every: int = 250,
+    ) -> None:
+        self.name, self.module, self.groups, self.steps = name, module, groups, steps
+        self.file = folder / f"{name}.pt"
+        self.save_every, self.score_every = save_every, score_every
+        self.log = folder / f"{name}.jsonl"
+
+    def run(self, loss_of: Callable[[int], torch.Tensor], score: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Train to the end and load the best weights; returns the best score."""
+        step, best, best_state, seconds = 0, {"accuracy": -1.0}, None, 0.0
+        if self.file.exists():
+            state = torch.load(self.file, weights_only=True)
+            self.module.load_state_dict(state["module"])
+            for (optimizer, _), saved in zip(self.groups, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            step, best, best_state, seconds = state["step"], state["best"], state["best_state"], state["seconds"]
+        bar = tqdm(total=self.steps, initial=step, desc=self.name, unit="step", mininterval=2.0)
+        started, running = time.monotonic(), None
+        while step < self.steps:
+            rate = self._rate(step)
+            for optimizer, rates in self.groups:
+                for group, base in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = base * rate
+                optimizer.zero_grad(set_to_none=True)
+            loss = loss_of(step)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+            for optimizer, _ in self.groups:
+                optimizer.step()
+            step += 1
+            running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
+            bar.update(1)
+            bar.set_postfix(loss=f"{running:.3f}", best=f"{best['accuracy']:.3f}")
+            if step % self.score_every == 0 or step == self.steps:
+                scored = score()
+                line = {"step": step, "loss": running, "seconds": seconds + time.monotonic() - started, **scored}
+                with self.log.open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                if scored["accuracy"] >= best["accuracy"]:
+                    best = scored
+                    best_state = {k: v.clone() for k, v in self.module.state_dict().items()}
+            if step % self.save_every == 0 or step == self.steps:
+                state = {
+                    "module": self.module.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer, _ in self.groups],
+                    "step": step,
+                    "best": best,
+                    "best_state": best_state,
+                    "seconds": seconds + time.monotonic() - started,
+                }
+                partial = self.file.with_suffix(".partial")
+                torch.save(state, partial)
+                partial.replace(self.file)
+        bar.close()
+        if best_state is not None:
+            self.module.load_state_dict(best_state)
+        return best
+
+    def _rate(self, step: int) -> float:
+        """Short warm-up, constant, then a linear fall to a twentieth over the last 40 %."""
+        done = step / self.steps
+        return min(1.0, (step + 1) / 100, max(0.05, (1 - done) / 0.4))
+
+
+def optimizers(
+    decoder: nn.Module, rest: list[tuple[list[nn.Parameter], float]], muon_lr: float
+) -> list[tuple[torch.optim.Optimizer, list[float]]]:
+    """Muon for the decoder layers' matrices, AdamW for everything else."""
+    matrices = [p for p in decoder.parameters() if p.ndim == 2]
+    muon = torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, momentum=0.95)
+    adam = torch.optim.AdamW(
+        [{"params": params, "lr": lr} for params, lr in rest], betas=(0.9, 0.95), weight_decay=0.01
+    )
+    return [(muon, [muon_lr]), (adam, [lr for _, lr in rest])]
+
+
+def answer_loss(model: nn.Module, head: nn.Module, batch: Batch) -> torch.Tensor:
+    """Cross entropy over the answers plus half of that over the descriptions."""
+    hidden = _hidden(model, batch)
+    learned = batch.labels != -100
+    losses = F.cross_entropy(head(hidden[learned]).float(), batch.labels[learned], reduction="none")
+    described = batch.described[learned].bool()
+    loss = losses[~described].mean()
+    return loss + 0.5 * losses[described].mean() if described.any() else loss
+
+
+def _hidden(model: nn.Module, batch: Batch) -> torch.Tensor:
+    extra = {} if batch.pixel_values is None else {"pixel_values": batch.pixel_values}
+    return model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        **extra,
+    ).last_hidden_state
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, head: nn.Module, batches: list[Batch]) -> dict[str, float]:
+    """Share of branches whose whole answer greedy decoding would give: mean over forms, per form and per kind."""
+    model.eval()
+    right: dict[str, list[bool]] = defaultdict(list)
+    for batch in batches:
+        guess = head(_hidden(model, batch)).argmax(-1)
+        hit = guess == batch.labels
+        for row, start, end, branch in batch.spans:
+            ok = bool(hit[row, start:end].all())
+            right[f"form/{branch.form}"].append(ok)
+            right[f"kind/{branch.kind}"].append(ok)
+    model.train()
+    scores = {name: float(np.mean(hits)) for name, hits in sorted(right.items())}
+    forms = [score for name, score in scores.items() if name.startswith("form/") and name != "form/describe"]
+    return {"accuracy": float(np.mean(forms)), **scores}
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def train_tower(settings: Settings, folder: Path) -> tuple[CLIPVisionModel, dict[str, float]]:
+    """The tower's patch features of each cell must tell its colour and its shape ("empty" is one of each)."""
+    torch.manual_seed(settings.seed)
+    tower = CLIPVisionModel(tower_config())
+    color_names, shape_names = ("empty", *COLORS), ("empty", *SHAPES, *DIGITS)
+    heads = nn.ModuleList([nn.Linear(TOWER_WIDTH, len(color_names)), nn.Linear(TOWER_WIDTH, len(shape_names))])
+    both = nn.ModuleDict({"tower": tower, "heads": heads})
+    side = IMAGE_SIZE // PATCH_SIZE
+
+    def logits(scenes: list[Scene], rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = pixel_values([draw(s, rng.getrandbits(32)).image for s in scenes])
+        features = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        cells = features.view(len(scenes), 2, side // 2, 2, side // 2, -1).mean((2, 4)).flatten(1, 2)
+        return heads[0](cells), heads[1](cells)
+
+    def targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+        colors = [[color_names.index(t.color) if t else 0 for t in s.cells] for s in scenes]
+        shapes = [[shape_names.index(t.shape) if t else 0 for t in s.cells] for s in scenes]
+        return torch.tensor(colors), torch.tensor(shapes)
+
+    def loss_of(step: int) -> torch.Tensor:
+        rng = random.Random(f"{settings.seed}:tower:{step}")
+        scenes = [scene_of("train", rng) for _ in range(64)]
+        predicted, true = logits(scenes, rng), targets(scenes)
+        return sum(F.cross_entropy(p.flatten(0, 1), t.flatten()) for p, t in zip(predicted, true, strict=True))  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def score() -> dict[str, float]:
+        rng = random.Random(f"{settings.seed}:tower-heldout")
+        scenes = [scene_of("heldout", rng) for _ in range(256)]
+        color, shape = (
+            (p.argmax(-1) == t) for p, t in zip(logits(scenes, rng), targets(scenes), strict=True)
+        )
+        return {"accuracy": (color & shape).float().mean().item(), "color": color.float().mean().item()}
+
+    adam = torch.optim.AdamW(both.parameters(), lr=1e-3, weight_decay=0.01)
+    best = Stage("tower", both, [(adam, [1e-3])], settings.tower_steps, folder).run(loss_of, score)
+    return tower, best
+
+
+def _batches(settings: Settings, stage: str, encode: Encoder, images: bool) -> tuple[Callable[[int], Batch], list[Batch]]:
+    """A step's batch as a function of the step's number, and fixed batches of held-out scenes to score on."""
+
+    def at(step: int) -> Batch:
+        rng = random.Random(f"{settings.seed}:{stage}:{step}")
+        scenes = [scene_of("train", rng) for _ in range(settings.scenes_per_step)]
+        return make_batch(scenes, rng, encode, images=images, questions=settings.questions_per_scene)
+
+    rng = random.Random(f"{settings.seed}:{stage}-heldout")
+    heldout = [
+        make_batch([scene_of("heldout", rng) for _ in range(50)], rng, encode, images=images, questions=10, with_match=False)
+        for _ in range(4)
+    ]
+    return at, heldout
+
+
+def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[LlamaForCausalLM, dict[str, float]]:
+    """Text alone. Returns the best base and its held-out scores."""
+    torch.manual_seed(settings.seed)
+    model = LlamaForCausalLM(text_config(encode.tokenizer))
+    at, heldout = _batches(settings, "base", encode, images=False)
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
+    groups = optimizers(model.model.layers, [(others, settings.other_lr)], settings.base_lr)
+    best = Stage("base", model, groups, settings.base_steps, folder).run(
+        lambda step: answer_loss(model.model, model.lm_head, at(step)),
+        lambda: accuracy(model.model, model.lm_head, heldout),
+    )
+    return model, best
+
+
+def train_mllm(
+    settings: Settings, folder: Path, encode: Encoder, base: LlamaForCausalLM, tower: CLIPVisionModel
+) -> tuple[LlavaForConditionalGeneration, dict[str, float]]:
+    """Images alone, from the base decoder and the tower. Returns the best MLLM and its held-out scores."""
+    torch.manual_seed(settings.seed)
+    model = build_mllm(encode.tokenizer)
+    model.model.language_model.load_state_dict(base.model.state_dict())
+    model.lm_head.load_state_dict(base.lm_head.state_dict())
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    at, heldout = _batches(settings, "mllm", encode, images=True)
+    decoder = model.model.language_model
+    slow = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "layers" not in n]
+    slow += list(model.lm_head.parameters())
+    tower_parameters = list(model.model.vision_tower.parameters())
+    projector = list(model.model.multi_modal_projector.parameters())
+    rest = [
+        (projector, settings.other_lr),
+        (tower_parameters, 0.25 * settings.other_lr),
+        (slow, 0.25 * settings.other_lr),
+    ]
+    groups = optimizers(decoder.layers, rest, settings.mllm_lr)
+    best = Stage("mllm", model, groups, settings.mllm_steps, folder).run(
+        lambda step: answer_loss(model.model, model.lm_head, at(step)),
+        lambda: accuracy(model.model, model.lm_head, heldout),
+    )
+    return model, best
+
+
+def tokenizer_of(settings: Settings, folder: Path) -> PreTrainedTokenizerFast:
+    """The stage's tokenizer, trained once and read back afterwards."""
+    saved = folder / "tokenizer"
+    if not (saved / "tokenizer.json").exists():
+        train_tokenizer(settings.seed).save_pretrained(saved)
+    return PreTrainedTokenizerFast.from_pretrained(saved)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("out/pair"), help="where the finished pair goes")
+    parser.add_argument("--work", type=Path, default=Path("out/train"), help="resumable state and logs")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--stage", choices=("tokenizer", "tower", "base", "mllm"), help="stop after this stage")
+    for name, value in asdict(Settings()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    arguments = parser.parse_args()
+    settings = Settings(**{name: getattr(arguments, name) for name in asdict(Settings())})
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+
+    encode = Encoder(tokenizer_of(settings, arguments.work))
+    print(f"tokenizer: {len(encode.tokenizer)} tokens")
+    if arguments.stage == "tokenizer":
+        return
+    tower, tower_score = train_tower(settings, arguments.work)
+    if arguments.stage == "tower":
+        return
+    base, base_score = train_base(settings, arguments.work, encode)
+    if arguments.stage == "base":
+        return
+    mllm, mllm_score = train_mllm(settings, arguments.work, encode, base, tower)
+
+
+if __name__ == "__main__":
+    main()
