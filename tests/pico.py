@@ -1,6 +1,6 @@
 """Random checkpoints of every supported family, small enough to be written and loaded in a test.
 
-`write_pico(family, folder)` writes an MLLM below `folder/mllm` and a base LLM that fits its decoder below `folder/base`.
+`write_pico(family, folder)` writes an MLLM below `folder/mllm` and a base LLM fit for its decoder below `folder/base`.
 Both are complete checkpoints in the layout and with the tensor names of the family's repositories on the hub: config,
 safetensors, fast tokenizer, and for the MLLM the processor and chat template. Weights are drawn from a fixed seed;
 the base is correlated with the MLLM's decoder, as a real one is, and has no image tokens in its vocabulary.

@@ -1,0 +1,62 @@
+"""What plam-eval registers with lmms-eval: the entry point of the group `lmms_eval.models`.
+
+Imports nothing heavy: lmms-eval loads all entry points in one try block, so a manifest module that fails to import
+removes every other package's models without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_PACKAGE = "plam_eval.model_wrappers"
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """One of our model ids: the stock id it wraps, whose prompts it uses, and its classes."""
+
+    model_id: str
+    wrapped_id: str
+    chat: str | None
+    simple: str | None
+
+
+WRAPPERS: dict[str, Wrapper] = {
+    wrapper.model_id: wrapper
+    for wrapper in (
+        Wrapper("plam_llava", "llava_hf", f"{_PACKAGE}.llava.PlamLlavaChat", f"{_PACKAGE}.llava.PlamLlava"),
+        Wrapper("plam_qwen2_vl", "qwen2_vl", None, f"{_PACKAGE}.qwen2_vl.PlamQwen2VL"),
+        Wrapper(
+            "plam_qwen2_5_vl",
+            "qwen2_5_vl",
+            f"{_PACKAGE}.qwen2_5_vl.PlamQwen25VLChat",
+            f"{_PACKAGE}.qwen2_5_vl.PlamQwen25VL",
+        ),
+        Wrapper(
+            "plam_qwen3_vl", "qwen3_vl", f"{_PACKAGE}.qwen3_vl.PlamQwen3VLChat", f"{_PACKAGE}.qwen3_vl.PlamQwen3VL"
+        ),
+        Wrapper("plam_internvl", "internvl_hf", f"{_PACKAGE}.internvl.PlamInternVLChat", None),
+    )
+}
+
+
+def manifests() -> list[Any]:
+    """`ModelManifest`s of our wrappers. Called by lmms-eval; also adds our task folder to its task manager."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+    from loguru import logger
+
+    from plam_eval.evaluation import harness
+
+    try:
+        harness.extend_task_manager()
+    except (ImportError, AttributeError, TypeError) as error:
+        # The models still work without it, but an exception here would remove everybody's models in silence.
+        logger.error(
+            f"plam-eval: this lmms-eval's TaskManager could not be extended ({error!r}); "
+            "name the tasks folder with --include_path"
+        )
+    return [
+        ModelManifest(model_id=w.model_id, simple_class_path=w.simple, chat_class_path=w.chat)
+        for w in WRAPPERS.values()
+    ]

@@ -1,0 +1,335 @@
+"""The one module that knows lmms-eval's internals: the patches our wrappers need, and evaluation in process.
+
+Four functions of lmms-eval 0.7 are wrapped, each once and only where no hook exists:
+
+- `TaskManager.__init__`: our task folder is searched without `--include_path`, and a wrapper of ours gets the prompts
+  and generation settings of the model id it wraps.
+- `ResponseCache.execute`: answers are keyed by what the weights are, not by the text of `--model_args`.
+- `evaluator.evaluate`: what the wrapper recorded (merge report, provenance, failed generations) joins the results, and
+  a run with too many failed generations ends in an error.
+- `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own.
+
+Models that are not ours pass through all four untouched. Importing this module imports neither torch nor lmms-eval.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from plam_eval.model_wrappers.manifest import WRAPPERS
+
+RECORD_KEY = "plam_eval"
+"""Where our block stands in a results JSON."""
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that has no results worth keeping; the message says what failed and what to do."""
+
+
+class GenerationError(EvaluationError):
+    """More generations raised than `max_error_share` allows."""
+
+
+# --- patches ----------------------------------------------------------------------------------------------------------
+
+
+def _once(owner: Any, name: str) -> bool:
+    """True the first time it is asked for this attribute, so that no function is wrapped twice."""
+    return not hasattr(getattr(owner, name), "_plam_eval")
+
+
+def prompt_id(model: Any) -> Any:
+    """The id under which lmms-eval looks up prompts and generation settings for `model` (an id or an instance)."""
+    if isinstance(model, str):
+        return WRAPPERS[model].wrapped_id if model in WRAPPERS else model
+    return getattr(model, "wrapped_id", model)
+
+
+def task_folder() -> str:
+    """Folder of our task YAMLs."""
+    return str(resources.files("plam_eval.tasks"))
+
+
+def extend_task_manager() -> None:
+    """Our tasks without `--include_path`, and the wrapped model's prompts for our model ids."""
+    from lmms_eval.tasks import TaskManager
+
+    if not _once(TaskManager, "__init__"):
+        return
+    stock = TaskManager.__init__
+
+    @functools.wraps(stock)
+    def init(
+        self: Any,
+        verbosity: str = "INFO",
+        include_path: str | list[str] | None = None,
+        include_defaults: bool = True,
+        model_name: Any = None,
+    ) -> None:
+        paths = [include_path] if isinstance(include_path, str) else list(include_path or [])
+        if include_defaults:  # last: a user's own folder wins over ours
+            paths.append(task_folder())
+        stock(self, verbosity, paths or None, include_defaults, prompt_id(model_name))
+
+    init._plam_eval = True  # type: ignore[attr-defined]
+    TaskManager.__init__ = init
+
+
+def install() -> None:
+    """All patches. Called when one of our wrappers is imported; calling it again does nothing."""
+    extend_task_manager()
+    _patch_response_cache()
+    _patch_evaluate()
+    _patch_run_folder()
+
+
+def _patch_response_cache() -> None:
+    from lmms_eval.caching import response_cache
+
+    cache = response_cache.ResponseCache
+    if not _once(cache, "execute"):
+        return
+    stock = cache.execute
+
+    @functools.wraps(stock)
+    def execute(self: Any, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
+        fingerprint = getattr(lm, "cache_fingerprint", None)
+        if fingerprint is not None:
+            # One cache object serves one evaluation, but a resident model may have been merged again since the last.
+            self.model_fingerprint = fingerprint()
+            self._model_fingerprint_hash = response_cache._short_hash(self.model_fingerprint)
+        return stock(self, lm, reqtype, requests)
+
+    execute._plam_eval = True  # type: ignore[attr-defined]
+    cache.execute = execute
+
+
+def _patch_evaluate() -> None:
+    from lmms_eval import evaluator
+
+    if not _once(evaluator, "evaluate"):
+        return
+    stock = evaluator.evaluate
+
+    @functools.wraps(stock)
+    def evaluate(lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+        if not hasattr(lm, "begin_run"):
+            return stock(lm, *args, **kwargs)
+        lm.begin_run()
+        results = stock(lm, *args, **kwargs)
+        # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
+        journals = _all_ranks(lm.journal.to_dict())
+        check_failures(journals, lm.max_error_share)
+        if results is not None:
+            results[RECORD_KEY] = lm.run_record(journals)
+        return results
+
+    evaluate._plam_eval = True  # type: ignore[attr-defined]
+    evaluator.evaluate = evaluate
+
+
+def _patch_run_folder() -> None:
+    from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
+
+    if not _once(EvaluationTracker, "save_results_aggregated"):
+        return
+    stock = EvaluationTracker.save_results_aggregated
+
+    @functools.wraps(stock)
+    def save_results_aggregated(self: Any, results: dict[str, Any], samples: Any, datetime_str: str) -> None:
+        if RECORD_KEY in results:
+            tracker = self.general_config_tracker
+            tracker.model_name_sanitized = f"{tracker.model_name_sanitized}__{results[RECORD_KEY]['folder']}"
+        stock(self, results, samples, datetime_str)
+
+    save_results_aggregated._plam_eval = True  # type: ignore[attr-defined]
+    EvaluationTracker.save_results_aggregated = save_results_aggregated
+
+
+def _all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def check_failures(journals: Sequence[dict[str, Any]], max_error_share: float) -> None:
+    """Raises `GenerationError` when more than `max_error_share` of all ranks' generations raised."""
+    calls = sum(journal["calls"] for journal in journals)
+    failed = sum(journal["failed"] for journal in journals)
+    if failed > max_error_share * calls:
+        errors = "; ".join(dict.fromkeys(error for journal in journals for error in journal["errors"]))
+        raise GenerationError(
+            f"{failed} of {calls} generations raised, and max_error_share={max_error_share:g} allows "
+            f"{math.floor(max_error_share * calls)}; no results were written. First errors: {errors}"
+        )
+
+
+# --- evaluation in process --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation: lmms-eval's results dictionary, the samples by task, and where they were written (if they were).
+
+    `results["plam_eval"]` is our block: plateau spec, provenance, merge report, failed generations, altered answers.
+    """
+
+    results: dict[str, Any]
+    samples: dict[str, list[dict[str, Any]]]
+    results_file: Path | None
+
+
+def evaluate(
+    model: Any,
+    tasks: str | Sequence[str],
+    *,
+    model_args: str = "",
+    limit: int | None = None,
+    offset: int = 0,
+    output: str | Path | None = None,
+    gen_kwargs: str | None = None,
+    batch_size: int = 1,
+    use_cache: str | Path | None = None,
+    include_path: str | Path | None = None,
+    force_simple: bool = False,
+    seed: int = 0,
+) -> Run | None:
+    """Runs lmms-eval in this process, as its command line would, and raises where the command line exits 0.
+
+    Args:
+        model: a ready wrapper instance (stays alive) or a model id, then made from `model_args` ("key=value,...").
+        tasks: task or group names, as a list or separated by commas.
+        limit: documents per task, an absolute count (a fraction leaks from one task to the next in lmms-eval).
+        output: folder for results and samples in lmms-eval's own layout; None writes nothing.
+        gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
+        use_cache: folder of lmms-eval's response cache.
+        seed: of Python's `random`; MMMU draws from it when an answer cannot be parsed.
+
+    Returns:
+        The run; None on every process but the first of a distributed run.
+
+    Raises:
+        EvaluationError: unknown task, a task without results, failed generations, results that could not be written.
+    """
+    from lmms_eval import evaluator
+    from lmms_eval.__main__ import parse_eval_args
+    from lmms_eval.tasks import TaskManager
+    from lmms_eval.utils import get_datetime_str
+
+    install()
+    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise EvaluationError(f"limit is {limit!r}; expected a whole number of documents per task, at least 1")
+    manager = TaskManager("WARNING", include_path=str(include_path) if include_path else None, model_name=model)
+    _check_names(names, manager.all_tasks)
+
+    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch:
+        args = parse_eval_args()[1]
+        # Some tasks write submission files during aggregation, to the working directory unless told where.
+        args.output_path = str(output) if output is not None else scratch
+        args.model, args.model_args, args.tasks = _model_id(model), model_args, ",".join(names)
+        date = get_datetime_str()
+        results = evaluator.simple_evaluate(
+            model=model,
+            model_args=model_args,
+            tasks=names,
+            batch_size=batch_size,
+            limit=limit,
+            offset=offset,
+            use_cache=str(use_cache) if use_cache is not None else None,
+            gen_kwargs=gen_kwargs,
+            task_manager=manager,
+            force_simple=force_simple,
+            bootstrap_iters=0,
+            random_seed=seed,
+            datetime_str=date,
+            cli_args=args,
+            process_docs_parallel=1,  # threads would draw from the seeded generator in any order
+        )
+    if results is None:
+        return None
+    samples = results.pop("samples")
+    _check_results(results, samples)
+    file = None if output is None else _write(results, samples, Path(output), _model_id(model), model, model_args, date)
+    return Run(results=results, samples=samples, results_file=file)
+
+
+def _model_id(model: Any) -> str:
+    return model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
+
+
+@contextmanager
+def _argv(*argv: str) -> Iterator[None]:
+    """lmms-eval's argument parser reads `sys.argv` itself; this gives it the defaults."""
+    before = sys.argv
+    sys.argv = list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _check_names(names: Iterable[str], known: list[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        hints = []
+        for name in unknown:
+            near = difflib.get_close_matches(name, known, n=3)
+            hints.append(f"{name!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+        raise EvaluationError(f"no task or group of this name: {'; '.join(hints)}")
+
+
+def _check_results(results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
+    empty = [
+        task
+        for task in results["configs"]
+        if not samples.get(task) or not any("," in key for key in results["results"].get(task, {}))
+    ]
+    if empty or not results["configs"]:
+        raise EvaluationError(f"no results for {', '.join(empty) or 'any task'}: no document was evaluated or scored")
+
+
+def _write(
+    results: dict[str, Any],
+    samples: dict[str, list[dict[str, Any]]],
+    output: Path,
+    model_id: str,
+    model: Any,
+    model_args: str,
+    date: str,
+) -> Path:
+    """Results and samples through lmms-eval's own tracker, which logs what it cannot write and goes on."""
+    from lmms_eval.loggers import EvaluationTracker
+    from lmms_eval.utils import get_datetime_str
+
+    while any(output.rglob(f"{date}_*")):  # names have a resolution of one second, and samples would be appended
+        time.sleep(0.25)
+        date = get_datetime_str()
+    tracker = EvaluationTracker(output_path=str(output))
+    source = model_args or f"pretrained={getattr(model, 'pretrained_name', model_id)}"
+    tracker.general_config_tracker.log_experiment_args(model_id, source, None, None, False)
+    # The tracker strips documents and prompts from the samples it is given.
+    tracker.save_results_aggregated(results=results, samples=samples, datetime_str=date)
+    for task, rows in samples.items():
+        tracker.save_results_samples(task_name=task, samples=[dict(row) for row in rows])
+    folder = output / tracker.general_config_tracker.model_name_sanitized
+    file = folder / f"{date}_results.json"
+    missing = [str(p) for p in (file, *(folder / f"{date}_samples_{task}.jsonl" for task in samples)) if not p.exists()]
+    if missing:
+        raise EvaluationError(f"lmms-eval could not write {', '.join(missing)}; look for its warning above")
+    return file
