@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,20 +37,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class RuleTraits:
-    """What a spec has to know of a merge rule; its arithmetic is in `plam_eval.merging.merge.RULES`."""
-
-    draws: bool = False
-    uses_base: bool = True
-
-
-RULES: dict[str, RuleTraits] = {
-    "weighted_sum": RuleTraits(),
-    "self_scale": RuleTraits(uses_base=False),
-    "normalized": RuleTraits(),
-    "noise": RuleTraits(draws=True),
-}
+# Merge rule -> whether it draws random numbers, which makes `seed` matter. Their arithmetic: `plam_eval.merging.merge`.
+RULES: dict[str, bool] = {"weighted_sum": False, "self_scale": False, "normalized": False, "noise": True}
 
 # Override key (one `key=value` of model_args) -> the field it sets.
 _OVERRIDES = {
@@ -178,10 +165,6 @@ class PlateauSpec(_Record):
         return value
 
     @property
-    def traits(self) -> RuleTraits:
-        return RULES[self.rule]
-
-    @property
     def layers(self) -> range:
         return range(*self.layer_range)
 
@@ -210,7 +193,7 @@ class PlateauSpec(_Record):
             "modules": list(self.modules),
             "weights": [self.weights.model + 0.0, self.weights.base_model + 0.0],  # + 0.0 turns -0.0 into 0.0
             "rule": self.rule,
-            "seed": self.seed if self.traits.draws else None,
+            "seed": self.seed if RULES[self.rule] else None,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

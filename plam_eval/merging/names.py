@@ -1,0 +1,29 @@
+"""Names of decoder tensors: every layout a checkpoint or a loaded model uses <-> (layer, suffix)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# `model.layers.N.` (text LMs, Qwen2-VL on the hub), `language_model.model.layers.N.` (LLaVA and InternVL on the hub),
+# `model.language_model.layers.N.` (Qwen3-VL, and every family in memory). Anchored at the start, so that the layers of
+# a vision tower (`vision_tower.vision_model.encoder.layers.N.`, `visual.blocks.N.`) cannot match.
+_LAYER = re.compile(r"(?:model\.|language_model\.|text_model\.)*layers\.(\d+)\.(.+)")
+
+Key = tuple[int, str]
+
+
+def decoder_tensor(name: str) -> Key | None:
+    """(layer, suffix) of a language-decoder tensor, such as (3, "self_attn.q_proj.weight"); None for any other."""
+    match = _LAYER.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def by_layer(names: Iterable[str]) -> dict[int, dict[str, list[str]]]:
+    """layer -> suffix -> the names that stand for it; more than one name means an ambiguous source."""
+    layers: dict[int, dict[str, list[str]]] = {}
+    for name in names:
+        key = decoder_tensor(name)
+        if key is not None:
+            layers.setdefault(key[0], {}).setdefault(key[1], []).append(name)
+    return layers

@@ -1,0 +1,263 @@
+"""What a merge would do and why it may not: every check that headers and configs allow, before a weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plam_eval.merging.checkpoint import Checkpoint, MergeError, decoder_geometry
+from plam_eval.merging.names import Key, by_layer, decoder_tensor
+from plam_eval.spec import MODULES, PlateauSpec, SpecError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Faults(list[str]):
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        try:
+            yield
+        except MergeError as error:
+            self += error.faults
+
+    def raise_any(self) -> None:
+        if self:
+            raise MergeError(*dict.fromkeys(self))
+
+
+class Parameters:
+    """A loaded module seen as a checkpoint: its parameters are both a source of tensors and what is written."""
+
+    bytes_read = 0
+
+    def __init__(self, module: nn.Module) -> None:
+        self.name = f"{type(module).__name__} in memory"
+        self.config = getattr(module, "config", None)
+        self._tensors: dict[str, Tensor] = dict(module.named_parameters())
+        self._tensors.update(module.named_buffers())  # where GPTQ and AWQ keep qweight
+        self._shared = _overlaps(module)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def file(self, name: str) -> str:
+        return "memory"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name].detach()
+
+    def fault(self, name: str) -> str | None:
+        """Why this parameter cannot be merged into, or None."""
+        tensor = self._tensors[name]
+        kinds = {kind.__name__ for kind in type(tensor).__mro__} | {type(tensor.data).__name__}
+        if hasattr(tensor, "ds_id") or hasattr(tensor, "ds_tensor"):
+            why = "is sharded by DeepSpeed ZeRO-3; merge before deepspeed.initialize, or use ZeRO-2"
+        elif "DTensor" in kinds:
+            why = "is a DTensor, sharded by FSDP or tensor parallelism; merge before sharding"
+        elif kinds & {"Params4bit", "Int8Params"}:
+            why = f"is quantised by bitsandbytes ({type(tensor).__name__}); load the model unquantised"
+        elif tensor.is_meta:
+            why = "is offloaded (meta device); load the model without CPU or disk offloading"
+        elif not isinstance(tensor, nn.Parameter):
+            why = "is a buffer; expected a parameter"
+        elif not kinds <= {"Parameter", "Tensor", "TensorBase", "_TensorBase", "object"}:
+            why = f"is a {type(tensor).__name__}; expected a plain torch parameter"
+        elif name in self._shared:
+            why = f"shares its storage with {self._shared[name]}; merging one would change the other"
+        else:
+            return None
+        return f"{self.name}: {name} {why}"
+
+
+def _overlaps(module: nn.Module) -> dict[str, str]:
+    """name -> another tensor of the module that lies in the same memory."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name)
+        for name, tensor in tensors
+        if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.nbytes
+    )
+    shared: dict[str, str] = {}
+    last = ("", 0, 0, "")  # of the spans so far, the one that reaches furthest
+    for span in spans:
+        if span[0] == last[0] and span[1] < last[2]:
+            shared.setdefault(span[3], last[3])
+            shared.setdefault(last[3], span[3])
+        if span[0] != last[0] or span[2] > last[2]:
+            last = span
+    return shared
+
+
+Source = Checkpoint | Parameters
+
+
+def locate(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
+    """(layer, suffix) -> name of every tensor the spec names: weights, and biases where there are any."""
+    layers = by_layer(source.names())
+    sharded = [name for name in source.names() if "_flat_param" in name or "_fsdp_wrapped_module" in name]
+    if sharded:
+        faults.append(f"{source.name}: {sharded[0]} says it is sharded by FSDP; merge before wrapping the model")
+        return {}
+    if not layers:
+        faults.append(
+            f"{source.name}: no decoder layers; expected names such as model.layers.0.self_attn.q_proj.weight"
+        )
+        return {}
+    depth = max(layers) + 1
+    if spec.layer_range[1] > depth:
+        try:
+            spec.check_layers(depth, source.name)
+        except SpecError as error:
+            faults += error.problems
+    found: dict[Key, str] = {}
+    for layer in range(spec.layer_range[0], min(spec.layer_range[1], depth)):
+        suffixes = layers.get(layer, {})
+        for module in (MODULES[name] for name in spec.modules):
+            parts = {s.removeprefix(module + "."): names for s, names in suffixes.items() if s.startswith(module + ".")}
+            foreign = sorted(set(parts) - {"weight", "bias"})
+            place = f"{source.name}: layer {layer}, {module}"
+            if foreign:
+                faults.append(
+                    f"{place}: found {', '.join(foreign)}, expected weight and bias only; quantised (GPTQ, AWQ, FP8, "
+                    "...) or adapted (LoRA) weights cannot be merged. Use the full-precision model, adapters folded in"
+                )
+            elif "weight" not in parts:
+                near = get_close_matches(module + ".weight", suffixes, n=3, cutoff=0.0)
+                faults.append(f"{place}.weight: missing; nearest in this layer: {', '.join(near) or 'nothing'}")
+            for part in sorted(set(parts) & {"weight", "bias"}):
+                with faults.collect():
+                    found[layer, f"{module}.{part}"] = _single(source, parts[part], place)
+    return found
+
+
+def _single(source: Source, names: list[str], place: str) -> str:
+    if len(names) > 1:
+        raise MergeError(f"{place}: stored {len(names)} times, as {', '.join(names)}; expected one")
+    fault = source.fault(names[0]) if isinstance(source, Parameters) else None
+    if fault:
+        raise MergeError(fault)
+    dtype = source.dtype(names[0])
+    if dtype not in FLOATS:
+        raise MergeError(
+            f"{source.name}: {names[0]} in {source.file(names[0])} is {dtype}; expected float32, bfloat16 or float16. "
+            "Quantised weights cannot be merged: use the full-precision model"
+        )
+    return names[0]
+
+
+def decoder_names(source: Source) -> dict[Key, str]:
+    """(layer, suffix) -> name of every decoder tensor of a source."""
+    return {key: name for name in source.names() if (key := decoder_tensor(name)) is not None}
+
+
+def compare_tensors(one: Source, at: dict[Key, str], other: Source, there: dict[Key, str], faults: Faults) -> None:
+    """Note every tensor whose shapes differ, and every bias that only one side has."""
+    for key in sorted(at.keys() & there.keys()):
+        with faults.collect():
+            shapes = one.shape(at[key]), other.shape(there[key])
+            if shapes[0] != shapes[1]:
+                faults.append(
+                    f"{at[key]} is {list(shapes[0])} in {one.name} ({one.file(at[key])}), but {there[key]} is "
+                    f"{list(shapes[1])} in {other.name} ({other.file(there[key])}); expected equal shapes, as between "
+                    "an MLLM and the very LLM it was built from"
+                )
+    for key in sorted(at.keys() ^ there.keys()):
+        weight = (key[0], key[1].removesuffix("bias") + "weight")
+        if key[1].endswith(".bias") and weight in at and weight in there:  # else the weight's own fault says it
+            has, lacks = (one, other) if key in at else (other, one)
+            faults.append(f"layer {key[0]}, {key[1]}: in {has.name} but not in {lacks.name}; expected both or neither")
+
+
+def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: list[str]) -> None:
+    sizes: list[dict[str, Any]] = []
+    for source in (model, base):
+        if source.config is None:
+            warnings.append(f"{source.name} has no config: heads and head size are not compared with the base's")
+            continue
+        config = source.config if isinstance(source.config, Mapping) else source.config.to_dict()
+        for part in (config, config.get("text_config") or {}):
+            if part.get("quantization_config"):
+                method = dict(part["quantization_config"]).get("quant_method", "unnamed method")
+                faults.append(f"{source.name}: quantised ({method}), says its config; use the full-precision model")
+        with faults.collect():
+            sizes.append(decoder_geometry(source.config))
+    if len(sizes) < 2:
+        return
+    for field in sizes[0]:
+        mine, theirs = (size[field] for size in sizes)
+        if mine == theirs or mine is None or theirs is None:
+            continue
+        text = f"{field}: {mine} in {model.name} (config), {theirs} in {base.name} (config)"
+        if field in ("num_hidden_layers", "rms_norm_eps", "rope_theta"):
+            warnings.append(f"{text}; is this the LLM that the MLLM was built from?")
+        else:
+            faults.append(f"{text}; expected equal values, as between an MLLM and the very LLM it was built from")
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor that a merge would change."""
+
+    layer: int
+    suffix: str
+    model_name: str
+    base_name: str
+    shape: tuple[int, ...]
+    model_dtype: torch.dtype
+    base_dtype: torch.dtype
+
+    @property
+    def key(self) -> Key:
+        return self.layer, self.suffix
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge would do, known from headers and configs alone. Bytes are those to read from either side."""
+
+    spec: PlateauSpec
+    tensors: tuple[PlannedTensor, ...]
+    model_bytes: int
+    base_bytes: int
+    warnings: tuple[str, ...]
+
+
+def plan_merge(spec: PlateauSpec, *, model: Checkpoint, base: Checkpoint) -> MergePlan:
+    """Check a merge of two checkpoints without reading a weight.
+
+    Raises:
+        MergeError: listing every fault: layers or modules missing or ambiguous on either side, unequal shapes or
+            geometry, dtypes that are not floating, files missing or corrupt.
+    """
+    return check(spec, model, base)
+
+
+def check(spec: PlateauSpec, model: Source, base: Checkpoint, target: Parameters | None = None) -> MergePlan:
+    """`plan_merge` for any source of W_mllm, and the parameters `target` that the results will be written to."""
+    faults, warnings = Faults(), list[str]()
+    at, there = locate(model, spec, faults), locate(base, spec, faults)
+    compare_tensors(model, at, base, there, faults)
+    if target is not None and target is not model:
+        compare_tensors(target, locate(target, spec, faults), model, at, faults)
+    _compare_configs(model, base, faults, warnings)
+    faults.raise_any()
+    tensors = tuple(
+        PlannedTensor(*key, at[key], there[key], model.shape(at[key]), model.dtype(at[key]), base.dtype(there[key]))
+        for key in sorted(at)
+    )
+    model_bytes = sum(math.prod(t.shape) * t.model_dtype.itemsize for t in tensors)
+    base_bytes = sum(math.prod(t.shape) * t.base_dtype.itemsize for t in tensors)
+    return MergePlan(spec, tensors, model_bytes, base_bytes, tuple(warnings))
