@@ -6,7 +6,6 @@ and export), so that all of them hold the same bits.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import shutil
@@ -24,7 +23,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from plam_eval import spec as specs
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.names import Key, decoder_tensor
 from plam_eval.merging.plan import (
@@ -40,7 +38,8 @@ from plam_eval.merging.plan import (
     locate,
     plan_merge,
 )
-from plam_eval.spec import MODULES, PlateauSpec, Weights
+from plam_eval.merging.rules import RULES, generator_of, register_rule
+from plam_eval.spec import MODULES, PlateauSpec
 
 __all__ = [
     "RULES",
@@ -53,65 +52,6 @@ __all__ = [
     "plan_merge",
     "register_rule",
 ]
-
-# ---- rules -----------------------------------------------------------------------------------------------------------
-
-# (W_mllm, W_base, weights, generator) -> merged tensor, all float32 and of one shape. The operands are the rule's to
-# overwrite, which keeps the merge at two float32 tensors. The generator is on the CPU, the tensors may be elsewhere.
-Rule = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
-RULES: dict[str, Rule] = {}
-
-
-def register_rule(name: str, rule: Rule, *, draws: bool = False) -> None:
-    """Make a rule known to specs by name. `draws`: it uses the generator, so the spec's seed enters its digest."""
-    RULES[name] = rule
-    specs.RULES[name] = draws
-
-
-def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """w_model * W_mllm + w_base * W_base, not normalised (arXiv 2601.07645)."""
-    if weights.base_model == 0:  # a zero term is left out: adding it would turn -0.0 into 0.0
-        return w_mllm.mul_(weights.model)
-    if weights.model == 0:
-        return w_base.mul_(weights.base_model)
-    return w_mllm.mul_(weights.model).add_(w_base.mul_(weights.base_model))
-
-
-def self_scale(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """Control: (w_model + w_base) * W_mllm, the scale of the merge without the base."""
-    return w_mllm.mul_(weights.model + weights.base_model)
-
-
-def normalized(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """Control: the weights divided by their sum, the base without the scale."""
-    total = weights.model + weights.base_model
-    shares = Weights(model=weights.model / total, base_model=weights.base_model / total)
-    return weighted_sum(w_mllm, w_base, shares, generator)
-
-
-def noise(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """Control: W_mllm plus a random (Gaussian) direction of the same Frobenius norm as the merge's change."""
-    change = _norm(w_base.mul_(weights.base_model).add_(w_mllm, alpha=weights.model - 1))
-    if change == 0:
-        return w_mllm
-    w_base.copy_(torch.randn(w_mllm.shape, generator=generator))
-    return w_mllm.add_(w_base.mul_(change / _norm(w_base)))
-
-
-for _rule, _draws in ((weighted_sum, False), (self_scale, False), (normalized, False), (noise, True)):
-    register_rule(_rule.__name__, _rule, draws=_draws)
-
-
-def _norm(tensor: Tensor) -> float:
-    # In float64, so that every device and thread count comes to the same float32 scale; in parts, for its memory.
-    parts = tensor.flatten().split(1 << 22)
-    return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
-
-
-def _generator(seed: int, key: Key) -> torch.Generator:
-    """A CPU generator of this tensor alone: what it draws does not depend on order, device or sharding."""
-    digest = hashlib.sha256(f"{seed}:{key[0]}:{key[1]}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @dataclass
@@ -143,7 +83,7 @@ def _merge(
     ]
     if faults:
         raise MergeError(*faults)
-    value = RULES[spec.rule](w_mllm, w_base, spec.weights, _generator(spec.seed, key)).to(dtype)
+    value = RULES[spec.rule](w_mllm, w_base, spec.weights, generator_of(spec.seed, key)).to(dtype)
     del w_mllm, w_base
     if not _finite(value):
         raise MergeError(f"{model.where}: the merged tensor overflows {dtype}; use smaller weights or another dtype")
@@ -253,8 +193,8 @@ class _Journal:
     cannot bring back a model merged from its parameters. Memory: one tensor at a time.
     """
 
-    def __init__(self, parameters: list[Tensor]) -> None:
-        needed, folder = sum(p.nbytes for p in parameters), tempfile.gettempdir()
+    def __init__(self, needed: int) -> None:
+        folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise MergeError(
@@ -267,7 +207,7 @@ class _Journal:
         self._file = tempfile.TemporaryFile(prefix="plam-undo-")
         return self
 
-    @torch.no_grad()
+    @torch.inference_mode()  # which may write normal parameters and those of a model loaded under it alike
     def write(self, parameter: Tensor, value: Tensor) -> None:
         offset = self._file.tell()
         self._file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
@@ -275,7 +215,7 @@ class _Journal:
         self._entries.append((parameter, offset))
         parameter.copy_(value)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _undo(self) -> None:
         while self._entries:
             parameter, offset = self._entries[-1]
@@ -318,81 +258,123 @@ def merge_in_place(
     """
     started = time.perf_counter()
     state: _State = getattr(module, _STATE, _State())
-    target = Parameters(module)
-    faults = Faults()
-    source: Source | None = None
-    base_source: Checkpoint | None = None
-    with faults.collect():
-        source = _plain_source(target, state, checkpoint)
-    if spec is not None:
-        with faults.collect():
-            base_source = Checkpoint.open(spec.base_model if base is None else base)
-    faults.raise_any()
-    assert source is not None
-
+    target, faults = Parameters(module), Faults()
+    source, base_source = _open(target, state, spec, checkpoint, base)
     plan = check(spec, source, base_source, target) if spec and base_source else None
-    planned = {tensor.key: tensor for tensor in plan.tensors} if plan else {}
-    parameter_of, plain_of = decoder_names(target), decoder_names(source)
-    restored = sorted(state.merged - planned.keys())
-    compare_tensors(
-        target, {key: parameter_of[key] for key in restored}, source, {key: plain_of[key] for key in restored}, faults
-    )
-    faults += [fault for key in restored if (fault := target.fault(parameter_of[key]))]
-    faults.raise_any()
+    jobs = _jobs(target, source, plan, state)
     if isinstance(source, Checkpoint):
         with faults.collect():
-            source.prefetch([*(t.model_name for t in planned.values()), *(plain_of[key] for key in restored)])
+            source.prefetch(job.model_name for job in jobs)
     if base_source:
         with faults.collect():
-            base_source.prefetch(t.base_name for t in planned.values())
+            base_source.prefetch(job.base_name for job in jobs if job.base_name)
     faults.raise_any()
 
-    read_before = source.bytes_read + (base_source.bytes_read if base_source else 0)
-    changes = _Changes()
-    keys = [*restored, *planned]
-    parameters = {key: target.tensor(parameter_of[key]) for key in keys}
-    size = sum(parameter.nbytes for parameter in parameters.values())
-    with _Journal(list(parameters.values())) as journal:
-        for key in tqdm(keys, "merging", unit="tensor", leave=False, disable=None if size > 1 << 28 else True):
-            parameter = parameters[key]
-            with faults.collect():
-                if key not in planned:
-                    journal.write(parameter, source.tensor(plain_of[key]).to(parameter.device, parameter.dtype))
-                    continue
-                assert spec and base_source
-                operands = _operand(source, planned[key].model_name), _operand(base_source, planned[key].base_name)
-                merged = _merge(spec, key, *operands, parameter.dtype, parameter.device)
-                if key not in state.merged and not torch.equal(parameter, merged.plain):
-                    raise MergeError(
-                        f"{target.name}: {parameter_of[key]} is not {operands[0].where} in {parameter.dtype}; expected "
-                        "a plain load of the checkpoint. Pass the checkpoint the model was loaded from, or none"
-                    )
-                changes.add(key[0], merged)
-                if not faults:  # once one tensor is at fault the rest is only looked at, to report every fault
-                    journal.write(parameter, merged.value)
-        faults.raise_any()
-
-    new_state = _State(merged=frozenset(planned))
+    new_state = _State(merged=frozenset(job.key for job in jobs if job.base_name))
     if isinstance(source, Checkpoint):
         new_state = replace(new_state, checkpoint=source.location, revision=source.commit, identity=source.identity())
-    setattr(module, _STATE, new_state)
-    read = source.bytes_read + (base_source.bytes_read if base_source else 0) - read_before
+    read_before = source.bytes_read + (base_source.bytes_read if base_source else 0)
+    changes = _Changes()
+    size = sum(job.parameter.nbytes for job in jobs)
+    try:
+        with _Journal(size) as journal:
+            for job in tqdm(jobs, "merging", unit="tensor", leave=False, disable=None if size > 1 << 28 else True):
+                with faults.collect():
+                    value = _value(job, spec, source, base_source, job.key in state.merged, changes)
+                    if not faults:  # once one tensor is at fault the rest is only looked at, to report every fault
+                        journal.write(job.parameter, value)
+                    del value
+            faults.raise_any()
+            setattr(module, _STATE, new_state)
+    except BaseException:
+        setattr(module, _STATE, state)
+        raise
+
     return MergeReport(
         spec=spec.to_dict() if spec else None,
         digest=spec.digest() if spec else None,
         model=source.name,
         base_model=base_source.name if base_source else None,
-        tensors=len(planned),
-        restored=len(restored),
-        bytes_read=read,
+        tensors=changes.count,
+        restored=len(jobs) - changes.count,
+        bytes_read=source.bytes_read + (base_source.bytes_read if base_source else 0) - read_before,
         seconds=time.perf_counter() - started,
         relative_change=changes.relative(),
         warnings=plan.warnings if plan else (),
     )
 
 
+@dataclass(frozen=True)
+class _Job:
+    """One parameter to write: merged, or plain where there is no base name."""
+
+    key: Key
+    parameter_name: str
+    parameter: Tensor
+    model_name: str
+    base_name: str | None
+
+
+def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: _State) -> list[_Job]:
+    """First what goes back to plain, then what is merged. Raises `MergeError` when the former cannot."""
+    planned = {tensor.key: tensor for tensor in plan.tensors} if plan else {}
+    parameters, plain = decoder_names(target), decoder_names(source)
+    restored = sorted(state.merged - planned.keys())
+    faults = Faults(
+        f"{place.name}: layer {key[0]}, {key[1]}: merged before, and no longer there"
+        for key in restored
+        for place, names in ((target, parameters), (source, plain))
+        if key not in names
+    )
+    faults.raise_any()
+    compare_tensors(target, {k: parameters[k] for k in restored}, source, {k: plain[k] for k in restored}, faults)
+    faults += [fault for key in restored if (fault := target.fault(parameters[key]))]
+    faults.raise_any()
+    back = [_Job(key, parameters[key], target.tensor(parameters[key]), plain[key], None) for key in restored]
+    return back + [
+        _Job(key, parameters[key], target.tensor(parameters[key]), tensor.model_name, tensor.base_name)
+        for key, tensor in planned.items()
+    ]
+
+
+def _value(
+    job: _Job, spec: PlateauSpec | None, source: Source, base: Checkpoint | None, was_merged: bool, changes: _Changes
+) -> Tensor:
+    """What to write into one parameter, in its dtype and on its device. Raises `MergeError`."""
+    model = _operand(source, job.model_name)
+    if spec is None or base is None or job.base_name is None:
+        return model.tensor.to(device=job.parameter.device, dtype=job.parameter.dtype)
+    merged = _merge(spec, job.key, model, _operand(base, job.base_name), job.parameter.dtype, job.parameter.device)
+    if not was_merged and not torch.equal(job.parameter, merged.plain):
+        raise MergeError(
+            f"{job.parameter_name} of the loaded model is not {model.where} in {job.parameter.dtype}; expected a plain "
+            "load of the checkpoint. Pass the checkpoint that the model was loaded from, or none"
+        )
+    changes.add(job.key[0], merged)
+    return merged.value
+
+
 def _operand(source: Source, name: str) -> _Operand:
     return _Operand(source.tensor(name), f"{name} of {source.name} ({source.file(name)})")
+
+
+def _open(
+    target: Parameters,
+    state: _State,
+    spec: PlateauSpec | None,
+    checkpoint: str | Path | Checkpoint | None,
+    base: str | Path | Checkpoint | None,
+) -> tuple[Source, Checkpoint | None]:
+    faults = Faults()
+    source: Source = target
+    base_source = None
+    with faults.collect():
+        source = _plain_source(target, state, checkpoint)
+    if spec is not None:
+        with faults.collect():
+            base_source = Checkpoint.open(spec.base_model if base is None else base)
+    faults.raise_any()
+    return source, base_source
 
 
 def _plain_source(target: Parameters, state: _State, checkpoint: str | Path | Checkpoint | None) -> Source:
