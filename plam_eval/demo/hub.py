@@ -183,9 +183,11 @@ class _Document:
     picture: _Picture
 
     def record(self) -> Row:
+        question = self.question
         return {
-            "kind": self.question.kind,
-            "question": self.question.text,
+            "kind": question.kind,
+            "question": question.text,
+            "choices": question.choices if self.answer in questions.LETTERS else None,
             "answer": self.answer,
             "cells": [str(thing) if thing else None for thing in self.picture.scene.cells],
             "boxes": self.picture.boxes,
@@ -631,6 +633,35 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise HubError(f"{path} is incomplete or not of version {VERSION}: write it again with plam_eval.demo.hub")
     manifest["tasks"] = {task: manifest["datasets"][name] for task, name in TASKS.items()}
     return manifest
+
+
+def text_prior(folder: str | Path, draws: int = 4000) -> dict[str, float]:
+    """The accuracy, by task, of answering the suite's questions without their images, as well as that can be done.
+
+    Each question gets the answer (among its choices, where it has any) that is most often true of it in `draws`
+    training scenes. A model that looks at nothing should come out near this, not near chance: "one" is a good guess at
+    how many stars there are. MME counts single questions here.
+    """
+    rng = random.Random(0)
+    said: dict[str, Counter[str]] = {}
+    for _ in range(draws):
+        scene = scene_of("train", rng)
+        for kind in questions.KINDS:
+            if question := ask(scene, kind, rng):
+                for about in (question.text, kind):
+                    said.setdefault(about, Counter())[question.answer] += 1
+
+    def guess(document: Row) -> str:
+        by_text, by_kind = said.get(document["question"], Counter()), said.get(document["kind"], Counter())
+        options = document["choices"] or sorted(by_kind)
+        best = max(options, key=lambda option: (by_text[option], by_kind[option]))
+        return questions.LETTERS[options.index(best)] if document["choices"] else best
+
+    prior = {}
+    for task, dataset in read_manifest(folder)["tasks"].items():
+        right = [guess(document).lower() == document["answer"].lower() for document in dataset["documents"]]
+        prior[task] = sum(right) / len(right)
+    return prior
 
 
 def _identity(documents_per_task: int, seed: int) -> dict[str, Any]:
