@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plam_eval.spec import GROUPS, MODULES, OVERRIDE_KEYS, PlateauSpec, SpecError, load_spec, packaged_specs
+
+GOOD: dict[str, Any] = {
+    "base_model": "org/base",
+    "layer_range": [2, 5],
+    "modules": ["q_proj", "k_proj"],
+    "weights": {"model": 0.9, "base_model": 0.3},
+}
+
+
+def good(**changes: Any) -> PlateauSpec:
+    spec = load_spec({**GOOD, **changes})
+    assert spec is not None
+    return spec
+
+
+def problems(plateau: Any, overrides: dict[str, Any] | None = None) -> list[str]:
+    with pytest.raises(SpecError) as error:
+        load_spec(plateau, overrides)
+    assert all(problem in str(error.value) for problem in error.value.problems)
+    return error.value.problems
+
+
+def test_every_field_is_read(tmp_path: Path) -> None:
+    content = {**GOOD, "model": "org/mllm", "rule": "noise", "seed": 3, "evidence": {"curve": [0.1]}, "source": "here"}
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump(content))
+    for spec in (load_spec(content), load_spec(path), load_spec(str(path))):
+        assert spec is not None
+        assert spec.to_dict() == content
+        assert load_spec(spec) == spec
+        assert load_spec(spec.to_dict()) == spec
+        assert list(spec.layers) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("plain", [None, "none", "None", " none "])
+def test_none_is_the_plain_model(plain: str | None) -> None:
+    assert load_spec(plain) is None
+    assert load_spec(plain, {"layers": None}) is None
+
+
+def test_base_and_layers_alone_make_a_spec() -> None:
+    spec = load_spec("none", {"base": "org/base", "layers": "2:5", "base_weight": 0.1})
+    assert spec is not None
+    assert spec.modules == GROUPS["qkvo"]
+    assert (spec.weights.model, spec.weights.base_model) == (0.9, 0.1)
+    for lone in ({"layers": "2:5"}, {"base": "x", "rule": "noise"}):
+        assert "plateau=none" in problems(None, lone)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ({"base": "other"}, "base_model", "other"),
+        ({"layers": "3:4"}, "layer_range", (3, 4)),
+        ({"layers": [3, 4]}, "layer_range", (3, 4)),
+        ({"modules": "q_proj+v_proj"}, "modules", ("q_proj", "v_proj")),
+        ({"modules": "v_proj+q_proj"}, "modules", ("q_proj", "v_proj")),
+        ({"modules": "vo+mlp"}, "modules", ("v_proj", "o_proj", *GROUPS["mlp"])),
+        ({"modules": "all"}, "modules", tuple(MODULES)),
+        ({"rule": "self_scale"}, "rule", "self_scale"),
+        ({"seed": "7"}, "seed", 7),
+    ],
+)
+def test_overrides(override: dict[str, Any], field: str, value: Any) -> None:
+    spec = load_spec(GOOD, override)
+    assert getattr(spec, field) == value
+    rest = set(PlateauSpec.model_fields) - {field, "source"}
+    assert all(getattr(spec, name) == getattr(good(), name) for name in rest)
+
+
+@pytest.mark.parametrize("value", [0.5, "0.5", "5e-1"])
+def test_one_weight_is_overridden_alone(value: Any) -> None:
+    spec = load_spec(GOOD, {"model_weight": value})
+    assert spec is not None
+    assert (spec.weights.model, spec.weights.base_model) == (0.5, 0.3)
+
+
+def test_a_changed_spec_does_not_keep_its_source_unsaid() -> None:
+    spec = load_spec("qwen3-vl-8b", {"layers": "0:36"})
+    assert spec is not None and spec.source is not None
+    assert spec.source.endswith("(overridden: layers=0:36)")
+
+
+def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
+    bad = {
+        "base_modle": "org/base",
+        "layer_range": [5, 2],
+        "modules": ["q_porj", "k_proj", "gates_proj"],
+        "weights": {"model": float("nan"), "base": 0.3},
+        "rule": "self_sale",
+        "seed": -1,
+    }
+    found = problems(bad, {"layesr": "1:2"})
+    text = "\n".join(found)
+    for expected in (
+        "layesr: unknown override, did you mean 'layers'?",
+        "base_model: missing",
+        "base_modle: unknown key, did you mean 'base_model'?",
+        "layer_range: [5, 2) runs backwards",
+        "unknown module 'q_porj', did you mean 'q_proj'?",
+        "unknown module 'gates_proj', did you mean 'gate_proj'?",
+        "weights.model: found nan",
+        "weights.base_model: missing",
+        "weights.base: unknown key, did you mean 'base_model'?",
+        "unknown rule 'self_sale', did you mean 'self_scale'?",
+        "seed: found -1",
+    ):
+        assert expected in text
+    assert len(found) == 10  # both unknown modules are one problem of one field
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"layer_range": [2, 2]}, "[2, 2) is empty"),
+        ({"layer_range": [-1, 2]}, "start of 0 or more"),
+        ({"layer_range": [1]}, "expected [start, end]"),
+        ({"layer_range": [1.0, 2.0]}, "whole numbers"),
+        ({"layer_range": "1:"}, "whole numbers"),
+        ({"layer_range": [True, 2]}, "whole numbers"),
+        ({"modules": []}, "expected module names"),
+        ({"modules": ["q_proj", "qk"]}, "q_proj named more than once"),
+        ({"modules": 3}, "expected module names"),
+        ({"weights": {"model": True, "base_model": 1}}, "expected a number"),
+        ({"weights": 1.2}, "weights"),
+        ({"rule": "normalized", "weights": {"model": 1, "base_model": -1}}, "which is zero"),
+        ({"seed": 1.5}, "whole number"),
+        ({"base_model": ""}, "base_model"),
+        ({"layers": [1, 2]}, "did you mean 'layer_range'?"),
+    ],
+)
+def test_bad_values(change: dict[str, Any], expected: str) -> None:
+    (problem,) = problems({**GOOD, **change})
+    assert expected in problem
+
+
+def test_an_overridden_field_is_named_as_the_user_wrote_it() -> None:
+    (problem,) = problems(GOOD, {"base_weight": "much"})
+    assert "override base_weight=" in problem and "'much'" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[1, 2]", "found list, expected a mapping"),
+        ("", "found NoneType, expected a mapping"),
+        ("base_model: [", "cannot be read"),
+        ("seed: 1\nbase_model: x\nseed: 2", "key given twice: seed"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    assert expected in problems(path)[0]
+
+
+def test_unknown_spec_names_the_nearest() -> None:
+    assert "did you mean 'qwen3-vl-8b'?" in problems("qwen3vl-8b")[0]
+    assert "expected a name, a path" in problems(3)[0]
+
+
+def test_range_against_a_model() -> None:
+    spec = good(layer_range=[24, 40])
+    spec.check_layers(40, "big")
+    with pytest.raises(SpecError, match=r"\[24, 40\) does not fit org/mllm, which has 36 decoder layers"):
+        spec.check_layers(36, "org/mllm")
+
+
+def test_packaged_specs_say_where_their_numbers_come_from() -> None:
+    names = packaged_specs()
+    assert {"qwen3-vl-8b", "qwen3-vl-4b", "qwen2.5-vl-7b", "qwen2.5-vl-3b", "llava-1.5-7b"} <= set(names)
+    for name in names:
+        spec = load_spec(name)
+        assert spec is not None and spec.model and spec.source
+    certainty = {name: load_spec(name).source for name in names}  # type: ignore[union-attr]
+    assert "[C]" in certainty["qwen3-vl-8b"] and "[U]" in certainty["qwen2.5-vl-7b"]  # type: ignore[operator]
+    assert "scan first" in certainty["llava-1.5-7b"]  # type: ignore[operator]
+
+
+modules = st.lists(st.sampled_from(list(MODULES)), min_size=1, unique=True)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+@given(modules, st.randoms(use_true_random=False), finite, finite, st.integers(0, 50), st.integers(1, 50))
+def test_digest_ignores_notation(names: list[str], random: Any, a: float, b: float, start: int, length: int) -> None:
+    shuffled = random.sample(names, len(names))
+    weights = {"model": a, "base_model": b}
+    spec = good(modules=names, weights=weights, layer_range=[start, start + length])
+    same = good(
+        modules="+".join(shuffled),
+        weights={"base_model": repr(b), "model": repr(a)},
+        layer_range=f"{start}:{start + length}",
+        seed=5,
+        source="elsewhere",
+        model="another",
+        evidence={"a": 1},
+    )
+    assert same.digest() == spec.digest()
+    assert good(modules=names, weights=weights, layer_range=[start, start + length + 1]).digest() != spec.digest()
+
+
+def test_digest_follows_what_changes_weights() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"base_model": "org/other"},
+        {"layer_range": [1, 5]},
+        {"modules": ["q_proj"]},
+        {"weights": {"model": 0.3, "base_model": 0.9}},
+        {"rule": "self_scale"},
+        {"rule": "noise"},
+        {"rule": "noise", "seed": 1},
+    ]
+    assert len({good(**change).digest() for change in changes}) == len(changes)
+    assert good(seed=1).digest() == good().digest(), "a rule that draws nothing does not depend on the seed"
+    assert good(weights={"model": 1, "base_model": -0.0}) == good(weights={"model": 1.0, "base_model": 0})
+    assert len(good().digest()) == 64
+
+
+def test_digest_is_the_same_in_every_process() -> None:
+    command = f"from plam_eval.spec import load_spec; print(load_spec({GOOD!r}).digest())"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == good().digest()
+
+
+def test_specs_are_checked_without_torch() -> None:
+    command = "import sys, plam_eval.spec; print({'torch', 'transformers', 'lmms_eval', 'vllm'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+def test_override_keys_are_all_handled() -> None:
+    values = ("b", "1:2", "q_proj", 0.1, 0.2, "noise", 3)
+    spec = load_spec(GOOD, dict(zip(OVERRIDE_KEYS, values, strict=True)))
+    assert spec == PlateauSpec(
+        base_model="b",
+        layer_range=(1, 2),
+        modules=("q_proj",),
+        weights={"model": 0.1, "base_model": 0.2},  # type: ignore[arg-type]
+        rule="noise",
+        seed=3,
+        source=spec.source if spec else None,
+    )
