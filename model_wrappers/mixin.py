@@ -28,7 +28,8 @@ from transformers import PreTrainedModel
 
 from plam_eval.evaluation import harness
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import MergeReport, merge_in_place, plan_merge
+from plam_eval.merging.merge import MergeReport, merge_in_place
+from plam_eval.merging.plan import plan_merge
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
@@ -162,7 +163,7 @@ class PlateauMixin:
         self.spec, self.base = spec, base
         self.merge_report = report if spec is not None else None
         if spec is not None:
-            logger.info(f"{self.model_id}: merged {spec.base_model}\n{report.table()}")
+            logger.info(f"{self.model_id}: merged {spec.base_model}\n{report}")
         return self.merge_report
 
     def cache_fingerprint(self) -> str:

@@ -228,15 +228,17 @@ def evaluate(
     """
     from lmms_eval import evaluator
     from lmms_eval.__main__ import parse_eval_args
-    from lmms_eval.tasks import TaskManager
     from lmms_eval.utils import get_datetime_str
 
     install()
     names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise EvaluationError(f"limit is {limit!r}; expected a whole number of documents per task, at least 1")
-    manager = TaskManager("WARNING", include_path=str(include_path) if include_path else None, model_name=model)
+    manager = _task_manager(str(include_path) if include_path else None)
+    manager.model_name = prompt_id(model)
     _check_names(names, manager.all_tasks)
+    if limit is not None and limit % 2 and "mme" in _leaves(manager, names):
+        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
 
     with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch:
         args = parse_eval_args()[1]
@@ -282,6 +284,35 @@ def _argv(*argv: str) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@functools.lru_cache(maxsize=4)
+def _task_index(include_path: str | None) -> Any:
+    from lmms_eval.tasks import TaskManager
+
+    return TaskManager("WARNING", include_path=include_path)
+
+
+def _task_manager(include_path: str | None) -> Any:
+    """A task manager; indexing two thousand YAML files takes seconds and depends on no model, so it is done once."""
+    manager = _task_index(include_path)
+    manager.task_group_map.clear()  # it counts group members, and would rename those it has met before
+    return manager
+
+
+def _leaves(manager: Any, names: Iterable[str]) -> set[str]:
+    """Names of the tasks below these tasks, groups and tags."""
+    found: set[str] = set()
+    for name in names:
+        entry = manager.task_index.get(name, {"type": "task"})
+        if entry["type"] == "group":
+            members = manager._get_config(name)["task"]
+            found |= _leaves(manager, [m["task"] if isinstance(m, dict) else m for m in members])
+        elif entry["type"] == "tag":
+            found |= _leaves(manager, entry["task"])
+        else:
+            found.add(name)
+    return found
 
 
 def _check_names(names: Iterable[str], known: list[str]) -> None:
