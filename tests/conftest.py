@@ -1,27 +1,55 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pico import PicoPair, write_pico
+if TYPE_CHECKING:
+    from tests.pico import PicoPair
 
-# Tests never reach for the hub, and share the machine's cores with whatever else runs there.
+# Before anything imports huggingface_hub or datasets, which read these once. Subprocesses of tests inherit them.
+_DATASETS_CACHE = tempfile.mkdtemp(prefix="plam-eval-datasets-")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = _DATASETS_CACHE
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(_DATASETS_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PicoPair]:
     """`pico(family)` gives the folders of a random MLLM and its base LLM, written once per session. Do not modify."""
+    from tests.pico import write_pico
+
     written: dict[str, PicoPair] = {}
 
     def get(family: str) -> PicoPair:
         if family not in written:
-            folder: Path = tmp_path_factory.mktemp(f"pico-{family}")
-            written[family] = write_pico(family, folder)
+            written[family] = write_pico(family, tmp_path_factory.mktemp(f"pico-{family}"))
         return written[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small offline suite: the nine datasets with 30 documents each. Do not modify."""
+    from plam_eval.demo.hub import write_hub
+
+    folder: Path = tmp_path_factory.mktemp("suite")
+    write_hub(folder, documents_per_task=30)
+    return folder
+
+
+@pytest.fixture
+def in_suite(suite: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The offline suite as the working directory, which is how lmms-eval's tasks find it."""
+    monkeypatch.chdir(suite)
+    yield suite
