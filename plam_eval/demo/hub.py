@@ -62,10 +62,6 @@ class Table:
     split: str
     columns: Mapping[str, ColumnType]
 
-    @property
-    def path(self) -> str:
-        return f"{self.repo}/{self.config}/{self.split}-00000-of-00001.parquet"
-
 
 def _strings(names: str) -> dict[str, ColumnType]:
     return dict.fromkeys(names.split(), "string")
@@ -695,10 +691,10 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
     documents, images = _documents(identity["documents_per_task"], identity["seed"])
     rows = {name: [document.row for document in dataset] for name, dataset in documents.items()}
     rows["gqa_images"] = images
-    for name, table in TABLES.items():
-        _write_table(folder / table.path, rows[name], table.columns)
+    paths = {name: _write_table(folder, table, rows[name]) for name, table in TABLES.items()}
     for repo in {table.repo for table in TABLES.values()}:
-        (folder / repo / "README.md").write_text(_readme(repo), encoding="utf-8")
+        parts = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
+        (folder / repo / "README.md").write_text(_readme(repo, parts), encoding="utf-8")
     manifest = {
         **identity,
         "complete": True,
@@ -728,7 +724,12 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def _write_table(path: Path, rows: list[Row], columns: Mapping[str, ColumnType]) -> None:
+def _write_table(folder: Path, table: Table, rows: list[Row]) -> Path:
+    """Write one parquet file; its name carries a digest of its content.
+
+    `datasets` caches a local dataset by what its card says, file names included, and by neither content nor folder:
+    with equal names, a suite of another seed would be answered from the first one's cache.
+    """
     import datasets
 
     def feature(kind: ColumnType) -> Any:
@@ -736,7 +737,8 @@ def _write_table(path: Path, rows: list[Row], columns: Mapping[str, ColumnType])
             return {name: datasets.Value(value) for name, value in kind.items()}
         return datasets.Image() if kind == "image" else datasets.Value(kind)
 
-    features = datasets.Features({name: feature(kind) for name, kind in columns.items()})
+    features = datasets.Features({name: feature(kind) for name, kind in table.columns.items()})
+    path = folder / table.repo / table.config / "partial"
     path.parent.mkdir(parents=True, exist_ok=True)
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -745,16 +747,15 @@ def _write_table(path: Path, rows: list[Row], columns: Mapping[str, ColumnType])
     finally:
         if not quiet:
             datasets.enable_progress_bars()
+    return path.rename(path.with_name(f"{table.split}-00000-of-00001-{_sha256(path)[:16]}.parquet"))
 
 
-def _readme(repo: str) -> str:
+def _readme(repo: str, parts: Mapping[Path, Table]) -> str:
     """A dataset card whose `configs:` header tells `load_dataset` which file is which split of which config."""
     lines = ["---", "configs:"]
-    for table in TABLES.values():
-        if table.repo == repo:
-            pattern = f"{table.config}/{table.split}-*.parquet"
-            lines += [f"- config_name: {table.config}", "  data_files:", f"  - split: {table.split}"]
-            lines += [f"    path: {pattern}"]
+    for path, table in parts.items():
+        lines += [f"- config_name: {table.config}", "  data_files:", f"  - split: {table.split}"]
+        lines += [f"    path: {table.config}/{path.name}"]
     lines += ["---", f"Drawn scenes in the columns of {repo}, written by plam_eval.demo.hub. Not the real benchmark."]
     return "\n".join(lines) + "\n"
 
