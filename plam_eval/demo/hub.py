@@ -624,7 +624,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise HubError(f"no {MANIFEST} in {path.parent}: write the suite with `python -m plam_eval.demo.hub FOLDER`")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise HubError(f"{path} is not JSON ({error}): write the suite again with plam_eval.demo.hub") from error
     if manifest.get("version") != VERSION or not manifest.get("complete"):
         raise HubError(f"{path} is incomplete or not of version {VERSION}: write it again with plam_eval.demo.hub")
     manifest["tasks"] = {task: manifest["datasets"][name] for task, name in TASKS.items()}
@@ -676,7 +679,7 @@ def _identity(documents_per_task: int, seed: int) -> dict[str, Any]:
 def _is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
     try:
         manifest = read_manifest(folder)
-    except (HubError, json.JSONDecodeError):
+    except HubError:
         return False
     return all(manifest.get(key) == value for key, value in identity.items()) and all(
         (folder / path).is_file() and _sha256(folder / path) == digest for path, digest in manifest["files"].items()
@@ -761,17 +764,15 @@ def _readme(repo: str, parts: Mapping[Path, Table]) -> str:
 
 
 def _move(building: Path, folder: Path, identity: Mapping[str, Any]) -> None:
-    """Put the finished suite in place: in one rename where `folder` is new, else dataset by dataset.
+    """Put the finished suite in place: in one rename where `folder` is new or empty, else dataset by dataset.
 
     While datasets are being exchanged the manifest says so, and an interrupted exchange is taken up by the next call.
     """
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    if not folder.exists():
+    if not folder.exists() or not any(folder.iterdir()):
         try:
             building.rename(folder)
         except OSError:
-            if not _is_current(folder, identity):  # another process was first, with the same suite: nothing to do
+            if not _is_current(folder, identity):  # else another process was first, with the same suite
                 raise
         return
     _write_manifest(folder, {**identity, "complete": False})

@@ -233,7 +233,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_same_arguments_give_the_same_bytes_and_another_seed_does_not(suite: Path, tmp_path: Path) -> None:
     again = contents(write_hub(tmp_path / "again", documents_per_task=DOCUMENTS))
     assert again == contents(suite)
-    other = contents(write_hub(tmp_path / "other", documents_per_task=DOCUMENTS, seed=1))
+    assert main([str(tmp_path / "other"), "--documents-per-task", str(DOCUMENTS), "--seed", "1"]) == 0
+    other = contents(tmp_path / "other")
     # No file name in common: `datasets` caches by file name, see the next test.
     assert not {path for path in other if path.endswith(".parquet")} & again.keys()
     assert {path.name for path in tmp_path.iterdir()} == {"again", "other"}  # no building site is left behind
@@ -297,6 +298,9 @@ def test_too_few_or_an_odd_number_of_documents_is_refused(documents: int, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_no_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_or_broken_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"python -m plam_eval\.demo\.hub"):
+        read_manifest(tmp_path)
+    (tmp_path / MANIFEST).write_text('{"version": 1,')
+    with pytest.raises(HubError, match="not JSON"):
         read_manifest(tmp_path)
