@@ -277,7 +277,10 @@ class _Hub:
     def __init__(self, name: str, revision: str | None) -> None:
         self.name, self.location, self.revision = name, name, revision
         self.commit: str | None = None
-        self.remedy = f"looked for on the hub, {'revision ' + revision if revision else 'default branch'}"
+        self.remedy = (
+            f"looked for in the local cache and, unless HF_HUB_OFFLINE is set, on the hub, at "
+            f"{'revision ' + revision if revision else 'its default branch'}"
+        )
 
     def find(self, file: str) -> Path | None:
         """The file in the local cache, downloaded if need be; None when the repository has no such file."""
@@ -307,7 +310,7 @@ class _Hub:
             return None
         try:
             return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of the HTTP library as well, which differs between versions of huggingface_hub
             raise self._unreachable(file, error) from error
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
@@ -351,7 +354,9 @@ def decoder_geometry(config: Any) -> dict[str, Any]:
             try:
                 config = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
             except Exception as error:
-                raise MergeError(f"config.json is invalid for {config['model_type']}: {error}") from error
+                raise MergeError(
+                    f"config.json is invalid for {config['model_type']}: {' '.join(str(error).split())}"
+                ) from error
         else:  # a type with remote code: only what the file itself says
             config = config.get("text_config") or config.get("llm_config") or config
     if hasattr(config, "get_text_config"):

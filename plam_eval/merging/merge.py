@@ -83,12 +83,13 @@ def _merge(
     ]
     if faults:
         raise MergeError(*faults)
-    value = RULES[spec.rule](w_mllm, w_base, spec.weights, generator_of(spec.seed, key)).to(dtype)
-    del w_mllm, w_base
+    value = RULES[spec.rule](w_mllm, w_base, spec.weights, generator_of(spec.seed, key))
+    del w_mllm, w_base  # before the next allocation
+    value = value.to(dtype)
     if not _finite(value):
         raise MergeError(f"{model.where}: the merged tensor overflows {dtype}; use smaller weights or another dtype")
     plain = model.tensor.to(device=device, dtype=dtype)
-    change = torch.linalg.vector_norm(value.float().sub_(plain))
+    change = torch.linalg.vector_norm(value.to(torch.float32, copy=True).sub_(plain))
     return _Merged(value, plain, float(change), float(torch.linalg.vector_norm(plain, dtype=torch.float32)))
 
 

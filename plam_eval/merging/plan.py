@@ -40,7 +40,7 @@ class Parameters:
     def __init__(self, module: nn.Module) -> None:
         self.name = f"{type(module).__name__} in memory"
         self.config = getattr(module, "config", None)
-        self._tensors: dict[str, Tensor] = dict(module.named_parameters())
+        self._tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
         self._tensors.update(module.named_buffers())  # where GPTQ and AWQ keep qweight
         self._shared = _overlaps(module)
 

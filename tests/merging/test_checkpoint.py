@@ -1,0 +1,307 @@
+"""Reading checkpoints: folders in every format, their faults, and the hub through huggingface_hub's own code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plam_eval.merging.checkpoint import Checkpoint, MergeError, decoder_geometry
+from plam_eval.merging.merge import merge_in_place, plan_merge
+from tests.merging.conftest import Pair, load, shard, write_llama
+
+Q1 = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def copy(llamas: Pair, tmp_path: Path) -> Path:
+    return shutil.copytree(llamas.base, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("layout", ["one file", "shards", "bin", "bin shards"])
+def test_every_layout_gives_the_same_tensors(copy: Path, layout: str) -> None:
+    expected = load_file(copy / "model.safetensors")
+    if "shards" in layout:
+        shard(copy, bin="bin" in layout)
+    elif layout == "bin":
+        torch.save(expected, copy / "pytorch_model.bin")
+        (copy / "model.safetensors").unlink()
+    checkpoint = Checkpoint.open(copy)
+    assert set(checkpoint.names()) == set(expected)
+    for name, tensor in expected.items():
+        assert checkpoint.shape(name) == tuple(tensor.shape)
+        assert checkpoint.dtype(name) == tensor.dtype
+    assert checkpoint.bytes_read == 0, "headers are not weights"
+    assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in expected.items())
+    assert checkpoint.bytes_read == sum(tensor.nbytes for tensor in expected.values())
+    assert checkpoint.config["hidden_size"] == 32
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupt_header(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
+
+
+def pickle_code(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({Q1: torch.zeros(2), "code": os.system}, folder / "pytorch_model.bin")
+
+
+def truncate_bin(folder: Path) -> None:
+    torch.save({Q1: torch.zeros(2000)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def bad_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def bad_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def bin_list(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("harm", "expected"),
+    [
+        (truncate, r"model\.safetensors: truncated or corrupt"),
+        (corrupt_header, r"model\.safetensors: truncated or corrupt"),
+        (truncate_bin, r"pytorch_model\.bin: cannot be read .*truncated"),
+        (pickle_code, r"pytorch_model\.bin: cannot be read .*holds more than tensors"),
+        (bin_list, "found list, expected a mapping"),
+        (no_weights, "no weights found; expected one of model.safetensors, "),
+        (no_config, "config.json not found"),
+        (bad_config, "cannot be read as JSON"),
+        (bad_index, "no weight_map"),
+    ],
+)
+def test_folders_that_cannot_be_opened(copy: Path, harm: Callable[[Path], None], expected: str) -> None:
+    harm(copy)
+    with pytest.raises(MergeError, match=expected):
+        Checkpoint.open(copy)
+
+
+def test_an_index_that_names_a_missing_file_or_tensor(copy: Path) -> None:
+    shard(copy)
+    missing = copy / "model-00002-of-00004.safetensors"
+    content = load_file(missing)
+    missing.unlink()
+    checkpoint = Checkpoint.open(copy)
+    with pytest.raises(MergeError, match=r"model-00002-of-00004\.safetensors, named by .*index\.json, not found"):
+        checkpoint.shape(Q1)
+    with pytest.raises(MergeError, match="00002"):
+        checkpoint.prefetch([Q1, "model.layers.0.self_attn.q_proj.weight"])
+    del content[Q1]
+    save_file(content, missing)
+    with pytest.raises(MergeError, match=r"q_proj\.weight is not in model-00002"):
+        Checkpoint.open(copy).tensor(Q1)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./none", "~/none", "a/b/c", Path("none")])
+def test_what_looks_like_a_folder_is_not_looked_for_on_the_hub(source: str | Path) -> None:
+    with pytest.raises(MergeError, match="no such folder"):
+        Checkpoint.open(source)
+
+
+def test_identity_changes_with_the_weights(copy: Path) -> None:
+    before = Checkpoint.open(copy).identity()
+    assert Checkpoint.open(copy).identity() == before
+    json.dumps(before)
+
+    path, config = copy / "model.safetensors", copy / "config.json"
+    stat = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    edited = Checkpoint.open(copy).identity()
+    assert edited != before
+
+    tensors = load_file(path)
+    path.unlink()
+    save_file(tensors, path, metadata={"note": "another header"})
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert Checkpoint.open(copy).identity() not in (before, edited)
+
+    config.write_text(config.read_text() + " ")
+    assert Checkpoint.open(copy).identity() != Checkpoint.open(shutil.copytree(copy, copy.parent / "two")).identity()
+
+
+def test_identity_of_a_bin_follows_its_content(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    path = copy / "pytorch_model.bin"
+    found = []
+    for value in (0.0, 1.0):
+        torch.save({Q1: torch.full((50_000,), value)}, path)
+        os.utime(path, ns=(0, 0))
+        found.append(Checkpoint.open(copy).identity())
+    assert found[0] != found[1]
+
+
+def test_geometry_fills_in_what_a_config_leaves_to_its_class() -> None:
+    llava = {"model_type": "llava", "text_config": {"model_type": "llama"}, "vision_config": {}}
+    vicuna = {"model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32}
+    assert decoder_geometry(llava) == decoder_geometry(vicuna)
+    assert decoder_geometry(vicuna)["head_dim"] == 128
+    remote = {"model_type": "not-known", "llm_config": {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5.0}}
+    found = decoder_geometry(remote)
+    assert (found["head_dim"], found["num_key_value_heads"], found["rope_theta"]) == (16, 4, 5.0)
+    with pytest.raises(MergeError, match="invalid for llama"):
+        decoder_geometry({"model_type": "llama", "num_attention_heads": "many"})
+
+
+# ---- the hub ---------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """The part of the hub's HTTP interface that downloads files, serving one repository, org/base."""
+
+    def __init__(self, folder: Path) -> None:
+        self.requests: list[tuple[str, str, int]] = []  # method, file, bytes sent
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                _, owner, repo, _, revision, file = self.path.split("/", 5)
+                known = f"{owner}/{repo}" == "org/base" and revision in ("main", "v1", COMMIT)
+                content = (folder / file).read_bytes() if known and (folder / file).is_file() else None
+                part, status = content or b"", 200 if content is not None else 404
+                span = self.headers.get("range")
+                if content is not None and span:
+                    first, last = span.removeprefix("bytes=").split("-")
+                    part, status = content[int(first) : int(last) + 1 if last else None], 206
+                self.send_response(status)
+                if content is None:
+                    self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
+                self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                sent = self.command == "GET"
+                hub.requests.append((self.command, file, len(part) if sent else 0))
+                if sent:
+                    self.wfile.write(part)
+
+            do_GET = do_HEAD = answer
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def downloaded(self) -> dict[str, int]:
+        sums: dict[str, int] = {}
+        for method, file, count in self.requests:
+            if method == "GET" and count:
+                sums[file] = sums.get(file, 0) + count
+        return sums
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants, hf_api
+
+    repository = shard(write_llama(tmp_path / "repository", 2))
+    hub = Hub(repository)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(hf_api.constants, "ENDPOINT", hub.url)
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+
+
+def test_only_the_shards_of_the_named_layers_are_downloaded(
+    hub: Hub, llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    spec = llamas.spec(base="org/base", layers="1:2")
+    shards = {f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)}
+    layer1 = "model-00002-of-00004.safetensors"
+
+    plan = plan_merge(spec, model=Checkpoint.open(llamas.mllm), base=Checkpoint.open("org/base"))
+    assert len(plan.tensors) == 8
+    found = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_symlink() or path.is_file()}
+    assert not found & shards, "a plan needs headers only, by range requests"
+    assert shards & hub.downloaded().keys() == {layer1}
+
+    model = load(llamas.mllm)
+    merge_in_place(model, spec, checkpoint=llamas.mllm)
+    assert shards & hub.downloaded().keys() == {layer1}
+    local = load(llamas.mllm)
+    merge_in_place(local, spec, checkpoint=llamas.mllm, base=llamas.base)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), local.parameters(), strict=True))
+
+    checkpoint = Checkpoint.open("org/base", revision="v1")
+    assert checkpoint.identity() == {"hub": "org/base", "commit": COMMIT}
+    hub.requests.clear()
+    checkpoint.tensor(Q1)
+    assert not hub.requests, "a cached shard of a known commit needs no request"
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = Checkpoint.open("org/base")
+    assert torch.equal(again.tensor(Q1), checkpoint.tensor(Q1))
+    with pytest.raises(MergeError, match=r"model-00001-of-00004\.safetensors is not in the local cache"):
+        again.tensor("model.layers.0.self_attn.q_proj.weight")
+    with pytest.raises(MergeError, match=r"model-00003-of-00004\.safetensors is not in the local cache"):
+        again.shape("model.layers.2.self_attn.q_proj.weight")
+    assert not hub.requests
+
+
+def test_a_repository_that_does_not_exist(hub: Hub) -> None:
+    with pytest.raises(MergeError, match=r"org/none: config\.json .*RepositoryNotFoundError.*Check the name"):
+        Checkpoint.open("org/none")
+
+
+def test_hub_id_while_offline(llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = load(llamas.mllm)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(MergeError, match=r"org/base: config\.json is not in the local cache .*unset HF_HUB_OFFLINE"):
+        merge_in_place(model, llamas.spec(base="org/base"), checkpoint=llamas.mllm)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(MergeError, match="not in the local cache"):
+        Checkpoint.open("not an id")

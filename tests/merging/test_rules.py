@@ -1,0 +1,93 @@
+"""The arithmetic, tensor by tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+from plam_eval import spec as specs
+from plam_eval.merging.rules import RULES, generator_of, register_rule
+from plam_eval.spec import Weights, load_spec
+
+floats = st.floats(-1e4, 1e4, width=32)
+pairs = hnp.array_shapes(max_dims=2, max_side=6).flatmap(
+    lambda shape: st.tuples(*[hnp.arrays(np.float32, shape, elements=floats)] * 2)
+)
+coefficients = st.integers(-2000, 2000).map(lambda thousandths: thousandths / 1000)
+
+
+def apply(rule: str, mllm: np.ndarray, base: np.ndarray, a: float, b: float, seed: int = 0) -> Tensor:
+    operands = torch.from_numpy(mllm.copy()), torch.from_numpy(base.copy())
+    return RULES[rule](*operands, Weights(model=a, base_model=b), generator_of(seed, (3, "self_attn.q_proj.weight")))
+
+
+def same_bits(one: Tensor, other: np.ndarray) -> bool:
+    return one.numpy().tobytes() == other.tobytes()
+
+
+def near(value: Tensor, exact: np.ndarray, scale: np.ndarray) -> bool:
+    """Within a few float32 roundings of the largest intermediate."""
+    return bool(np.all(np.abs(value.numpy() - exact) <= 4 * 2.0**-24 * scale + 1e-44))
+
+
+@given(pairs, coefficients, coefficients)
+@settings(deadline=None, max_examples=50)
+def test_rules_against_float64(arrays: tuple[np.ndarray, np.ndarray], a: float, b: float) -> None:
+    mllm, base = arrays
+    wide, wide_base = mllm.astype(np.float64), base.astype(np.float64)
+    scale = np.abs(a * wide) + np.abs(b * wide_base)
+    assert near(apply("weighted_sum", mllm, base, a, b), a * wide + b * wide_base, scale)
+    assert near(apply("self_scale", mllm, base, a, b), (a + b) * wide, np.abs((a + b) * wide))
+    if abs(a + b) > 0.01:
+        exact = (a * wide + b * wide_base) / (a + b)
+        assert near(apply("normalized", mllm, base, a, b), exact, scale / abs(a + b))
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=50)
+def test_unit_weights_give_a_source_bit_by_bit(arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    mllm, base = (np.where(a == 0, np.float32(-0.0), a) for a in arrays)  # -0.0 is what a zero term would lose
+    for rule in ("weighted_sum", "normalized"):
+        assert same_bits(apply(rule, mllm, base, 1, 0), mllm)
+        assert same_bits(apply(rule, mllm, base, 0, 1), base)
+    assert same_bits(apply("self_scale", mllm, base, 1, 0), mllm)
+    assert same_bits(apply("noise", mllm, base, 1, 0), mllm)
+
+
+def test_noise_has_the_norm_of_the_change_and_its_own_direction() -> None:
+    random = np.random.default_rng(0)
+    mllm, base = (random.standard_normal((64, 48), dtype=np.float32) for _ in range(2))
+    change = apply("weighted_sum", mllm, base, 0.9, 0.3).numpy() - mllm
+    drawn = apply("noise", mllm, base, 0.9, 0.3).numpy() - mllm
+    assert np.linalg.norm(drawn) == pytest.approx(np.linalg.norm(change), rel=1e-5)
+    assert abs(np.vdot(drawn, change)) / np.linalg.norm(change) ** 2 < 0.1
+    assert abs(drawn.mean()) < 0.05 * drawn.std()
+
+
+def test_noise_depends_on_seed_and_tensor_only() -> None:
+    def draw(seed: int, layer: int, suffix: str) -> Tensor:
+        return torch.randn(32, generator=generator_of(seed, (layer, suffix)))
+
+    first = draw(0, 1, "a.weight")
+    draw(0, 2, "a.weight")
+    assert torch.equal(first, draw(0, 1, "a.weight")), "the order of the tensors does not matter"
+    others = [draw(1, 1, "a.weight"), draw(0, 2, "a.weight"), draw(0, 1, "b.weight"), draw(0, 11, ".weight")]
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_another_rule_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plam_eval.merging.rules.RULES", dict(RULES))
+    monkeypatch.setattr(specs, "RULES", dict(specs.RULES))
+    register_rule("mean", lambda mllm, base, weights, generator: (mllm + base) / 2)
+    spec = load_spec(None, {"base": "b", "layers": "0:1", "rule": "mean"})
+    assert spec is not None and spec.rule == "mean"
+
+
+def test_specs_and_rules_agree_on_names() -> None:
+    assert specs.RULES.keys() == RULES.keys()
+    assert {name for name, draws in specs.RULES.items() if draws} == {"noise"}
