@@ -38,7 +38,7 @@ from plam_eval.merging.plan import (
     locate,
     plan_merge,
 )
-from plam_eval.merging.rules import RULES, generator_of, register_rule
+from plam_eval.merging.rules import RULES, generator_of, norm, register_rule
 from plam_eval.spec import MODULES, PlateauSpec
 
 __all__ = [
@@ -89,8 +89,7 @@ def _merge(
     if not _finite(value):
         raise MergeError(f"{model.where}: the merged tensor overflows {dtype}; use smaller weights or another dtype")
     plain = model.tensor.to(device=device, dtype=dtype)
-    change = torch.linalg.vector_norm(value.to(torch.float32, copy=True).sub_(plain))
-    return _Merged(value, plain, float(change), float(torch.linalg.vector_norm(plain, dtype=torch.float32)))
+    return _Merged(value, plain, norm(value, plain), norm(plain))
 
 
 def _finite(tensor: Tensor) -> bool:

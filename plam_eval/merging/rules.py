@@ -18,6 +18,8 @@ from plam_eval.spec import Weights
 Rule = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
 RULES: dict[str, Rule] = {}
 
+_PART = 1 << 20  # elements
+
 
 def register_rule(name: str, rule: Rule, *, draws: bool = False) -> None:
     """Make a rule known to specs by name. `draws`: it uses the generator, so the spec's seed enters its digest."""
@@ -48,21 +50,26 @@ def normalized(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torc
 
 def noise(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
     """Control: W_mllm plus a random (Gaussian) direction of the same Frobenius norm as the merge's change."""
-    change = _norm(w_base.mul_(weights.base_model).add_(w_mllm, alpha=weights.model - 1))
+    change = norm(w_base.mul_(weights.base_model).add_(w_mllm, alpha=weights.model - 1))
     if change == 0:
         return w_mllm
     w_base.copy_(torch.randn(w_mllm.shape, generator=generator))
-    return w_mllm.add_(w_base.mul_(change / _norm(w_base)))
+    return w_mllm.add_(w_base.mul_(change / norm(w_base)))
 
 
 for _rule, _draws in ((weighted_sum, False), (self_scale, False), (normalized, False), (noise, True)):
     register_rule(_rule.__name__, _rule, draws=_draws)
 
 
-def _norm(tensor: Tensor) -> float:
-    # In float64, so that every device and thread count comes to the same float32 scale; in parts, for its memory.
-    parts = tensor.flatten().split(1 << 22)
-    return math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
+def norm(tensor: Tensor, minus: Tensor | None = None) -> float:
+    """Frobenius norm of `tensor`, or of `tensor - minus`.
+
+    In float64, so that every device and thread count comes to the same float32 scale; in parts, to need little memory.
+    """
+    parts = tensor.flatten().split(_PART)
+    others = minus.flatten().split(_PART) if minus is not None else (0.0,) * len(parts)
+    squares = [part.double().sub_(other).square_().sum() for part, other in zip(parts, others, strict=True)]
+    return math.sqrt(torch.stack(squares).sum().item())
 
 
 def generator_of(seed: int, key: Key) -> torch.Generator:

@@ -409,16 +409,25 @@ def test_a_disk_that_fills_up_on_the_way(module: nn.Module, llamas: Pair, monkey
 
 @pytest.mark.parametrize("rule", ["weighted_sum", "normalized", "self_scale"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_beyond_the_model_is_that_of_two_tensors(llamas: Pair, rule: str, dtype: torch.dtype) -> None:
+def test_memory_beyond_the_model_is_that_of_two_tensors(
+    llamas: Pair, monkeypatch: pytest.MonkeyPatch, rule: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("plam_eval.merging.rules._PART", 32)  # in proportion to the tensors
     module = load(llamas.mllm, dtype)
+    file = (llamas.mllm / "model.safetensors").stat().st_size
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         merge_in_place(module, llamas.spec(modules="mlp", rule=rule), checkpoint=llamas.mllm)
     events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    records = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    records = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == "[memory]" and abs(event.nbytes()) < file
+    )
+    # A mapped file counts as one allocation of its size, but takes memory only as far as the system can spare it.
     held = list(itertools.accumulate(count for _, count in records))
     tensor = 32 * 48 * 4
-    assert 2 * tensor <= max(held) <= 2 * tensor + 64, "two float32 tensors and a few scalars"
+    assert 2 * tensor <= max(held) <= 2 * tensor + 2048, "two float32 tensors and a part of the norm"
     assert held[-1] == 0
 
 
