@@ -9,7 +9,8 @@ Four stages, each resumable after a kill, each deterministic for a seed and a ma
 
 A training sequence is one scene followed by several questions. Every question is a branch of its own: it attends to
 the scene and to itself, and its positions start right behind the scene, exactly as in evaluation, so that one pass over
-a scene trains many questions. Half of the sequences also have a branch that describes the whole scene.
+a scene trains many questions. Describing the whole scene, its cells in another order, is the densest lesson there is:
+training begins with several such branches a sequence, and half of the later sequences have one.
 
 Only scenes of the "train" split are used (`scenes.split`); "heldout" scenes choose the checkpoint that is kept.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from tqdm import tqdm
@@ -71,12 +73,13 @@ class Settings:
 
     seed: int = 0
     tower_steps: int = 1200
-    base_steps: int = 5000
-    mllm_steps: int = 4000
+    base_steps: int = 4500
+    mllm_steps: int = 3000
+    describing_steps: int = 700  # at the start of base and mllm: three descriptions and two questions a sequence
     scenes_per_step: int = 16
-    questions_per_scene: int = 8
-    base_lr: float = 2e-2  # Muon, for the decoder's matrices
-    mllm_lr: float = 4e-3
+    questions_per_scene: int = 6
+    base_lr: float = 5e-3  # Muon, for the decoder's matrices
+    mllm_lr: float = 2e-3
     other_lr: float = 2e-3  # AdamW, for embeddings, norms, head, tower and projector
 
 
@@ -162,10 +165,13 @@ def make_batch(
     *,
     images: bool,
     questions: int,
-    describe_share: float = 0.5,
+    descriptions: float = 0.5,
     with_match: bool = True,
 ) -> Batch:
-    """Sequences for `scenes`, each a prefix (the scene, as an image or in words) and its branches."""
+    """Sequences for `scenes`, each a prefix (the scene, as an image or in words) and its branches.
+
+    `descriptions` is how many branches describe the scene; a fraction is the chance of one more.
+    """
     tokenizer = encode.tokenizer
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     rows: list[tuple[list[int], list[int], list[int], list[int], list[int]]] = []
@@ -179,7 +185,7 @@ def make_batch(
         ids, positions, branch_ids = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         labels, described = [-100] * len(prefix), [0] * len(prefix)
         branches = branches_of(scene, questions, rng, with_match and not images)
-        if rng.random() < describe_share:
+        for _ in range(int(descriptions) + (rng.random() < descriptions % 1)):
             language = "zh" if rng.random() < 0.1 else "en"
             asked = "Describe the scene." if language == "en" else "请描述这个场景。"
             branches.append(Branch("describe", "describe", asked, describe(scene, rng, language)))
@@ -284,6 +290,7 @@ def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=False,
+        initializer_range=0.05,
     )
 
 
@@ -458,7 +465,7 @@ def accuracy(model: nn.Module, head: nn.Module, batches: list[Batch]) -> dict[st
             right[f"kind/{branch.kind}"].append(ok)
     model.train()
     scores = {name: float(np.mean(hits)) for name, hits in sorted(right.items())}
-    forms = [score for name, score in scores.items() if name.startswith("form/") and name != "form/describe"]
+    forms = [score for name, score in scores.items() if name.startswith("form/")]
     return {"accuracy": float(np.mean(forms)), **scores}
 
 
@@ -511,11 +518,13 @@ def _batches(settings: Settings, stage: str, encode: Encoder, images: bool) -> t
     def at(step: int) -> Batch:
         rng = random.Random(f"{settings.seed}:{stage}:{step}")
         scenes = [scene_of("train", rng) for _ in range(settings.scenes_per_step)]
+        if step < settings.describing_steps:
+            return make_batch(scenes, rng, encode, images=images, questions=2, descriptions=3)
         return make_batch(scenes, rng, encode, images=images, questions=settings.questions_per_scene)
 
     rng = random.Random(f"{settings.seed}:{stage}-heldout")
     heldout = [
-        make_batch([scene_of("heldout", rng) for _ in range(50)], rng, encode, images=images, questions=10, with_match=False)
+        make_batch([scene_of("heldout", rng) for _ in range(50)], rng, encode, images=images, questions=10, descriptions=0, with_match=False)
         for _ in range(4)
     ]
     return at, heldout
@@ -571,6 +580,40 @@ def tokenizer_of(settings: Settings, folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(saved)
 
 
+_HUB_NAMES = (  # parameter prefix in memory -> tensor prefix in a LLaVA-1.5 repository on the hub
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+
+
+def _hub_name(name: str) -> str:
+    for prefix, replacement in _HUB_NAMES:
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    raise ValueError(f"no LLaVA-1.5 tensor name for the parameter {name}")
+
+
+def save_pair(
+    mllm: LlavaForConditionalGeneration, base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path
+) -> None:
+    """Write `output/mllm` (with the hub's tensor names, which vLLM reads too) and `output/base`, float32."""
+    for folder, model, renamed in ((output / "mllm", mllm, _hub_name), (output / "base", base, str)):
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {renamed(name): value.detach().contiguous() for name, value in model.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "model.safetensors").chmod(0o644)
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(folder)
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = {name: getattr(tokenizer, name) for name in ids}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    build_processor(tokenizer).save_pretrained(output / "mllm")
+    tokenizer.save_pretrained(output / "base")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/pair"), help="where the finished pair goes")
@@ -596,6 +639,14 @@ def main() -> None:
     if arguments.stage == "base":
         return
     mllm, mllm_score = train_mllm(settings, arguments.work, encode, base, tower)
+    save_pair(mllm, base, encode.tokenizer, arguments.output)
+    record = {
+        "settings": asdict(settings),
+        "heldout": {"tower": tower_score, "base (text)": base_score, "mllm (images)": mllm_score},
+        "torch": torch.__version__,
+    }
+    (arguments.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"wrote {arguments.output}: held-out accuracy {base_score['accuracy']:.3f} (text), {mllm_score['accuracy']:.3f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -364,3 +364,27 @@ def _write(
     if missing:
         raise EvaluationError(f"lmms-eval could not write {', '.join(missing)}; look for its warning above")
     return file
+
+# --- what a sample log holds ------------------------------------------------------------------------------------------
+
+
+def _mmbench_score(logged: dict[str, Any]) -> float:
+    """MMBench logs the answer and no score; this is the judge-free scoring of its static variant."""
+    import pandas as pd
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    return mmbench_evaluator.eval_sub_data(pd.DataFrame([logged]), {logged["index"]: logged["answer"]}, static_only=True)
+
+
+def _mmmu_score(logged: dict[str, Any]) -> float:
+    """MMMU logs the parsed answer; whether it is right depends on the type of question."""
+    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
+
+    return evaluate_mmmu([logged])[1]["acc"]
+
+
+DOCUMENT_SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "gpt_eval_score": _mmbench_score,
+    "mmmu_acc": _mmmu_score,
+}
+"""Metric in a sample log -> a document's score from 0 to 1, where the log does not hold the score itself."""
