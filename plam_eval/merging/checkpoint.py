@@ -131,7 +131,7 @@ class Checkpoint:
         self.name = source.name
         self.bytes_read = 0
         self.config: dict[str, Any] = self._json("config.json")
-        self._weights = next((file for file in _WEIGHTS if source.find(file) is not None), None)
+        self._weights = source.first(_WEIGHTS)
         if self._weights is None:
             raise MergeError(f"{self.name}: no weights found; expected one of {', '.join(_WEIGHTS)} ({source.remedy})")
         if self._weights.endswith(".index.json"):
@@ -139,7 +139,7 @@ class Checkpoint:
             if not isinstance(weight_map, dict):
                 raise MergeError(f"{self.name}/{self._weights}: no weight_map in it; download it again")
         else:
-            weight_map = dict.fromkeys(self._open(self._weights).names(), self._weights)
+            weight_map = dict.fromkeys(self._open(self._weights, header=True).names(), self._weights)
         self._file_of: dict[str, str] = weight_map
 
     @classmethod
@@ -261,6 +261,9 @@ class _Folder:
         path = self._folder / file
         return path if path.is_file() else None
 
+    def first(self, files: Iterable[str]) -> str | None:
+        return next((file for file in files if self.find(file)), None)
+
     def header(self, file: str) -> TensorFile | None:
         return None
 
@@ -289,9 +292,7 @@ class _Hub:
 
         try:
             path = Path(hf_hub_download(self.name, file, revision=self.commit or self.revision))
-        except LocalEntryNotFoundError as error:
-            if self.commit is not None and file in _WEIGHTS:
-                return None  # offline, and config.json was cached: the weights may be under one of the other names
+        except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but says nothing of the repository
             raise self._unreachable(file, error) from error
         except EntryNotFoundError:
             return None
@@ -301,16 +302,32 @@ class _Hub:
             self.commit = path.parent.name  # every later file from the same commit, whatever the branch does meanwhile
         return path
 
+    def _cached(self, file: str) -> bool:
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(self.name, file, revision=self.commit), str)
+
+    def first(self, files: Iterable[str]) -> str | None:
+        """The first of `files` in the local cache or else, without downloading it, in the repository."""
+        from huggingface_hub import HfApi, constants
+
+        cached = next((file for file in files if self._cached(file)), None)
+        if cached or constants.is_offline_mode():
+            return cached
+        try:
+            return next((file for file in files if HfApi().file_exists(self.name, file, revision=self.commit)), None)
+        except Exception as error:  # of the HTTP library as well, which differs between versions of huggingface_hub
+            raise self._unreachable("the list of weights", error) from error
+
     def header(self, file: str) -> TensorFile | None:
         """Header of a file that is not in the local cache; None when it is cached, or has to be downloaded for it."""
-        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub import HfApi
 
-        cached = isinstance(try_to_load_from_cache(self.name, file, revision=self.commit or self.revision), str)
-        if cached or not file.endswith(".safetensors"):
+        if self._cached(file) or not file.endswith(".safetensors"):
             return None
         try:
             return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit))
-        except Exception as error:  # of the HTTP library as well, which differs between versions of huggingface_hub
+        except Exception as error:
             raise self._unreachable(file, error) from error
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:

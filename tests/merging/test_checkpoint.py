@@ -186,9 +186,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The part of the hub's HTTP interface that downloads files, serving one repository, org/base."""
+    """The part of the hub's HTTP interface that downloads files, serving the folders `root/<owner>/<name>`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, root: Path) -> None:
         self.requests: list[tuple[str, str, int]] = []  # method, file, bytes sent
         hub = self
 
@@ -197,7 +197,8 @@ class Hub:
 
             def answer(self) -> None:
                 _, owner, repo, _, revision, file = self.path.split("/", 5)
-                known = f"{owner}/{repo}" == "org/base" and revision in ("main", "v1", COMMIT)
+                folder = root / owner / repo
+                known = folder.is_dir() and revision in ("main", "v1", COMMIT)
                 content = (folder / file).read_bytes() if known and (folder / file).is_file() else None
                 part, status = content or b"", 200 if content is not None else 404
                 span = self.headers.get("range")
@@ -237,8 +238,9 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants, hf_api
 
-    repository = shard(write_llama(tmp_path / "repository", 2))
-    hub = Hub(repository)
+    shard(write_llama(tmp_path / "hub" / "org" / "base", 2))
+    write_llama(tmp_path / "hub" / "org" / "one-file", 2)
+    hub = Hub(tmp_path / "hub")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -286,6 +288,20 @@ def test_only_the_shards_of_the_named_layers_are_downloaded(
     with pytest.raises(MergeError, match=r"model-00003-of-00004\.safetensors is not in the local cache"):
         again.shape("model.layers.2.self_attn.q_proj.weight")
     assert not hub.requests
+
+
+def test_a_plan_with_a_one_file_checkpoint_needs_its_header_only(hub: Hub, llamas: Pair) -> None:
+    base = Checkpoint.open("org/one-file")
+    plan_merge(llamas.spec(), model=Checkpoint.open(llamas.mllm), base=base)
+    spans = [count for method, file, count in hub.requests if method == "GET" and file == "model.safetensors"]
+    assert len(spans) == 1 and spans[0] <= 100_001
+    assert torch.equal(base.tensor(Q1), load_file(llamas.base / "model.safetensors")[Q1])
+
+
+def test_a_repository_without_weights(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "hub" / "org" / "one-file" / "model.safetensors").unlink()
+    with pytest.raises(MergeError, match="org/one-file: no weights found"):
+        Checkpoint.open("org/one-file")
 
 
 def test_a_repository_that_does_not_exist(hub: Hub) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file as load_numpy
 from torch import nn
 
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import MergeError, MergeReport, merge_in_place, merged_weights, plan_merge
+from plam_eval.merging.merge import RULES, MergeError, MergeReport, merge_in_place, merged_weights, plan_merge
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.spec import MODULES, PlateauSpec, load_spec
 from tests.merging.conftest import Pair, bits, changed, load, shard, write_llama
@@ -280,9 +280,10 @@ def stream(pair: Pair, without: str = "", twice: str = "") -> Any:
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
 
-def test_stream_rounds_to_its_dtype_and_reports(llamas: Pair) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_stream_rounds_to_its_dtype_and_reports(llamas: Pair, rule: str) -> None:
     reports: list[MergeReport] = []
-    spec, base = llamas.spec(), Checkpoint.open(llamas.base)
+    spec, base = llamas.spec(rule=rule), Checkpoint.open(llamas.base)
     for dtype in (None, torch.float16, torch.bfloat16):
         module = load(llamas.mllm, dtype or torch.float32)
         expected = merge_in_place(module, spec, checkpoint=llamas.mllm)
