@@ -86,7 +86,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def split(scene: Scene) -> str:
-    """"train" (90 %), "heldout" (5 %, to choose a checkpoint) or "eval" (5 %, the offline benchmarks)."""
+    """ "train" (90 %), "heldout" (5 %, to choose a checkpoint) or "eval" (5 %, the offline benchmarks)."""
     bucket = hashlib.sha256(scene.key.encode()).digest()[0]
     if bucket < 13:
         return "eval"
@@ -134,7 +134,18 @@ def _draw_thing(canvas: ImageDraw.ImageDraw, shape: str, box: Box, color: tuple[
     elif shape == "triangle":
         canvas.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=color)
     elif shape == "star":
-        points = [(0.5, 0), (0.62, 0.36), (1, 0.38), (0.7, 0.61), (0.8, 1), (0.5, 0.77), (0.2, 1), (0.3, 0.61), (0, 0.38), (0.38, 0.36)]
+        points = [
+            (0.5, 0),
+            (0.62, 0.36),
+            (1, 0.38),
+            (0.7, 0.61),
+            (0.8, 1),
+            (0.5, 0.77),
+            (0.2, 1),
+            (0.3, 0.61),
+            (0, 0.38),
+            (0.38, 0.36),
+        ]
         canvas.polygon([(left + x * width, top + y * height) for x, y in points], fill=color)
     elif shape in DIGITS:
         font = ImageFont.load_default(size=height * 1.25)

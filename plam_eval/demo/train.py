@@ -46,7 +46,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from plam_eval.demo.questions import FIXED_PHRASES, FORMS, KINDS, LETTER_FORMS, WORD_FORMS, WORD_KINDS, YES_NO_FORMS, Question, ask, describe
+from plam_eval.demo.questions import (
+    FIXED_PHRASES,
+    FORMS,
+    KINDS,
+    LETTER_FORMS,
+    WORD_FORMS,
+    WORD_KINDS,
+    YES_NO_FORMS,
+    Question,
+    ask,
+    describe,
+)
 from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
 
 PATCH_SIZE = 16
@@ -502,9 +513,7 @@ def train_tower(settings: Settings, folder: Path) -> tuple[CLIPVisionModel, dict
     def score() -> dict[str, float]:
         rng = random.Random(f"{settings.seed}:tower-heldout")
         scenes = [scene_of("heldout", rng) for _ in range(256)]
-        color, shape = (
-            (p.argmax(-1) == t) for p, t in zip(logits(scenes, rng), targets(scenes), strict=True)
-        )
+        color, shape = ((p.argmax(-1) == t) for p, t in zip(logits(scenes, rng), targets(scenes), strict=True))
         return {"accuracy": (color & shape).float().mean().item(), "color": color.float().mean().item()}
 
     adam = torch.optim.AdamW(both.parameters(), lr=1e-3, weight_decay=0.01)
@@ -512,7 +521,9 @@ def train_tower(settings: Settings, folder: Path) -> tuple[CLIPVisionModel, dict
     return tower, best
 
 
-def _batches(settings: Settings, stage: str, encode: Encoder, images: bool) -> tuple[Callable[[int], Batch], list[Batch]]:
+def _batches(
+    settings: Settings, stage: str, encode: Encoder, images: bool
+) -> tuple[Callable[[int], Batch], list[Batch]]:
     """A step's batch as a function of the step's number, and fixed batches of held-out scenes to score on."""
 
     def at(step: int) -> Batch:
@@ -524,7 +535,15 @@ def _batches(settings: Settings, stage: str, encode: Encoder, images: bool) -> t
 
     rng = random.Random(f"{settings.seed}:{stage}-heldout")
     heldout = [
-        make_batch([scene_of("heldout", rng) for _ in range(50)], rng, encode, images=images, questions=10, descriptions=0, with_match=False)
+        make_batch(
+            [scene_of("heldout", rng) for _ in range(50)],
+            rng,
+            encode,
+            images=images,
+            questions=10,
+            descriptions=0,
+            with_match=False,
+        )
         for _ in range(4)
     ]
     return at, heldout
@@ -646,7 +665,9 @@ def main() -> None:
         "torch": torch.__version__,
     }
     (arguments.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"wrote {arguments.output}: held-out accuracy {base_score['accuracy']:.3f} (text), {mllm_score['accuracy']:.3f}")
+    print(
+        f"wrote {arguments.output}: held-out accuracy {base_score['accuracy']:.3f} (text), {mllm_score['accuracy']:.3f}"
+    )
 
 
 if __name__ == "__main__":

