@@ -41,8 +41,12 @@ _KEPT_ERRORS = 5
 
 
 def writable(answer: str) -> str:
-    """`answer` with each character a worksheet refuses replaced by U+FFFD, which no answer parser takes for a match."""
-    return _UNWRITABLE.sub("\ufffd", answer)
+    """`answer` without the characters a worksheet refuses.
+
+    Those that Python counts as white space become spaces, so that a parser strips them as before; the others become
+    U+FFFD, which no parser takes for an answer.
+    """
+    return _UNWRITABLE.sub(lambda found: " " if found.group().isspace() else "\ufffd", answer)
 
 
 class _TooManyFailures(BaseException):
@@ -51,7 +55,7 @@ class _TooManyFailures(BaseException):
 
 @dataclass
 class Journal:
-    """What one run's generation did on this rank."""
+    """What one run's generation did on this rank; calls and failures count documents, whatever the batch size."""
 
     calls: int = 0
     failed: int = 0
@@ -92,7 +96,7 @@ class PlateauMixin:
         **kwargs: Any,
     ) -> None:
         stock = _stock_class(type(self))
-        parameters = inspect.signature(stock.__init__).parameters
+        parameters = inspect.signature(stock).parameters
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
         _check_arguments(self.model_id, kwargs, parameters)
         if not 0 <= max_error_share <= 1:
@@ -210,13 +214,16 @@ class PlateauMixin:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
         if self._planned is None:
             return self._generate(*args, **kwargs)
-        self.journal.calls += 1
+        documents = len(kwargs["input_ids"])
+        self.journal.calls += documents
         keys = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "use_cache")
-        self.journal.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += 1
+        self.journal.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += (
+            documents
+        )
         try:
             return self._generate(*args, **kwargs)
         except Exception as error:
-            self.journal.failed += 1
+            self.journal.failed += documents
             logger.error(f"{self.model_id}: generation raised {type(error).__name__}: {error}")
             if len(self.journal.errors) < _KEPT_ERRORS:
                 self.journal.errors.append(f"{type(error).__name__}: {error}")
@@ -283,7 +290,7 @@ def _stock_class(cls: type) -> type:
 
 def _check_arguments(model_id: str, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
     """Refuses names nobody takes: some stock wrappers swallow them, and a misspelt `plateau` would then be ignored."""
-    stock = [name for name, p in parameters.items() if name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     known = [*dict.fromkeys(["plateau", *OVERRIDE_KEYS, "device", "device_map", "dtype", "max_error_share", *stock])]
     unknown = [name for name in given if name not in stock and name != "max_batch_size"]
     if unknown:
@@ -345,7 +352,7 @@ class _OneProcess:
 def _one_process(stock: type) -> Iterator[None]:
     owner = next(cls for cls in stock.__mro__ if "__init__" in vars(cls))
     module = sys.modules[owner.__module__]
-    real = module.Accelerator  # type: ignore[attr-defined]
+    real = module.Accelerator
     module.Accelerator = _OneProcess  # type: ignore[attr-defined]
     try:
         yield
@@ -366,11 +373,11 @@ def _loading_in(dtype: str | torch.dtype | None) -> Iterator[None]:
         kwargs["dtype"] = dtype
         return stock.__func__(cls, *args, **kwargs)
 
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))  # noqa: B010 (a method, to mypy)
     try:
         yield
     finally:
-        PreTrainedModel.from_pretrained = stock
+        setattr(PreTrainedModel, "from_pretrained", stock)  # noqa: B010
 
 
 def _with_own_settings(request: Any) -> Any:
