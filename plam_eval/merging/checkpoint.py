@@ -272,7 +272,11 @@ class _Folder:
         for file in sorted(files):
             path = self.find(file)
             stat = path.stat() if path else None
-            digest.update(repr((file, stat and (stat.st_size, stat.st_mtime_ns), path and _fingerprint(path))).encode())
+            digest.update(
+                repr(
+                    (file, stat and (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns), path and _fingerprint(path))
+                ).encode()
+            )
         return {"folder": self.location, "sha256": digest.hexdigest()}
 
 
@@ -354,38 +358,3 @@ def _fingerprint(path: Path) -> str:
         else:
             content = file.read()
     return hashlib.sha256(content).hexdigest()
-
-
-def decoder_geometry(config: Any) -> dict[str, Any]:
-    """Sizes of the language decoder that `config` (config.json's content, or a transformers config) describes.
-
-    Fields that a config leaves out have their model type's default, as on loading; None where neither says.
-
-    Raises:
-        MergeError: transformers knows the model type and refuses the config.
-    """
-    if isinstance(config, Mapping):
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        if config.get("model_type") in CONFIG_MAPPING:
-            try:
-                config = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-            except Exception as error:
-                raise MergeError(
-                    f"config.json is invalid for {config['model_type']}: {' '.join(str(error).split())}"
-                ) from error
-        else:  # a type with remote code: only what the file itself says
-            config = config.get("text_config") or config.get("llm_config") or config
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True).to_dict()
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    rope = config.get("rope_parameters") or {}
-    return {
-        "num_hidden_layers": config.get("num_hidden_layers"),
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or (width // heads if width and heads else None),
-        "rms_norm_eps": config.get("rms_norm_eps"),
-        "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
-    }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plam_eval.merging.checkpoint import Checkpoint, MergeError, decoder_geometry
+from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.names import Key, by_layer, decoder_tensor
 from plam_eval.spec import MODULES, PlateauSpec, SpecError
 
@@ -179,6 +179,41 @@ def compare_tensors(one: Source, at: dict[Key, str], other: Source, there: dict[
         if key[1].endswith(".bias") and weight in at and weight in there:  # else the weight's own fault says it
             has, lacks = (one, other) if key in at else (other, one)
             faults.append(f"layer {key[0]}, {key[1]}: in {has.name} but not in {lacks.name}; expected both or neither")
+
+
+def decoder_geometry(config: Any) -> dict[str, Any]:
+    """Sizes of the language decoder that `config` (config.json's content, or a transformers config) describes.
+
+    Fields that a config leaves out have their model type's default, as on loading; None where neither says.
+
+    Raises:
+        MergeError: transformers knows the model type and refuses the config.
+    """
+    if isinstance(config, Mapping):
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        if config.get("model_type") in CONFIG_MAPPING:
+            try:
+                config = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+            except Exception as error:
+                raise MergeError(
+                    f"config.json is invalid for {config['model_type']}: {' '.join(str(error).split())}"
+                ) from error
+        else:  # a type with remote code: only what the file itself says
+            config = config.get("text_config") or config.get("llm_config") or config
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True).to_dict()
+    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+    rope = config.get("rope_parameters") or {}
+    return {
+        "num_hidden_layers": config.get("num_hidden_layers"),
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or (width // heads if width and heads else None),
+        "rms_norm_eps": config.get("rms_norm_eps"),
+        "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
+    }
 
 
 def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: list[str]) -> None:

@@ -404,6 +404,31 @@ def test_a_disk_that_fills_up_on_the_way(module: nn.Module, llamas: Pair, monkey
     assert not changed(before, module)
 
 
+def test_an_undo_that_fails_says_that_the_model_is_lost(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = merging.tempfile.TemporaryFile
+
+    class Unreadable:
+        def __init__(self, **arguments: Any) -> None:
+            self.file = original(**arguments)
+
+        def read(self, count: int) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        def __enter__(self) -> Unreadable:
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(merging.tempfile, "TemporaryFile", Unreadable)
+    interrupt_after(monkeypatch, Checkpoint, "tensor", 9, KeyboardInterrupt())
+    with pytest.raises(RuntimeError, match="could not be undone: load the model again"):
+        merge_in_place(load(llamas.mllm), llamas.spec(), checkpoint=llamas.mllm)
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 

@@ -231,6 +231,7 @@ def test_report(llamas: Pair) -> None:
     assert (report.tensors, report.restored, report.digest) == (8, 0, spec.digest())
     assert report.seconds > 0
     content = json.loads(json.dumps(report.to_dict()))
+    assert MergeReport.from_dict(content) == report
     assert content["spec"] == spec.to_dict() and content["relative_change"].keys() == {"1", "2"}
     text = str(report)
     assert all(part in text for part in ("8 merged", "[1, 3)  q_proj k_proj", "0.9 model, 0.3 base", "1: 0."))
