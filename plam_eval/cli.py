@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,7 +27,7 @@ def demo(
         "out/demo"
     ),
     documents: Annotated[int, typer.Option(help="Documents per benchmark.", min=30)] = 120,
-    limit: Annotated[Optional[int], typer.Option(help="Evaluate only the first documents of each.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate only the first documents of each.", min=1)] = None,
     fresh: Annotated[bool, typer.Option(help="Evaluate again what is already evaluated.")] = False,
 ) -> None:
     """Evaluate the embedded pair, plain and merged, on nine offline benchmarks through lmms-eval."""
@@ -38,14 +38,14 @@ def demo(
 
 @app.command()
 def doctor(
-    plateau: Annotated[Optional[str], typer.Option(help="Plateau spec: packaged name or file.")] = None,
-    model: Annotated[Optional[str], typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
-    base: Annotated[Optional[str], typer.Option(help="Override of the base LLM.")] = None,
-    layers: Annotated[Optional[str], typer.Option(help="Override of the layer range, START:END.")] = None,
-    modules: Annotated[Optional[str], typer.Option(help="Override of the modules, joined by +.")] = None,
-    model_weight: Annotated[Optional[float], typer.Option(help="Override of the MLLM's weight.")] = None,
-    base_weight: Annotated[Optional[float], typer.Option(help="Override of the base LLM's weight.")] = None,
-    rule: Annotated[Optional[str], typer.Option(help="Override of the merge rule.")] = None,
+    plateau: Annotated[str | None, typer.Option(help="Plateau spec: packaged name or file.")] = None,
+    model: Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
+    base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")] = None,
+    modules: Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")] = None,
+    model_weight: Annotated[float | None, typer.Option(help="Override of the MLLM's weight.")] = None,
+    base_weight: Annotated[float | None, typer.Option(help="Override of the base LLM's weight.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
 ) -> None:
     """Say what is installed and works, and what a spec would merge (from file headers alone)."""
     from plam_eval import doctor as checks

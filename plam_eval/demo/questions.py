@@ -423,13 +423,14 @@ def _realworldqa(question: Question) -> tuple[str, str]:
     return text, question.letter if _DIRECT_LETTER in text else question.answer
 
 
-LETTER_FORMS = {
+Form = Callable[[Question], tuple[str, str]]
+LETTER_FORMS: dict[str, Form] = {
     "mmstar": _mmstar,
     "mmbench_en": _mmbench_en,
     "mmbench_cn": _mmbench_cn,
     "mmmu": _mmmu,
     "seedbench_2_plus": _seedbench,
 }
-WORD_FORMS = {"gqa": _word, "mmmu_open": _mmmu_open, "realworldqa": _realworldqa}
-YES_NO_FORMS = {"mme": _word, "pope": _word, "gqa": _word, "realworldqa": _realworldqa}
-FORMS: dict[str, Callable[[Question], tuple[str, str]]] = LETTER_FORMS | WORD_FORMS | YES_NO_FORMS
+WORD_FORMS: dict[str, Form] = {"gqa": _word, "mmmu_open": _mmmu_open, "realworldqa": _realworldqa}
+YES_NO_FORMS: dict[str, Form] = {"mme": _word, "pope": _word, "gqa": _word, "realworldqa": _realworldqa}
+FORMS: dict[str, Form] = LETTER_FORMS | WORD_FORMS | YES_NO_FORMS

@@ -1,4 +1,4 @@
-"""`plam demo`: the embedded pair, plain and merged, on the nine offline benchmarks, through the lmms-eval command line."""
+"""`plam demo`: the embedded pair, plain and merged, on nine offline benchmarks, through lmms-eval's command line."""
 
 from __future__ import annotations
 

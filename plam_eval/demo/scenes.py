@@ -74,7 +74,7 @@ class Drawing:
 def random_scene(rng: random.Random) -> Scene:
     """One to four things; cells are filled independently, an empty scene is drawn again."""
     while True:
-        cells = []
+        cells: list[Thing | None] = []
         for _ in POSITIONS:
             kind = rng.random()
             if kind < 0.15:

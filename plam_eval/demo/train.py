@@ -86,12 +86,15 @@ class Settings:
     tower_steps: int = 1200
     base_steps: int = 4500
     mllm_steps: int = 3000
-    describing_steps: int = 700  # at the start of base and mllm: three descriptions and two questions a sequence
+    describing_steps: int = 1400  # at the start of base and mllm: three descriptions and two questions a sequence
     scenes_per_step: int = 16
     questions_per_scene: int = 6
     base_lr: float = 5e-3  # Muon, for the decoder's matrices
     mllm_lr: float = 2e-3
     other_lr: float = 2e-3  # AdamW, for embeddings, norms, head, tower and projector
+
+    def description_weight(self, step: int) -> float:
+        return 1.5 if step < self.describing_steps else 0.5
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------
@@ -243,13 +246,13 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     The phrases that every document of a task repeats are one token each, which makes sequences a third shorter.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
     trainer = trainers.BpeTrainer(
         vocab_size=768,
@@ -264,13 +267,14 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         for _ in range(3000):
             scene = scene_of("train", rng)
             yield f"USER: {describe(scene, rng)}\n"
-            yield f"USER: {describe(scene, rng, 'zh')}\n请描述这个场景。Describe the scene. ASSISTANT: {describe(scene, rng)}"
+            yield f"USER: {describe(scene, rng, 'zh')}\n请描述这个场景。Describe the scene."
+            yield f" ASSISTANT: {describe(scene, rng)}"
             for branch in branches_of(scene, 8, rng, with_match=True):
                 yield f"{branch.text} ASSISTANT: {branch.answer}"
 
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in ("USER:", " ASSISTANT:", *FIXED_PHRASES)])
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     return PreTrainedTokenizerFast(
@@ -321,7 +325,7 @@ def build_mllm(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
     config = LlavaConfig(
         vision_config=tower_config(),
         text_config=text_config(tokenizer),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.vocab["<image>"],
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -441,14 +445,14 @@ def optimizers(
     return [(muon, [muon_lr]), (adam, [lr for _, lr in rest])]
 
 
-def answer_loss(model: nn.Module, head: nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross entropy over the answers plus half of that over the descriptions."""
+def answer_loss(model: nn.Module, head: nn.Module, batch: Batch, description_weight: float = 0.5) -> torch.Tensor:
+    """Cross entropy over the answers, plus `description_weight` times that over the descriptions."""
     hidden = _hidden(model, batch)
     learned = batch.labels != -100
     losses = F.cross_entropy(head(hidden[learned]).float(), batch.labels[learned], reduction="none")
     described = batch.described[learned].bool()
     loss = losses[~described].mean()
-    return loss + 0.5 * losses[described].mean() if described.any() else loss
+    return loss + description_weight * losses[described].mean() if described.any() else loss
 
 
 def _hidden(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -557,7 +561,7 @@ def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[Llama
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
     groups = optimizers(model.model.layers, [(others, settings.other_lr)], settings.base_lr)
     best = Stage("base", model, groups, settings.base_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step)),
+        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight(step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
@@ -585,7 +589,7 @@ def train_mllm(
     ]
     groups = optimizers(decoder.layers, rest, settings.mllm_lr)
     best = Stage("mllm", model, groups, settings.mllm_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step)),
+        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight(step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best

@@ -373,7 +373,8 @@ def _mmbench_score(logged: dict[str, Any]) -> float:
     import pandas as pd
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
-    return mmbench_evaluator.eval_sub_data(pd.DataFrame([logged]), {logged["index"]: logged["answer"]}, static_only=True)
+    truth = {logged["index"]: logged["answer"]}
+    return float(mmbench_evaluator.eval_sub_data(pd.DataFrame([logged]), truth, static_only=True))
 
 
 def _mmmu_score(logged: dict[str, Any]) -> float:

@@ -124,8 +124,14 @@ class MergeReport:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` reads it back, from JSON too."""
+        """JSON-able; `from_dict` reads it back."""
         return {**asdict(self), "warnings": list(self.warnings)}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> MergeReport:
+        """The report that `to_dict` made, also after a round trip through JSON."""
+        change = {int(layer): value for layer, value in stored["relative_change"].items()}
+        return cls(**{**stored, "relative_change": change, "warnings": tuple(stored["warnings"])})
 
     def table(self) -> Table:
         table = Table(title="Merge" if self.spec else "Back to plain", show_header=False, title_justify="left")
