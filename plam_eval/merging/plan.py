@@ -20,6 +20,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Faults(list[str]):
+    """Faults found so far, so that one `MergeError` can tell them all."""
+
     @contextmanager
     def collect(self) -> Iterator[None]:
         try:

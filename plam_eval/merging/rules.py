@@ -18,7 +18,7 @@ from plam_eval.spec import Weights
 Rule = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
 RULES: dict[str, Rule] = {}
 
-_PART = 1 << 20  # elements
+_PART = 1 << 18  # elements
 
 
 def register_rule(name: str, rule: Rule, *, draws: bool = False) -> None:
