@@ -166,7 +166,7 @@ class PlateauMixin:
         report = merge_in_place(self.model, spec, checkpoint=self.checkpoint, base=base)  # type: ignore[attr-defined]
         self.spec, self.base = spec, base
         self.merge_report = report if spec is not None else None
-        if spec is not None:
+        if spec is not None and self._rank == 0:
             logger.info(f"{self.model_id}: merged {spec.base_model}\n{report}")
         return self.merge_report
 
@@ -320,6 +320,8 @@ def _placement(device: str | torch.device | None, device_map: str | None, accele
     spread = device_map in ("auto", "balanced", "balanced_low_0", "sequential")
     single = device_map if device_map and not spread else None
     place = torch.device(device or single or ("cuda" if has_cuda else "cpu"))
+    if single and torch.device(single).type != place.type:
+        raise ValueError(f"device is {place} and device_map is {single}; give one of them")
     if place.type == "cuda" and not has_cuda:
         raise ValueError(f"device is {place}, but torch finds no CUDA device here; give device=cpu")
     if place.type == "cuda" and place.index is None and accelerator.num_processes > 1 and not spread:

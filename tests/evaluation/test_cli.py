@@ -40,7 +40,7 @@ def logged(folder: Path) -> dict[tuple[str, int], str]:
     rows: dict[tuple[str, int], str] = {}
     for file in folder.rglob("*_samples_*.jsonl"):
         task = file.stem.partition("_samples_")[2]
-        for line in file.read_text().splitlines():
+        for line in file.open():  # not splitlines(): an answer may hold other line ends
             row = json.loads(line)
             assert (task, row["doc_id"]) not in rows, f"document {row['doc_id']} of {task} was evaluated twice"
             rows[task, row["doc_id"]] = row["filtered_resps"]

@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from plam_eval.evaluation.harness import EvaluationError, GenerationError, Run, evaluate
+from plam_eval.evaluation.harness import EvaluationError, GenerationError, Run, check_failures, evaluate
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.spec import SpecError
@@ -214,6 +214,16 @@ def test_failed_generations_fail_the_run(family, load, in_suite, tmp_path):
         evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
 
 
+def test_failures_of_all_processes_count_together():
+    journals = [
+        {"calls": 5, "failed": 0, "errors": []},
+        {"calls": 5, "failed": 1, "errors": ["OutOfMemoryError: 3 GB"]},
+    ]
+    check_failures(journals, 0.1)
+    with pytest.raises(GenerationError, match=r"1 of 10 generations raised.*OutOfMemoryError: 3 GB"):
+        check_failures(journals, 0.09)
+
+
 def test_a_failed_batch_counts_all_its_documents(load, in_suite):
     model = load("qwen2_5_vl", batch_size=2)
     whole = evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
@@ -233,6 +243,7 @@ def test_a_failed_batch_counts_all_its_documents(load, in_suite):
         ({"base": "BASE", "layers": "2:9"}, (SpecError, MergeError), "4 decoder layers"),
         ({"base": "BASE", "layers": "2:4", "rule": "weighted"}, SpecError, "weighted_sum"),
         ({"dtype": "float23"}, ValueError, "float32"),
+        ({"device_map": "cuda:0"}, ValueError, "device is cpu and device_map is cuda:0"),
         ({"max_error_share": 2}, ValueError, "from 0 to 1"),
     ],
 )
