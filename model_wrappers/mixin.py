@@ -121,6 +121,9 @@ class PlateauMixin:
             kwargs["dtype"] = wanted
         with _one_process(stock), _loading_in(wanted if "dtype" not in parameters else None):
             super().__init__(pretrained=self.pretrained_name, device=place, device_map=mapped, **kwargs)  # type: ignore[call-arg]
+        # Identities are those of what was read: the files may be others by the time answers are cached.
+        self._identity = self.checkpoint.identity()
+        self._base_identity: dict[str, Any] | None = None
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self._arguments = {key: str(value) for key, value in sorted(kwargs.items()) if "batch_size" not in key}
@@ -165,6 +168,7 @@ class PlateauMixin:
         base = Checkpoint.open(spec.base_model) if spec is not None else None
         report = merge_in_place(self.model, spec, checkpoint=self.checkpoint, base=base)  # type: ignore[attr-defined]
         self.spec, self.base = spec, base
+        self._base_identity = base.identity() if base is not None else None
         self.merge_report = report if spec is not None else None
         if spec is not None and self._rank == 0:
             logger.info(f"{self.model_id}: merged {spec.base_model}\n{report}")
@@ -178,9 +182,9 @@ class PlateauMixin:
             "arguments": self._arguments,
             "dtype": str(self.model.dtype),  # type: ignore[attr-defined]
             "device": self.device.type,  # type: ignore[attr-defined]
-            "checkpoint": self.checkpoint.identity(),
+            "checkpoint": self._identity,
             "spec": self.spec.digest() if self.spec is not None else None,
-            "base": self.base.identity() if self.base is not None else None,
+            "base": self._base_identity,
         }
         return f"plam-eval:{hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()}"
 

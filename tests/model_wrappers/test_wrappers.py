@@ -175,6 +175,21 @@ def test_response_cache_knows_the_weights(spec_file, pico, in_suite, tmp_path):
     assert run()[1] == 4, "the base checkpoint of the first spec is another now"
 
 
+def test_cache_fingerprint_names_what_was_merged_not_what_lies_on_disk_now(spec_file, load, tmp_path):
+    file = spec_file()
+    model = load("llava", plateau=file)
+    merged = model.cache_fingerprint()
+    weights = tmp_path / "base" / "model.safetensors"
+    save_file({name: value.flip(0) for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    assert model.cache_fingerprint() == merged
+    model.merge(file)
+    again = model.cache_fingerprint()
+    model.merge(None)
+    assert len({merged, again, model.cache_fingerprint()}) == 3
+    assert model.cache_fingerprint() == load("llava", plateau="none").cache_fingerprint()
+    assert model.cache_fingerprint() != load("llava", dtype="bfloat16").cache_fingerprint()
+
+
 def test_plain_and_merged_runs_have_folders_of_their_own(load, pico, in_suite, tmp_path):
     model = load("llava")
     files = [evaluate(model, "mmstar", limit=1, gen_kwargs=SHORT, output=tmp_path).results_file]
