@@ -110,6 +110,27 @@ def test_plain_answers_are_the_stock_wrappers_and_garbage_costs_nothing(mode, lo
         assert writable(row["raw"]).strip() == given.strip() == writable(given).strip()
 
 
+OTHERS = [case for case in CASES if case[0] != "llava"]
+
+
+@pytest.mark.parametrize(("family", "mode"), OTHERS)
+def test_plain_answers_are_the_stock_wrappers_in_their_own_dtype(family, mode, load, pico, in_suite):
+    from plam_eval.model_wrappers.mixin import writable
+
+    model = load(family, mode, dtype=None)
+    ours = evaluate(model, "mmmu_val", limit=3, gen_kwargs=SHORT)
+    stock = evaluate(
+        model.wrapped_id,
+        "mmmu_val",
+        model_args=arguments(pico(family), dtype=None, device_map="cpu"),
+        limit=3,
+        gen_kwargs=SHORT,
+        force_simple=mode == "simple",
+    )
+    assert len(answers(ours)) == 3 and inputs(ours) == inputs(stock)
+    assert answers(ours) == {key: writable(text) for key, text in answers(stock).items()}
+
+
 def test_stock_wrapper_loses_the_run_to_an_unwritable_answer(pico, in_suite, tmp_path):
     """Why `writable` exists: if this stops failing, the mixin can stop replacing characters."""
     from openpyxl.utils.exceptions import IllegalCharacterError
