@@ -47,6 +47,7 @@ from transformers import (
 )
 
 from plam_eval.demo.questions import (
+    CHINESE,
     FIXED_PHRASES,
     FORMS,
     KINDS,
@@ -84,9 +85,9 @@ class Settings:
 
     seed: int = 0
     tower_steps: int = 1200
-    base_steps: int = 4500
+    base_steps: int = 3600
     mllm_steps: int = 3000
-    describing_steps: int = 1400  # at the start of base and mllm: three descriptions and two questions a sequence
+    describing_steps: int = 500  # at the start of base and mllm: three descriptions and two questions a sequence
     scenes_per_step: int = 16
     questions_per_scene: int = 6
     base_lr: float = 5e-3  # Muon, for the decoder's matrices
@@ -243,7 +244,7 @@ def pixel_values(images: list[Any]) -> torch.Tensor:
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: frequent English words become one token each, Chinese characters stay single.
 
-    The phrases that every document of a task repeats are one token each, which makes sequences a third shorter.
+    The phrases that every document of a task repeats are one token each too: sequences are then a third shorter.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -273,7 +274,11 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
                 yield f"{branch.text} ASSISTANT: {branch.answer}"
 
     tokenizer.train_from_iterator(corpus(), trainer)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in ("USER:", " ASSISTANT:", *FIXED_PHRASES)])
+    # A place is one token, " top left", and so is a Chinese word: what has to be looked up is then one thing to match.
+    words = [" " + position for position in POSITIONS]
+    words += [word for english, word in CHINESE.items() if english not in DIGITS and len(word) > 1]
+    phrases = ("USER:", " ASSISTANT:", *FIXED_PHRASES, *words)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )

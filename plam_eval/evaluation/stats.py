@@ -44,10 +44,14 @@ def paired(first: pd.DataFrame, second: pd.DataFrame) -> Paired:
     both = first.merge(second, on=keys, how="outer", suffixes=("_first", "_second"), indicator=True)
     alone = both[both["_merge"] != "both"]
     if len(alone):
-        raise ValueError(f"{len(alone)} documents are in one run only, the first {tuple(alone[keys].iloc[0])}")
+        raise ValueError(f"{len(alone)} documents are in one run only, the first {_first(alone)}")
     changed = both[both["prompt_first"] != both["prompt_second"]]
     if len(changed):
-        raise ValueError(f"{len(changed)} prompts differ between the runs, the first {tuple(changed[keys].iloc[0])}")
+        raise ValueError(f"{len(changed)} prompts differ between the runs, the first {_first(changed)}")
     gained = int((both["score_second"] > both["score_first"]).sum())
     lost = int((both["score_second"] < both["score_first"]).sum())
     return Paired(gained, lost, len(both))
+
+
+def _first(rows: pd.DataFrame) -> str:
+    return f"document {rows['doc_id'].iloc[0]} of {rows['task'].iloc[0]}"

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from plam_eval import cli, doctor
+
+if TYPE_CHECKING:
+    from tests.pico import PicoPair
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def test_says_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED", ("torch", "transformers"))
+    monkeypatch.setattr(doctor, "_OPTIONAL", ("no_such_package",))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 0, result.output
+    assert "torch " in result.output and "qwen3-vl-8b" in result.output
+    assert "not installed (optional)" in result.output
+
+
+def test_a_missing_part_that_is_needed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED", ("torch", "no_such_package"))
+    monkeypatch.setattr(doctor, "_OPTIONAL", ())
+    assert runner.invoke(cli.app, ["doctor"]).exit_code == 1
+
+
+def test_shows_what_a_spec_would_merge(pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    pair = pico("llava")
+    arguments = ["doctor", "--model", str(pair.mllm), "--base", str(pair.base), "--layers", "1:3", "--modules", "qk"]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "2 x 64 x 64, float32 and float32" in result.output  # q_proj of two layers
+    assert "2 x 32 x 64" in result.output  # k_proj: one head of 32
+    assert "o_proj" not in result.output
+    # q 64 x 64 and k 32 x 64, two layers, four bytes
+    assert f"{2 * (64 * 64 + 32 * 64) * 4 / 1e6:.1f} MB of the base" in result.output
+
+
+def test_faults_are_the_last_words(
+    pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    pair = pico("llava")
+    arguments = ["plam", "doctor", "--model", str(pair.mllm), "--base", str(pair.base), "--layers", "2:9"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "has 4 decoder layers" in capsys.readouterr().err
+
+
+def test_a_model_needs_a_spec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    monkeypatch.setattr("sys.argv", ["plam", "doctor", "--model", "some/model"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "name one with --plateau" in capsys.readouterr().err
