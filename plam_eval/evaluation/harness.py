@@ -365,6 +365,7 @@ def _write(
         raise EvaluationError(f"lmms-eval could not write {', '.join(missing)}; look for its warning above")
     return file
 
+
 # --- what a sample log holds ------------------------------------------------------------------------------------------
 
 
