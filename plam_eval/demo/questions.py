@@ -64,7 +64,7 @@ class Question:
 
 
 def describe(scene: Scene, rng: random.Random, language: str = "en") -> str:
-    """The whole scene in words, its cells in random order: "top left: red circle. bottom left: empty. ..."."""
+    """The whole scene in words, its cells in random order: "top left red circle. bottom left empty. ..."."""
     order = rng.sample(range(4), 4)
     if language == "zh":
         parts = []
@@ -73,7 +73,7 @@ def describe(scene: Scene, rng: random.Random, language: str = "en") -> str:
             said = CHINESE[thing.color] + CHINESE[thing.shape] if thing else CHINESE["empty"]
             parts.append(f"{CHINESE[POSITIONS[i]]}{said}。")
         return "".join(parts)
-    return " ".join(f"{POSITIONS[i]}: {scene.cells[i] or 'empty'}." for i in order)
+    return " ".join(f"{POSITIONS[i]} {scene.cells[i] or 'empty'}." for i in order)
 
 
 def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:

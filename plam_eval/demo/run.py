@@ -141,14 +141,15 @@ def table(demo: Demo) -> Table:
     result = Table(title="Accuracy on the offline suite", title_justify="left", caption_justify="left")
     for name in ("task", "documents", "text prior", "plain", "95 %", "merged", "gained", "lost", "p"):
         result.add_column(name, justify="left" if name == "task" else "right")
-    for task in dict.fromkeys(plain["task"]):
+    tasks = [task for task in hub.TASKS if (plain["task"] == task).any()]
+    for task in tasks:
         one, other = plain[plain["task"] == task], merged[merged["task"] == task]
         pair = stats.paired(one, other)
         low, high = stats.proportion_interval(round(one["score"].sum()), len(one))
         result.add_row(
-            str(task),
+            task,
             str(len(one)),
-            f"{prior[str(task)]:.2f}",
+            f"{prior[task]:.2f}",
             f"{one['score'].mean():.3f}",
             f"{low:.2f} to {high:.2f}",
             f"{other['score'].mean():.3f}",
@@ -160,7 +161,7 @@ def table(demo: Demo) -> Table:
     means = [demo.runs[label].accuracy().mean() for label in LABELS]
     result.add_section()
     result.add_row(
-        *("mean", str(len(plain)), f"{sum(prior.values()) / len(prior):.2f}", f"{means[0]:.3f}", ""),
+        *("mean", str(len(plain)), f"{sum(prior[task] for task in tasks) / len(tasks):.2f}", f"{means[0]:.3f}", ""),
         *(f"{means[1]:.3f}", str(pair.gained), str(pair.lost), f"{pair.p:.2f}"),
         style="bold",
     )

@@ -96,10 +96,10 @@ def test_word_forms_expect_the_word() -> None:
 def test_describe_tells_every_cell_in_both_languages() -> None:
     said = describe(SCENE, random.Random(0))
     assert sorted(said.rstrip(".").split(". ")) == [
-        "bottom left: empty",
-        "bottom right: red 1",
-        "top left: red circle",
-        "top right: blue 3",
+        "bottom left empty",
+        "bottom right red 1",
+        "top left red circle",
+        "top right blue 3",
     ]
     assert describe(SCENE, random.Random(0), "zh").count("。") == 4
     assert "左上角红色圆形。" in describe(SCENE, random.Random(0), "zh")

@@ -37,7 +37,7 @@ def _write(folder: Path, tasks: dict[str, list[dict[str, Any]]], date: str = "20
     for task, rows in tasks.items():
         (folder / f"{date}_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = folder / f"{date}_results.json"
-    file.write_text(json.dumps({"configs": dict.fromkeys(tasks, {}), "results": {}}))
+    file.write_text(json.dumps({"configs": {task: {} for task in tasks}, "results": {}}))
     return file
 
 
@@ -68,7 +68,7 @@ def test_the_newest_run_of_a_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_missing_results_or_samples_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RecordError, match="no \\*_results.json"):
+    with pytest.raises(RecordError, match=r"no \*_results\.json"):
         read_run(tmp_path)
     file = _write(tmp_path, {"yes": [_sample("yes")]})
     (tmp_path / "20260101_000000_samples_yes.jsonl").unlink()

@@ -37,5 +37,5 @@ def test_paired_goes_by_document_not_by_row() -> None:
 def test_other_documents_or_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="1 documents are in one run only, the first document 2 of pope"):
         paired(_samples([1, 0, 1]), _samples([1, 0]))
-    with pytest.raises(ValueError, match="2 prompts differ .* document 0 of pope"):
+    with pytest.raises(ValueError, match=r"2 prompts differ .* document 0 of pope"):
         paired(_samples([1, 0]), _samples([1, 0], prompt="!"))
