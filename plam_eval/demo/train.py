@@ -86,17 +86,21 @@ class Settings:
 
     seed: int = 0
     tower_steps: int = 1200
-    base_steps: int = 3600
+    base_steps: int = 3200
     mllm_steps: int = 3000
-    describing_steps: int = 300  # at the start of base and mllm: three descriptions and two questions a sequence
+    base_describing_steps: int = 700  # at the start: three descriptions and two questions a sequence
+    mllm_describing_steps: int = 300
     scenes_per_step: int = 16
     questions_per_scene: int = 6
     base_lr: float = 5e-3  # Muon, for the decoder's matrices
     mllm_lr: float = 2e-3
     other_lr: float = 3e-3  # AdamW, for embeddings, norms, head, tower and projector
 
-    def description_weight(self, step: int) -> float:
-        return 1.5 if step < self.describing_steps else 0.5
+    def describing(self, stage: str, step: int) -> bool:
+        return step < (self.base_describing_steps if stage == "base" else self.mllm_describing_steps)
+
+    def description_weight(self, stage: str, step: int) -> float:
+        return 1.5 if self.describing(stage, step) else 0.5
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) 
             continue
         if question.is_yes_no:
             form = rng.choice(tuple(YES_NO_FORMS))
-        elif question.kind == "match" or rng.random() < 0.7:
+        elif question.kind == "match" or rng.random() < 0.5:
             form = rng.choice([f for f in LETTER_FORMS if question.kind != "match" or f != "mmbench_cn"])
         else:
             form = rng.choice(tuple(WORD_FORMS))
@@ -541,7 +545,7 @@ def _batches(
     def at(step: int) -> Batch:
         rng = random.Random(f"{settings.seed}:{stage}:{step}")
         scenes = [scene_of("train", rng) for _ in range(settings.scenes_per_step)]
-        if step < settings.describing_steps:
+        if settings.describing(stage, step):
             return make_batch(scenes, rng, encode, images=images, questions=2, descriptions=3)
         return make_batch(scenes, rng, encode, images=images, questions=settings.questions_per_scene)
 
@@ -582,7 +586,7 @@ def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[Llama
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
     groups = optimizers(model.model.layers, [(others, settings.other_lr)], settings.base_lr)
     best = Stage("base", model, groups, settings.base_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight(step)),
+        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight("base", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
@@ -610,7 +614,7 @@ def train_mllm(
     ]
     groups = optimizers(decoder.layers, rest, settings.mllm_lr)
     best = Stage("mllm", model, groups, settings.mllm_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight(step)),
+        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight("mllm", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best

@@ -67,7 +67,16 @@ def test_pixels_are_those_of_the_saved_image_processor(encode: Encoder) -> None:
 
 def _main(monkeypatch: pytest.MonkeyPatch, folder: Path, *extra: str) -> None:
     tiny = ["--tower-steps", "3", "--base-steps", "6", "--mllm-steps", "3", "--scenes-per-step", "2"]
-    tiny += ["--questions-per-scene", "2", "--describing-steps", "2", "--threads", "1"]
+    tiny += [
+        "--questions-per-scene",
+        "2",
+        "--base-describing-steps",
+        "2",
+        "--mllm-describing-steps",
+        "1",
+        "--threads",
+        "1",
+    ]
     arguments = ["train", "--output", str(folder / "pair"), "--work", str(folder / "work"), *tiny, *extra]
     monkeypatch.setattr(sys, "argv", arguments)
     train.main()
@@ -119,5 +128,7 @@ def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 
 
-def test_settings_are_the_recorded_ones() -> None:
-    assert Settings().description_weight(0) > Settings().description_weight(Settings().describing_steps)
+def test_descriptions_weigh_more_at_the_start_of_either_stage() -> None:
+    settings = Settings(base_describing_steps=3, mllm_describing_steps=1)
+    weights = {stage: [settings.description_weight(stage, step) for step in range(5)] for stage in ("base", "mllm")}
+    assert weights == {"base": [1.5, 1.5, 1.5, 0.5, 0.5], "mllm": [1.5, 0.5, 0.5, 0.5, 0.5]}
