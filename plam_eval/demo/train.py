@@ -50,11 +50,11 @@ from plam_eval.demo.questions import (
     CHINESE,
     FIXED_PHRASES,
     FORMS,
-    KINDS,
     LETTER_FORMS,
     WORD_FORMS,
     WORD_KINDS,
     YES_NO_FORMS,
+    YES_NO_KINDS,
     Question,
     ask,
     describe,
@@ -87,7 +87,7 @@ class Settings:
     seed: int = 0
     tower_steps: int = 1200
     base_steps: int = 3200
-    mllm_steps: int = 3000
+    mllm_steps: int = 2400
     base_describing_steps: int = 700  # at the start: three descriptions and two questions a sequence
     mllm_describing_steps: int = 300
     scenes_per_step: int = 16
@@ -125,14 +125,16 @@ def match_question(rng: random.Random) -> Question:
 
 
 def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) -> list[Branch]:
-    """`count` questions about a scene, in prompt forms of the nine tasks; about half ask for a letter."""
+    """`count` questions about a scene, in the prompt forms of the nine tasks.
+
+    About a third each ask for a letter, for a word, and for yes or no.
+    """
     branches: list[Branch] = []
-    word_kinds = tuple(WORD_KINDS)
     while len(branches) < count:
         if with_match and rng.random() < 0.08:
             question: Question | None = match_question(rng)
         else:
-            question = ask(scene, rng.choice(word_kinds if rng.random() < 0.7 else tuple(KINDS)), rng)
+            question = ask(scene, rng.choice(tuple(WORD_KINDS if rng.random() < 0.65 else YES_NO_KINDS)), rng)
         if question is None:
             continue
         if question.is_yes_no:
