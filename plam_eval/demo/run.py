@@ -70,14 +70,14 @@ def run(folder: Path, *, documents: int = 120, limit: int | None = None, fresh: 
     """
     console = Console()
     suite = prepare(folder / "suite", documents)
-    console.print(f"Offline suite: nine benchmarks, {limit or documents} documents each, in {suite}")
+    console.print(f"Offline suite: nine benchmarks, {limit or documents} documents each, in {_near(suite)}")
     runs: dict[str, records.Run] = {}
     for label, plateau in LABELS.items():
         words = command(plateau, f"../{label}", limit)
         output, done = folder / label, folder / label / "finished.json"
         identity = _identity(suite, words)
         if not fresh and done.is_file() and json.loads(done.read_text()) == identity:
-            console.print(f"{label}: already evaluated ({output})")
+            console.print(f"{label}: already evaluated ({_near(output)})")
         else:
             console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
             shutil.rmtree(output, ignore_errors=True)
@@ -134,13 +134,18 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def _near(path: Path) -> Path:
+    """Relative to the working directory where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def table(demo: Demo) -> Table:
     """Accuracy by task, plain beside merged, and the paired comparison."""
     prior = hub.text_prior(demo.suite)
     plain, merged = demo.runs["plain"].samples, demo.runs["merged"].samples
     result = Table(title="Accuracy on the offline suite", title_justify="left", caption_justify="left")
-    for name in ("task", "documents", "text prior", "plain", "95 %", "merged", "gained", "lost", "p"):
-        result.add_column(name, justify="left" if name == "task" else "right")
+    for name in ("task", "n", "prior", "plain", "95 %", "merged", "gained", "lost", "p"):
+        result.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     tasks = [task for task in hub.TASKS if (plain["task"] == task).any()]
     for task in tasks:
         one, other = plain[plain["task"] == task], merged[merged["task"] == task]
@@ -166,8 +171,9 @@ def table(demo: Demo) -> Table:
         style="bold",
     )
     result.caption = (
-        "Text prior: the best a reader of the question alone can do. Gained and lost: documents that only the merged\n"
-        "or only the plain model answers right; p: exact McNemar test. MME here counts single questions."
+        "prior: what a reader of the question alone can reach; 95 %: interval of plain.\n"
+        "gained, lost: documents that only the merged, or only the plain model answers right; p: exact McNemar\n"
+        "test. MME counts single questions here; the stock scores are in the results files."
     )
     return result
 
@@ -176,16 +182,17 @@ def report(demo: Demo) -> None:
     """Print the merge, the table and what to try next."""
     from plam_eval.merging.merge import MergeReport
 
-    console = Console(width=max(Console().width, 100))
+    console = Console(width=max(Console().width, 110))
     merge = demo.runs["merged"].results["plam_eval"]["provenance"]["merge"]
     console.print()
     console.print(MergeReport.from_dict(merge).table())
     console.print(table(demo))
     for label, evaluated in demo.runs.items():
-        console.print(f"{label}: {evaluated.file}", highlight=False)
+        console.print(f"{label}: {_near(evaluated.file)}", highlight=False)
     console.print(
         f"""
-What to try next, in the suite's folder (cd {demo.suite}):
+What to try next, with the environment active (source .venv/bin/activate) and in the suite's folder
+(cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
   other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8"))}
   a control         {shlex.join(command("demo,rule=self_scale", "../self-scale"))}
   before you merge  plam doctor --model pair/mllm --plateau demo

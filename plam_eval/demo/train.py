@@ -86,8 +86,8 @@ class Settings:
 
     seed: int = 0
     tower_steps: int = 1200
-    base_steps: int = 3200
-    mllm_steps: int = 2400
+    base_steps: int = 3600
+    mllm_steps: int = 1400
     base_describing_steps: int = 700  # at the start: three descriptions and two questions a sequence
     mllm_describing_steps: int = 300
     scenes_per_step: int = 16
