@@ -171,9 +171,9 @@ def table(demo: Demo) -> Table:
         style="bold",
     )
     result.caption = (
-        "prior: what a reader of the question alone can reach; 95 %: interval of plain.\n"
-        "gained, lost: documents that only the merged, or only the plain model answers right; p: exact McNemar\n"
-        "test. MME counts single questions here; the stock scores are in the results files."
+        "prior: what a reader of the question alone can reach; 95 %: interval of plain\n"
+        "gained, lost: documents that only the merged, or only the plain model answers right\n"
+        "p: exact McNemar test. MME counts single questions here; results files have the stock scores"
     )
     return result
 
