@@ -80,8 +80,8 @@ def run(folder: Path, *, documents: int = 120, limit: int | None = None, fresh: 
             console.print(f"{label}: already evaluated ({_near(output)})")
         else:
             console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
-            shutil.rmtree(output, ignore_errors=True)
-            output.mkdir(parents=True)
+            output.mkdir(parents=True, exist_ok=True)
+            done.unlink(missing_ok=True)
             _evaluate(words, suite, output / "lmms-eval.log", label, console)
             partial = done.with_suffix(".partial")
             partial.write_text(json.dumps(identity, indent=2))
@@ -100,21 +100,22 @@ def _evaluate(words: list[str], suite: Path, log: Path, label: str, console: Con
         stderr=subprocess.STDOUT,
     )
     assert process.stdout is not None
+    before = len(records.result_files(log.parent))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with log.open("wb") as file, Progress(*columns, console=console) as progress:
+    with process, log.open("wb") as file, Progress(*columns, console=console) as progress:
         bar = progress.add_task(f"{label}: starting lmms-eval", total=100)
         while chunk := os.read(process.stdout.fileno(), 65536):
             file.write(chunk)
             if found := _PROGRESS.findall(chunk.decode(errors="replace")):
                 progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
         progress.update(bar, description=f"{label}: done")
-    code = process.wait()
-    if code or not any(log.parent.rglob("*_results.json")):
+    code = process.returncode
+    if code or len(records.result_files(log.parent)) <= before:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise DemoError(f"the {label} evaluation failed (exit status {code}); the end of {log}:\n{tail}")
 

@@ -38,14 +38,19 @@ class Run:
         return self.samples.groupby("task", sort=False)["score"].mean()
 
 
+def result_files(folder: Path) -> list[Path]:
+    """Results JSONs below `folder`, oldest first. Tasks write files of a like name into `submissions`; those are not."""
+    files = [file for file in folder.rglob("*_results.json") if file.parent.name != "submissions"]
+    return sorted(files, key=lambda file: file.name)
+
+
 def read_run(path: str | Path) -> Run:
     """Read a results JSON, or the newest one below a folder, with its sample logs.
 
     Raises RecordError when there is none, or its samples are missing (lmms-eval writes them with `--log_samples`).
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.rglob("*_results.json"), key=lambda file: file.name)
-    files = [file for file in files if file.parent.name != "submissions"]
+    files = [path] if path.is_file() else result_files(path)
     if not files:
         raise RecordError(f"no *_results.json below {path}: expected the --output_path of an lmms-eval run")
     file = files[-1]
