@@ -39,7 +39,7 @@ class Run:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """Results JSONs below `folder`, oldest first. Tasks write files of a like name into `submissions`; those are not."""
+    """Results JSONs below `folder`, oldest first, without the files of like names that tasks put into `submissions`."""
     files = [file for file in folder.rglob("*_results.json") if file.parent.name != "submissions"]
     return sorted(files, key=lambda file: file.name)
 
