@@ -675,7 +675,6 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings(**{name: getattr(arguments, name) for name in asdict(Settings())})
     torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     arguments.work.mkdir(parents=True, exist_ok=True)
 
     encode = Encoder(tokenizer_of(settings, arguments.work))
@@ -702,4 +701,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # of the whole process, so not in main(), which others may call
     main()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_pixels_are_those_of_the_saved_image_processor(encode: Encoder) -> None:
     assert torch.allclose(processed, train.pixel_values([image]), rtol=0, atol=1e-6)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Training sets the process's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def _main(monkeypatch: pytest.MonkeyPatch, folder: Path, *extra: str) -> None:
     tiny = ["--tower-steps", "3", "--base-steps", "6", "--mllm-steps", "3", "--scenes-per-step", "2"]
     tiny += [
@@ -82,6 +91,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, folder: Path, *extra: str) -> None:
     train.main()
 
 
+@pytest.mark.usefixtures("threads")
 def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
