@@ -45,7 +45,8 @@ def check_installation(console: Console) -> bool:
             table.add_row(module, "", "not installed" + (" (optional)" if module in _OPTIONAL else ""))
             continue
         try:
-            importlib.import_module(module)
+            # `import vllm` loads nothing; this loads the engine.
+            importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
             works = "[green]yes[/]"
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
             # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.

