@@ -411,7 +411,7 @@ def _plain_source(target: Parameters, state: _State, checkpoint: str | Path | Ch
 def merged_weights(
     weights: Iterable[tuple[str, Tensor]],
     spec: PlateauSpec | None,
-    base: Checkpoint,
+    base: Checkpoint | None,
     dtype: torch.dtype | None,
     on_report: Callable[[MergeReport], None] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
@@ -423,7 +423,7 @@ def merged_weights(
     Args:
         weights: tensors as stored, named as in a checkpoint.
         spec: what to merge; None passes everything through.
-        base: the base LLM.
+        base: the base LLM; None is the spec's own.
         dtype: dtype to round merged tensors to; None is each tensor's own.
         on_report: called with the report after the last tensor.
 
@@ -433,6 +433,7 @@ def merged_weights(
     """
     if spec is None:
         return iter(weights)
+    base = base or Checkpoint.open(spec.base_model)
     faults = Faults()
     there = locate(base, spec, faults)
     faults.raise_any()

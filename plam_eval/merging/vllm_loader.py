@@ -1,0 +1,454 @@
+"""vLLM on merged weights: `load_format="plam"`, and the re-merge of a running engine.
+
+The only module that knows vLLM's internals. vLLM finds it through two groups of entry points: `vllm.general_plugins`
+(`register`, in every process) and `vllm.endpoint_plugins` (`MergeEndpoint`, in an API server that names it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import hmac
+import inspect
+import ipaddress
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import set_current_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.version import __version__ as VLLM_VERSION
+
+from plam_eval.merging.checkpoint import Checkpoint, MergeError
+from plam_eval.merging.merge import MergeReport, merged_weights
+from plam_eval.merging.names import decoder_tensor
+from plam_eval.merging.plan import plan_merge
+from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, SpecError, load_spec
+
+LOAD_FORMAT = "plam"
+TESTED_VERSIONS = ("0.32.0",)
+REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
+
+# In vLLM's own namespace: its logging is configured for that one alone.
+logger = init_logger("vllm.plam_eval")
+
+_STATE = "_plam_state"
+_OPTIONS = ("plateau", *OVERRIDE_KEYS)
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _State:
+    """Kept on a worker's model: what it was merged by, and from which files."""
+
+    spec: PlateauSpec | None = None
+    report: MergeReport | None = None
+    identity: dict[str, Any] | None = None
+
+
+class PlamModelLoader(DefaultModelLoader):
+    """vLLM's default loader on merged weights.
+
+    `model_loader_extra_config` takes `plateau` (name, path, mapping or "none") and the overrides of the wrappers, next
+    to the default loader's own keys. Tensors are merged as they stream from the checkpoint, before vLLM fuses and
+    shards them, so that every tensor-parallel size holds slices of the same bits.
+
+    Raises:
+        SpecError, MergeError: before the first tensor is loaded where headers show it.
+    """
+
+    def __init__(self, load_config: Any) -> None:
+        options, rest = _split(load_config.model_loader_extra_config)
+        self.spec = load_spec(options.pop("plateau", None), options)
+        super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=rest))
+
+    def get_all_weights(self, model_config: Any, model: nn.Module) -> Generator[tuple[str, Tensor], None, None]:
+        """The checkpoint's (name, tensor) pairs, merged as the spec says, in the dtype the model runs in."""
+        weights = super().get_all_weights(model_config, model)
+        if getattr(model_config, "runner_type", None) == "draft":  # a speculative draft model has no plateau
+            yield from weights
+            return
+        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        setattr(model, _STATE, _State(identity=checkpoint.identity()))
+        if self.spec is None:
+            yield from weights
+            return
+        plan = plan_merge(self.spec, model=checkpoint, base=Checkpoint.open(self.spec.base_model))
+
+        def on_report(report: MergeReport) -> None:
+            report = dataclasses.replace(report, model=checkpoint.name, warnings=plan.warnings)
+            setattr(model, _STATE, _State(self.spec, report, checkpoint.identity()))
+            logger.info("%s", report)
+
+        yield from merged_weights(weights, self.spec, None, model_config.dtype, on_report)
+
+
+def _split(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our options, and those of vLLM's default loader."""
+    extra = dict(extra or {})
+    return {key: extra.pop(key) for key in _OPTIONS if key in extra}, extra
+
+
+def register() -> None:
+    """Make `load_format="plam"` known to vLLM; called by vLLM in every one of its processes, any number of times."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor import model_loader
+
+    if model_loader._LOAD_FORMAT_TO_MODEL_LOADER.get(LOAD_FORMAT) is not PlamModelLoader:
+        register_model_loader(LOAD_FORMAT)(PlamModelLoader)
+    stock = EngineArgs.create_engine_config
+    if hasattr(stock, "_plam_eval"):
+        return
+
+    @functools.wraps(stock)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.load_format == LOAD_FORMAT:
+            _prepare(self)
+        return stock(self, *args, **kwargs)
+
+    create_engine_config._plam_eval = True  # type: ignore[attr-defined]
+    EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+
+
+def _prepare(arguments: Any) -> None:
+    """Check the spec in the process the user started: what fails in a worker ends with vLLM's message, not ours.
+
+    The workers get the spec itself, which need not exist as a file where they run.
+    """
+    options, rest = _split(arguments.model_loader_extra_config)
+    spec = load_spec(options.pop("plateau", None), options)
+    if spec is not None:
+        model = Checkpoint.open(arguments.model, revision=arguments.revision)
+        plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model))
+    arguments.model_loader_extra_config = {**rest, "plateau": spec.to_dict() if spec is not None else None}
+    if not arguments.worker_extension_cls:
+        arguments.worker_extension_cls = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
+
+
+# ---- re-merging, in a worker -----------------------------------------------------------------------------------------
+
+
+def remerge_way() -> tuple[str, str]:
+    """How a running engine is re-merged under the installed vLLM: "layers" or "all", and why.
+
+    "layers" reloads only the attention and MLP blocks whose weights change, through functions that vLLM does not
+    promise to keep. "all" is vLLM's own `reload_weights`: every tensor is read and loaded again.
+    """
+    try:
+        from vllm.model_executor.model_loader.reload.layerwise import (
+            finalize_layerwise_reload,
+            initialize_layerwise_reload,
+        )
+    except ImportError as error:
+        return "all", f"vLLM {VLLM_VERSION} has no layerwise reload ({error})"
+    taken = [*inspect.signature(initialize_layerwise_reload).parameters]
+    if taken != ["model"] or not callable(finalize_layerwise_reload):
+        return "all", f"vLLM {VLLM_VERSION} has another layerwise reload (takes {', '.join(taken)})"
+    if VLLM_VERSION.split("+")[0] not in TESTED_VERSIONS:
+        return "all", f"vLLM {VLLM_VERSION} was never tested here ({', '.join(TESTED_VERSIONS)} was)"
+    return "layers", f"vLLM {VLLM_VERSION} is a tested version"
+
+
+class PlateauWorker:
+    """What `worker_extension_cls` adds to vLLM's workers; called by name through `collective_rpc`."""
+
+    def plam_state(self) -> dict[str, Any]:
+        """Spec and merge report of this worker's model (None and None when plain)."""
+        state = _state(self)
+        return {
+            "spec": state.spec.to_dict() if state.spec else None,
+            "digest": state.spec.digest() if state.spec else None,
+            "report": state.report.to_dict() if state.report else None,
+        }
+
+    def plam_merge(self, spec: dict[str, Any] | None) -> dict[str, Any]:
+        """Bring the model to `spec` (None: back to plain), on all workers or on none.
+
+        The caller sees to it that no request is running, and resets the prefix cache: `merge_engine` does both.
+
+        Returns:
+            {"report": ...}, or {"faults": [...]} with the old weights in place. After a failure that left neither the
+            old nor the new weights, also {"broken": why}: this engine refuses to generate from then on.
+        """
+        parallel = self.vllm_config.parallel_config  # type: ignore[attr-defined]
+        if parallel.data_parallel_size > 1:
+            fault = f"this engine has {parallel.data_parallel_size} data-parallel replicas; start it with the new spec"
+            return {"faults": [fault]}
+        old = _state(self)
+        try:
+            wanted = PlateauSpec.model_validate(spec) if spec is not None else None
+            new, faults = _reload(self, old, wanted), list[str]()
+        except Exception as error:
+            new, faults = old, _faults(error)
+        faults = _all_workers(faults)
+        if not faults:
+            setattr(self.get_model(), _STATE, new)  # type: ignore[attr-defined]
+            return {"report": new.report.to_dict() if new.report else None}
+        try:
+            _reload(self, old, old.spec, checked=True)
+            broken = _all_workers([])
+        except Exception as error:
+            logger.exception("going back to the weights of before failed")
+            broken = _all_workers(_faults(error))
+        if not broken:
+            return {"faults": faults}
+        why = (
+            "plam-eval: a re-merge failed and so did the way back, so this engine holds neither the old nor the new "
+            f"weights; start it again. Failed: {'; '.join(faults)}. Way back: {'; '.join(broken)}"
+        )
+        _refuse_to_generate(self, why)
+        return {"faults": faults, "broken": why}
+
+
+def _state(worker: Any) -> _State:
+    return getattr(worker.get_model(), _STATE, _State())
+
+
+def _faults(error: Exception) -> list[str]:
+    if isinstance(error, MergeError):
+        return error.faults
+    return [str(error) if isinstance(error, SpecError) else f"{type(error).__name__}: {error}"]
+
+
+def _all_workers(faults: list[str]) -> list[str]:
+    """The faults of all workers of this engine, on each of them: they go on together, or back together."""
+    from torch import distributed
+    from vllm.distributed.parallel_state import get_world_group
+
+    group = get_world_group()
+    if group.world_size == 1:
+        return faults
+    gathered: list[Any] = [None] * group.world_size
+    distributed.all_gather_object(gathered, faults, group=group.cpu_group)
+    return list(dict.fromkeys(fault for part in gathered for fault in part))
+
+
+def _refuse_to_generate(worker: Any, why: str) -> None:
+    def execute_model(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(why)
+
+    worker.model_runner.execute_model = execute_model
+
+
+def _reload(worker: Any, old: _State, spec: PlateauSpec | None, checked: bool = False) -> _State:
+    """Load the weights of `spec` into the worker's model, over those of `old`. `checked`: they were loaded before."""
+    model_config = worker.vllm_config.model_config
+    checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+    identity = checkpoint.identity()
+    if old.identity is not None and identity != old.identity:
+        raise MergeError(
+            f"{checkpoint.name}: changed since the engine loaded it (was {old.identity}, is {identity}); start the "
+            "engine again"
+        )
+    warnings: tuple[str, ...] = ()
+    if spec is not None and not checked:
+        warnings = plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model)).warnings
+    reports: list[MergeReport] = []
+    blocks = _changed_blocks(old.spec, spec)
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        names = sorted((block, name) for name in checkpoint.names() if (block := _block(name)) in blocks)
+        stored = ((name, checkpoint.tensor(name)) for _, name in names)
+        return merged_weights(stored, spec, None, model_config.dtype, reports.append)
+
+    way, _ = remerge_way()
+    with set_current_vllm_config(worker.vllm_config), torch.inference_mode():
+        if way == "layers":
+            _reload_blocks(worker, stream())
+        else:
+            if not checked:  # vLLM's own reload cannot go back half-way, so all that may fail here has to fail first
+                for _ in stream():
+                    pass
+            _reload_all(worker, spec)
+    report = dataclasses.replace(reports[0], model=checkpoint.name, warnings=warnings) if reports else None
+    return _State(spec, report, identity)
+
+
+Block = tuple[int, str]
+"""A decoder layer's attention or MLP, such as (3, "self_attn"): what vLLM keeps under one module of the same name."""
+
+
+def _block(name: str) -> Block | None:
+    """Block of a tensor or module, by its name in a checkpoint or in vLLM; None outside the decoder layers."""
+    key = decoder_tensor(name)
+    return (key[0], key[1].split(".")[0]) if key else None
+
+
+def _changed_blocks(*specs: PlateauSpec | None) -> set[Block]:
+    from plam_eval.spec import MODULES
+
+    return {
+        (layer, MODULES[module].split(".")[0])
+        for spec in specs
+        if spec is not None
+        for layer in spec.layers
+        for module in spec.modules
+    }
+
+
+def _reload_blocks(worker: Any, stream: Iterable[tuple[str, Tensor]]) -> None:
+    """Load a stream that is ordered by block, one block at a time.
+
+    All of a block is merged before the block is touched: a fault in the data leaves it as it was.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+    )
+
+    model, model_config = worker.get_model(), worker.vllm_config.model_config
+    here = {  # with pipeline parallelism, not all of them
+        block: (name, module)
+        for name, module in model.named_modules()
+        if (block := _block(name)) is not None and name.endswith(f".{block[0]}.{block[1]}")
+    }
+    for block, pairs in itertools.groupby(stream, key=lambda pair: _block(pair[0])):
+        tensors = list(pairs)
+        if block not in here:
+            continue
+        name, module = here[block]
+        initialize_layerwise_reload(module)
+        loaded = model.load_weights(iter(tensors))
+        finalize_layerwise_reload(module, model_config)
+        expected = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+        on_meta = [parameter for parameter, tensor in module.named_parameters() if tensor.is_meta]
+        if on_meta or (loaded is not None and not loaded & expected):
+            raise RuntimeError(f"{name}: vLLM loaded {len(tensors)} tensors, but not into this module")
+
+
+def _reload_all(worker: Any, spec: PlateauSpec | None) -> None:
+    overrides = {"load_format": LOAD_FORMAT, "model_loader_extra_config": {"plateau": spec and spec.to_dict()}}
+    _, rest = _split(worker.vllm_config.load_config.model_loader_extra_config)
+    overrides["model_loader_extra_config"] = {**rest, **overrides["model_loader_extra_config"]}  # type: ignore[dict-item]
+    worker.update_config({"load_config": overrides})
+    worker.reload_weights()
+
+
+# ---- re-merging, from outside ----------------------------------------------------------------------------------------
+
+
+class EngineBrokenError(RuntimeError):
+    """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
+
+
+def _outcome(results: list[dict[str, Any]]) -> MergeReport | None:
+    for result in results:
+        if "broken" in result:
+            raise EngineBrokenError(result["broken"])
+    faults = [fault for result in results for fault in result.get("faults", ())]
+    if faults:
+        raise MergeError(*dict.fromkeys(faults))
+    report = results[0]["report"]
+    return MergeReport.from_dict(report) if report else None
+
+
+def merge_engine(
+    llm: Any, plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, **overrides: Any
+) -> MergeReport | None:
+    """Bring a running `vllm.LLM` to this plateau spec (None or "none": back to plain) and reset its caches.
+
+    Args:
+        llm: started with `load_format="plam"`, or with our `worker_extension_cls`.
+        plateau, overrides: as in `load_format="plam"`.
+
+    Raises:
+        SpecError, MergeError: the old weights are still in place.
+        EngineBrokenError: neither weights are; the engine refuses to generate.
+        RuntimeError: requests are running; nothing was changed.
+    """
+    spec = load_spec(plateau, overrides)
+    engine = llm.llm_engine
+    if engine.has_unfinished_requests():
+        raise RuntimeError("the engine has unfinished requests; collect their answers before another merge")
+    # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
+    if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
+        raise RuntimeError("vLLM could not reset its prefix cache, so its weights were left as they are")
+    engine.reset_encoder_cache()
+    return _outcome(llm.collective_rpc("plam_merge", args=(spec.to_dict() if spec is not None else None,)))
+
+
+class MergeEndpoint:
+    """HTTP routes of a vLLM API server that is started with `VLLM_PLUGINS=plam_eval`.
+
+    `GET /plam/state` says what the served weights are. `POST /plam/merge` takes a JSON object, `plateau` and overrides,
+    waits for running requests, re-merges and goes on. Only from this machine, unless `PLAM_MERGE_FROM_ANYWHERE=1` is
+    set in the server's environment; and with the server's API key, where it has one.
+    """
+
+    name = "plam_eval"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._keys: list[str] = []
+        self._one_at_a_time = asyncio.Lock()
+
+    def attach_router(self, app: Any) -> None:
+        app.add_api_route("/plam/state", self._answer(self._show), methods=["GET"])
+        app.add_api_route("/plam/merge", self._answer(self._merge), methods=["POST"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        self._engine = engine_client
+        self._keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
+
+    def _answer(self, route: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        from fastapi import Request
+        from fastapi.responses import JSONResponse
+
+        async def answer(request: Request) -> Any:
+            refused = self._refusal(request)
+            if refused:
+                return JSONResponse({"error": refused}, status_code=403)
+            try:
+                return JSONResponse(await route(request))
+            except (SpecError, MergeError, ValueError) as error:
+                return JSONResponse({"error": str(error)}, status_code=400)
+            except RuntimeError as error:
+                return JSONResponse({"error": str(error)}, status_code=500)
+
+        # FastAPI looks annotations up in the module's namespace, which knows nothing of FastAPI.
+        answer.__annotations__["request"] = Request
+        return answer
+
+    def _refusal(self, request: Any) -> str | None:
+        host = request.client.host if request.client else ""
+        if os.environ.get(REMOTE_SWITCH) != "1" and not _is_loopback(host):
+            return f"asked from {host}; expected from this machine (or {REMOTE_SWITCH}=1 in the server's environment)"
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if self._keys and not any(hmac.compare_digest(given, key.encode()) for key in self._keys):
+            return "no or wrong API key; expected the header Authorization: Bearer KEY"
+        return None
+
+    async def _show(self, request: Any) -> dict[str, Any]:
+        return (await self._engine.collective_rpc("plam_state"))[0]
+
+    async def _merge(self, request: Any) -> dict[str, Any]:
+        body = await request.json()
+        if not isinstance(body, dict) or "plateau" not in body:
+            raise ValueError('expected a JSON object with "plateau" (a name, a path, a spec, or "none")')
+        spec = load_spec(body.pop("plateau"), body)
+        async with self._one_at_a_time:
+            await self._engine.pause_generation(mode="wait", clear_cache=True)
+            try:
+                content = spec.to_dict() if spec is not None else None
+                report = _outcome(await self._engine.collective_rpc("plam_merge", args=(content,)))
+            finally:
+                await self._engine.resume_generation()
+        return {"digest": spec.digest() if spec is not None else None, "report": report.to_dict() if report else None}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
