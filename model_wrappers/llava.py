@@ -5,12 +5,12 @@ from __future__ import annotations
 from lmms_eval.models.chat.llava_hf import LlavaHf as StockChat
 from lmms_eval.models.simple.llava_hf import LlavaHf as StockSimple
 
-from plam_eval.model_wrappers.mixin import PlateauMixin
+from plam_eval.model_wrappers.hf import HFPlateauMixin
 
 
-class PlamLlava(PlateauMixin, StockSimple):
+class PlamLlava(HFPlateauMixin, StockSimple):
     model_id = "plam_llava"
 
 
-class PlamLlavaChat(PlateauMixin, StockChat):
+class PlamLlavaChat(HFPlateauMixin, StockChat):
     model_id = "plam_llava"

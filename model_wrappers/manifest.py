@@ -36,6 +36,7 @@ WRAPPERS: dict[str, Wrapper] = {
         Wrapper(
             "plam_qwen3_vl", "qwen3_vl", f"{_PACKAGE}.qwen3_vl.PlamQwen3VLChat", f"{_PACKAGE}.qwen3_vl.PlamQwen3VL"
         ),
+        Wrapper("plam_vllm", "vllm", f"{_PACKAGE}.vllm.PlamVLLMChat", f"{_PACKAGE}.vllm.PlamVLLM"),
         Wrapper("plam_internvl", "internvl_hf", f"{_PACKAGE}.internvl.PlamInternVLChat", None),
     )
 }

@@ -1,0 +1,193 @@
+"""HF models in lmms-eval's own wrappers, merged in place.
+
+A wrapper class is `class PlamX(HFPlateauMixin, StockX)`. The stock class loads the model, builds prompts and generates;
+the mixin decides where and in which dtype it loads, merges in place afterwards, and watches what is generated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from transformers import PreTrainedModel
+
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.merge import MergeReport, merge_in_place
+from plam_eval.merging.plan import plan_merge
+from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
+from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+class HFPlateauMixin(PlateauMixin):
+    """Merges at load time, runs where it is told, and keeps what it generates from costing a run.
+
+    Arguments it takes from model_args; all others go to the stock class unchanged:
+
+    - `plateau`: name or path of a plateau spec, "none" (the default) for the plain model; `base`, `layers`, `modules`,
+      `model_weight`, `base_weight`, `rule`, `seed` override single fields.
+    - `device`: "cpu", "cuda", "cuda:1"; default: CUDA where there is one. `device_map`: as transformers takes it.
+    - `dtype`: "float32", "bfloat16", "float16" or "auto"; default: the stock wrapper's.
+    - `max_error_share`: share of generations that may raise before the run fails; default 0.
+
+    Raises:
+        SpecError, MergeError: before the model is loaded where headers show it, otherwise with the model unchanged.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        plateau: str | Path | Mapping[str, Any] | PlateauSpec | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | None = None,
+        dtype: str | torch.dtype | None = None,
+        max_error_share: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        stock = stock_class(type(self))
+        parameters = inspect.signature(stock).parameters
+        overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
+        check_arguments(self.model_id, kwargs, parameters, ("device", "device_map", "dtype"))
+        check_share(max_error_share)
+        self.pretrained_name = str(pretrained or parameters["pretrained"].default)
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
+        spec = load_spec(plateau, overrides)
+        if spec is not None:  # headers are enough to find most faults, before minutes of loading
+            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model))
+
+        accelerator = Accelerator()
+        if accelerator.distributed_type in _SHARDED:
+            raise ValueError(
+                f"{self.model_id} runs one whole model per process, but the launcher asks for "
+                f"{accelerator.distributed_type.value}, which shards it; launch with --multi_gpu, or with one process "
+                "and device_map=auto"
+            )
+        place, mapped = _placement(device, device_map, accelerator)
+        wanted = _dtype(dtype)
+        if wanted is not None and "dtype" in parameters:
+            kwargs["dtype"] = wanted
+        with _one_process(stock), _loading_in(wanted if "dtype" not in parameters else None):
+            super().__init__(pretrained=self.pretrained_name, device=place, device_map=mapped, **kwargs)
+        self.accelerator = accelerator
+        self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self._generate = self.model.generate
+        self.model.generate = self._watched_generate
+        self._begin(checkpoint, kwargs, max_error_share)
+        self.merge(spec)
+
+    @property
+    def running_dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+        return merge_in_place(self.model, spec, checkpoint=self.checkpoint, base=base)
+
+    def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
+        if self._planned is None:
+            return self._generate(*args, **kwargs)
+        documents = len(kwargs["input_ids"])
+        self.journal.calls += documents
+        keys = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "use_cache")
+        self.journal.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += (
+            documents
+        )
+        try:
+            return self._generate(*args, **kwargs)
+        except Exception as error:
+            self._generation_raised(error, documents)
+            return kwargs["input_ids"]
+
+
+# --- what the stock classes assume -----------------------------------------------------------------------------------
+
+
+def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
+    if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    known = ("float32", "bfloat16", "float16")
+    if dtype not in known:
+        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(known)}")
+    return getattr(torch, dtype)
+
+
+def _placement(device: str | torch.device | None, device_map: str | None, accelerator: Accelerator) -> tuple[str, str]:
+    """(device, device_map) for the stock class, neither ever left to its default.
+
+    The stock classes default to CUDA, move inputs to "cuda" when `device_map` is "auto", and take `device_map` as
+    licence to forget their rank.
+    """
+    has_cuda = torch.cuda.is_available()
+    spread = device_map in ("auto", "balanced", "balanced_low_0", "sequential")
+    single = device_map if device_map and not spread else None
+    place = torch.device(device or single or ("cuda" if has_cuda else "cpu"))
+    if single and torch.device(single).type != place.type:
+        raise ValueError(f"device is {place} and device_map is {single}; give one of them")
+    if place.type == "cuda" and not has_cuda:
+        raise ValueError(f"device is {place}, but torch finds no CUDA device here; give device=cpu")
+    if place.type == "cuda" and place.index is None and accelerator.num_processes > 1 and not spread:
+        place = torch.device("cuda", accelerator.local_process_index)
+    if spread and place.type == "cuda":
+        return str(place), str(device_map)
+    return str(place), single or str(place)
+
+
+class _OneProcess:
+    """Stands in for `accelerate.Accelerator` while a stock wrapper is constructed.
+
+    For more than one process the stock constructors insist on CUDA and on a distributed type of their list, and then
+    only move the model to a device, which `_placement` has already decided.
+    """
+
+    num_processes = 1
+    process_index = local_process_index = 0
+    is_main_process = is_local_main_process = True
+    distributed_type = DistributedType.NO
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes whatever the stock wrapper hands to `Accelerator`."""
+
+    def unwrap_model(self, model: Any) -> Any:
+        return model
+
+
+@contextlib.contextmanager
+def _one_process(stock: type) -> Iterator[None]:
+    owner = next(cls for cls in stock.__mro__ if "__init__" in vars(cls))
+    module = sys.modules[owner.__module__]
+    real = module.Accelerator
+    module.Accelerator = _OneProcess  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.Accelerator = real  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _loading_in(dtype: str | torch.dtype | None) -> Iterator[None]:
+    """Models load in `dtype` meanwhile, whatever dtype the caller names: most stock wrappers hard-code bfloat16."""
+    if dtype is None:
+        yield
+        return
+    stock = vars(PreTrainedModel)["from_pretrained"]
+
+    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("torch_dtype", None)
+        kwargs["dtype"] = dtype
+        return stock.__func__(cls, *args, **kwargs)
+
+    setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))  # noqa: B010 (a method, to mypy)
+    try:
+        yield
+    finally:
+        setattr(PreTrainedModel, "from_pretrained", stock)  # noqa: B010

@@ -1,0 +1,169 @@
+"""Whatever vLLM serves, on merged weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.models.chat.vllm import VLLM as StockChat
+from lmms_eval.models.simple.vllm import VLLM as StockSimple
+
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.plan import plan_merge
+from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
+from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+
+_OURS = ("load_format", "model_loader_extra_config", "worker_extension_cls")
+
+
+class VLLMPlateauMixin(PlateauMixin):
+    """Merges while vLLM loads the checkpoint, and re-merges the running engine.
+
+    Arguments it takes from model_args; all others go to vLLM's engine:
+
+    - `pretrained`, `plateau` and its overrides, `max_error_share`: as in the HF wrappers.
+    - `max_new_tokens`: the limit where a task sets none; default 1024, as in lmms-eval's HF wrapper of LLaVA. A task's
+      own limit holds, unlike in the stock class, which takes the larger of the two.
+    - `until`: whether answers stop at the task's stop strings; default true. lmms-eval's chat-mode HF wrappers ignore
+      them.
+    - `device`: only to agree with what vLLM runs on, which the installed build decides.
+
+    Raises:
+        SpecError, MergeError: before the engine starts where headers show it.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        *,
+        plateau: str | Path | Mapping[str, Any] | PlateauSpec | None = None,
+        device: str | None = None,
+        max_new_tokens: int = 1024,
+        until: bool = True,
+        trust_remote_code: bool = False,
+        max_error_share: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
+
+        from plam_eval.merging import vllm_loader
+
+        parameters = inspect.signature(stock_class(type(self))).parameters
+        overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
+        engine = [field.name for field in dataclasses.fields(EngineArgs) if field.name not in _OURS]
+        check_arguments(self.model_id, kwargs, parameters, ("pretrained", "device", "until", *engine))
+        check_share(max_error_share)
+        if device is not None and device.split(":")[0] != current_platform.device_type:
+            raise ValueError(
+                f"device is {device}, but the installed vLLM runs on {current_platform.device_type}; leave device out "
+                "(which GPUs: CUDA_VISIBLE_DEVICES)"
+            )
+        self.pretrained_name = str(pretrained or parameters["model"].default)
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
+        spec = load_spec(plateau, overrides)
+        if spec is not None:  # the loader checks this as well, but after vLLM has looked at the whole machine
+            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model))
+
+        self.until = until
+        self._loader = vllm_loader
+        super().__init__(
+            model=self.pretrained_name,
+            max_new_tokens=max_new_tokens,
+            trust_remote_code=trust_remote_code,
+            load_format=vllm_loader.LOAD_FORMAT,
+            model_loader_extra_config={"plateau": spec.to_dict() if spec is not None else None},
+            **kwargs,
+        )
+        self._chat = self.client.chat
+        self.client.chat = self._watched_chat
+        self._penalty = self.client.get_default_sampling_params().repetition_penalty
+        self._begin(checkpoint, {**kwargs, "max_new_tokens": max_new_tokens, "until": until}, max_error_share)
+        self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
+
+    @property
+    def running_dtype(self) -> str:
+        return str(self.client.model_config.dtype).removeprefix("torch.")
+
+    def _report(self) -> MergeReport | None:
+        stored = self.client.collective_rpc("plam_state")[0]["report"]
+        return MergeReport.from_dict(stored) if stored else None
+
+    def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+        return self._loader.merge_engine(self.client, spec)
+
+    def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
+        remerge, why = self._loader.remerge_way()
+        engine = {"vllm": self._loader.VLLM_VERSION, "arguments": self._arguments, "remerge": f"{remerge}: {why}"}
+        return {**super().run_record(journals), "engine": engine}
+
+    # --- generation ---------------------------------------------------------------------------------------------------
+
+    def _select_max_new_tokens(self, request_max_new_tokens: Any) -> int:
+        return self.max_new_tokens if request_max_new_tokens is None else int(request_max_new_tokens)
+
+    def _build_sampling_params_dict(self, gen_kwargs: dict[str, Any]) -> dict[str, Any]:
+        parameters = super()._build_sampling_params_dict(gen_kwargs)
+        until = gen_kwargs.get("until") or []
+        stop = [until] if isinstance(until, str) else [text for text in until if text]
+        if stop and self.until:
+            parameters["stop"] = stop
+        # HF's generate takes it from the checkpoint's generation_config, which vLLM leaves out once it is given
+        # sampling parameters.
+        if self._penalty != 1:
+            parameters.setdefault("repetition_penalty", self._penalty)
+        return parameters
+
+    def _resolve_sampling_params(self, gen_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        given = dict(gen_kwargs or {})
+        given["max_new_tokens"] = self._select_max_new_tokens(given.get("max_new_tokens"))
+        return self._build_sampling_params_dict({"temperature": 0, "top_p": 0.95, **given})
+
+    def _watched_chat(self, messages: list[Any], sampling_params: Any, **kwargs: Any) -> list[Any]:
+        """`LLM.chat`, counted. A conversation that vLLM refuses becomes an empty answer, and not its whole batch."""
+        each = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(messages)
+        self.journal.calls += len(messages)
+        keys = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop")
+        for parameters in each:
+            self.journal.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
+        try:
+            return self._chat(messages=messages, sampling_params=each, **kwargs)
+        except ValueError as error:  # such as a prompt longer than max_model_len; an engine that died is another
+            if len(messages) == 1:
+                self._generation_raised(error, 1)
+                return [_EMPTY]
+        answers: list[Any] = []
+        for message, parameters in zip(messages, each, strict=True):
+            try:
+                answers += self._chat(messages=[message], sampling_params=[parameters], **kwargs)
+            except ValueError as error:
+                self._generation_raised(error, 1)
+                answers.append(_EMPTY)
+        return answers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answer:
+    outputs: tuple[_Text, ...] = (_Text(),)
+
+
+_EMPTY = _Answer()
+"""What a failed generation looks like to the stock class, which reads `outputs[0].text`."""
+
+
+class PlamVLLM(VLLMPlateauMixin, StockSimple):
+    model_id = "plam_vllm"
+
+
+class PlamVLLMChat(VLLMPlateauMixin, StockChat):
+    model_id = "plam_vllm"
