@@ -1,0 +1,131 @@
+"""The decoder of a multimodal LLM, and which of its input positions carry images.
+
+Everything is read from the model's own config and `get_decoder`, so it holds for any HF MLLM that splices image
+features into the token sequence in place of placeholder ids (LLaVA and NeXT, OneVision, Qwen-VL, InternVL, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TOKEN_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+_VISUAL_INPUTS = ("pixel_values", "image_patches", "image_embeds", "image_features", "video_embeds", "video_features")
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+class ProbeError(ValueError):
+    """A model or a call the probe cannot answer for; says what was found, what was expected, and what to do."""
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The module that runs the decoder layers: `get_decoder()`, followed until a module has `layers`.
+
+    Raises:
+        ProbeError: no such module, or one whose text does not see images through self-attention alone.
+    """
+    name, module, tried = type(model).__name__, model, []
+    for _ in range(4):
+        find = getattr(module, "get_decoder", None)
+        found = find() if callable(find) else getattr(module, "language_model", None)
+        if found is None or found is module:
+            break
+        module = found
+        tried.append(type(module).__name__)
+        if isinstance(getattr(module, "layers", None), nn.ModuleList):
+            break
+    layers = getattr(module, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise ProbeError(
+            f"{name}: found no decoder layers; looked for a ModuleList `layers` in what get_decoder() or "
+            f"`language_model` gives ({' -> '.join(tried) or 'nothing'}). Expected a decoder-only HF model"
+        )
+    config = _text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ProbeError(f"{name} is an encoder-decoder; expected a decoder-only model")
+    if getattr(config, "cross_attention_layers", None):
+        raise ProbeError(
+            f"{name} sees images through cross-attention layers; expected image features among the input tokens"
+        )
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_TYPES))
+    if kinds:
+        raise ProbeError(f"{name} has decoder layers of type {', '.join(kinds)}; expected {' or '.join(_LAYER_TYPES)}")
+    if len(layers) != config.num_hidden_layers:
+        raise ProbeError(
+            f"{name}: {len(layers)} decoder layers in {type(module).__name__}, but the config's num_hidden_layers is "
+            f"{config.num_hidden_layers}"
+        )
+    return module
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of an MLLM, first to last. Raises `ProbeError` as `decoder` does."""
+    layers = decoder(model).layers
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def has_sliding_layers(model: nn.Module) -> bool:
+    return "sliding_attention" in (getattr(_text_config(model), "layer_types", None) or ())
+
+
+def vision_token_ids(model: nn.Module) -> tuple[int, ...]:
+    """Placeholder ids that image or video features replace. Delimiters around them are text.
+
+    Raises:
+        ProbeError: the config names none.
+    """
+    found = (getattr(model.config, name, None) for name in _TOKEN_IDS)
+    ids = tuple(dict.fromkeys(value for value in found if isinstance(value, int)))
+    if not ids:
+        raise ProbeError(
+            f"{type(model).__name__}: its config ({type(model.config).__name__}) names no vision token; looked for "
+            f"{', '.join(_TOKEN_IDS)}. Expected a model that takes images as placeholder tokens"
+        )
+    return ids
+
+
+def vision_positions(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Where `input_ids` (documents, tokens) holds vision tokens, as booleans of the same shape."""
+    ids = torch.tensor(vision_token_ids(model), device=input_ids.device)
+    return torch.isin(input_ids, ids)
+
+
+def has_visual_input(inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward call's keyword arguments bring images or videos.
+
+    Without any, a placeholder id is a token like others: a model may well generate one.
+    """
+    for name, value in inputs.items():
+        if name == "mm_encoder_outputs":
+            if value and any(output is not None for output in value.values()):
+                return True
+        elif value is not None and name.startswith(_VISUAL_INPUTS):
+            return True
+    return False
+
+
+def attention_backend(model: nn.Module) -> str:
+    """The decoder's attention implementation, one that takes a mask over every (row, column): sdpa or eager.
+
+    Raises:
+        ProbeError: it is another one.
+    """
+    config: Any = decoder(model).config
+    backend = config._attn_implementation
+    if backend not in ("sdpa", "eager"):
+        raise ProbeError(
+            f"{type(model).__name__} runs with {backend} attention, which takes no mask of single positions; expected "
+            'sdpa or eager. Call model.set_attn_implementation("sdpa"), or load with attn_implementation="sdpa"'
+        )
+    return str(backend)
+
+
+def _text_config(model: nn.Module) -> Any:
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise ProbeError(f"{type(model).__name__} has no HF config; expected a model of transformers")
+    return config.get_text_config(decoder=True)

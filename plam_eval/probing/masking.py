@@ -1,0 +1,214 @@
+"""Hide the vision tokens of a multimodal LLM from a decoder layer on.
+
+The probe of PlaM (arXiv 2601.07645): with cut layer c, text sees the image in layers 0..c-1 and no longer in c..L-1.
+The full square attention mask stays, and the columns of all vision tokens are closed in it for the rows of text, in
+the prompt and in generated tokens alike. Delimiters, text, positions and the rows of the vision tokens themselves stay
+as they are. Because masks are causal anyway, text before an image is untouched.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from plam_eval.probing.decoder import (
+    ProbeError,
+    attention_backend,
+    decoder_layers,
+    has_visual_input,
+    vision_positions,
+    vision_token_ids,
+)
+
+_PROBED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@contextmanager
+def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
+    """While entered, text in decoder layers `from_layer` and later sees no vision token.
+
+    Holds for `model(...)` and `model.generate(...)`, with a dynamic KV cache or none. Prompts may be fed in pieces as
+    long as all of a cache is filled inside the context. With `from_layer` = L, or in a call without images, the model
+    is bit by bit the plain one.
+
+    Args:
+        model: an HF MLLM with sdpa or eager attention.
+        from_layer: the cut, 0 (blind) to L (the plain model).
+
+    Raises:
+        ProbeError: on entry, for a model, an attention backend or a cut that is not supported, or inside another probe
+            of the same model; in a call, where vision tokens cannot be told.
+    """
+    layers = decoder_layers(model)
+    vision_token_ids(model)
+    if not isinstance(from_layer, int) or not 0 <= from_layer <= len(layers):
+        raise ProbeError(f"from_layer is {from_layer!r}; expected an integer from 0 to {len(layers)}")
+    attention_backend(model)
+    with probing(model):
+        handles = _hide(model, layers, from_layer) if from_layer < len(layers) else []
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Claims a model's decoder: two probes at once would answer for neither."""
+    layers = decoder_layers(model)
+    if layers in _PROBED:
+        raise ProbeError(f"{type(model).__name__} is inside mask_vision or generate_all_cuts already; leave that first")
+    _PROBED.add(layers)
+    try:
+        yield
+    finally:
+        _PROBED.discard(layers)
+
+
+def square_mask(
+    mask: Tensor | None, hidden: Tensor, columns: int, first_column: int, past: int, backend: str
+) -> Tensor:
+    """The attention mask of a decoder layer in full.
+
+    transformers leaves it out where attention is plainly causal and no column is padding or out of a window, and
+    relies on a flag that only holds as long as there is no mask.
+
+    Args:
+        mask: what the layer was given; (documents or 1, heads or 1, rows, columns), boolean or additive, or None.
+        hidden: the layer's input, (documents, rows, hidden size).
+        columns: number of keys.
+        first_column: sequence index of the first key.
+        past: sequence index of the first row.
+        backend: sdpa or eager.
+    """
+    documents, rows = hidden.shape[:2]
+    if mask is None:
+        row = torch.arange(past, past + rows, device=hidden.device)
+        column = torch.arange(first_column, first_column + columns, device=hidden.device)
+        mask = (column[None, :] <= row[:, None])[None, None]
+        if backend == "eager":
+            mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, _low(hidden))
+    if mask.dim() != 4 or mask.shape[-2:] != (rows, columns):
+        raise ProbeError(
+            f"a decoder layer was given an attention mask of shape {list(mask.shape)}; expected "
+            f"[{documents}, 1, {rows}, {columns}]. Static caches are not supported: leave cache_implementation unset"
+        )
+    return mask.expand(documents, -1, -1, -1)
+
+
+def closed_value(mask: Tensor) -> float | bool:
+    return False if mask.dtype == torch.bool else _low(mask)
+
+
+def _low(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).min
+
+
+@dataclass
+class _Seen:
+    """Vision tokens among the keys of one cache: (documents, tokens), and whether there are any."""
+
+    vision: Tensor
+    any: bool
+
+
+@dataclass
+class _Call:
+    """One forward call of the model: its vision tokens, and what its layers have worked out."""
+
+    vision: Tensor
+    seen: _Seen | None = None
+    masks: dict[Any, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+
+class _Hider:
+    def __init__(self, model: nn.Module, backend: str) -> None:
+        self.model = model
+        self.backend = backend
+        self.call: _Call | None = None
+        self.caches: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
+
+    def begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        if input_ids is None:
+            raise ProbeError(
+                f"{type(self.model).__name__} was called without input_ids, so its vision tokens cannot be told; pass "
+                "input_ids and pixel values instead of inputs_embeds"
+            )
+        vision = vision_positions(self.model, input_ids)
+        self.call = _Call(vision if has_visual_input(kwargs) else torch.zeros_like(vision))
+
+    def end(self, *_: Any) -> None:
+        self.call = None
+
+    def hide(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.call is None:
+            raise ProbeError(
+                f"a decoder layer ran outside a call of {type(self.model).__name__}; inside mask_vision, call the "
+                "model that was given to it"
+            )
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        rows = hidden.shape[1]
+        past, columns, first = 0, rows, 0
+        if cache is not None:
+            if cache.is_compileable:
+                raise ProbeError(f"{type(cache).__name__} is not supported; leave cache_implementation unset")
+            past = cache.get_seq_length(index)
+            columns, first = cache.get_mask_sizes(rows, index)
+        if self.call.seen is None:
+            self.call.seen = self._seen(self.call.vision, cache, past, hidden)
+        if not self.call.seen.any:
+            return None
+        given = kwargs.get("attention_mask")
+        key = (id(given), columns, first, hidden.device)
+        if key not in self.call.masks:
+            mask = square_mask(given, hidden, columns, first, past, self.backend)
+            vision = self.call.seen.vision[:, first : first + columns].to(hidden.device)
+            text_rows = ~self.call.vision.to(hidden.device)
+            hidden_pairs = text_rows[:, None, :, None] & vision[:, None, None, :]
+            # The mask given is kept beside its successor, so that its id stays its own during the call.
+            self.call.masks[key] = given, mask.masked_fill(hidden_pairs, closed_value(mask))
+        return args, {**kwargs, "attention_mask": self.call.masks[key][1]}
+
+    def _seen(self, new: Tensor, cache: Any, past: int, hidden: Tensor) -> _Seen:
+        if new.shape != hidden.shape[:2]:
+            raise ProbeError(
+                f"input_ids are {list(new.shape)}, but the decoder runs on {list(hidden.shape[:2])} tokens; expected "
+                "one token of the decoder per input id"
+            )
+        seen = _Seen(new, bool(new.any()))
+        if past:
+            before = self.caches.get(cache)
+            if before is None or before.vision.shape[1] < past or before.vision.shape[0] != new.shape[0]:
+                raise ProbeError(
+                    f"the KV cache holds {past} tokens of which "
+                    f"{0 if before is None else min(past, before.vision.shape[1])} were fed inside this mask_vision; "
+                    "expected all. Start from an empty cache inside the context"
+                )
+            # A cache may have been cropped since (assisted decoding takes candidates back).
+            seen = _Seen(torch.cat([before.vision[:, :past], new], dim=1), before.any or seen.any)
+        if cache is not None:
+            self.caches[cache] = seen
+        return seen
+
+
+def _hide(model: nn.Module, layers: nn.ModuleList, from_layer: int) -> list[RemovableHandle]:
+    hider = _Hider(model, attention_backend(model))
+    return [
+        model.register_forward_pre_hook(hider.begin, with_kwargs=True),
+        model.register_forward_hook(hider.end, always_call=True),
+        *(
+            layers[index].register_forward_pre_hook(partial(hider.hide, index), with_kwargs=True)
+            for index in range(from_layer, len(layers))
+        ),
+    ]

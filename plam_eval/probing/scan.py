@@ -1,0 +1,784 @@
+"""The answers of a multimodal LLM under every cut layer at once.
+
+`generate_all_cuts` gives what `mask_vision(model, c)` and `model.generate` would give for each cut c = 0..L, for
+little more than one generation. What it saves rests on three facts about a model cut at layer c:
+
+- text before the first vision token, and the vision tokens themselves as far as any text sees them, are the plain
+  model's at every layer;
+- below layer c everything is the plain model's;
+- from layer c on, text after the first vision token attends to text alone.
+
+So the prompt runs once, plainly. Beside it, at every decoder layer l, the text after the first vision token runs once
+more for each cut c <= l, all cuts in one batch: about `1 + L/2 * (such tokens / all tokens)` prompts of work in place
+of L + 1. Then all cuts of all documents are decoded as one batch. Keys and values of the prompt are kept once per
+document; a cut keeps its own only for the text after the first vision token, in the layers from its cut on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from plam_eval.probing.decoder import (
+    ProbeError,
+    attention_backend,
+    decoder,
+    decoder_layers,
+    has_sliding_layers,
+    has_visual_input,
+    vision_positions,
+    vision_token_ids,
+)
+from plam_eval.probing.masking import closed_value, probing, square_mask
+
+_UNSUPPORTED = (
+    "assistant_model",
+    "custom_generate",
+    "inputs_embeds",
+    "negative_prompt_ids",
+    "past_key_values",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+)
+
+
+@dataclass(frozen=True)
+class CutAnswers:
+    """Greedy answers of one batch of documents under each cut.
+
+    Attributes:
+        cuts: decoder layers, ascending, each in 0..L; the last is L, the unmasked model.
+        tokens: (cuts, documents, new tokens) int64; after its end an answer is padded as `generate` pads.
+        kl: (cuts, documents) float32; KL(unmasked || cut) in nats between the distributions of the first answer token,
+            before any logits processor.
+    """
+
+    cuts: tuple[int, ...]
+    tokens: Tensor
+    kl: Tensor
+
+
+def parse_cuts(text: str | None, layers: int) -> tuple[int, ...]:
+    """Cut layers from text such as "0,4,8:28" or "0:33:4": single layers and ranges, end exclusive.
+
+    None, "" and "all" are every cut 0..L. The unmasked model, L, is always among them: it is what others are compared
+    with.
+
+    Raises:
+        ProbeError: naming every part that is not a cut of a model with `layers` layers.
+    """
+    if text is None or text.strip() in ("", "all"):
+        return tuple(range(layers + 1))
+    cuts, faults = {layers}, []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*(?::\s*(\d+)\s*)?)?", part)
+        start, stop, step = (int(number) if number else None for number in found.groups()) if found else (0, 0, 0)
+        chosen = range(start or 0, (start or 0) + 1 if stop is None else stop, 1 if step is None else step or 1)
+        if found is None or step == 0 or not chosen or chosen[-1] > layers:
+            faults.append(repr(part.strip()))
+        cuts.update(chosen)
+    if faults:
+        raise ProbeError(
+            f"cuts {text!r}: {', '.join(faults)}; expected layers from 0 to {layers}, or ranges start:end or "
+            "start:end:step, end exclusive and not empty, separated by commas"
+        )
+    return tuple(sorted(cuts))
+
+
+@torch.no_grad()
+def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **generate_kwargs: Any) -> CutAnswers:
+    """What `model.generate(**generate_kwargs)` answers under each cut, token for token.
+
+    Decoding is greedy and otherwise that of `generate`: lengths, end tokens, logits processors, stop strings and
+    stopping criteria of the call and of the generation config. Processors and criteria are called for each cut in turn
+    on the whole batch, so they must keep no state between calls. Batches must be padded on the left.
+
+    Args:
+        model: an HF MLLM that `mask_vision` takes, without sliding windows.
+        cuts: cut layers in 0..L, all of them by default; L is always added. Fewer cost less.
+        generate_kwargs: as for `model.generate`, prompt included.
+
+    Raises:
+        ProbeError: for a model or settings it cannot answer for, before anything runs where that shows.
+    """
+    layers = len(decoder_layers(model))
+    vision_token_ids(model)
+    attention_backend(model)
+    chosen = _check_cuts(cuts, layers)
+    if has_sliding_layers(model):
+        raise ProbeError(
+            f"{type(model).__name__} has sliding-window layers, whose cache forgets keys that all cuts share; use "
+            "mask_vision and generate, one cut at a time"
+        )
+    given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
+    if given:
+        raise ProbeError(f"generate_all_cuts takes no {', '.join(given)}; use mask_vision and generate")
+    loop = partial(_generate, chosen)
+    with probing(model):
+        answers: CutAnswers = model.generate(  # type: ignore[operator]
+            **_own_stop_strings(model, generate_kwargs),
+            custom_generate=lambda model, input_ids, **kwargs: loop(model, input_ids, **kwargs),
+        )
+    return answers
+
+
+def _check_cuts(cuts: Sequence[int] | None, layers: int) -> tuple[int, ...]:
+    if cuts is None:
+        return tuple(range(layers + 1))
+    wrong = [cut for cut in cuts if not isinstance(cut, int) or isinstance(cut, bool) or not 0 <= cut <= layers]
+    if wrong:
+        raise ProbeError(f"cuts {wrong} are not layers; expected integers from 0 to {layers}")
+    return tuple(sorted({*cuts, layers}))
+
+
+def _own_stop_strings(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`generate` drops the tokenizer when it is given a decoding loop, so the criterion is built here."""
+    kwargs = dict(kwargs)
+    tokenizer = kwargs.pop("tokenizer", None)
+    configs = (kwargs.get("generation_config"), model.generation_config)
+    strings = kwargs.get("stop_strings") or next((c.stop_strings for c in configs if c and c.stop_strings), None)
+    if strings and tokenizer is None:
+        raise ProbeError(f"stop_strings {strings!r} need the tokenizer; pass tokenizer=")
+    if strings:
+        criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
+        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
+        kwargs |= {"stopping_criteria": criteria, "stop_strings": None}
+    return kwargs
+
+
+# ---- the decoding loop -----------------------------------------------------------------------------------------------
+
+
+def _generate(
+    cuts: tuple[int, ...],
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> CutAnswers:
+    """`generate`'s greedy loop over (cut, document) rows in place of documents. Called by `generate` itself."""
+    _check_settings(generation_config, model_kwargs)
+    prompt = _Prompt.of(model, input_ids, model_kwargs)
+    rows = _Rows.of(cuts, prompt)
+    scan = _Scan(model, cuts, prompt, model_kwargs["past_key_values"])
+
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    with scan.prefilling():
+        outputs = model(**inputs, return_dict=True)
+    model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+    model_kwargs = _of_rows(model_kwargs, rows.documents, input_ids.shape[0])
+    model_kwargs["past_key_values"] = scan.cache
+
+    logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
+    del outputs
+    kl = _divergence(logits, rows, cuts, input_ids.shape[0])
+    answers = _Answers(cuts, input_ids, logits_processor, stopping_criteria, generation_config)
+    with scan.decoding(rows):
+        while True:
+            answers.extend(logits, rows)
+            keep = answers.unfinished(rows)
+            if not any(keep):
+                break
+            if not all(keep):
+                kept = torch.tensor([index for index, kept in enumerate(keep) if kept], device=input_ids.device)
+                rows, model_kwargs = rows.select(keep), _of_rows(model_kwargs, kept, len(keep))
+                scan.select(kept, rows)
+            inputs = model.prepare_inputs_for_generation(
+                answers.ids_of(rows), next_sequence_length=1, **{**model_kwargs, "past_key_values": scan.cache}
+            )
+            outputs = scan.step(inputs)
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
+            del outputs
+    return CutAnswers(cuts, answers.tokens(), kl)
+
+
+def _check_settings(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
+    faults = [
+        f"{name}={value!r}"
+        for name, value, wanted in (
+            ("do_sample", config.do_sample, False),
+            ("num_beams", config.num_beams, 1),
+            ("num_return_sequences", config.num_return_sequences, 1),
+            ("use_cache", config.use_cache, True),
+            ("return_dict_in_generate", config.return_dict_in_generate, False),
+            ("output_attentions", config.output_attentions, False),
+            ("output_hidden_states", config.output_hidden_states, False),
+            ("guidance_scale", config.guidance_scale, 1),
+            ("max_time", config.max_time, None),
+            ("prefill_chunk_size", config.prefill_chunk_size, None),
+            ("penalty_alpha", config.penalty_alpha, None),
+            ("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens, None),
+        )
+        if value != wanted and value is not None
+    ]
+    cache = model_kwargs.get("past_key_values")
+    if (
+        type(cache) is not DynamicCache
+        or cache.offloading
+        or any(type(layer) is not DynamicLayer for layer in cache.layers)
+    ):
+        faults.append(f"cache_implementation={config.cache_implementation!r}, which gives {type(cache).__name__}")
+    if faults:
+        raise ProbeError(
+            f"generate_all_cuts answers greedily, with a dynamic cache, and returns tokens; found {', '.join(faults)}. "
+            "Pass do_sample=False, num_beams=1 and leave the others unset"
+        )
+
+
+def _of_rows(model_kwargs: dict[str, Any], index: Tensor, size: int) -> dict[str, Any]:
+    """The loop's keyword arguments for rows instead of documents, or for some rows."""
+
+    def pick(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        dim = value.dim() - 2 if name == "position_ids" else 0  # 2-D, or with sections of M-RoPE before the documents
+        return value.index_select(dim, index.to(value.device)) if value.shape[dim] == size else value
+
+    return {name: pick(name, value) for name, value in model_kwargs.items()}
+
+
+def _divergence(logits: Tensor, rows: _Rows, cuts: tuple[int, ...], documents: int) -> Tensor:
+    log_p = logits.log_softmax(-1)
+    reference = {doc: row for row, (cut, doc) in enumerate(rows.pairs) if cut == cuts[-1]}
+    kl = torch.zeros(len(cuts), documents, device=logits.device)
+    for row, (cut, doc) in enumerate(rows.pairs):
+        plain = log_p[reference[doc]]
+        kl[cuts.index(cut), doc] = (plain.exp() * (plain - log_p[row])).sum().clamp(min=0)
+    return kl
+
+
+class _Answers:
+    """Token ids of every cut, extended as `generate` extends them."""
+
+    def __init__(
+        self,
+        cuts: tuple[int, ...],
+        input_ids: Tensor,
+        processor: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        config: GenerationConfig,
+    ) -> None:
+        self.cuts, self.processor, self.criteria = cuts, processor, criteria
+        self.documents, self.prompt_length = input_ids.shape
+        self.pad = config._pad_token_tensor.to(input_ids.device) if config._pad_token_tensor is not None else None
+        self.pads_finished = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+        self.ids = dict.fromkeys(cuts, input_ids)
+        self.open = {cut: input_ids.new_ones(self.documents) for cut in cuts}
+        self.running = set(cuts)
+
+    def extend(self, logits: Tensor, rows: _Rows) -> None:
+        """One more token for every cut that `generate` would still be running for; logits: (rows, vocabulary)."""
+        for cut in sorted(self.running):
+            where = [rows.row_of.get((cut, doc)) for doc in range(self.documents)]
+            # A row that has gone belongs to a finished answer, and what is scored for it becomes padding.
+            own = logits[torch.tensor([0 if row is None else row for row in where], device=logits.device)]
+            chosen = self.processor(self.ids[cut], own).argmax(-1)  # type: ignore[arg-type]
+            if self.pads_finished and self.pad is not None:
+                chosen = chosen * self.open[cut] + self.pad * (1 - self.open[cut])
+            self.ids[cut] = torch.cat([self.ids[cut], chosen[:, None]], dim=-1)
+            self.open[cut] = self.open[cut] & ~self.criteria(self.ids[cut], None)
+        going = torch.stack([self.open[cut].any() for cut in sorted(self.running)]).tolist()
+        self.running = {cut for cut, goes in zip(sorted(self.running), going, strict=True) if goes}
+
+    def unfinished(self, rows: _Rows) -> list[bool]:
+        """Which rows are to be decoded further."""
+        still = {cut: self.open[cut].bool().tolist() for cut in self.running}
+        # Without an end token `generate` goes on writing finished answers while another of the batch is not.
+        wanted = {
+            rows.row_of[cut, doc]
+            for cut, documents in still.items()
+            for doc, goes in enumerate(documents)
+            if (goes or not self.pads_finished) and (cut, doc) in rows.row_of
+        }
+        return [row in wanted for row in range(len(rows.pairs))]
+
+    def ids_of(self, rows: _Rows) -> Tensor:
+        """Token ids so far, (rows, tokens)."""
+        # A row of a document without images speaks for all cuts, of which the unmasked may not be the last to run.
+        return torch.stack(
+            [self.ids[cut if cut in self.running else max(self.running)][doc] for cut, doc in rows.pairs]
+        )
+
+    def tokens(self) -> Tensor:
+        new = [self.ids[cut][:, self.prompt_length :] for cut in self.cuts]
+        longest = max(ids.shape[1] for ids in new)
+        if self.pad is None and any(ids.shape[1] != longest for ids in new):
+            raise ProbeError("answers end at different lengths and there is no pad token; pass pad_token_id=")
+        fill = 0 if self.pad is None else int(self.pad)
+        return torch.stack([nn.functional.pad(ids, (0, longest - ids.shape[1]), value=fill) for ids in new])
+
+
+# ---- what the prompt is made of --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Where the text of a batch's prompts is. Rows of the index tensors are the documents with vision tokens.
+
+    Attributes:
+        documents: number of documents.
+        length: number of tokens, padding included.
+        seeing: the documents with vision tokens.
+        real: (documents, length); False where there is padding.
+        before, before_real: (seeing, S); text positions before the first vision token, and which of them are real.
+        after, after_real: (seeing, P); text positions behind it, aligned to the end.
+        ends_in_vision: (seeing,); the last token is a vision token, whose row every cut shares.
+    """
+
+    documents: int
+    length: int
+    seeing: tuple[int, ...]
+    real: Tensor
+    before: Tensor
+    before_real: Tensor
+    after: Tensor
+    after_real: Tensor
+    ends_in_vision: Tensor
+
+    @classmethod
+    def of(cls, model: nn.Module, input_ids: Tensor, model_kwargs: dict[str, Any]) -> _Prompt:
+        vision = vision_positions(model, input_ids)
+        if not has_visual_input(model_kwargs):
+            vision = torch.zeros_like(vision)
+        given = model_kwargs.get("attention_mask")
+        real = torch.ones_like(vision) if given is None else given.bool()
+        if real.shape != vision.shape or not bool(real[:, -1].all()):
+            raise ProbeError(
+                f"attention_mask is {list(real.shape)} for input_ids of {list(vision.shape)}, or closes the last token"
+                "; expected prompts padded on the left (padding_side='left')"
+            )
+        seeing = vision.any(-1).nonzero()[:, 0]
+        first = vision.int().argmax(-1)[seeing, None]
+        text, column = (real & ~vision)[seeing], torch.arange(input_ids.shape[1], device=input_ids.device)
+        before, before_real = _aligned(text & (column < first))
+        after, after_real = _aligned(text & (column > first))
+        ends_in_vision = vision[seeing, -1]
+        interleaved = (ends_in_vision & after_real.any(-1)).nonzero()[:, 0].tolist()
+        if interleaved:
+            raise ProbeError(
+                f"documents {[int(seeing[row]) for row in interleaved]} end in a vision token that has text and other "
+                "vision tokens before it; use mask_vision and generate"
+            )
+        return cls(
+            documents=input_ids.shape[0],
+            length=input_ids.shape[1],
+            seeing=tuple(seeing.tolist()),
+            real=real,
+            before=before,
+            before_real=before_real,
+            after=after,
+            after_real=after_real,
+            ends_in_vision=ends_in_vision,
+        )
+
+
+def _aligned(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions where `chosen` (documents, tokens) holds, aligned to the end: (positions, which are real)."""
+    counts = chosen.sum(-1)
+    width = max(int(counts.max()), 1) if len(counts) else 1
+    # A stable sort of booleans keeps positions in order and moves the chosen ones to the end.
+    positions = chosen.int().argsort(dim=-1, stable=True)[:, -width:]
+    return positions, torch.arange(width, device=chosen.device) >= width - counts[:, None]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The batch that is decoded: (cut, document) pairs in order of their cuts.
+
+    A document without images has the same answer under every cut and therefore one row, that of the unmasked model.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    row_of: dict[tuple[int, int], int]
+    """Row that speaks for a cut and a document."""
+    documents: Tensor
+
+    @classmethod
+    def of(cls, cuts: tuple[int, ...], prompt: _Prompt) -> _Rows:
+        pairs = [(cut, doc) for cut in cuts[:-1] for doc in prompt.seeing]
+        pairs += [(cuts[-1], doc) for doc in range(prompt.documents)]
+        own = {pair: row for row, pair in enumerate(pairs)}
+        row_of = {
+            (cut, doc): own.get((cut, doc), own[cuts[-1], doc]) for cut in cuts for doc in range(prompt.documents)
+        }
+        return cls(tuple(pairs), row_of, torch.tensor([doc for _, doc in pairs], device=prompt.real.device))
+
+    def select(self, keep: list[bool]) -> _Rows:
+        moved = {old: new for new, old in enumerate(row for row, kept in enumerate(keep) if kept)}
+        return _Rows(
+            tuple(pair for pair, kept in zip(self.pairs, keep, strict=True) if kept),
+            {pair: moved[row] for pair, row in self.row_of.items() if row in moved},
+            self.documents[torch.tensor(keep, device=self.documents.device)],
+        )
+
+    def cut_by(self, layer: int) -> int:
+        """How many rows, which are the first ones, no longer see the image in `layer`."""
+        return sum(cut <= layer for cut, _ in self.pairs)
+
+
+# ---- the model's layers ----------------------------------------------------------------------------------------------
+
+
+class _Keys(CacheLayerMixin):
+    """Keys and values of one decoder layer, (documents or rows, heads, tokens, head size) each."""
+
+    def __init__(self, shared: DynamicCache, index: int) -> None:
+        super().__init__()
+        self.shared, self.index = shared, index
+        self.before: tuple[Tensor, Tensor] | None = None
+        """Per document with vision tokens: text before the first."""
+        self.after: tuple[Tensor, Tensor] | None = None
+        """Per row cut at or below this layer: text behind the first vision token."""
+        self.new: tuple[Tensor, Tensor] | None = None
+        """Per row: generated tokens."""
+        self.prefilling: Tensor | None = None
+        """While cut prompts run: for each of their rows, which of the documents with vision tokens it is of."""
+
+    def prompt(self) -> tuple[Tensor, Tensor]:
+        layer = self.shared.layers[self.index]
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        return layer.keys, layer.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        new = key_states, value_states
+        if self.prefilling is not None:
+            assert self.before is not None
+            self.after = new
+            keys, values = (
+                torch.cat([shared[self.prefilling], own], dim=-2) for shared, own in zip(self.before, new, strict=True)
+            )
+            return keys, values
+        self.new = (
+            new
+            if self.new is None
+            else tuple(  # type: ignore[assignment]
+                torch.cat(pair, dim=-2) for pair in zip(self.new, new, strict=True)
+            )
+        )
+        return new
+
+    def select(self, kept: Tensor, cut_rows: int) -> None:
+        """`cut_rows`: how many of the kept rows are cut at or below this layer."""
+
+        def pick(pair: tuple[Tensor, Tensor] | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+            return None if pair is None else (pair[0][rows.to(pair[0].device)], pair[1][rows.to(pair[1].device)])
+
+        self.new = pick(self.new, kept)
+        self.after = pick(self.after, kept[:cut_rows])
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: lengths are known from the prompt."""
+
+    def get_seq_length(self) -> int:
+        keys = self.prompt()[0]
+        return int(keys.shape[-2]) + (0 if self.new is None else self.new[0].shape[-2])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class _Scan:
+    """Runs the cuts beside the plain prompt, and then all rows on shared keys."""
+
+    def __init__(self, model: Any, cuts: tuple[int, ...], prompt: _Prompt, shared: DynamicCache) -> None:
+        self.model, self.cuts, self.prompt = model, cuts, prompt
+        self.backend = attention_backend(model)
+        self.layers = decoder_layers(model)
+        self.keys = [_Keys(shared, index) for index in range(len(self.layers))]
+        self.cache = Cache(layers=[*self.keys])
+        self.hidden: Tensor | None = None
+        self.extra: dict[str, Any] | None = None
+        self.inside = False
+        self.calls = 0
+
+    # The prompt.
+
+    @contextmanager
+    def prefilling(self) -> Iterator[None]:
+        last = len(self.layers) - 1
+        handles = [
+            layer.register_forward_hook(partial(self._beside, index, index == last), with_kwargs=True)
+            for index, layer in enumerate(self.layers)
+            if index == last or (self.prompt.seeing and index >= self.cuts[0])
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.hidden = self.extra = None
+
+    def _beside(
+        self, index: int, last: bool, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        """After the plain layer: the same layer for all cuts up to it. Of the last one, the rows to be answered."""
+        if self.inside:
+            return None
+        if not isinstance(output, Tensor):
+            raise ProbeError(f"{type(layer).__name__} gives {type(output).__name__}; expected hidden states alone")
+        plain = args[0] if args else kwargs["hidden_states"]
+        if index in self.cuts and self.prompt.seeing:
+            joining = self._after_rows(plain)
+            self.hidden = joining if self.hidden is None else torch.cat([self.hidden, joining])
+        if self.hidden is not None:
+            self.hidden = self._run(index, layer, plain, kwargs)
+        if not last:
+            return None
+        ends = output[:, -1:]
+        if self.hidden is None:
+            return ends
+        cut, ends_cut = len(self.cuts) - 1, ends[list(self.prompt.seeing)]
+        shared = self.prompt.ends_in_vision.to(ends.device)[:, None, None].repeat(cut, 1, 1)
+        return torch.cat([torch.where(shared, ends_cut.repeat(cut, 1, 1), self.hidden[:, -1:]), ends])
+
+    def _after_rows(self, value: Tensor) -> Tensor:
+        """Of (documents or 1, tokens, ...), the text behind the first vision token: (seeing, P, ...)."""
+        after = self.prompt.after.to(value.device)
+        seeing = torch.tensor(self.prompt.seeing, device=value.device)
+        return value.expand(self.prompt.documents, *value.shape[1:])[seeing[:, None], after]
+
+    def _run(self, index: int, layer: nn.Module, plain: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        assert self.hidden is not None
+        keys = self.keys[index]
+        seeing = torch.tensor(self.prompt.seeing, device=plain.device)[:, None]
+        before = self.prompt.before.to(plain.device)
+        prompt_keys, prompt_values = (states.transpose(1, 2)[seeing, before] for states in keys.prompt())
+        keys.before = prompt_keys.transpose(1, 2), prompt_values.transpose(1, 2)
+        keys.prefilling = torch.arange(len(seeing), device=plain.device).repeat(len(self.hidden) // len(seeing))
+        if self.extra is None:
+            self.extra = self._of_cut_rows(plain, kwargs)
+        own = {name: _first_rows(value, len(self.hidden)) for name, value in self.extra.items()}
+        self.inside = True
+        try:
+            hidden: Tensor = layer(self.hidden, **{**kwargs, **own, "past_key_values": self.cache})
+        finally:
+            self.inside = False
+            keys.prefilling = None
+        if keys.after is None:
+            raise ProbeError(f"{type(layer).__name__} does not use its KV cache; expected keys and values to pass it")
+        return hidden
+
+    def _of_cut_rows(self, plain: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The layer's masks and positions, for the rows of every cut: those of fewer cuts are the first of them."""
+        cuts = len(self.cuts) - 1
+
+        def rows(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(rows(part) for part in value)
+            return self._after_rows(value).repeat(cuts, *[1] * (value.dim() - 1))
+
+        own = {"attention_mask": self._mask(plain, kwargs.get("attention_mask")).repeat(cuts, 1, 1, 1)}
+        for name in ("position_embeddings", "position_ids"):
+            if kwargs.get(name) is not None:
+                own[name] = rows(kwargs[name])
+        strange = [
+            name
+            for name, value in kwargs.items()
+            if name not in own and isinstance(value, Tensor) and self.prompt.length in value.shape
+        ]
+        if strange:
+            raise ProbeError(
+                f"{type(self.model).__name__}: decoder layers take {', '.join(strange)} per token, which the scan does "
+                "not know how to split; use mask_vision and generate"
+            )
+        return own
+
+    def _mask(self, plain: Tensor, given: Tensor | None) -> Tensor:
+        """The plain mask among text alone: (seeing, heads or 1, P, S + P)."""
+        full = square_mask(given, plain, self.prompt.length, 0, 0, self.backend).movedim(1, -1)
+        prompt, device = self.prompt, plain.device
+        seeing = torch.tensor(prompt.seeing, device=device)[:, None, None]
+        columns = torch.cat([prompt.before, prompt.after], dim=1).to(device)
+        real = torch.cat([prompt.before_real, prompt.after_real], dim=1).to(device)
+        mask = full[seeing, prompt.after.to(device)[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        mask = mask.masked_fill(~real[:, None, None, :], closed_value(mask))
+        # A filler row must see something, or its attention is not a number; it sees itself.
+        itself = torch.zeros(mask.shape[-2:], dtype=torch.bool, device=device)
+        itself[:, prompt.before.shape[1] :].fill_diagonal_(True)
+        filler = ~prompt.after_real.to(device)[:, None, :, None] & itself
+        return mask.masked_fill(filler, True if mask.dtype == torch.bool else 0.0)
+
+    # Generated tokens.
+
+    @contextmanager
+    def decoding(self, rows: _Rows) -> Iterator[None]:
+        self.select(None, rows)
+        found: list[Any] = [getattr(module, "config", None) for module in decoder(self.model).modules()]
+        configs = {id(config): config for config in found if config is not None}
+        before = {key: config._attn_implementation for key, config in configs.items()}
+        token = _DECODING.set(self)
+        try:
+            for config in configs.values():
+                config._attn_implementation = _ATTENTION
+            yield
+        finally:
+            _DECODING.reset(token)
+            for key, config in configs.items():
+                config._attn_implementation = before[key]
+
+    def select(self, kept: Tensor | None, rows: _Rows) -> None:
+        """From now on the rows are `rows`, those that were at `kept` before."""
+        self.rows = rows
+        self.groups: dict[int, tuple[_Group, _Group]] = {}
+        seeing = {doc: index for index, doc in enumerate(self.prompt.seeing)}
+        self.seeing_of_rows = torch.tensor([seeing.get(doc, 0) for _, doc in rows.pairs], device=rows.documents.device)
+        if kept is not None:
+            for index, keys in enumerate(self.keys):
+                keys.select(kept, rows.cut_by(index))
+
+    def step(self, inputs: dict[str, Any]) -> Any:
+        self.calls = 0
+        outputs = self.model(**inputs, return_dict=True)
+        if self.calls != len(self.layers):
+            raise ProbeError(
+                f"{type(self.model).__name__}: {self.calls} of {len(self.layers)} decoder layers took their attention "
+                "from transformers' attention interface; expected all. Use mask_vision and generate"
+            )
+        return outputs
+
+    def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
+        """Attention of one new token per row, query (rows, heads, 1, head size), to the keys its cut lets it see.
+
+        Rows of one document share most keys. They are multiplied with them as one matrix, in place of a copy of the
+        keys per row.
+        """
+        self.calls += 1
+        keys = self.keys[layer]
+        assert keys.new is not None
+        count, heads, _, size = query.shape
+        groups = keys.new[0].shape[1]
+        query = query.reshape(count, groups, heads // groups, size) * scaling
+        cut = self.rows.cut_by(layer)
+        if cut not in self.groups:
+            documents, seeing = self.rows.documents, self.seeing_of_rows
+            self.groups[cut] = _Group.of(seeing[:cut]), _Group.of(documents[cut:])
+        blind, sighted = (group.to(query.device) for group in self.groups[cut])
+        real = self.prompt.real.to(query.device)
+        new = query @ keys.new[0].transpose(-1, -2)
+        outputs = []
+        if cut:
+            assert keys.before is not None and keys.after is not None
+            before_real, after_real = (
+                part.to(query.device)[blind.document] for part in (self.prompt.before_real, self.prompt.after_real)
+            )
+            before = _closed(blind.scores(query[:cut], keys.before[0]), before_real)
+            after = _closed(query[:cut] @ keys.after[0].transpose(-1, -2), after_real)
+            weights = _weights([before, after, new[:cut]])
+            outputs.append(
+                blind.values(weights[0], keys.before[1]) + weights[1] @ keys.after[1] + weights[2] @ keys.new[1][:cut]
+            )
+        if cut < count:
+            prompt_keys, prompt_values = keys.prompt()
+            prompt = _closed(sighted.scores(query[cut:], prompt_keys), real[sighted.document])
+            weights = _weights([prompt, new[cut:]])
+            outputs.append(sighted.values(weights[0], prompt_values) + weights[1] @ keys.new[1][cut:])
+        return torch.cat(outputs).reshape(count, 1, heads, -1)
+
+
+def _first_rows(value: Any, rows: int) -> Any:
+    return tuple(_first_rows(part, rows) for part in value) if isinstance(value, tuple) else value[:rows]
+
+
+def _closed(scores: Tensor, real: Tensor) -> Tensor:
+    """Scores (rows, groups, heads, tokens) without the tokens that are not `real` (rows, tokens)."""
+    return scores.masked_fill(~real[:, None, None, :], float("-inf"))
+
+
+def _weights(parts: list[Tensor]) -> list[Tensor]:
+    """Softmax over the parts together, in float32."""
+    weights = torch.cat(parts, dim=-1).softmax(-1, dtype=torch.float32).to(parts[0].dtype)
+    return list(weights.split([part.shape[-1] for part in parts], dim=-1))
+
+
+@dataclass
+class _Group:
+    """Rows that share keys by their document: the row has place `slot` among the `slots` of `document`."""
+
+    document: Tensor
+    slot: Tensor
+    slots: int
+    placed: dict[torch.device, _Group] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, documents: Tensor) -> _Group:
+        seen: Counter[int] = Counter()
+        slots = []
+        for document in documents.tolist():
+            slots.append(seen[document])
+            seen[document] += 1
+        return cls(
+            documents, torch.tensor(slots, dtype=torch.long, device=documents.device), max(seen.values(), default=0)
+        )
+
+    def to(self, device: torch.device) -> _Group:
+        if device == self.document.device:
+            return self
+        if device not in self.placed:
+            self.placed[device] = _Group(self.document.to(device), self.slot.to(device), self.slots)
+        return self.placed[device]
+
+    def scores(self, query: Tensor, keys: Tensor) -> Tensor:
+        """(rows, groups, heads, size) and (documents, groups, tokens, size) -> (rows, groups, heads, tokens)."""
+        return self._multiply(query, keys.transpose(-1, -2))
+
+    def values(self, weights: Tensor, values: Tensor) -> Tensor:
+        """(rows, groups, heads, tokens) and (documents, groups, tokens, size) -> (rows, groups, heads, size)."""
+        return self._multiply(weights, values)
+
+    def _multiply(self, rows: Tensor, shared: Tensor) -> Tensor:
+        _, groups, heads, width = rows.shape
+        by_document = rows.new_zeros(shared.shape[0], groups, self.slots, heads, width)
+        by_document[self.document, :, self.slot] = rows
+        product = by_document.flatten(2, 3) @ shared
+        return product.unflatten(2, (self.slots, heads))[self.document, :, self.slot]
+
+
+_ATTENTION = "plam_scan"
+_DECODING: ContextVar[_Scan] = ContextVar("plam_scan")
+
+
+def _scan_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface, for the one new token of each row of the scan being decoded."""
+    odd = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if odd or attention_mask is not None:
+        raise ProbeError(
+            f"{type(module).__name__} adds {', '.join(odd) or 'a mask'} to its attention, which the scan does not "
+            "know; use mask_vision and generate"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _DECODING.get().attend(int(module.layer_idx), query, scale), None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(_ATTENTION, _scan_attention)
