@@ -97,8 +97,10 @@ class Curve:
                 samples = pd.read_parquet(path)
             else:
                 text = {"task": str, "doc_id": str, "group": str, "metric": str}
+                # Python's own float is exact; pandas before 3 may miss the last digit, and with it the digest.
+                exact = dict.fromkeys(("score", "kl"), lambda word: float(word) if word else math.nan)
                 samples = pd.read_csv(
-                    path, dtype=text, keep_default_na=False, na_values=_empty_is_missing(), float_precision="round_trip"
+                    path, dtype=text, converters=exact, keep_default_na=False, na_values=_empty_is_missing()
                 )
         except (OSError, ValueError) as error:
             raise CurveError([f"cannot be read: {error}"], f"accuracy curve {path}") from error
@@ -122,12 +124,12 @@ class Curve:
             samples.to_csv(path, index=False)
         return path
 
-    @property
+    @cached_property
     def cuts(self) -> tuple[int, ...]:
         """Evaluated cuts, ascending; the last is `num_layers`."""
         return tuple(sorted(int(cut) for cut in self.samples["cut"].unique()))
 
-    @property
+    @cached_property
     def documents(self) -> dict[str, int]:
         """Number of documents by task, tasks in alphabetical order."""
         return {str(task): len(rows) // len(self.cuts) for task, rows in self.samples.groupby("task")}
@@ -136,7 +138,7 @@ class Curve:
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.documents)
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, int]:
         """Number of independent documents by task: those that share a `group` count once."""
         return {task: int(self._arrays[task][1].max()) + 1 for task in self.tasks}
@@ -302,12 +304,13 @@ def _checked(samples: pd.DataFrame, num_layers: int) -> pd.DataFrame:
         problems.append(f"only cut {num_layers}; expected at least one cut that hides the image somewhere")
     document = ["task", "doc_id"]
     complain(frame.duplicated([*document, "cut"]), "a task, doc_id and cut that an earlier row has")
-    counts = frame.drop_duplicates([*document, "cut"]).groupby(document)["cut"].agg(set)
-    if len(partial := counts[counts.map(len) < len(cuts)]):
-        task, doc_id = partial.index[0]
-        lacks = ", ".join(str(cut) for cut in cuts if cut not in partial.iloc[0])
+    counts = frame.drop_duplicates([*document, "cut"]).groupby(document).size()
+    if len(partial := counts[counts < len(cuts)].index):
+        task, doc_id = partial[0]
+        has = set(frame["cut"][frame["task"].eq(task) & frame["doc_id"].eq(doc_id)])
         problems.append(
-            f"{len(partial)} document(s) not scored at every cut; the first: document {doc_id} of {task} lacks {lacks}"
+            f"{len(partial)} document(s) not scored at every cut; the first: document {doc_id} of {task} lacks "
+            + ", ".join(str(cut) for cut in cuts if cut not in has)
         )
     for column, keys in (("group", document), ("metric", ["task"])):
         varying = frame.groupby(keys)[column].nunique(dropna=False)
@@ -589,7 +592,7 @@ def _warnings(facts: _Facts) -> list[str]:
         if upper < -margin:
             drops.append((facts.accuracy[best] - facts.accuracy[later], cuts[best], cuts[later]))
     if drops:
-        size, best, later = max(drops)
+        size, best, later = max(drops, key=lambda drop: (round(drop[0], 9), -drop[2]))  # the first of equal ones
         warnings.append(f"not monotone: accuracy falls by {size:.3f} between cut {best} and cut {later}")
     top = int(np.argmax(facts.accuracy))
     if facts.lower[top] > margin:
