@@ -421,13 +421,14 @@ def find_plateau(
 
     Args:
         margin: in accuracy, 0 to 1.
-        confidence: of each one-sided bound. Cuts are tested in a fixed order up to the first failure, so it is also
-            the confidence of "every cut from k on", without a correction (Maurer, Hothorn and Lehmacher 1995).
+        confidence: of each one-sided bound, 0.5 to 1. Cuts are tested in a fixed order up to the first failure, so it
+            is also the confidence of "every cut from k on", without a correction (Maurer, Hothorn and Lehmacher 1995).
         kl_threshold: nats, for the second opinion: the smallest cut from which on the mean KL stays at or under it.
     """
-    for name, value in (("margin", margin), ("confidence", confidence)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name}: found {value}, expected a number between 0 and 1")
+    if not 0 < margin < 1:
+        raise ValueError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
+    if not 0.5 < confidence < 1:
+        raise ValueError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
     if not kl_threshold >= 0:
         raise ValueError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
     facts = _Facts(curve, margin, confidence)

@@ -232,7 +232,7 @@ def test_a_larger_margin_never_gives_a_later_plateau(
 
 
 @settings(max_examples=60, deadline=None)
-@given(_accuracies, st.floats(0.5, 0.99), st.floats(0.5, 0.99), st.integers(30, 300))
+@given(_accuracies, st.floats(0.6, 0.99), st.floats(0.6, 0.99), st.integers(30, 300))
 def test_more_confidence_never_gives_an_earlier_plateau(
     levels: list[float], one: float, other: float, documents: int
 ) -> None:
