@@ -44,8 +44,6 @@ class Mllm:
         """Model inputs; each document is a sequence of texts and pictures. Padded on the left."""
         texts = ["".join(p if isinstance(p, str) else _MARKERS[self.family] for p in doc) for doc in documents]
         images = [[p for p in doc if not isinstance(p, str)] for doc in documents]
-        if self.family.startswith(("llava", "internvl")):  # these take one flat list for the whole batch
-            images = [[image for doc in images for image in doc]]
         images = [group for group in images if group] or None
         self.processor.tokenizer.padding_side = "left"
         return dict(self.processor(text=texts, images=images, padding=True, return_tensors="pt"))

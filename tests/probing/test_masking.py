@@ -1,0 +1,303 @@
+"""`mask_vision` against a reference that shares nothing with it, and against what the mask has to mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache, StaticCache
+
+from plam_eval.probing.decoder import ProbeError
+from plam_eval.probing.masking import mask_vision
+from tests.pico import FAMILIES
+from tests.probing.conftest import Mllm, picture
+
+NEW = 4
+
+
+@contextmanager
+def backend(found: Mllm, name: str) -> Iterator[None]:
+    config = found.model.get_decoder().config
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextmanager
+def reference(found: Mllm, real: Tensor, vision: Tensor, cut: int) -> Iterator[None]:
+    """Attention written out: softmax over the columns that a row may see, one row at a time in the definition.
+
+    real, vision: (documents, tokens) of the whole sequence; there is no cache.
+    """
+    index = torch.arange(real.shape[1])
+
+    def attend(module, query, key, value, attention_mask, scaling, **kwargs):
+        repeat = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+        sees = (index[None, :] <= index[:, None]) & real[:, None, :]
+        window = kwargs.get("sliding_window")
+        if window is not None:
+            sees = sees & (index[:, None] - index[None, :] < window)
+        if module.layer_idx >= cut:
+            sees = sees & ~(vision[:, None, :] & ~vision[:, :, None])
+        sees = sees | torch.eye(len(index), dtype=torch.bool)  # padding sees itself, which nobody sees
+        scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
+        weights = scores.masked_fill(~sees[:, None], -1e30).softmax(-1)
+        return torch.einsum("bhqk,bhkd->bqhd", weights, value), None
+
+    AttentionInterface.register("test_reference", attend)
+    with backend(found, "test_reference"):
+        yield
+
+
+def lengthened(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
+    """The same prompts with tokens behind them, for a forward without cache."""
+    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new], 1)}
+    longer["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(new)], 1)
+    if "mm_token_type_ids" in inputs:
+        longer["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(new)], 1)
+    return longer
+
+
+def placeholders(found: Mllm, ids: Tensor) -> Tensor:
+    tokens = ("<image>", "<|image_pad|>", "<IMG_CONTEXT>")
+    known = found.processor.tokenizer.get_vocab()
+    return torch.isin(ids, torch.tensor([known[token] for token in tokens if token in known]))
+
+
+def check_against_reference(found: Mllm, inputs: dict[str, Tensor], cut: int) -> None:
+    """Prompt in one call and tokens one by one with a cache, against one forward of everything without."""
+    forbidden = placeholders(found, torch.arange(300)).nonzero()[:, 0].tolist()  # no family could read its own image
+    with mask_vision(found.model, cut):
+        prompt = found.model(**inputs).logits
+        out = found.model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=NEW,
+            eos_token_id=None,
+            suppress_tokens=forbidden,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    length = inputs["input_ids"].shape[1]
+    longer = lengthened(inputs, out.sequences[:, length:])
+    real = longer["attention_mask"].bool()
+    with reference(found, real, placeholders(found, longer["input_ids"]), cut):
+        expected = found.model(**longer, use_cache=False).logits
+    rows = real[:, :length]
+    torch.testing.assert_close(prompt[rows], expected[:, :length][rows], atol=2e-4, rtol=0)
+    steps = torch.stack(out.logits, 1)
+    torch.testing.assert_close(steps, expected[:, length - 1 : length - 1 + NEW], atol=2e-4, rtol=0)
+
+
+def mixed(found: Mllm) -> dict[str, Tensor]:
+    return found.batch(
+        ["Look: ", picture(0), " red?"],
+        ["A ", picture(1), " or ", picture(2, (60, 40)), " differ"],
+        ["none here"],
+        [picture(3), "x"],
+    )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_a_naive_reference(family, attention, mllm):
+    found = mllm(family)
+    inputs = mixed(found)
+    with backend(found, attention):
+        for cut in (0, 2):
+            check_against_reference(found, inputs, cut)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_sliding_windows_stay(attention, pico):
+    """Windows shorter than the prompt, in some layers, whose cache forgets the image while it is generating."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    folder = pico("qwen2_vl").mllm
+    config = AutoConfig.from_pretrained(folder)
+    text = config.text_config
+    text.use_sliding_window, text.sliding_window, text.max_window_layers = True, 9, 1
+    text.layer_types = ["full_attention"] + ["sliding_attention"] * (text.num_hidden_layers - 1)
+    model = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+    found = Mllm("qwen2_vl", model, AutoProcessor.from_pretrained(folder))
+    inputs = found.batch(["Look: ", picture(0), "it is?"], ["and ", picture(1), "this one"])
+    with backend(found, attention):
+        check_against_reference(found, inputs, 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_cut_and_text_alone_are_the_plain_model_bit_by_bit(family, mllm):
+    found = mllm(family)
+    images, text = mixed(found), found.batch(["text"], ["and longer text"])
+    plain = found.model(**images).logits, found.generate(images, max_new_tokens=NEW), found.model(**text).logits
+    with mask_vision(found.model, found.layers):
+        assert torch.equal(found.model(**images).logits, plain[0])
+        assert torch.equal(found.generate(images, max_new_tokens=NEW), plain[1])
+    with mask_vision(found.model, 0):
+        assert torch.equal(found.model(**text).logits, plain[2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_change_no_text_when_nothing_sees_them(family, mllm):
+    found = mllm(family)
+    one, other = (found.batch(["Look: ", picture(s), "and", picture(s + 1), " red?"]) for s in (0, 5))
+    text = ~placeholders(found, one["input_ids"])
+    with mask_vision(found.model, 0):
+        blind = [found.model(**inputs).logits for inputs in (one, other)]
+    with mask_vision(found.model, 1):
+        sighted = [found.model(**inputs).logits for inputs in (one, other)]
+    assert torch.equal(blind[0][text], blind[1][text])
+    assert not torch.equal(blind[0][~text], blind[1][~text])
+    assert not torch.allclose(sighted[0][0, -1], sighted[1][0, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_from_the_cut_on_image_rows_do_not_matter_to_text(family, mllm):
+    """Image rows are replaced by noise at the cut; whatever text knows by then is left."""
+    found, cut = mllm(family), 2
+    inputs = found.batch(["Look: ", picture(0), "and", picture(1), " red?"])
+    vision = placeholders(found, inputs["input_ids"])
+
+    def disturb(_, args, kwargs):
+        hidden = args[0].clone()
+        hidden[vision] = torch.randn(int(vision.sum()), hidden.shape[-1])
+        return (hidden, *args[1:]), kwargs
+
+    layer = found.model.get_decoder().layers[cut]
+    logits = {}
+    for masked in (cut, found.layers):
+        with mask_vision(found.model, masked):
+            before = found.model(**inputs).logits
+            handle = layer.register_forward_pre_hook(disturb, with_kwargs=True)
+            logits[masked] = before, found.model(**inputs).logits
+            handle.remove()
+    assert torch.equal(logits[cut][0][~vision], logits[cut][1][~vision])
+    assert not torch.allclose(logits[found.layers][0][~vision], logits[found.layers][1][~vision], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_stays_causal_and_text_before_the_image_is_untouched(family, mllm):
+    found = mllm(family)
+    inputs = found.batch(["Look: ", picture(0), " is it red?"])
+    first = int(placeholders(found, inputs["input_ids"])[0].int().argmax())
+    changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    changed["input_ids"][0, -3] = 66
+    plain = found.model(**inputs).logits
+    with mask_vision(found.model, 1):
+        logits, other = found.model(**inputs).logits, found.model(**changed).logits
+    assert torch.equal(logits[:, :-3], other[:, :-3])
+    assert not torch.allclose(logits[:, -3:], other[:, -3:], atol=1e-3)
+    # The masked model adds up in another kernel, hence not bit by bit.
+    torch.testing.assert_close(logits[:, :first], plain[:, :first], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_documents_answer_as_alone(family, mllm):
+    found = mllm(family)
+    documents = [["Look: ", picture(0), " red?"], ["A much longer question about ", picture(1), " and more."]]
+    with mask_vision(found.model, 1):
+        together = found.generate(found.batch(*documents), max_new_tokens=NEW, eos_token_id=None)
+        alone = [found.generate(found.batch(document), max_new_tokens=NEW, eos_token_id=None) for document in documents]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_prompt_may_come_in_pieces(mllm):
+    """Each piece brings its own image; the rows of the second must not see the first image either."""
+    found = mllm("llava")
+    whole = found.batch(["Look: ", picture(0), " and ", picture(1), " differ?"])
+    vision = placeholders(found, whole["input_ids"])
+    middle = int(vision[0].nonzero()[vision.sum() // 2 - 1]) + 3
+    with mask_vision(found.model, 1):
+        expected = found.model(**whole).logits
+        cache, pieces = DynamicCache(config=found.model.config), []
+        for image, (start, end) in enumerate([(0, middle), (middle, whole["input_ids"].shape[1])]):
+            piece = found.model(
+                input_ids=whole["input_ids"][:, start:end],
+                attention_mask=whole["attention_mask"][:, :end],
+                pixel_values=whole["pixel_values"][image : image + 1],
+                past_key_values=cache,
+            )
+            pieces.append(piece.logits)
+        again = found.model(**whole).logits  # a new cache is a new start
+    torch.testing.assert_close(torch.cat(pieces, 1), expected, atol=1e-4, rtol=0)
+    assert torch.equal(again, expected)
+
+
+def test_a_generated_placeholder_is_text(mllm):
+    found = mllm("llava")
+    inputs = found.batch(["Look: ", picture(0), " red?"])
+    new = torch.tensor([[found.model.config.image_token_id, 70, 71]])
+    longer = lengthened(inputs, new)
+    vision = placeholders(found, longer["input_ids"])
+    vision[:, -3:] = False
+    with mask_vision(found.model, 1):
+        cache = found.model(**inputs, use_cache=True).past_key_values
+        got = found.model(input_ids=new, attention_mask=longer["attention_mask"], past_key_values=cache).logits
+    decoder, spliced = found.model.get_decoder(), []
+    handle = decoder.register_forward_pre_hook(lambda _, args, kwargs: spliced.append(kwargs), with_kwargs=True)
+    found.model(**inputs)
+    handle.remove()
+    embeds = torch.cat([spliced[0]["inputs_embeds"], found.model.get_input_embeddings()(new)], 1)
+    with reference(found, longer["attention_mask"].bool(), vision, 1):
+        hidden = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    torch.testing.assert_close(got, found.model.lm_head(hidden[:, -3:]), atol=1e-4, rtol=0)
+
+
+def hooks(found: Mllm) -> list[int]:
+    """How many each module has; transformers keeps some of its own."""
+    return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in found.model.modules()]
+
+
+def test_hooks_go_with_the_context_whatever_happens(mllm):
+    found = mllm("llava")
+    inputs = found.batch(["Look: ", picture(0), " red?"])
+    plain, before = found.model(**inputs).logits, hooks(found)
+    with pytest.raises(ZeroDivisionError), mask_vision(found.model, 0):
+        assert not torch.equal(found.model(**inputs).logits, plain)
+        raise ZeroDivisionError
+    assert hooks(found) == before
+    with pytest.raises(ValueError), mask_vision(found.model, 0):
+        found.model(**{**inputs, "pixel_values": torch.ones(1)})
+    assert torch.equal(found.model(**inputs).logits, plain)
+    assert hooks(found) == before
+
+
+def test_one_probe_at_a_time(mllm):
+    found = mllm("llava")
+    with mask_vision(found.model, 1):
+        with pytest.raises(ProbeError, match="inside mask_vision or generate_all_cuts already"):
+            mask_vision(found.model, 2).__enter__()
+        with pytest.raises(ProbeError, match="already"):
+            mask_vision(found.model.model, 2).__enter__()
+    with mask_vision(found.model, 2):
+        pass
+
+
+@pytest.mark.parametrize("cut", [-1, 5, 1.0])
+def test_a_cut_is_a_layer(cut, mllm):
+    with pytest.raises(ProbeError, match=r"from_layer is .* expected an integer from 0 to 4"):
+        mask_vision(mllm("llava").model, cut).__enter__()
+
+
+def test_calls_whose_vision_tokens_cannot_be_told_are_refused(mllm):
+    found = mllm("llava")
+    inputs = found.batch(["Look: ", picture(0), " red?"])
+    length = inputs["input_ids"].shape[1]
+    outside = found.model(**inputs, use_cache=True).past_key_values
+    step = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": torch.ones(1, length + 1, dtype=torch.long)}
+    with mask_vision(found.model, 1):
+        with pytest.raises(ProbeError, match=f"KV cache holds {length} tokens of which 0 were fed inside"):
+            found.model(**step, past_key_values=outside)
+        with pytest.raises(ProbeError, match="without input_ids"):
+            found.model(inputs_embeds=torch.zeros(1, 3, 64))
+        with pytest.raises(ProbeError, match="outside a call of LlavaForConditionalGeneration"):
+            found.model.model(**inputs)
+        with pytest.raises(ProbeError, match="StaticCache is not supported"):
+            cache = StaticCache(config=found.model.config.text_config, max_cache_len=length + 2)
+            found.model(**inputs, past_key_values=cache)
