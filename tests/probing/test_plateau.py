@@ -296,7 +296,7 @@ def test_equal_answers_leave_the_rule_of_three() -> None:
 
 def test_intervals_are_paired() -> None:
     # 300 documents of which half are right everywhere: their spread is that of accuracy, not of the difference.
-    row = curve(lambda cut: {0: 0.4}.get(cut, 0.5), layers=1, documents=300).table().iloc[0]
+    row = curve(lambda cut: {0: 0.4}.get(cut, 0.5), layers=1, documents=300, resamples=20_000).table().iloc[0]
     lost = stats.binomtest(30, 300).proportion_ci(0.95, method="exact")
     assert row["difference_low"] == pytest.approx(-lost.high, abs=0.004)
     assert row["difference_high"] == pytest.approx(-lost.low, abs=0.008)
