@@ -43,7 +43,7 @@ def decoder(model: nn.Module) -> nn.Module:
             f"{name}: found no decoder layers; looked for a ModuleList `layers` in what get_decoder() or "
             f"`language_model` gives ({' -> '.join(tried) or 'nothing'}). Expected a decoder-only HF model"
         )
-    config = _text_config(model)
+    config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ProbeError(f"{name} is an encoder-decoder; expected a decoder-only model")
     if getattr(config, "cross_attention_layers", None):
@@ -68,8 +68,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def has_sliding_layers(model: nn.Module) -> bool:
-    return "sliding_attention" in (getattr(_text_config(model), "layer_types", None) or ())
+def text_config(model: nn.Module) -> Any:
+    """The config of an MLLM's decoder. Raises `ProbeError` for anything but an HF model."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise ProbeError(f"{type(model).__name__} has no HF config; expected a model of transformers")
+    return config.get_text_config(decoder=True)
 
 
 def vision_token_ids(model: nn.Module) -> tuple[int, ...]:
@@ -122,10 +126,3 @@ def attention_backend(model: nn.Module) -> str:
             'sdpa or eager. Call model.set_attn_implementation("sdpa"), or load with attn_implementation="sdpa"'
         )
     return str(backend)
-
-
-def _text_config(model: nn.Module) -> Any:
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "get_text_config"):
-        raise ProbeError(f"{type(model).__name__} has no HF config; expected a model of transformers")
-    return config.get_text_config(decoder=True)

@@ -3,7 +3,7 @@
 The probe of PlaM (arXiv 2601.07645): with cut layer c, text sees the image in layers 0..c-1 and no longer in c..L-1.
 The full square attention mask stays, and the columns of all vision tokens are closed in it for the rows of text, in
 the prompt and in generated tokens alike. Delimiters, text, positions and the rows of the vision tokens themselves stay
-as they are. Because masks are causal anyway, text before an image is untouched.
+as they are. Text before an image never saw it, because masks are causal, and stays as it is too.
 """
 
 from __future__ import annotations

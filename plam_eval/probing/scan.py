@@ -42,8 +42,8 @@ from plam_eval.probing.decoder import (
     attention_backend,
     decoder,
     decoder_layers,
-    has_sliding_layers,
     has_visual_input,
+    text_config,
     vision_positions,
     vision_token_ids,
 )
@@ -123,10 +123,13 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     vision_token_ids(model)
     attention_backend(model)
     chosen = _check_cuts(cuts, layers)
-    if has_sliding_layers(model):
+    kinds = sorted(
+        {type(layer).__name__ for layer in DynamicCache(config=text_config(model)).layers} - {"DynamicLayer"}
+    )
+    if kinds:
         raise ProbeError(
-            f"{type(model).__name__} has sliding-window layers, whose cache forgets keys that all cuts share; use "
-            "mask_vision and generate, one cut at a time"
+            f"{type(model).__name__} keeps its keys in {', '.join(kinds)}; expected layers that keep all keys and "
+            "values, because cuts share them. Use mask_vision and generate, one cut at a time"
         )
     given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
     if given:
@@ -343,6 +346,7 @@ class _Prompt:
         real: (documents, length); False where there is padding.
         before, before_real: (seeing, S); text positions before the first vision token, and which of them are real.
         after, after_real: (seeing, P); text positions behind it, aligned to the end.
+        first_vision: (seeing,); position of the first vision token.
         ends_in_vision: (seeing,); the last token is a vision token, whose row every cut shares.
     """
 
@@ -354,6 +358,7 @@ class _Prompt:
     before_real: Tensor
     after: Tensor
     after_real: Tensor
+    first_vision: Tensor
     ends_in_vision: Tensor
 
     @classmethod
@@ -389,6 +394,7 @@ class _Prompt:
             before_real=before_real,
             after=after,
             after_real=after_real,
+            first_vision=first[:, 0],
             ends_in_vision=ends_in_vision,
         )
 
@@ -614,6 +620,14 @@ class _Scan:
         seeing = torch.tensor(prompt.seeing, device=device)[:, None, None]
         columns = torch.cat([prompt.before, prompt.after], dim=1).to(device)
         real = torch.cat([prompt.before_real, prompt.after_real], dim=1).to(device)
+        if given is not None:
+            rows = full[seeing[:, 0], prompt.before.to(device)] != closed_value(full)
+            behind = torch.arange(prompt.length, device=device) >= prompt.first_vision.to(device)[:, None]
+            if bool((rows & (prompt.before_real.to(device)[:, :, None] & behind[:, None])[..., None]).any()):
+                raise ProbeError(
+                    f"{type(self.model).__name__} lets text see what comes after it, so that text before an image is "
+                    "not the same for all cuts; use mask_vision and generate"
+                )
         mask = full[seeing, prompt.after.to(device)[:, :, None], columns[:, None, :]].movedim(-1, 1)
         mask = mask.masked_fill(~real[:, None, None, :], closed_value(mask))
         # A filler row must see something, or its attention is not a number; it sees itself.

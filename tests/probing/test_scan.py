@@ -259,8 +259,10 @@ def test_right_padding_and_sliding_windows_are_refused(mllm, monkeypatch):
     mask = inputs["attention_mask"].flip(1)
     with pytest.raises(ProbeError, match="expected prompts padded on the left"):
         generate_all_cuts(found.model, **{**inputs, "attention_mask": mask}, do_sample=False, max_new_tokens=2)
-    monkeypatch.setattr(found.model.config.text_config, "layer_types", ["sliding_attention"] * found.layers)
-    with pytest.raises(ProbeError, match="sliding-window layers"):
+    text = found.model.config.text_config
+    monkeypatch.setattr(text, "sliding_window", 9)
+    monkeypatch.setattr(text, "layer_types", ["sliding_attention"] * found.layers)
+    with pytest.raises(ProbeError, match="keeps its keys in DynamicSlidingWindowLayer"):
         generate_all_cuts(found.model, **inputs, do_sample=False, max_new_tokens=2)
 
 
