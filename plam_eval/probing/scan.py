@@ -460,6 +460,7 @@ class _Keys(CacheLayerMixin):
         """Per row: generated tokens."""
         self.prefilling: Tensor | None = None
         """While cut prompts run: for each of their rows, which of the documents with vision tokens it is of."""
+        self.parts: list[tuple[Tensor, Tensor]] = []
 
     def prompt(self) -> tuple[Tensor, Tensor]:
         layer = self.shared.layers[self.index]
@@ -470,7 +471,7 @@ class _Keys(CacheLayerMixin):
         new = key_states, value_states
         if self.prefilling is not None:
             assert self.before is not None
-            self.after = new
+            self.parts.append(new)
             keys, values = (
                 torch.cat([shared[self.prefilling], own], dim=-2) for shared, own in zip(self.before, new, strict=True)
             )
@@ -483,6 +484,14 @@ class _Keys(CacheLayerMixin):
             )
         )
         return new
+
+    def join(self) -> int:
+        """Makes `after` of its parts; the number of its rows."""
+        if not self.parts:
+            return 0
+        keys, values = zip(*self.parts, strict=True)
+        self.parts, self.after = [], (torch.cat(keys), torch.cat(values))
+        return len(self.after[0])
 
     def select(self, kept: Tensor, cut_rows: int) -> None:
         """`cut_rows`: how many of the kept rows are cut at or below this layer."""
@@ -574,33 +583,33 @@ class _Scan:
         before = self.prompt.before.to(plain.device)
         prompt_keys, prompt_values = (states.transpose(1, 2)[seeing, before] for states in keys.prompt())
         keys.before = prompt_keys.transpose(1, 2), prompt_values.transpose(1, 2)
-        keys.prefilling = torch.arange(len(seeing), device=plain.device).repeat(len(self.hidden) // len(seeing))
         if self.extra is None:
             self.extra = self._of_cut_rows(plain, kwargs)
-        own = {name: _first_rows(value, len(self.hidden)) for name, value in self.extra.items()}
+        documents = torch.arange(len(seeing), device=plain.device).repeat(len(self.hidden) // len(seeing))
+        # In parts no larger than the prompt itself, so that activations need no more memory than the plain pass.
+        size = max(plain.shape[:2].numel() // self.hidden.shape[1], 1)
         self.inside = True
         try:
-            hidden: Tensor = layer(self.hidden, **{**kwargs, **own, "past_key_values": self.cache})
+            parts = []
+            for hidden, keys.prefilling in zip(self.hidden.split(size), documents.split(size), strict=True):
+                own = {name: _take(value, keys.prefilling) for name, value in self.extra.items()}
+                parts.append(layer(hidden, **{**kwargs, **own, "past_key_values": self.cache}))
         finally:
-            self.inside = False
-            keys.prefilling = None
-        if keys.after is None:
+            self.inside, keys.prefilling = False, None
+        if keys.join() != len(self.hidden):
             raise ProbeError(f"{type(layer).__name__} does not use its KV cache; expected keys and values to pass it")
-        return hidden
+        return torch.cat(parts)
 
     def _of_cut_rows(self, plain: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's masks and positions, for the rows of every cut: those of fewer cuts are the first of them."""
-        cuts = len(self.cuts) - 1
+        """The layer's masks and positions for the text behind the first vision token: (seeing, ...) each."""
 
-        def rows(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(rows(part) for part in value)
-            return self._after_rows(value).repeat(cuts, *[1] * (value.dim() - 1))
+        def behind(value: Any) -> Any:
+            return tuple(behind(part) for part in value) if isinstance(value, tuple) else self._after_rows(value)
 
-        own = {"attention_mask": self._mask(plain, kwargs.get("attention_mask")).repeat(cuts, 1, 1, 1)}
+        own = {"attention_mask": self._mask(plain, kwargs.get("attention_mask"))}
         for name in ("position_embeddings", "position_ids"):
             if kwargs.get(name) is not None:
-                own[name] = rows(kwargs[name])
+                own[name] = behind(kwargs[name])
         strange = [
             name
             for name, value in kwargs.items()
@@ -713,8 +722,8 @@ class _Scan:
         return torch.cat(outputs).reshape(count, 1, heads, -1)
 
 
-def _first_rows(value: Any, rows: int) -> Any:
-    return tuple(_first_rows(part, rows) for part in value) if isinstance(value, tuple) else value[:rows]
+def _take(value: Any, rows: Tensor) -> Any:
+    return tuple(_take(part, rows) for part in value) if isinstance(value, tuple) else value[rows.to(value.device)]
 
 
 def _closed(scores: Tensor, real: Tensor) -> Tensor:
