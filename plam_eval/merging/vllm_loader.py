@@ -31,7 +31,7 @@ from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
-from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, SpecError, load_spec
+from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, SpecError, load_spec
 
 LOAD_FORMAT = "plam"
 TESTED_VERSIONS = ("0.32.0",)
@@ -185,21 +185,17 @@ class PlateauWorker:
             fault = f"this engine has {parallel.data_parallel_size} data-parallel replicas; start it with the new spec"
             return {"faults": [fault]}
         old = _state(self)
-        try:
-            wanted = PlateauSpec.model_validate(spec) if spec is not None else None
-            new, faults = _reload(self, old, wanted), list[str]()
-        except Exception as error:
-            new, faults = old, _faults(error)
+        wanted = PlateauSpec.model_validate(spec) if spec is not None else None
+        there = _Reload(self, old, wanted, _changed_blocks(old.spec, wanted))
+        faults, new = there.run()
         faults = _all_workers(faults)
         if not faults:
             setattr(self.get_model(), _STATE, new)  # type: ignore[attr-defined]
             return {"report": new.report.to_dict() if new.report else None}
-        try:
-            _reload(self, old, old.spec, checked=True)
-            broken = _all_workers([])
-        except Exception as error:
-            logger.exception("going back to the weights of before failed")
-            broken = _all_workers(_faults(error))
+        broken = ["a module is half loaded"] if there.torn else list[str]()
+        if there.touched and not there.torn:
+            broken, _ = _Reload(self, old, old.spec, there.blocks).run()
+        broken = _all_workers(broken)
         if not broken:
             return {"faults": faults}
         why = (
@@ -212,12 +208,6 @@ class PlateauWorker:
 
 def _state(worker: Any) -> _State:
     return getattr(worker.get_model(), _STATE, _State())
-
-
-def _faults(error: Exception) -> list[str]:
-    if isinstance(error, MergeError):
-        return error.faults
-    return [str(error) if isinstance(error, SpecError) else f"{type(error).__name__}: {error}"]
 
 
 def _all_workers(faults: list[str]) -> list[str]:
@@ -240,40 +230,6 @@ def _refuse_to_generate(worker: Any, why: str) -> None:
     worker.model_runner.execute_model = execute_model
 
 
-def _reload(worker: Any, old: _State, spec: PlateauSpec | None, checked: bool = False) -> _State:
-    """Load the weights of `spec` into the worker's model, over those of `old`. `checked`: they were loaded before."""
-    model_config = worker.vllm_config.model_config
-    checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
-    identity = checkpoint.identity()
-    if old.identity is not None and identity != old.identity:
-        raise MergeError(
-            f"{checkpoint.name}: changed since the engine loaded it (was {old.identity}, is {identity}); start the "
-            "engine again"
-        )
-    warnings: tuple[str, ...] = ()
-    if spec is not None and not checked:
-        warnings = plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model)).warnings
-    reports: list[MergeReport] = []
-    blocks = _changed_blocks(old.spec, spec)
-
-    def stream() -> Iterator[tuple[str, Tensor]]:
-        names = sorted((block, name) for name in checkpoint.names() if (block := _block(name)) in blocks)
-        stored = ((name, checkpoint.tensor(name)) for _, name in names)
-        return merged_weights(stored, spec, None, model_config.dtype, reports.append)
-
-    way, _ = remerge_way()
-    with set_current_vllm_config(worker.vllm_config), torch.inference_mode():
-        if way == "layers":
-            _reload_blocks(worker, stream())
-        else:
-            if not checked:  # vLLM's own reload cannot go back half-way, so all that may fail here has to fail first
-                for _ in stream():
-                    pass
-            _reload_all(worker, spec)
-    report = dataclasses.replace(reports[0], model=checkpoint.name, warnings=warnings) if reports else None
-    return _State(spec, report, identity)
-
-
 Block = tuple[int, str]
 """A decoder layer's attention or MLP, such as (3, "self_attn"): what vLLM keeps under one module of the same name."""
 
@@ -285,8 +241,6 @@ def _block(name: str) -> Block | None:
 
 
 def _changed_blocks(*specs: PlateauSpec | None) -> set[Block]:
-    from plam_eval.spec import MODULES
-
     return {
         (layer, MODULES[module].split(".")[0])
         for spec in specs
@@ -296,42 +250,101 @@ def _changed_blocks(*specs: PlateauSpec | None) -> set[Block]:
     }
 
 
-def _reload_blocks(worker: Any, stream: Iterable[tuple[str, Tensor]]) -> None:
-    """Load a stream that is ordered by block, one block at a time.
+class _Reload:
+    """Loads the weights of `spec` into these blocks of a worker's model, whatever they hold.
 
-    All of a block is merged before the block is touched: a fault in the data leaves it as it was.
+    Attributes:
+        touched: whether a block may hold other weights than before.
+        torn: whether vLLM was stopped while it loaded into a module, from which there is no way back.
     """
-    from vllm.model_executor.model_loader.reload.layerwise import (
-        finalize_layerwise_reload,
-        initialize_layerwise_reload,
-    )
 
-    model, model_config = worker.get_model(), worker.vllm_config.model_config
-    here = {  # with pipeline parallelism, not all of them
-        block: (name, module)
-        for name, module in model.named_modules()
-        if (block := _block(name)) is not None and name.endswith(f".{block[0]}.{block[1]}")
-    }
-    for block, pairs in itertools.groupby(stream, key=lambda pair: _block(pair[0])):
-        tensors = list(pairs)
-        if block not in here:
-            continue
-        name, module = here[block]
-        initialize_layerwise_reload(module)
-        loaded = model.load_weights(iter(tensors))
-        finalize_layerwise_reload(module, model_config)
-        expected = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
-        on_meta = [parameter for parameter, tensor in module.named_parameters() if tensor.is_meta]
-        if on_meta or (loaded is not None and not loaded & expected):
-            raise RuntimeError(f"{name}: vLLM loaded {len(tensors)} tensors, but not into this module")
+    def __init__(self, worker: Any, old: _State, spec: PlateauSpec | None, blocks: set[Block]) -> None:
+        self.worker, self.old, self.spec, self.blocks = worker, old, spec, blocks
+        self.touched = self.torn = False
 
+    def run(self) -> tuple[list[str], _State]:
+        """What went wrong, and the state that the model is in if nothing did."""
+        try:
+            return [], self._run()
+        except Exception as error:
+            logger.exception("loading other weights into the running engine failed")
+            if isinstance(error, MergeError):
+                return error.faults, self.old
+            return [f"{type(error).__name__}: {error}"], self.old
 
-def _reload_all(worker: Any, spec: PlateauSpec | None) -> None:
-    overrides = {"load_format": LOAD_FORMAT, "model_loader_extra_config": {"plateau": spec and spec.to_dict()}}
-    _, rest = _split(worker.vllm_config.load_config.model_loader_extra_config)
-    overrides["model_loader_extra_config"] = {**rest, **overrides["model_loader_extra_config"]}  # type: ignore[dict-item]
-    worker.update_config({"load_config": overrides})
-    worker.reload_weights()
+    def _run(self) -> _State:
+        model_config = self.worker.vllm_config.model_config
+        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        identity = checkpoint.identity()
+        if self.old.identity is not None and identity != self.old.identity:
+            raise MergeError(
+                f"{checkpoint.name}: changed since the engine loaded it (was {self.old.identity}, is {identity}); "
+                "start the engine again"
+            )
+        warnings: tuple[str, ...] = ()
+        if self.spec is not None:
+            warnings = plan_merge(self.spec, model=checkpoint, base=Checkpoint.open(self.spec.base_model)).warnings
+        reports: list[MergeReport] = []
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            names = sorted((block, name) for name in checkpoint.names() if (block := _block(name)) in self.blocks)
+            stored = ((name, checkpoint.tensor(name)) for _, name in names)
+            return merged_weights(stored, self.spec, None, model_config.dtype, reports.append)
+
+        with set_current_vllm_config(self.worker.vllm_config), torch.inference_mode():
+            if remerge_way()[0] == "layers":
+                self._load_blocks(stream())
+            else:
+                for _ in stream():  # vLLM's own reload cannot stop half-way, so what may fail here has to fail before
+                    pass
+                self._load_all()
+        report = dataclasses.replace(reports[0], model=checkpoint.name, warnings=warnings) if reports else None
+        return _State(self.spec, report, identity)
+
+    def _load_blocks(self, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """Load a stream that is ordered by block, one block at a time.
+
+        All of a block is merged before the block is touched: a fault in the data leaves it as it was.
+        """
+        from vllm.model_executor.model_loader.reload.layerwise import (
+            finalize_layerwise_reload,
+            initialize_layerwise_reload,
+        )
+
+        model, model_config = self.worker.get_model(), self.worker.vllm_config.model_config
+        here = {  # with pipeline parallelism, not all of them
+            block: (name, module)
+            for name, module in model.named_modules()
+            if (block := _block(name)) is not None and name.endswith(f".{block[0]}.{block[1]}")
+        }
+        for block, pairs in itertools.groupby(stream, key=lambda pair: _block(pair[0])):
+            tensors = list(pairs)
+            if block not in here:
+                continue
+            name, module = here[block]
+            self.touched = self.torn = True
+            parts = [
+                part for part in module.modules() if part._parameters or hasattr(part, "process_weights_after_loading")
+            ]
+            for part in parts:  # all but such as the rotary embedding, which every block shares and no checkpoint holds
+                initialize_layerwise_reload(part)
+            loaded = model.load_weights(iter(tensors))
+            for part in parts:
+                finalize_layerwise_reload(part, model_config)
+            expected = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+            on_meta = [parameter for parameter, tensor in module.named_parameters() if tensor.is_meta]
+            if on_meta or (loaded is not None and not loaded & expected):
+                raise RuntimeError(f"{name}: vLLM loaded {len(tensors)} tensors, but not into this module")
+            self.torn = False
+
+    def _load_all(self) -> None:
+        _, extra = _split(self.worker.vllm_config.load_config.model_loader_extra_config)
+        extra["plateau"] = self.spec.to_dict() if self.spec is not None else None
+        overrides = {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
+        self.touched = self.torn = True
+        self.worker.update_config({"load_config": overrides})
+        self.worker.reload_weights()
+        self.torn = False
 
 
 # ---- re-merging, from outside ----------------------------------------------------------------------------------------
@@ -433,7 +446,10 @@ class MergeEndpoint:
         return (await self._engine.collective_rpc("plam_state"))[0]
 
     async def _merge(self, request: Any) -> dict[str, Any]:
-        body = await request.json()
+        try:
+            body = await request.json()
+        except ValueError:
+            body = None
         if not isinstance(body, dict) or "plateau" not in body:
             raise ValueError('expected a JSON object with "plateau" (a name, a path, a spec, or "none")')
         spec = load_spec(body.pop("plateau"), body)

@@ -1,0 +1,445 @@
+"""The real vLLM engine on merged weights: against HF merged in place, saved checkpoints and fresh engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from plam_eval.merging import vllm_loader
+from plam_eval.merging.checkpoint import Checkpoint, MergeError
+from plam_eval.merging.merge import merge_in_place, merged_weights
+from plam_eval.merging.vllm_loader import EngineBrokenError, MergeEndpoint, merge_engine, remerge_way
+from plam_eval.spec import SpecError, load_spec
+from tests.engines import FAST, answers, engine, inputs, picture
+from tests.merging.conftest import shard
+from tests.pico import FAMILIES, PicoPair
+
+PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
+BASE = str(PAIR / "base")
+DEMO = {"plateau": "demo", "base": BASE}
+Prompts = list[tuple[str, list[Image.Image]]]
+
+
+def prompts_of(model: Path) -> Prompts:
+    """One image, none, and two."""
+    from transformers import AutoProcessor
+
+    template = AutoProcessor.from_pretrained(model).apply_chat_template
+
+    def prompt(text: str, *images: Image.Image) -> tuple[str, list[Image.Image]]:
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        return template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True), list(
+            images
+        )
+
+    return [prompt("What is it?", picture(1)), prompt("Which day?"), prompt("Same?", picture(2), picture(3, (28, 56)))]
+
+
+def hf_answers(model: torch.nn.Module, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    found = []
+    for text, images in prompts:
+        inputs = processor(text=text, images=images or None, return_tensors="pt")
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
+        found.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+    return found
+
+
+def save_merged(pair: PicoPair, spec: Any, folder: Path) -> Path:
+    shutil.copytree(pair.mllm, folder)
+    stored = load_file(pair.mllm / "model.safetensors")
+    merged = dict(merged_weights(stored.items(), spec, Checkpoint.open(pair.base), None))
+    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_hf_merged_in_place_and_a_saved_checkpoint(family, pico, tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    pair = pico(family)
+    options = {"base": str(pair.base), "layers": "1:4", "modules": "all", "model_weight": 0.7, "base_weight": 0.5}
+    spec = load_spec(None, options)
+    prompts = prompts_of(pair.mllm)
+    model = AutoModelForImageTextToText.from_pretrained(pair.mllm, dtype=torch.float32).eval()
+    plain = hf_answers(model, pair.mllm, prompts)
+    merge_in_place(model, spec, checkpoint=pair.mllm)
+    merged = hf_answers(model, pair.mllm, prompts)
+    assert all(one != other for one, other in zip(plain, merged, strict=True))
+
+    with engine(pair.mllm, options) as llm:
+        assert answers(llm, prompts) == merged
+        (state,) = llm.collective_rpc("plam_state")
+        assert state["digest"] == spec.digest() and state["report"]["tensors"] >= 3 * 7
+        assert merge_engine(llm, "none") is None
+        assert answers(llm, prompts) == plain
+    with engine(save_merged(pair, spec, tmp_path / "merged"), load_format="auto", model_loader_extra_config={}) as llm:
+        assert answers(llm, prompts) == merged
+
+
+# ---- one resident engine on the embedded pair ------------------------------------------------------------------------
+
+LONG = "ASSISTANT: the sky is blue and the circle is red. " * 12
+"""Longer than a block of the prefix cache, which is 128 tokens on a CPU."""
+PAIR_PROMPTS: Prompts = [
+    ("USER: <image>\nWhat is to the left of the star? " + LONG, [picture(4, (64, 64))]),
+    ("USER: <image>\nHow many? ASSISTANT:", [picture(4, (64, 64))]),
+    (LONG + "USER: Where is the square? ASSISTANT:", []),
+]
+SWITCHES: list[dict[str, Any]] = [
+    {"plateau": "none"},
+    DEMO,
+    {**DEMO, "layers": "0:8", "modules": "all"},
+    {**DEMO, "layers": "2:5", "modules": "mlp"},
+    {**DEMO, "rule": "self_scale", "model_weight": 1.6},
+    {**DEMO, "rule": "noise", "seed": 3, "base_weight": 0.9},
+    {**DEMO, "rule": "normalized", "base_weight": 2.0},
+    {**DEMO, "modules": "vo", "base_weight": 1.5},
+    {"plateau": "none"},
+    {**DEMO, "layers": "0:4", "model_weight": 0, "base_weight": 1},
+]
+
+
+def detailed(llm: Any) -> list[tuple[list[int], float]]:
+    """Tokens and their log-probability, which shows a change of weights that no token does."""
+    from vllm import SamplingParams
+
+    parameters = SamplingParams(temperature=0, max_tokens=16, logprobs=1, ignore_eos=True)
+    done = [output.outputs[0] for output in llm.generate(inputs(PAIR_PROMPTS), parameters, use_tqdm=False)]
+    return [(list(output.token_ids), round(output.cumulative_logprob, 3)) for output in done]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Callable[[dict[str, Any]], list[tuple[list[int], float]]]:
+    """What an engine started with these options answers; each is started once."""
+    known: dict[str, Any] = {}
+
+    def get(options: dict[str, Any]) -> list[tuple[list[int], float]]:
+        key = json.dumps(options)
+        if key not in known:
+            with engine(PAIR / "mllm", options) as llm:
+                known[key] = detailed(llm)
+        return known[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def resident(fresh: Callable[..., Any]) -> Iterator[Any]:
+    for options in SWITCHES:  # while no other engine is alive: one process holds one world of workers
+        fresh(options)
+    with engine(PAIR / "mllm", DEMO) as llm:
+        yield llm
+
+
+def test_ten_switches_of_one_engine_each_equal_a_fresh_engine(resident, fresh):
+    assert remerge_way()[0] == "layers"
+    assert len({json.dumps(fresh(options)) for options in SWITCHES}) == 9  # plain comes twice
+    for options in SWITCHES:
+        merge_engine(resident, **options)
+        assert detailed(resident) == fresh(options), options
+
+
+def test_switches_through_vllms_own_reload_of_all_weights(resident, fresh, monkeypatch):
+    monkeypatch.setattr(vllm_loader, "remerge_way", lambda: ("all", "for this test"))
+    for options in (SWITCHES[2], SWITCHES[0], SWITCHES[1]):
+        merge_engine(resident, **options)
+        assert detailed(resident) == fresh(options), options
+
+
+@pytest.mark.parametrize("way", ["layers", "all"])
+def test_a_fault_in_the_data_leaves_the_old_weights(way, resident, fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(vllm_loader, "remerge_way", lambda: (way, "for this test"))
+    merge_engine(resident, **DEMO)
+    bad = tmp_path / "base"
+    shutil.copytree(BASE, bad)
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.layers.7.self_attn.v_proj.weight"][3, 5] = float("nan")  # the last block but one to be reloaded
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MergeError, match=r"layers\.7\.self_attn\.v_proj\.weight .*NaN"):
+        merge_engine(resident, **{**DEMO, "base": str(bad), "layers": "0:8", "modules": "all"})
+    assert detailed(resident) == fresh(DEMO)
+    assert resident.collective_rpc("plam_state")[0]["digest"] == load_spec("demo", {"base": BASE}).digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({**DEMO, "layers": "4:9"}, MergeError, r"\[4, 9\) does not fit"),
+        ({**DEMO, "base": "/nowhere/base"}, MergeError, "no such folder"),
+        ({**DEMO, "layer": "4:8"}, SpecError, "did you mean 'layers'"),
+    ],
+)
+def test_a_bad_spec_changes_nothing(options, error, says, resident, fresh):
+    merge_engine(resident, **DEMO)
+    with pytest.raises(error, match=says):
+        merge_engine(resident, **options)
+    assert detailed(resident) == fresh(DEMO)
+
+
+def test_a_checkpoint_that_changed_under_the_engine_is_refused(fresh, tmp_path):
+    copy = tmp_path / "mllm"
+    shutil.copytree(PAIR / "mllm", copy)
+    with engine(copy, DEMO) as llm:
+        os.utime(copy / "model.safetensors", ns=(1, 1))
+        with pytest.raises(MergeError, match="changed since the engine loaded it"):
+            merge_engine(llm, "none")
+
+
+def test_neither_old_nor_new_weights_stop_the_engine(monkeypatch):
+    with engine(PAIR / "mllm", DEMO) as llm:
+        worker = llm.llm_engine.model_executor.driver_worker.worker
+        real, calls = worker.get_model().load_weights, []
+
+        def load_weights(weights: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 2:
+                raise OSError("no space left on device")
+            return real(weights)
+
+        monkeypatch.setattr(worker.get_model(), "load_weights", load_weights)
+        with pytest.raises(EngineBrokenError, match=r"neither the old nor the new weights; start it again.*no space"):
+            merge_engine(llm, "none")
+        with pytest.raises(RuntimeError, match="neither the old nor the new weights"):
+            detailed(llm)
+
+
+@pytest.mark.parametrize("form", ["sharded", "bin"])
+def test_base_in_other_forms(form, fresh, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    shard(base, bin=form == "bin")
+    with engine(PAIR / "mllm", {**DEMO, "base": str(base)}) as llm:
+        assert detailed(llm) == fresh(DEMO)
+
+
+# ---- faults before the engine starts ---------------------------------------------------------------------------------
+
+
+def faulty(kind: str, pico: Callable[[str], PicoPair], folder: Path) -> tuple[Path, dict[str, Any], str]:
+    """Model, options and what the error says."""
+    pair = pico("llava")
+    good = {"base": str(pair.base), "layers": "1:4"}
+    if kind == "base missing":
+        return pair.mllm, {**good, "base": str(folder / "none")}, "no such folder"
+    if kind == "wrong base":
+        return pair.mllm, {**good, "base": BASE}, "expected equal shapes"
+    if kind == "range out of bounds":
+        return pair.mllm, {**good, "layers": "1:5"}, r"\[1, 5\) does not fit"
+    if kind == "spec for another model":
+        return pair.mllm, DEMO, r"\[4, 8\) does not fit"
+    if kind == "unknown option":
+        return pair.mllm, {**good, "plateu": "demo"}, "plateu"
+    quantised = folder / "quantised"
+    shutil.copytree(pair.mllm, quantised)
+    config = json.loads((quantised / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False}
+    (quantised / "config.json").write_text(json.dumps(config))
+    return quantised, good, r"quantised \(gptq\)"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["base missing", "wrong base", "range out of bounds", "spec for another model", "unknown option", "quantised"],
+)
+def test_bad_input_never_starts_an_engine(kind, pico, tmp_path):
+    model, options, says = faulty(kind, pico, tmp_path)
+    with pytest.raises(ValueError, match=says), engine(model, options):
+        pass
+
+
+def environment(**given: str) -> dict[str, str]:
+    """Of a process that runs the engine in a process of its own, as users' do."""
+    kept = {key: value for key, value in os.environ.items() if key != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    return {**kept, **given}
+
+
+def test_an_engine_in_its_own_process_fails_with_our_message_last(pico, tmp_path):
+    model, options, _ = faulty("wrong base", pico, tmp_path)
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--load-format"]
+    command += ["plam", "--model-loader-extra-config", json.dumps(options), "--dtype", "float32"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "expected equal" in last and "as between an MLLM and the very LLM it was built from" in last, done.stderr
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+TWO_WORKERS = """
+import json, sys
+from tests.engines import engine
+from tests.merging.test_vllm_loader import BASE, DEMO, PAIR, SWITCHES, detailed
+from plam_eval.merging.checkpoint import MergeError
+from plam_eval.merging.vllm_loader import merge_engine
+
+if __name__ == "__main__":
+    found = []
+    with engine(PAIR / "mllm", DEMO, tensor_parallel_size=2) as llm:
+        found.append(detailed(llm))
+        for options in (SWITCHES[0], SWITCHES[2]):
+            merge_engine(llm, **options)
+            found.append(detailed(llm))
+        try:
+            merge_engine(llm, **{**DEMO, "layers": "0:9"})
+        except MergeError as error:
+            found.append(str(error))
+        found.append(detailed(llm))
+        found.append(len(llm.collective_rpc("plam_state")))
+    print("FOUND" + json.dumps(found))
+"""
+
+
+def test_two_tensor_parallel_workers(fresh, tmp_path):
+    script = tmp_path / "two_workers.py"
+    script.write_text(TWO_WORKERS)
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, script],
+        env=environment(VLLM_CPU_OMP_THREADS_BIND="0|1", PYTHONPATH=root),
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    assert lines, done.stdout + done.stderr
+    merged, plain, other, message, after, workers = json.loads(lines[0].removeprefix("FOUND"))
+    assert workers == 2 and "does not fit" in message and after == other
+    for one, options in ((merged, DEMO), (plain, SWITCHES[0]), (other, SWITCHES[2])):
+        expected = fresh(options)
+        assert [tokens for tokens, _ in one] == [tokens for tokens, _ in expected]
+        # The workers' partial sums are added in another order.
+        assert [score for _, score in one] == pytest.approx([score for _, score in expected], abs=5e-3)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port, log = "18231", tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(PAIR / "mllm")]
+    command += ["--served-model-name", "pair", "--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--skip-mm-profiling"]
+    command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"]), "--load-format", "plam"]
+    command += ["--model-loader-extra-config", json.dumps(DEMO)]
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment(VLLM_PLUGINS="plam_eval"), stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def call(url: str, body: Any = None) -> tuple[int, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, fresh):
+    text, _ = PAIR_PROMPTS[2]
+    asked = {"model": "pair", "prompt": text, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
+    asked |= {"return_token_ids": True}
+
+    def tokens() -> list[int]:
+        status, answer = call(f"{server}/v1/completions", asked)
+        assert status == 200, answer
+        return answer["choices"][0]["token_ids"]
+
+    assert tokens() == fresh(DEMO)[2][0]
+    status, state = call(f"{server}/plam/state")
+    assert status == 200 and state["digest"] == load_spec("demo", {"base": BASE}).digest()
+
+    other = SWITCHES[2]
+    status, told = call(f"{server}/plam/merge", other)
+    assert status == 200 and told["report"]["tensors"] == 8 * 7, told
+    assert tokens() == fresh(other)[2][0] != fresh(DEMO)[2][0]
+
+    for body in ({**DEMO, "layers": "3:12"}, {**DEMO, "layer": "3:5"}, {"layers": "3:5"}, ["demo"]):
+        status, told = call(f"{server}/plam/merge", body)
+        assert status == 400 and told["error"], told
+    assert tokens() == fresh(other)[2][0]
+    assert call(f"{server}/plam/state")[1]["digest"] == told_digest(other)
+
+
+def told_digest(options: dict[str, Any]) -> str:
+    rest = {key: value for key, value in options.items() if key != "plateau"}
+    spec = load_spec(options["plateau"], rest)
+    assert spec is not None
+    return spec.digest()
+
+
+@pytest.mark.parametrize(
+    ("host", "switch", "key", "header", "refused"),
+    [
+        ("127.0.0.1", None, [], "", None),
+        ("::1", None, [], "", None),
+        ("10.0.0.7", None, [], "", "from this machine"),
+        ("testclient", None, [], "", "from this machine"),
+        ("10.0.0.7", "1", [], "", None),
+        ("127.0.0.1", None, ["secret"], "", "API key"),
+        ("127.0.0.1", None, ["secret"], "Bearer wrong", "API key"),
+        ("127.0.0.1", None, ["secret"], "Bearer secret", None),
+    ],
+)
+def test_who_may_merge_over_http(host, switch, key, header, refused, monkeypatch):
+    monkeypatch.delenv(vllm_loader.REMOTE_SWITCH, raising=False)
+    if switch:
+        monkeypatch.setenv(vllm_loader.REMOTE_SWITCH, switch)
+    endpoint = MergeEndpoint()
+    endpoint._keys = key
+    request = SimpleNamespace(client=SimpleNamespace(host=host), headers={"authorization": header})
+    found = endpoint._refusal(request)
+    assert found is None if refused is None else refused in found
+
+
+# ---- versions --------------------------------------------------------------------------------------------------------
+
+
+def test_an_untested_version_takes_vllms_own_reload(monkeypatch):
+    monkeypatch.setattr(vllm_loader, "VLLM_VERSION", "0.33.1+cpu")
+    way, why = remerge_way()
+    assert way == "all" and "0.33.1" in why
+
+
+def test_doctor_says_how_vllm_would_be_used(monkeypatch):
+    from rich.console import Console
+
+    from plam_eval import doctor
+
+    console = Console(record=True, width=200)
+    assert doctor.check_vllm(console)
+    assert "only the attention and MLP blocks" in console.export_text()
+    monkeypatch.setattr(vllm_loader, "VLLM_VERSION", "0.40.0")
+    assert doctor.check_vllm(console)
+    said = console.export_text()
+    assert "warning" in said and "every tensor is read and loaded again" in said
