@@ -60,7 +60,7 @@ _UNSUPPORTED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CutAnswers:
     """Greedy answers of one batch of documents under each cut.
 
@@ -134,11 +134,9 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
     if given:
         raise ProbeError(f"generate_all_cuts takes no {', '.join(given)}; use mask_vision and generate")
-    loop = partial(_generate, chosen)
     with probing(model):
         answers: CutAnswers = model.generate(  # type: ignore[operator]
-            **_own_stop_strings(model, generate_kwargs),
-            custom_generate=lambda model, input_ids, **kwargs: loop(model, input_ids, **kwargs),
+            **_own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen)
         )
     return answers
 

@@ -249,6 +249,18 @@ def test_a_generated_placeholder_is_text(mllm):
     torch.testing.assert_close(got, found.model.lm_head(hidden[:, -3:]), atol=1e-4, rtol=0)
 
 
+def test_generation_that_reorders_or_crops_its_cache(mllm):
+    found = mllm("qwen3_vl")
+    settings = {"max_new_tokens": 6, "eos_token_id": None, "suppress_tokens": [found.model.config.image_token_id]}
+    inputs = found.batch(["Look: ", picture(0), " red?"], ["A ", picture(1), "b", picture(2), "what?"])
+    alone = found.batch(["Look: ", picture(0), " red red red?"])
+    with mask_vision(found.model, 1):
+        beams = [found.generate(inputs, num_beams=3, use_cache=cache, **settings) for cache in (True, False)]
+        assert torch.equal(*beams)
+        looked_up = found.generate(alone, prompt_lookup_num_tokens=3, **settings)
+        assert torch.equal(looked_up, found.generate(alone, **settings))
+
+
 def hooks(found: Mllm) -> list[int]:
     """How many each module has; transformers keeps some of its own."""
     return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in found.model.modules()]
