@@ -151,7 +151,7 @@ class VLLMPlateauMixin(PlateauMixin):
             self.journal.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
         try:
             return self._chat(messages=messages, sampling_params=each, **kwargs)
-        except ValueError as error:  # such as a prompt longer than max_model_len; an engine that died is another
+        except self._loader.REFUSALS as error:
             if len(messages) == 1:
                 self._generation_raised(error, 1)
                 return [_EMPTY]
@@ -159,7 +159,7 @@ class VLLMPlateauMixin(PlateauMixin):
         for message, parameters in zip(messages, each, strict=True):
             try:
                 answers += self._chat(messages=[message], sampling_params=[parameters], **kwargs)
-            except ValueError as error:
+            except self._loader.REFUSALS as error:
                 self._generation_raised(error, 1)
                 answers.append(_EMPTY)
         return answers

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
+from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -36,6 +37,8 @@ from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, SpecError, load_
 LOAD_FORMAT = "plam"
 TESTED_VERSIONS = ("0.32.0",)
 REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
+REFUSALS = (ValueError, VLLMClientError)
+"""What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
 
 # In vLLM's own namespace: its logging is configured for that one alone.
 logger = init_logger("vllm.plam_eval")

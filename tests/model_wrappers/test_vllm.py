@@ -1,0 +1,143 @@
+"""`plam_vllm` through the harness, beside `plam_llava` on the same checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plam_eval.evaluation.harness import EvaluationError, GenerationError, evaluate
+from plam_eval.merging.checkpoint import MergeError
+from plam_eval.spec import load_spec
+from tests.engines import FAST
+
+PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
+NINE = "plam9"
+LIMIT = 6
+
+
+def make(mode: str = "chat", **given: Any) -> Any:
+    from lmms_eval.models import get_model
+
+    cls = get_model("plam_vllm", force_simple=mode == "simple")
+    settings = {key: value for key, value in FAST.items() if key != "disable_log_stats"}
+    return cls(pretrained=str(PAIR / "mllm"), **(settings | {"batch_size": 16} | given))
+
+
+@pytest.fixture(scope="module")
+def merged() -> Iterator[Any]:
+    lm = make(plateau="demo", base=str(PAIR / "base"))
+    yield lm
+    lm.client.llm_engine.engine_core.shutdown()
+
+
+def table(run: Any) -> dict[tuple[str, int], tuple[str, Any]]:
+    return {
+        (task, row["doc_id"]): (row["filtered_resps"][0], row["arguments"][0])
+        for task, rows in run.samples.items()
+        for row in rows
+    }
+
+
+def test_answers_are_those_of_the_hf_wrapper_on_all_nine_tasks(merged, in_suite):
+    """Merged and plain, on one resident engine and on one resident HF model."""
+    from lmms_eval.models import get_model
+
+    hf = get_model("plam_llava")(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
+    spec = load_spec("demo", {"base": str(PAIR / "base")})
+    seen = []
+    for plateau in (spec, None):
+        hf.merge(plateau)
+        merged.merge(plateau)
+        expected, found = (evaluate(lm, NINE, limit=LIMIT, batch_size=size) for lm, size in ((hf, 1), (merged, 16)))
+        assert table(found) == table(expected)
+        assert len(table(found)) == 9 * LIMIT
+        assert found.results["results"] == expected.results["results"]
+        seen.append(found.results["plam_eval"])
+    merged.merge(spec)
+    one, other = seen
+    assert one["provenance"]["digest"] == spec.digest() and other["plain"]
+    assert one["folder"] == f"plam-{spec.digest()[:12]}" and other["folder"] == "plam-plain"
+    assert one["provenance"]["merge"]["tensors"] == 16 and one["wraps"] == "vllm" and one["dtype"] == "float32"
+    assert one["generation"]["calls"] == 9 * LIMIT and one["engine"]["remerge"].startswith("layers")
+    # MME allows 16 tokens, MMStar sets no limit and stops at an empty line.
+    settings = {(entry["max_tokens"], *entry["stop"]) for entry in one["generation"]["settings"]}
+    assert {(16, "\n\n"), (128, "\n\n"), (1024, "\n\n"), (16, "ASSISTANT:")} <= settings
+
+
+def test_a_task_limit_and_its_stop_strings_hold(merged):
+    build, select = merged._build_sampling_params_dict, merged._select_max_new_tokens
+    assert select(5) == 5 and select(None) == 1024
+    given = {"max_new_tokens": 5, "temperature": 0, "top_p": 1, "until": ["\n\n", ""]}
+    assert build(given)["stop"] == ["\n\n"] and build(given)["max_tokens"] == 5
+    assert build({**given, "until": "END"})["stop"] == ["END"]
+    assert "stop" not in build({**given, "until": None})
+    assert "repetition_penalty" not in build(given)
+    merged._penalty = 1.05  # as Qwen2.5-VL's generation_config says
+    try:
+        assert build(given)["repetition_penalty"] == 1.05
+        assert build({**given, "repetition_penalty": 1.2})["repetition_penalty"] == 1.2
+    finally:
+        merged._penalty = 1.0
+    assert merged._resolve_sampling_params({"until": ["x"]})["stop"] == ["x"]
+
+
+def test_a_refused_conversation_costs_itself_only(merged, in_suite):
+    """A prompt that does not fit the engine: an error by default, an empty answer where a share of them is allowed."""
+    real, long = merged._chat, "word " * 4000
+
+    def chat(*, messages: Any, **kwargs: Any) -> Any:
+        for message in messages:
+            if "left of" in str(message):
+                message[0]["content"] = long
+        return real(messages=messages, **kwargs)
+
+    merged._chat = chat
+    try:
+        with pytest.raises(GenerationError, match="max_error_share=0"):
+            evaluate(merged, "mmstar", limit=30, batch_size=16)
+        merged.max_error_share = 0.9
+        run = evaluate(merged, "mmstar", limit=30, batch_size=16)
+    finally:
+        merged._chat, merged.max_error_share = real, 0.0
+    generation = run.results["plam_eval"]["generation"]
+    empty = [row["doc_id"] for row in run.samples["mmstar"] if row["filtered_resps"][0] == ""]
+    assert generation["calls"] == 30 and 0 < generation["failed"] == len(empty) < 30
+    assert "maximum" in generation["errors"][0]
+
+
+def test_simple_mode(in_suite):
+    lm = make("simple", plateau="demo", base=str(PAIR / "base"))
+    try:
+        run = evaluate(lm, "pope", limit=4, batch_size=4, force_simple=True)
+    finally:
+        lm.client.llm_engine.engine_core.shutdown()
+    assert run.results["plam_eval"]["mode"] == "simple"
+    assert {row["filtered_resps"][0].strip().lower() for row in run.samples["pope"]} <= {"yes", "no"}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"plateau": "demo", "base": "/nowhere/base"}, MergeError, "no such folder"),
+        ({"platau": "demo"}, TypeError, "did you mean plateau"),
+        ({"tensor_paralel_size": 2}, TypeError, "did you mean tensor_parallel_size"),
+        ({"load_format": "auto"}, TypeError, "takes no argument load_format"),
+        ({"device": "cuda:0"}, ValueError, "the installed vLLM runs on cpu"),
+        ({"max_error_share": 2}, ValueError, "expected a share"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_engine_starts(given, error, says):
+    with pytest.raises(error, match=says):
+        make(**given)
+
+
+def test_by_name_and_from_arguments_as_the_command_line_does(in_suite, tmp_path):
+    arguments = f"pretrained={PAIR}/mllm,plateau=demo,base={PAIR}/base,dtype=float32,enforce_eager=True"
+    arguments += ",max_model_len=1024,skip_mm_profiling=True,device=cpu"
+    run = evaluate("plam_vllm", "pope", model_args=arguments, limit=2, output=tmp_path / "out")
+    assert run.results_file.exists() and "plam-" in str(run.results_file)
+    with pytest.raises(EvaluationError, match="did you mean"):
+        evaluate("plam_vllm", "poppe", model_args=arguments, limit=2)
