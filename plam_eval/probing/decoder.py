@@ -107,7 +107,7 @@ def has_visual_input(inputs: Mapping[str, Any]) -> bool:
         if name == "mm_encoder_outputs":
             if value and any(output is not None for output in value.values()):
                 return True
-        elif value is not None and name.startswith(_VISUAL_INPUTS):
+        elif value is not None and any(part in name for part in _VISUAL_INPUTS):
             return True
     return False
 

@@ -111,6 +111,9 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     stopping criteria of the call and of the generation config. Processors and criteria are called for each cut in turn
     on the whole batch, so they must keep no state between calls. Batches must be padded on the left.
 
+    Equal token for token in float32. In lower precision sums are rounded in another order, as between batch sizes, and
+    two tokens that the model holds equally likely may change places.
+
     Args:
         model: an HF MLLM that `mask_vision` takes, without sliding windows.
         cuts: cut layers in 0..L, all of them by default; L is always added. Fewer cost less.
@@ -265,7 +268,9 @@ def _divergence(logits: Tensor, rows: _Rows, cuts: tuple[int, ...], documents: i
     kl = torch.zeros(len(cuts), documents, device=logits.device)
     for row, (cut, doc) in enumerate(rows.pairs):
         plain = log_p[reference[doc]]
-        kl[cuts.index(cut), doc] = (plain.exp() * (plain - log_p[row])).sum().clamp(min=0)
+        # Tokens a model rules out have no log to compare, and no probability.
+        terms = torch.where(plain > float("-inf"), plain.exp() * (plain - log_p[row]), 0.0)
+        kl[cuts.index(cut), doc] = terms.sum().clamp(min=0)
     return kl
 
 
@@ -649,7 +654,7 @@ class _Scan:
     def decoding(self, rows: _Rows) -> Iterator[None]:
         self.select(None, rows)
         found: list[Any] = [getattr(module, "config", None) for module in decoder(self.model).modules()]
-        configs = {id(config): config for config in found if config is not None}
+        configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
         before = {key: config._attn_implementation for key, config in configs.items()}
         token = _DECODING.set(self)
         try:
