@@ -74,27 +74,23 @@ def probing(model: nn.Module) -> Iterator[None]:
         _PROBED.discard(layers)
 
 
-def square_mask(
-    mask: Tensor | None, hidden: Tensor, columns: int, first_column: int, past: int, backend: str
-) -> Tensor:
-    """The attention mask of a decoder layer in full.
+def square_mask(mask: Tensor | None, hidden: Tensor, columns: int, past: int, backend: str) -> Tensor:
+    """The attention mask of a decoder layer in full: (documents, heads or 1, rows, columns).
 
-    transformers leaves it out where attention is plainly causal and no column is padding or out of a window, and
-    relies on a flag that only holds as long as there is no mask.
+    transformers leaves it out where attention is plainly causal, with no column padding or out of a window, and relies
+    on a flag that only holds as long as there is no mask.
 
     Args:
-        mask: what the layer was given; (documents or 1, heads or 1, rows, columns), boolean or additive, or None.
+        mask: what the layer was given, boolean or additive, for all documents or one, or None.
         hidden: the layer's input, (documents, rows, hidden size).
         columns: number of keys.
-        first_column: sequence index of the first key.
-        past: sequence index of the first row.
+        past: number of tokens before the first row.
         backend: sdpa or eager.
     """
     documents, rows = hidden.shape[:2]
     if mask is None:
         row = torch.arange(past, past + rows, device=hidden.device)
-        column = torch.arange(first_column, first_column + columns, device=hidden.device)
-        mask = (column[None, :] <= row[:, None])[None, None]
+        mask = (torch.arange(columns, device=hidden.device)[None, :] <= row[:, None])[None, None]
         if backend == "eager":
             mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~mask, _low(hidden))
     if mask.dim() != 4 or mask.shape[-2:] != (rows, columns):
@@ -172,7 +168,7 @@ class _Hider:
         given = kwargs.get("attention_mask")
         key = (id(given), columns, first, hidden.device)
         if key not in self.call.masks:
-            mask = square_mask(given, hidden, columns, first, past, self.backend)
+            mask = square_mask(given, hidden, columns, past, self.backend)
             vision = self.call.seen.vision[:, first : first + columns].to(hidden.device)
             text_rows = ~self.call.vision.to(hidden.device)
             hidden_pairs = text_rows[:, None, :, None] & vision[:, None, None, :]

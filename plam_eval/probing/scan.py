@@ -627,7 +627,7 @@ class _Scan:
 
     def _mask(self, plain: Tensor, given: Tensor | None) -> Tensor:
         """The plain mask among text alone: (seeing, heads or 1, P, S + P)."""
-        full = square_mask(given, plain, self.prompt.length, 0, 0, self.backend).movedim(1, -1)
+        full = square_mask(given, plain, self.prompt.length, 0, self.backend).movedim(1, -1)
         prompt, device = self.prompt, plain.device
         seeing = torch.tensor(prompt.seeing, device=device)[:, None, None]
         columns = torch.cat([prompt.before, prompt.after], dim=1).to(device)
@@ -641,12 +641,7 @@ class _Scan:
                     "not the same for all cuts; use mask_vision and generate"
                 )
         mask = full[seeing, prompt.after.to(device)[:, :, None], columns[:, None, :]].movedim(-1, 1)
-        mask = mask.masked_fill(~real[:, None, None, :], closed_value(mask))
-        # A filler row must see something, or its attention is not a number; it sees itself.
-        itself = torch.zeros(mask.shape[-2:], dtype=torch.bool, device=device)
-        itself[:, prompt.before.shape[1] :].fill_diagonal_(True)
-        filler = ~prompt.after_real.to(device)[:, None, :, None] & itself
-        return mask.masked_fill(filler, True if mask.dtype == torch.bool else 0.0)
+        return mask.masked_fill(~real[:, None, None, :], closed_value(mask))
 
     # Generated tokens.
 
