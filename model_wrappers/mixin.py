@@ -158,7 +158,7 @@ class PlateauMixin:
     def _watched(self, generate: Any, requests: list[Any]) -> list[Any]:
         # Stock wrappers edit the generation settings they are given, and the response cache would then store answers
         # under keys it never looks up.
-        copies = [_with_own_settings(request) for request in requests]
+        copies = [with_own_settings(request) for request in requests]
         self._planned = len(requests)
         try:
             answers = generate(copies)
@@ -200,6 +200,9 @@ class PlateauMixin:
     def begin_run(self) -> None:
         """Starts a fresh journal; called at the start of every evaluation."""
         self.journal = Journal()
+
+    def end_run(self, tasks: dict[str, Any]) -> None:
+        """Called with lmms-eval's tasks once they are answered and scored."""
 
     def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
         """Our block of a results JSON, from the journals of all ranks."""
@@ -255,7 +258,7 @@ def check_share(max_error_share: float) -> None:
         raise ValueError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
 
 
-def _with_own_settings(request: Any) -> Any:
+def with_own_settings(request: Any) -> Any:
     own = copy.copy(request)
     own.arguments = tuple(copy.deepcopy(part) if isinstance(part, dict) else part for part in request.args)
     return own

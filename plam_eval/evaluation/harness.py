@@ -128,8 +128,9 @@ def _patch_evaluate() -> None:
             return stock(lm, *args, **kwargs)
         lm.begin_run()
         results = stock(lm, *args, **kwargs)
+        lm.end_run(args[0] if args else kwargs["task_dict"])
         # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
-        journals = _all_ranks(lm.journal.to_dict())
+        journals = all_ranks(lm.journal.to_dict())
         check_failures(journals, lm.max_error_share)
         if results is not None:
             results[RECORD_KEY] = lm.run_record(journals)
@@ -157,7 +158,7 @@ def _patch_run_folder() -> None:
     EvaluationTracker.save_results_aggregated = save_results_aggregated
 
 
-def _all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+def all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -383,6 +384,51 @@ def _mmmu_score(logged: dict[str, Any]) -> float:
     from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
 
     return evaluate_mmmu([logged])[1]["acc"]
+
+
+DOCUMENT_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "gqa": lambda doc: str(doc["imageId"]),
+    "mme": lambda doc: str(doc["question_id"]),
+    "pope": lambda doc: str(doc["image_source"]),
+}
+"""Task -> what documents of one image have in common. Documents of other tasks have an image of their own."""
+
+
+def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str]]) -> Iterator[dict[str, Any]]:
+    """Score any number of answers to each document by the tasks' own filters and metrics.
+
+    Args:
+        tasks: the task dictionary of an evaluation that has ended (`end_run` is given it).
+        answers: (task, doc_id) -> answers. Documents of this process's share that are missing are left out.
+
+    Yields:
+        For each answer, lmms-eval's log of the document as if it had been given, with `task` and `group` beside it.
+    """
+    from lmms_eval import evaluator
+    from lmms_eval.evaluator_utils import get_task_list
+
+    for output in get_task_list(tasks):
+        task, name = output.task, output.task_name
+        instances = {request.doc_id: request for request in task.instances}
+        known = {doc_id: answers[name, doc_id] for doc_id in instances if (name, doc_id) in answers}
+        group, docs = DOCUMENT_GROUPS.get(name), task.eval_docs_no_media
+        for turn in range(max(map(len, known.values()), default=0)):
+            now = {doc_id: given[turn] for doc_id, given in known.items() if turn < len(given)}
+            for doc_id, request in instances.items():
+                request.resps = [now.get(doc_id, "")]
+                request.filtered_resps, request.raw_filtered_resps = {}, {}
+            task.apply_filters()
+            for doc_id in sorted(now):
+                request = instances[doc_id]
+                doc = docs[doc_id]
+                log = evaluator._process_document_results(
+                    (doc_id, doc, [request]),
+                    task=task,
+                    filter_key=next(iter(request.filtered_resps)),
+                    reasoning_tags=None,
+                    log_samples=True,
+                ).logged_sample
+                yield {**log, "task": name, "turn": turn, "group": group(doc) if group else str(doc_id)}
 
 
 DOCUMENT_SCORES: dict[str, Callable[[dict[str, Any]], float]] = {

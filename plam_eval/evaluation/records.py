@@ -62,11 +62,11 @@ def read_run(path: str | Path) -> Run:
         if not log.is_file():
             raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
         with log.open(encoding="utf-8") as lines:
-            rows.extend(_row(task, json.loads(line)) for line in lines)
+            rows.extend(row(task, json.loads(line)) for line in lines)
     return Run(file, results, pd.DataFrame(rows))
 
 
-def _row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
+def row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     answer = sample["filtered_resps"]
     answer = answer[0] if isinstance(answer, list) else answer
     target = str(sample["target"])

@@ -1,0 +1,420 @@
+"""`plam scan`: a model's benchmark answers under every cut layer, through the harness, and the plateau they show.
+
+Prompts, images and scoring are lmms-eval's own. The wrapper's generation loop runs as in any evaluation; only its
+`model.generate` is exchanged for `generate_all_cuts`, and the loop runs once more for each other answer that some cut
+gave, to decode it, with images and inputs kept from the first time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from plam_eval.evaluation import harness, records
+from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.probing.plateau import KL_THRESHOLD, Curve, Stages, find_plateau, to_spec, write_spec
+from plam_eval.provenance import versions
+from plam_eval.spec import PlateauSpec, packaged_specs
+
+if TYPE_CHECKING:
+    from plam_eval.model_wrappers.hf import HFPlateauMixin
+
+SETTINGS, SAMPLES, STAGES, SPEC = "scan.json", "samples.parquet", "stages.json", "plateau.yaml"
+
+Key = tuple[str, int]
+"""(task, doc_id)"""
+
+
+class ScanError(EvaluationError):
+    """A scan that cannot go on; the message says what was found and what to do. Finished documents are kept."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A finished scan: its folder, the curve, its stages, and the spec written from them (None without a plateau)."""
+
+    folder: Path
+    curve: Curve
+    stages: Stages
+    spec: PlateauSpec | None
+
+
+def scan(
+    model: HFPlateauMixin,
+    tasks: str | Sequence[str],
+    output: str | Path,
+    *,
+    cuts: str | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+    gen_kwargs: str | None = None,
+    include_path: str | Path | None = None,
+    base_model: str | None = None,
+    margin: float = 0.02,
+    confidence: float = 0.95,
+    kl_threshold: float = KL_THRESHOLD,
+) -> Scan | None:
+    """Answer the tasks under every cut, score them, find the plateau, and write all of it into `output`.
+
+    A scan that was stopped goes on where it was; more tasks or a higher limit add to it. Other weights, cuts or
+    generation settings are refused. Under several processes each answers its share.
+
+    Args:
+        model: one of the HF wrappers, as it is: merged models can be scanned too, but give no spec.
+        tasks, limit, offset, gen_kwargs, include_path: as in `harness.evaluate`.
+        cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
+        base_model: for the spec; by default that of the packaged spec for this model, if there is one.
+        margin, confidence, kl_threshold: of `find_plateau`.
+
+    Returns:
+        None on every process but the first.
+
+    Raises:
+        ScanError: `output` holds a scan of other settings, or a prompt changed since. EvaluationError: as `evaluate`.
+    """
+    from plam_eval.probing.decoder import decoder_layers
+    from plam_eval.probing.scan import parse_cuts
+
+    layers = len(decoder_layers(model.model))
+    chosen = parse_cuts(cuts, layers)
+    folder = Path(output)
+    settings = _settings(model, chosen, layers, gen_kwargs)
+    store = _Store.open(folder, settings, model.rank)
+    with _Recorder(model, chosen, store).installed() as recorder:
+        run = harness.evaluate(
+            model,
+            tasks,
+            limit=limit,
+            offset=offset,
+            output=folder / "unmasked",
+            gen_kwargs=gen_kwargs,
+            include_path=include_path,
+        )
+    gathered = harness.all_ranks({"rows": recorder.rows})
+    if run is None:
+        return None
+    samples = pd.DataFrame([row for part in gathered for row in part["rows"]])
+    samples = samples.drop_duplicates(["task", "doc_id", "cut"]).sort_values(["task", "doc_id", "cut"])
+    _atomically(folder / SAMPLES, lambda path: samples.to_parquet(path, index=False))
+    base_model = base_model or _known_base(str(settings["pretrained"]))
+    return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
+
+
+def conclude(
+    folder: str | Path,
+    *,
+    tasks: Iterable[str] | None = None,
+    base_model: str | None = None,
+    margin: float = 0.02,
+    confidence: float = 0.95,
+    kl_threshold: float = KL_THRESHOLD,
+) -> Scan:
+    """From a scan folder's samples to its curve, plots, stages and spec; what an earlier call concluded is replaced.
+
+    Args:
+        tasks: only these.
+        base_model: for the spec, which is not written without one.
+        margin, confidence, kl_threshold: of `find_plateau`.
+
+    Raises:
+        ScanError: no scan there. CurveError: its samples are no curve.
+    """
+    from plam_eval.report.plots import plot_curve
+
+    folder = Path(folder)
+    settings = read_settings(folder)
+    if not (folder / SAMPLES).is_file():
+        raise ScanError(f"{folder}: the scan has not finished (no {SAMPLES}); run the same `plam scan` again")
+    curve = Curve.read(folder / SAMPLES)
+    if tasks is not None:
+        curve = curve.only(tasks)
+    stages = find_plateau(curve, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
+    table = curve.table()
+    _atomically(folder / "curve.csv", lambda path: table.to_csv(path, index=False))
+    _atomically(folder / "curve.parquet", lambda path: table.to_parquet(path, index=False))
+    for suffix in (".png", ".svg"):
+        _atomically(folder / f"curve{suffix}", lambda path: plot_curve(curve, stages, path))
+    spec = None
+    if stages.plateau is not None and base_model is not None and settings["spec"] is None:
+        spec = to_spec(stages, model=settings["pretrained"], base_model=base_model, scan=folder.name)
+        _atomically(folder / SPEC, lambda path: write_spec(spec, path))
+    else:
+        (folder / SPEC).unlink(missing_ok=True)
+    content = json.dumps(stages.to_dict(), indent=2) + "\n"
+    _atomically(folder / STAGES, lambda path: path.write_text(content, encoding="utf-8"))
+    return Scan(folder, curve, stages, spec)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a scan folder was made with. Raises ScanError where there is no scan."""
+    file = folder / SETTINGS
+    if not file.is_file():
+        raise ScanError(f"{folder}: no scan there (no {SETTINGS}); expected the --output of `plam scan`")
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return settings
+
+
+def _settings(model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwargs: str | None) -> dict[str, Any]:
+    """What answers depend on, apart from the documents."""
+    return {
+        "wrapper": model.model_id,
+        "pretrained": model.pretrained_name,
+        "mode": "simple" if model.is_simple else "chat",
+        "dtype": model.running_dtype,
+        "spec": model.spec.to_dict() if model.spec is not None else None,
+        "weights and arguments": model.cache_fingerprint(),
+        "num_layers": layers,
+        "cuts": list(cuts),
+        "gen_kwargs": gen_kwargs,
+        "versions": versions(),
+    }
+
+
+def _known_base(pretrained: str) -> str | None:
+    from plam_eval.spec import load_spec
+
+    specs = (load_spec(name) for name in packaged_specs())
+    return next((spec.base_model for spec in specs if spec is not None and spec.model == pretrained), None)
+
+
+def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(partial)
+    partial.replace(path)
+
+
+# ---- answers on disk -------------------------------------------------------------------------------------------------
+
+
+class _Store:
+    """Answers by document, a line each, written as soon as they are known."""
+
+    def __init__(self, file: Path, known: dict[Key, dict[str, Any]]) -> None:
+        self._file, self.known = file, known
+
+    @classmethod
+    def open(cls, folder: Path, settings: dict[str, Any], rank: int) -> _Store:
+        """Raises ScanError when the folder holds answers of other settings."""
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / f"answers.rank{rank}.jsonl"
+        if (folder / SETTINGS).is_file():
+            before = read_settings(folder)
+            changed = [
+                f"{name} (was {before.get(name)!r}, is {settings.get(name)!r})"
+                for name in dict.fromkeys([*before, *settings])
+                if before.get(name) != settings.get(name)
+            ]
+            if changed:
+                raise ScanError(
+                    f"{folder} holds a scan of other settings: {'; '.join(changed)}. Answers of both cannot be mixed: "
+                    "name another --output, or delete this one"
+                )
+        elif rank == 0:
+            text = json.dumps(settings, indent=2) + "\n"
+            _atomically(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
+        if own.is_file():  # a line that a kill cut off is not finished work
+            content = own.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(own, content.rfind(b"\n") + 1)
+        known: dict[Key, dict[str, Any]] = {}
+        for file in sorted(folder.glob("answers.rank*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                record = json.loads(line)
+                known[record["task"], record["doc_id"]] = record
+        return cls(own, known)
+
+    def add(self, record: dict[str, Any]) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.known[record["task"], record["doc_id"]] = record
+
+
+# ---- answers from the model ------------------------------------------------------------------------------------------
+
+
+class _Recorder:
+    """Stands in for a wrapper's `generate_until` and `end_run` while it is evaluated."""
+
+    def __init__(self, model: HFPlateauMixin, cuts: tuple[int, ...], store: _Store) -> None:
+        self.model, self.cuts, self.store = model, cuts, store
+        self.rows: list[dict[str, Any]] = []
+        self._asked: set[Key] = set()
+
+    @contextmanager
+    def installed(self) -> Iterator[_Recorder]:
+        model: Any = self.model
+        share, model.max_error_share = model.max_error_share, 0.0  # a curve needs every document at every cut
+        model.generate_until, model.end_run = self.generate_until, self.end_run
+        try:
+            yield self
+        finally:
+            del model.generate_until, model.end_run
+            model.max_error_share = share
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        answers = []
+        for request in tqdm(requests, "answering under every cut", unit="document", disable=self.model.rank != 0):
+            key = request.task_name, request.doc_id
+            prompt = hashlib.sha256(str(request.args[0]).encode()).hexdigest()[:16]
+            record = self.store.known.get(key)
+            if record is None:
+                record = {"task": key[0], "doc_id": key[1], "prompt": prompt, **self._answer(request)}
+                self.store.add(record)
+            elif record["prompt"] != prompt:
+                raise ScanError(
+                    f"document {key[1]} of {key[0]} is another than the one this scan has answered (its prompt "
+                    "changed); name another --output"
+                )
+            self._asked.add(key)
+            answers.append(record["answers"][record["by_cut"][-1]])
+        return answers
+
+    def _answer(self, request: Any) -> dict[str, Any]:
+        """Distinct answers in the order of their first cut, which of them each cut gave, and each cut's KL."""
+        from plam_eval.model_wrappers.mixin import stock_class, with_own_settings, writable
+        from plam_eval.probing.scan import generate_all_cuts
+
+        model: Any = self.model
+        found: list[Any] = []
+        request = _remembering(request)
+        generate = model._generate
+
+        def all_cuts(**inputs: Any) -> Any:
+            planned, model._planned = model._planned, None
+            model._generate = generate
+            try:
+                found.append(generate_all_cuts(model.model, self.cuts, **inputs))
+            finally:
+                model._planned, model._generate = planned, all_cuts
+            prompts.append(inputs["input_ids"])
+            return _continued(inputs["input_ids"], found[-1].tokens[-1])
+
+        prompts: list[Any] = []
+        with _quiet(model), _processed_once(model) as again:
+            model._generate = all_cuts
+            try:
+                text = _text(type(model).generate_until(model, [request])[0])
+            finally:
+                model._generate = generate
+            if len(found) != 1 or found[0].tokens.shape[1] != 1:
+                raise ScanError(
+                    f"{model.model_id} called generate {len(found)} times for document {request.doc_id} of "
+                    f"{request.task_name}; expected once, for one document: the task cannot be scanned"
+                )
+            rows = [tuple(row) for row in found[0].tokens[:, 0].tolist()]
+            texts = {rows[-1]: text}
+            for index, row in enumerate(rows):
+                if row in texts:
+                    continue
+                answer = _continued(prompts[0], found[0].tokens[index])
+                again()
+                model._generate = lambda answer=answer, **inputs: answer
+                try:
+                    stock = stock_class(type(model)).generate_until(model, [with_own_settings(request)])
+                finally:
+                    model._generate = generate
+                texts[row] = writable(_text(stock[0]))
+        answers = list(dict.fromkeys(texts[row] for row in rows))
+        kl = [round(float(value), 7) for value in found[0].kl[:, 0]]
+        return {"answers": answers, "by_cut": [answers.index(texts[row]) for row in rows], "kl": kl}
+
+    def end_run(self, tasks: dict[str, Any]) -> None:
+        known = {key: record["answers"] for key, record in self.store.known.items() if key in self._asked}
+        scored: dict[tuple[str, int, int], dict[str, Any]] = {}
+        for log in harness.score_answers(tasks, known):
+            scored[log["task"], log["doc_id"], log["turn"]] = {**records.row(log["task"], log), "group": log["group"]}
+        layers = self.cuts[-1]
+        for task, doc_id in sorted(known):
+            record = self.store.known[task, doc_id]
+            for cut, index, kl in zip(self.cuts, record["by_cut"], record["kl"], strict=True):
+                row = scored[task, doc_id, index]
+                columns = ("task", "doc_id", "group", "target", "answer", "score", "parsable")
+                self.rows.append({**{c: row[c] for c in columns}, "cut": cut, "kl": kl, "num_layers": layers})
+
+
+def _text(answer: Any) -> str:
+    return answer if isinstance(answer, str) else answer.text
+
+
+def _continued(prompt: Any, tokens: Any) -> Any:
+    import torch
+
+    return torch.cat([prompt, tokens.to(prompt.device)], dim=1)
+
+
+def _remembering(request: Any) -> Any:
+    """The request with functions that read the document's images the first time only."""
+
+    def once(function: Callable[..., Any]) -> Callable[..., Any]:
+        results: list[Any] = []
+
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            if not results:
+                results.append(function(*args, **kwargs))
+            return copy.copy(results[0])
+
+        return remembered
+
+    own = copy.copy(request)
+    own.arguments = tuple(once(part) if callable(part) else part for part in request.args)
+    return own
+
+
+@contextmanager
+def _quiet(model: Any) -> Iterator[None]:
+    """No progress bar and no log line of the stock loop, which would come once per document."""
+    from loguru import logger
+
+    rank, model._rank = model._rank, -1
+    logger.disable("lmms_eval")
+    try:
+        yield
+    finally:
+        logger.enable("lmms_eval")
+        model._rank = rank
+
+
+@contextmanager
+def _processed_once(model: Any) -> Iterator[Callable[[], None]]:
+    """While it lasts, the wrapper's processor keeps what it made of its inputs; the function given starts a replay."""
+    from transformers import ProcessorMixin
+
+    kept: list[Any] = []
+    turn = [-1]  # the next kept result to give; -1 while they are being made
+
+    class Remembering:
+        def __init__(self, processor: Any) -> None:
+            self._processor = processor
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            if turn[0] < 0:
+                kept.append(self._processor(*args, **kwargs))
+                return copy.copy(kept[-1])
+            turn[0] += 1
+            return copy.copy(kept[turn[0] - 1])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._processor, name)
+
+    def again() -> None:
+        turn[0] = 0
+
+    names = [name for name, value in vars(model).items() if isinstance(value, ProcessorMixin)]
+    before = {name: getattr(model, name) for name in names}
+    for name, processor in before.items():
+        setattr(model, name, Remembering(processor))
+    try:
+        yield again
+    finally:
+        for name, processor in before.items():
+            setattr(model, name, processor)
