@@ -23,17 +23,18 @@ def _version() -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the suite, the pair and both evaluations.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for the suite, the pair, the scan and both evaluations.")] = Path(
         "out/demo"
     ),
-    documents: Annotated[int, typer.Option(help="Documents per benchmark.", min=30)] = 120,
+    documents: Annotated[int, typer.Option(help="Documents per benchmark to evaluate.", min=30)] = 120,
+    scanned: Annotated[int, typer.Option(help="Documents per benchmark to scan, besides.", min=2)] = 120,
     limit: Annotated[int | None, typer.Option(help="Evaluate only the first documents of each.", min=1)] = None,
     fresh: Annotated[bool, typer.Option(help="Evaluate again what is already evaluated.")] = False,
 ) -> None:
-    """Evaluate the embedded pair, plain and merged, on nine offline benchmarks through lmms-eval."""
+    """Find the embedded pair's plateau, then evaluate it plain and merged, on nine offline benchmarks."""
     from plam_eval.demo import run
 
-    run.report(run.run(output.absolute(), documents=documents, limit=limit, fresh=fresh))
+    run.report(run.run(output.absolute(), documents=documents, scanned=scanned, limit=limit, fresh=fresh))
 
 
 @app.command()
@@ -69,6 +70,80 @@ def doctor(
         raise ValueError("--model without a spec: name one with --plateau, or give --base and --layers")
     if not fine:
         raise typer.Exit(1)
+
+
+@app.command()
+def scan(
+    model: Annotated[str, typer.Option(help="One of our HF wrappers, such as plam_llava.")],
+    model_args: Annotated[str, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")],
+    tasks: Annotated[str, typer.Option(help="Task or group names, separated by commas.")],
+    output: Annotated[Path, typer.Option(help="Folder of the scan; a stopped scan there goes on.")] = Path("scan"),
+    limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1)] = None,
+    offset: Annotated[int, typer.Option(help="Leave out as many documents of each task.", min=0)] = 0,
+    cuts: Annotated[str | None, typer.Option(help='Cut layers, such as "0,4,8:28"; all by default.')] = None,
+    gen_kwargs: Annotated[
+        str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option("--include_path", "--include-path", help="Folder of further tasks.")
+    ] = None,
+    force_simple: Annotated[
+        bool, typer.Option("--force_simple", "--force-simple", help="The wrapper's simple mode.")
+    ] = False,
+    base: Annotated[str | None, typer.Option(help="Base LLM for the spec; known for the packaged models.")] = None,
+    margin: Annotated[float, typer.Option(help="Accuracy that a plateau may lose.")] = 0.02,
+    confidence: Annotated[float, typer.Option(help="Of the one-sided bounds.")] = 0.95,
+) -> None:
+    """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec."""
+    from lmms_eval.models import get_model
+
+    from plam_eval.evaluation import harness
+    from plam_eval.evaluation import scan as scans
+    from plam_eval.model_wrappers.manifest import WRAPPERS
+
+    if model not in WRAPPERS or model == "plam_vllm":
+        known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
+        raise ValueError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
+    harness.install()
+    wrapper = get_model(model, force_simple=force_simple).create_from_arg_string(model_args, {"batch_size": 1})
+    found = scans.scan(
+        wrapper,
+        tasks,
+        output,
+        cuts=cuts,
+        limit=limit,
+        offset=offset,
+        gen_kwargs=gen_kwargs,
+        include_path=include_path,
+        base_model=base,
+        margin=margin,
+        confidence=confidence,
+    )
+    if found is not None:
+        scans.show(found, Console())
+
+
+@app.command()
+def plateau(
+    curve: Annotated[Path, typer.Argument(help="Folder of a scan.")],
+    tasks: Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base LLM for the spec; that of the last spec by default.")] = None,
+    margin: Annotated[float, typer.Option(help="Accuracy that a plateau may lose.")] = 0.02,
+    confidence: Annotated[float, typer.Option(help="Of the one-sided bounds.")] = 0.95,
+    kl_threshold: Annotated[float | None, typer.Option(help="Nats, for the second opinion.")] = None,
+) -> None:
+    """Find the plateau again in a finished scan, by another margin or for other tasks; no model is needed."""
+    from plam_eval.evaluation import scan as scans
+
+    found = scans.conclude(
+        curve,
+        tasks=tasks.split(",") if tasks else None,
+        base_model=base,
+        margin=margin,
+        confidence=confidence,
+        **({} if kl_threshold is None else {"kl_threshold": kl_threshold}),
+    )
+    scans.show(found, Console())
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""`plam demo`: the embedded pair, plain and merged, on nine offline benchmarks, through lmms-eval's command line."""
+"""`plam demo`: the embedded pair on nine offline benchmarks: a scan, then plain and merged through lmms-eval.
+
+The plateau is found on some documents, and the merge judged on others.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ from rich.table import Table
 
 from plam_eval.demo import hub
 from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.scan import SPEC
 from plam_eval.provenance import git_commit, versions
 
-PLATEAU = "demo"
-LABELS = {"plain": "none", "merged": PLATEAU}
-_PROGRESS = re.compile(r"Model Responding:\s+(\d+)%")
+LABELS = ("plain", "merged")
+PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
+_PROGRESS = re.compile(r"(?:Model Responding|answering under every cut):\s+(\d+)%")
 
 
 class DemoError(RuntimeError):
@@ -34,9 +38,11 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """Folder of the suite (with the pair in it) and the run of each label of LABELS."""
+    """Folder of the suite (with the pair in it), the scan's folder, what was merged, and the run of each of LABELS."""
 
     suite: Path
+    scan: Path
+    plateau: str
     runs: dict[str, records.Run]
 
 
@@ -56,44 +62,67 @@ def prepare(folder: Path, documents: int = 120) -> Path:
     return suite
 
 
-def command(plateau: str, output: str, limit: int | None = None) -> list[str]:
+def command(plateau: str, output: str, limit: int, offset: int) -> list[str]:
     """The lmms-eval call for one plateau, to be run in the suite's folder."""
     model_args = f"pretrained=pair/mllm,plateau={plateau},device_map=cpu"
     words = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, "--tasks", "plam9", "--batch_size", "1"]
-    return [*words, "--log_samples", "--output_path", output, *(["--limit", str(limit)] if limit else [])]
+    return [*words, "--log_samples", "--output_path", output, "--limit", str(limit), "--offset", str(offset)]
 
 
-def run(folder: Path, *, documents: int = 120, limit: int | None = None, fresh: bool = False) -> Demo:
-    """Evaluate plain and merged; a finished evaluation of the same suite, pair and versions is not repeated.
+def scan_command(limit: int) -> list[str]:
+    """The `plam scan` call, to be run in the suite's folder."""
+    words = ["plam", "scan", "--model", "plam_llava", "--model_args", "pretrained=pair/mllm,device_map=cpu"]
+    return [*words, "--tasks", "plam9", "--limit", str(limit), "--base", "pair/base", "--output", "../scan"]
 
-    Raises DemoError when lmms-eval fails or writes no results: its command line exits 0 all the same.
+
+def run(
+    folder: Path, *, documents: int = 120, scanned: int = 120, limit: int | None = None, fresh: bool = False
+) -> Demo:
+    """Scan the first `scanned` documents of each task, then evaluate plain and merged on the `documents` after them.
+
+    What is finished for the same suite, pair and versions is not repeated. `limit`: evaluate fewer documents.
+
+    Raises DemoError when a command fails or writes no results: lmms-eval's exits 0 all the same.
     """
     console = Console()
-    suite = prepare(folder / "suite", documents)
-    console.print(f"Offline suite: nine benchmarks, {limit or documents} documents each, in {_near(suite)}")
+    suite = prepare(folder / "suite", scanned + documents)
+    limit = limit or documents
+    console.print(
+        f"Offline suite: nine benchmarks, {scanned} documents each to scan and {limit} others to evaluate, in "
+        f"{_near(suite)}"
+    )
+    scan = folder / "scan"
+    _step("scan", scan_command(scanned), suite, scan, fresh, console)
+    plateau = "../scan/plateau.yaml" if (scan / SPEC).is_file() else PACKAGED
     runs: dict[str, records.Run] = {}
-    for label, plateau in LABELS.items():
-        words = command(plateau, f"../{label}", limit)
-        output, done = folder / label, folder / label / "finished.json"
-        identity = _identity(suite, words)
-        if not fresh and done.is_file() and json.loads(done.read_text()) == identity:
-            console.print(f"{label}: already evaluated ({_near(output)})")
-        else:
-            console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
-            output.mkdir(parents=True, exist_ok=True)
-            done.unlink(missing_ok=True)
-            _evaluate(words, suite, output / "lmms-eval.log", label, console)
-            partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps(identity, indent=2))
-            partial.replace(done)
-        runs[label] = records.read_run(output)
-    return Demo(suite, runs)
+    for label, wanted in zip(LABELS, ("none", plateau), strict=True):
+        _step(label, command(wanted, f"../{label}", limit, scanned), suite, folder / label, fresh, console)
+        runs[label] = records.read_run(folder / label)
+    return Demo(suite, scan, plateau, runs)
 
 
-def _evaluate(words: list[str], suite: Path, log: Path, label: str, console: Console) -> None:
+def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Console) -> None:
+    """Run a command unless it has finished before, on the same files and versions."""
+    done, identity = output / "finished.json", _identity(suite, words)
+    if not fresh and done.is_file() and json.loads(done.read_text()) == identity:
+        console.print(f"{label}: already done ({_near(output)})")
+        return
+    console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
+    before = done.is_file()
+    if label == "scan" and (fresh or before):  # of another suite or version, which a scan does not mix
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    _run(words, suite, output / "log.txt", label, console)
+    partial = done.with_suffix(".partial")
+    partial.write_text(json.dumps(identity, indent=2))
+    partial.replace(done)
+
+
+def _run(words: list[str], suite: Path, log: Path, label: str, console: Console) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "lmms_eval", *words[1:]],
+        [sys.executable, "-m", {"lmms-eval": "lmms_eval", "plam": "plam_eval.cli"}[words[0]], *words[1:]],
         cwd=suite,
         env=environment,
         stdout=subprocess.PIPE,
@@ -108,7 +137,7 @@ def _evaluate(words: list[str], suite: Path, log: Path, label: str, console: Con
         TimeElapsedColumn(),
     )
     with process, log.open("wb") as file, Progress(*columns, console=console) as progress:
-        bar = progress.add_task(f"{label}: starting lmms-eval", total=100)
+        bar = progress.add_task(f"{label}: starting", total=100)
         while chunk := os.read(process.stdout.fileno(), 65536):
             file.write(chunk)
             if found := _PROGRESS.findall(chunk.decode(errors="replace")):
@@ -117,7 +146,7 @@ def _evaluate(words: list[str], suite: Path, log: Path, label: str, console: Con
     code = process.returncode
     if code or len(records.result_files(log.parent)) <= before:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise DemoError(f"the {label} evaluation failed (exit status {code}); the end of {log}:\n{tail}")
+        raise DemoError(f"the command for {label} failed (exit status {code}); the end of {log}:\n{tail}")
 
 
 def _identity(suite: Path, words: list[str]) -> dict[str, Any]:
@@ -180,24 +209,32 @@ def table(demo: Demo) -> Table:
 
 
 def report(demo: Demo) -> None:
-    """Print the merge, the table and what to try next."""
+    """Print the scan, the merge, the comparison and what to try next."""
+    from plam_eval.evaluation import scan as scans
     from plam_eval.merging.merge import MergeReport
 
     console = Console(width=max(Console().width, 110))
+    console.print()
+    scans.show(scans.load(demo.scan), console)
+    if demo.plateau == PACKAGED:
+        console.print(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     merge = demo.runs["merged"].results["plam_eval"]["provenance"]["merge"]
     console.print()
     console.print(MergeReport.from_dict(merge).table())
     console.print(table(demo))
     for label, evaluated in demo.runs.items():
         console.print(f"{label}: {_near(evaluated.file)}", highlight=False)
+    config = demo.runs["merged"].results["config"]
+    documents = int(config["limit"]), int(config["offset"])
     console.print(
         f"""
 What to try next, with the environment active (source .venv/bin/activate) and in the suite's folder
 (cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
-  other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8"))}
-  a control         {shlex.join(command("demo,rule=self_scale", "../self-scale"))}
-  before you merge  plam doctor --model pair/mllm --plateau demo
-Your own model: --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b with --model plam_qwen3_vl""",
+  other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", *documents))}
+  a control         {shlex.join(command("demo,rule=self_scale", "../self-scale", *documents))}
+  another margin    plam plateau ../scan --margin 0.03
+  before you merge  plam doctor --model pair/mllm --plateau {demo.plateau}
+Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b""",
         highlight=False,
         soft_wrap=True,
     )

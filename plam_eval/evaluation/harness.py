@@ -405,6 +405,7 @@ def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str
         For each answer, lmms-eval's log of the document as if it had been given, with `task` and `group` beside it.
     """
     from lmms_eval import evaluator
+    from lmms_eval.api.reasoning import parse_reasoning_tags_config
     from lmms_eval.evaluator_utils import get_task_list
 
     for output in get_task_list(tasks):
@@ -412,6 +413,8 @@ def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str
         instances = {request.doc_id: request for request in task.instances}
         known = {doc_id: answers[name, doc_id] for doc_id in instances if (name, doc_id) in answers}
         group, docs = DOCUMENT_GROUPS.get(name), task.eval_docs_no_media
+        asked = getattr(getattr(task, "args", None), "reasoning_tags", None)
+        tags = parse_reasoning_tags_config(cli_value=asked, task_value=getattr(task.config, "reasoning_tags", None))
         for turn in range(max(map(len, known.values()), default=0)):
             now = {doc_id: given[turn] for doc_id, given in known.items() if turn < len(given)}
             for doc_id, request in instances.items():
@@ -425,7 +428,7 @@ def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str
                     (doc_id, doc, [request]),
                     task=task,
                     filter_key=next(iter(request.filtered_resps)),
-                    reasoning_tags=None,
+                    reasoning_tags=tags,
                     log_samples=True,
                 ).logged_sample
                 yield {**log, "task": name, "turn": turn, "group": group(doc) if group else str(doc_id)}

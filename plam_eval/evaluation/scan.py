@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from rich.console import Console
+from rich.table import Table
 from tqdm import tqdm
 
 from plam_eval.evaluation import harness, records
 from plam_eval.evaluation.harness import EvaluationError
-from plam_eval.probing.plateau import KL_THRESHOLD, Curve, Stages, find_plateau, to_spec, write_spec
+from plam_eval.probing.plateau import KL_THRESHOLD, OVERALL, Curve, Stages, find_plateau, to_spec, write_spec
 from plam_eval.provenance import versions
-from plam_eval.spec import PlateauSpec, packaged_specs
+from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
 if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
@@ -73,7 +76,7 @@ def scan(
         model: one of the HF wrappers, as it is: merged models can be scanned too, but give no spec.
         tasks, limit, offset, gen_kwargs, include_path: as in `harness.evaluate`.
         cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
-        base_model: for the spec; by default that of the packaged spec for this model, if there is one.
+        base_model: for the spec; see `conclude`.
         margin, confidence, kl_threshold: of `find_plateau`.
 
     Returns:
@@ -106,7 +109,6 @@ def scan(
     samples = pd.DataFrame([row for part in gathered for row in part["rows"]])
     samples = samples.drop_duplicates(["task", "doc_id", "cut"]).sort_values(["task", "doc_id", "cut"])
     _atomically(folder / SAMPLES, lambda path: samples.to_parquet(path, index=False))
-    base_model = base_model or _known_base(str(settings["pretrained"]))
     return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
 
 
@@ -123,7 +125,8 @@ def conclude(
 
     Args:
         tasks: only these.
-        base_model: for the spec, which is not written without one.
+        base_model: for the spec; by default that of the spec which is there, or of the packaged spec for this model.
+            Without one no spec is written.
         margin, confidence, kl_threshold: of `find_plateau`.
 
     Raises:
@@ -145,13 +148,70 @@ def conclude(
     for suffix in (".png", ".svg"):
         _atomically(folder / f"curve{suffix}", lambda path: plot_curve(curve, stages, path))
     spec = None
+    base_model = base_model or _known_base(folder, str(settings["pretrained"]))
     if stages.plateau is not None and base_model is not None and settings["spec"] is None:
         spec = to_spec(stages, model=settings["pretrained"], base_model=base_model, scan=folder.name)
         _atomically(folder / SPEC, lambda path: write_spec(spec, path))
     else:
         (folder / SPEC).unlink(missing_ok=True)
-    content = json.dumps(stages.to_dict(), indent=2) + "\n"
+    content = json.dumps({"base_model": base_model, "stages": stages.to_dict()}, indent=2) + "\n"
     _atomically(folder / STAGES, lambda path: path.write_text(content, encoding="utf-8"))
+    return Scan(folder, curve, stages, spec)
+
+
+def show(found: Scan, console: Console) -> None:
+    """Print the curve of the mean over tasks, the stages, and what was written."""
+    curve, stages = found.curve, found.stages
+    table = Table(title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left")
+    for name in ("image seen in", "accuracy", "95 %", "against unmasked", "parsable", "KL", "stage"):
+        table.add_column(name, justify="left" if name in ("image seen in", "stage") else "right", no_wrap=True)
+    rows = curve.table()
+    for row in rows[rows["task"] == OVERALL].itertuples():
+        table.add_row(
+            "all layers" if row.cut == stages.num_layers else f"layers below {row.cut}" if row.cut else "no layer",
+            f"{row.accuracy:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
+            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
+            f"{row.kl:.4f}",
+            _stage(int(row.cut), stages),
+        )
+    console.print(table)
+    console.print(stages.reason[:1].upper() + stages.reason[1:], highlight=False, soft_wrap=True)
+    kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
+    console.print(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}", highlight=False, soft_wrap=True)
+    for warning in stages.warnings:
+        console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+    console.print(f"Curve, plot and answers: {found.folder}", highlight=False, soft_wrap=True)
+    if found.spec is not None:
+        console.print(
+            f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}", highlight=False, soft_wrap=True
+        )
+    elif stages.plateau is not None:
+        why = (
+            "a merged model was scanned"
+            if read_settings(found.folder)["spec"]
+            else "the base LLM is not known (--base)"
+        )
+        console.print(f"No spec was written: {why}", highlight=False, soft_wrap=True)
+
+
+def _stage(cut: int, stages: Stages) -> str:
+    """What the layers from this cut to the next belong to."""
+    if stages.plateau is None or cut == stages.num_layers:
+        return ""
+    if cut >= stages.plateau[0]:
+        return "plateau"
+    return "separation" if stages.separation_end is not None and cut < stages.separation_end else "alignment"
+
+
+def load(folder: Path) -> Scan:
+    """A finished scan as it was concluded last. Raises ScanError where there is none."""
+    if not (folder / STAGES).is_file():
+        raise ScanError(f"{folder}: no finished scan (no {STAGES})")
+    stages = Stages.from_dict(json.loads((folder / STAGES).read_text(encoding="utf-8"))["stages"])
+    curve = Curve.read(folder / SAMPLES).only(stages.documents)
+    spec = load_spec(folder / SPEC) if (folder / SPEC).is_file() else None
     return Scan(folder, curve, stages, spec)
 
 
@@ -180,9 +240,11 @@ def _settings(model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwa
     }
 
 
-def _known_base(pretrained: str) -> str | None:
-    from plam_eval.spec import load_spec
-
+def _known_base(folder: Path, pretrained: str) -> str | None:
+    if (folder / STAGES).is_file():
+        before: str | None = json.loads((folder / STAGES).read_text(encoding="utf-8"))["base_model"]
+        if before is not None:
+            return before
     specs = (load_spec(name) for name in packaged_specs())
     return next((spec.base_model for spec in specs if spec is not None and spec.model == pretrained), None)
 
@@ -384,11 +446,15 @@ def _quiet(model: Any) -> Iterator[None]:
         model._rank = rank
 
 
+def _is_processor(value: Any) -> bool:
+    from transformers import ProcessorMixin
+
+    return isinstance(value, ProcessorMixin)
+
+
 @contextmanager
 def _processed_once(model: Any) -> Iterator[Callable[[], None]]:
     """While it lasts, the wrapper's processor keeps what it made of its inputs; the function given starts a replay."""
-    from transformers import ProcessorMixin
-
     kept: list[Any] = []
     turn = [-1]  # the next kept result to give; -1 while they are being made
 
@@ -409,7 +475,7 @@ def _processed_once(model: Any) -> Iterator[Callable[[], None]]:
     def again() -> None:
         turn[0] = 0
 
-    names = [name for name, value in vars(model).items() if isinstance(value, ProcessorMixin)]
+    names = [name for name, value in vars(model).items() if _is_processor(value)]
     before = {name: getattr(model, name) for name in names}
     for name, processor in before.items():
         setattr(model, name, Remembering(processor))

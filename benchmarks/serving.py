@@ -1,0 +1,306 @@
+"""vLLM on merged weights: what it costs to start, to re-merge, and what it gains: `python benchmarks/serving.py`.
+
+- `start`    an engine with `load_format="plam"` and a merge, against the same engine without one, on a random
+             LLaVA-1.5-format checkpoint in bfloat16. Every start is a process of its own, the two kinds alternate, and
+             the files are in the page cache. Time is that of `LLM(...)`, imports left out.
+- `memory`   peak of the process's own memory (RssAnon) above that of the plain start, in merged float32 tensors; bytes
+             that a start wrote to disk beyond a plain start.
+- `re-merge` a resident engine taken to another layer_range, against the restart it saves: a new process until it gives
+             its first answer.
+- `suite`    `plam_vllm` and `plam_llava` on the offline suite, merged, float32: documents per second, load times left
+             out, and the number of answers that differ.
+
+Prints Markdown tables and writes `serving.json` into the output folder. `--only` runs one part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import pandas as pd
+
+PAIR = Path(__file__).resolve().parents[1] / "plam_eval" / "demo" / "pair"
+ENGINE = {
+    "enforce_eager": True,
+    "max_model_len": 512,
+    "max_num_seqs": 16,
+    "limit_mm_per_prompt": {"image": 1, "video": 0},
+    "skip_mm_profiling": True,
+    "disable_log_stats": True,
+}
+PARTS = ("start", "remerge", "suite")
+
+
+# ---- a large random pair ---------------------------------------------------------------------------------------------
+
+
+def write_pair(folder: Path, hidden: int, layers: int) -> Path:
+    """The embedded pair with a larger random decoder, in bfloat16."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    done = folder / "done"
+    if done.exists():
+        return folder
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).bfloat16()
+
+    wide = round(hidden * 2.6875)  # LLaVA-1.5-7B: 11008 / 4096
+    for part, prefix in (("mllm", "language_model."), ("base", "")):
+        target = folder / part
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(PAIR / part, target)
+        config = json.loads((target / "config.json").read_text())
+        text = config["text_config"] if part == "mllm" else config
+        text |= {"hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers}
+        text |= {"num_attention_heads": hidden // 128, "num_key_value_heads": hidden // 128, "head_dim": 128}
+        config["dtype"] = text["dtype"] = "bfloat16"
+        (target / "config.json").write_text(json.dumps(config))
+        tensors = {
+            name: tensor.bfloat16()
+            for name, tensor in load_file(PAIR / part / "model.safetensors").items()
+            if not name.startswith((f"{prefix}model.", "multi_modal_projector", f"{prefix}lm_head"))
+        }
+        stored = load_file(PAIR / part / "model.safetensors")
+        vocabulary = stored[f"{prefix}model.embed_tokens.weight"].shape[0]
+        if part == "mllm":
+            seen = stored["multi_modal_projector.linear_1.weight"].shape[1]
+            tensors |= {
+                "multi_modal_projector.linear_1.weight": draw(hidden, seen),
+                "multi_modal_projector.linear_1.bias": draw(hidden),
+                "multi_modal_projector.linear_2.weight": draw(hidden, hidden),
+                "multi_modal_projector.linear_2.bias": draw(hidden),
+            }
+        tensors[f"{prefix}model.embed_tokens.weight"] = draw(vocabulary, hidden)
+        tensors[f"{prefix}lm_head.weight"] = draw(vocabulary, hidden)
+        tensors[f"{prefix}model.norm.weight"] = torch.ones(hidden).bfloat16()
+        for layer in range(layers):
+            name = f"{prefix}model.layers.{layer}."
+            for module in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                tensors[f"{name}self_attn.{module}.weight"] = draw(hidden, hidden)
+            tensors[f"{name}mlp.gate_proj.weight"] = draw(wide, hidden)
+            tensors[f"{name}mlp.up_proj.weight"] = draw(wide, hidden)
+            tensors[f"{name}mlp.down_proj.weight"] = draw(hidden, wide)
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                tensors[f"{name}{norm}.weight"] = torch.ones(hidden).bfloat16()
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    done.touch()
+    return folder
+
+
+# ---- what runs in processes of its own -------------------------------------------------------------------------------
+
+
+class PeakMemory(threading.Thread):
+    """Peak of this process's own (anonymous) memory in bytes; mapped checkpoint files are not counted."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._go = 0, True
+
+    def run(self) -> None:
+        while self._go:
+            fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            self.peak = max(self.peak, int(fields["RssAnon"].split()[0]) * 1024)
+            time.sleep(0.002)
+
+    def stop(self) -> int:
+        self._go = False
+        self.join()
+        return self.peak
+
+
+def written() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["write_bytes"])
+
+
+def start(settings: dict[str, Any]) -> dict[str, Any]:
+    """Start an engine and let it answer once."""
+    began = time.perf_counter()
+    from vllm import LLM, SamplingParams
+
+    imported = time.perf_counter()
+    memory, before = PeakMemory(), written()
+    memory.start()
+    llm = LLM(**settings)
+    started = time.perf_counter()
+    peak, bytes_written = memory.stop(), written() - before
+    llm.generate(["USER: What is in the picture? ASSISTANT:"], SamplingParams(max_tokens=1), use_tqdm=False)
+    answered = time.perf_counter()
+    return {
+        "start": started - imported,
+        "to_first_answer": answered - began,
+        "peak": peak,
+        "written": bytes_written,
+    }
+
+
+def remerge(settings: dict[str, Any]) -> dict[str, Any]:
+    """Take one engine through several ranges, and back to plain."""
+    from vllm import LLM
+
+    from plam_eval.merging.vllm_loader import merge_engine
+
+    llm = LLM(**settings)
+    extra = dict(settings["model_loader_extra_config"])
+    start, end = (int(part) for part in extra["layers"].split(":"))
+    seconds = []
+    for _ in range(3):
+        for layers in (f"{start - 1}:{end}", f"{start}:{end}"):
+            began = time.perf_counter()
+            merge_engine(llm, None, **{**extra, "layers": layers})
+            seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds}
+
+
+def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
+    from plam_eval.demo import run
+    from plam_eval.evaluation.harness import evaluate
+    from plam_eval.model_wrappers.llava import PlamLlavaChat
+    from plam_eval.model_wrappers.vllm import PlamVLLMChat
+
+    os.chdir(run.prepare(output / "suite", arguments.documents))
+    given = {"pretrained": "pair/mllm", "plateau": "demo", "dtype": "float32"}
+    models = {
+        "plam_llava": (PlamLlavaChat(**given, device="cpu"), 1),
+        "plam_vllm": (PlamVLLMChat(**given, **{**ENGINE, "max_num_seqs": 64}, batch_size=64), 64),
+    }
+    found: dict[str, Any] = {}
+    answers = {}
+    for name, (model, batch) in models.items():
+        evaluate(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
+        began = time.perf_counter()
+        finished = evaluate(model, "plam9", batch_size=batch)
+        assert finished is not None
+        seconds = time.perf_counter() - began
+        answers[name] = [
+            (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
+        ]
+        found[name] = {"documents": len(answers[name]), "seconds": seconds, "batch_size": batch}
+    one, other = answers.values()
+    found["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
+    return found
+
+
+def child(kind: str, settings: dict[str, Any], separate: bool) -> dict[str, Any]:
+    """Run `kind` in a new process; `separate`: with the engine in yet another, as `LLM` does by default."""
+    command = [sys.executable, __file__, "--child", kind, "--settings", json.dumps(settings)]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if separate else "0"}
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    if not lines:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
+    return {**json.loads(lines[0].removeprefix("RESULT")), "process": time.perf_counter() - began}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("out/serving"))
+    parser.add_argument("--hidden", type=int, default=2048, help="of the random decoder")
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5, help="starts of either kind")
+    parser.add_argument("--documents", type=int, default=120, help="per task of the offline suite")
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        result = {"start": start, "remerge": remerge}[arguments.child](arguments.settings)
+        print("RESULT" + json.dumps(result))
+        return
+    output = arguments.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    parts = [arguments.only] if arguments.only else PARTS
+    record: dict[str, Any] = {}
+    if "start" in parts or "remerge" in parts:
+        large = write_pair(output / f"pair-{arguments.hidden}-{arguments.layers}", arguments.hidden, arguments.layers)
+        options = {"base": str(large / "base"), "layers": f"{arguments.layers // 2}:{arguments.layers}"}
+        plain = {"model": str(large / "mllm"), "dtype": "bfloat16", **ENGINE}
+        merged = {**plain, "load_format": "plam", "model_loader_extra_config": options}
+    if "start" in parts:
+        record["start"] = compare_starts(plain, merged, arguments, large)
+    if "remerge" in parts:
+        record["remerge"] = compare_remerge(merged)
+    if "suite" in parts:
+        record["suite"] = found = suite(arguments, output)
+        rows = {name: found[name] for name in ("plam_llava", "plam_vllm")}
+        table = pd.DataFrame(rows).T.assign(per_second=lambda t: t.documents / t.seconds)
+        print(f"\n{table.to_markdown(floatfmt='.2f')}\n")
+        ratio = table.per_second["plam_vllm"] / table.per_second["plam_llava"]
+        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {found['answers that differ']}")
+    (output / "serving.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def compare_starts(
+    plain: dict[str, Any], merged: dict[str, Any], arguments: argparse.Namespace, large: Path
+) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {"plain": [], "merged": []}
+    child("start", merged, separate=False)  # reads every file once
+    for _ in range(arguments.repeats):
+        for name, settings in (("plain", plain), ("merged", merged)):
+            runs[name].append(child("start", settings, separate=False))
+    median = {
+        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+    }
+    decoder = (large / "mllm" / "model.safetensors").stat().st_size
+    tensor = arguments.hidden**2 * 4
+    rows = {
+        name: {
+            "start [s]": values["start"],
+            "start, range [s]": " to ".join(f"{pick(run['start'] for run in runs[name]):.2f}" for pick in (min, max)),
+            "peak [MB]": values["peak"] / 1e6,
+            "written [MB]": values["written"] / 1e6,
+        }
+        for name, values in median.items()
+    }
+    print(f"\ncheckpoint {decoder / 1e9:.2f} GB, merged layers {merged['model_loader_extra_config']['layers']}\n")
+    print(pd.DataFrame(rows).T.to_markdown(floatfmt=".2f"))
+    ratio = median["merged"]["start"] / median["plain"]["start"]
+    beyond = (median["merged"]["peak"] - median["plain"]["peak"]) / tensor
+    print(f"\nstart, merged / plain: {ratio:.3f}")
+    print(f"peak beyond plain: {beyond:.2f} float32 tensors of {tensor / 1e6:.0f} MB")
+    return {"runs": runs, "ratio": ratio, "tensors beyond plain": beyond, "checkpoint bytes": decoder}
+
+
+def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
+    small = {
+        "model": str(PAIR / "mllm"),
+        "dtype": "float32",
+        **ENGINE,
+        "load_format": "plam",
+        "model_loader_extra_config": {"base": str(PAIR / "base"), "layers": "4:8"},
+    }
+    found, rows = {}, {}
+    for name, settings in (("embedded pair", small), ("large random pair", large)):
+        restart = child("start", settings, separate=True)["to_first_answer"]
+        seconds = statistics.median(child("remerge", settings, separate=True)["seconds"])
+        found[name] = {"restart": restart, "remerge": seconds, "ratio": restart / seconds}
+        rows[name] = {
+            "restart [s]": restart,
+            "re-merge [s]": seconds,
+            "ratio": restart / seconds,
+        }
+    print(f"\n{pd.DataFrame(rows).T.to_markdown(floatfmt='.2f')}\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()

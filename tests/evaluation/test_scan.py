@@ -1,0 +1,238 @@
+"""`plam scan` on the offline suite: each cut's answers and scores against an evaluation of the masked model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from plam_eval import cli
+from plam_eval.evaluation import records
+from plam_eval.evaluation import scan as scans
+from plam_eval.evaluation.harness import EvaluationError, evaluate
+from plam_eval.evaluation.scan import ScanError, conclude, scan
+from plam_eval.probing import scan as cuts_at_once
+from plam_eval.probing.decoder import ProbeError
+from plam_eval.probing.masking import mask_vision
+from plam_eval.spec import load_spec
+from tests.model_wrappers.conftest import WRAPPER, arguments
+
+PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
+TASKS = ["mmstar", "mme", "mmmu_val", "mmbench_cn_dev_static", "pope", "gqa"]
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    from plam_eval.model_wrappers.llava import PlamLlavaChat
+
+    return PlamLlavaChat(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The documents that `generate_all_cuts` was called for."""
+    found: list[int] = []
+    real = cuts_at_once.generate_all_cuts
+
+    def generate_all_cuts(model: Any, cuts: Any, **inputs: Any) -> Any:
+        found.append(len(inputs["input_ids"]))
+        return real(model, cuts, **inputs)
+
+    monkeypatch.setattr(cuts_at_once, "generate_all_cuts", generate_all_cuts)
+    return found
+
+
+def masked(model: Any, cut: int, tasks: Any, **given: Any) -> pd.DataFrame:
+    """The harness's own evaluation of the model with its vision tokens hidden from layer `cut` on."""
+    with mask_vision(model.model, cut):
+        run = evaluate(model, tasks, **given)
+    rows = [records.row(task, log) for task, logs in run.samples.items() for log in logs]
+    return pd.DataFrame(rows).sort_values(["task", "doc_id"]).reset_index(drop=True)
+
+
+def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path):
+    found = scan(lm, TASKS, tmp_path, cuts="0,2,5", limit=6)
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
+    assert found.curve.cuts == (0, 2, 5, 8) and len(samples) == 4 * 6 * len(TASKS)
+    columns = ["task", "doc_id", "target", "answer", "score", "parsable"]
+    for cut in (0, 2, 5, 8):
+        expected = masked(lm, cut, TASKS, limit=6)
+        mine = samples[samples["cut"] == cut].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine[columns], expected[columns], check_dtype=False)
+        assert (mine["kl"] == 0).all() == (cut == 8)
+    # The unmasked run beside it is lmms-eval's own.
+    stock = records.read_run(tmp_path / "unmasked").samples.sort_values(["task", "doc_id"])
+    assert list(stock["answer"]) == list(samples[samples["cut"] == 8]["answer"])
+    # Two documents of MME's show one image; GQA's say which one they show.
+    groups = samples[samples["cut"] == 8].groupby("task")["group"].nunique()
+    assert groups["mme"] == 3 and groups["mmstar"] == 6
+    assert "generate_until" not in vars(lm) and "end_run" not in vars(lm)
+
+
+FAMILIES = [("qwen2_5_vl", "chat"), ("qwen2_5_vl", "simple"), ("qwen2_vl", "simple"), ("internvl", "chat")]
+FAMILIES += [("qwen3_vl", "chat"), ("llava_next", "simple"), ("llava_onevision", "chat")]
+
+
+@pytest.mark.parametrize(("family", "mode"), FAMILIES)
+def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
+    from lmms_eval.models import get_model
+
+    wrapper = get_model(WRAPPER[family][0], force_simple=mode == "simple")
+    model = wrapper.create_from_arg_string(arguments(pico(family)), {"batch_size": 1})
+    scan(model, "mmstar", tmp_path, limit=2, gen_kwargs="max_new_tokens=4")
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
+    for cut in (0, 3, 4):
+        expected = masked(model, cut, "mmstar", limit=2, gen_kwargs="max_new_tokens=4")
+        assert list(samples[samples["cut"] == cut]["answer"]) == list(expected["answer"]), cut
+    assert samples.groupby("doc_id")["answer"].nunique().max() > 1
+
+
+def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
+    processor, processed = lm._image_processor, []
+
+    class Counting:
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            processed.append(1)
+            return processor(*args, **kwargs)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(processor, name)
+
+    monkeypatch.setattr(scans, "_is_processor", lambda value: isinstance(value, Counting))
+    monkeypatch.setattr(lm, "_image_processor", Counting())
+    found = scan(lm, "mmstar", tmp_path, limit=5)
+    assert pd.read_parquet(tmp_path / "samples.parquet").groupby("doc_id")["answer"].nunique().max() > 1
+    assert len(processed) == 5 == sum(found.curve.documents.values())
+
+
+def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch, calls):
+    whole = scan(lm, "mmstar,pope", tmp_path / "whole", cuts="0,4", limit=6)
+    assert len(calls) == 12
+    add, folder = scans._Store.add, tmp_path / "killed"
+
+    def killed(self: Any, record: Any) -> None:
+        if len(self.known) == 7:
+            with self._file.open("a") as file:
+                file.write('{"task": "pope", "doc')  # a line that was being written
+            raise KeyboardInterrupt
+        add(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scans._Store, "add", killed)
+        with pytest.raises(KeyboardInterrupt):
+            scan(lm, "mmstar,pope", folder, cuts="0,4", limit=6)
+    with pytest.raises(ScanError, match="has not finished"):
+        conclude(folder)
+    calls.clear()
+    again = scan(lm, "mmstar,pope", folder, cuts="0,4", limit=6)
+    assert len(calls) == 5
+    pd.testing.assert_frame_equal(again.curve.samples, whole.curve.samples)
+    assert again.curve.digest() == whole.curve.digest()
+
+    calls.clear()
+    more = scan(lm, "mmstar,pope,gqa", folder, cuts="0,4", limit=8)
+    assert len(calls) == 2 + 2 + 8 and more.curve.documents == {"gqa": 8, "mmstar": 8, "pope": 8}
+
+
+def test_scans_of_different_settings_are_not_mixed(lm, in_suite, tmp_path):
+    scan(lm, "pope", tmp_path, cuts="0,4", limit=2)
+    with pytest.raises(ScanError, match=r"other settings: cuts \(was \[0, 4, 8\], is \[0, 5, 8\]\)"):
+        scan(lm, "pope", tmp_path, cuts="0,5", limit=2)
+    with pytest.raises(ScanError, match="gen_kwargs"):
+        scan(lm, "pope", tmp_path, cuts="0,4", limit=2, gen_kwargs="max_new_tokens=2")
+    lm.merge("demo", base=str(PAIR / "base"))
+    try:
+        with pytest.raises(ScanError, match="weights and arguments"):
+            scan(lm, "pope", tmp_path, cuts="0,4", limit=2)
+        merged = scan(lm, "pope", tmp_path / "merged", cuts="0,4", limit=2, base_model=str(PAIR / "base"))
+    finally:
+        lm.merge("none")
+    assert merged.spec is None
+    answers = tmp_path / "answers.rank0.jsonl"
+    answers.write_text(answers.read_text().replace('"prompt": "', '"prompt": "0'))
+    with pytest.raises(ScanError, match="its prompt changed"):
+        scan(lm, "pope", tmp_path, cuts="0,4", limit=2)
+
+
+def test_errors_come_before_work_or_name_the_document(lm, in_suite, tmp_path):
+    with pytest.raises(ProbeError, match="expected layers from 0 to 8"):
+        scan(lm, "pope", tmp_path / "one", cuts="0,9", limit=2)
+    with pytest.raises(EvaluationError, match="did you mean"):
+        scan(lm, "poppe", tmp_path / "two", limit=2)
+    with pytest.raises(EvaluationError, match=r"do_sample|greedy"):
+        scan(lm, "pope", tmp_path / "three", limit=2, gen_kwargs="temperature=0.7")
+    with pytest.raises(ScanError, match="no scan there"):
+        conclude(tmp_path / "four")
+
+
+# ---- what is concluded -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(lm: Any, in_suite: Path, tmp_path: Path) -> Path:
+    """A finished scan whose scores are made up: the image is used by layers 0 and 1 and needed no longer."""
+    scan(lm, "pope,mmstar", tmp_path, limit=2)
+    tasks = ("mmstar", "pope")
+    rows = [
+        {"task": task, "doc_id": n, "cut": cut, "kl": 0.0 if cut > 2 else 1.0, "parsable": True, "num_layers": 8}
+        | {"score": float(cut >= 2 or n % 2 == 0), "answer": "A"}
+        for task in tasks
+        for n in range(200)
+        for cut in range(9)
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "samples.parquet")
+    return tmp_path
+
+
+def test_a_plateau_becomes_a_spec_for_the_wrappers(folder, lm, in_suite):
+    assert not (folder / "plateau.yaml").exists()
+    found = conclude(folder, base_model=str(PAIR / "base"))
+    assert found.stages.plateau == (2, 8) and found.spec.layer_range == (2, 8)
+    assert load_spec(folder / "plateau.yaml") == found.spec
+    assert found.spec.evidence["documents"] == {"mmstar": 200, "pope": 200}
+    assert (folder / "curve.png").stat().st_size > 10_000 and "plateau" in (folder / "curve.svg").read_text()
+    table = pd.read_csv(folder / "curve.csv")
+    assert set(table["task"]) == {"mmstar", "pope", "overall"} and len(table) == 27
+    pd.testing.assert_frame_equal(table, pd.read_parquet(folder / "curve.parquet"), check_dtype=False)
+    report = lm.merge(folder / "plateau.yaml")
+    lm.merge("none")
+    assert report.tensors == 6 * 4 and report.digest == found.spec.digest()
+
+
+def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    runner = CliRunner()
+    done = runner.invoke(cli.app, ["plateau", str(folder), "--base", str(PAIR / "base"), "--margin", "0.05"])
+    assert done.exit_code == 0, done.output
+    assert "plateau.yaml" in done.output and "separation" in done.output
+    assert json.loads((folder / "stages.json").read_text())["stages"]["margin"] == 0.05
+    # Remembers the base; without a plateau the spec of before goes.
+    done = runner.invoke(cli.app, ["plateau", str(folder), "--tasks", "pope", "--margin", "0.001"])
+    assert done.exit_code == 0, done.output
+    stored = json.loads((folder / "stages.json").read_text())
+    assert stored["stages"]["plateau"] is None and stored["base_model"] == str(PAIR / "base")
+    assert not (folder / "plateau.yaml").exists()
+
+
+def test_without_a_base_there_is_no_spec(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    done = CliRunner().invoke(cli.app, ["plateau", str(folder)])
+    assert done.exit_code == 0 and "its base LLM is not known" in done.output
+    assert not (folder / "plateau.yaml").exists()
+
+
+def test_plam_scan(in_suite, tmp_path, monkeypatch, pico: Callable[[str], Any]):
+    monkeypatch.setenv("COLUMNS", "150")
+    pair = pico("llava")
+    words = ["scan", "--model", WRAPPER["llava"][0], "--model_args", arguments(pair), "--tasks", "pope"]
+    words += ["--limit", "2", "--output", str(tmp_path / "scan"), "--base", str(pair.base), "--cuts", "0,2:4"]
+    done = CliRunner().invoke(cli.app, [*words, "--gen_kwargs", "max_new_tokens=3"])
+    assert done.exit_code == 0, done.output
+    assert "no layer" in done.output and "all layers" in done.output and "ocuments" in done.output
+    refused = CliRunner().invoke(cli.app, [*words[:2], "plam_vllm", *words[3:]])
+    assert refused.exit_code != 0 and "needs one of our HF wrappers" in str(refused.exception)
