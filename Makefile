@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help env demo test lint clean
 
 help:
-	@echo "make demo   evaluate the embedded pair, plain and merged, on nine offline benchmarks"
+	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove what demo and test wrote (keeps .venv)"

@@ -12,13 +12,12 @@ from typing import Any
 from lmms_eval.models.chat.vllm import VLLM as StockChat
 from lmms_eval.models.simple.vllm import VLLM as StockSimple
 
-from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport
-from plam_eval.merging.plan import plan_merge
 from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
-_OURS = ("load_format", "model_loader_extra_config", "worker_extension_cls")
+_OURS = ("model", "load_format", "model_loader_extra_config", "worker_extension_cls")
 
 
 class VLLMPlateauMixin(PlateauMixin):
@@ -54,7 +53,8 @@ class VLLMPlateauMixin(PlateauMixin):
 
         from plam_eval.merging import vllm_loader
 
-        parameters = inspect.signature(stock_class(type(self))).parameters
+        parameters = dict(inspect.signature(stock_class(type(self))).parameters)
+        default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
         engine = [field.name for field in dataclasses.fields(EngineArgs) if field.name not in _OURS]
         check_arguments(self.model_id, kwargs, parameters, ("pretrained", "device", "until", *engine))
@@ -64,12 +64,9 @@ class VLLMPlateauMixin(PlateauMixin):
                 f"device is {device}, but the installed vLLM runs on {current_platform.device_type}; leave device out "
                 "(which GPUs: CUDA_VISIBLE_DEVICES)"
             )
-        self.pretrained_name = str(pretrained or parameters["model"].default)
+        self.pretrained_name = str(pretrained or default)
         checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
         spec = load_spec(plateau, overrides)
-        if spec is not None:  # the loader checks this as well, but after vLLM has looked at the whole machine
-            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model))
-
         self.until = until
         self._loader = vllm_loader
         super().__init__(
@@ -96,7 +93,15 @@ class VLLMPlateauMixin(PlateauMixin):
         return MergeReport.from_dict(stored) if stored else None
 
     def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
-        return self._loader.merge_engine(self.client, spec)
+        try:
+            return self._loader.merge_engine(self.client, spec)
+        except MergeError:
+            raise
+        except BaseException:  # such as Ctrl-C: the engine may have finished all the same
+            held = self.client.collective_rpc("plam_state")[0]["spec"]
+            spec = load_spec(held)
+            self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
+            raise
 
     def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
         remerge, why = self._loader.remerge_way()
@@ -179,7 +184,23 @@ _EMPTY = _Answer()
 """What a failed generation looks like to the stock class, which reads `outputs[0].text`."""
 
 
-class PlamVLLM(VLLMPlateauMixin, StockSimple):
+class _OneSettingAtATime(StockSimple):
+    """The stock class hands the generation settings of a batch's last request to all of it."""
+
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        if self._tp_world_size > 1 and self.batch_size_per_gpu > 1:  # its ranks have to make the same calls
+            raise ValueError("simple mode in an external launch with tensor_parallel_size > 1 needs --batch_size 1")
+        alike: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)
+        answers: list[Any] = [None] * len(requests)
+        for indices in alike.values():
+            for index, answer in zip(indices, super().generate_until([requests[i] for i in indices]), strict=True):
+                answers[index] = answer
+        return answers
+
+
+class PlamVLLM(VLLMPlateauMixin, _OneSettingAtATime):
     model_id = "plam_vllm"
 
 

@@ -27,7 +27,7 @@ from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.scan import SPEC
 from plam_eval.provenance import git_commit, versions
 
-LABELS = ("plain", "merged")
+LABELS = ("plain", "merged", "control")  # the control is the merge's scale without its base
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 _PROGRESS = re.compile(r"(?:Model Responding|answering under every cut):\s+(\d+)%")
 
@@ -78,7 +78,7 @@ def scan_command(limit: int) -> list[str]:
 def run(
     folder: Path, *, documents: int = 120, scanned: int = 120, limit: int | None = None, fresh: bool = False
 ) -> Demo:
-    """Scan the first `scanned` documents of each task, then evaluate plain and merged on the `documents` after them.
+    """Scan the first `scanned` documents of each task, then evaluate each of LABELS on the `documents` after them.
 
     What is finished for the same suite, pair and versions is not repeated. `limit`: evaluate fewer documents.
 
@@ -95,7 +95,7 @@ def run(
     _step("scan", scan_command(scanned), suite, scan, fresh, console)
     plateau = "../scan/plateau.yaml" if (scan / SPEC).is_file() else PACKAGED
     runs: dict[str, records.Run] = {}
-    for label, wanted in zip(LABELS, ("none", plateau), strict=True):
+    for label, wanted in zip(LABELS, ("none", plateau, f"{plateau},rule=self_scale"), strict=True):
         _step(label, command(wanted, f"../{label}", limit, scanned), suite, folder / label, fresh, console)
         runs[label] = records.read_run(folder / label)
     return Demo(suite, scan, plateau, runs)
@@ -170,11 +170,11 @@ def _near(path: Path) -> Path:
 
 
 def table(demo: Demo) -> Table:
-    """Accuracy by task, plain beside merged, and the paired comparison."""
+    """Accuracy by task, plain beside merged and the control, and the paired comparison of plain and merged."""
     prior = hub.text_prior(demo.suite)
-    plain, merged = demo.runs["plain"].samples, demo.runs["merged"].samples
+    plain, merged, control = (demo.runs[label].samples for label in LABELS)
     result = Table(title="Accuracy on the offline suite", title_justify="left", caption_justify="left")
-    for name in ("task", "n", "prior", "plain", "95 %", "merged", "gained", "lost", "p"):
+    for name in ("task", "n", "prior", "plain", "95 %", "merged", "gained", "lost", "p", "control"):
         result.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
     tasks = [task for task in hub.TASKS if (plain["task"] == task).any()]
     for task in tasks:
@@ -190,22 +190,42 @@ def table(demo: Demo) -> Table:
             f"{other['score'].mean():.3f}",
             str(pair.gained),
             str(pair.lost),
-            f"{pair.p:.2f}",
+            _p(pair),
+            f"{control[control['task'] == task]['score'].mean():.3f}",
         )
     pair = stats.paired(plain, merged)
     means = [demo.runs[label].accuracy().mean() for label in LABELS]
     result.add_section()
     result.add_row(
         *("mean", str(len(plain)), f"{sum(prior[task] for task in tasks) / len(tasks):.2f}", f"{means[0]:.3f}", ""),
-        *(f"{means[1]:.3f}", str(pair.gained), str(pair.lost), f"{pair.p:.2f}"),
+        *(f"{means[1]:.3f}", str(pair.gained), str(pair.lost), _p(pair), f"{means[2]:.3f}"),
         style="bold",
     )
     result.caption = (
         "prior: what a reader of the question alone can reach; 95 %: interval of plain\n"
         "gained, lost: documents that only the merged, or only the plain model answers right\n"
-        "p: exact McNemar test. MME counts single questions here; results files have the stock scores"
+        "p: exact McNemar test; control: rule=self_scale, the merge's weights on the MLLM alone, without the base\n"
+        "MME counts single questions here; results files have the stock scores"
     )
     return result
+
+
+def _p(pair: stats.Paired) -> str:
+    return f"{pair.p:.2f}" if pair.p >= 0.01 else f"{pair.p:.1g}"
+
+
+def verdict(demo: Demo) -> str:
+    """In words, what the merge did beside its control."""
+    plain, merged, control = (demo.runs[label].samples for label in LABELS)
+    effect, rest = stats.paired(plain, merged), stats.paired(control, merged)
+    answers = merged.merge(control, on=["task", "doc_id"])
+    differ = int((answers["answer_x"] != answers["answer_y"]).sum())
+    shown = "differs" if effect.p < 0.05 else "is not shown to differ"
+    against = "and also from" if rest.p < 0.05 else "but is not shown to differ from" if effect.p < 0.05 else "nor from"
+    return (
+        f"Merged {shown} from plain ({effect.gained} gained, {effect.lost} lost, p = {_p(effect)}), {against} the "
+        f"control ({rest.gained} gained, {rest.lost} lost, p = {_p(rest)}; {differ} of {len(answers)} answers differ)."
+    )
 
 
 def report(demo: Demo) -> None:
@@ -222,6 +242,7 @@ def report(demo: Demo) -> None:
     console.print()
     console.print(MergeReport.from_dict(merge).table())
     console.print(table(demo))
+    console.print(verdict(demo), highlight=False)
     for label, evaluated in demo.runs.items():
         console.print(f"{label}: {_near(evaluated.file)}", highlight=False)
     config = demo.runs["merged"].results["config"]
@@ -231,7 +252,7 @@ def report(demo: Demo) -> None:
 What to try next, with the environment active (source .venv/bin/activate) and in the suite's folder
 (cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
   other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", *documents))}
-  a control         {shlex.join(command("demo,rule=self_scale", "../self-scale", *documents))}
+  another control   {shlex.join(command(f"{demo.plateau},rule=normalized", "../normalized", *documents))}
   another margin    plam plateau ../scan --margin 0.03
   before you merge  plam doctor --model pair/mllm --plateau {demo.plateau}
 Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b""",

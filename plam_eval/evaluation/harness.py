@@ -394,6 +394,13 @@ DOCUMENT_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
 """Task -> what documents of one image have in common. Documents of other tasks have an image of their own."""
 
 
+def tasks_of(tasks: dict[str, Any]) -> set[str]:
+    """Names of the tasks in a task dictionary, which may nest them in groups."""
+    from lmms_eval.evaluator_utils import get_task_list
+
+    return {output.task_name for output in get_task_list(tasks)}
+
+
 def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str]]) -> Iterator[dict[str, Any]]:
     """Score any number of answers to each document by the tasks' own filters and metrics.
 

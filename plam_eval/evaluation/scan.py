@@ -290,7 +290,8 @@ class _Store:
                 os.truncate(own, content.rfind(b"\n") + 1)
         known: dict[Key, dict[str, Any]] = {}
         for file in sorted(folder.glob("answers.rank*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or another process is writing it
+            for line in lines:
                 record = json.loads(line)
                 known[record["task"], record["doc_id"]] = record
         return cls(own, known)
@@ -368,6 +369,10 @@ class _Recorder:
                 text = _text(type(model).generate_until(model, [request])[0])
             finally:
                 model._generate = generate
+            if model.journal.errors:  # with several processes the wrapper only counts a failure
+                raise ScanError(
+                    f"document {request.doc_id} of {request.task_name} could not be answered: {model.journal.errors[0]}"
+                )
             if len(found) != 1 or found[0].tokens.shape[1] != 1:
                 raise ScanError(
                     f"{model.model_id} called generate {len(found)} times for document {request.doc_id} of "
@@ -393,6 +398,9 @@ class _Recorder:
     def end_run(self, tasks: dict[str, Any]) -> None:
         known = {key: record["answers"] for key, record in self.store.known.items() if key in self._asked}
         scored: dict[tuple[str, int, int], dict[str, Any]] = {}
+        missing = sorted(harness.tasks_of(tasks) - {task for task, _ in known})
+        if missing and self.model.world_size == 1:
+            raise ScanError(f"{', '.join(missing)}: not answered by generate_until, so it cannot be scanned")
         for log in harness.score_answers(tasks, known):
             scored[log["task"], log["doc_id"], log["turn"]] = {**records.row(log["task"], log), "group": log["group"]}
         layers = self.cuts[-1]

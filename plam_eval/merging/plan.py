@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -290,6 +291,8 @@ def check(spec: PlateauSpec, model: Source, base: Checkpoint, target: Parameters
     if target is not None and target is not model:
         compare_tensors(target, locate(target, spec, faults), model, at, faults)
     _compare_configs(model, base, faults, warnings)
+    if spec.model and isinstance(model, Checkpoint) and Path(spec.model).name != Path(model.name).name:
+        warnings.append(f"the spec was made for {spec.model}, and this is {model.name}")
     faults.raise_any()
     tensors = tuple(
         PlannedTensor(*key, at[key], there[key], model.shape(at[key]), model.dtype(at[key]), base.dtype(there[key]))

@@ -32,7 +32,7 @@ from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
-from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, SpecError, load_spec
+from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, load_spec
 
 LOAD_FORMAT = "plam"
 TESTED_VERSIONS = ("0.32.0",)
@@ -51,12 +51,37 @@ _OPTIONS = ("plateau", *OVERRIDE_KEYS)
 
 
 @dataclass(frozen=True)
+class _Files:
+    """A checkpoint that was read: what opens it again from any working directory, and what it was."""
+
+    location: str
+    commit: str | None
+    identity: dict[str, Any]
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _Files:
+        return cls(checkpoint.location, checkpoint.commit, checkpoint.identity())
+
+    def open(self) -> Checkpoint:
+        """Raises MergeError when it has changed, or is gone."""
+        checkpoint = Checkpoint.open(self.location, revision=self.commit)
+        if checkpoint.identity() != self.identity:
+            raise MergeError(
+                f"{checkpoint.name}: changed since the engine loaded it (was {self.identity}, is "
+                f"{checkpoint.identity()}); start the engine again"
+            )
+        return checkpoint
+
+
+@dataclass(frozen=True)
 class _State:
-    """Kept on a worker's model: what it was merged by, and from which files."""
+    """Kept on a worker's model: what it was merged by, from which files, and why it must not be used, if so."""
 
     spec: PlateauSpec | None = None
     report: MergeReport | None = None
-    identity: dict[str, Any] | None = None
+    model: _Files | None = None
+    base: _Files | None = None
+    broken: str | None = None
 
 
 class PlamModelLoader(DefaultModelLoader):
@@ -82,18 +107,20 @@ class PlamModelLoader(DefaultModelLoader):
             yield from weights
             return
         checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
-        setattr(model, _STATE, _State(identity=checkpoint.identity()))
+        files = _Files.of(checkpoint)
+        setattr(model, _STATE, _State(model=files))
         if self.spec is None:
             yield from weights
             return
-        plan = plan_merge(self.spec, model=checkpoint, base=Checkpoint.open(self.spec.base_model))
+        base = Checkpoint.open(self.spec.base_model)
+        plan = plan_merge(self.spec, model=checkpoint, base=base)
 
         def on_report(report: MergeReport) -> None:
             report = dataclasses.replace(report, model=checkpoint.name, warnings=plan.warnings)
-            setattr(model, _STATE, _State(self.spec, report, checkpoint.identity()))
+            setattr(model, _STATE, _State(self.spec, report, files, _Files.of(base)))
             logger.info("%s", report)
 
-        yield from merged_weights(weights, self.spec, None, model_config.dtype, on_report)
+        yield from merged_weights(weights, self.spec, base, model_config.dtype, on_report)
 
 
 def _split(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,7 +134,7 @@ def register() -> None:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor import model_loader
 
-    if model_loader._LOAD_FORMAT_TO_MODEL_LOADER.get(LOAD_FORMAT) is not PlamModelLoader:
+    if getattr(model_loader, "_LOAD_FORMAT_TO_MODEL_LOADER", {}).get(LOAD_FORMAT) is not PlamModelLoader:
         register_model_loader(LOAD_FORMAT)(PlamModelLoader)
     stock = EngineArgs.create_engine_config
     if hasattr(stock, "_plam_eval"):
@@ -134,11 +161,20 @@ def _prepare(arguments: Any) -> None:
         model = Checkpoint.open(arguments.model, revision=arguments.revision)
         plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model))
     arguments.model_loader_extra_config = {**rest, "plateau": spec.to_dict() if spec is not None else None}
-    if not arguments.worker_extension_cls:
-        arguments.worker_extension_cls = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
+    extension = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
+    if arguments.worker_extension_cls not in ("", extension):
+        logger.warning("worker_extension_cls=%s: this engine cannot be re-merged", arguments.worker_extension_cls)
+    else:
+        arguments.worker_extension_cls = extension
+    if not _is_tested():
+        logger.warning("plam-eval was tested with vLLM %s, not with %s", ", ".join(TESTED_VERSIONS), VLLM_VERSION)
 
 
 # ---- re-merging, in a worker -----------------------------------------------------------------------------------------
+
+
+def _is_tested() -> bool:
+    return VLLM_VERSION.split("+")[0] in TESTED_VERSIONS
 
 
 def remerge_way() -> tuple[str, str]:
@@ -157,7 +193,7 @@ def remerge_way() -> tuple[str, str]:
     taken = [*inspect.signature(initialize_layerwise_reload).parameters]
     if taken != ["model"] or not callable(finalize_layerwise_reload):
         return "all", f"vLLM {VLLM_VERSION} has another layerwise reload (takes {', '.join(taken)})"
-    if VLLM_VERSION.split("+")[0] not in TESTED_VERSIONS:
+    if not _is_tested():
         return "all", f"vLLM {VLLM_VERSION} was never tested here ({', '.join(TESTED_VERSIONS)} was)"
     return "layers", f"vLLM {VLLM_VERSION} is a tested version"
 
@@ -166,12 +202,13 @@ class PlateauWorker:
     """What `worker_extension_cls` adds to vLLM's workers; called by name through `collective_rpc`."""
 
     def plam_state(self) -> dict[str, Any]:
-        """Spec and merge report of this worker's model (None and None when plain)."""
+        """Spec and merge report of this worker's model (None and None when plain), and why it is broken, if it is."""
         state = _state(self)
         return {
             "spec": state.spec.to_dict() if state.spec else None,
             "digest": state.spec.digest() if state.spec else None,
             "report": state.report.to_dict() if state.report else None,
+            "broken": state.broken,
         }
 
     def plam_merge(self, spec: dict[str, Any] | None) -> dict[str, Any]:
@@ -183,30 +220,47 @@ class PlateauWorker:
             {"report": ...}, or {"faults": [...]} with the old weights in place. After a failure that left neither the
             old nor the new weights, also {"broken": why}: this engine refuses to generate from then on.
         """
-        parallel = self.vllm_config.parallel_config  # type: ignore[attr-defined]
-        if parallel.data_parallel_size > 1:
-            fault = f"this engine has {parallel.data_parallel_size} data-parallel replicas; start it with the new spec"
-            return {"faults": [fault]}
         old = _state(self)
+        if old.broken:
+            return {"faults": [old.broken], "broken": old.broken}
+        faults = _unfit(self.vllm_config)  # type: ignore[attr-defined]
+        if faults:
+            return {"faults": faults}
         wanted = PlateauSpec.model_validate(spec) if spec is not None else None
         there = _Reload(self, old, wanted, _changed_blocks(old.spec, wanted))
-        faults, new = there.run()
-        faults = _all_workers(faults)
-        if not faults:
-            setattr(self.get_model(), _STATE, new)  # type: ignore[attr-defined]
-            return {"report": new.report.to_dict() if new.report else None}
-        broken = ["a module is half loaded"] if there.torn else list[str]()
-        if there.touched and not there.torn:
-            broken, _ = _Reload(self, old, old.spec, there.blocks).run()
-        broken = _all_workers(broken)
-        if not broken:
+        try:
+            faults, new = there.run()
+            faults = _all_workers(faults)
+            if not faults:
+                setattr(self.get_model(), _STATE, new)  # type: ignore[attr-defined]
+                return {"report": new.report.to_dict() if new.report else None}
+            lost = ["a module is half loaded"] if there.torn else list[str]()
+            if there.touched and not there.torn:
+                lost, _ = _Reload(self, old, old.spec, there.blocks).run()
+            lost = _all_workers(lost)
+        except BaseException:  # Ctrl-C, in an engine that runs in the user's process
+            if there.touched:
+                _break(self, "plam-eval: a re-merge was interrupted half-way; start the engine again")
+            raise
+        if not lost:
             return {"faults": faults}
         why = (
             "plam-eval: a re-merge failed and so did the way back, so this engine holds neither the old nor the new "
-            f"weights; start it again. Failed: {'; '.join(faults)}. Way back: {'; '.join(broken)}"
+            f"weights; start it again. Failed: {'; '.join(faults)}. Way back: {'; '.join(lost)}"
         )
-        _refuse_to_generate(self, why)
+        _break(self, why)
         return {"faults": faults, "broken": why}
+
+
+def _unfit(vllm_config: Any) -> list[str]:
+    """Why an engine of this kind cannot be re-merged."""
+    faults = []
+    replicas = vllm_config.parallel_config.data_parallel_size
+    if replicas > 1:  # vLLM reports the outcome of the first one only
+        faults.append(f"this engine has {replicas} data-parallel replicas; start it with the new spec instead")
+    if vllm_config.lora_config is not None:
+        faults.append("this engine has LoRA enabled, which wraps the layers; start it with the new spec instead")
+    return faults
 
 
 def _state(worker: Any) -> _State:
@@ -226,11 +280,12 @@ def _all_workers(faults: list[str]) -> list[str]:
     return list(dict.fromkeys(fault for part in gathered for fault in part))
 
 
-def _refuse_to_generate(worker: Any, why: str) -> None:
+def _break(worker: Any, why: str) -> None:
     def execute_model(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(why)
 
     worker.model_runner.execute_model = execute_model
+    setattr(worker.get_model(), _STATE, dataclasses.replace(_state(worker), broken=why))
 
 
 Block = tuple[int, str]
@@ -277,22 +332,21 @@ class _Reload:
 
     def _run(self) -> _State:
         model_config = self.worker.vllm_config.model_config
-        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
-        identity = checkpoint.identity()
-        if self.old.identity is not None and identity != self.old.identity:
-            raise MergeError(
-                f"{checkpoint.name}: changed since the engine loaded it (was {self.old.identity}, is {identity}); "
-                "start the engine again"
-            )
-        warnings: tuple[str, ...] = ()
+        if self.old.model is not None:
+            checkpoint = self.old.model.open()
+        else:  # loaded by another load_format than ours
+            checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        base, warnings = None, tuple[str, ...]()
         if self.spec is not None:
-            warnings = plan_merge(self.spec, model=checkpoint, base=Checkpoint.open(self.spec.base_model)).warnings
+            back = self.spec is self.old.spec and self.old.base is not None
+            base = self.old.base.open() if back and self.old.base else Checkpoint.open(self.spec.base_model)
+            warnings = plan_merge(self.spec, model=checkpoint, base=base).warnings
         reports: list[MergeReport] = []
 
         def stream() -> Iterator[tuple[str, Tensor]]:
             names = sorted((block, name) for name in checkpoint.names() if (block := _block(name)) in self.blocks)
             stored = ((name, checkpoint.tensor(name)) for _, name in names)
-            return merged_weights(stored, self.spec, None, model_config.dtype, reports.append)
+            return merged_weights(stored, self.spec, base, model_config.dtype, reports.append)
 
         with set_current_vllm_config(self.worker.vllm_config), torch.inference_mode():
             if remerge_way()[0] == "layers":
@@ -302,7 +356,7 @@ class _Reload:
                     pass
                 self._load_all()
         report = dataclasses.replace(reports[0], model=checkpoint.name, warnings=warnings) if reports else None
-        return _State(self.spec, report, identity)
+        return _State(self.spec, report, _Files.of(checkpoint), _Files.of(base) if base is not None else None)
 
     def _load_blocks(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Load a stream that is ordered by block, one block at a time.
@@ -320,6 +374,9 @@ class _Reload:
             for name, module in model.named_modules()
             if (block := _block(name)) is not None and name.endswith(f".{block[0]}.{block[1]}")
         }
+        if self.worker.vllm_config.parallel_config.pipeline_parallel_size == 1 and self.blocks - here.keys():
+            absent = ", ".join(f"{part} of layer {layer}" for layer, part in sorted(self.blocks - here.keys()))
+            raise MergeError(f"{type(model).__name__}: vLLM has no module of its own for {absent}")
         for block, pairs in itertools.groupby(stream, key=lambda pair: _block(pair[0])):
             tensors = list(pairs)
             if block not in here:
@@ -334,10 +391,13 @@ class _Reload:
             loaded = model.load_weights(iter(tensors))
             for part in parts:
                 finalize_layerwise_reload(part, model_config)
-            expected = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
-            on_meta = [parameter for parameter, tensor in module.named_parameters() if tensor.is_meta]
-            if on_meta or (loaded is not None and not loaded & expected):
-                raise RuntimeError(f"{name}: vLLM loaded {len(tensors)} tensors, but not into this module")
+            missing = [
+                parameter
+                for parameter, tensor in module.named_parameters()
+                if tensor.is_meta or (loaded is not None and f"{name}.{parameter}" not in loaded)
+            ]
+            if missing:
+                raise RuntimeError(f"{name}: vLLM took {len(tensors)} tensors, but loaded no {', '.join(missing)}")
             self.torn = False
 
     def _load_all(self) -> None:
@@ -355,6 +415,17 @@ class _Reload:
 
 class EngineBrokenError(RuntimeError):
     """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
+
+
+def _check(vllm_config: Any, spec: PlateauSpec | None) -> None:
+    """What can be known before the engine is disturbed. Raises MergeError."""
+    faults = _unfit(vllm_config)
+    if faults:
+        raise MergeError(*faults)
+    if spec is not None:
+        config = vllm_config.model_config
+        model = Checkpoint.open(config.model, revision=config.revision)
+        plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model))
 
 
 def _outcome(results: list[dict[str, Any]]) -> MergeReport | None:
@@ -384,6 +455,7 @@ def merge_engine(
     """
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
+    _check(engine.vllm_config, spec)
     if engine.has_unfinished_requests():
         raise RuntimeError("the engine has unfinished requests; collect their answers before another merge")
     # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
@@ -398,55 +470,58 @@ class MergeEndpoint:
 
     `GET /plam/state` says what the served weights are. `POST /plam/merge` takes a JSON object, `plateau` and overrides,
     waits for running requests, re-merges and goes on. Only from this machine, unless `PLAM_MERGE_FROM_ANYWHERE=1` is
-    set in the server's environment; and with the server's API key, where it has one.
+    set in the server's environment; never from a web page; and with the server's API key, where it has one.
     """
 
     name = "plam_eval"
-    required_tasks = None
+    required_tasks = ("generate",)
 
     def __init__(self) -> None:
         self._engine: Any = None
         self._keys: list[str] = []
+        self._servers = 1
         self._one_at_a_time = asyncio.Lock()
 
     def attach_router(self, app: Any) -> None:
-        app.add_api_route("/plam/state", self._answer(self._show), methods=["GET"])
-        app.add_api_route("/plam/merge", self._answer(self._merge), methods=["POST"])
+        app.add_route("/plam/state", self._answer(self._show), methods=["GET"])
+        app.add_route("/plam/merge", self._answer(self._merge), methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         self._engine = engine_client
-        self._keys = [key for key in [*(args.api_key or []), os.environ.get("VLLM_API_KEY")] if key]
+        self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
+        self._servers = getattr(args, "api_server_count", None) or 1
 
     def _answer(self, route: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        from fastapi import Request
-        from fastapi.responses import JSONResponse
+        from starlette.responses import JSONResponse
 
-        async def answer(request: Request) -> Any:
+        async def answer(request: Any) -> Any:
             refused = self._refusal(request)
             if refused:
                 return JSONResponse({"error": refused}, status_code=403)
             try:
                 return JSONResponse(await route(request))
-            except (SpecError, MergeError, ValueError) as error:
+            except ValueError as error:  # SpecError and MergeError among them
                 return JSONResponse({"error": str(error)}, status_code=400)
-            except RuntimeError as error:
-                return JSONResponse({"error": str(error)}, status_code=500)
+            except Exception as error:
+                logger.exception("%s failed", request.url.path)
+                return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
 
-        # FastAPI looks annotations up in the module's namespace, which knows nothing of FastAPI.
-        answer.__annotations__["request"] = Request
         return answer
 
     def _refusal(self, request: Any) -> str | None:
         host = request.client.host if request.client else ""
         if os.environ.get(REMOTE_SWITCH) != "1" and not _is_loopback(host):
             return f"asked from {host}; expected from this machine (or {REMOTE_SWITCH}=1 in the server's environment)"
+        if "origin" in request.headers:  # any page that is open in a browser on this machine could send this
+            return "asked by a web page (the request has an Origin header); expected a program"
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
         if self._keys and not any(hmac.compare_digest(given, key.encode()) for key in self._keys):
             return "no or wrong API key; expected the header Authorization: Bearer KEY"
         return None
 
     async def _show(self, request: Any) -> dict[str, Any]:
-        return (await self._engine.collective_rpc("plam_state"))[0]
+        state: dict[str, Any] = (await self._engine.collective_rpc("plam_state"))[0]
+        return state
 
     async def _merge(self, request: Any) -> dict[str, Any]:
         try:
@@ -455,19 +530,32 @@ class MergeEndpoint:
             body = None
         if not isinstance(body, dict) or "plateau" not in body:
             raise ValueError('expected a JSON object with "plateau" (a name, a path, a spec, or "none")')
+        if self._servers > 1:
+            raise ValueError(f"--api-server-count is {self._servers}; only a single API server can re-merge its engine")
         spec = load_spec(body.pop("plateau"), body)
+        await asyncio.to_thread(_check, self._engine.vllm_config, spec)
         async with self._one_at_a_time:
-            await self._engine.pause_generation(mode="wait", clear_cache=True)
-            try:
-                content = spec.to_dict() if spec is not None else None
-                report = _outcome(await self._engine.collective_rpc("plam_merge", args=(content,)))
-            finally:
-                await self._engine.resume_generation()
+            # Once begun it is finished, whether or not the client still waits.
+            report = await asyncio.shield(asyncio.ensure_future(self._swap(spec)))
         return {"digest": spec.digest() if spec is not None else None, "report": report.to_dict() if report else None}
+
+    async def _swap(self, spec: PlateauSpec | None) -> MergeReport | None:
+        engine = self._engine
+        try:
+            await engine.pause_generation(mode="wait", clear_cache=False)
+            if not await engine.reset_prefix_cache(reset_running_requests=True, reset_connector=True):
+                raise RuntimeError("vLLM could not reset its prefix cache, so its weights were left as they are")
+            await engine.reset_encoder_cache()
+            content = spec.to_dict() if spec is not None else None
+            return _outcome(await engine.collective_rpc("plam_merge", args=(content,)))
+        finally:
+            await engine.resume_generation()
 
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    mapped = getattr(address, "ipv4_mapped", None)  # 127.0.0.1, seen by a server that listens on ::
+    return (mapped or address).is_loopback

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from plam_eval.demo import run as demo
@@ -26,7 +27,8 @@ TASKS = {*STOCK, "mmstar", "mme"}
 
 
 def _plam(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plam_eval.cli", "demo", "--output", str(folder), "--documents", "30", *words]
+    command = [sys.executable, "-m", "plam_eval.cli", "demo", "--output", str(folder), "--documents", "30"]
+    command += ["--scanned", "10", *words]
     environment = os.environ | {"COLUMNS": "160"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -39,12 +41,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, process.stdout
 
 
-def test_prints_the_merge_and_all_nine_tasks(finished: tuple[Path, str]) -> None:
+def test_prints_the_scan_the_merge_and_all_nine_tasks(finished: tuple[Path, str]) -> None:
     folder, output = finished
+    # Ten documents a task show the rise, and are too few for a plateau: the packaged spec is merged instead.
+    assert "layers below 3" in output and "at least 16 in each task are needed" in output
+    assert "packaged spec `demo`" in output
+    assert "of 270 answers differ" in output.replace("\n", " ")
+    assert (folder / "scan" / "curve.png").is_file() and not (folder / "scan" / "plateau.yaml").exists()
     assert "weighted_sum: 0.9 model, 0.3 base" in output
     for task in TASKS:
         assert task in output
-    assert "lmms-eval --model plam_llava --model_args pretrained=pair/mllm,plateau=demo,device_map=cpu" in output
+    assert "plateau=demo,device_map=cpu" in output.replace("\n", "")
     assert not list(folder.rglob("*merged*.safetensors"))
 
 
@@ -59,11 +66,15 @@ def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> No
 
 def test_plain_and_merged_are_what_they_say(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    plain, merged = (read_run(folder / label) for label in demo.LABELS)
+    plain, merged, control = (read_run(folder / label) for label in demo.LABELS)
+    assert control.results["plam_eval"]["provenance"]["spec"]["rule"] == "self_scale"
     assert plain.results["plam_eval"]["plain"] and not merged.results["plam_eval"]["plain"]
     assert merged.results["plam_eval"]["provenance"]["spec"]["base_model"] == "pair/base"
     assert len(plain.samples) == len(merged.samples) == 9 * 30
     assert list(plain.samples["prompt"]) == list(merged.samples["prompt"])
+    # What is evaluated was not scanned.
+    scanned = pd.read_parquet(folder / "scan" / "samples.parquet")
+    assert set(scanned["doc_id"]) == set(range(10)) and set(plain.samples["doc_id"]) == set(range(10, 40))
 
 
 def test_the_pair_has_learned_something(finished: tuple[Path, str]) -> None:
@@ -77,12 +88,12 @@ def test_a_finished_evaluation_is_not_repeated(finished: tuple[Path, str]) -> No
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")}
     process = _plam(folder)
-    assert process.returncode == 0 and process.stdout.count("already evaluated") == 2
+    assert process.returncode == 0 and process.stdout.count("already done") == 4
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")} == before
 
 
 def test_a_failing_evaluation_is_an_error_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(demo.LABELS, "plain", "no-such-plateau")
+    monkeypatch.setattr(demo, "PACKAGED", "no-such-plateau")
     with pytest.raises(demo.DemoError, match="no packaged spec and no file of that name"):
-        demo.run(tmp_path, documents=30, limit=2)
-    assert not (tmp_path / "plain" / "finished.json").exists()
+        demo.run(tmp_path, documents=30, scanned=2, limit=2)
+    assert (tmp_path / "plain" / "finished.json").exists() and not (tmp_path / "merged" / "finished.json").exists()

@@ -222,7 +222,7 @@ def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):
 def test_without_a_base_there_is_no_spec(folder, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     done = CliRunner().invoke(cli.app, ["plateau", str(folder)])
-    assert done.exit_code == 0 and "its base LLM is not known" in done.output
+    assert done.exit_code == 0 and "the base LLM is not known (--base)" in done.output
     assert not (folder / "plateau.yaml").exists()
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +153,9 @@ def resident(fresh: Callable[..., Any]) -> Iterator[Any]:
         yield llm
 
 
+# Tests with `resident` come first: an engine that another test shuts down takes the process's world of workers along.
+
+
 def test_ten_switches_of_one_engine_each_equal_a_fresh_engine(resident, fresh):
     assert remerge_way()[0] == "layers"
     assert len({json.dumps(fresh(options)) for options in SWITCHES}) == 9  # plain comes twice
@@ -194,6 +201,17 @@ def test_a_bad_spec_changes_nothing(options, error, says, resident, fresh):
     assert detailed(resident) == fresh(DEMO)
 
 
+def test_blocks_that_vllm_names_otherwise_are_not_passed_over(resident, fresh, monkeypatch):
+    merge_engine(resident, **DEMO)
+    model = resident.llm_engine.model_executor.driver_worker.worker.get_model()
+    renamed = [(name.replace(".6.self_attn", ".6.attention"), module) for name, module in model.named_modules()]
+    monkeypatch.setattr(model, "named_modules", lambda: iter(renamed))
+    with pytest.raises(MergeError, match="no module of its own for self_attn of layer 6"):
+        merge_engine(resident, "none")
+    monkeypatch.undo()
+    assert detailed(resident) == fresh(DEMO)
+
+
 def test_a_checkpoint_that_changed_under_the_engine_is_refused(fresh, tmp_path):
     copy = tmp_path / "mllm"
     shutil.copytree(PAIR / "mllm", copy)
@@ -219,6 +237,71 @@ def test_neither_old_nor_new_weights_stop_the_engine(monkeypatch):
             merge_engine(llm, "none")
         with pytest.raises(RuntimeError, match="neither the old nor the new weights"):
             detailed(llm)
+        assert "start it again" in llm.collective_rpc("plam_state")[0]["broken"]
+        monkeypatch.undo()
+        assert llm.collective_rpc("plam_merge", args=(None,))[0]["broken"]  # and stays so
+
+
+def test_an_interrupt_half_way_stops_the_engine(monkeypatch):
+    with engine(PAIR / "mllm", DEMO) as llm:
+        worker = llm.llm_engine.model_executor.driver_worker.worker
+        real, calls = worker.get_model().load_weights, []
+
+        def load_weights(weights: Any) -> Any:
+            calls.append(1)
+            if len(calls) > 2:
+                raise KeyboardInterrupt
+            return real(weights)
+
+        monkeypatch.setattr(worker.get_model(), "load_weights", load_weights)
+        with pytest.raises(KeyboardInterrupt):
+            merge_engine(llm, "none")
+        with pytest.raises(RuntimeError, match="interrupted half-way"):
+            detailed(llm)
+
+
+def test_the_way_back_wants_the_base_it_came_from(fresh, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    with engine(PAIR / "mllm", {**DEMO, "base": str(base)}) as llm:
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.layers.7.self_attn.v_proj.weight"] *= 2
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        bad = tmp_path / "bad"
+        shutil.copytree(BASE, bad)
+        tensors["model.layers.7.self_attn.v_proj.weight"][0, 0] = float("nan")
+        save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(EngineBrokenError, match="changed since the engine loaded it"):
+            merge_engine(llm, **{**DEMO, "base": str(bad)})
+
+
+@pytest.mark.parametrize(("field", "says"), [("replicas", "2 data-parallel replicas"), ("lora", "LoRA enabled")])
+def test_engines_that_cannot_be_re_merged_say_so(field, says):
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(data_parallel_size=2 if field == "replicas" else 1),
+        lora_config=object() if field == "lora" else None,
+    )
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))
+    with pytest.raises(MergeError, match=says):
+        merge_engine(llm, "none")
+
+
+def test_a_server_goes_on_after_a_pause_that_failed():
+    calls: list[str] = []
+
+    class Engine:
+        async def pause_generation(self, **given: Any) -> None:
+            calls.append("pause")
+            raise RuntimeError("no")
+
+        async def resume_generation(self) -> None:
+            calls.append("resume")
+
+    endpoint = MergeEndpoint()
+    endpoint._engine = Engine()
+    with pytest.raises(RuntimeError, match="no"):
+        asyncio.run(endpoint._swap(None))
+    assert calls == ["pause", "resume"]
 
 
 @pytest.mark.parametrize("form", ["sharded", "bin"])
@@ -283,63 +366,22 @@ def test_an_engine_in_its_own_process_fails_with_our_message_last(pico, tmp_path
 
 # ---- several processes -----------------------------------------------------------------------------------------------
 
-TWO_WORKERS = """
-import json, sys
-from tests.engines import engine
-from tests.merging.test_vllm_loader import BASE, DEMO, PAIR, SWITCHES, detailed
-from plam_eval.merging.checkpoint import MergeError
-from plam_eval.merging.vllm_loader import merge_engine
-
-if __name__ == "__main__":
-    found = []
-    with engine(PAIR / "mllm", DEMO, tensor_parallel_size=2) as llm:
-        found.append(detailed(llm))
-        for options in (SWITCHES[0], SWITCHES[2]):
-            merge_engine(llm, **options)
-            found.append(detailed(llm))
-        try:
-            merge_engine(llm, **{**DEMO, "layers": "0:9"})
-        except MergeError as error:
-            found.append(str(error))
-        found.append(detailed(llm))
-        found.append(len(llm.collective_rpc("plam_state")))
-    print("FOUND" + json.dumps(found))
-"""
-
-
-def test_two_tensor_parallel_workers(fresh, tmp_path):
-    script = tmp_path / "two_workers.py"
-    script.write_text(TWO_WORKERS)
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, script],
-        env=environment(VLLM_CPU_OMP_THREADS_BIND="0|1", PYTHONPATH=root),
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
-    assert lines, done.stdout + done.stderr
-    merged, plain, other, message, after, workers = json.loads(lines[0].removeprefix("FOUND"))
-    assert workers == 2 and "does not fit" in message and after == other
-    for one, options in ((merged, DEMO), (plain, SWITCHES[0]), (other, SWITCHES[2])):
-        expected = fresh(options)
-        assert [tokens for tokens, _ in one] == [tokens for tokens, _ in expected]
-        # The workers' partial sums are added in another order.
-        assert [score for _, score in one] == pytest.approx([score for _, score in expected], abs=5e-3)
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port, log = "18231", tmp_path_factory.mktemp("server") / "log"
+    """An API server with two tensor-parallel workers: four processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    log = tmp_path_factory.mktemp("server") / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(PAIR / "mllm")]
     command += ["--served-model-name", "pair", "--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--skip-mm-profiling"]
     command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"]), "--load-format", "plam"]
-    command += ["--model-loader-extra-config", json.dumps(DEMO)]
+    command += ["--model-loader-extra-config", json.dumps(DEMO), "--tensor-parallel-size", "2"]
+    given = environment(VLLM_PLUGINS="plam_eval", VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_LOGGING_LEVEL="INFO")
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment(VLLM_PLUGINS="plam_eval"), stdout=output, stderr=output)
+        process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
     try:
         deadline = time.monotonic() + 240
         while True:
@@ -349,6 +391,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
+        assert "Worker_TP1" in log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
@@ -375,7 +418,18 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
         assert status == 200, answer
         return answer["choices"][0]["token_ids"]
 
+    def look() -> Any:
+        buffer = io.BytesIO()
+        picture(4, (64, 64)).save(buffer, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": LONG}]
+        body = {**asked, "messages": [{"role": "user", "content": content}], "logprobs": True}
+        status, answer = call(f"{server}/v1/chat/completions", {k: v for k, v in body.items() if k != "prompt"})
+        assert status == 200 and answer["choices"][0]["finish_reason"] == "length", answer
+        return [round(token["logprob"], 3) for token in answer["choices"][0]["logprobs"]["content"]]
+
     assert tokens() == fresh(DEMO)[2][0]
+    seen = look()
     status, state = call(f"{server}/plam/state")
     assert status == 200 and state["digest"] == load_spec("demo", {"base": BASE}).digest()
 
@@ -383,6 +437,7 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
     status, told = call(f"{server}/plam/merge", other)
     assert status == 200 and told["report"]["tensors"] == 8 * 7, told
     assert tokens() == fresh(other)[2][0] != fresh(DEMO)[2][0]
+    assert look() != seen  # an image that the server has met before
 
     for body in ({**DEMO, "layers": "3:12"}, {**DEMO, "layer": "3:5"}, {"layers": "3:5"}, ["demo"]):
         status, told = call(f"{server}/plam/merge", body)
@@ -409,6 +464,8 @@ def told_digest(options: dict[str, Any]) -> str:
         ("127.0.0.1", None, ["secret"], "", "API key"),
         ("127.0.0.1", None, ["secret"], "Bearer wrong", "API key"),
         ("127.0.0.1", None, ["secret"], "Bearer secret", None),
+        ("::ffff:127.0.0.1", None, [], "", None),
+        ("::ffff:10.0.0.7", None, [], "", "from this machine"),
     ],
 )
 def test_who_may_merge_over_http(host, switch, key, header, refused, monkeypatch):
@@ -420,6 +477,8 @@ def test_who_may_merge_over_http(host, switch, key, header, refused, monkeypatch
     request = SimpleNamespace(client=SimpleNamespace(host=host), headers={"authorization": header})
     found = endpoint._refusal(request)
     assert found is None if refused is None else refused in found
+    request.headers["origin"] = "http://page.example"
+    assert endpoint._refusal(request) is not None
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------

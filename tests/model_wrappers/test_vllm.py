@@ -67,6 +67,23 @@ def test_answers_are_those_of_the_hf_wrapper_on_all_nine_tasks(merged, in_suite)
     assert {(16, "\n\n"), (128, "\n\n"), (1024, "\n\n"), (16, "ASSISTANT:")} <= settings
 
 
+def test_an_interrupted_merge_leaves_no_wrong_name(merged, monkeypatch):
+    """The engine went on to the new weights although the caller was interrupted."""
+    real, digest = merged._loader.merge_engine, merged.spec.digest()
+
+    def merge_engine(llm: Any, spec: Any) -> Any:
+        real(llm, spec)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merged._loader, "merge_engine", merge_engine)
+    with pytest.raises(KeyboardInterrupt):
+        merged.merge("demo", base=str(PAIR / "base"), layers="5:8")
+    assert merged.spec.layer_range == (5, 8) and merged.merge_report.tensors == 12
+    monkeypatch.undo()
+    merged.merge("demo", base=str(PAIR / "base"))
+    assert merged.spec.digest() == digest
+
+
 def test_a_task_limit_and_its_stop_strings_hold(merged):
     build, select = merged._build_sampling_params_dict, merged._select_max_new_tokens
     assert select(5) == 5 and select(None) == 1024
@@ -111,10 +128,15 @@ def test_a_refused_conversation_costs_itself_only(merged, in_suite):
 def test_simple_mode(in_suite):
     lm = make("simple", plateau="demo", base=str(PAIR / "base"))
     try:
-        run = evaluate(lm, "pope", limit=4, batch_size=4, force_simple=True)
+        run = evaluate(lm, "pope,mme,seedbench_2_plus", limit=4, batch_size=16, force_simple=True)
     finally:
         lm.client.llm_engine.engine_core.shutdown()
-    assert run.results["plam_eval"]["mode"] == "simple"
+    record = run.results["plam_eval"]
+    assert record["mode"] == "simple"
+    # Requests of all tasks come in one batch, and each keeps its task's settings.
+    settings = {(entry["max_tokens"], *entry["stop"]): entry["calls"] for entry in record["generation"]["settings"]}
+    assert settings == {(128, "\n\n"): 4, (16, "\n\n"): 4, (16, "ASSISTANT:"): 4}
+    assert [row["doc_id"] for row in run.samples["mme"]] == [0, 1, 2, 3]
     assert {row["filtered_resps"][0].strip().lower() for row in run.samples["pope"]} <= {"yes", "no"}
 
 
@@ -124,6 +146,7 @@ def test_simple_mode(in_suite):
         ({"plateau": "demo", "base": "/nowhere/base"}, MergeError, "no such folder"),
         ({"platau": "demo"}, TypeError, "did you mean plateau"),
         ({"tensor_paralel_size": 2}, TypeError, "did you mean tensor_parallel_size"),
+        ({"model": "x/y"}, TypeError, "takes no argument model"),
         ({"load_format": "auto"}, TypeError, "takes no argument load_format"),
         ({"device": "cuda:0"}, ValueError, "the installed vLLM runs on cpu"),
         ({"max_error_share": 2}, ValueError, "expected a share"),
