@@ -61,7 +61,9 @@ def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> No
         run = read_run(folder / label)
         assert set(run.accuracy().index) == TASKS
         for task, (metric, scale) in STOCK.items():
-            assert run.accuracy()[task] == pytest.approx(run.results["results"][task][f"{metric},none"] / scale), task
+            assert run.accuracy()[task] == pytest.approx(
+                run.results["results"][task][f"{metric},none"] / scale, abs=1e-5
+            ), task
 
 
 def test_plain_and_merged_are_what_they_say(finished: tuple[Path, str]) -> None:
@@ -92,8 +94,10 @@ def test_a_finished_evaluation_is_not_repeated(finished: tuple[Path, str]) -> No
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")} == before
 
 
-def test_a_failing_evaluation_is_an_error_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "PACKAGED", "no-such-plateau")
-    with pytest.raises(demo.DemoError, match="no packaged spec and no file of that name"):
+def test_a_failing_command_is_an_error_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = demo.scan_command(2)
+    words[words.index("plam9")] = "plam10"
+    monkeypatch.setattr(demo, "scan_command", lambda limit: words)
+    with pytest.raises(demo.DemoError, match=r"command for scan failed .exit status 1(.|\n)*did you mean plam9"):
         demo.run(tmp_path, documents=30, scanned=2, limit=2)
-    assert (tmp_path / "plain" / "finished.json").exists() and not (tmp_path / "merged" / "finished.json").exists()
+    assert not (tmp_path / "scan" / "finished.json").exists()
