@@ -125,7 +125,7 @@ def scan(
 
 @app.command()
 def plateau(
-    curve: Annotated[Path, typer.Argument(help="Folder of a scan.")],
+    curve: Annotated[Path, typer.Argument(help="Folder of a scan, or a file in it.")],
     tasks: Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM for the spec; that of the last spec by default.")] = None,
     margin: Annotated[float, typer.Option(help="Accuracy that a plateau may lose.")] = 0.02,
@@ -136,7 +136,7 @@ def plateau(
     from plam_eval.evaluation import scan as scans
 
     found = scans.conclude(
-        curve,
+        curve.parent if curve.is_file() else curve,
         tasks=tasks.split(",") if tasks else None,
         base_model=base,
         margin=margin,

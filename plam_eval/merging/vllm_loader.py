@@ -324,10 +324,10 @@ class _Reload:
         """What went wrong, and the state that the model is in if nothing did."""
         try:
             return [], self._run()
+        except MergeError as error:
+            return error.faults, self.old
         except Exception as error:
             logger.exception("loading other weights into the running engine failed")
-            if isinstance(error, MergeError):
-                return error.faults, self.old
             return [f"{type(error).__name__}: {error}"], self.old
 
     def _run(self) -> _State:

@@ -212,7 +212,7 @@ def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):
     assert "plateau.yaml" in done.output and "separation" in done.output
     assert json.loads((folder / "stages.json").read_text())["stages"]["margin"] == 0.05
     # Remembers the base; without a plateau the spec of before goes.
-    done = runner.invoke(cli.app, ["plateau", str(folder), "--tasks", "pope", "--margin", "0.001"])
+    done = runner.invoke(cli.app, ["plateau", str(folder / "samples.parquet"), "--tasks", "pope", "--margin", "0.001"])
     assert done.exit_code == 0, done.output
     stored = json.loads((folder / "stages.json").read_text())
     assert stored["stages"]["plateau"] is None and stored["base_model"] == str(PAIR / "base")

@@ -74,11 +74,11 @@ def save_merged(pair: PicoPair, spec: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "the embedded pair"])
 def test_equals_hf_merged_in_place_and_a_saved_checkpoint(family, pico, tmp_path):
     from transformers import AutoModelForImageTextToText
 
-    pair = pico(family)
+    pair = pico(family) if family in FAMILIES else PicoPair(family, PAIR / "mllm", PAIR / "base")
     options = {"base": str(pair.base), "layers": "1:4", "modules": "all", "model_weight": 0.7, "base_weight": 0.5}
     spec = load_spec(None, options)
     prompts = prompts_of(pair.mllm)
@@ -86,7 +86,8 @@ def test_equals_hf_merged_in_place_and_a_saved_checkpoint(family, pico, tmp_path
     plain = hf_answers(model, pair.mllm, prompts)
     merge_in_place(model, spec, checkpoint=pair.mllm)
     merged = hf_answers(model, pair.mllm, prompts)
-    assert all(one != other for one, other in zip(plain, merged, strict=True))
+    differ = [one != other for one, other in zip(plain, merged, strict=True)]
+    assert all(differ) if family in FAMILIES else any(differ)
 
     with engine(pair.mllm, options) as llm:
         assert answers(llm, prompts) == merged
