@@ -120,7 +120,7 @@ def scan(
         confidence=confidence,
     )
     if found is not None:
-        scans.show(found, Console())
+        scans.show(found, _wide())
 
 
 @app.command()
@@ -143,7 +143,12 @@ def plateau(
         confidence=confidence,
         **({} if kl_threshold is None else {"kl_threshold": kl_threshold}),
     )
-    scans.show(found, Console())
+    scans.show(found, _wide())
+
+
+def _wide() -> Console:
+    """A console at least as wide as the table of a curve."""
+    return Console(width=max(Console().width, 100))
 
 
 def main() -> None:
