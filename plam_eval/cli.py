@@ -121,6 +121,8 @@ def scan(
     )
     if found is not None:
         scans.show(found, _wide())
+    if wrapper.world_size > 1:
+        harness.end_together()
 
 
 @app.command()

@@ -168,6 +168,15 @@ def all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
     return gathered
 
 
+def end_together() -> None:
+    """Waits for the other processes and leaves their group; a process that just exits may abort while it is in one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def check_failures(journals: Sequence[dict[str, Any]], max_error_share: float) -> None:
     """Raises `GenerationError` when more than `max_error_share` of all ranks' generations raised."""
     calls = sum(journal["calls"] for journal in journals)

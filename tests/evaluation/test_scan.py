@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,35 @@ def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch,
     calls.clear()
     more = scan(lm, "mmstar,pope,gqa", folder, cuts="0,4", limit=8)
     assert len(calls) == 2 + 2 + 8 and more.curve.documents == {"gqa": 8, "mmstar": 8, "pope": 8}
+
+
+def test_two_processes_scan_like_one(pico, suite, tmp_path, monkeypatch):
+    """And go on after a kill that cut off a line of the other process."""
+    model_args = arguments(pico("llava"))
+    words = ["scan", "--model", "plam_llava", "--model_args", model_args, "--tasks", "pope,mmstar", "--limit", "5"]
+    words += ["--cuts", "0,2", "--gen_kwargs", "max_new_tokens=4", "--output"]
+    monkeypatch.chdir(suite)
+    alone = CliRunner().invoke(cli.app, [*words, str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "plam_eval.cli", *words, str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (pd.read_parquet(tmp_path / name / "samples.parquet").reset_index(drop=True) for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two)
+    files = sorted((tmp_path / "two").glob("answers.rank*.jsonl"))
+    assert [len(file.read_text().splitlines()) for file in files] == [6, 4]
+
+    files[1].write_bytes(files[1].read_bytes()[:-9])
+    again = CliRunner().invoke(cli.app, [*words, str(tmp_path / "two")])
+    assert again.exit_code == 0, again.output
+    assert len(files[0].read_text().splitlines()) == 7
+    pd.testing.assert_frame_equal(one, pd.read_parquet(tmp_path / "two" / "samples.parquet").reset_index(drop=True))
 
 
 def test_scans_of_different_settings_are_not_mixed(lm, in_suite, tmp_path):

@@ -222,18 +222,22 @@ def test_a_checkpoint_that_changed_under_the_engine_is_refused(fresh, tmp_path):
             merge_engine(llm, "none")
 
 
+def fail_in_the_third_block(llm: Any, error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llm.llm_engine.model_executor.driver_worker.worker.get_model()
+    real, calls = model.load_weights, []
+
+    def load_weights(weights: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 2:
+            raise error
+        return real(weights)
+
+    monkeypatch.setattr(model, "load_weights", load_weights)
+
+
 def test_neither_old_nor_new_weights_stop_the_engine(monkeypatch):
     with engine(PAIR / "mllm", DEMO) as llm:
-        worker = llm.llm_engine.model_executor.driver_worker.worker
-        real, calls = worker.get_model().load_weights, []
-
-        def load_weights(weights: Any) -> Any:
-            calls.append(1)
-            if len(calls) > 2:
-                raise OSError("no space left on device")
-            return real(weights)
-
-        monkeypatch.setattr(worker.get_model(), "load_weights", load_weights)
+        fail_in_the_third_block(llm, OSError("no space left on device"), monkeypatch)
         with pytest.raises(EngineBrokenError, match=r"neither the old nor the new weights; start it again.*no space"):
             merge_engine(llm, "none")
         with pytest.raises(RuntimeError, match="neither the old nor the new weights"):
@@ -245,16 +249,7 @@ def test_neither_old_nor_new_weights_stop_the_engine(monkeypatch):
 
 def test_an_interrupt_half_way_stops_the_engine(monkeypatch):
     with engine(PAIR / "mllm", DEMO) as llm:
-        worker = llm.llm_engine.model_executor.driver_worker.worker
-        real, calls = worker.get_model().load_weights, []
-
-        def load_weights(weights: Any) -> Any:
-            calls.append(1)
-            if len(calls) > 2:
-                raise KeyboardInterrupt
-            return real(weights)
-
-        monkeypatch.setattr(worker.get_model(), "load_weights", load_weights)
+        fail_in_the_third_block(llm, KeyboardInterrupt, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             merge_engine(llm, "none")
         with pytest.raises(RuntimeError, match="interrupted half-way"):
