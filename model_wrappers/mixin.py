@@ -218,6 +218,7 @@ class PlateauMixin:
             "dtype": self.running_dtype,
             "device": str(self.device),  # type: ignore[attr-defined]
             "processes": len(journals),
+            "arguments": self._arguments,
             "provenance": provenance(self.spec, checkpoint=self.checkpoint, base=self.base, report=self.merge_report),
             "generation": {
                 "calls": sum(journal["calls"] for journal in journals),

@@ -64,7 +64,8 @@ class SpecError(ValueError):
         super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-def _hint(word: object, known: Iterable[str]) -> str:
+def hint(word: object, known: Iterable[str]) -> str:
+    """For an error about an unknown word: the nearest known one, and all of them."""
     known = list(known)
     near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
@@ -131,7 +132,7 @@ class PlateauSpec(_Record):
         unknown = [w for w in words if not isinstance(w, str) or (w not in MODULES and w not in GROUPS)]
         if unknown:
             known = [*MODULES, *GROUPS]
-            raise ValueError("; ".join(f"unknown module {word!r}, {_hint(word, known)}" for word in unknown))
+            raise ValueError("; ".join(f"unknown module {word!r}, {hint(word, known)}" for word in unknown))
         names = [name for word in words for name in GROUPS.get(word, (word,))]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -142,7 +143,7 @@ class PlateauSpec(_Record):
     @classmethod
     def _rule(cls, value: str, info: ValidationInfo) -> str:
         if value not in RULES:
-            raise ValueError(f"unknown rule {value!r}, {_hint(value, RULES)}")
+            raise ValueError(f"unknown rule {value!r}, {hint(value, RULES)}")
         weights = info.data.get("weights")  # absent when the weights themselves are at fault
         if (
             value == "normalized"
@@ -184,18 +185,47 @@ class PlateauSpec(_Record):
         """JSON-able fields, those left out of the spec left out here; `load_spec` reads it back to an equal spec."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the merge leaves every weight as it is."""
+        content = self._content()
+        return content["rule"] == "self_scale" and content["weights"][0] == 1
+
     def digest(self) -> str:
-        """SHA-256 (hex) of what changes weights: two specs with one digest merge to the same tensors."""
-        content = {
+        """SHA-256 (hex) of what changes weights: two specs with one digest merge to the same tensors.
+
+        One merge under two names has one digest: `normalized` 0.9 + 0.3 is `weighted_sum` 0.75 + 0.25, and without a
+        share of the base it does not matter which base is named.
+        """
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
+        rule, base = self.rule, self.base_model
+        weights = [self.weights.model + 0.0, self.weights.base_model + 0.0]  # + 0.0 turns -0.0 into 0.0
+        if rule == "normalized":
+            rule, weights = "weighted_sum", list(normalized_weights(self.weights))
+        if rule == "self_scale" or (weights[1] == 0 and rule == "weighted_sum") or weights == [1, 0]:
+            rule, weights, base = "self_scale", [scale(weights[0] + weights[1]), 0.0], ""
+        return {
             "format": "plateau-spec/1",
-            "base_model": self.base_model,
+            "base_model": base,
             "layer_range": list(self.layer_range),
             "modules": list(self.modules),
-            "weights": [self.weights.model + 0.0, self.weights.base_model + 0.0],  # + 0.0 turns -0.0 into 0.0
-            "rule": self.rule,
-            "seed": self.seed if RULES[self.rule] else None,
+            "weights": weights,
+            "rule": rule,
+            "seed": self.seed if RULES[rule] else None,
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def scale(total: float) -> float:
+    """A sum of weights without the last digits of decimal fractions added: 0.8 + 0.4 is 1.2."""
+    return round(total, 12)
+
+
+def normalized_weights(weights: Weights) -> tuple[float, float]:
+    """Both weights divided by their sum, rounded like `scale`."""
+    total = weights.model + weights.base_model
+    return scale(weights.model / total), scale(weights.base_model / total)
 
 
 def packaged_specs() -> list[str]:
@@ -230,7 +260,7 @@ def load_spec(
     else:
         origin, data = _read(plateau)
 
-    problems = [f"{key}: unknown override, {_hint(key, OVERRIDE_KEYS)}" for key in overrides if key not in _OVERRIDES]
+    problems = [f"{key}: unknown override, {hint(key, OVERRIDE_KEYS)}" for key in overrides if key not in _OVERRIDES]
     if plain and not {"base", "layers"} <= set(overrides):
         problems.append(
             f"found {', '.join(f'{k}={v}' for k, v in overrides.items())} with plateau=none; expected a plateau to "
@@ -268,8 +298,8 @@ def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]
         if found["type"] == "extra_forbidden":
             known = record.model_fields
             renamed = _OVERRIDES.get(key) if record is PlateauSpec else None
-            hint = f"did you mean {renamed!r}? known: {', '.join(known)}" if renamed else _hint(key, known)
-            text = f"unknown key, {hint}"
+            nearest = f"did you mean {renamed!r}? known: {', '.join(known)}" if renamed else hint(key, known)
+            text = f"unknown key, {nearest}"
         elif found["type"] == "missing":
             text = "missing; expected a value"
         elif found["type"] == "value_error":
@@ -306,7 +336,7 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
         elif Path(plateau).is_file():
             text = Path(plateau).read_text(encoding="utf-8")
         else:
-            raise SpecError(origin, [f"no packaged spec and no file of that name; {_hint(plateau, [*names, 'none'])}"])
+            raise SpecError(origin, [f"no packaged spec and no file of that name; {hint(plateau, [*names, 'none'])}"])
         data = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise SpecError(origin, [f"cannot be read: {error}"]) from error

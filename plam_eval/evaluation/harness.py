@@ -5,8 +5,8 @@ Four functions of lmms-eval 0.7 are wrapped, each once and only where no hook ex
 - `TaskManager.__init__`: our task folder is searched without `--include_path`, and a wrapper of ours gets the prompts
   and generation settings of the model id it wraps.
 - `ResponseCache.execute`: answers are keyed by what the weights are, not by the text of `--model_args`.
-- `evaluator.evaluate`: what the wrapper recorded (merge report, provenance, failed generations) joins the results, and
-  a run with too many failed generations ends in an error.
+- `evaluator.evaluate`: what the wrapper recorded (merge report, provenance, failed generations) joins the results, the
+  sample logs say which documents share an image, and a run with too many failed generations ends in an error.
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own.
 
 Models that are not ours pass through all four untouched. Importing this module imports neither torch nor lmms-eval.
@@ -128,12 +128,14 @@ def _patch_evaluate() -> None:
             return stock(lm, *args, **kwargs)
         lm.begin_run()
         results = stock(lm, *args, **kwargs)
-        lm.end_run(args[0] if args else kwargs["task_dict"])
+        tasks = args[0] if args else kwargs["task_dict"]
+        lm.end_run(tasks)
         # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
         journals = all_ranks(lm.journal.to_dict())
         check_failures(journals, lm.max_error_share)
         if results is not None:
             results[RECORD_KEY] = lm.run_record(journals)
+            _note_groups(tasks, results.get("samples") or {})
         return results
 
     evaluate._plam_eval = True  # type: ignore[attr-defined]
@@ -401,6 +403,17 @@ DOCUMENT_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "pope": lambda doc: str(doc["image_source"]),
 }
 """Task -> what documents of one image have in common. Documents of other tasks have an image of their own."""
+
+
+def _note_groups(tasks: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
+    """Adds `group` to the sample logs of tasks whose documents share images: the logs themselves do not say it."""
+    from lmms_eval.evaluator_utils import get_task_list
+
+    for output in get_task_list(tasks):
+        if (group := DOCUMENT_GROUPS.get(output.task_name)) is not None:
+            docs = output.task.eval_docs_no_media
+            for sample in samples.get(output.task_name, ()):
+                sample["group"] = group(docs[sample["doc_id"]])
 
 
 def tasks_of(tasks: dict[str, Any]) -> set[str]:

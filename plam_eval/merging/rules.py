@@ -38,14 +38,13 @@ def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: to
 
 def self_scale(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
     """Control: (w_model + w_base) * W_mllm, the scale of the merge without the base."""
-    return w_mllm.mul_(weights.model + weights.base_model)
+    return w_mllm.mul_(specs.scale(weights.model + weights.base_model))
 
 
 def normalized(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
     """Control: the weights divided by their sum, the base without the scale."""
-    total = weights.model + weights.base_model
-    shares = Weights(model=weights.model / total, base_model=weights.base_model / total)
-    return weighted_sum(w_mllm, w_base, shares, generator)
+    model, base_model = specs.normalized_weights(weights)
+    return weighted_sum(w_mllm, w_base, Weights(model=model, base_model=base_model), generator)
 
 
 def noise(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
 from plam_eval.spec import GROUPS, PlateauSpec, Weights, load_spec
 
 OVERALL = "overall"  # the `task` of rows that are the unweighted mean over tasks
@@ -30,10 +31,7 @@ KL_THRESHOLD = 0.003
 
 _NEEDED = ("task", "doc_id", "cut", "score", "parsable", "kl")
 _OPTIONAL = ("group", "metric", "num_layers")
-_CHUNK = 1 << 22  # random weights held at once
 _SAME = 1e-4  # nats: what rounding may leave of the unmasked model's KL against itself
-
-Floats = NDArray[np.float64]
 
 
 class CurveError(ValueError):
@@ -42,25 +40,6 @@ class CurveError(ValueError):
     def __init__(self, problems: list[str], origin: str = "accuracy curve") -> None:
         self.problems = problems
         super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
-
-
-class _Resampled(NamedTuple):
-    """Means of `resamples` reweighted copies of the documents, and the weight of the one document nobody has seen.
-
-    Attributes:
-        means: (resamples, cuts), the seen documents' part of the mean score.
-        unseen: (resamples,), what a score of 1 of the unseen document would add to it.
-    """
-
-    means: Floats
-    unseen: Floats
-
-    def lower(self, values: Floats, worst: float, level: float) -> Floats:
-        """One-sided lower bounds of columns made from `means`; `worst` is what the unseen document could score."""
-        return np.asarray(np.quantile(values + worst * self.unseen[:, None], 1 - level, axis=0))
-
-    def upper(self, values: Floats, best: float, level: float) -> Floats:
-        return -self.lower(-values, -best, level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,42 +184,17 @@ class Curve:
         return arrays
 
     @cached_property
-    def _by_task(self) -> dict[str, tuple[Floats, Floats]]:
-        """By task: means of reweighted documents (resamples, cuts) and the weight (resamples,) of one unseen group.
+    def _by_task(self) -> dict[str, Reweighted]:
+        """By task: means of reweighted documents (resamples, cuts) and the weight of one unseen group."""
+        return {
+            task: reweighted(scores, group, self.resamples, np.random.default_rng([self.seed, *task.encode()]))
+            for task, (scores, group) in self._arrays.items()
+        }
 
-        Bayesian bootstrap (Rubin 1981): weights drawn from a flat Dirichlet distribution over the groups and one more,
-        the same weights at every cut. The one more is what keeps a bound honest where the seen documents agree: with
-        scores of 0 and 1 in groups of one, its bounds are those of Clopper and Pearson (Learned-Miller and Thomas,
-        arXiv 1905.06208), and -(1 - alpha^(1/n)) when n answers do not differ, where resampling alone would give 0.
-        """
-        replicates = {}
-        for task, (scores, group) in self._arrays.items():
-            size = np.bincount(group).astype(float)
-            total = np.zeros((len(size), scores.shape[1]))
-            np.add.at(total, group, scores)
-            rng = np.random.default_rng([self.seed, *task.encode()])
-            means, unseen = np.empty((self.resamples, scores.shape[1])), np.empty(self.resamples)
-            step = max(1, _CHUNK // (len(size) + 1))
-            for start in range(0, self.resamples, step):
-                part = slice(start, min(start + step, self.resamples))
-                weights = rng.standard_exponential((part.stop - part.start, len(size) + 1))
-                seen, extra = weights[:, :-1], weights[:, -1] * size.mean()
-                mass = seen @ size
-                means[part] = (seen @ total) / mass[:, None]
-                unseen[part] = extra / (mass + extra)
-            replicates[task] = (means, unseen)
-        return replicates
-
-    def _resampled(self, task: str) -> _Resampled:
+    def _resampled(self, task: str) -> Reweighted:
         if task != OVERALL:
-            means, unseen = self._by_task[task]
-            return _Resampled((1 - unseen)[:, None] * means, unseen)
-        # One unseen group in all, in the task where it weighs most; one for each task would count it as often.
-        groups = self.groups
-        fewest = min(groups, key=groups.__getitem__)
-        unseen = self._by_task[fewest][1]
-        parts = [(1 - unseen)[:, None] * m if task == fewest else m for task, (m, _) in self._by_task.items()]
-        return _Resampled(np.mean(parts, axis=0), unseen / len(groups))
+            return self._by_task[task].with_unseen()
+        return mean_over_tasks(self._by_task, self.groups)
 
 
 def _empty_is_missing() -> dict[str, list[str]]:

@@ -1,0 +1,96 @@
+"""The bootstrap behind every interval: paired, clustered by document group, stratified by task.
+
+Bayesian bootstrap (Rubin 1981): weights drawn from a flat Dirichlet distribution over the groups of documents and one
+more, the same weights for every column of scores. The one more, a group nobody has seen that scores the worst that
+could be, is what keeps a bound honest where the seen documents agree: with scores of 0 and 1 in groups of one, its
+bounds are those of Clopper and Pearson (Learned-Miller and Thomas, arXiv 1905.06208), and -(1 - alpha^(1/n)) when n
+answers do not differ, where resampling alone would give 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_CHUNK = 1 << 22  # random weights held at once
+
+
+class Reweighted(NamedTuple):
+    """Means of reweighted copies of the documents, and the weight of the one group nobody has seen.
+
+    Attributes:
+        means: (resamples, columns); of the seen documents alone, or, after `with_unseen`, their part of the mean.
+        unseen: (resamples,), what a score of 1 of the unseen group would add to it.
+    """
+
+    means: Floats
+    unseen: Floats
+
+    def with_unseen(self) -> Reweighted:
+        """The seen documents' part of a mean in which the unseen group counts."""
+        return Reweighted((1 - self.unseen)[:, None] * self.means, self.unseen)
+
+    def lower(self, values: Floats, worst: float, level: float) -> Floats:
+        """One-sided lower bounds of columns made from `means`; `worst` is what the unseen group could score."""
+        return np.asarray(np.quantile(values + worst * self.unseen[:, None], 1 - level, axis=0))
+
+    def upper(self, values: Floats, best: float, level: float) -> Floats:
+        return -self.lower(-values, -best, level)
+
+
+def reweighted(
+    scores: Floats,
+    group: NDArray[np.intp],
+    resamples: int,
+    generator: np.random.Generator,
+    *,
+    unseen_documents: float | None = None,
+) -> Reweighted:
+    """Reweighted means of one task.
+
+    Args:
+        scores: (documents, columns), columns being cuts or settings scored on the same documents.
+        group: (documents,), the number of the group that each document is in, from 0 without a gap.
+        unseen_documents: in the unseen group; by default as many as in the mean group.
+    """
+    size = np.bincount(group).astype(float)
+    unseen_size = size.mean() if unseen_documents is None else unseen_documents
+    total = np.zeros((len(size), scores.shape[1]))
+    np.add.at(total, group, scores)
+    means, unseen = np.empty((resamples, scores.shape[1])), np.empty(resamples)
+    step = max(1, _CHUNK // (len(size) + 1))
+    for start in range(0, resamples, step):
+        part = slice(start, min(start + step, resamples))
+        weights = generator.standard_exponential((part.stop - part.start, len(size) + 1))
+        seen, extra = weights[:, :-1], weights[:, -1] * unseen_size
+        mass = seen @ size
+        means[part] = (seen @ total) / mass[:, None]
+        unseen[part] = extra / (mass + extra)
+    return Reweighted(means, unseen)
+
+
+def mean_over_tasks(
+    by_task: Mapping[str, Reweighted], groups: Mapping[str, int], documents: Mapping[str, int] | None = None
+) -> Reweighted:
+    """The unweighted mean over tasks, each reweighted on its own, with one unseen group counted in all.
+
+    One for each task would count it as often. Without `documents` it is in the task with the fewest `groups`, where it
+    weighs most: a bound for the worst case. With them, each copy has it in a task drawn by its share of documents.
+    """
+    names = list(by_task)
+    means = np.stack([by_task[name].means for name in names])
+    unseen = np.stack([by_task[name].unseen for name in names])
+    copies = np.arange(unseen.shape[1])
+    if documents is None:
+        where = np.full(len(copies), names.index(min(groups, key=groups.__getitem__)))
+    else:
+        share = np.array([documents[name] for name in names], dtype=float)
+        where = np.random.default_rng(0).choice(len(names), len(copies), p=share / share.sum())
+    chosen = unseen[where, copies]
+    mean = means.mean(axis=0) - chosen[:, None] * means[where, copies] / len(names)
+    return Reweighted(mean, chosen / len(names))

@@ -1,0 +1,289 @@
+"""What a sweep found: every setting against the plain model and its controls, with selection and report kept apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.sweep import CELLS, PLAIN, Grid, module_group, read_cell, read_plan
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The merge that scored best, and on what.
+
+    Attributes:
+        cell: its name.
+        tried: merged cells it was chosen from.
+        held_out: whether it was chosen on other documents than those it is reported on. If not, its figures look better
+            than they are.
+        chosen_on, reported_on: documents by task.
+        difference_chosen: its gain over plain on the documents it was chosen on, mean over tasks.
+    """
+
+    cell: str
+    tried: int
+    held_out: bool
+    chosen_on: dict[str, int]
+    reported_on: dict[str, int]
+    difference_chosen: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A sweep's folder, evaluated.
+
+    Attributes:
+        folder, plan: the sweep's, and its `sweep.json`.
+        cells: one row per cell of the plan: cell, kind, layers ("6:8"), start, end, modules, model_weight, base_weight,
+            rule, seed, digest, status ("finished", "failed" or "missing"), error, relative_change (mean over layers),
+            merge_seconds, evaluate_seconds; and over the reported documents, mean over tasks, against plain: the fields
+            of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table.
+        tasks: per finished cell and task (OVERALL last), the fields of `stats.Paired` against plain, with `cell`.
+        controls: per merged cell and control of it: merged, rule, control (its cell), and the fields of `stats.Paired`
+            for the mean over tasks, control first and merge second; answers_differ, of the reported documents.
+        selection: None while fewer than one merged cell and plain are finished.
+        runs: finished runs by cell, with the reported documents only.
+        warnings: differences between cells that a reader should know of.
+    """
+
+    folder: Path
+    plan: dict[str, Any]
+    cells: pd.DataFrame
+    tasks: pd.DataFrame
+    controls: pd.DataFrame
+    selection: Selection | None
+    runs: dict[str, Run]
+    warnings: tuple[str, ...]
+
+    def verdict(self) -> str:
+        """The answer in a sentence or two: the chosen merge beside plain and beside its scale control."""
+        if self.selection is None:
+            return "Nothing to say yet: the plain model and at least one merge have to be finished."
+        row = self.cells.set_index("cell").loc[self.selection.cell]
+        tried, where = self.selection.tried, "other" if self.selection.held_out else "the same"
+        chosen = f"The best of {tried} merges, chosen on {where} documents" if tried > 1 else "The only merge tried"
+        text = (
+            f"{chosen} ({describe(row)}), scores {row['difference']:+.3f} against plain "
+            f"({row['gained']} gained, {row['lost']} lost, p = {format_p(row['p'])}): "
+        )
+        beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == "self_scale")]
+        against = beside.iloc[0] if len(beside) else None
+        effect = "better" if row["difference"] > 0 else "worse"
+        if row["p"] >= SIGNIFICANT:
+            text += "no difference is shown."
+        elif against is None:
+            text += (
+                f"{effect} than plain, and no scale control was run that would say whether the base has a part in it."
+            )
+        elif against["p"] < SIGNIFICANT:
+            relation = "also" if (against["difference"] > 0) == (row["difference"] > 0) else "but the other way round"
+            text += f"{effect} than plain, and {relation} different from the same scale without the base."
+        else:
+            text += f"{effect} than plain, but not shown to differ from the same scale without the base."
+        if against is not None:
+            text += (
+                f" Merge against scale control: {against['difference']:+.3f}, {against['gained']} gained, "
+                f"{against['lost']} lost, p = {format_p(against['p'])}; {against['answers_differ']} of "
+                f"{against['documents']} answers differ."
+            )
+        if not self.selection.held_out and self.selection.tried > 1:
+            text += (
+                f" Chosen and reported on the same documents, so this looks better than it is; adjusted for all "
+                f"settings p = {format_p(row['p_holm'])}."
+            )
+        return text
+
+
+def describe(row: Mapping[str, Any] | pd.Series) -> str:
+    """A cell in words: "layers 6:8, qkvo, 0.9 + 0.3"."""
+    if row["kind"] == "plain":
+        return "plain"
+    words = f"layers {row['layers']}, {row['modules']}, {row['model_weight']:g} + {row['base_weight']:g}"
+    return words if row["rule"] == "weighted_sum" else f"{words}, {row['rule']}"
+
+
+def format_p(p: float) -> str:
+    """Two digits, or the order of magnitude below 0.01; "-" where there is none."""
+    if math.isnan(p):
+        return "-"
+    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
+
+
+def read_findings(folder: str | Path, select: int | None = None) -> Findings:
+    """Evaluate a sweep's folder as it is now, finished or not.
+
+    Args:
+        select: choose on so many documents of each task, instead of as the sweep's config says; 0 chooses on all.
+
+    Raises:
+        SweepError: no sweep there. RecordError: a finished cell cannot be read. IncomparableError: cells that asked
+            differently. ValueError: `select` leaves nothing to report on.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    grid = Grid.from_dict(plan["grid"])
+    select = plan["config"].get("select") if select is None else select
+    rows, runs = [], dict[str, Run]()
+    for cell in grid.cells:
+        record = read_cell(folder, cell.name) or {"status": "missing"}
+        spec = cell.spec
+        row = {
+            "cell": cell.name,
+            "kind": cell.kind,
+            "layers": f"{spec.layer_range[0]}:{spec.layer_range[1]}" if spec else None,
+            "start": spec.layer_range[0] if spec else None,
+            "end": spec.layer_range[1] if spec else None,
+            "modules": module_group(spec.modules) if spec else None,
+            "model_weight": spec.weights.model if spec else None,
+            "base_weight": spec.weights.base_model if spec else None,
+            "rule": spec.rule if spec else None,
+            "seed": spec.seed if spec else None,
+            "digest": spec.digest() if spec else None,
+            "status": record["status"],
+            "error": record.get("error"),
+            "relative_change": math.nan,
+            "merge_seconds": record.get("seconds", {}).get("merge", math.nan),
+            "evaluate_seconds": record.get("seconds", {}).get("evaluate", math.nan),
+        }
+        if record["status"] == "finished":
+            run = runs[cell.name] = records.read_run(folder / CELLS / cell.name / record["results"])
+            merge = run.block.get("provenance", {}).get("merge")
+            if merge:
+                row["relative_change"] = float(np.mean(list(merge["relative_change"].values())))
+        rows.append(row)
+    cells = pd.DataFrame(rows)
+    warnings: list[str] = []
+    if PLAIN in runs:
+        for name, run in runs.items():
+            warnings += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], run, (PLAIN, name))]
+    return _evaluated(folder, plan, grid, cells, runs, select or None, tuple(warnings))
+
+
+def _evaluated(
+    folder: Path,
+    plan: dict[str, Any],
+    grid: Grid,
+    cells: pd.DataFrame,
+    runs: dict[str, Run],
+    select: int | None,
+    warnings: tuple[str, ...],
+) -> Findings:
+    paired = [name for name in PAIRED if name != "task"]
+    empty = Findings(
+        folder,
+        plan,
+        cells.assign(**dict.fromkeys((*paired, "p_holm"), math.nan)),
+        pd.DataFrame(columns=["cell", *PAIRED]),
+        pd.DataFrame(columns=["merged", "rule", "control", "answers_differ", *paired]),
+        None,
+        runs,
+        warnings,
+    )
+    others = {name: run for name, run in runs.items() if name != PLAIN}
+    if PLAIN not in runs or not others:
+        return empty
+    chosen_on, reported_on = split(runs[PLAIN].samples, select)
+    reported = {name: Run(run.file, run.results, _rows(run, reported_on)) for name, run in runs.items()}
+    plain, directions = reported[PLAIN].samples, runs[PLAIN].directions
+    compared = stats.compare_many(plain, {n: reported[n].samples for n in others}, directions=directions)
+    by_cell = pd.DataFrame([{"cell": n, **asdict(c[-1])} for n, c in compared.items()]).drop(columns="task")
+    by_cell["p_holm"] = stats.holm(by_cell["p"].tolist())
+    table = cells.merge(by_cell, on="cell", how="left")
+    itself = table["cell"] == PLAIN
+    table.loc[itself, "second"] = compared[next(iter(compared))][-1].first
+    table.loc[itself, "parsable_second"] = compared[next(iter(compared))][-1].parsable_first
+    counts = ["documents", "groups", "gained", "lost", "needed", "start", "end", "seed"]
+    table = table.astype(dict.fromkeys(counts, "Int64"))
+    controls = []
+    for merged, by_rule in grid.controls.items():
+        for rule, names in by_rule.items():
+            for name in names:
+                if merged in reported and name in reported:
+                    controls.append(_against_control(merged, rule, name, reported, directions))
+    return Findings(
+        folder,
+        plan,
+        table,
+        pd.DataFrame([{"cell": name, **asdict(task)} for name, c in compared.items() for task in c]),
+        pd.DataFrame(controls) if controls else empty.controls,
+        _select(table, runs, chosen_on, reported_on, held_out=select is not None),
+        reported,
+        warnings,
+    )
+
+
+PAIRED = tuple(stats.Paired.__dataclass_fields__)
+
+
+def split(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(task, doc_id) of the documents to choose on, and of those to report on; None gives all of them twice.
+
+    Documents to choose on are the first `select` of each task and those that share an image or subject with one.
+    """
+    keys = samples[["task", "doc_id"]]
+    if select is None:
+        return keys, keys
+    ordered = samples.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
+    first = ordered.groupby("task").head(select)
+    groups = pd.MultiIndex.from_frame(first[["task", "group"]])
+    chosen = pd.MultiIndex.from_frame(samples[["task", "group"]]).isin(groups)
+    counts = samples[~chosen].groupby("task").size()
+    if short := [str(task) for task in samples["task"].unique() if counts.get(task, 0) == 0]:
+        raise ValueError(
+            f"choosing on {select} documents leaves none of {', '.join(short)} to report on; choose on fewer, or "
+            "evaluate more"
+        )
+    return keys[chosen], keys[~chosen]
+
+
+def _rows(run: Run, keys: pd.DataFrame) -> pd.DataFrame:
+    wanted = pd.MultiIndex.from_frame(keys)
+    found = pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(wanted)
+    return run.samples[found].reset_index(drop=True)
+
+
+def _against_control(
+    merged: str, rule: str, name: str, runs: Mapping[str, Run], directions: Mapping[str, int]
+) -> dict[str, Any]:
+    one, other = runs[name].samples, runs[merged].samples
+    overall = asdict(stats.compare(one, other, directions=directions)[-1])
+    overall.pop("task")
+    answers = one.merge(other, on=["task", "doc_id"])
+    differ = int((answers["answer_x"] != answers["answer_y"]).sum())
+    return {"merged": merged, "rule": rule, "control": name, "answers_differ": differ, **overall}
+
+
+def _select(
+    table: pd.DataFrame, runs: Mapping[str, Run], chosen_on: pd.DataFrame, reported_on: pd.DataFrame, *, held_out: bool
+) -> Selection | None:
+    candidates = [str(name) for name in table.loc[table["kind"] == "merged", "cell"] if name in runs]
+    if not candidates:
+        return None
+    plain = _mean(_rows(runs[PLAIN], chosen_on), runs[PLAIN].directions)
+    gains = {name: _mean(_rows(runs[name], chosen_on), runs[PLAIN].directions) - plain for name in candidates}
+    best = max(gains, key=lambda name: gains[name])  # the first of equals
+    return Selection(
+        cell=best,
+        tried=len(candidates),
+        held_out=held_out,
+        chosen_on={str(task): int(n) for task, n in chosen_on.groupby("task", sort=False).size().items()},
+        reported_on={str(task): int(n) for task, n in reported_on.groupby("task", sort=False).size().items()},
+        difference_chosen=gains[best],
+    )
+
+
+def _mean(samples: pd.DataFrame, directions: Mapping[str, int]) -> float:
+    """Mean over tasks, lower-is-better ones negated."""
+    by_task = samples.groupby("task")["score"].mean()
+    return float(np.mean([directions.get(str(task), 1) * value for task, value in by_task.items()]))
