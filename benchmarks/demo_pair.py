@@ -86,6 +86,10 @@ class _Blank:
         return getattr(self._processor, name)
 
 
+def overall(first: pd.DataFrame, second: pd.DataFrame) -> stats.Paired:
+    return stats.compare(first, second)[-1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/demo_pair"))
@@ -125,13 +129,13 @@ def main() -> None:
     scores.loc["mean"] = {c: scores[c].mean() if scores[c].dtype == float else "" for c in scores}
     print(scores.to_markdown(floatfmt=".3f"))
     pairs = {
-        "merged against images": stats.paired(ways["images"], ways["merged"]),
-        "merged, told against MLLM, told": stats.paired(ways["MLLM, told"], ways["merged, told"]),
-        "MLLM, told against base, told": stats.paired(ways["base, told"], ways["MLLM, told"]),
+        "merged against images": overall(ways["images"], ways["merged"]),
+        "merged, told against MLLM, told": overall(ways["MLLM, told"], ways["merged, told"]),
+        "MLLM, told against base, told": overall(ways["base, told"], ways["MLLM, told"]),
     }
     for name, pair in pairs.items():
         print(f"{name}: {pair.gained} gained, {pair.lost} lost of {pair.documents}, p = {pair.p:.2g}")
-    record = {"scores": scores.to_dict(), "pairs": {k: {**vars(v), "p": v.p} for k, v in pairs.items()}}
+    record = {"scores": scores.to_dict(), "pairs": {name: vars(pair) for name, pair in pairs.items()}}
     (output / "demo_pair.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -35,6 +35,10 @@ class Reweighted(NamedTuple):
         """The seen documents' part of a mean in which the unseen group counts."""
         return Reweighted((1 - self.unseen)[:, None] * self.means, self.unseen)
 
+    def enlarged(self, factor: float) -> Reweighted:
+        """The same copies, with an unseen group of `factor` times as many documents."""
+        return Reweighted(self.means, factor * self.unseen / (1 + (factor - 1) * self.unseen))
+
     def lower(self, values: Floats, worst: float, level: float) -> Floats:
         """One-sided lower bounds of columns made from `means`; `worst` is what the unseen group could score."""
         return np.asarray(np.quantile(values + worst * self.unseen[:, None], 1 - level, axis=0))
@@ -74,23 +78,13 @@ def reweighted(
     return Reweighted(means, unseen)
 
 
-def mean_over_tasks(
-    by_task: Mapping[str, Reweighted], groups: Mapping[str, int], documents: Mapping[str, int] | None = None
-) -> Reweighted:
+def mean_over_tasks(by_task: Mapping[str, Reweighted], groups: Mapping[str, float]) -> Reweighted:
     """The unweighted mean over tasks, each reweighted on its own, with one unseen group counted in all.
 
-    One for each task would count it as often. Without `documents` it is in the task with the fewest `groups`, where it
-    weighs most: a bound for the worst case. With them, each copy has it in a task drawn by its share of documents.
+    One for each task would count it as often. It is in the task with the fewest `groups`, where it weighs most: a bound
+    for the worst case.
     """
-    names = list(by_task)
-    means = np.stack([by_task[name].means for name in names])
-    unseen = np.stack([by_task[name].unseen for name in names])
-    copies = np.arange(unseen.shape[1])
-    if documents is None:
-        where = np.full(len(copies), names.index(min(groups, key=groups.__getitem__)))
-    else:
-        share = np.array([documents[name] for name in names], dtype=float)
-        where = np.random.default_rng(0).choice(len(names), len(copies), p=share / share.sum())
-    chosen = unseen[where, copies]
-    mean = means.mean(axis=0) - chosen[:, None] * means[where, copies] / len(names)
-    return Reweighted(mean, chosen / len(names))
+    smallest = min(groups, key=groups.__getitem__)
+    means, unseen = by_task[smallest]
+    mean = np.mean([task.means for task in by_task.values()], axis=0) - unseen[:, None] * means / len(by_task)
+    return Reweighted(np.asarray(mean), unseen / len(by_task))

@@ -23,15 +23,15 @@ def _version() -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the suite, the pair, the scan and both evaluations.")] = Path(
-        "out/demo"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder for the suite, the pair, the scan, the merge, the sweep and the page.")
+    ] = Path("out/demo"),
     documents: Annotated[int, typer.Option(help="Documents per benchmark to evaluate.", min=30)] = 120,
     scanned: Annotated[int, typer.Option(help="Documents per benchmark to scan, besides.", min=2)] = 120,
     limit: Annotated[int | None, typer.Option(help="Evaluate only the first documents of each.", min=1)] = None,
     fresh: Annotated[bool, typer.Option(help="Evaluate again what is already evaluated.")] = False,
 ) -> None:
-    """Find the embedded pair's plateau, then evaluate it plain and merged, on nine offline benchmarks."""
+    """Find the embedded pair's plateau, merge there, sweep ranges with controls, on nine offline benchmarks."""
     from plam_eval.demo import run
 
     run.report(run.run(output.absolute(), documents=documents, scanned=scanned, limit=limit, fresh=fresh))
@@ -146,6 +146,220 @@ def plateau(
         **({} if kl_threshold is None else {"kl_threshold": kl_threshold}),
     )
     scans.show(found, _wide())
+
+
+_Model = Annotated[str | None, typer.Option(help="One of our wrappers, such as plam_llava or plam_vllm.")]
+_Arguments = Annotated[str | None, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")]
+_Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
+_Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1)]
+_Offset = Annotated[int | None, typer.Option(help="Leave out as many documents of each task.", min=0)]
+_Settings = Annotated[
+    str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
+]
+_Include = Annotated[str | None, typer.Option("--include_path", "--include-path", help="Folder of further tasks.")]
+_Batch = Annotated[int | None, typer.Option("--batch_size", "--batch-size", help="As for lmms-eval.", min=1)]
+_Simple = Annotated[
+    bool | None, typer.Option("--force_simple/--no-force_simple", help="The wrapper's simple mode.", show_default=False)
+]
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Two run folders to compare as they are, instead of a model.")
+    ] = None,
+    model: _Model = None,
+    model_args: _Arguments = None,
+    tasks: _Tasks = None,
+    output: Annotated[Path, typer.Option(help="Folder for both runs; a stopped comparison there goes on.")] = Path(
+        "compare"
+    ),
+    limit: _Limit = None,
+    offset: _Offset = None,
+    gen_kwargs: _Settings = None,
+    include_path: _Include = None,
+    batch_size: _Batch = None,
+    force_simple: _Simple = None,
+) -> None:
+    """Plain against merged on the same documents, on one resident model: difference, interval, p, parsable answers."""
+    from plam_eval.evaluation import findings, harness, records, stats, sweep
+    from plam_eval.report import tables
+
+    console = Console(width=max(Console().width, 150))
+    if runs:
+        if len(runs) != 2 or model or model_args:
+            raise ValueError("give two run folders, or --model with --model_args and --tasks")
+        first, second = (records.read_run(folder) for folder in runs)
+        if tasks:
+            first, second = (run.only(tasks.split(",")) for run in (first, second))
+        for warning in records.check_comparable(first, second, [str(folder) for folder in runs]):
+            console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+        rows = stats.compare(first.samples, second.samples, directions=first.directions)
+        console.print(tables.comparison(rows, "first", "second"))
+        return
+    if not model or not model_args or not tasks:
+        raise ValueError("give --model, --model_args with a plateau, and --tasks; or two run folders")
+    config = sweep.SweepConfig.load(
+        model=model,
+        model_args=model_args,
+        tasks=tasks,
+        controls="none",
+        limit=limit,
+        offset=offset,
+        gen_kwargs=gen_kwargs,
+        include_path=include_path,
+        batch_size=batch_size,
+        force_simple=force_simple,
+    )
+    job = sweep.Job.plan(config, output, sweep.pair_grid(config))
+    _quiet_logs()
+    resident = sweep.load_model(config) if job.left() else None
+    if resident is not None:
+        sweep.run(job, resident)
+    if resident is None or resident.rank == 0:
+        found = findings.read_findings(output)
+        _show_failures(found, console)
+        found.write()
+        console.print(tables.comparison(found.compared["merged"]))
+        console.print("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
+        console.print(f"Run folders: {output / sweep.CELLS}", highlight=False, soft_wrap=True)
+    if resident is not None and resident.world_size > 1:
+        harness.end_together()
+
+
+@app.command(name="sweep")
+def sweep_command(
+    config: Annotated[Path | None, typer.Argument(help="YAML file of a sweep; options below go over it.")] = None,
+    model: _Model = None,
+    model_args: _Arguments = None,
+    tasks: _Tasks = None,
+    output: Annotated[Path, typer.Option(help="Folder of the sweep; a stopped sweep there goes on.")] = Path("sweep"),
+    base: Annotated[str | None, typer.Option(help="Base LLM, where no plateau in --model_args says it.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="24:36, plateau, early, middle, late, all, starts[:STEP], windows:WIDTH[:STEP]; with commas."
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Of the MLLM and the base: 0.9+0.3,0.8+0.4")] = None,
+    modules: Annotated[
+        str | None, typer.Option(help="qkvo, qk, vo, mlp, all, or names joined by +; with commas.")
+    ] = None,
+    controls: Annotated[
+        str | None, typer.Option(help="Beside every merge: self_scale,normalized,noise (all by default), or none.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Of the controls that draw; with commas.")] = None,
+    select: Annotated[
+        int | None, typer.Option(help="Choose the best on so many documents of each task, report on the others.", min=0)
+    ] = None,
+    limit: _Limit = None,
+    offset: _Offset = None,
+    gen_kwargs: _Settings = None,
+    include_path: _Include = None,
+    batch_size: _Batch = None,
+    force_simple: _Simple = None,
+    use_ray: Annotated[bool, typer.Option("--ray", help="Cells as Ray tasks, a resident model per worker.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Of --ray; by default one per GPU.", min=1)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Many merges and their controls on one resident model: layer ranges, weights and modules, compared with plain."""
+    from plam_eval.evaluation import findings, harness, sweep
+    from plam_eval.report import tables
+
+    console = Console(width=max(Console().width, 150))
+    read = sweep.SweepConfig.load(
+        config,
+        model=model,
+        model_args=model_args,
+        tasks=tasks,
+        base_model=base,
+        layers=layers,
+        weights=weights,
+        modules=modules,
+        controls=controls,
+        seeds=seeds,
+        select=select or None,
+        limit=limit,
+        offset=offset,
+        gen_kwargs=gen_kwargs,
+        include_path=include_path,
+        batch_size=batch_size,
+        force_simple=force_simple,
+    )
+    job = sweep.Job.plan(read, output)
+    _quiet_logs()
+    if dry_run:
+        try:
+            documents = harness.count_documents(
+                read.tasks, limit=read.limit, offset=read.offset, include_path=read.include_path
+            )
+        except (OSError, ValueError) as error:  # what `datasets` raises for one that is not to be had
+            console.print(f"[yellow]warning[/]: documents not counted: {error}", highlight=False, soft_wrap=True)
+            documents = None
+        console.print(tables.plan(job, documents))
+        return
+    resident = None
+    if job.left() and use_ray:
+        from plam_eval.evaluation import workers as ray_workers
+
+        ray_workers.run(job, workers)
+    elif job.left():
+        resident = sweep.load_model(read)
+        sweep.run(job, resident)
+    if resident is None or resident.rank == 0:
+        job.write()
+        found = findings.read_findings(output, select)
+        found.write()
+        for warning in found.warnings:
+            console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+        console.print(tables.sweep(found))
+        console.print(found.verdict(), highlight=False, soft_wrap=True)
+        console.print(f"Cells and tables: {output}; as a page: plam report {output}", highlight=False, soft_wrap=True)
+        _show_failures(found, console)
+    if resident is not None and resident.world_size > 1:
+        harness.end_together()
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, scans, comparisons and sweeps.")],
+    output: Annotated[Path, typer.Option(help="Folder for index.html and its tables.")] = Path("report"),
+    select: Annotated[
+        int | None, typer.Option(help="Choose the best merge on so many documents of each task instead.", min=0)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder from which the tasks find their datasets, for example images.")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Gained and lost documents to show, of each.", min=0)] = 6,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """One self-contained HTML page, and its tables as CSV and parquet, from finished work."""
+    from plam_eval.report.page import write_report
+
+    _quiet_logs()
+    page = write_report(folders, output, title=title, select=select, data=data, examples=examples)
+    Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+def _show_failures(found: Any, console: Console) -> None:
+    """Name the cells that failed, and end with exit status 1 if there are any."""
+    failed = found.cells[found.cells["status"] == "failed"]
+    for row in failed.to_dict("records"):
+        log = found.folder / "cells" / row["cell"] / "log.txt"
+        console.print(f"[red]failed[/]: {row['cell']}: {row['error']} ({log})", highlight=False, soft_wrap=True)
+    if len(failed):
+        console.print("The same command tries them again.", highlight=False)
+        raise typer.Exit(1)
+
+
+def _quiet_logs() -> None:
+    """Warnings and errors only on the terminal: each cell's folder has the whole log."""
+    import sys
+
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING")
 
 
 def _wide() -> Console:

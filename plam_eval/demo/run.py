@@ -1,6 +1,6 @@
-"""`plam demo`: the embedded pair on nine offline benchmarks: a scan, then plain and merged through lmms-eval.
+"""`plam demo`: the embedded pair on nine offline benchmarks: a scan, the merge through lmms-eval, a sweep, a report.
 
-The plateau is found on some documents, and the merge judged on others.
+The plateau is found on some documents, and merges are judged on others.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from plam_eval.demo import hub
-from plam_eval.evaluation import records, stats
+from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation.findings import Findings, read_findings
 from plam_eval.evaluation.scan import SPEC
 from plam_eval.provenance import git_commit, versions
 
-LABELS = ("plain", "merged", "control")  # the control is the merge's scale without its base
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
-_PROGRESS = re.compile(r"(?:Model Responding|answering under every cut):\s+(\d+)%")
+# The later thirds are near the plateau; weights that sum to one merge without scaling.
+RANGES, WEIGHTS = "plateau,early,middle,all", "0.9+0.3,0.7+0.3"
+_PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|sweep):\s+(\d+)%")
 
 
 class DemoError(RuntimeError):
@@ -38,12 +39,14 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """Folder of the suite (with the pair in it), the scan's folder, what was merged, and the run of each of LABELS."""
+    """Folders of the suite (with the pair in it), the scan, the sweep and the page, and the merge through lmms-eval."""
 
     suite: Path
     scan: Path
     plateau: str
-    runs: dict[str, records.Run]
+    merged: records.Run
+    sweep: Path
+    page: Path
 
 
 def prepare(folder: Path, documents: int = 120) -> Path:
@@ -75,10 +78,18 @@ def scan_command(limit: int) -> list[str]:
     return [*words, "--tasks", "plam9", "--limit", str(limit), "--base", "pair/base", "--output", "../scan"]
 
 
+def sweep_command(plateau: str, limit: int, offset: int) -> list[str]:
+    """The `plam sweep` call, to be run in the suite's folder; a third of the documents choose the best merge."""
+    model_args = f"pretrained=pair/mllm,plateau={plateau},device_map=cpu"
+    words = ["plam", "sweep", "--model", "plam_llava", "--model_args", model_args, "--tasks", "plam9"]
+    words += ["--layers", RANGES, "--weights", WEIGHTS, "--select", str(limit // 6 * 2)]  # whole pairs of MME's
+    return [*words, "--limit", str(limit), "--offset", str(offset), "--output", "../sweep"]
+
+
 def run(
     folder: Path, *, documents: int = 120, scanned: int = 120, limit: int | None = None, fresh: bool = False
 ) -> Demo:
-    """Scan the first `scanned` documents of each task, then evaluate each of LABELS on the `documents` after them.
+    """Scan the first `scanned` documents of each task; merge and sweep on the `documents` after them; make the page.
 
     What is finished for the same suite, pair and versions is not repeated. `limit`: evaluate fewer documents.
 
@@ -91,14 +102,14 @@ def run(
         f"Offline suite: nine benchmarks, {scanned} documents each to scan and {limit} others to evaluate, in "
         f"{_near(suite)}"
     )
-    scan = folder / "scan"
+    scan, page = folder / "scan", folder / "report" / "index.html"
     _step("scan", scan_command(scanned), suite, scan, fresh, console)
     plateau = "../scan/plateau.yaml" if (scan / SPEC).is_file() else PACKAGED
-    runs: dict[str, records.Run] = {}
-    for label, wanted in zip(LABELS, ("none", plateau, f"{plateau},rule=self_scale"), strict=True):
-        _step(label, command(wanted, f"../{label}", limit, scanned), suite, folder / label, fresh, console)
-        runs[label] = records.read_run(folder / label)
-    return Demo(suite, scan, plateau, runs)
+    _step("merged", command(plateau, "../merged", limit, scanned), suite, folder / "merged", fresh, console)
+    _step("sweep", sweep_command(plateau, limit, scanned), suite, folder / "sweep", fresh, console)
+    words = ["plam", "report", "../scan", "../sweep", "--output", "../report"]
+    _step("report", words, suite, page.parent, fresh, console)
+    return Demo(suite, scan, plateau, records.read_run(folder / "merged"), folder / "sweep", page)
 
 
 def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Console) -> None:
@@ -109,8 +120,8 @@ def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, 
         return
     console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
     before = done.is_file()
-    if label == "scan" and (fresh or before):  # of another suite or version, which a scan does not mix
-        shutil.rmtree(output)
+    if label in ("scan", "sweep") and (fresh or before):  # of another suite or version, and neither mixes them
+        shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
     _run(words, suite, output / "log.txt", label, console)
@@ -130,6 +141,7 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Console)
     )
     assert process.stdout is not None
     before = len(records.result_files(log.parent))
+    harness = words[0] == "lmms-eval"
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -144,7 +156,7 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Console)
                 progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
         progress.update(bar, description=f"{label}: done")
     code = process.returncode
-    if code or len(records.result_files(log.parent)) <= before:
+    if code or (harness and len(records.result_files(log.parent)) <= before):
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise DemoError(f"the command for {label} failed (exit status {code}); the end of {log}:\n{tail}")
 
@@ -169,91 +181,50 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def table(demo: Demo) -> Table:
-    """Accuracy by task, plain beside merged and the control, and the paired comparison of plain and merged."""
-    prior = hub.text_prior(demo.suite)
-    plain, merged, control = (demo.runs[label].samples for label in LABELS)
-    result = Table(title="Accuracy on the offline suite", title_justify="left", caption_justify="left")
-    for name in ("task", "n", "prior", "plain", "95 %", "merged", "gained", "lost", "p", "control"):
-        result.add_column(name, justify="left" if name == "task" else "right", no_wrap=True)
-    tasks = [task for task in hub.TASKS if (plain["task"] == task).any()]
-    for task in tasks:
-        one, other = plain[plain["task"] == task], merged[merged["task"] == task]
-        pair = stats.paired(one, other)
-        low, high = stats.proportion_interval(round(one["score"].sum()), len(one))
-        result.add_row(
-            task,
-            str(len(one)),
-            f"{prior[task]:.2f}",
-            f"{one['score'].mean():.3f}",
-            f"{low:.2f} to {high:.2f}",
-            f"{other['score'].mean():.3f}",
-            str(pair.gained),
-            str(pair.lost),
-            _p(pair),
-            f"{control[control['task'] == task]['score'].mean():.3f}",
-        )
-    pair = stats.paired(plain, merged)
-    means = [demo.runs[label].accuracy().mean() for label in LABELS]
-    result.add_section()
-    result.add_row(
-        *("mean", str(len(plain)), f"{sum(prior[task] for task in tasks) / len(tasks):.2f}", f"{means[0]:.3f}", ""),
-        *(f"{means[1]:.3f}", str(pair.gained), str(pair.lost), _p(pair), f"{means[2]:.3f}"),
-        style="bold",
-    )
-    result.caption = (
-        "prior: what a reader of the question alone can reach; 95 %: interval of plain\n"
-        "gained, lost: documents that only the merged, or only the plain model answers right\n"
-        "p: exact McNemar test; control: rule=self_scale, the merge's weights on the MLLM alone, without the base\n"
-        "MME counts single questions here; results files have the stock scores"
-    )
-    return result
-
-
-def _p(pair: stats.Paired) -> str:
-    return f"{pair.p:.2f}" if pair.p >= 0.01 else f"{pair.p:.1g}"
-
-
-def verdict(demo: Demo) -> str:
-    """In words, what the merge did beside its control."""
-    plain, merged, control = (demo.runs[label].samples for label in LABELS)
-    effect, rest = stats.paired(plain, merged), stats.paired(control, merged)
-    answers = merged.merge(control, on=["task", "doc_id"])
-    differ = int((answers["answer_x"] != answers["answer_y"]).sum())
-    shown = "differs" if effect.p < 0.05 else "is not shown to differ"
-    against = "and also from" if rest.p < 0.05 else "but is not shown to differ from" if effect.p < 0.05 else "nor from"
-    return (
-        f"Merged {shown} from plain ({effect.gained} gained, {effect.lost} lost, p = {_p(effect)}), {against} the "
-        f"control ({rest.gained} gained, {rest.lost} lost, p = {_p(rest)}; {differ} of {len(answers)} answers differ)."
-    )
+def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
+    """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are."""
+    digest = demo.merged.block["provenance"]["digest"]
+    cell = found.cells.loc[found.cells["digest"] == digest, "cell"].iloc[0]
+    record = sweep.read_cell(demo.sweep, cell)
+    assert record is not None
+    resident = records.read_run(demo.sweep / sweep.CELLS / cell / record["results"]).samples
+    both = demo.merged.samples.merge(resident, on=["task", "doc_id"], suffixes=("", "_resident"))
+    return int((both["answer"] != both["answer_resident"]).sum()), len(both)
 
 
 def report(demo: Demo) -> None:
-    """Print the scan, the merge, the comparison and what to try next."""
+    """Print the scan, the merge, the sweep and what to try next."""
     from plam_eval.evaluation import scan as scans
     from plam_eval.merging.merge import MergeReport
+    from plam_eval.report import tables
 
-    console = Console(width=max(Console().width, 110))
+    console = Console(width=max(Console().width, 150))
     console.print()
     scans.show(scans.load(demo.scan), console)
     if demo.plateau == PACKAGED:
         console.print(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
-    merge = demo.runs["merged"].results["plam_eval"]["provenance"]["merge"]
+    provenance = demo.merged.block["provenance"]
     console.print()
-    console.print(MergeReport.from_dict(merge).table())
-    console.print(table(demo))
-    console.print(verdict(demo), highlight=False)
-    for label, evaluated in demo.runs.items():
-        console.print(f"{label}: {_near(evaluated.file)}", highlight=False)
-    config = demo.runs["merged"].results["config"]
-    documents = int(config["limit"]), int(config["offset"])
+    console.print(MergeReport.from_dict(provenance["merge"]).table())
+    found = read_findings(demo.sweep)
+    differ, documents = same_answers(demo, found)
+    console.print(
+        f"Through lmms-eval's command line and on the sweep's resident model: {differ} of {documents} answers differ.",
+        highlight=False,
+    )
+    console.print(tables.sweep(found))
+    console.print(found.verdict(), highlight=False, soft_wrap=True)
+    console.print(f"Scan: {_near(demo.scan)}; sweep: {_near(demo.sweep)}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]Report: {_near(demo.page)}[/]", highlight=False, soft_wrap=True)
+    config = demo.merged.results["config"]
+    limit, offset = int(config["limit"]), int(config["offset"])
     console.print(
         f"""
 What to try next, with the environment active (source .venv/bin/activate) and in the suite's folder
 (cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
-  other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", *documents))}
-  another control   {shlex.join(command(f"{demo.plateau},rule=normalized", "../normalized", *documents))}
+  other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", limit, offset))}
   another margin    plam plateau ../scan --margin 0.03
+  more of the grid  {shlex.join([*sweep_command(demo.plateau, limit, offset), "--modules", "qk,vo"])}
   before you merge  plam doctor --model pair/mllm --plateau {demo.plateau}
 Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b""",
         highlight=False,

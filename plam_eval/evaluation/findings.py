@@ -13,6 +13,7 @@ import pandas as pd
 
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.stats import Paired
 from plam_eval.evaluation.sweep import CELLS, PLAIN, Grid, module_group, read_cell, read_plan
 
 SIGNIFICANT = 0.05
@@ -53,6 +54,7 @@ class Findings:
         controls: per merged cell and control of it: merged, rule, control (its cell), and the fields of `stats.Paired`
             for the mean over tasks, control first and merge second; answers_differ, of the reported documents.
         selection: None while fewer than one merged cell and plain are finished.
+        compared: what `tasks` shows, by cell.
         runs: finished runs by cell, with the reported documents only.
         warnings: differences between cells that a reader should know of.
     """
@@ -63,8 +65,14 @@ class Findings:
     tasks: pd.DataFrame
     controls: pd.DataFrame
     selection: Selection | None
+    compared: dict[str, list[Paired]]
     runs: dict[str, Run]
     warnings: tuple[str, ...]
+
+    def write(self) -> None:
+        """Write `cells`, `tasks` and `controls` into the sweep's folder, as CSV and parquet."""
+        for name in ("cells", "tasks", "controls"):
+            write_table(getattr(self, name), self.folder / name)
 
     def verdict(self) -> str:
         """The answer in a sentence or two: the chosen merge beside plain and beside its scale control."""
@@ -79,16 +87,19 @@ class Findings:
         )
         beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == "self_scale")]
         against = beside.iloc[0] if len(beside) else None
-        effect = "better" if row["difference"] > 0 else "worse"
-        if row["p"] >= SIGNIFICANT:
+        higher, lower = ("better", "worse") if self._higher_is_better else ("worse", "better")
+        effect = higher if row["difference"] > 0 else lower
+        chosen_here = not self.selection.held_out and tried > 1
+        if row["p_holm" if chosen_here else "p"] >= SIGNIFICANT:
             text += "no difference is shown."
         elif against is None:
             text += (
                 f"{effect} than plain, and no scale control was run that would say whether the base has a part in it."
             )
         elif against["p"] < SIGNIFICANT:
-            relation = "also" if (against["difference"] > 0) == (row["difference"] > 0) else "but the other way round"
-            text += f"{effect} than plain, and {relation} different from the same scale without the base."
+            beyond = higher if against["difference"] > 0 else lower
+            link = "and" if beyond == effect else "but"
+            text += f"{effect} than plain, {link} {beyond} than the same scale without the base."
         else:
             text += f"{effect} than plain, but not shown to differ from the same scale without the base."
         if against is not None:
@@ -97,12 +108,28 @@ class Findings:
                 f"{against['lost']} lost, p = {format_p(against['p'])}; {against['answers_differ']} of "
                 f"{against['documents']} answers differ."
             )
-        if not self.selection.held_out and self.selection.tried > 1:
+        if chosen_here:
             text += (
                 f" Chosen and reported on the same documents, so this looks better than it is; adjusted for all "
                 f"settings p = {format_p(row['p_holm'])}."
             )
         return text
+
+    @property
+    def _higher_is_better(self) -> bool:
+        return set(self.runs[PLAIN].directions.values()) != {-1}
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as `path`.csv and `path`.parquet, each in one step."""
+    for suffix in (".csv", ".parquet"):
+        target = path.with_name(f"{path.name}{suffix}")
+        partial = target.with_name(f".{target.name}.partial")
+        if suffix == ".csv":
+            table.to_csv(partial, index=False)
+        else:
+            table.to_parquet(partial, index=False)
+        partial.replace(target)
 
 
 def describe(row: Mapping[str, Any] | pd.Series) -> str:
@@ -187,12 +214,16 @@ def _evaluated(
         pd.DataFrame(columns=["cell", *PAIRED]),
         pd.DataFrame(columns=["merged", "rule", "control", "answers_differ", *paired]),
         None,
+        {},
         runs,
         warnings,
     )
     others = {name: run for name, run in runs.items() if name != PLAIN}
     if PLAIN not in runs or not others:
         return empty
+    if len(set(runs[PLAIN].directions.values())) > 1:
+        falling = ", ".join(task for task, direction in runs[PLAIN].directions.items() if direction < 0)
+        warnings = (*warnings, f"lower is better in {falling}, higher in the others: their mean says nothing")
     chosen_on, reported_on = split(runs[PLAIN].samples, select)
     reported = {name: Run(run.file, run.results, _rows(run, reported_on)) for name, run in runs.items()}
     plain, directions = reported[PLAIN].samples, runs[PLAIN].directions
@@ -215,9 +246,12 @@ def _evaluated(
         folder,
         plan,
         table,
-        pd.DataFrame([{"cell": name, **asdict(task)} for name, c in compared.items() for task in c]),
+        pd.DataFrame([{"cell": name, **asdict(task)} for name, c in compared.items() for task in c]).astype(
+            {"needed": "Int64"}
+        ),
         pd.DataFrame(controls) if controls else empty.controls,
         _select(table, runs, chosen_on, reported_on, held_out=select is not None),
+        compared,
         reported,
         warnings,
     )
@@ -229,15 +263,18 @@ PAIRED = tuple(stats.Paired.__dataclass_fields__)
 def split(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(task, doc_id) of the documents to choose on, and of those to report on; None gives all of them twice.
 
-    Documents to choose on are the first `select` of each task and those that share an image or subject with one.
+    Documents to choose on are the first `select` of each task and those that share an image or a question with one.
+    Sharing a subject (MMMU) is no reason: what is asked is another question.
     """
     keys = samples[["task", "doc_id"]]
     if select is None:
         return keys, keys
-    ordered = samples.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
+    subject = samples["group"].str.startswith("subject ")
+    bound = samples.assign(group=samples["group"].mask(subject, "document " + samples["doc_id"].astype(str)))
+    ordered = bound.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
     first = ordered.groupby("task").head(select)
     groups = pd.MultiIndex.from_frame(first[["task", "group"]])
-    chosen = pd.MultiIndex.from_frame(samples[["task", "group"]]).isin(groups)
+    chosen = pd.MultiIndex.from_frame(bound[["task", "group"]]).isin(groups)
     counts = samples[~chosen].groupby("task").size()
     if short := [str(task) for task in samples["task"].unique() if counts.get(task, 0) == 0]:
         raise ValueError(

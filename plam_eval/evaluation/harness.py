@@ -283,6 +283,25 @@ def evaluate(
     return Run(results=results, samples=samples, results_file=file)
 
 
+def count_documents(
+    tasks: Sequence[str], *, limit: int | None = None, offset: int = 0, include_path: str | Path | None = None
+) -> dict[str, int]:
+    """Documents that an evaluation would ask about, by task; their datasets are loaded for it.
+
+    Raises EvaluationError for an unknown task; whatever `datasets` raises where one cannot be had.
+    """
+    from lmms_eval.evaluator_utils import get_task_list
+    from lmms_eval.tasks import get_task_dict
+
+    manager = _task_manager(str(include_path) if include_path else None)
+    _check_names(tasks, manager.all_tasks)
+    counts = {}
+    for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
+        total = max(0, len(output.task.eval_docs_no_media) - offset)
+        counts[output.task_name] = min(total, limit) if limit is not None else total
+    return counts
+
+
 def _model_id(model: Any) -> str:
     return model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
 

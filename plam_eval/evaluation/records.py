@@ -18,6 +18,7 @@ from plam_eval.evaluation import harness
 _LETTER = re.compile(r"^\(?([A-H])(?![A-Za-z0-9])")
 _YES_NO = re.compile(r"^(yes|no)(?![a-z])", re.IGNORECASE)
 _MODE = re.compile(r"\((chat|simple)\)$")
+_ROTATED = 1_000_000  # MMBench adds multiples of it to the index of a question whose choices it has rotated
 _NO_SCORE = {"doc_id", "target", "doc_hash"}  # of a sample log, what may be a number and is no score
 
 # Of a results file's task configuration, what decides how the task is asked and answered. Functions are logged with
@@ -46,7 +47,8 @@ class Run:
     - task, doc_id, prompt, target, answer;
     - score: 0 to 1 in the nine tasks, NaN where the log holds nothing that can be scored; metric: where it comes from;
     - parsable: whether the answer has the form its target asks for: a letter, yes or no; None for tasks of free words;
-    - group: what documents that are not independent have in common (MME's pairs, MMMU's subjects, one image).
+    - group: what documents that are not independent have in common: an image (GQA, MME, POPE), a subject (MMMU), a
+      question (MMBench's rotations).
     """
 
     file: Path
@@ -84,7 +86,12 @@ class Run:
             raise RecordError(f"{self.file} has no task {', '.join(missing)}; it has {', '.join(self.tasks)}")
         configs = {task: config for task, config in self.results["configs"].items() if task in tasks}
         samples = self.samples[self.samples["task"].isin(tasks)].reset_index(drop=True)
-        return Run(self.file, {**self.results, "configs": configs}, samples)
+        results = {**self.results, "configs": configs}
+        if self.block and len(configs) < len(
+            self.tasks
+        ):  # which task its generation settings were for, it does not say
+            results[harness.RECORD_KEY] = {**self.block, "generation": {}}
+        return Run(self.file, results, samples)
 
     @cached_property
     def directions(self) -> dict[str, int]:
@@ -211,12 +218,19 @@ def read_run(path: str | Path) -> Run:
         log = file.with_name(f"{date}_samples_{task}.jsonl")
         if not log.is_file():
             raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
-        with log.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    rows.append(row(task, json.loads(line)))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error
+        lines, seen = log.read_bytes().splitlines(), set[Any]()
+        for number, line in enumerate(lines, start=1):
+            try:
+                found = row(task, json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error
+            if found["doc_id"] in seen:
+                raise RecordError(
+                    f"{log}, line {number}: document {found['doc_id']} a second time; two runs that started in one "
+                    "second write into one log: run again"
+                )
+            seen.add(found["doc_id"])
+            rows.append(found)
     return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)))
 
 
@@ -269,8 +283,10 @@ def _group(sample: dict[str, Any]) -> str:
     """What a document shares with others: our log says it (`group`), or the task's own entry does."""
     if isinstance(sample.get("group"), str):
         return f"image {sample['group']}"
-    for value in sample.values():
+    for metric, value in sample.items():
         if isinstance(value, dict):
+            if metric == "gpt_eval_score" and "index" in value:  # MMBench asks again with its choices rotated
+                return f"question {int(value['index']) % _ROTATED}"
             if "subdomain" in value:  # MMMU
                 return f"subject {value['subdomain']}"
             if "question_id" in value and "category" in value and str(value["question_id"]).count("/"):  # MME
@@ -314,11 +330,15 @@ def check_comparable(first: Run, second: Run, names: Sequence[str] = ("the first
         ]
         problems += _differing_documents(task, first.samples, second.samples, names)
     used = [_used_settings(run) for run in (first, second)]
-    if None not in used and used[0] != used[1]:
+    engines = [found[0] for found in used if found]
+    if len(set(engines)) == 1 and None not in used and used[0] != used[1]:
         problems.append(f"generation settings in use: {used[0]} and {used[1]}")
     if problems:
         raise IncomparableError(str(names[0]), str(names[1]), problems)
-    return _warnings(first, second)
+    warnings = _warnings(first, second)
+    if len(set(engines)) == 2:
+        warnings.append(f"engine differs: {' and '.join(engines)}; which settings each used is not compared")
+    return warnings
 
 
 def _differing_documents(task: str, first: pd.DataFrame, second: pd.DataFrame, names: Sequence[str]) -> list[str]:
@@ -343,7 +363,7 @@ def _differing_documents(task: str, first: pd.DataFrame, second: pd.DataFrame, n
 
 
 def _used_settings(run: Run) -> list[str] | None:
-    """Generation settings that our wrappers saw in use; None where they saw none, or not those of every document.
+    """The engine, and the generation settings that our wrappers saw in use; None where not those of every document.
 
     vLLM and HF name them differently, so runs through different engines are judged by the tasks' settings alone.
     """

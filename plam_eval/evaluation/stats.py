@@ -17,7 +17,7 @@ from plam_eval.evaluation.records import share
 OVERALL = "overall"
 """The `task` of the comparison that is the unweighted mean over tasks."""
 
-_FLIPS = 19_999  # random sign flips where there are too many to try all: p is at least 5e-5
+_FLIPS = 19_999  # random sign flips where there are too many to try all: p is at least 1e-4
 _NOTICED = 0.01  # a difference of one point, for `Paired.needed`
 _CELLS = 1 << 23  # random signs held at once
 
@@ -41,7 +41,8 @@ class Paired:
         task: its name, or OVERALL.
         documents, groups: how many, and how many independent groups of them.
         first, second: mean scores; difference: second minus first.
-        low, high: confidence interval of the difference, from the paired bootstrap over groups.
+        low, high: confidence interval of the difference, from the paired bootstrap over groups, with one unseen group
+            as in `bootstrap`: of as many documents as count for one here (`_Task.alike`).
         gained, lost: documents that the second run scores better or worse on.
         p: two-sided; of `test`: "mcnemar" (exact; right or wrong, independent documents) or "sign-flip" (of the
             groups' summed differences: graded scores, groups of documents, the mean over tasks).
@@ -75,7 +76,7 @@ def mcnemar(gained: int, lost: int) -> float:
 def sign_flip(differences: Floats) -> float:
     """Two-sided p of a mean difference when each difference might as well have had the other sign (Fisher 1935).
 
-    Exact up to 14 differences other than zero, from 19,999 random flips beyond (then p is at least 5e-5).
+    Exact up to 14 differences other than zero, from 19,999 random flips beyond (then p is at least 1e-4).
     """
     found = differences[~np.isclose(differences, 0, atol=1e-12)]
     if len(found) < 2:  # one difference may as well have had the other sign
@@ -142,13 +143,8 @@ def compare_many(
             raise ValueError(f"{', '.join(sorted(extra))}: in {name or 'the second run'} only")
     if not parts:
         raise ValueError("no documents to compare")
-    resampled = mean_over_tasks(
-        {part.name: part.resampled for part in parts},
-        {part.name: part.groups for part in parts},
-        {part.name: len(part.scores) for part in parts},
-    )
     for column, name in enumerate(others, start=1):
-        by_name[name].append(_overall(parts, column, by_name[name], resampled, confidence))
+        by_name[name].append(_overall(parts, column, by_name[name], confidence))
     return by_name
 
 
@@ -185,6 +181,23 @@ class _Task:
         """Summed differences of each group."""
         return np.asarray(np.bincount(self.group, self.differences(column), minlength=self.groups), dtype=float)
 
+    def alike(self, column: int) -> float:
+        """How many documents count for one, because those of a group are alike: from 1 to those of the mean group.
+
+        The design effect (Kish 1965): the variance of a mean over that of as many independent documents. The largest of
+        both runs' scores and of their difference, which alone says little where few answers differ.
+        """
+        mean_size, effects = len(self.scores) / self.groups, []
+        for values in (self.scores[:, 0], self.scores[:, column], self.differences(column)):
+            spread = values - values.mean()
+            if (total := float(spread @ spread)) > 1e-12:
+                effects.append(float(np.sum(np.bincount(self.group, spread) ** 2)) / total)
+        return float(np.clip(max(effects, default=mean_size), 1, mean_size))
+
+    def resampled_difference(self, column: int) -> Reweighted:
+        means, unseen = self.resampled
+        return Reweighted((means[:, column] - means[:, 0])[:, None], unseen).enlarged(self.alike(column))
+
     def variance(self, column: int) -> float:
         """Estimated variance of the mean difference, groups being independent."""
         if self.groups < 2:
@@ -197,7 +210,7 @@ class _Task:
         difference = self.differences(column)
         gained, lost = (int((sign * direction * difference > 0).sum()) for sign in (1, -1))
         exact = self.binary and self.groups == len(difference)
-        low, high = _interval(self.resampled.with_unseen(), column, self.scale, confidence)
+        low, high = _interval(self.resampled_difference(column).with_unseen(), self.scale, confidence)
         return Paired(
             task=self.name,
             documents=len(difference),
@@ -217,10 +230,14 @@ class _Task:
         )
 
 
-def _overall(parts: list[_Task], column: int, tasks: list[Paired], resampled: Reweighted, confidence: float) -> Paired:
+def _overall(parts: list[_Task], column: int, tasks: list[Paired], confidence: float) -> Paired:
     if len(tasks) == 1:
         return Paired(**{**asdict(tasks[0]), "task": OVERALL})
-    low, high = _interval(resampled, column, max(part.scale for part in parts), confidence)
+    resampled = mean_over_tasks(
+        {part.name: part.resampled_difference(column) for part in parts},
+        {part.name: len(part.scores) / part.alike(column) for part in parts},
+    )
+    low, high = _interval(resampled, max(part.scale for part in parts), confidence)
     shares = np.concatenate([part.by_group(column) / len(part.scores) for part in parts]) / len(parts)
     documents = sum(task.documents for task in tasks)
     variance = sum(part.variance(column) for part in parts) / len(parts) ** 2
@@ -248,10 +265,11 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(known)) if known else math.nan
 
 
-def _interval(resampled: Reweighted, column: int, scale: float, confidence: float) -> tuple[float, float]:
-    """Two-sided interval of a difference that one unseen document may change by -scale or +scale."""
-    gain, tail = (resampled.means[:, column] - resampled.means[:, 0])[:, None], (1 + confidence) / 2
-    return float(resampled.lower(gain, -scale, tail)[0]), float(resampled.upper(gain, scale, tail)[0])
+def _interval(difference: Reweighted, scale: float, confidence: float) -> tuple[float, float]:
+    """Two-sided interval of a difference that the unseen documents may change by -scale or +scale."""
+    tail = (1 + confidence) / 2
+    low, high = difference.lower(difference.means, -scale, tail), difference.upper(difference.means, scale, tail)
+    return float(low[0]), float(high[0])
 
 
 def _needed(documents: int, variance: float) -> int | None:

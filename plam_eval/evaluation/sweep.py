@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from tqdm import tqdm
 
 from plam_eval.evaluation import harness
 from plam_eval.evaluation.harness import EvaluationError
@@ -190,6 +191,10 @@ class Grid:
         """These cells, and those of an earlier call: whatever was tried counts."""
         digests = {cell.spec.digest() if cell.spec else None for cell in self.cells}
         more = [cell for cell in earlier.cells if (cell.spec.digest() if cell.spec else None) not in digests]
+        if taken := {cell.name for cell in self.cells} & {cell.name for cell in more}:
+            raise SweepError(
+                f"{', '.join(sorted(taken))}: finished before with another merge; name another --output, or delete it"
+            )
         return Grid((*self.cells, *more), {**earlier.controls, **self.controls})
 
 
@@ -321,6 +326,10 @@ class Job:
     config: SweepConfig
     grid: Grid
     folder: Path
+    settings: dict[str, Any]
+    num_layers: int
+    bytes_to_read: dict[str, int]
+    """By merged or control cell: of both checkpoints, to reach it."""
 
     @classmethod
     def plan(cls, config: SweepConfig, folder: str | Path, grid: Grid | None = None) -> Job:
@@ -336,12 +345,16 @@ class Job:
         checkpoint = Checkpoint.open(
             _pretrained(config), revision=split_arguments(config.model_args)[0].get("revision")
         )
-        grid = grid or make_grid(config, _num_layers(checkpoint))
+        num_layers = _num_layers(checkpoint)
+        grid = grid or make_grid(config, num_layers)
         bases: dict[str, Checkpoint] = {}
+        sizes: dict[str, int] = {}
         for cell in grid.cells:
             if cell.spec is not None:
-                base = bases.setdefault(cell.spec.base_model, Checkpoint.open(cell.spec.base_model))
-                plan_merge(cell.spec, model=checkpoint, base=base)
+                if cell.spec.base_model not in bases:
+                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model)
+                merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
+                sizes[cell.name] = merge.model_bytes + merge.base_bytes
         settings = _settings(config, checkpoint, bases)
         if (folder / PLAN).is_file():
             before = read_plan(folder)
@@ -356,22 +369,26 @@ class Job:
                     "compared: name another --output, or delete this one"
                 )
             grid = grid.with_earlier(Grid.from_dict(before["grid"]))
-        return cls(config, grid, folder)
+        return cls(config, grid, folder, settings, num_layers, sizes)
 
     def write(self) -> None:
         """Write the plan, in one step."""
-        checkpoint = Checkpoint.open(_pretrained(self.config))
-        bases = {c.spec.base_model: Checkpoint.open(c.spec.base_model) for c in self.grid.cells if c.spec}
         content = {
             "config": self.config.model_dump(mode="json"),
-            "settings": _settings(self.config, checkpoint, bases),
+            "settings": self.settings,
             "grid": self.grid.to_dict(),
-            "num_layers": _num_layers(checkpoint),
+            "num_layers": self.num_layers,
             "working_directory": str(Path.cwd()),
             "command": sys.argv,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_json(self.folder / PLAN, content)
+
+    def seconds_per_cell(self) -> float | None:
+        """Mean time of the finished cells; None before there are any."""
+        records = [read_cell(self.folder, cell.name) or {} for cell in self.grid.cells]
+        times = [sum(r["seconds"].values()) for r in records if r.get("status") == "finished"]
+        return sum(times) / len(times) if times else None
 
     def left(self) -> list[Cell]:
         """Cells that have no finished run, failed ones included."""
@@ -408,6 +425,19 @@ def _settings(config: SweepConfig, checkpoint: Checkpoint, bases: Mapping[str, C
     }
 
 
+def pair_grid(config: SweepConfig) -> Grid:
+    """The two cells of `plam compare`: plain, and the merge that `config.model_args` describes.
+
+    Raises SweepError where it describes none.
+    """
+    _, given = split_arguments(config.model_args)
+    overrides = {key: value for key, value in given.items() if key != "plateau"}
+    spec = load_spec(given.get("plateau"), overrides)
+    if spec is None:
+        raise SweepError("nothing to compare the plain model with: expected plateau=SPEC in --model_args")
+    return Grid((Cell(PLAIN, "plain", None), Cell("merged", "merged", spec)), {})
+
+
 def load_model(config: SweepConfig) -> Any:
     """The plain model in its wrapper, as lmms-eval's command line would make it."""
     from lmms_eval.models import get_model
@@ -418,14 +448,11 @@ def load_model(config: SweepConfig) -> Any:
     return cls(**{"batch_size": config.batch_size, **arguments})
 
 
-def run(
-    job: Job, model: Any = None, *, on_cell: Callable[[Cell, dict[str, Any]], None] | None = None
-) -> dict[str, dict[str, Any]]:
+def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
     """Evaluate every unfinished cell on one resident model, in order.
 
     Args:
         model: the wrapper; loaded from the job's config by default.
-        on_cell: called on the first process with each cell that has ended and its record.
 
     Returns:
         The record of every cell of this call, by name. A cell that failed has `status` "failed", and the others go on;
@@ -442,13 +469,11 @@ def run(
             job.write()
         # One process decides for all: another may see the folder before the first one's files reach it.
         left = harness.all_ranks({"cells": [cell.to_dict() for cell in job.left()]})[0]["cells"]
-        for stored in left:
-            cell = Cell.from_dict(stored)
-            record = run_cell(lm, cell, job.config, job.folder, alone=alone)
-            if first:
-                done[cell.name] = record
-                if on_cell is not None:
-                    on_cell(cell, record)
+        with tqdm(left, "sweep", unit="cell", disable=not first) as progress:
+            for stored in progress:
+                cell = Cell.from_dict(stored)
+                progress.set_postfix_str(cell.name)
+                done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone)
     return done
 
 
@@ -475,7 +500,7 @@ def run_cell(lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: b
             found = harness.evaluate(
                 lm,
                 list(config.tasks),
-                model_args=_cell_arguments(config, cell),
+                model_args=cell_arguments(config, cell),
                 limit=config.limit,
                 offset=config.offset,
                 output=partial,
@@ -496,14 +521,29 @@ def run_cell(lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: b
             traceback.print_exc(file=log)
     record["seconds"] = {key: round(value, 4) for key, value in seconds.items()}
     if first:
-        _write_json(partial / CELL, record)
-        if target.exists():  # it failed before
-            shutil.rmtree(target)
-        partial.replace(target)
+        _finish(partial, target, record)
     return record
 
 
-def _cell_arguments(config: SweepConfig, cell: Cell) -> str:
+def record_failure(folder: Path, cell: Cell, error: str) -> dict[str, Any]:
+    """Store that a cell failed, where the process that was at it could not."""
+    target = folder / CELLS / cell.name
+    partial = target.with_name(f".{cell.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)  # with the log of what was done
+    digest = cell.spec.digest() if cell.spec else None
+    record = {**cell.to_dict(), "digest": digest, "status": "failed", "error": error, "seconds": {}}
+    _finish(partial, target, record)
+    return record
+
+
+def _finish(partial: Path, target: Path, record: dict[str, Any]) -> None:
+    _write_json(partial / CELL, record)
+    if target.exists():  # it failed before
+        shutil.rmtree(target)
+    partial.replace(target)
+
+
+def cell_arguments(config: SweepConfig, cell: Cell) -> str:
     """model_args with which lmms-eval's own command line makes this cell."""
     words = [
         word for word in _split_text(config.model_args) if word.partition("=")[0] not in ("plateau", *OVERRIDE_KEYS)

@@ -1,21 +1,99 @@
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from plam_eval.evaluation.stats import Paired, paired, proportion_interval
+from plam_eval.evaluation import stats
+from plam_eval.evaluation.stats import OVERALL, Paired, compare, compare_many, holm, mcnemar, proportion_interval
+
+PLAM = pytest.mark.parametrize(("gained", "lost", "p"), [(43, 33, 0.30), (30, 6, 7e-5)])  # the authors' MMStar logs
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "p"),
-    [(43, 33, 0.30), (30, 6, 7e-5), (0, 0, 1.0), (1, 0, 1.0), (6, 0, 0.03125)],  # the first two: PlaM's MMStar logs
-)
+def table(scores: Sequence[float], *, task: str = "pope", group: Any = None, parsable: Any = True) -> pd.DataFrame:
+    ids = range(len(scores))
+    groups = [f"document {n}" for n in ids] if group is None else [f"image {g}" for g in group]
+    rows = {"task": task, "doc_id": ids, "group": groups, "score": [float(s) for s in scores], "parsable": parsable}
+    return pd.DataFrame(rows)
+
+
+def changed(gained: int, lost: int, documents: int, **how: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two runs: the first `gained` documents are gained, the next `lost` lost, of the others two thirds are right."""
+    first = np.arange(documents) % 3 > 0
+    first[:gained], first[gained : gained + lost] = False, True
+    second = first.copy()
+    second[: gained + lost] ^= True
+    return table(first.tolist(), **how), table(second.tolist(), **how)
+
+
+def one(first: pd.DataFrame, second: pd.DataFrame, **how: Any) -> Paired:
+    """The comparison of the only task."""
+    found, overall = compare(first, second, **how)
+    assert (found.task, overall.task) == (first["task"][0], OVERALL)
+    return found
+
+
+def width(paired: Paired) -> float:
+    return paired.high - paired.low
+
+
+# The tests
+
+
+@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (1, 0, 1.0), (6, 0, 0.03125), (0, 6, 0.03125)])
 def test_exact_mcnemar(gained: int, lost: int, p: float) -> None:
-    assert Paired(gained, lost, 1500).p == pytest.approx(p, rel=0.05)
+    assert mcnemar(gained, lost) == pytest.approx(p)
 
 
-def test_difference_is_in_shares_of_all_documents() -> None:
-    assert Paired(43, 33, 1500).difference == pytest.approx(10 / 1500)
+@PLAM
+def test_published_numbers_through_compare(gained: int, lost: int, p: float) -> None:
+    found = one(*changed(gained, lost, 1500))
+    assert (found.gained, found.lost, found.documents, found.groups) == (gained, lost, 1500, 1500)
+    assert found.test == "mcnemar"
+    assert found.p == pytest.approx(p, rel=0.05)
+    assert found.difference == pytest.approx((gained - lost) / 1500)
+    assert found.difference == pytest.approx(found.second - found.first)
+    assert (found.low > 0) == (p < 0.05) and found.low < found.difference < found.high
+
+
+@PLAM
+def test_sign_flip_agrees_with_mcnemar_on_independent_right_and_wrong(gained: int, lost: int, p: float) -> None:
+    differences = np.repeat([1.0, -1.0, 0.0], [gained, lost, 1500 - gained - lost])
+    assert stats.sign_flip(differences) == pytest.approx(mcnemar(gained, lost), abs=0.015)
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(8, 2), (5, 5), (0, 9), (13, 1)])
+def test_small_sign_flip_is_exactly_mcnemar(gained: int, lost: int) -> None:
+    differences = np.repeat([1.0, -1.0, 0.0], [gained, lost, 30])
+    assert stats.sign_flip(differences) == pytest.approx(mcnemar(gained, lost))
+
+
+def test_sign_flip_by_hand() -> None:
+    # 3, -1, 2: the eight sums are 6, 4, 2, 0 and their negatives; four of them are as far from 0 as the found 4.
+    assert stats.sign_flip(np.array([3.0, -1.0, 2.0])) == pytest.approx(0.5)
+    values = [0.5, 0.25, -0.125, 1.0, 0.0, 0.75, -0.5]
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=7)
+    ]
+    assert stats.sign_flip(np.array(values)) == pytest.approx(np.mean([s >= abs(sum(values)) - 1e-9 for s in sums]))
+
+
+def test_many_signs_are_drawn_and_p_is_never_0() -> None:
+    assert stats.sign_flip(np.ones(60)) == pytest.approx(2 / 20_000)
+    assert stats.sign_flip(np.array([1.0, *[0.0] * 50])) == 1.0  # alone, it may as well have had the other sign
+
+
+def test_holm_by_hand() -> None:
+    # The worked example of geeksforgeeks.org/data-science/holm-bonferroni-method (0.005 and 0.01 are rejected at 0.05),
+    # adjusted by hand: 4 * 0.005, 3 * 0.01, 2 * 0.03, and 0.04 no less than the one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_wilson_interval() -> None:
@@ -23,19 +101,219 @@ def test_wilson_interval() -> None:
     assert proportion_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
 
 
-def _samples(scores: list[float], prompt: str = "?") -> pd.DataFrame:
-    return pd.DataFrame(
-        {"task": "pope", "doc_id": range(len(scores)), "prompt": prompt, "score": scores},
-    )
+# Comparisons
 
 
-def test_paired_goes_by_document_not_by_row() -> None:
-    first, second = _samples([1, 0, 0, 1]), _samples([1, 1, 0, 0])
-    assert paired(first, second.sample(frac=1, random_state=0)) == Paired(gained=1, lost=1, documents=4)
+def test_pairs_go_by_document_not_by_row() -> None:
+    first, second = changed(7, 2, 40)
+    assert compare(first, second.sample(frac=1, random_state=0)) == compare(first, second)
 
 
-def test_other_documents_or_prompts_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 documents are in one run only, the first document 2 of pope"):
-        paired(_samples([1, 0, 1]), _samples([1, 0]))
-    with pytest.raises(ValueError, match=r"2 prompts differ .* document 0 of pope"):
-        paired(_samples([1, 0]), _samples([1, 0], prompt="!"))
+def test_groups_are_summed_and_not_taken_for_independent() -> None:
+    first, second = changed(20, 8, 200)
+    alone = one(first, second)
+    twice = [pd.concat([t, t], ignore_index=True).assign(doc_id=range(400)) for t in (first, second)]  # pairs alike
+    paired = one(*twice)
+    assert (paired.documents, paired.groups, paired.test) == (400, 200, "sign-flip")
+    assert (paired.gained, paired.lost) == (40, 16)
+    assert paired.p == pytest.approx(alone.p, abs=0.01)
+    assert (paired.low, paired.high) == pytest.approx((alone.low, alone.high))  # on the same draws
+    assert paired.needed == pytest.approx(2 * (alone.needed or 0), rel=0.01)
+    ignored = one(*(t.assign(group=[f"document {n}" for n in range(400)]) for t in twice))
+    assert ignored.p < alone.p / 5
+    assert width(ignored) < 0.75 * width(alone)
+
+
+def test_groups_that_share_nothing_cost_nothing() -> None:
+    rng = np.random.default_rng(0)
+    scores = (rng.random((2, 900)) < 0.6).tolist()
+    alone = one(table(scores[0]), table(scores[1]))
+    grouped = one(*(table(s, group=np.arange(900) % 300) for s in scores))
+    assert width(grouped) == pytest.approx(width(alone), rel=0.15)
+
+
+def test_graded_scores() -> None:
+    found = one(table([0.5, 0.25, 1, 0, 0.75]), table([0.75, 0.25, 0.5, 1, 1]))
+    assert found.test == "sign-flip"
+    assert (found.gained, found.lost, found.difference) == (3, 1, pytest.approx(0.2))
+    assert found.p == pytest.approx(10 / 16)  # sums of 0.25, 0.5, 1 and 0.25 that are at least 1 in size
+    assert -1 < found.low < 0.2 < found.high < 1
+
+
+def test_scores_beyond_1_have_a_wider_unknown() -> None:
+    percent = one(*(table([100 * s for s in t["score"]]) for t in changed(20, 8, 200)))
+    share = one(*changed(20, 8, 200))
+    assert (percent.low, percent.high) == pytest.approx((100 * share.low, 100 * share.high))
+
+
+def test_lower_is_better_turns_gained_and_lost_round() -> None:
+    first, second = changed(20, 8, 200)
+    up, down = one(first, second), one(first, second, directions={"pope": -1})
+    assert (down.gained, down.lost) == (up.lost, up.gained) == (8, 20)
+    assert (down.difference, down.p, down.low) == (up.difference, up.p, up.low)
+
+
+def test_overall_is_the_unweighted_mean_over_tasks() -> None:
+    small, large = changed(10, 0, 100, task="b"), changed(3, 9, 300, task="a", parsable=None)
+    small[1]["parsable"] = [False] * 25 + [True] * 75
+    first, second = (pd.concat(pair, ignore_index=True) for pair in zip(small, large, strict=True))
+    b, a, overall = compare(first, second)
+    assert [b.task, a.task, overall.task] == ["b", "a", OVERALL]
+    assert overall.difference == pytest.approx((0.1 - 0.02) / 2)
+    assert overall.first == pytest.approx((b.first + a.first) / 2)
+    assert (overall.documents, overall.groups, overall.gained, overall.lost) == (400, 400, 13, 9)
+    assert overall.test == "sign-flip"
+    assert (b.parsable_first, b.parsable_second) == (1.0, 0.75)
+    assert math.isnan(a.parsable_first)
+    assert (overall.parsable_first, overall.parsable_second) == (1.0, 0.75)  # of the tasks that ask for a form
+    assert overall.low < 0.04 < overall.high
+
+
+def test_a_lone_task_is_the_overall() -> None:
+    found, overall = compare(*changed(20, 8, 200))
+    assert {**vars(overall), "task": "pope"} == vars(found)
+
+
+def test_no_difference_is_not_certainty() -> None:
+    scores, _ = changed(0, 0, 100)
+    found = one(scores, scores, resamples=40_000)
+    assert (found.difference, found.gained, found.lost, found.p, found.needed) == (0, 0, 0, 1.0, None)
+    rule_of_three = 1 - 0.025 ** (1 / 100)
+    assert (found.low, found.high) == pytest.approx((-rule_of_three, rule_of_three), rel=0.04)
+    three = pd.concat([scores.assign(task=task) for task in "abc"], ignore_index=True)
+    overall = compare(three, three)[-1]
+    assert (overall.p, overall.needed) == (1.0, None)
+    assert overall.high == pytest.approx(rule_of_three / 3, rel=0.05)
+
+
+def test_wider_confidence_wider_interval() -> None:
+    narrow, wide = (one(*changed(20, 8, 200), confidence=c) for c in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert narrow.p == wide.p
+
+
+def test_each_of_many_is_as_if_alone() -> None:
+    first, second = changed(20, 8, 200, group=np.arange(200) // 2)
+    others = {"x": second, "y": first, "z": changed(2, 30, 200, group=np.arange(200) // 2)[1]}
+    found = compare_many(first, others)
+    assert list(found) == ["x", "y", "z"]
+    assert found["x"] == compare(first, second)
+    assert found["y"][0].p == 1.0
+
+
+def test_other_documents_are_refused() -> None:
+    first, second = changed(3, 1, 20)
+    message = "pope: the documents of {} are others than the first run's"
+    for other in (second[:-1], second.assign(doc_id=range(1, 21)), pd.concat([second, second[:1]])):
+        with pytest.raises(ValueError, match=message.format("the second run")):
+            compare(first, other)
+    with pytest.raises(ValueError, match=message.format("merged")):
+        compare_many(first, {"merged": second.assign(task="mme")})
+    with pytest.raises(ValueError, match="mme: in the second run only"):
+        compare(first, pd.concat([second, second.assign(task="mme")]))
+    with pytest.raises(ValueError, match="no documents"):
+        compare(first[:0], second[:0])
+
+
+def test_a_missing_score_names_its_document() -> None:
+    first, second = changed(3, 1, 20)
+    second.loc[7, "score"] = math.nan
+    for pair in ((first, second), (second, first)):
+        with pytest.raises(ValueError, match="pope: document 7 has no score"):
+            compare(*pair)
+
+
+def test_frame() -> None:
+    first, second = changed(20, 8, 200)
+    shown = stats.frame([*compare(first, second), *compare(first, first)])
+    assert shown["task"].tolist() == ["pope", OVERALL] * 2
+    assert shown["needed"].isna().tolist() == [False, False, True, True]
+    assert str(shown["needed"].dtype) == "Int64"
+    assert stats.frame([]).empty
+
+
+# How many documents
+
+
+def test_needed_is_the_textbook_formula() -> None:
+    from statsmodels.stats.power import NormalIndPower
+
+    found = one(*changed(40, 30, 1000))
+    spread = math.sqrt(0.07 - 0.01**2)
+    textbook = NormalIndPower().solve_power(effect_size=0.01 / spread, alpha=0.05, power=0.8, ratio=0)
+    assert found.needed == pytest.approx(textbook, rel=0.002)
+
+
+def test_with_the_documents_needed_four_of_five_comparisons_find_a_point() -> None:
+    needed = one(*changed(40, 30, 1000)).needed
+    assert needed is not None
+    counts = np.random.default_rng(0).multinomial(needed, [0.04, 0.03, 0.93], size=1500)
+    assert np.mean([mcnemar(gained, lost) < 0.05 for gained, lost, _ in counts]) == pytest.approx(0.8, abs=0.035)
+
+
+def test_needed_over_tasks_is_of_the_same_mix() -> None:
+    first, second = changed(40, 30, 1000)
+    first, second = (pd.concat([t.assign(task=task) for task in "abcd"], ignore_index=True) for t in (first, second))
+    *tasks, overall = compare(first, second)
+    assert overall.needed == pytest.approx(tasks[0].needed, abs=5)  # equal tasks: their documents count together
+
+
+# Do the intervals cover?
+
+
+def _draw(
+    rng: np.random.Generator, documents: int, gain: float, loss: float, *, of: int = 1, alike: float = 1, task: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One made-up experiment: groups of `of` documents that share their fate with probability `alike`."""
+    groups = documents // of
+    shared = rng.random((groups, 1)) < alike
+    right, fate = (np.where(shared, rng.random((groups, 1)), rng.random((groups, of))).ravel() for _ in range(2))
+    first = right < 0.6
+    second = np.where(first, fate >= loss / 0.6, fate < gain / 0.4)
+    group = np.arange(documents) // of
+    return table(first.tolist(), task=task, group=group), table(second.tolist(), task=task, group=group)
+
+
+@pytest.mark.parametrize(
+    ("documents", "gain", "loss", "how"),
+    [
+        (60, 0.10, 0.05, {}),
+        (60, 0.05, 0.05, {}),
+        (120, 0.10, 0.05, {"of": 2}),
+        (120, 0.05, 0.05, {"of": 2, "alike": 0.5}),
+        (120, 0.05, 0.0, {"of": 6}),
+    ],
+)
+def test_intervals_cover_the_true_difference(
+    documents: int, gain: float, loss: float, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "sign_flip", lambda differences: 1.0)  # takes time and has no part in this
+    rng = np.random.default_rng(0)
+    made = [_draw(rng, documents, gain, loss, task=f"t{n}", **how) for n in range(400)]  # every task an experiment
+    first, second = (pd.concat(frames, ignore_index=True) for frames in zip(*made, strict=True))
+    found = compare(first, second, resamples=1000)[:-1]
+    covered = [task.low <= gain - loss <= task.high for task in found]
+    assert np.mean(covered) >= 0.93
+    assert np.mean([width(task) for task in found]) < (0.5 if how.get("of") == 6 else 0.26)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [(30, 0.10, 0.05), (60, 0.10, 0.05), (120, 0.10, 0.05)],
+        [(30, 0.05, 0.05), (60, 0.05, 0.05), (120, 0.05, 0.05)],
+        [(20, 0.05, 0.0), (200, 0.02, 0.02), (300, 0.0, 0.0)],  # what there is to find is in the smallest
+    ],
+)
+def test_intervals_of_the_mean_over_tasks_cover(
+    tasks: list[tuple[int, float, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "sign_flip", lambda differences: 1.0)
+    rng, covered = np.random.default_rng(0), []
+    truth = np.mean([gain - loss for _, gain, loss in tasks])
+    for _ in range(250):
+        made = [_draw(rng, *task, task=f"t{n}") for n, task in enumerate(tasks)]
+        first, second = (pd.concat(frames, ignore_index=True) for frames in zip(*made, strict=True))
+        overall = compare(first, second, resamples=500)[-1]
+        covered.append(overall.low <= truth <= overall.high)
+    assert np.mean(covered) >= 0.93

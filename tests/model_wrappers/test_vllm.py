@@ -84,6 +84,37 @@ def test_an_interrupted_merge_leaves_no_wrong_name(merged, monkeypatch):
     assert merged.spec.digest() == digest
 
 
+def test_a_sweep_on_one_engine_equals_one_on_the_hf_model(merged, in_suite, tmp_path):
+    from lmms_eval.models import get_model
+
+    from plam_eval.evaluation import sweep
+    from plam_eval.evaluation.findings import read_findings
+
+    hf = get_model("plam_llava")(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
+    plateau = merged.spec
+    found = []
+    for lm, size in ((hf, 1), (merged, 16)):
+        config = sweep.SweepConfig.load(
+            model=lm.model_id,
+            model_args=f"pretrained={PAIR}/mllm,dtype=float32,plateau=demo,base={PAIR}/base",
+            tasks="gqa,pope",
+            limit=10,
+            layers="6:8,early",
+            weights="0.3+1.2",
+            controls="self_scale,noise",
+            batch_size=size,
+        )
+        done = sweep.run(sweep.Job.plan(config, tmp_path / lm.model_id), lm)
+        assert [record["status"] for record in done.values()] == ["finished"] * 7
+        found.append(read_findings(tmp_path / lm.model_id))
+    merged.merge(plateau)
+    one, other = found
+    for name, run in one.runs.items():
+        assert list(run.samples["answer"]) == list(other.runs[name].samples["answer"]), name
+    assert len({tuple(run.samples["answer"]) for run in one.runs.values()}) > 2
+    assert one.cells["p"].equals(other.cells["p"])
+
+
 def test_a_task_limit_and_its_stop_strings_hold(merged):
     build, select = merged._build_sampling_params_dict, merged._select_max_new_tokens
     assert select(5) == 5 and select(None) == 1024

@@ -1,0 +1,118 @@
+"""`plam sweep --ray`: cells as Ray tasks, one resident model per worker, on one machine or a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from plam_eval.evaluation import sweep
+from plam_eval.evaluation.sweep import Cell, Job, SweepConfig, SweepError
+
+# What a worker on another machine needs of this process's environment.
+_PASSED_ON = ("HF_", "TOKENIZERS_", "VLLM_", "PLAM_", "OPENBLAS_")
+
+
+class _Worker:
+    """A process with a resident model. Files are the sweep folder's: every node has to see it under the same path."""
+
+    def __init__(self, config: dict[str, Any], folder: str, working_directory: str) -> None:
+        os.chdir(working_directory)  # offline datasets and relative checkpoints are found from there
+        self._config = SweepConfig.model_validate(config)
+        self._folder = Path(folder)
+        self._model = sweep.load_model(self._config)
+
+    def ready(self) -> str:
+        return str(os.getpid())
+
+    def run(self, cell: dict[str, Any]) -> dict[str, Any]:
+        return sweep.run_cell(self._model, Cell.from_dict(cell), self._config, self._folder)
+
+
+def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
+    """Evaluate every unfinished cell on `workers` resident models.
+
+    Connects to the cluster that `RAY_ADDRESS` names, or starts Ray on this machine. A worker takes one GPU
+    (`tensor_parallel_size` of them) where there are any, and otherwise its share of the cores.
+
+    Args:
+        workers: by default as many as there are GPUs for, or one without any.
+
+    Returns:
+        The record of every cell of this call, by name, as `sweep.run`. A worker that dies fails the cell it was at;
+        another one takes its place.
+
+    Raises:
+        SweepError: another process is at work in this folder, the cluster has too few GPUs, or no worker could load
+            the model.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise SweepError(f"--ray needs Ray: pip install 'plam-eval[ray]' ({error})") from error
+
+    arguments, _ = sweep.split_arguments(job.config.model_args)
+    each = int(arguments.get("tensor_parallel_size", 1))
+    environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
+    own = not ray.is_initialized()
+    if own:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        ray.init(log_to_driver=False, runtime_env={"env_vars": environment}, **local)
+    try:
+        total = ray.cluster_resources()
+        gpus, cores = int(total.get("GPU", 0)), int(total.get("CPU", 1))
+        count = workers or max(1, gpus // each)
+        if gpus and count * each > gpus:
+            raise SweepError(f"{count} workers of {each} GPU(s) need {count * each}; the cluster has {gpus}")
+        resources = {"num_gpus": each, "num_cpus": 1} if gpus else {"num_cpus": max(1, cores // count)}
+        actor: Any = ray.remote(_Worker).options(**resources)
+        with sweep.locked(job.folder):
+            job.write()
+            return _schedule(ray, actor, job, count)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _schedule(ray: Any, actor: Any, job: Job, count: int) -> dict[str, dict[str, Any]]:
+    """Hand cells to workers as they become free; a cell is tried once."""
+    waiting = deque(job.left())
+    done: dict[str, dict[str, Any]] = {}
+    if not waiting:
+        return done
+
+    def start() -> tuple[Any, Any]:
+        worker = actor.remote(job.config.model_dump(mode="json"), str(job.folder.resolve()), str(Path.cwd()))
+        return worker.ready.remote(), worker
+
+    busy: dict[Any, tuple[Any, Cell | None]] = {}
+    for _ in range(min(count, len(waiting))):
+        reference, worker = start()
+        busy[reference] = worker, None
+    with tqdm(total=len(waiting), desc=f"sweep on {len(busy)} worker(s)", unit="cell") as progress:
+        while busy:
+            (reference,), _ = ray.wait(list(busy), num_returns=1)
+            worker, cell = busy.pop(reference)
+            try:
+                result = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                if cell is None:  # the model did not load, and would not the next time either
+                    for other, _ in busy.values():
+                        ray.kill(other)
+                    raise SweepError(f"a worker could not load the model: {error}") from error
+                result = sweep.record_failure(job.folder, cell, f"the worker died: {error}")
+                if len(waiting) > len(busy):
+                    reference, worker = start()
+                    busy[reference] = worker, None
+                worker = None
+            if cell is not None:
+                done[cell.name] = result
+                progress.update()
+            if worker is not None and reference not in busy and waiting:
+                following = waiting.popleft()
+                busy[worker.run.remote(following.to_dict())] = worker, following
+    return done

@@ -1,0 +1,121 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.table import Table
+
+from plam_eval.evaluation.findings import describe, format_p
+from plam_eval.evaluation.stats import OVERALL, Paired
+
+if TYPE_CHECKING:
+    from plam_eval.evaluation.findings import Findings
+    from plam_eval.evaluation.sweep import Job
+
+
+def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merged") -> Table:
+    """One line per task and the mean over tasks last, as `stats.compare` gives them."""
+    table = Table(caption_justify="left")
+    table.add_column("task", no_wrap=True)
+    for name in ("n", first, second, "difference", "95 %", "gained", "lost", "p", "parsable"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        overall = row.task == OVERALL
+        if overall:
+            table.add_section()
+        table.add_row(
+            "mean over tasks" if overall else row.task,
+            str(row.documents),
+            f"{row.first:.3f}",
+            f"{row.second:.3f}",
+            f"{row.difference:+.3f}",
+            _interval(row.low, row.high),
+            str(row.gained),
+            str(row.lost),
+            format_p(row.p),
+            "" if pd.isna(row.parsable_first) else f"{row.parsable_first:.0%} {row.parsable_second:.0%}",
+            style="bold" if overall else None,
+        )
+    lines = [
+        f"gained, lost: documents that only {second}, or only {first}, answers right",
+        "parsable: answers in the form asked for, of both; p: exact McNemar test, or sign flips of groups of documents",
+    ]
+    if rows[-1].needed is not None:
+        lines.append(f"a difference of one point would take about {rows[-1].needed} documents like these to find")
+    table.caption = "\n".join(lines)
+    return table
+
+
+def sweep(found: Findings) -> Table:
+    """One line per cell: against plain, and merges against their scale control."""
+    table = Table(caption_justify="left")
+    table.add_column("setting", no_wrap=True)
+    for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", "minus self_scale"):
+        table.add_column(name, justify="right", no_wrap=True)
+    beside = found.controls[found.controls["rule"] == "self_scale"].drop_duplicates("merged").set_index("merged")
+    chosen = found.selection.cell if found.selection else None
+    for _, row in found.cells.iterrows():
+        name = describe(row) + (" *" if row["cell"] == chosen else "")
+        if row["status"] != "finished" or pd.isna(row["second"]):
+            what = "[red]failed[/]" if row["status"] == "failed" else row["status"]
+            table.add_row(name, what)
+            continue
+        own = [f"{row['second']:.3f}"]
+        if row["kind"] == "plain":
+            own += [""] * 6
+        else:
+            own += [f"{row['difference']:+.3f}", _interval(row["low"], row["high"]), str(row["gained"])]
+            own += [str(row["lost"]), format_p(row["p"]), format_p(row["p_holm"])]
+        own.append("" if pd.isna(row["parsable_second"]) else f"{row['parsable_second']:.0%}")
+        if row["cell"] in beside.index:
+            against = beside.loc[row["cell"]]
+            own.append(f"{against['difference']:+.3f} (p {format_p(against['p'])})")
+        style = "bold" if row["cell"] == chosen else "dim" if row["kind"] == "control" else None
+        table.add_row(name, *own, style=style)
+    if found.selection is not None:
+        where = found.selection
+        on = (
+            f"the first {max(where.chosen_on.values())} documents of each task" if where.held_out else "these documents"
+        )
+        warning = "which are not among those reported" if where.held_out else "so its own figures look too good"
+        table.caption = (
+            f"mean over tasks of {sum(where.reported_on.values())} documents, against plain\n"
+            f"p Holm: adjusted for all of these settings\n* scored best on {on}, {warning}"
+        )
+    return table
+
+
+def plan(job: Job, documents: dict[str, int] | None) -> Table:
+    """What a sweep would do: its cells, what each reads, what is finished, and an estimate."""
+    left = {cell.name for cell in job.left()}
+    table = Table(caption_justify="left")
+    table.add_column("cell", no_wrap=True)
+    table.add_column("kind")
+    for name in ("to read", "state"):
+        table.add_column(name, justify="right")
+    for cell in job.grid.cells:
+        size = job.bytes_to_read.get(cell.name, 0)
+        table.add_row(
+            cell.name, cell.kind, f"{size / 1e6:.1f} MB" if size else "", "" if cell.name in left else "finished"
+        )
+    total = sum(job.bytes_to_read.get(name, 0) for name in left)
+    seconds = job.seconds_per_cell()
+    estimate = (
+        f"about {seconds * len(left) / 60:.1f} minutes at {seconds:.1f} s a cell, as those that are finished"
+        if seconds is not None
+        else "no time yet: it follows from the first finished cell (a small --limit in another folder gives a hint)"
+    )
+    generations = (
+        f"{sum(documents.values())} documents each, {sum(documents.values()) * len(left)} generations in all"
+        if documents
+        else "the number of documents is not known here"
+    )
+    table.caption = f"{len(left)} cells to run, {generations}\n{total / 1e6:.1f} MB to read for merging; {estimate}"
+    return table
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:+.3f} to {high:+.3f}"

@@ -1,0 +1,280 @@
+"""Sweeps and comparisons on one resident model, in the offline suite, against evaluations one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from plam_eval import cli
+from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation.findings import read_findings
+from plam_eval.evaluation.harness import evaluate
+from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.merging.checkpoint import MergeError
+from tests.model_wrappers.conftest import arguments
+
+PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
+ARGUMENTS = f"pretrained={PAIR}/mllm,device=cpu,dtype=float32"
+SPEC = f"{ARGUMENTS},plateau=demo,base={PAIR}/base"
+TASKS = "pope,mmstar,mme"
+GRID = {"layers": "6:8,all", "weights": "0.3+1.2", "controls": "self_scale,noise"}
+CELLS = 1 + 2 * 3
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    from plam_eval.model_wrappers.llava import PlamLlavaChat
+
+    return PlamLlavaChat(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
+
+
+def job(folder: Path, **given: Any) -> Job:
+    settings = {"model": "plam_llava", "model_args": SPEC, "tasks": TASKS, "limit": 6, **GRID}
+    return Job.plan(SweepConfig.load(**(settings | given)), folder)
+
+
+def answers(folder: Path) -> dict[str, dict[tuple[str, int], str]]:
+    """By cell and document."""
+    found = {}
+    for cell in sorted((folder / sweep.CELLS).iterdir()):
+        record = read_cell(folder, cell.name)
+        assert record is not None and record["status"] == "finished", cell
+        samples = records.read_run(cell / record["results"]).samples
+        found[cell.name] = {(row.task, row.doc_id): row.answer for row in samples.itertuples()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(lm: Any, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep. Do not modify."""
+    folder = tmp_path_factory.mktemp("sweep")
+    before = Path.cwd()
+    os.chdir(suite)
+    try:
+        done = sweep.run(job(folder), lm)
+    finally:
+        os.chdir(before)
+    assert len(done) == CELLS
+    return folder
+
+
+def test_every_cell_is_an_evaluation_of_its_merge(lm, finished, in_suite):
+    found = answers(finished)
+    assert len(found) == CELLS
+    for cell in job(finished).grid.cells:
+        lm.merge(cell.spec)
+        run = evaluate(lm, TASKS, limit=6)
+        expected = {
+            (task, row["doc_id"]): row["filtered_resps"][0] for task, rows in run.samples.items() for row in rows
+        }
+        assert found[cell.name] == expected, cell.name
+    lm.merge(None)
+    assert len({json.dumps(sorted((str(k), v) for k, v in a.items())) for a in found.values()}) > 1
+
+
+def test_a_cell_is_a_stock_results_folder_with_our_provenance(finished):
+    found = read_findings(finished)
+    for name, run in found.runs.items():
+        assert set(run.tasks) == set(TASKS.split(",")) and len(run.samples) == 18
+        spec = run.block["provenance"]["spec"]
+        record = read_cell(finished, name)
+        assert (spec or None) == (record["spec"] or None)
+        assert run.results["config"]["limit"] == 6 and set(record["seconds"]) == {"merge", "evaluate"}
+        assert not list((finished / "cells" / name).rglob("*.safetensors"))
+    merged = found.runs["layers-6-8_qkvo_0.3+1.2"]
+    assert merged.results["config"]["model_args"] == (
+        f"{ARGUMENTS},base={PAIR}/base,layers=6:8,modules=qkvo,model_weight=0.3,base_weight=1.2,rule=weighted_sum"
+    )
+    assert found.warnings == () and list(found.cells["status"].unique()) == ["finished"]
+
+
+def test_a_finished_sweep_runs_nothing_and_grows(lm, finished, in_suite, tmp_path):
+    folder = tmp_path / "sweep"
+    shutil.copytree(finished, folder)
+    assert sweep.run(job(folder), lm) == {}
+    more = job(folder, layers="6:8", weights="0.3+1.2,0.7+0.3", controls="none")
+    assert len(more.grid.cells) == CELLS + 1  # what was tried before still counts
+    assert list(sweep.run(more, lm)) == ["layers-6-8_qkvo_0.7+0.3"]
+    assert len(read_findings(folder).runs) == CELLS + 1
+
+
+def test_a_failing_cell_is_recorded_and_the_others_go_on(lm, in_suite, tmp_path, monkeypatch):
+    bring = lm._bring_to
+
+    def failing(spec: Any, base: Any) -> Any:
+        if spec is not None and spec.rule == "self_scale":
+            raise MergeError("no disk left")
+        return bring(spec, base)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm, "_bring_to", failing)
+        done = sweep.run(job(tmp_path, layers="6:8"), lm)
+    assert [record["status"] for record in done.values()] == ["finished", "finished", "failed", "finished"]
+    name = "layers-6-8_qkvo_0.3+1.2_self_scale"
+    error = read_cell(tmp_path, name)["error"]
+    assert error.startswith("MergeError: ") and error.endswith("no disk left")
+    assert "Traceback" in (tmp_path / "cells" / name / "log.txt").read_text()
+    found = read_findings(tmp_path)
+    assert found.cells.set_index("cell").loc[name, "status"] == "failed" and len(found.controls) == 1
+    # The cells around it are what they would have been.
+    assert found.runs["layers-6-8_qkvo_0.3+1.2_noise0"].block["provenance"]["spec"]["rule"] == "noise"
+    assert list(sweep.run(job(tmp_path, layers="6:8"), lm)) == [name]
+    assert "self_scale" in set(read_findings(tmp_path).controls["rule"])
+
+
+def test_settings_are_not_mixed(finished, in_suite, tmp_path):
+    for given, says in (
+        ({"limit": 4}, r"limit \(was 6, is 4\)"),
+        ({"tasks": "pope"}, "tasks"),
+        ({"gen_kwargs": "max_new_tokens=2"}, "gen_kwargs"),
+        ({"model_args": SPEC.replace("float32", "bfloat16")}, "model_args"),
+    ):
+        with pytest.raises(SweepError, match=says):
+            job(finished, **given)
+    base = tmp_path / "base"
+    shutil.copytree(PAIR / "base", base)
+    with pytest.raises(SweepError, match="bases"):
+        job(finished, model_args=SPEC.replace(f"{PAIR}/base", str(base)))
+
+
+def test_a_folder_is_worked_on_by_one_process(finished, lm, in_suite):
+    with sweep.locked(finished), pytest.raises(SweepError, match="another process"):
+        sweep.run(job(finished), lm)
+
+
+def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_path):
+    with pytest.raises(SweepError, match=r"'6:9'.*within 0:8"):
+        job(tmp_path / "one", layers="6:9")
+    with pytest.raises(MergeError, match="no such folder"):
+        job(tmp_path / "two", model_args=f"{ARGUMENTS},plateau=demo,base=/nowhere/base")
+    with pytest.raises(SweepError, match="pretrained="):
+        job(tmp_path / "three", model_args="device=cpu", base_model=str(PAIR / "base"))
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+def words(folder: Path, *more: str) -> list[str]:
+    given = ["--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6"]
+    return [
+        "sweep",
+        *given,
+        "--layers",
+        GRID["layers"],
+        "--weights",
+        GRID["weights"],
+        "--controls",
+        GRID["controls"],
+        "--output",
+        str(folder),
+        *more,
+    ]
+
+
+def plam(*arguments: str, exit_code: int = 0) -> str:
+    done = CliRunner().invoke(cli.app, list(arguments))
+    assert done.exit_code == exit_code, f"{done.output}{done.exception!r}"
+    return done.output
+
+
+def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch):
+    command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path)]
+    process = subprocess.Popen(command, cwd=suite, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cells = tmp_path / "cells"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # until it is in the middle of the third cell
+        if len(list(cells.glob("[!.]*/cell.json"))) == 2 and list(cells.glob(".*.partial/log.txt")):
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = {file: file.stat().st_mtime_ns for file in cells.glob("[!.]*/cell.json")}
+    assert 2 <= len(before) < CELLS
+    monkeypatch.chdir(suite)
+    output = plam(*words(tmp_path, "--select", "2"))
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert not list(cells.glob(".*.partial"))
+    assert answers(tmp_path) == answers(finished)
+    assert "chosen on other documents" in output.replace("\n", " ") and "minus self_scale" in output
+    table = (tmp_path / "cells.csv").read_text().splitlines()
+    assert len(table) == 1 + CELLS and (tmp_path / "controls.parquet").is_file()
+
+
+def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
+    pytest.importorskip("ray")
+    output = plam(*words(tmp_path, "--ray", "--workers", "2"))
+    assert answers(tmp_path) == answers(finished)
+    assert "layers 6:8" in output
+    ours, theirs = (read_findings(folder) for folder in (tmp_path, finished))
+    columns = ["cell", "difference", "low", "high", "gained", "lost", "p", "p_holm"]
+    assert ours.cells[columns].equals(theirs.cells[columns])
+
+
+def test_two_processes_sweep_like_one(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
+    pair = pico("llava")
+    given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
+    given += ["--tasks", "pope,mmstar", "--limit", "5", "--gen_kwargs", "max_new_tokens=4", "--controls", "self_scale"]
+    monkeypatch.chdir(suite)
+    plam(*given, "--output", str(tmp_path / "one"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "plam_eval.cli", *given, "--output", str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert answers(tmp_path / "one") == answers(tmp_path / "two")
+
+
+def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
+    output = plam(*words(tmp_path / "sweep", "--dry-run"))
+    assert f"{CELLS} cells to run, 18 documents each, {CELLS * 18} generations" in output and "1.0 MB" in output
+    assert not (tmp_path / "sweep").exists()
+    assert "0 cells to run" in plam(*words(finished, "--dry-run")) and "finished" in output
+
+
+def test_a_sweep_with_a_failed_cell_ends_with_status_1(lm, in_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "load_model", lambda config: lm)
+    merge = type(lm).merge
+
+    def failing(self: Any, plateau: Any, **overrides: Any) -> Any:
+        if getattr(plateau, "rule", None) == "noise":
+            raise RuntimeError("out of memory")
+        return merge(self, plateau, **overrides)
+
+    monkeypatch.setattr(type(lm), "merge", failing)
+    output = plam(*words(tmp_path, "--layers", "6:8"), exit_code=1)
+    assert "RuntimeError: out of memory" in output and "tries them again" in output and "self_scale" in output
+
+
+def test_compare_writes_two_stock_folders_and_one_table(lm, in_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "load_model", lambda config: lm)
+    given = ["compare", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6"]
+    output = plam(*given, "--output", str(tmp_path))
+    for word in ("plain", "merged", "difference", "95 %", "gained", "parsable", "mean over tasks", *TASKS.split(",")):
+        assert word in output
+    plain, merged = (records.read_run(tmp_path / "cells" / name) for name in ("plain", "merged"))
+    assert plain.block["plain"] and merged.block["provenance"]["spec"]["layer_range"] == [4, 8]
+    # Two folders that are there already give the same table.
+    again = plam("compare", str(tmp_path / "cells" / "plain"), str(tmp_path / "cells" / "merged"))
+    figures = [line.split("│")[4:8] for line in output.splitlines() if "│" in line]
+    assert figures == [line.split("│")[4:8] for line in again.splitlines() if "│" in line] and len(figures) == 4
+
+    refused = CliRunner().invoke(cli.app, [*given[:4], ARGUMENTS, *given[5:], "--output", str(tmp_path / "none")])
+    assert "expected plateau=SPEC" in str(refused.exception)
+    other = [*given[:4], f"{SPEC},layers=2:4", *given[5:], "--output", str(tmp_path)]
+    assert "merged: finished before with another merge" in str(CliRunner().invoke(cli.app, other).exception)
