@@ -278,7 +278,7 @@ def sweep_command(
         modules=modules,
         controls=controls,
         seeds=seeds,
-        select=select or None,
+        select=select,
         limit=limit,
         offset=offset,
         gen_kwargs=gen_kwargs,
@@ -308,7 +308,7 @@ def sweep_command(
         sweep.run(job, resident)
     if resident is None or resident.rank == 0:
         job.write()
-        found = findings.read_findings(output, select)
+        found = findings.read_findings(output)
         found.write()
         for warning in found.warnings:
             console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)

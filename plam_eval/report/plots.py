@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import math
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
 if TYPE_CHECKING:
@@ -182,3 +186,207 @@ def _logarithmic(kl: pd.Series) -> pd.Series:
     shown = kl.clip(lower=_KL_FLOOR)
     shown.iloc[-1] = float("nan")
     return shown
+
+
+# --- differences against plain ----------------------------------------------------------------------------------------
+
+_RULES = {  # colours and marks of a merge and its controls
+    "weighted_sum": ("merge", "#000000", "o"),
+    "self_scale": ("self_scale", "#D55E00", "s"),
+    "normalized": ("normalized", "#0072B2", "^"),
+    "noise": ("noise", "#8C6D00", "x"),
+}
+_NOTHING = "#F0F0F0"
+_PER_ROW = 12  # merges beside each other in `controls_figure`
+_WIDE = 12  # columns of a heat map from which on their names are upright
+
+
+class Estimate(NamedTuple):
+    """A number with its interval, and the name of what it belongs to. `low` and `high` may be NaN: no interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+def to_svg(figure: Figure) -> bytes:
+    """A figure as SVG with its letters as outlines, so that it needs no font; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "plam-eval", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    marked: Sequence[Sequence[bool]],
+    words: Mapping[tuple[int, int], str] | None = None,
+    chosen: tuple[int, int] | None = None,
+    scale: float = 0.01,
+    label: str = "difference against plain",
+) -> Figure:
+    """Differences as colours around 0 with their values in them; blue is above, red below, white is none.
+
+    Args:
+        values: by row and column; None or NaN where there is no value.
+        marked: whether a value gets an asterisk.
+        words: what to write where there is no value, by (row, column).
+        chosen: the cell with a frame.
+        scale: the difference that has full colour, if none is larger.
+    """
+    shown = np.array([[math.nan if value is None else value for value in row] for row in values], dtype=float)
+    upright = len(columns) > _WIDE
+    cell = 0.47 if upright else 0.72
+    names = max(map(len, rows), default=0) * 0.075 + 0.2
+    width = max(5.2, names + cell * len(columns) + 0.4)
+    height = 0.36 * len(rows) + (0.62 if upright else 0.4) + 0.75
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["RdBu"].with_extremes(bad=_NOTHING)
+    most = float(np.nanmax(np.abs([*shown.flat, 1e-6, scale])))
+    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=-most, vmax=most, aspect="auto")
+    for row, column in np.ndindex(*shown.shape):
+        value = shown[row, column]
+        if math.isnan(value):
+            text, colour = (words or {}).get((row, column), ""), "#555555"
+        else:
+            text = _signed(value) + ("*" if marked[row][column] else "")
+            colour = "white" if abs(value) > 0.68 * most else "black"
+        weight = "bold" if not math.isnan(value) and marked[row][column] else "normal"
+        axes.text(
+            column, row, text, ha="center", va="center", fontsize=7 if upright else 9, color=colour, weight=weight
+        )
+    axes.set_xticks(range(len(columns)), columns, rotation=90 if upright else 0, fontsize=8 if upright else 9)
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    _plainly(*axes.get_xticklabels(), *axes.get_yticklabels())
+    axes.set_xlabel("decoder layers, from : up to, not including", fontsize=9, loc="left")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    if chosen is not None:
+        frame = Rectangle((chosen[1] - 0.46, chosen[0] - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2)
+        axes.add_patch(frame)
+    bar = figure.colorbar(
+        image, ax=axes, location="bottom", shrink=min(1.0, 3.2 / width), anchor=(0.0, 1.0), aspect=30, pad=0.02
+    )
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    bar.locator = matplotlib.ticker.MaxNLocator(5, symmetric=True)
+    bar.update_ticks()
+    return figure
+
+
+def forest(
+    estimates: Sequence[Estimate],
+    *,
+    label: str = "difference against plain",
+    overall: Estimate | None = None,
+    zero: bool = True,
+) -> Figure:
+    """Estimates one below the other, each with its interval; `overall` is below them, apart and thick.
+
+    Args:
+        zero: whether to mark 0, as differences ask for; without it the axis is that of shares.
+    """
+    rows = [*estimates, *([overall] if overall else [])]
+    names = max((len(row.name) for row in rows), default=0)
+    figure = Figure(figsize=(5.4 + 0.075 * names, 0.29 * len(rows) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = np.arange(len(rows), dtype=float)
+    if overall:
+        places[-1] += 0.35
+    if zero:
+        axes.axvline(0, color="black", linewidth=0.9)
+    for place, row in zip(places, rows, strict=True):
+        thick = row is overall
+        colour = "black" if thick else _COLOURS[0]
+        if not math.isnan(row.low):
+            axes.hlines(place, row.low, row.high, color=colour, linewidth=2.6 if thick else 1.6)
+        axes.plot(row.value, place, "D" if thick else "o", color=colour, markersize=6.5 if thick else 5)
+    axes.set_yticks(places, [row.name for row in rows], fontsize=9)
+    _plainly(*axes.get_yticklabels())
+    if overall:
+        axes.get_yticklabels()[-1].set_fontweight("bold")
+    axes.set_ylim(places[-1] + 0.6 if len(places) else 1, -0.6)
+    axes.set_xlabel(label, fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", linewidth=0.5, alpha=0.4)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    if not zero:
+        axes.set_xlim(-0.02, 1.02)
+    return figure
+
+
+def controls(
+    groups: Mapping[str, Sequence[Estimate]], *, chosen: str | None = None, label: str = "difference against plain"
+) -> Figure:
+    """Merges beside their controls, each with its interval: one group per merge, its estimates named by their rule.
+
+    Args:
+        groups: by the name of the merge; lines of a name are parted by newlines.
+        chosen: the merge whose name is bold.
+    """
+    names = list(groups)
+    rows = [names[start : start + _PER_ROW] for start in range(0, len(names), _PER_ROW)]
+    most = max(map(len, rows))
+    across = min(most, 6)
+    figure = Figure(
+        figsize=(max(6.4, 0.9 + (1.25 if most <= across else 0.82) * most), 2.5 * len(rows) + 0.9), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
+    rules = [rule for rule in _RULES if any(row.name == rule for group in groups.values() for row in group)]
+    for axes, row in zip(panels, rows, strict=True):
+        axes.axhline(0, color="black", linewidth=0.9)
+        for number, name in enumerate(row):
+            found = sorted(groups[name], key=lambda estimate: list(_RULES).index(estimate.name))
+            for place, estimate in zip(number + _dodged(len(found)), found, strict=True):
+                _, colour, mark = _RULES[estimate.name]
+                if not math.isnan(estimate.low):
+                    axes.vlines(place, estimate.low, estimate.high, color=colour, linewidth=1.5)
+                axes.plot(place, estimate.value, mark, color=colour, markersize=5.5)
+        axes.set_xticks(range(len(row)), row, fontsize=8 if most <= across else 7)
+        _plainly(*axes.get_xticklabels())
+        for tick, name in zip(axes.get_xticklabels(), row, strict=True):
+            tick.set_fontweight("bold" if name == chosen else "normal")
+        axes.set_xlim(-0.6, most - 0.4)
+        for edge in np.arange(len(row) - 1) + 0.5:
+            axes.axvline(edge, color="black", linewidth=0.5, alpha=0.15)
+        axes.set_ylabel(label, fontsize=8)
+        axes.tick_params(axis="y", labelsize=8)
+        axes.tick_params(axis="x", length=0)
+        axes.grid(axis="y", linewidth=0.5, alpha=0.4)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=_RULES[rule][1], marker=_RULES[rule][2], markersize=5.5, label=_RULES[rule][0])
+        for rule in rules
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8.5, frameon=False)
+    return figure
+
+
+def _dodged(count: int) -> np.ndarray:
+    step = min(0.17, 0.7 / max(count, 1))
+    return (np.arange(count) - (count - 1) / 2) * step
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def _plainly(*texts: matplotlib.text.Text) -> None:
+    """Names of tasks and folders are no formulas, whatever dollar signs are in them."""
+    for text in texts:
+        text.set_parse_math(False)

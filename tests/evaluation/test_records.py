@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plam_eval.evaluation.records import RecordError, read_run
+from plam_eval.evaluation.records import IncomparableError, RecordError, Run, check_comparable, read_run, tables
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}
@@ -32,12 +33,12 @@ FORMS: dict[str, tuple[dict[str, Any], str, str, float, bool | None]] = {
 }
 
 
-def _write(folder: Path, tasks: dict[str, list[dict[str, Any]]], date: str = "20260101_000000") -> Path:
+def _write(folder: Path, tasks: dict[str, list[dict[str, Any]]], date: str = "20260101_000000", **results: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in tasks.items():
         (folder / f"{date}_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = folder / f"{date}_results.json"
-    file.write_text(json.dumps({"configs": {task: {} for task in tasks}, "results": {}}))
+    file.write_text(json.dumps({"configs": {task: {} for task in tasks}, "results": {}, **results}))
     return file
 
 
@@ -74,3 +75,324 @@ def test_missing_results_or_samples_are_named(tmp_path: Path) -> None:
     (tmp_path / "20260101_000000_samples_yes.jsonl").unlink()
     with pytest.raises(RecordError, match="--log_samples"):
         read_run(file)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"configs": null}', "3"])
+def test_a_results_file_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "20260101_000000_results.json"
+    file.write_text(content)
+    with pytest.raises(RecordError, match=f"{file} is not a results file"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff\xfe", b'{"doc_id": 1}', b'{"doc_id": 1, "target": "A"}', b""])
+def test_a_corrupted_line_is_named(tmp_path: Path, line: bytes) -> None:
+    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    log = tmp_path / "20260101_000000_samples_yes.jsonl"
+    log.write_bytes(log.read_bytes() + line + b"\n")
+    with pytest.raises(RecordError, match=f"{log}, line 2 is not a sample"):
+        read_run(file)
+
+
+def test_a_document_twice_in_one_log_is_refused(tmp_path: Path) -> None:
+    file = _write(tmp_path, {"yes": [_sample("yes"), _sample("yes") | {"doc_id": 3}, _sample("yes")]})
+    with pytest.raises(RecordError, match=r"samples_yes\.jsonl, line 3: document 0 a second time"):
+        read_run(file)
+
+
+def test_answers_of_any_language_are_read(tmp_path: Path) -> None:
+    answer = "第一\u2028行\x85"  # what str.splitlines takes for ends of lines
+    file = _write(tmp_path, {"yes": [_sample("yes") | {"filtered_resps": answer}]})
+    log = tmp_path / "20260101_000000_samples_yes.jsonl"
+    log.write_text(json.dumps(json.loads(log.read_text()), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_run(file).samples["answer"][0] == answer
+
+
+# What documents have in common
+
+
+@pytest.mark.parametrize(
+    ("logged", "group"),
+    [
+        ({"exact_match": 1.0}, "document 5"),
+        ({"exact_match": 1.0, "group": "n1234"}, "image n1234"),
+        ({"exact_match": 1.0, "group": None}, "document 5"),
+        ({"mme_perception_score": {"question_id": "OCR/0.jpg", "category": "OCR", "score": 1.0}}, "image OCR/0.jpg"),
+        ({"average": {"question_id": 5, "l2_category": "x", "score": 0.0}}, "document 5"),
+        ({"pope_accuracy": {"question_id": "5", "score": 1.0}}, "document 5"),
+        ({"mmmu_acc": MMMU | {"parsed_pred": ["D"]}}, "subject Art"),
+        ({"gpt_eval_score": MMBENCH | {"prediction": "B"}}, "question 1"),
+        ({"gpt_eval_score": MMBENCH | {"index": 3_000_001, "prediction": "B"}}, "question 1"),  # choices rotated
+    ],
+)
+def test_groups(tmp_path: Path, logged: dict[str, Any], group: str) -> None:
+    sample = {"doc_id": 5, "target": "D", "filtered_resps": ["D"], "input": "?", **logged}
+    assert read_run(_write(tmp_path, {"task": [sample]})).samples["group"][0] == group
+
+
+@pytest.mark.parametrize(
+    ("target", "answer", "parsable"),
+    [
+        *(("A", answer, True) for answer in ("B", "(B)", "B.", "B: red", " C\n", "(D")),
+        *(("A", answer, False) for answer in ("", "Because", "A1", "red", "b", "I", "The answer is B")),
+        *(("Yes", answer, True) for answer in ("yes", "No.", "NO, it is", " yes")),
+        *(("no", answer, False) for answer in ("", "none", "yesterday", "it is")),
+        *((target, "A", None) for target in ("red", "I", "AB", "yes it is", "3")),
+    ],
+)
+def test_form_of_answers(tmp_path: Path, target: str, answer: str, parsable: bool | None) -> None:
+    sample = {"doc_id": 5, "target": target, "filtered_resps": [[answer]], "exact_match": 0.0}
+    found = read_run(_write(tmp_path, {"task": [sample]})).samples.iloc[0]
+    assert (found["answer"], found["parsable"]) == (answer, parsable)
+
+
+def test_metric_and_its_direction(tmp_path: Path) -> None:
+    rows = {"up": [_sample("number")], "down": [_sample("number")], "other": [_sample("yes")]}
+    known = {"up": {"exact_match": True}, "down": {"exact_match": False}, "other": {"pope_f1_score": False}}
+    run = read_run(_write(tmp_path, rows, higher_is_better=known))
+    assert run.samples["metric"].tolist() == ["exact_match", "exact_match", "pope_accuracy"]
+    assert run.directions == {"up": 1, "down": -1, "other": 1}
+    assert read_run(_write(tmp_path / "b", rows)).directions == {"up": 1, "down": 1, "other": 1}
+
+
+# Runs as made by hand
+
+
+def _graded(scores: list[float], **more: Any) -> list[dict[str, Any]]:
+    words = {"target": "yes", "filtered_resps": ["yes"], "input": "?"}
+    return [{"doc_id": n, **words, "exact_match": score, **more} for n, score in enumerate(scores)]
+
+
+def _run(folder: Path, change: Callable[[dict[str, Any], dict[str, list[dict[str, Any]]]], None] | None = None) -> Run:
+    """A run of ours over two tasks; `change` edits its results and its logs before they are written."""
+    logs = {"pope": _graded([1, 1, 0, 1]), "gqa": _graded([0.5, 1, 0])}
+    logs["pope"][3] |= {"filtered_resps": ["maybe"]}
+    for sample in logs["gqa"]:
+        sample |= {"target": "red", "group": "i"}
+    setting = {"max_new_tokens": 16, "do_sample": False, "calls": 7}
+    spec = {"base_model": "org/base", "layer_range": [2, 5], "modules": ["q_proj", "v_proj"], "rule": "noise"}
+    results = {
+        "configs": {
+            task: {"generation_kwargs": {"max_new_tokens": 16}, "repeats": 1, "num_fewshot": 0} for task in logs
+        },
+        "results": {
+            "group": {" ": " ", "alias": "group"},
+            "pope": {"alias": "pope", "accuracy,none": 75.0, "accuracy_stderr,none": "N/A", "submission,none": None},
+            "gqa": {"exact_match,none": 0.5, "exact_match_stderr,none": 0.1},
+        },
+        "versions": {"pope": 1.0, "gqa": "Yaml"},
+        "config": {"model": "plam_llava", "model_args": "pretrained=org/mllm", "gen_kwargs": "", "limit": 4.0},
+        "date": "today",
+        "total_evaluation_time_seconds": "12.5",
+        "lmms_eval_version": "0.7.3",
+        "plam_eval": {
+            "wrapper": "plam_llava",
+            "mode": "chat",
+            "plain": False,
+            "dtype": "float32",
+            "arguments": {"pretrained": "org/mllm"},
+            "generation": {"calls": 7, "settings": [setting]},
+            "provenance": {
+                "spec": spec | {"weights": {"model": 0.9, "base_model": 0.3}},
+                "digest": "d1",
+                "checkpoint": {"name": "org/mllm"},
+                "versions": {"torch": "2.0", "plam-eval": "0.1"},
+            },
+        },
+    }
+    if change is not None:
+        change(results, logs)
+    return read_run(_write(folder, logs, **results))
+
+
+def test_tables(tmp_path: Path) -> None:
+    found = tables({"one": _run(tmp_path / "a"), "two": _run(tmp_path / "b")})
+    assert found.runs["run"].tolist() == ["one", "two"]
+    expected = {
+        **{"model": "plam_llava", "pretrained": "org/mllm", "plain": False, "digest": "d1", "base_model": "org/base"},
+        **{"layers": "2:5", "modules": "q_proj+v_proj", "model_weight": 0.9, "base_weight": 0.3, "rule": "noise"},
+        **{"documents": 7, "accuracy": 0.625, "mode": "chat", "dtype": "float32", "limit": 4.0, "gen_kwargs": None},
+        **{"seconds": 12.5, "lmms_eval": "0.7.3", "plam_eval": "0.1", "torch": "2.0", "transformers": None},
+    }
+    row = found.runs.iloc[0]
+    assert {
+        key: row[key] if isinstance(row[key], str) or row[key] == row[key] else None for key in expected
+    } == expected
+    pope, gqa = (
+        found.tasks[(found.tasks["run"] == "two") & (found.tasks["task"] == t)].iloc[0] for t in ("pope", "gqa")
+    )
+    assert pope[["documents", "groups", "accuracy", "parsable"]].tolist() == [4, 4, 0.75, 0.75]
+    assert (pope["low"], pope["high"]) == pytest.approx((0.3006, 0.9544), abs=1e-4)  # Wilson, 3 of 4
+    assert gqa[["documents", "groups", "accuracy"]].tolist() == [3, 1, 0.5]
+    assert all(math.isnan(gqa[key]) for key in ("low", "high", "parsable"))  # graded scores, free words
+    metrics = found.metrics[found.metrics["run"] == "one"]
+    assert metrics[["task", "metric", "value"]].values.tolist() == [
+        ["pope", "accuracy", 75.0],
+        ["gqa", "exact_match", 0.5],
+    ]
+    assert found.samples.groupby("run").size().to_dict() == {"one": 7, "two": 7}
+
+
+def test_tables_of_nothing() -> None:
+    assert all(table.empty for table in tables({}))
+
+
+def test_a_run_of_another_model(tmp_path: Path) -> None:
+    def foreign(results: dict[str, Any], logs: Any) -> None:
+        del results["plam_eval"]
+        results["config"] |= {"model": "qwen3_vl", "model_backend": "lmms_eval.models.chat.qwen3_vl.Qwen3_VL (chat)"}
+        results["model_name"] = "Qwen/Qwen3-VL-4B-Instruct"
+
+    run = _run(tmp_path, foreign)
+    assert (run.block, run.mode) == ({}, "chat")
+    found = run.summary()
+    assert (found["model"], found["pretrained"]) == ("qwen3_vl", "Qwen/Qwen3-VL-4B-Instruct")
+    assert [found[key] for key in ("plain", "digest", "layers", "modules", "rule", "dtype")] == [None] * 6
+    del run.results["config"]["model_backend"]
+    assert run.mode is None
+
+
+def test_only_some_tasks(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    one = run.only(["gqa"])
+    assert (one.tasks, set(one.samples["task"]), len(one.samples)) == (["gqa"], {"gqa"}, 3)
+    assert list(one.samples.index) == [0, 1, 2]
+    assert run.tasks == ["pope", "gqa"]
+    assert run.only(["gqa", "pope"]).tasks == run.tasks
+    with pytest.raises(RecordError, match="has no task mme, mmstar; it has pope, gqa"):
+        run.only(["mme", "gqa", "mmstar"])
+
+
+# May they be compared?
+
+
+def _task(results: dict[str, Any], logs: Any) -> None:
+    results["configs"]["mme"] = {}
+    logs["mme"] = _graded([1.0])
+
+
+def _fewer(results: dict[str, Any], logs: Any) -> None:
+    del logs["pope"][2]
+    results["plam_eval"]["generation"]["calls"] = 6
+
+
+def _set(*keys: str, value: Any) -> Callable[[dict[str, Any], Any], None]:
+    def change(results: dict[str, Any], logs: Any) -> None:
+        for key in keys[:-1]:
+            results = results[key]
+        results[keys[-1]] = value
+
+    return change
+
+
+def _sample_set(**changes: Any) -> Callable[[Any, dict[str, list[dict[str, Any]]]], None]:
+    return lambda results, logs: logs["pope"][1].update(changes)
+
+
+OTHER_SETTINGS = [{"max_new_tokens": 4, "do_sample": False, "calls": 7}]
+VLLM_SETTINGS = [{"max_tokens": 16, "temperature": 0.0, "calls": 7}]
+REFUSED = {
+    "tasks": (_task, "tasks: mme in b only; compare the others with --tasks"),
+    "documents": (_fewer, "pope: 1 documents in a only, such as 2"),
+    "prompt": (
+        _sample_set(input="!"),
+        "pope: the prompts of 1 documents differ, such as that of document 1: '?' and '!'",
+    ),
+    "target": (_sample_set(target="no"), "pope: the targets of 1 documents differ, such as that of document 1: 'yes'"),
+    "mode": (_set("plam_eval", "mode", value="simple"), "mode: chat and simple"),
+    "gen_kwargs": (_set("config", "gen_kwargs", value="max_new_tokens=4"), "gen_kwargs: None and 'max_new_tokens=4'"),
+    "system": (_set("system_instruction", value="Be brief."), "system_instruction: None and 'Be brief.'"),
+    "task setting": (
+        _set("configs", "gqa", "generation_kwargs", value={"max_new_tokens": 4}),
+        "gqa, generation_kwargs: {'max_new_tokens': 16} and {'max_new_tokens': 4}",
+    ),
+    "repeats": (_set("configs", "gqa", "repeats", value=2), "gqa, repeats: 1 and 2"),
+    "used": (_set("plam_eval", "generation", "settings", value=OTHER_SETTINGS), "generation settings in use: "),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_refused(tmp_path: Path, what: str) -> None:
+    change, message = REFUSED[what]
+    a, b = _run(tmp_path / "a"), _run(tmp_path / "b", change)
+    with pytest.raises(IncomparableError) as error:
+        check_comparable(a, b, ("a", "b"))
+    (problem,) = error.value.problems
+    assert problem.startswith(message)
+    assert str(error.value).startswith("a and b cannot be compared:\n  - ")
+    with pytest.raises(IncomparableError):
+        check_comparable(b, a)
+
+
+def test_all_differences_are_told_at_once(tmp_path: Path) -> None:
+    def all_of_them(results: dict[str, Any], logs: Any) -> None:
+        for change, _ in REFUSED.values():
+            change(results, logs)
+        results["plam_eval"]["generation"]["calls"] = 7
+
+    with pytest.raises(IncomparableError) as error:
+        check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", all_of_them), ("a", "b"))
+    assert len(error.value.problems) == len(REFUSED)
+    assert all(message in str(error.value) for _, message in REFUSED.values())
+
+
+def test_equal_runs_compare_without_a_word(tmp_path: Path) -> None:
+    def like(results: dict[str, Any], logs: Any) -> None:
+        results["plam_eval"]["generation"]["settings"] *= 2  # the same settings, counted in two parts
+        results["plam_eval"]["provenance"] |= {"digest": "d2", "spec": None}
+        logs["pope"].reverse()
+
+    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", like)) == []
+
+
+def test_answers_from_a_cache_have_no_settings_of_their_own(tmp_path: Path) -> None:
+    def cached(results: dict[str, Any], logs: Any) -> None:
+        results["plam_eval"]["generation"] |= {"calls": 3, "settings": OTHER_SETTINGS}
+
+    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", cached)) == []
+
+
+def test_settings_of_tasks_that_are_left_out_do_not_count(tmp_path: Path) -> None:
+    def one_task(results: dict[str, Any], logs: Any) -> None:
+        del logs["gqa"], results["configs"]["gqa"]
+        results["plam_eval"]["generation"] |= {"calls": 4, "settings": OTHER_SETTINGS}
+
+    nine, one = _run(tmp_path / "a"), _run(tmp_path / "b", one_task)
+    assert check_comparable(nine.only(["pope"]), one) == []
+    with pytest.raises(IncomparableError):  # all of both
+        check_comparable(_run(tmp_path / "c"), nine.only(["pope"]))
+
+
+def test_hf_against_vllm_is_a_warning(tmp_path: Path) -> None:
+    vllm = _run(tmp_path / "b", _set("plam_eval", "generation", "settings", value=VLLM_SETTINGS))
+    (warning,) = check_comparable(_run(tmp_path / "a"), vllm)
+    assert warning == "engine differs: hf and vllm; which settings each used is not compared"
+    other = [{"max_tokens": 4, "temperature": 0.0, "calls": 7}]
+    with pytest.raises(IncomparableError, match="generation settings in use"):
+        check_comparable(vllm, _run(tmp_path / "c", _set("plam_eval", "generation", "settings", value=other)))
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (_set("plam_eval", "dtype", value="bfloat16"), "dtype differs: float32 and bfloat16"),
+        (_set("plam_eval", "wrapper", value="plam_vllm"), "model differs: plam_llava and plam_vllm"),
+        (_set("plam_eval", "provenance", "checkpoint", value={"name": "x"}), "pretrained differs: org/mllm and x"),
+        (_set("plam_eval", "provenance", "versions", value={"torch": "2.1"}), "torch differs: 2.0 and 2.1"),
+        (_set("lmms_eval_version", value="0.8"), "lmms_eval differs: 0.7.3 and 0.8"),
+        (_set("versions", "gqa", value=2.0), "version of gqa differs: Yaml and 2.0"),
+        (
+            _set("plam_eval", "arguments", value={"pretrained": "org/mllm", "max_pixels": 9}),
+            "model arguments differ: {'pretrained': 'org/mllm'} and {'pretrained': 'org/mllm', 'max_pixels': 9}",
+        ),
+    ],
+)
+def test_what_is_only_warned_of(tmp_path: Path, change: Callable[[dict[str, Any], Any], None], warning: str) -> None:
+    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", change)) == [warning]
+
+
+def test_what_one_run_does_not_say_is_no_difference(tmp_path: Path) -> None:
+    def foreign(results: dict[str, Any], logs: Any) -> None:
+        del results["plam_eval"]
+
+    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", foreign)) == []

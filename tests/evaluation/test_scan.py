@@ -160,7 +160,8 @@ def test_two_processes_scan_like_one(pico, suite, tmp_path, monkeypatch):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (pd.read_parquet(tmp_path / name / "samples.parquet").reset_index(drop=True) for name in ("one", "two"))
-    pd.testing.assert_frame_equal(one, two)
+    # Other numbers of threads add in another order, which the seventh digit of a divergence may show.
+    pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-6)
     files = sorted((tmp_path / "two").glob("answers.rank*.jsonl"))
     assert [len(file.read_text().splitlines()) for file in files] == [6, 4]
 
@@ -168,7 +169,8 @@ def test_two_processes_scan_like_one(pico, suite, tmp_path, monkeypatch):
     again = CliRunner().invoke(cli.app, [*words, str(tmp_path / "two")])
     assert again.exit_code == 0, again.output
     assert len(files[0].read_text().splitlines()) == 7
-    pd.testing.assert_frame_equal(one, pd.read_parquet(tmp_path / "two" / "samples.parquet").reset_index(drop=True))
+    again_two = pd.read_parquet(tmp_path / "two" / "samples.parquet").reset_index(drop=True)
+    pd.testing.assert_frame_equal(one, again_two, rtol=0, atol=1e-6)
 
 
 def test_scans_of_different_settings_are_not_mixed(lm, in_suite, tmp_path):

@@ -96,6 +96,8 @@ def test_a_cell_is_a_stock_results_folder_with_our_provenance(finished):
     assert merged.results["config"]["model_args"] == (
         f"{ARGUMENTS},base={PAIR}/base,layers=6:8,modules=qkvo,model_weight=0.3,base_weight=1.2,rule=weighted_sum"
     )
+    groups = merged.samples.groupby("task")["group"].agg(lambda rows: {row.split()[0] for row in rows})
+    assert groups.to_dict() == {"mme": {"image"}, "mmstar": {"document"}, "pope": {"image"}}
     assert found.warnings == () and list(found.cells["status"].unique()) == ["finished"]
 
 
@@ -161,6 +163,12 @@ def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_p
     with pytest.raises(SweepError, match="pretrained="):
         job(tmp_path / "three", model_args="device=cpu", base_model=str(PAIR / "base"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs" / "sweeps").iterdir()), ids=str)
+def test_the_examples_are_sweeps(file):
+    config = SweepConfig.load(file, base_model="base")
+    assert len(sweep.make_grid(config, 36).cells) > 10
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------

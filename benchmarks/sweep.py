@@ -1,0 +1,118 @@
+"""A sweep on one resident model against one `lmms-eval` call per setting: `python benchmarks/sweep.py`.
+
+On the embedded pair and the offline suite, for each number of documents per task, both in this order:
+
+- `plam sweep`   one call: every setting re-merged in place (HF), plain and controls among them
+- `lmms-eval`    one call per setting, with the model_args that the sweep's results name
+
+as users would type them, imports and loading included, on an otherwise idle machine. The answers of both are compared
+document by document. `in merging` is the share of the sweep's time that went into bringing the model from one setting
+to the next. The fewer documents, the more of a call is start-up, which is what a resident model saves: the ratio falls
+towards 1 as documents grow.
+
+Prints a Markdown table and writes `sweep.json` with the same figures into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from plam_eval.demo import run as demo
+from plam_eval.evaluation import records, sweep
+from plam_eval.provenance import versions
+
+# Twelve settings and plain: weights that sum to one have no scale to control, and are normalized already.
+GRID = ["--layers", "6:8,early", "--weights", "0.9+0.3,0.8+0.4,0.7+0.3", "--controls", "self_scale,normalized"]
+ARGUMENTS = "pretrained=pair/mllm,base=pair/base,layers=6:8,device_map=cpu"
+
+
+def timed(words: list[str], suite: Path, log: Path) -> float:
+    """Seconds of a command in the suite's folder, as `python -m`; its output goes into `log`."""
+    modules = {"plam": "plam_eval.cli", "lmms-eval": "lmms_eval"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    with log.open("a") as file:
+        command = [sys.executable, "-m", modules[words[0]], *words[1:]]
+        subprocess.run(command, cwd=suite, env=environment, stdout=file, stderr=file, check=True)
+    return time.perf_counter() - started
+
+
+def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> dict[str, Any]:
+    """Both ways at one number of documents per task."""
+    log = folder / "log.txt"
+    common = ["--tasks", "plam9", "--limit", str(documents)]
+    words = [
+        "plam",
+        "sweep",
+        "--model",
+        "plam_llava",
+        "--model_args",
+        ARGUMENTS,
+        *common,
+        "--output",
+        str(folder / "sweep"),
+    ]
+    ray = ["--ray", "--workers", str(workers)] if workers else []
+    together = timed([*words, *GRID, *ray], suite, log)
+    cells = sorted(p.name for p in (folder / "sweep" / sweep.CELLS).iterdir())
+    merging, apart, differ, compared = 0.0, 0.0, 0, 0
+    for name in cells:
+        record = sweep.read_cell(folder / "sweep", name)
+        assert record is not None and record["status"] == "finished"
+        merging += record["seconds"]["merge"]
+        resident = records.read_run(folder / "sweep" / sweep.CELLS / name / record["results"])
+        output = folder / "apart" / name
+        model_args = resident.results["config"]["model_args"]
+        call = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, *common]
+        apart += timed([*call, "--batch_size", "1", "--log_samples", "--output_path", str(output)], suite, log)
+        both = resident.samples.merge(records.read_run(output).samples, on=["task", "doc_id"], suffixes=("", "_apart"))
+        differ += int((both["answer"] != both["answer_apart"]).sum())
+        compared += len(both)
+    return {
+        "documents per task": documents,
+        "settings": len(cells),
+        "lmms-eval, s": apart,
+        "plam sweep, s": together,
+        "ratio": apart / together,
+        "in merging": merging / together,
+        "answers that differ": f"{differ} of {compared}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, nargs="+", default=[10, 40, 120], help="per task, even numbers")
+    parser.add_argument("--workers", type=int, help="of --ray; without it one model in one process")
+    parser.add_argument("--output", type=Path, default=Path("out/benchmark-sweep"))
+    arguments = parser.parse_args()
+    output = arguments.output.absolute()
+    suite = demo.prepare(output / "suite", max(30, *arguments.documents))
+    rows = []
+    for documents in arguments.documents:
+        folder = output / f"documents-{documents}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        rows.append(measure(suite, folder, documents, arguments.workers))
+        print(pd.DataFrame(rows[-1:]).to_string(index=False), file=sys.stderr)
+    table = pd.DataFrame(rows)
+    print(table.to_markdown(index=False, floatfmt=("", "", ".0f", ".0f", ".1f", ".3%", "")))
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    print(f"{machine}; {', '.join(f'{name} {version}' for name, version in versions().items())}")
+    record = {"machine": machine, "versions": versions(), "workers": arguments.workers, "rows": rows}
+    (output / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

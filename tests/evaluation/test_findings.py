@@ -1,0 +1,418 @@
+"""What a sweep's folder says, from folders written by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from plam_eval.evaluation import stats
+from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split
+from plam_eval.evaluation.records import IncomparableError, RecordError
+from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
+
+SPEC = "layers-6-8_qkvo_0.9+0.3"
+OTHER = "layers-0-8_qkvo_0.9+0.3"
+SCALE = f"{SPEC}_self_scale"
+N = 120
+
+Answers = Mapping[str, Sequence[bool]]
+
+
+def base_answers(n: int = N) -> list[bool]:
+    return (np.arange(n) % 3 > 0).tolist()
+
+
+def changed(gain: Sequence[int] = (), lose: Sequence[int] = (), n: int = N) -> list[bool]:
+    """Plain's answers, with some documents right that it has wrong (0, 3, 6, ...) and some wrong that it has right."""
+    answers = base_answers(n)
+    for document in gain:
+        assert not answers[document]
+        answers[document] = True
+    for document in lose:
+        assert answers[document]
+        answers[document] = False
+    return answers
+
+
+def wrong(first: int, count: int) -> list[int]:
+    """Documents from `first` on that plain has wrong."""
+    return [d for d in range(first, N) if d % 3 == 0][:count]
+
+
+class Sweep:
+    """A sweep's folder, made cell by cell."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.folder = folder
+        given: dict[str, Any] = {"layers": "6:8", "controls": "self_scale", **config}
+        arguments = "pretrained=mllm,base=org/base,layers=6:8"
+        self.config = SweepConfig.load(model="plam_llava", model_args=arguments, tasks="gqa", **given)
+        self.grid = make_grid(self.config, 8)
+        self._write_plan(self.grid)
+
+    def _write_plan(self, grid: Grid) -> None:
+        plan = {"config": self.config.model_dump(mode="json"), "grid": grid.to_dict()}
+        (self.folder / "sweep.json").write_text(json.dumps(plan))
+
+    def cell(
+        self, name: str, right: Sequence[bool] | None = None, *, task: str = "gqa", group: int = 1, **changes: Any
+    ) -> None:
+        """A finished cell with these answers."""
+        self.cell_of(name, {task: base_answers() if right is None else right}, group=group, **changes)
+
+    def cell_of(self, name: str, right: Answers, *, group: int = 1, **changes: Any) -> None:
+        assert name in [cell.name for cell in self.grid.cells]
+        folder = self.folder / "cells" / name
+        run = folder / "run"
+        run.mkdir(parents=True)
+        for task, answers in right.items():
+            rows = []
+            for doc, good in enumerate(answers):
+                row = {"doc_id": doc, "target": "yes", "input": changes.get("prompt", "?"), "exact_match": float(good)}
+                row["filtered_resps"] = ["yes" if good else "no"]
+                rows.append(row | ({"group": f"i{doc // group}"} if group > 1 else {}))
+            (run / f"now_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        block: dict[str, Any] = {"dtype": changes.get("dtype", "float32"), "provenance": {}}
+        if name != "plain":
+            block["provenance"]["merge"] = {"relative_change": {"6": 0.1, "7": 0.3}}
+        direction = {task: {"exact_match": changes.get("higher", True)} for task in right}
+        if "lower" in changes:
+            direction[changes["lower"]] = {"exact_match": False}
+        content = {"configs": {task: {} for task in right}, "results": {}, "higher_is_better": direction}
+        (run / "now_results.json").write_text(json.dumps({**content, "plam_eval": block}))
+        record = {"status": "finished", "results": "run/now_results.json", "seconds": {"merge": 0.5, "evaluate": 2.0}}
+        (folder / "cell.json").write_text(json.dumps(record))
+
+    def failed(self, name: str, error: str) -> None:
+        folder = self.folder / "cells" / name
+        folder.mkdir(parents=True)
+        (folder / "cell.json").write_text(json.dumps({"status": "failed", "error": error, "seconds": {"merge": 0.25}}))
+
+    def read(self, select: int | None = None) -> Findings:
+        return read_findings(self.folder, select)
+
+
+def row(found: Findings, cell: str) -> Any:
+    return found.cells.set_index("cell").loc[cell]
+
+
+# The answer in words
+
+
+def test_better_than_plain_but_no_more_than_the_scale_alone(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(3, 12)))
+    assert sweep.read().verdict() == (
+        "The only merge tried (layers 6:8, qkvo, 0.9 + 0.3), scores +0.100 against plain (12 gained, 0 lost, "
+        "p = 0.0005): better than plain, but not shown to differ from the same scale without the base. "
+        "Merge against scale control: +0.000, 1 gained, 1 lost, p = 1.00; 2 of 120 answers differ."
+    )
+
+
+def test_better_than_both(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(0, 2)))
+    text = sweep.read().verdict()
+    assert ": better than plain, and better than the same scale without the base. Merge against" in text
+    assert "+0.083, 10 gained, 0 lost, p = 0.002; 10 of 120 answers differ." in text
+
+
+def test_better_than_plain_but_worse_than_the_scale_alone(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(0, 30)))
+    assert ": better than plain, but worse than the same scale without the base." in sweep.read().verdict()
+
+
+def test_worse_than_plain_without_a_control(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, controls="none")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(lose=range(1, 40, 3)))
+    assert "worse than plain, and no scale control was run that would say" in sweep.read().verdict()
+
+
+def test_no_difference_shown(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 3), [1]))
+    sweep.cell(SCALE)
+    text = sweep.read().verdict()
+    assert "+0.017 against plain (3 gained, 1 lost, p = 0.62): no difference is shown. Merge against" in text
+
+
+def test_lower_is_better_is_worded_so(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain", higher=False)
+    sweep.cell(SPEC, changed(wrong(0, 12)), higher=False)
+    sweep.cell(SCALE, higher=False)
+    found = sweep.read()
+    assert "(0 gained, 12 lost, p = 0.0005): worse than plain, and worse than the same scale" in found.verdict()
+    assert found.selection is not None and found.selection.difference_chosen == pytest.approx(-0.1)
+
+
+def test_a_mean_of_both_directions_is_warned_of(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, controls="none")
+    for name in ("plain", SPEC):
+        sweep.cell_of(name, {"gqa": base_answers(), "loss": base_answers()}, lower="loss")
+    assert sweep.read().warnings == ("lower is better in loss, higher in the others: their mean says nothing",)
+
+
+# Selection
+
+
+def test_chosen_on_the_first_documents_and_reported_on_the_others(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, layers="6:8,all", select=30)
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 5)))  # looks best where it is chosen, is nothing where it is reported
+    sweep.cell(OTHER, changed(wrong(0, 2) + wrong(30, 20)))
+    found = sweep.read()
+    assert found.selection is not None
+    chosen = found.selection
+    assert (chosen.cell, chosen.tried, chosen.held_out) == (SPEC, 2, True)
+    assert (chosen.chosen_on, chosen.reported_on) == ({"gqa": 30}, {"gqa": 90})
+    assert chosen.difference_chosen == pytest.approx(5 / 30)
+    assert (row(found, SPEC)["documents"], row(found, SPEC)["difference"]) == (90, 0)
+    assert (row(found, OTHER)["gained"], row(found, OTHER)["difference"]) == (20, pytest.approx(20 / 90))
+    assert {len(run.samples) for run in found.runs.values()} == {90}
+    assert min(found.runs[SPEC].samples["doc_id"]) == 30
+    assert found.verdict().startswith("The best of 2 merges, chosen on other documents (layers 6:8, qkvo, 0.9 + 0.3)")
+    assert "same documents" not in found.verdict()
+
+
+def test_choosing_on_all_documents_says_so_and_judges_by_the_adjusted_p(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, layers="6:8,all", select=30, controls="none")
+    sweep.cell("plain")
+    sweep.cell(SPEC)
+    sweep.cell(OTHER, changed(wrong(0, 6)))
+    found = sweep.read(select=0)
+    assert found.selection is not None
+    assert (found.selection.cell, found.selection.held_out, found.selection.chosen_on) == (OTHER, False, {"gqa": N})
+    assert (row(found, OTHER)["p"], row(found, OTHER)["p_holm"]) == (0.03125, 0.0625)
+    text = found.verdict()
+    assert "The best of 2 merges, chosen on the same documents (layers 0:8" in text
+    assert "p = 0.031): no difference is shown. Chosen and reported on the same documents" in text
+    assert text.endswith("looks better than it is; adjusted for all settings p = 0.062.")
+
+
+def test_select_of_the_call_goes_over_the_configs(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, select=30, controls="none")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 6)))
+    sizes = [
+        (f.selection.chosen_on["gqa"], f.selection.reported_on["gqa"])
+        for f in map(sweep.read, (None, 50, 0))
+        if f.selection
+    ]
+    assert sizes == [(30, 90), (50, 70), (120, 120)]
+
+
+def test_documents_of_one_image_are_not_torn_apart(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, select=31, controls="none")
+    sweep.cell("plain", group=4)
+    sweep.cell(SPEC, group=4)
+    found = sweep.read()
+    assert found.selection is not None
+    assert (found.selection.chosen_on, found.selection.reported_on) == ({"gqa": 32}, {"gqa": 88})
+
+
+def _samples(**groups: Sequence[str]) -> pd.DataFrame:
+    return pd.concat(
+        [pd.DataFrame({"task": task, "doc_id": range(len(g)), "group": g}) for task, g in groups.items()],
+        ignore_index=True,
+    )
+
+
+def test_split() -> None:
+    samples = _samples(a=["image x", "image y", "image x", "image z"], b=["document 0", "document 1", "document 2"])
+    chosen, others = split(samples.sample(frac=1, random_state=0), 1)
+    assert sorted(chosen.itertuples(index=False, name=None)) == [("a", 0), ("a", 2), ("b", 0)]
+    assert sorted(others.itertuples(index=False, name=None)) == [("a", 1), ("a", 3), ("b", 1), ("b", 2)]
+    everything = split(samples, None)
+    assert all(len(keys) == 7 for keys in everything)
+
+
+def test_questions_of_one_subject_may_be_split() -> None:
+    chosen, others = split(_samples(mmmu=["subject Art", "subject Music"] * 4), 2)
+    assert (len(chosen), len(others)) == (2, 6)
+
+
+def test_ten_comes_after_nine() -> None:
+    samples = _samples(a=[f"document {n}" for n in range(12)]).assign(doc_id=[str(n) for n in range(12)])
+    assert sorted(split(samples, 3)[0]["doc_id"]) == ["0", "1", "2"]
+
+
+def test_a_selection_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, controls="none")
+    sweep.cell_of("plain", {"gqa": base_answers(), "mmstar": base_answers(40)})
+    sweep.cell_of(SPEC, {"gqa": base_answers(), "mmstar": base_answers(40)})
+    with pytest.raises(ValueError, match="choosing on 40 documents leaves none of mmstar to report on"):
+        sweep.read(select=40)
+    assert sweep.read(select=39).selection is not None
+
+
+# Unfinished and unfit cells
+
+
+def test_failed_and_missing_cells_do_not_disturb_the_others(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, layers="6:8,all,0:2", controls="self_scale")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(0, 11)))
+    sweep.failed(OTHER, "MergeError: shapes")
+    found = sweep.read()
+    assert found.cells["cell"].tolist() == [cell.name for cell in sweep.grid.cells]
+    assert row(found, OTHER)[["status", "error"]].tolist() == ["failed", "MergeError: shapes"]
+    assert row(found, OTHER)["merge_seconds"] == 0.25 and math.isnan(row(found, OTHER)["evaluate_seconds"])
+    assert row(found, "layers-0-2_qkvo_0.9+0.3")["status"] == "missing"
+    assert found.cells.set_index("cell")["difference"].dropna().index.tolist() == [SPEC, SCALE]
+    assert sorted(found.runs) == sorted(["plain", SPEC, SCALE])
+    assert found.controls["merged"].tolist() == [SPEC]
+    assert found.selection is not None and found.selection.tried == 1
+    p = found.cells.set_index("cell")
+    assert p.loc[[SPEC, SCALE], "p_holm"].tolist() == pytest.approx(stats.holm(p.loc[[SPEC, SCALE], "p"].tolist()))
+
+
+@pytest.mark.parametrize("finished", [[], ["plain"], [SPEC, SCALE]])
+def test_nothing_to_say_yet(tmp_path: Path, finished: list[str]) -> None:
+    sweep = Sweep(tmp_path)
+    for name in finished:
+        sweep.cell(name)
+    found = sweep.read()
+    assert found.verdict().startswith("Nothing to say yet")
+    assert found.selection is None and found.tasks.empty and found.controls.empty
+    assert found.cells["difference"].isna().all() and "p_holm" in found.cells
+    assert sorted(found.runs) == sorted(finished)
+    found.write()
+    assert len(pd.read_parquet(tmp_path / "cells.parquet")) == len(found.cells)
+
+
+def test_plain_and_a_control_choose_nothing(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SCALE, changed(wrong(0, 12)))
+    found = sweep.read()
+    assert found.selection is None
+    assert row(found, SCALE)["gained"] == 12
+
+
+def test_a_cell_that_asked_otherwise_is_named(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, prompt="!")
+    with pytest.raises(
+        IncomparableError, match=r"plain and layers-6-8_qkvo_0\.9\+0\.3 cannot be compared(.|\n)*prompts"
+    ):
+        sweep.read()
+
+
+def test_warnings_name_their_cell(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, dtype="bfloat16")
+    assert sweep.read().warnings == (f"{SPEC}: dtype differs: float32 and bfloat16",)
+
+
+def test_no_sweep_and_a_broken_cell(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match="no sweep there"):
+        read_findings(tmp_path)
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    (tmp_path / "cells" / "plain" / "run" / "now_samples_gqa.jsonl").unlink()
+    with pytest.raises(RecordError, match="log_samples"):
+        sweep.read()
+
+
+# The tables
+
+
+def test_cells_against_plain(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, controls="self_scale,noise", seeds="4")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12), [1, 2]))
+    sweep.cell(SCALE, changed(wrong(0, 11)))
+    sweep.cell(f"{SPEC}_noise4", changed(lose=[1]))
+    found = sweep.read()
+    one = row(found, SPEC)
+    assert one[["kind", "layers", "start", "end", "modules"]].tolist() == ["merged", "6:8", 6, 8, "qkvo"]
+    assert one[["model_weight", "base_weight", "rule", "seed"]].tolist() == [0.9, 0.3, "weighted_sum", 0]
+    assert one[["status", "merge_seconds", "evaluate_seconds"]].tolist() == ["finished", 0.5, 2.0]
+    assert one["relative_change"] == pytest.approx(0.2)
+    assert one[["documents", "groups", "gained", "lost", "test"]].tolist() == [N, N, 12, 2, "mcnemar"]
+    (expected,) = stats.compare(found.runs["plain"].samples, found.runs[SPEC].samples)[:1]
+    assert (one["p"], one["low"], one["high"]) == (expected.p, expected.low, expected.high)
+    assert found.compared[SPEC][0] == expected
+    plain = row(found, "plain")
+    assert plain["second"] == one["first"] == pytest.approx(2 / 3)
+    assert plain["parsable_second"] == 1.0 and math.isnan(plain["difference"])
+    assert row(found, f"{SPEC}_noise4")[["kind", "rule", "seed"]].tolist() == ["control", "noise", 4]
+    others = found.cells[found.cells["kind"] != "plain"]
+    assert others["p_holm"].tolist() == pytest.approx(stats.holm(others["p"].tolist()))
+    assert others["p_holm"].gt(others["p"]).any()
+
+
+def test_tasks_and_their_mean(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, controls="none")
+    sweep.cell_of("plain", {"gqa": base_answers(), "mmstar": base_answers(30)})
+    sweep.cell_of(SPEC, {"gqa": changed(wrong(0, 12)), "mmstar": changed(lose=[1], n=30)})
+    found = sweep.read()
+    assert found.tasks[["cell", "task"]].values.tolist() == [[SPEC, "gqa"], [SPEC, "mmstar"], [SPEC, "overall"]]
+    assert found.tasks["difference"].tolist() == pytest.approx([0.1, -1 / 30, (0.1 - 1 / 30) / 2])
+    assert row(found, SPEC)["difference"] == pytest.approx((0.1 - 1 / 30) / 2)
+
+
+def test_controls_are_first_and_the_merge_second(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, layers="6:8,all")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(0, 4), [1, 2]))
+    sweep.cell(OTHER)  # its control is missing
+    (found,) = sweep.read().controls.to_dict("records")
+    assert (found["merged"], found["rule"], found["control"]) == (SPEC, "self_scale", SCALE)
+    assert (found["gained"], found["lost"], found["answers_differ"]) == (10, 0, 10)
+    assert found["difference"] == pytest.approx(10 / N) == pytest.approx(found["second"] - found["first"])
+    assert found["p"] == pytest.approx(2 / 2**10)
+
+
+def test_written_tables_are_those_shown(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    found = sweep.read()
+    found.write()
+    for name in ("cells", "tasks", "controls"):
+        shown = getattr(found, name)
+        assert (
+            len(pd.read_csv(tmp_path / f"{name}.csv"))
+            == len(pd.read_parquet(tmp_path / f"{name}.parquet"))
+            == len(shown)
+        )
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "tasks.parquet"), found.tasks)
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_cells_in_words() -> None:
+    cell = {"kind": "control", "layers": "6:8", "modules": "qkvo", "model_weight": 0.9, "base_weight": 0.3, "seed": 0}
+    assert describe({**cell, "rule": "noise"}) == "layers 6:8, qkvo, 0.9 + 0.3, noise"
+    assert describe({**cell, "rule": "noise", "seed": 4}) == "layers 6:8, qkvo, 0.9 + 0.3, noise, seed 4"
+    assert describe({**cell, "rule": "weighted_sum"}) == "layers 6:8, qkvo, 0.9 + 0.3"
+    assert describe({"kind": "plain"}) == "plain"
+    assert [format_p(p) for p in (1.0, 0.049, 0.01, 0.0099, 7.3e-5, math.nan)] == [
+        "1.00",
+        "0.049",
+        "0.01",
+        "0.0099",
+        "7e-05",
+        "-",
+    ]

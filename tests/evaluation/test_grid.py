@@ -1,0 +1,341 @@
+"""What `plam sweep` sweeps: its configuration and the cells made from it. Nothing is merged here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from plam_eval.evaluation.sweep import Cell, Grid, SweepConfig, SweepError, layer_ranges, make_grid, module_group
+from plam_eval.spec import GROUPS, PlateauSpec, SpecError, load_spec
+
+ARGS = "pretrained=mllm,base=org/base,layers=6:8"
+
+
+def config(**changes: Any) -> SweepConfig:
+    return SweepConfig.load(
+        **{"model": "plam_llava", "model_args": ARGS, "tasks": "pope", "controls": "none", **changes}
+    )
+
+
+def grid(depth: int = 8, /, **changes: Any) -> Grid:
+    return make_grid(config(**changes), depth)
+
+
+def names(made: Grid, kind: str) -> list[str]:
+    return [cell.name for cell in made.cells if cell.kind == kind]
+
+
+def spec(made: Grid, name: str) -> PlateauSpec:
+    (found,) = [cell.spec for cell in made.cells if cell.name == name]
+    assert found is not None
+    return found
+
+
+def refused(**changes: Any) -> str:
+    with pytest.raises(SweepError) as error:
+        grid(**changes)
+    return str(error.value)
+
+
+# Words for layers
+
+
+@pytest.mark.parametrize(
+    ("word", "layers", "ranges"),
+    [
+        ("all", 8, [(0, 8)]),
+        ("early", 8, [(0, 2)]),
+        ("middle", 8, [(2, 6)]),
+        ("late", 8, [(6, 8)]),
+        ("early", 28, [(0, 9)]),
+        ("middle", 28, [(9, 19)]),
+        ("late", 28, [(19, 28)]),
+        ("early", 36, [(0, 12)]),
+        ("middle", 36, [(12, 24)]),
+        ("late", 36, [(24, 36)]),
+        ("24:36", 36, [(24, 36)]),
+        ("0:1", 8, [(0, 1)]),
+        ("starts", 3, [(0, 3), (1, 3), (2, 3)]),
+        ("starts:4", 8, [(0, 8), (4, 8)]),
+        ("starts:12", 28, [(0, 28), (12, 28), (24, 28)]),
+        ("windows:4", 8, [(0, 4), (4, 8)]),
+        ("windows:4:2", 8, [(0, 4), (2, 6), (4, 8)]),
+        ("windows:12", 28, [(0, 12), (12, 24)]),  # a rest of four is no window
+        ("windows:8", 8, [(0, 8)]),
+    ],
+)
+def test_layer_words(word: str, layers: int, ranges: list[tuple[int, int]]) -> None:
+    assert layer_ranges(word, layers) == ranges
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("7:9", "5:5", "6:2", "-1:4", "1:2:3", "3", "a:b", "x", "early:2"),
+        *("starts:0", "starts:1:2", "windows", "windows:0", "windows:9", "windows:2:0"),
+    ],
+)
+def test_words_that_mean_nothing(word: str) -> None:
+    with pytest.raises(SweepError, match=r"expected start:end within 0:8, plateau, early, middle, late, all, starts"):
+        layer_ranges(word, 8)
+
+
+def test_plateau_is_the_range_of_the_spec() -> None:
+    assert layer_ranges("plateau", 36, load_spec("qwen3-vl-8b")) == [(24, 36)]
+    with pytest.raises(SweepError, match="'plateau' needs a plateau in --model_args"):
+        layer_ranges("plateau", 36)
+    with pytest.raises(SweepError, match="'early' of a decoder of 2 layers is empty"):
+        layer_ranges("early", 2)
+
+
+def test_names_of_module_sets() -> None:
+    assert [module_group(modules) for modules in GROUPS.values()] == list(GROUPS)
+    assert module_group(("q_proj", "v_proj")) == "q_proj+v_proj"
+
+
+# Cells
+
+
+def test_a_grid_is_every_combination_and_plain_first() -> None:
+    made = grid(layers="6:8,all", weights="0.9+0.3,0.8+0.4", modules="qkvo,q_proj+v_proj")
+    assert made.cells[0] == Cell("plain", "plain", None)
+    assert len(names(made, "merged")) == len(made.cells) - 1 == 8
+    assert len({cell.name for cell in made.cells}) == len({c.spec.digest() for c in made.cells if c.spec}) + 1 == 9
+    one = spec(made, "layers-0-8_q_proj+v_proj_0.8+0.4")
+    assert (one.base_model, one.layer_range, one.modules) == ("org/base", (0, 8), ("q_proj", "v_proj"))
+    assert (one.weights.model, one.weights.base_model, one.rule) == (0.8, 0.4, "weighted_sum")
+    assert made.controls == {name: {} for name in names(made, "merged")}
+
+
+def test_what_the_grid_leaves_out_is_the_plateaus() -> None:
+    made = grid(36, model_args="pretrained=mllm,plateau=qwen3-vl-8b,modules=qk")
+    assert names(made, "merged") == ["layers-24-36_qk_0.9+0.3"]
+    assert spec(made, "layers-24-36_qk_0.9+0.3").base_model == "Qwen/Qwen3-8B"
+    given = grid(36, model_args="pretrained=mllm,plateau=qwen3-vl-8b", base_model="org/mine")
+    assert spec(given, names(given, "merged")[0]).base_model == "org/mine"
+    bare = grid(model_args="pretrained=mllm", base_model="org/base", layers="late")
+    assert names(bare, "merged") == ["layers-6-8_qkvo_0.9+0.3"]
+
+
+def test_ranges_named_twice_run_once() -> None:
+    assert names(grid(layers="late,6:8,plateau,windows:2:6"), "merged") == [
+        "layers-6-8_qkvo_0.9+0.3",
+        "layers-0-2_qkvo_0.9+0.3",
+    ]
+
+
+def test_every_rule_controls_every_merge() -> None:
+    made = grid(layers="6:8,0:2", controls="self_scale,normalized,noise", seeds="0,7")
+    assert len(names(made, "merged")) == 2 and len(names(made, "control")) == 8
+    name = "layers-6-8_qkvo_0.9+0.3"
+    assert made.controls[name] == {
+        "self_scale": (f"{name}_self_scale",),
+        "normalized": (f"{name}_normalized",),
+        "noise": (f"{name}_noise0", f"{name}_noise7"),  # only it draws
+    }
+    assert spec(made, f"{name}_noise7").seed == 7
+    assert spec(made, f"{name}_self_scale").rule == "self_scale"
+    assert all(spec(made, c).layer_range == (6, 8) for c in sum(made.controls[name].values(), ()))
+
+
+def test_one_scale_controls_all_merges_of_its_sum() -> None:
+    made = grid(weights="0.9+0.3,0.8+0.4", controls="self_scale")
+    assert names(made, "control") == ["layers-6-8_qkvo_0.9+0.3_self_scale"]
+    first, second = names(made, "merged")
+    assert made.controls[first] == made.controls[second] == {"self_scale": ("layers-6-8_qkvo_0.9+0.3_self_scale",)}
+
+
+@pytest.mark.parametrize("weights", ["0.9+0.3,0.75+0.25", "0.75+0.25,0.9+0.3"])
+def test_a_merge_that_controls_another_counts_as_a_merge(weights: str) -> None:
+    made = grid(weights=weights, controls="normalized")
+    assert len(names(made, "merged")) == 2 and names(made, "control") == []
+    normalised = next(c for c in made.cells if c.spec and c.spec.weights.model == 0.75)
+    other = next(c.name for c in made.cells if c.spec and c.spec.weights.model == 0.9)
+    assert normalised.kind == "merged"
+    assert made.controls[other] == {"normalized": (normalised.name,)}
+    assert made.controls[normalised.name] == {}  # it is its own
+
+
+def test_scale_alone_as_a_merge_is_a_cell_of_its_own_kind() -> None:
+    made = grid(weights="0.9+0.3,1.2+0", controls="self_scale,normalized")
+    (scaled,) = [cell for cell in made.cells if cell.spec and cell.spec.weights.model == 1.2]
+    assert scaled.kind == "merged"
+    assert made.controls["layers-6-8_qkvo_0.9+0.3"]["self_scale"] == (scaled.name,)
+    assert made.controls[scaled.name] == {"normalized": ("plain",)}  # 1.2 / 1.2 leaves everything as it is
+
+
+def test_merges_that_change_nothing_are_left_out() -> None:
+    assert names(grid(weights="1+0,0.9+0.3"), "merged") == ["layers-6-8_qkvo_0.9+0.3"]
+    assert "leaves the model as it is; expected other weights than 1 + 0" in refused(weights="1+0")
+
+
+def test_a_grid_survives_its_file() -> None:
+    made = grid(layers="starts:4", controls="self_scale,noise", seeds="1,2")
+    assert Grid.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_cells_of_an_earlier_call_are_kept() -> None:
+    early, late = grid(layers="0:2,6:8", controls="self_scale"), grid(layers="6:8,all")
+    both = late.with_earlier(early)
+    assert names(both, "merged") == [*names(late, "merged"), "layers-0-2_qkvo_0.9+0.3"]
+    assert names(both, "control") == names(early, "control")
+    assert [cell.name for cell in both.cells].count("plain") == 1
+    assert set(both.controls) == set(names(both, "merged"))
+    assert both.controls["layers-0-2_qkvo_0.9+0.3"] == early.controls["layers-0-2_qkvo_0.9+0.3"]
+    assert late.with_earlier(late) == late
+
+
+def test_one_name_for_two_merges_is_refused() -> None:
+    early, late = grid(), grid(base_model="org/another")
+    with pytest.raises(SweepError, match=r"layers-6-8_qkvo_0\.9\+0\.3: finished before with another merge"):
+        late.with_earlier(early)
+
+
+def test_what_cannot_be_a_grid() -> None:
+    assert "no base LLM: give --base" in refused(model_args="pretrained=mllm", layers="all")
+    assert "the plateau's rule is self_scale" in refused(model_args=f"{ARGS},rule=self_scale")
+    assert "layers: found '6:9'" in refused(layers="6:9")
+    with pytest.raises(SpecError, match=r"\[6, 8\) does not fit the model, which has 7 decoder layers"):
+        grid(7)
+    with pytest.raises(SpecError, match="unknown module 'qkv', did you mean 'qkvo'"):
+        grid(modules="qkv")
+
+
+# The configuration
+
+
+def test_a_file_and_flags_say_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    content = {
+        "model": "plam_llava",
+        "model_args": ARGS,
+        "tasks": ["pope", "mme"],
+        "layers": ["6:8", "starts:4"],
+        "weights": [[0.9, 0.3], "0.8+0.4"],
+        "modules": ["qkvo", "q_proj+v_proj"],
+        "controls": ["self_scale"],
+        "seeds": [0, 1],
+        "select": 40,
+        "limit": 120,
+    }
+    file.write_text(yaml.safe_dump(content))
+    flags = {"tasks": "pope, mme", "layers": "6:8,starts:4", "weights": "0.9+0.3, 0.8 + 0.4", "seeds": "0,1"}
+    flags |= {"modules": "qkvo,q_proj+v_proj", "controls": "self_scale"}
+    read = SweepConfig.load(file)
+    assert read == SweepConfig.load(model="plam_llava", model_args=ARGS, select=40, limit=120, **flags)
+    assert read.weights == ((0.9, 0.3), (0.8, 0.4))
+    assert SweepConfig.model_validate(read.model_dump(mode="json")) == read
+    assert SweepConfig.load(file, limit=8, select=None).limit == 8
+    assert SweepConfig.load(file, limit=8, select=None).select == 40
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "value"),
+    [
+        ("weights", [0.9, 0.3], ((0.9, 0.3),)),
+        ("weights", "-0.5+1.5", ((-0.5, 1.5),)),
+        ("weights", [[1, 1]], ((1.0, 1.0),)),
+        ("layers", "all", ("all",)),
+        ("seeds", 3, (3,)),
+        ("controls", "none", ()),
+        ("controls", [], ()),
+        ("tasks", "pope,", ("pope",)),
+    ],
+)
+def test_short_forms(key: str, written: Any, value: Any) -> None:
+    assert getattr(config(**{key: written}), key) == value
+
+
+def test_all_controls_unless_said_otherwise() -> None:
+    read = SweepConfig.load(model="plam_llava", tasks="pope")
+    assert (read.controls, read.seeds, read.layers) == (("self_scale", "normalized", "noise"), (0,), ("plateau",))
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    bad = {"model": "plam_lava", "layer": "all", "weights": "0.9", "controls": "noice", "limit": 0, "seeds": "x"}
+    file.write_text(yaml.safe_dump(bad))
+    with pytest.raises(SweepError) as error:
+        SweepConfig.load(file)
+    text = str(error.value)
+    for line in (
+        f"sweep {file}: 7 problem(s)",
+        "model: unknown model 'plam_lava', did you mean 'plam_llava'?",
+        "layer: unknown key, did you mean 'layers'?",
+        "weights: found '0.9', expected pairs such as 0.9+0.3",
+        "controls: unknown control 'noice', did you mean 'noise'?",
+        "limit: found 0",
+        "seeds: found 'x'",
+        "tasks: missing",
+    ):
+        assert line in text, line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ""}, "tasks: found"),
+        ({"select": -1}, "select: found -1"),
+        ({"offset": -1}, "offset: found -1"),
+        ({"controls": "weighted_sum"}, "unknown control 'weighted_sum'"),
+        ({"weights": [[0.9]]}, "weights.0"),
+    ],
+)
+def test_bad_values(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SweepError, match=message):
+        config(**change)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- a", "found list, expected a mapping"), ("", "found NoneType"), ("a: [", "cannot be read")],
+)
+def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "sweep.yaml").write_text(content)
+    with pytest.raises(SweepError, match=message):
+        SweepConfig.load(tmp_path / "sweep.yaml")
+    with pytest.raises(SweepError, match="cannot be read"):
+        SweepConfig.load(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"weights": 0.9}, "weights: found 0.9, expected pairs"),
+        ({"seeds": [True]}, "seeds: found True, expected whole numbers"),
+        ({"seeds": "-1"}, "seeds: found '-1', expected whole numbers"),
+        ({"layers": ""}, "layers: found '', expected at least one word"),
+        ({"layers": [["1:2"]]}, r"layers: found \['1:2'\], expected words"),
+    ],
+)
+def test_forms_that_mean_nothing(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(SweepError, match=says):
+        SweepConfig.load(model="plam_llava", tasks="pope", **given)
+
+
+def test_a_control_that_cannot_be_is_said_in_words() -> None:
+    config = SweepConfig.load(
+        model="plam_llava", model_args="pretrained=m", base_model="b", tasks="pope", layers="all", weights="1+-1"
+    )
+    with pytest.raises(ValueError, match="divides by the sum of the weights"):
+        make_grid(config, 8)
+
+
+def test_weights_that_differ_late_have_names_of_their_own() -> None:
+    config = SweepConfig.load(
+        model="plam_llava",
+        model_args="pretrained=m",
+        base_model="b",
+        tasks="pope",
+        layers="all",
+        weights="0.3333333+0.5,0.3333334+0.5",
+        controls="none",
+    )
+    assert [cell.name for cell in make_grid(config, 8).cells[1:]] == [
+        "layers-0-8_qkvo_0.3333333+0.5",
+        "layers-0-8_qkvo_0.3333334+0.5",
+    ]

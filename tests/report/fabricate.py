@@ -1,0 +1,164 @@
+"""Sweep and run folders in the layout that evaluations leave, written without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plam_eval.evaluation.sweep import CELL, CELLS, PLAIN, PLAN, Cell, Grid, SweepConfig, make_grid
+
+Document = dict[str, Any]
+"""task, doc_id, prompt, target, answer, score; group where documents share an image."""
+
+VERSIONS = {"python": "3.11", "plam-eval": "0.1.0", "lmms-eval": "0.7.3"}
+
+
+def documents(tasks: Sequence[str], count: int, right: int | None = None) -> list[Document]:
+    """Yes/no documents; of each task the first `right` (all by default) are answered right."""
+    return [
+        {
+            "task": task,
+            "doc_id": number,
+            "prompt": f"Is there a cat in picture {number} of {task}?",
+            "target": "yes" if number % 2 else "no",
+            "answer": ("yes" if number % 2 else "no") if right is None or number < right else "perhaps",
+            "score": float(right is None or number < right),
+        }
+        for task in tasks
+        for number in range(count)
+    ]
+
+
+def changed(given: Iterable[Document], answers: Mapping[tuple[str, int], tuple[str, float]]) -> list[Document]:
+    """Documents with other answers and scores for some, by (task, doc_id)."""
+    return [
+        {**document, **dict(zip(("answer", "score"), answers[key], strict=True))}
+        if (key := (document["task"], document["doc_id"])) in answers
+        else document
+        for document in given
+    ]
+
+
+def write_run(folder: Path, given: Sequence[Document], **block: Any) -> Path:
+    """A results file and its sample logs; `block` goes over what our wrappers record. Gives the results file."""
+    tasks = list(dict.fromkeys(document["task"] for document in given))
+    folder.mkdir(parents=True, exist_ok=True)
+    recorded = {
+        "wrapper": "plam_llava",
+        "plain": True,
+        "mode": "chat",
+        "dtype": "float32",
+        "arguments": {},
+        "provenance": {
+            "versions": VERSIONS,
+            "commit": "c0ffee",
+            "spec": None,
+            "digest": None,
+            "checkpoint": {"name": "pair/mllm", "sha256": "ab" * 32},
+            "base": None,
+            "merge": None,
+        },
+    }
+    results = {
+        "results": {t: {"alias": t, "pope_accuracy,none": 0.5, "pope_accuracy_stderr,none": "N/A"} for t in tasks},
+        "configs": {task: {"task": task, "generation_kwargs": {"max_new_tokens": 8}} for task in tasks},
+        "higher_is_better": {task: {"score": True} for task in tasks},
+        "versions": dict.fromkeys(tasks, 0),
+        "config": {
+            "model": "pair/mllm",
+            "model_args": "pretrained=pair/mllm,plateau=none",
+            "batch_size": 1,
+            "limit": 8.0,
+            "offset": 0,
+            "gen_kwargs": None,
+            "resolved_cli_args": {"model": "plam_llava", "tasks": ",".join(tasks)},
+        },
+        "date": "20260101_000000",
+        "lmms_eval_version": "0.7.3",
+        "total_evaluation_time_seconds": "3.5",
+        "plam_eval": recorded | block,
+    }
+    file = folder / "20260101_000000_results.json"
+    file.write_text(json.dumps(results), encoding="utf-8")
+    for task in tasks:
+        lines = [
+            {
+                "doc_id": document["doc_id"],
+                "target": document["target"],
+                "filtered_resps": [document["answer"]],
+                "input": document["prompt"],
+                "score": document["score"],
+                **({"group": document["group"]} if "group" in document else {}),
+            }
+            for document in given
+            if document["task"] == task
+        ]
+        log = folder / f"20260101_000000_samples_{task}.jsonl"
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return file
+
+
+def write_sweep(
+    folder: Path,
+    cells: Mapping[str, Sequence[Document] | str],
+    *,
+    layers: str = "6:8,all",
+    weights: str = "0.9+0.3",
+    controls: str = "self_scale",
+    num_layers: int = 8,
+    **config: Any,
+) -> Grid:
+    """A sweep's folder. `cells` holds documents by name, or the error of a cell that failed; others are not run."""
+    read = SweepConfig.load(
+        model="plam_llava",
+        model_args="pretrained=pair/mllm",
+        base_model="pair/base",
+        tasks="pope,mmstar",
+        layers=layers,
+        weights=weights,
+        controls=controls,
+        **config,
+    )
+    grid = make_grid(read, num_layers)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {
+        "config": read.model_dump(mode="json"),
+        "settings": {
+            "model": "plam_llava",
+            "model_args": {"pretrained": "pair/mllm"},
+            "checkpoint": {"folder": "/models/pair/mllm", "sha256": "ab" * 32},
+            "bases": {"pair/base": {"sha256": "cd" * 32}},
+            "versions": VERSIONS,
+        },
+        "grid": grid.to_dict(),
+        "num_layers": num_layers,
+        "working_directory": "/no/such/folder",
+        "command": ["plam", "sweep", "--model", "plam_llava", "--output", "a b"],
+    }
+    (folder / PLAN).write_text(json.dumps(plan), encoding="utf-8")
+    names = {cell.name: cell for cell in grid.cells}
+    for name, content in cells.items():
+        _write_cell(folder / CELLS / name, names[name], content)
+    return grid
+
+
+def _write_cell(folder: Path, cell: Cell, content: Sequence[Document] | str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {**cell.to_dict(), "seconds": {"merge": 0.02, "evaluate": 3.0}}
+    if isinstance(content, str):
+        record |= {"status": "failed", "error": content}
+    else:
+        spec = cell.spec.to_dict() if cell.spec else None
+        provenance = {
+            "versions": VERSIONS,
+            "commit": "c0ffee",
+            "spec": spec,
+            "digest": cell.spec.digest() if cell.spec else None,
+            "checkpoint": {"name": "pair/mllm", "sha256": "ab" * 32},
+            "merge": {"relative_change": {"6": 0.2, "7": 0.3}, "warnings": ["rope_theta differs"]} if spec else None,
+        }
+        file = write_run(folder / "run", content, plain=cell.name == PLAIN, provenance=provenance)
+        record |= {"status": "finished", "results": str(file.relative_to(folder))}
+    (folder / CELL).write_text(json.dumps(record), encoding="utf-8")
