@@ -293,7 +293,7 @@ def sweep_command(
             documents = harness.count_documents(
                 read.tasks, limit=read.limit, offset=read.offset, include_path=read.include_path
             )
-        except (OSError, ValueError) as error:  # what `datasets` raises for one that is not to be had
+        except harness.EvaluationError as error:
             console.print(f"[yellow]warning[/]: documents not counted: {error}", highlight=False, soft_wrap=True)
             documents = None
         console.print(tables.plan(job, documents))

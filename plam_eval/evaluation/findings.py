@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -55,7 +56,7 @@ class Findings:
             for the mean over tasks, control first and merge second; answers_differ, of the reported documents.
         selection: None while fewer than one merged cell and plain are finished.
         compared: what `tasks` shows, by cell.
-        runs: finished runs by cell, with the reported documents only.
+        runs: finished runs by cell; once there is something to compare, with the reported documents only.
         warnings: differences between cells that a reader should know of.
     """
 
@@ -80,9 +81,9 @@ class Findings:
             return "Nothing to say yet: the plain model and at least one merge have to be finished."
         row = self.cells.set_index("cell").loc[self.selection.cell]
         tried, where = self.selection.tried, "other" if self.selection.held_out else "the same"
-        chosen = f"The best of {tried} merges, chosen on {where} documents" if tried > 1 else "The only merge tried"
+        chosen = f"Best of {tried} merges, chosen on {where} documents" if tried > 1 else "One merge"
         text = (
-            f"{chosen} ({describe(row)}), scores {row['difference']:+.3f} against plain "
+            f"{chosen}: {describe(row)}. It scores {row['difference']:+.3f} against plain "
             f"({row['gained']} gained, {row['lost']} lost, p = {format_p(row['p'])}): "
         )
         beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == "self_scale")]
@@ -126,7 +127,8 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         target = path.with_name(f"{path.name}{suffix}")
         partial = target.with_name(f".{target.name}.partial")
         if suffix == ".csv":
-            table.to_csv(partial, index=False)
+            # Quoted: pandas leaves a lone carriage return in an answer bare, and readers take it for a line end.
+            table.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC)
         else:
             table.to_parquet(partial, index=False)
         partial.replace(target)
@@ -226,6 +228,22 @@ def _evaluated(
     if len(set(runs[PLAIN].directions.values())) > 1:
         falling = ", ".join(task for task, direction in runs[PLAIN].directions.items() if direction < 0)
         warnings = (*warnings, f"lower is better in {falling}, higher in the others: their mean says nothing")
+    if len(others) * stats.SMALLEST_P >= SIGNIFICANT:
+        warnings = (
+            *warnings,
+            f"{len(others)} settings: sign flips give no p below {stats.SMALLEST_P:g}, so p Holm cannot fall below "
+            f"{SIGNIFICANT}",
+        )
+    unscored = sorted(
+        {str(t) for r in runs.values() for t in r.samples.loc[r.samples["score"].isna(), "task"].unique()}
+    )
+    if unscored:
+        kept = [task for task in runs[PLAIN].tasks if task not in unscored]
+        if not kept:
+            raise ValueError(f"{', '.join(unscored)}: documents without a score in some cell, and no other task")
+        runs = {name: run.only(kept) for name, run in runs.items()}
+        others = {name: run for name, run in runs.items() if name != PLAIN}
+        warnings = (*warnings, f"{', '.join(unscored)}: left out, since documents have no score in some cell")
     chosen_on, reported_on = split(runs[PLAIN].samples, select)
     reported = {name: Run(run.file, run.results, _rows(run, reported_on)) for name, run in runs.items()}
     beside = [
@@ -261,7 +279,7 @@ def _evaluated(
         pd.DataFrame([{"cell": name, **asdict(task)} for name, c in compared.items() for task in c]).astype(
             {"needed": "Int64"}
         ),
-        pd.DataFrame(controls) if controls else empty.controls,
+        pd.DataFrame(controls).astype({"needed": "Int64"}) if controls else empty.controls,
         _select(table, runs, chosen_on, reported_on, held_out=select is not None),
         compared,
         reported,

@@ -258,6 +258,9 @@ def evaluate(
         # Some tasks write submission files during aggregation, to the working directory unless told where.
         args.output_path = str(output) if output is not None else scratch
         args.model, args.model_args, args.tasks = _model_id(model), model_args, ",".join(names)
+        # Besides, what is noted of the call in the results.
+        args.limit, args.offset, args.gen_kwargs, args.batch_size = limit, offset, gen_kwargs, batch_size
+        args.include_path, args.force_simple = str(include_path) if include_path else None, force_simple
         date = get_datetime_str()
         results = evaluator.simple_evaluate(
             model=model,
@@ -289,18 +292,39 @@ def count_documents(
 ) -> dict[str, int]:
     """Documents that an evaluation would ask about, by task; their datasets are loaded for it.
 
-    Raises EvaluationError for an unknown task; whatever `datasets` raises where one cannot be had.
+    Raises EvaluationError for an unknown task, or a dataset that is not to be had.
     """
+    import tenacity
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
 
+    extend_task_manager()
     manager = _task_manager(str(include_path) if include_path else None)
     _check_names(tasks, manager.all_tasks)
     counts = {}
-    for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
-        total = max(0, len(output.task.eval_docs_no_media) - offset)
-        counts[output.task_name] = min(total, limit) if limit is not None else total
+    try:
+        with _one_attempt():
+            for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
+                total = max(0, len(output.task.eval_docs_no_media) - offset)
+                counts[output.task_name] = min(total, limit) if limit is not None else total
+    except (tenacity.RetryError, OSError, ValueError) as error:
+        cause = error.last_attempt.exception() if isinstance(error, tenacity.RetryError) else error
+        raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
     return counts
+
+
+@contextmanager
+def _one_attempt() -> Iterator[None]:
+    """lmms-eval tries to load a dataset again for half a minute; what is not there does not come by waiting."""
+    import tenacity
+    from lmms_eval.api.task import ConfigurableTask
+
+    retry: Any = ConfigurableTask.download.retry
+    before, retry.stop = retry.stop, tenacity.stop_after_attempt(1)
+    try:
+        yield
+    finally:
+        retry.stop = before
 
 
 def _model_id(model: Any) -> str:
@@ -514,7 +538,6 @@ def document_images(
     import datasets
     import huggingface_hub.constants
     import tenacity
-    from lmms_eval.api.task import ConfigurableTask
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
     from PIL.Image import Image
@@ -524,15 +547,10 @@ def document_images(
     manager.model_name = prompt_id(model)
     images: dict[tuple[str, int], list[Any]] = {}
     missing: dict[str, str] = {}
-    download: Any = ConfigurableTask.download
-    with ExitStack() as stack:
-        for owner, name, value in (
-            (datasets.config, "HF_HUB_OFFLINE", True),
-            (huggingface_hub.constants, "HF_HUB_OFFLINE", True),
-            (download.retry, "stop", tenacity.stop_after_attempt(1)),  # what is not there does not come by waiting
-        ):
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, value)
+    with _one_attempt(), ExitStack() as stack:
+        for owner in (datasets.config, huggingface_hub.constants):
+            stack.callback(setattr, owner, "HF_HUB_OFFLINE", owner.HF_HUB_OFFLINE)
+            setattr(owner, "HF_HUB_OFFLINE", True)  # noqa: B010  (a constant, to mypy)
         if folder is not None:
             stack.callback(os.chdir, Path.cwd())
             os.chdir(folder)

@@ -241,7 +241,7 @@ def row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
     answer = sample["filtered_resps"]
     while isinstance(answer, list):
         answer = answer[0] if answer else ""
-    answer, target = str(answer), str(sample["target"])
+    answer, target, prompt = (_storable(str(text)) for text in (answer, sample["target"], sample.get("input", "")))
     parsable: bool | None = None
     if re.fullmatch(r"[A-H]", target):
         parsable = bool(_LETTER.match(answer.strip()))
@@ -252,13 +252,18 @@ def row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
         "task": task,
         "doc_id": sample["doc_id"],
         "group": _group(sample),
-        "prompt": sample.get("input", ""),
+        "prompt": prompt,
         "target": target,
         "answer": answer,
         "score": score,
         "metric": metric,
         "parsable": parsable,
     }
+
+
+def _storable(text: str) -> str:
+    """Half a surrogate pair, which a log may hold and no file of text, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _score(sample: dict[str, Any]) -> tuple[str | None, float]:

@@ -17,7 +17,10 @@ from plam_eval.evaluation.records import share
 OVERALL = "overall"
 """The `task` of the comparison that is the unweighted mean over tasks."""
 
-_FLIPS = 19_999  # random sign flips where there are too many to try all: p is at least 1e-4
+_FLIPS = 19_999  # random sign flips where there are too many to try all
+SMALLEST_P = 2 / (_FLIPS + 1)
+"""The smallest p that random sign flips give."""
+
 _NOTICED = 0.01  # a difference of one point, for `Paired.needed`
 _FIRST, _SECOND = "the first run", "the second run"  # names where the caller gives none
 _CELLS = 1 << 23  # random signs held at once

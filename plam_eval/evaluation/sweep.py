@@ -396,7 +396,7 @@ class Job:
             "grid": self.grid.to_dict(),
             "num_layers": self.num_layers,
             "working_directory": str(Path.cwd()),
-            "command": sys.argv,
+            "command": ["plam", *sys.argv[1:]] if Path(sys.argv[0]).name in ("plam", "cli.py") else sys.argv,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_json(self.folder / PLAN, content)

@@ -845,7 +845,7 @@ def _runs_answers(runs: Mapping[str, Run], compared: _Comparisons | None) -> lis
         elif len(signs) > 1:
             verdict = "it differs; lower is better in some tasks, higher in others."
         else:
-            verdict = "better." if row.difference * next(iter(signs)) > 0 else "worse."
+            verdict = f"{'better' if row.difference * next(iter(signs)) > 0 else 'worse'} than {compared.reference}."
         adjusted = f", adjusted for {len(compared.rows)} comparisons {_p(p)}" if len(compared.rows) > 1 else ""
         answers.append(
             f"{name} scores {row.difference:+.3f} against {compared.reference} ({row.gained} gained, {row.lost} lost, "
@@ -932,7 +932,8 @@ def _runs_sections(
 def _merge(row: Mapping[str, Any]) -> str:
     if not _known(row["layers"]):
         return "plain" if row["plain"] is True else _NONE
-    return describe({**row, "kind": "merged", "seed": None})
+    modules = sweep.module_group(row["modules"].split("+"))
+    return describe({**row, "kind": "merged", "modules": modules, "seed": None})
 
 
 # --- documents that changed -------------------------------------------------------------------------------------------

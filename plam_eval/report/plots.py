@@ -211,7 +211,7 @@ class Estimate(NamedTuple):
 
 
 def to_svg(figure: Figure) -> bytes:
-    """A figure as SVG with its letters as outlines, so that it needs no font; equal figures give equal bytes."""
+    """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "plam-eval", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from plam_eval.evaluation import stats
-from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split
+from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split, write_table
 from plam_eval.evaluation.records import IncomparableError, RecordError
 from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
 
@@ -112,7 +112,7 @@ def test_better_than_plain_but_no_more_than_the_scale_alone(tmp_path: Path) -> N
     sweep.cell(SPEC, changed(wrong(0, 12)))
     sweep.cell(SCALE, changed(wrong(3, 12)))
     assert sweep.read().verdict() == (
-        "The only merge tried (layers 6:8, qkvo, 0.9 + 0.3), scores +0.100 against plain (12 gained, 0 lost, "
+        "One merge: layers 6:8, qkvo, 0.9 + 0.3. It scores +0.100 against plain (12 gained, 0 lost, "
         "p = 0.0005): better than plain, but not shown to differ from the same scale without the base. "
         "Merge against scale control: +0.000, 1 gained, 1 lost, p = 1.00; 2 of 120 answers differ."
     )
@@ -187,7 +187,7 @@ def test_chosen_on_the_first_documents_and_reported_on_the_others(tmp_path: Path
     assert (row(found, OTHER)["gained"], row(found, OTHER)["difference"]) == (20, pytest.approx(20 / 90))
     assert {len(run.samples) for run in found.runs.values()} == {90}
     assert min(found.runs[SPEC].samples["doc_id"]) == 30
-    assert found.verdict().startswith("The best of 2 merges, chosen on other documents (layers 6:8, qkvo, 0.9 + 0.3)")
+    assert found.verdict().startswith("Best of 2 merges, chosen on other documents: layers 6:8, qkvo, 0.9 + 0.3. It")
     assert "same documents" not in found.verdict()
 
 
@@ -201,7 +201,7 @@ def test_choosing_on_all_documents_says_so_and_judges_by_the_adjusted_p(tmp_path
     assert (found.selection.cell, found.selection.held_out, found.selection.chosen_on) == (OTHER, False, {"gqa": N})
     assert (row(found, OTHER)["p"], row(found, OTHER)["p_holm"]) == (0.03125, 0.0625)
     text = found.verdict()
-    assert "The best of 2 merges, chosen on the same documents (layers 0:8" in text
+    assert "Best of 2 merges, chosen on the same documents: layers 0:8" in text
     assert "p = 0.031): no difference is shown. Chosen and reported on the same documents" in text
     assert text.endswith("looks better than it is; adjusted for all settings p = 0.062.")
 
@@ -416,3 +416,39 @@ def test_cells_in_words() -> None:
         "7e-05",
         "-",
     ]
+
+
+def test_a_task_without_scores_is_left_out_and_named(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, controls="none")
+    right = {"gqa": base_answers(), "odd": base_answers()}
+    sweep.cell_of("plain", right)
+    sweep.cell_of(SPEC, right | {"gqa": changed(gain=wrong(0, 5))})
+    log = tmp_path / "cells" / SPEC / "run" / "now_samples_odd.jsonl"
+    log.write_text(log.read_text().replace('"exact_match": 1.0, ', ""))
+    found = sweep.read()
+    assert "odd: left out, since documents have no score in some cell" in found.warnings
+    assert set(found.tasks["task"]) == {"gqa", stats.OVERALL} and row(found, SPEC)["gained"] == 5
+
+    gqa = tmp_path / "cells" / SPEC / "run" / "now_samples_gqa.jsonl"
+    gqa.write_text(gqa.read_text().replace('"exact_match": 1.0, ', ""))
+    with pytest.raises(ValueError, match="gqa, odd: documents without a score"):
+        sweep.read()
+
+
+def test_too_many_settings_for_the_correction_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "SMALLEST_P", 0.03)
+    sweep = Sweep(tmp_path)
+    for name in ("plain", SPEC):
+        sweep.cell(name)
+    assert sweep.read().warnings == ()
+    sweep.cell(SCALE)
+    (warning,) = sweep.read().warnings
+    assert warning == "2 settings: sign flips give no p below 0.03, so p Holm cannot fall below 0.05"
+
+
+def test_tables_survive_what_models_say(tmp_path: Path) -> None:
+    table = pd.DataFrame({"answer": ['a\rb"c', "x,\ny"], "score": [1.0, math.nan]})
+    write_table(table, tmp_path / "answers")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "answers.csv", lineterminator="\n"), table)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "answers.parquet"), table)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.csv", "answers.parquet"]

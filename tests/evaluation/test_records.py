@@ -396,3 +396,9 @@ def test_what_one_run_does_not_say_is_no_difference(tmp_path: Path) -> None:
         del results["plam_eval"]
 
     assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", foreign)) == []
+
+
+def test_half_a_surrogate_pair_is_readable(tmp_path: Path) -> None:
+    row = _sample("number") | {"filtered_resps": ["\ud83d red"], "input": "\udc00?"}
+    run = read_run(_write(tmp_path, {"number": [row]}))
+    assert (run.samples["answer"][0], run.samples["prompt"][0]) == ("? red", "??")

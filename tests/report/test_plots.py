@@ -18,7 +18,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from plam_eval.probing.plateau import OVERALL, Curve, Stages, find_plateau
-from plam_eval.report.plots import curve_figure, plot_curve
+from plam_eval.report import plots
+from plam_eval.report.plots import Estimate, curve_figure, plot_curve
 
 NINE = [
     *("gqa", "mmbench_cn_dev", "mmbench_en_dev_static", "mme", "mmmu_val"),
@@ -195,3 +196,74 @@ def test_no_pyplot() -> None:
     code = "import sys, plam_eval.report.plots; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def test_heat_map() -> None:
+    figure = plots.heat_map(
+        [[0.02, -0.04, None], [0.0, math.nan, -0.0001]],
+        ["0.9 + 0.3", "$x$"],
+        ["0:8", "4:8", "6:8"],
+        marked=[[False, True, False], [False, False, False]],
+        words={(0, 2): "failed"},
+        chosen=(0, 1),
+    )
+    axes = figure.axes[0]
+    minus = "\N{MINUS SIGN}"
+    assert [t.get_text() for t in axes.texts] == ["+0.020", f"{minus}0.040*", "failed", "0.000", "", "0.000"]
+    (image,) = axes.images
+    assert image.get_clim() == (-0.04, 0.04)  # centred on none
+    blue, white, red = (np.asarray(image.cmap(image.norm(value))) for value in (0.04, 0.0, -0.04))
+    assert blue[2] > blue[0] and red[0] > red[2] and white[:3].min() > 0.95
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0:8", "4:8", "6:8"]
+    (frame,) = axes.patches
+    assert math.floor(frame.get_x() + 0.5) == 1 and math.floor(frame.get_y() + 0.5) == 0
+    assert not any(label.get_parse_math() for label in axes.get_yticklabels())  # "$x$" is no formula
+
+
+def test_figures_made_alike_give_equal_bytes() -> None:
+    made = [plots.forest([Estimate("a", 0.1, 0.0, 0.2)]) for _ in range(2)]
+    assert plots.to_svg(made[0]) == plots.to_svg(made[1])
+
+
+def test_small_differences_are_pale() -> None:
+    figure = plots.heat_map([[0.004, -0.004]], ["a"], ["0:8", "4:8"], marked=[[False, False]], scale=0.03)
+    assert figure.axes[0].images[0].get_clim() == (-0.03, 0.03)
+    none = plots.heat_map([[None, 0.0]], ["a"], ["0:8", "4:8"], marked=[[False, False]], scale=math.nan)
+    assert plots.to_svg(none)
+
+
+def test_heat_map_of_many_columns_is_wide_and_its_names_upright() -> None:
+    columns = [f"{start}:36" for start in range(36)]
+    figure = plots.heat_map([[0.01] * 36], ["0.9 + 0.3"], columns, marked=[[False] * 36])
+    assert figure.get_figwidth() > 15
+    assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {90.0}
+
+
+@pytest.mark.parametrize("count", [1, 9, 60])
+def test_forest(count: int) -> None:
+    estimates = [Estimate(f"task {n}", 0.01 * n, 0.01 * n - 0.02, 0.01 * n + 0.02) for n in range(count)]
+    estimates[0] = Estimate("graded", 0.5, math.nan, math.nan)
+    figure = plots.forest(estimates, overall=Estimate("mean", 0.0, -0.1, 0.1))
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*(e.name for e in estimates), "mean"]
+    assert len(axes.collections) == count  # an interval each, but for the one without
+    low, high = axes.get_ylim()
+    assert low > high and figure.get_figheight() > 0.25 * count
+    assert plots.to_svg(figure).startswith(b"<?xml")
+
+
+def test_controls_beside_merges() -> None:
+    rules = ("weighted_sum", "noise", "self_scale", "noise")
+    groups = {f"{n}:36\n0.9 + 0.3": [Estimate(rule, 0.01, 0.0, 0.02) for rule in rules] for n in range(30)}
+    figure = plots.controls(groups, chosen="3:36\n0.9 + 0.3")
+    assert len(figure.axes) == 3  # rows of merges
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["merge", "self_scale", "noise"]
+    first = figure.axes[0]
+    bold = [label.get_text() for label in first.get_xticklabels() if label.get_fontweight() == "bold"]
+    assert bold == ["3:36\n0.9 + 0.3"]
+    places = sorted(float(np.asarray(drawn.get_xdata())[0]) for drawn in first.lines if drawn.get_marker() != "None")
+    assert len(places) == len(set(places)) == 12 * 4  # none hides another
+    assert len(plots.controls({"6:8": groups["3:36\n0.9 + 0.3"]}).axes) == 1

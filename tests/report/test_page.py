@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from plam_eval.evaluation import harness, scan
+from plam_eval.evaluation.findings import read_findings
+from plam_eval.report.page import ReportError, write_report
+from tests.report.fabricate import Document, changed, documents, write_run, write_sweep
+from tests.report.test_plots import scan as curve_of
+
+TASKS = ["pope", "mmstar"]
+MERGED, CONTROL = "layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale"
+WHOLE = "layers-0-8_qkvo_0.9+0.3"
+VOID = {"meta", "img", "br", "wbr"}
+
+
+class Page(HTMLParser):
+    """What stands on a page: its text, by tag what it refers to, and its headings. Raises for tags that do not pair."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.words: list[str] = []
+        self.references: list[tuple[str, str, str]] = []
+        self.tags: list[str] = []
+        self.headings: list[str] = []
+        self._open: list[str] = []
+        self.feed(self.source)
+        self.close()
+        assert not self._open
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.references.append((tag, name, value or ""))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.words.append(data)
+        if "h2" in self._open:
+            self.headings.append(data)
+
+    @property
+    def images(self) -> list[str]:
+        return [value for tag, _, value in self.references if tag == "img"]
+
+
+@pytest.fixture
+def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Datasets are not looked for, which takes seconds."""
+    monkeypatch.setattr(
+        harness, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for"))
+    )
+
+
+def some_sweep(folder: Path, **given: Any) -> list[Document]:
+    """Plain, two merges and a scale control of each, on 20 documents of two tasks."""
+    plain = documents(TASKS, 20, right=12)
+    gained = {("pope", number): (["no", "yes"][number % 2], 1.0) for number in range(12, 18)}
+    lost = {("mmstar", 3): ("no <b>idea</b>", 0.0)}
+    cells: dict[str, Any] = {
+        "plain": plain,
+        MERGED: changed(plain, {**gained, **lost}),
+        CONTROL: changed(plain, lost),
+        WHOLE: plain,
+        f"{WHOLE}_self_scale": "MergeError: <script>alert('cell')</script> no disk left",
+    }
+    write_sweep(folder, cells | given.pop("cells", {}), **given)
+    return plain
+
+
+def test_sweep(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "sweep")
+    path = write_report([tmp_path / "sweep"], tmp_path / "out")
+    assert path == tmp_path / "out" / "index.html"
+    page, found = Page(path), read_findings(tmp_path / "sweep")
+    assert page.headings == [
+        *("Layer ranges and weights", "Beside the controls", "Task by task", "Answers in the form asked for"),
+        *("All cells", "What was gained and lost", "Warnings", "Where it comes from", "How to read this page"),
+    ]
+    assert "<title>pair/mllm merged with pair/base</title>" in page.source and '<html lang="en">' in page.source
+    assert re.sub(r"-(?=0\.)", "\N{MINUS SIGN}", found.verdict()) in page.text
+    assert "2 merges and 2 controls beside the plain model, on 40 documents of 2 tasks (pope, mmstar)." in page.text
+    assert "Of 5 cells, 1 not finished; 1 of these failed. No scan is among the folders" in page.text
+    optimistic = (
+        "It scored best of 2 merges, chosen on the same 40 documents that these figures are of: they are optimistic"
+    )
+    assert page.text.count(optimistic) == 5  # wherever a figure of the chosen cell is shown
+    assert "Gained: 6" in page.text and "Lost: 1" in page.text and "Is there a cat in picture 3 of mmstar?" in page.text
+    assert "rope_theta differs (layers-6-8_qkvo_0.9+0.3, " in page.text
+    assert len(page.images) == 3 and page.source.count("alt=") == 3
+    # provenance
+    assert "cd /no/such/folder" in page.text and "plam sweep --model plam_llava --output 'a b'" in page.text
+    assert (
+        "lmms-eval --model plam_llava --model_args pretrained=pair/mllm,plateau=none --tasks pope,mmstar" in page.text
+    )
+    assert "--limit 8 --log_samples" in page.text and "sha256 " + "cd" * 32 in page.text
+    assert all(digest in page.text for digest in found.cells["digest"].dropna())
+
+
+def test_page_loads_nothing(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "sweep")
+    page = Page(write_report([tmp_path / "sweep"], tmp_path / "out"))
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    for tag, name, value in page.references:
+        if tag == "a":
+            assert name == "href" and (value.startswith("#s") or (tmp_path / "out" / value).is_file()), value
+        else:
+            assert value.startswith("data:image/"), (tag, value[:60])
+    assert not re.search(r"url\(|@import", page.source)
+
+
+def test_tables_are_those_of_the_findings(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "sweep")
+    write_report([tmp_path / "sweep"], tmp_path / "out")
+    tables, found = tmp_path / "out" / "tables", read_findings(tmp_path / "sweep")
+    assert {path.stem for path in tables.iterdir()} == {
+        *("cells", "tasks", "controls", "runs", "accuracy", "metrics", "samples")
+    }
+    for name in ("cells", "tasks", "controls"):
+        assert_frame_equal(pd.read_parquet(tables / f"{name}.parquet"), getattr(found, name), check_dtype=False)
+    for path in tables.glob("*.parquet"):
+        stored = pd.read_parquet(path)
+        text = pd.read_csv(path.with_suffix(".csv"), keep_default_na=False, na_values=[""])
+        assert list(text.columns) == list(stored.columns) and len(text) == len(stored)
+        for column in stored.select_dtypes("number"):
+            assert text[column].to_numpy(dtype=float) == pytest.approx(
+                stored[column].to_numpy(dtype=float), nan_ok=True
+            )
+    samples = pd.read_parquet(tables / "samples.parquet")
+    assert len(samples) == 4 * 40 and set(samples["run"]) == set(found.runs)
+
+
+def test_chosen_on_other_documents(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "sweep")
+    page = Page(write_report([tmp_path / "sweep"], tmp_path / "out", select=14, title="A <title>"))
+    note = "It scored best of 2 merges on 28 other documents (+0.036 there); figures here are of the 12 documents held"
+    assert page.text.count(note) == 5 and "optimistic" not in page.text
+    assert "on 40 documents of 2 tasks" in page.text and "A &lt;title&gt;" in page.source
+
+
+def test_one_merge_without_controls(tmp_path: Path, no_images: None) -> None:
+    plain = documents(["pope"], 4, right=3)
+    cells = {"plain": plain, MERGED: changed(plain, {("pope", 3): ("yes", 1.0)})}
+    write_sweep(tmp_path / "tiny", cells, layers="6:8", controls="none")
+    page = Page(write_report([tmp_path / "tiny"], tmp_path / "out"))
+    assert not {"Layer ranges and weights", "Beside the controls"} & set(page.headings)
+    assert "Task by task" in page.headings and "No controls were run" in page.text
+    assert "It is the only merge there is, so nothing was chosen" in page.text and "Lost: none." in page.text
+    assert "1 merge beside the plain model, on 4 documents of pope." in page.text
+
+
+def test_nothing_finished(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "new", {})
+    page = Page(write_report([tmp_path / "new"], tmp_path / "out"))
+    assert page.headings == ["All cells", "Where it comes from", "How to read this page"] and not page.images
+    assert "Nothing to say yet" in page.text and "Of 5 cells, 5 not finished." in page.text
+    assert (tmp_path / "out" / "tables" / "cells.csv").is_file()
+
+
+def test_text_of_others_stays_text(tmp_path: Path, no_images: None) -> None:
+    plain = some_sweep(tmp_path / "sweep")
+    odd = [
+        {**document, "prompt": f"\x1b[31m\x00 & <img src=x onerror=alert(1)> {document['doc_id']}"}
+        for document in plain
+    ]
+    lost = {("mmstar", 3): ("<script>alert('answer')</script>" + "long " * 9000, 0.0)}
+    gained = {("pope", number): (["no", "yes"][number % 2], 1.0) for number in (12, 13)}
+    merged = changed(odd, lost | gained)
+    some_sweep(tmp_path / "odd", cells=dict.fromkeys(("plain", CONTROL, WHOLE), odd) | {MERGED: merged})
+    page = Page(write_report([tmp_path / "odd"], tmp_path / "out", title="<script>"))
+    assert "script" not in page.tags and page.source.count("<script") == 0
+    assert "alert('answer')" in page.text and "<script>alert('cell')</script> no disk left" in page.text
+    assert "\u241b[31m\u2400 & <img src=x onerror=alert(1)> 3" in page.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", page.source)
+    assert "39,032 more letters are left out here." in page.text and page.source.count("long ") < 1300
+
+
+def test_equal_input_gives_an_equal_page(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "sweep")
+    pages = [write_report([tmp_path / "sweep"], tmp_path / name).read_bytes() for name in ("one", "two")]
+    assert pages[0] == pages[1]
+    assert write_report([tmp_path / "sweep"], tmp_path / "one", examples=0).read_bytes() != pages[0]  # and is replaced
+    assert "What was gained and lost" not in Page(tmp_path / "one" / "index.html").headings
+
+
+def test_many_cells(tmp_path: Path, no_images: None) -> None:
+    plain = documents(["pope"], 30, right=20)
+    given: dict[str, Any] = {"layers": "starts", "weights": "0.9+0.3,0.8+0.4", "controls": "none", "num_layers": 30}
+    grid = write_sweep(tmp_path / "wide", {}, **given)
+    cells: dict[str, Any] = {}
+    for number, cell in enumerate(grid.cells):
+        cells[cell.name] = changed(plain, {("pope", 20 + k): ("x", 1.0) for k in range(number % 10)})
+    cells[grid.cells[7].name] = "MergeError: " + "this tensor has no partner; " * 500
+    write_sweep(tmp_path / "wide", cells, **given)
+    path = write_report([tmp_path / "wide"], tmp_path / "out")
+    page = Page(path)
+    assert path.stat().st_size < 1_000_000
+    assert '<div class="scroll long"' in page.source and "60 merges beside the plain model" in page.text
+    assert page.source.count("this tensor has no partner") < 30 and "more letters)" in page.text
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_come_from_the_dataset_that_was_evaluated(suite: Path, tmp_path: Path) -> None:
+    (table,) = (suite / "lmms-lab-encoder" / "POPE").rglob("*.parquet")
+    asked = pd.read_parquet(table, columns=["question"])["question"]
+    plain = documents(TASKS, 6)
+    for document in plain:
+        if document["task"] == "pope":
+            document["prompt"] = f"{asked[document['doc_id']]}\nAnswer the question using a single word or phrase."
+    lost = {("pope", 1): ("no", 0.0), ("pope", 4): ("yes", 0.0), ("mmstar", 2): ("yes", 0.0)}
+    write_run(tmp_path / "plain", plain)
+    write_run(tmp_path / "merged", changed(plain, lost), plain=False)
+    here = Path.cwd()
+    folders = [tmp_path / "plain", tmp_path / "merged"]
+    page = Page(write_report(folders, tmp_path / "out", data=suite))
+    assert Path.cwd() == here
+    assert len(page.images) == 1 + 2 and page.images[1] != page.images[2]
+    assert all(image.startswith(("data:image/png", "data:image/jpeg")) for image in page.images[1:])
+    assert page.source.count('class="small"') == 2 and "image-rendering: pixelated" in page.source
+    assert "Images are missing. mmstar: the dataset that was found holds other questions." in page.text
+    assert "Lost: 3" in page.text and "Gained: none." in page.text
+
+    page = Page(write_report(folders, tmp_path / "out", data=tmp_path, examples=1))
+    assert len(page.images) == 1 and "Lost: 1 of 3" in page.text
+    assert "Images are missing. pope: its dataset is not on this machine. Sample logs hold no images" in page.text
+
+
+# --- runs and scans ---------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_compared_with_the_plain_one(tmp_path: Path, no_images: None) -> None:
+    plain = documents(TASKS, 20)
+    lost = {(task, number): ("x", 0.0) for task in TASKS for number in range(10)}
+    write_run(tmp_path / "merged", changed(plain, lost), plain=False, dtype="bfloat16")
+    write_run(tmp_path / "same", plain, plain=False)
+    write_run(tmp_path / "plain", plain)
+    write_run(tmp_path / "other", documents(TASKS, 19), plain=False)
+    write_run(tmp_path / "fewer", documents(["pope"], 20), plain=False)
+    names = ("merged", "same", "plain", "other", "fewer")
+    page = Page(write_report([tmp_path / name for name in names], tmp_path / "out"))
+    assert "merged scores \N{MINUS SIGN}0.500 against plain (0 gained, 20 lost, p = 0.0001, adjusted for 2" in page.text
+    assert "same scores +0.000 against plain (0 gained, 0 lost, p = 1.00" in page.text
+    assert "other is not compared with plain: they were not asked alike." in page.text
+    assert "pope: 1 documents in plain only, such as 19" in page.text
+    assert "tasks: mmstar in plain only" in page.text
+    assert "dtype differs: float32 and bfloat16 (merged)" in page.text
+    assert {"Runs against plain", "merged against plain", "same against plain", "All runs"} <= set(page.headings)
+    assert not {"other against plain", "fewer against plain"} & set(page.headings)
+    tasks = pd.read_parquet(tmp_path / "out" / "tables" / "tasks.parquet")
+    assert set(tasks["run"]) == {"merged", "same"} and len(tasks) == 6
+
+
+def test_a_run_without_scores_is_named(tmp_path: Path, no_images: None) -> None:
+    plain = documents(["pope"], 4)
+    write_run(tmp_path / "plain", plain)
+    write_run(tmp_path / "unscored", [{**document, "score": None} for document in plain], plain=False)
+    page = Page(write_report([tmp_path / "plain", tmp_path / "unscored"], tmp_path / "out"))
+    assert "4 documents of unscored have no score (pope)" in page.text
+
+
+def test_one_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "plain" / "model", documents(TASKS, 20, right=15))
+    page = Page(write_report([tmp_path / "plain"], tmp_path / "out"))
+    assert page.headings == ["Task by task", "Where it comes from", "How to read this page"]
+    assert "How does pair/mllm (plain) answer 40 documents of 2 tasks (pope, mmstar)?" in page.text
+    assert "It scores 0.750, the mean over 2 tasks." in page.text and "There is no other run" in page.text
+    assert "0.531 to 0.888" in page.text  # Wilson, of 15 in 20
+
+
+def write_scan(folder: Path, layers: int = 8) -> None:
+    folder.mkdir(parents=True)
+    settings = {"pretrained": "pair/mllm", "wrapper": "plam_llava", "mode": "chat", "dtype": "float32", "spec": None}
+    more = {"weights and arguments": "abc", "versions": {"torch": "2"}}
+    (folder / scan.SETTINGS).write_text(json.dumps(settings | more))
+    curve_of(layers, TASKS).write(folder / scan.SAMPLES)
+    scan.conclude(folder, base_model="pair/base")
+    write_run(folder / "unmasked" / "model", documents(TASKS, 4))
+
+
+def test_scan(tmp_path: Path) -> None:
+    write_scan(tmp_path / "scan")
+    page = Page(write_report([tmp_path / "scan"], tmp_path / "out"))
+    found = scan.load(tmp_path / "scan")
+    assert page.headings == ["Where the image is used", "Where it comes from", "How to read this page"]
+    assert f"The plateau is layers 4 to 7 of 8: {found.stages.reason}" in page.text.replace("\N{MINUS SIGN}", "-")
+    assert "so what merging does is not shown" in page.text and "base_model: pair/base" in page.text
+    assert len(page.images) == 1
+    assert_frame_equal(
+        pd.read_parquet(tmp_path / "out" / "tables" / "curve.parquet"), found.curve.table(), check_dtype=False
+    )
+
+
+def test_a_folder_of_everything(tmp_path: Path, no_images: None) -> None:
+    write_scan(tmp_path / "all" / "scan")
+    some_sweep(tmp_path / "all" / "one")
+    some_sweep(tmp_path / "all" / "two")
+    some_sweep(tmp_path / "all" / "one" / "cells" / ".being-written")
+    write_run(tmp_path / "all" / "runs" / "plain", documents(TASKS, 4))
+    write_run(tmp_path / "all" / "runs" / "merged", documents(TASKS, 4), plain=False)
+    (tmp_path / "all" / "unfinished").mkdir()
+    (tmp_path / "all" / "unfinished" / scan.SETTINGS).write_text("{}")
+    given = [tmp_path / "all", tmp_path / "all" / "one", tmp_path / "all" / "scan" / ".." / "scan"]
+    page = Page(write_report(given, tmp_path / "out", examples=1))
+    assert [h for h in page.headings if h.startswith("All")] == ["All cells: one", "All cells: two", "All runs"]
+    assert page.headings.count("Where the image is used") == 1
+    assert "runs/merged against runs/plain" in page.headings and "unfinished: a scan that has not finished" in page.text
+    tables = {path.name for path in (tmp_path / "out" / "tables").glob("*.csv")}
+    assert {"one-cells.csv", "two-cells.csv", "runs-samples.csv", "curve.csv"} <= tables
+    assert set(pd.read_csv(tmp_path / "out" / "tables" / "runs-runs.csv")["run"]) == {"runs/plain", "runs/merged"}
+
+
+def test_nothing_to_report_on(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ReportError, match=r"empty: nothing of a sweep, a scan or a run in it\.\nExpected folders of `plam sweep`"
+    ):
+        write_report([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(ReportError, match="absent: no such folder"):
+        write_report([tmp_path / "absent"], tmp_path / "out")
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / scan.SETTINGS).write_text("{}")
+    with pytest.raises(ReportError, match="a scan that has not finished"):
+        write_report([tmp_path / "scan"], tmp_path / "out")
+    file = write_run(tmp_path / "run", documents(["pope"], 2))
+    file.with_name(file.name.replace("results.json", "samples_pope.jsonl")).unlink()
+    with pytest.raises(ReportError, match="run again with --log_samples"):
+        write_report([tmp_path / "run"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
