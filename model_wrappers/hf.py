@@ -86,6 +86,11 @@ class HFPlateauMixin(PlateauMixin):
         self.merge(spec)
 
     @property
+    def model(self) -> Any:
+        """The model. Nothing wraps it, which the stock classes look for, module by module, at every access."""
+        return self._model
+
+    @property
     def running_dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 

@@ -154,7 +154,7 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Console)
             file.write(chunk)
             if found := _PROGRESS.findall(chunk.decode(errors="replace")):
                 progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
-        progress.update(bar, description=f"{label}: done")
+        progress.update(bar, description=f"{label}: done", completed=100)
     code = process.returncode
     if code or (harness and len(records.result_files(log.parent)) <= before):
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])

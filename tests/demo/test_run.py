@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from plam_eval.demo import run as demo
+from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.records import read_run
 
 STOCK = {  # task -> the stock metric that is the mean of its documents' scores, and its scale
@@ -26,9 +27,13 @@ STOCK = {  # task -> the stock metric that is the mean of its documents' scores,
 TASKS = {*STOCK, "mmstar", "mme"}
 
 
+LIMIT = 6
+CELLS = 1 + 3 * (2 + 1 + 1 + 2)  # plain; per range two merges, one scale, one normalized (the other is), two noises
+
+
 def _plam(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "plam_eval.cli", "demo", "--output", str(folder), "--documents", "30"]
-    command += ["--scanned", "10", *words]
+    command += ["--scanned", "10", "--limit", str(LIMIT), *words]
     environment = os.environ | {"COLUMNS": "160"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -41,52 +46,58 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, process.stdout
 
 
-def test_prints_the_scan_the_merge_and_all_nine_tasks(finished: tuple[Path, str]) -> None:
+def test_prints_the_scan_the_merge_and_the_sweep(finished: tuple[Path, str]) -> None:
     folder, output = finished
     # Ten documents a task show the rise, and are too few for a plateau: the packaged spec is merged instead.
     assert "layers below 3" in output and "at least 16 in each task are needed" in output
     assert "packaged spec `demo`" in output
-    assert "of 270 answers differ" in output.replace("\n", " ")
     assert (folder / "scan" / "curve.png").is_file() and not (folder / "scan" / "plateau.yaml").exists()
     assert "weighted_sum: 0.9 model, 0.3 base" in output
-    for task in TASKS:
-        assert task in output
+    assert f"0 of {9 * LIMIT} answers differ" in output
+    assert "layers 4:8, qkvo, 0.9 + 0.3, self_scale" in output and "layers 0:2, qkvo, 0.7 + 0.3" in output
+    assert "chosen on other documents" in output
     assert "plateau=demo,device_map=cpu" in output.replace("\n", "")
     assert not list(folder.rglob("*merged*.safetensors"))
 
 
-def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    for label in demo.LABELS:
-        run = read_run(folder / label)
-        assert set(run.accuracy().index) == TASKS
-        for task, (metric, scale) in STOCK.items():
-            assert run.accuracy()[task] == pytest.approx(
-                run.results["results"][task][f"{metric},none"] / scale, abs=1e-5
-            ), task
-
-
-def test_plain_and_merged_are_what_they_say(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    plain, merged, control = (read_run(folder / label) for label in demo.LABELS)
-    assert control.results["plam_eval"]["provenance"]["spec"]["rule"] == "self_scale"
-    assert plain.results["plam_eval"]["plain"] and not merged.results["plam_eval"]["plain"]
-    assert merged.results["plam_eval"]["provenance"]["spec"]["base_model"] == "pair/base"
-    assert len(plain.samples) == len(merged.samples) == 9 * 30
-    assert list(plain.samples["prompt"]) == list(merged.samples["prompt"])
+def test_the_sweep_is_whole_and_reports_what_it_did_not_choose_on(finished: tuple[Path, str]) -> None:
+    found = read_findings(finished[0] / "sweep")
+    assert len(found.runs) == CELLS and set(found.tasks["task"]) == {*TASKS, "overall"}
+    assert found.selection.held_out and found.selection.tried == 6
+    assert set(found.selection.chosen_on.values()) == {2} and set(found.selection.reported_on.values()) == {LIMIT - 2}
+    assert found.warnings == ()
     # What is evaluated was not scanned.
-    scanned = pd.read_parquet(folder / "scan" / "samples.parquet")
-    assert set(scanned["doc_id"]) == set(range(10)) and set(plain.samples["doc_id"]) == set(range(10, 40))
+    scanned = pd.read_parquet(finished[0] / "scan" / "samples.parquet")
+    assert set(scanned["doc_id"]) == set(range(10))
+    assert set(found.runs["plain"].samples["doc_id"]) == set(range(12, 10 + LIMIT))
+
+
+def test_the_page_shows_scan_and_sweep(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    page = (folder / "report" / "index.html").read_text()
+    assert "Where the image is used" in page and "Beside the controls" in page
+    assert read_findings(folder / "sweep").verdict().split(":")[0] in page
+    assert len(pd.read_csv(folder / "report" / "tables" / "cells.csv")) == CELLS
+    assert "report/index.html" in output.replace("\n", "")
+
+
+def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> None:
+    run = read_run(finished[0] / "merged")
+    assert set(run.accuracy().index) == TASKS and len(run.samples) == 9 * LIMIT
+    assert run.block["provenance"]["spec"]["base_model"] == "pair/base"
+    for task, (metric, scale) in STOCK.items():
+        expected = run.results["results"][task][f"{metric},none"] / scale
+        assert run.accuracy()[task] == pytest.approx(expected, abs=1e-5), task
 
 
 def test_the_pair_has_learned_something(finished: tuple[Path, str]) -> None:
-    plain = read_run(finished[0] / "plain").samples
-    letters = plain[plain["target"].str.fullmatch("[ABCD]")]
+    samples = read_run(finished[0] / "merged").samples
+    letters = samples[samples["target"].str.fullmatch("[ABCD]")]
     assert letters["parsable"].all()
-    assert plain["score"].mean() > 0.5  # a reader of the questions alone reaches 0.43
+    assert samples["score"].mean() > 0.65  # a reader of the questions alone reaches 0.43
 
 
-def test_a_finished_evaluation_is_not_repeated(finished: tuple[Path, str]) -> None:
+def test_what_is_finished_is_not_repeated(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")}
     process = _plam(folder)
