@@ -3,9 +3,10 @@
 On the embedded pair and the offline suite, for each number of documents per task, both in this order:
 
 - `plam sweep`   one call: every setting re-merged in place (HF), plain and controls among them
-- `lmms-eval`    one call per setting, with the model_args that the sweep's results name
+- `on Ray`       the same with `--ray --workers N`, if `--workers N` is given
+- `lmms-eval`    one call per setting, one after the other, with the model_args that the sweep's results name
 
-as users would type them, imports and loading included, on an otherwise idle machine. The answers of both are compared
+as users would type them, imports and loading included, on an otherwise idle machine. The answers of all are compared
 document by document. `in merging` is the share of the sweep's time that went into bringing the model from one setting
 to the next. The fewer documents, the more of a call is start-up, which is what a resident model saves: the ratio falls
 towards 1 as documents grow.
@@ -53,33 +54,30 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
     """Both ways at one number of documents per task."""
     log = folder / "log.txt"
     common = ["--tasks", "plam9", "--limit", str(documents)]
-    words = [
-        "plam",
-        "sweep",
-        "--model",
-        "plam_llava",
-        "--model_args",
-        ARGUMENTS,
-        *common,
-        "--output",
-        str(folder / "sweep"),
-    ]
-    ray = ["--ray", "--workers", str(workers)] if workers else []
-    together = timed([*words, *GRID, *ray], suite, log)
-    cells = sorted(p.name for p in (folder / "sweep" / sweep.CELLS).iterdir())
+    words = ["plam", "sweep", "--model", "plam_llava", "--model_args", ARGUMENTS, *common, *GRID]
+    together = timed([*words, "--output", str(folder / "sweep")], suite, log)
+    on_ray = None
+    if workers:
+        words += ["--ray", "--workers", str(workers)]
+        on_ray = timed([*words, "--output", str(folder / "ray")], suite, log)
+    cells = sorted(path.name for path in (folder / "sweep" / sweep.CELLS).iterdir())
     merging, apart, differ, compared = 0.0, 0.0, 0, 0
     for name in cells:
+        resident = finished(folder / "sweep", name)
         record = sweep.read_cell(folder / "sweep", name)
-        assert record is not None and record["status"] == "finished"
+        assert record is not None
         merging += record["seconds"]["merge"]
-        resident = records.read_run(folder / "sweep" / sweep.CELLS / name / record["results"])
         output = folder / "apart" / name
         model_args = resident.results["config"]["model_args"]
         call = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, *common]
         apart += timed([*call, "--batch_size", "1", "--log_samples", "--output_path", str(output)], suite, log)
-        both = resident.samples.merge(records.read_run(output).samples, on=["task", "doc_id"], suffixes=("", "_apart"))
-        differ += int((both["answer"] != both["answer_apart"]).sum())
-        compared += len(both)
+        others = [records.read_run(output), *([finished(folder / "ray", name)] if workers else [])]
+        for other in others:
+            both = resident.samples.merge(other.samples, on=["task", "doc_id"], suffixes=("", "_other"))
+            assert len(both) == len(resident.samples) == len(other.samples)
+            differ += int((both["answer"] != both["answer_other"]).sum())
+            compared += len(both)
+    ray = {f"on Ray ({workers}), s": on_ray, "ratio on Ray": apart / on_ray} if on_ray else {}
     return {
         "documents per task": documents,
         "settings": len(cells),
@@ -87,14 +85,23 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
         "plam sweep, s": together,
         "ratio": apart / together,
         "in merging": merging / together,
+        **ray,
         "answers that differ": f"{differ} of {compared}",
     }
+
+
+def finished(folder: Path, name: str) -> records.Run:
+    """The run of a sweep's cell, which has to have one."""
+    record = sweep.read_cell(folder, name)
+    if record is None or record["status"] != "finished":
+        sys.exit(f"{folder / sweep.CELLS / name} has not finished: {record}")
+    return records.read_run(folder / sweep.CELLS / name / record["results"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, nargs="+", default=[10, 40, 120], help="per task, even numbers")
-    parser.add_argument("--workers", type=int, help="of --ray; without it one model in one process")
+    parser.add_argument("--workers", type=int, help="of a second sweep, on Ray")
     parser.add_argument("--output", type=Path, default=Path("out/benchmark-sweep"))
     arguments = parser.parse_args()
     output = arguments.output.absolute()
@@ -107,7 +114,8 @@ def main() -> None:
         rows.append(measure(suite, folder, documents, arguments.workers))
         print(pd.DataFrame(rows[-1:]).to_string(index=False), file=sys.stderr)
     table = pd.DataFrame(rows)
-    print(table.to_markdown(index=False, floatfmt=("", "", ".0f", ".0f", ".1f", ".3%", "")))
+    ray = (".0f", ".1f") if arguments.workers else ()
+    print(table.to_markdown(index=False, floatfmt=("", "", ".0f", ".0f", ".1f", ".2%", *ray, "")))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(f"{machine}; {', '.join(f'{name} {version}' for name, version in versions().items())}")
     record = {"machine": machine, "versions": versions(), "workers": arguments.workers, "rows": rows}

@@ -174,7 +174,7 @@ def show(found: Scan, console: Console) -> None:
             "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
             "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
             f"{row.kl:.4f}",
-            _stage(int(row.cut), stages),
+            stages.stage_from(int(row.cut)),
         )
     console.print(table)
     console.print(stages.reason[:1].upper() + stages.reason[1:], highlight=False, soft_wrap=True)
@@ -194,15 +194,6 @@ def show(found: Scan, console: Console) -> None:
             else "the base LLM is not known (--base)"
         )
         console.print(f"No spec was written: {why}", highlight=False, soft_wrap=True)
-
-
-def _stage(cut: int, stages: Stages) -> str:
-    """What the layers from this cut to the next belong to."""
-    if stages.plateau is None or cut == stages.num_layers:
-        return ""
-    if cut >= stages.plateau[0]:
-        return "plateau"
-    return "separation" if stages.separation_end is not None and cut < stages.separation_end else "alignment"
 
 
 def load(folder: Path) -> Scan:

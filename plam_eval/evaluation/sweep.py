@@ -89,7 +89,7 @@ class SweepConfig(BaseModel):
         if strange := [word for word in words if not isinstance(word, (str, int)) or isinstance(word, bool)]:
             raise ValueError(f"found {strange[0]!r}, expected words, as a list or with commas")
         words = [str(word).strip() for word in words]
-        if not any(words) and info.field_name != "controls":
+        if not any(words) and info.field_name in ("tasks", "layers"):
             raise ValueError(f"found {value!r}, expected at least one word")
         return [word for word in words if word]
 

@@ -353,6 +353,14 @@ class Stages(_Record):
             raise ValueError(f"plateau is {self.plateau}, expected [k, {self.num_layers}), k among the cuts")
         return self
 
+    def stage_from(self, cut: int) -> str:
+        """The stage of the layers from this cut to the next: "separation", "alignment", "plateau", "" if unknown."""
+        if self.plateau is None or cut == self.num_layers:
+            return ""
+        if cut >= self.plateau[0]:
+            return "plateau"
+        return "separation" if self.separation_end is not None and cut < self.separation_end else "alignment"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields; `from_dict` reads them back to equal stages."""
         return self.model_dump(mode="json")

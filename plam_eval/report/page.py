@@ -5,156 +5,81 @@ What stands on the page is decided here and put into blocks; `page.html.j2` give
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from plam_eval.evaluation import findings, harness, records, scan, stats, sweep
 from plam_eval.evaluation.findings import SIGNIFICANT, Findings, Selection, describe
-from plam_eval.evaluation.records import IncomparableError, RecordError, Run
+from plam_eval.evaluation.records import IncomparableError, Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.report import plots
+from plam_eval.report.blocks import (
+    NONE,
+    SPACE,
+    Example,
+    Examples,
+    Grid,
+    Listing,
+    Paragraph,
+    Picture,
+    Row,
+    Section,
+    breakable,
+    clip,
+    count_of,
+    cut_short,
+    data_uri,
+    equal_p,
+    grid,
+    identity_of,
+    interval,
+    is_known,
+    listed,
+    minus_signs,
+    number,
+    p_value,
+    pairs_of,
+    percent,
+    picture,
+    printable,
+    records_of,
+    sentence,
+    signed,
+    tasks_named,
+    text_of,
+)
 from plam_eval.report.plots import Estimate
+from plam_eval.report.sources import Sources, read_sources
 from plam_eval.spec import RULES
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 PAGE, TABLES = "index.html", "tables"
 
-_MINUS, _NONE, _SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 _QUESTION, _ANSWER = 700, 240  # letters of a prompt, and of an answer, that are shown unasked
-_FULL = 6000  # letters of either that are on the page at all
 _SIDE = 320  # pixels of an image's longer side
 _TINY = 160  # pixels up to which an image is shown enlarged
 _IMAGES = 4  # of one document
 _DETAILED = 6  # comparisons of plain run folders that get a section of their own
-_DPI = 96  # CSS pixels per inch of a figure
 _CONTROLS = {
     "self_scale": "the model's own weights times the same sum",
     "normalized": "the merge with weights that sum to one",
     "noise": "a random change of the same size",
 }
-
-
-class ReportError(ValueError):
-    """Nothing to report on; the message says what was found in each folder and what was expected."""
-
-
-# --- what a page is made of -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    """`look`: "", "answer", "note" (how to take what is beside it) or "warning"."""
-
-    kind: ClassVar[str] = "paragraph"
-    text: str
-    look: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """`look`: "", "chosen", "total", "quiet" or "failed"."""
-
-    cells: tuple[str, ...]
-    look: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table. The first column names its rows; of the others, `words` holds those that are text and no numbers."""
-
-    kind: ClassVar[str] = "grid"
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    words: frozenset[int] = frozenset()
-
-    @property
-    def long(self) -> bool:
-        return len(self.rows) > 24
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure: a data URI, what it shows in words, and its width in CSS pixels."""
-
-    kind: ClassVar[str] = "picture"
-    source: str
-    alt: str
-    caption: str
-    width: int
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A text: what is shown at once, all of it where that is more, and how many letters even that leaves out."""
-
-    start: str
-    whole: str | None
-    omitted: int
-
-
-@dataclass(frozen=True)
-class Example:
-    """A document whose score changed. `images` are (data URI, width to show it in, whether it is enlarged)."""
-
-    title: str
-    images: tuple[tuple[str, int, bool], ...]
-    more_images: int
-    question: Clip
-    target: Clip
-    answers: tuple[tuple[str, str, Clip], ...]
-
-
-@dataclass(frozen=True)
-class Examples:
-    kind: ClassVar[str] = "examples"
-    title: str
-    examples: tuple[Example, ...]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Lines to copy, or a list, behind a title that opens it."""
-
-    kind: ClassVar[str] = "listing"
-    title: str
-    lines: tuple[str, ...]
-    code: bool = True
-    open: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: tuple[Any, ...]
-
-
-@dataclass
-class _Sources:
-    """What was found in the folders, by name."""
-
-    sweeps: dict[str, Findings] = field(default_factory=dict)
-    scans: dict[str, Scan] = field(default_factory=dict)
-    runs: dict[str, Run] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -194,7 +119,7 @@ def write_report(
         ReportError: nothing was recognised. Whatever `read_findings` raises.
     """
     output = Path(output)
-    sources = _read([Path(folder) for folder in folders], select)
+    sources = read_sources([Path(folder) for folder in folders], select)
     compared = _compare(sources.runs)
     tables = _tables(sources, compared)
     page = _page(sources, compared, title, data, examples, sorted(tables))
@@ -206,94 +131,6 @@ def write_report(
     partial.write_text(page, encoding="utf-8", errors="replace")
     partial.replace(path)
     return path
-
-
-# --- reading folders --------------------------------------------------------------------------------------------------
-
-
-def _read(folders: Sequence[Path], select: int | None) -> _Sources:
-    sources, seen = _Sources(), set[Path]()
-    for folder in folders:
-        before = len(seen)
-        if not folder.exists():
-            raise ReportError(f"{folder}: no such folder")
-        owners = []  # folders whose runs are not listed by themselves
-        for file in sorted(_visible(folder, sweep.PLAN)):
-            owners.append(file.parent)
-            if _new(file.parent, seen):
-                sources.sweeps[_name(file.parent, sources.sweeps)] = findings.read_findings(file.parent, select)
-        for file in sorted(_visible(folder, scan.SETTINGS)):
-            owners.append(file.parent)
-            if not _new(file.parent, seen):
-                continue
-            if (file.parent / scan.STAGES).is_file():
-                sources.scans[_name(file.parent, sources.scans)] = scan.load(file.parent)
-            else:
-                sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
-        files = [folder] if folder.is_file() else records.result_files(folder)
-        files = [f for f in files if not any(owner in f.parents for owner in owners) and not _hidden(f, folder)]
-        for file in files:
-            if not _new(file, seen):
-                continue
-            try:
-                run = records.read_run(file)
-            except RecordError as error:
-                sources.notes.append(f"A run was left out: {error}")
-                continue
-            sources.runs[_run_name(file, folder, files, sources.runs)] = run
-        if len(seen) == before and not owners:
-            sources.notes.append(f"{folder}: nothing of a sweep, a scan or a run in it.")
-    if not (sources.sweeps or sources.scans or sources.runs):
-        found = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
-        raise ReportError(
-            f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({sweep.PLAN}), of a "
-            f"finished `plam scan` ({scan.SETTINGS} and {scan.STAGES}), or of lmms-eval with --log_samples "
-            "(*_results.json beside its sample logs)"
-        )
-    return sources
-
-
-def _visible(folder: Path, name: str) -> list[Path]:
-    """Files of a name in a folder and below, without what lies in hidden folders: cells that are being written."""
-    return [file for file in folder.rglob(name) if not _hidden(file, folder)] if folder.is_dir() else []
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _new(path: Path, seen: set[Path]) -> bool:
-    known = path.resolve() in seen
-    seen.add(path.resolve())
-    return not known
-
-
-def _name(folder: Path, taken: Iterable[str]) -> str:
-    """A folder's own name, or with that of the folder above it where another has the same."""
-    folder = folder.resolve()
-    return _untaken([folder.name, f"{folder.parent.name}-{folder.name}"], taken)
-
-
-def _run_name(file: Path, folder: Path, files: Sequence[Path], taken: Iterable[str]) -> str:
-    """That of the given folder, where one run lies in it; else the run's own folder below it."""
-    given = folder.resolve() if folder.is_dir() else folder.resolve().parent
-    below = file.parent.resolve().relative_to(given).as_posix()
-    date = file.name.removesuffix("_results.json")
-    if len(files) == 1 or below == ".":
-        names = [given.name, f"{given.parent.name}/{given.name}", f"{given.name}/{date}"]
-    else:
-        beside = [f for f in files if f.parent == file.parent]
-        names = [f"{below}/{date}"] if len(beside) > 1 else [below, f"{given.name}/{below}"]
-    return _untaken(names, taken)
-
-
-def _untaken(names: Sequence[str], taken: Iterable[str]) -> str:
-    free = [name for name in names if name not in set(taken)]
-    number = 2
-    while not free:
-        name = f"{names[-1]} {number}"
-        free, number = ([name] if name not in set(taken) else []), number + 1
-    return free[0]
 
 
 def _compare(runs: Mapping[str, Run]) -> _Comparisons | None:
@@ -325,7 +162,7 @@ def _compare(runs: Mapping[str, Run]) -> _Comparisons | None:
 # --- tables as files --------------------------------------------------------------------------------------------------
 
 
-def _tables(sources: _Sources, compared: _Comparisons | None) -> dict[str, pd.DataFrame]:
+def _tables(sources: Sources, compared: _Comparisons | None) -> dict[str, pd.DataFrame]:
     parts: list[tuple[str, dict[str, pd.DataFrame]]] = []
     for name, found in sources.sweeps.items():
         tables = {"cells": found.cells, "tasks": found.tasks, "controls": found.controls}
@@ -370,7 +207,7 @@ def _storable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _page(
-    sources: _Sources,
+    sources: Sources,
     compared: _Comparisons | None,
     title: str | None,
     data: Path | None,
@@ -405,18 +242,18 @@ def _page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"printable": _printable, "breakable": _breakable}
+    environment.filters |= {"printable": printable, "breakable": breakable}
     return environment.from_string(template).render(
         title=title or _title(sources),
         question=question,
-        answers=[(name, _minus(text)) for name, text in answers],
+        answers=[(name, minus_signs(text)) for name, text in answers],
         sections=sections,
         tables=tables,
         folder=TABLES,
     )
 
 
-def _title(sources: _Sources) -> str:
+def _title(sources: Sources) -> str:
     models = _models(sources)
     what = models[0] if len(models) == 1 else f"{len(models)} models" if models else "plam-eval"
     bases = sorted({base for found in sources.sweeps.values() for base in _bases(found)})
@@ -425,7 +262,7 @@ def _title(sources: _Sources) -> str:
     return f"Where {what} uses its image" if sources.scans and not sources.runs else f"Runs of {what}"
 
 
-def _models(sources: _Sources) -> list[str]:
+def _models(sources: Sources) -> list[str]:
     names = [_model(found) for found in sources.sweeps.values()]
     names += [str(scan.read_settings(found.folder)["pretrained"]) for found in sources.scans.values()]
     names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
@@ -443,10 +280,10 @@ def _bases(found: Findings) -> list[str]:
 def _scan_answer(found: Scan) -> str:
     stages = found.stages
     if stages.plateau is None:
-        return _sentence(stages.reason)
+        return sentence(stages.reason)
     start, end = stages.plateau
     layers = f"layers {start} to {end - 1}" if end - start > 1 else f"layer {start}"
-    return _sentence(f"the plateau is {layers} of {stages.num_layers}: {stages.reason}")
+    return sentence(f"the plateau is {layers} of {stages.num_layers}: {stages.reason}")
 
 
 def _scan_question(found: Scan, said: list[Sequence[str]]) -> str:
@@ -454,8 +291,8 @@ def _scan_question(found: Scan, said: list[Sequence[str]]) -> str:
     curve = found.curve
     return (
         f"From which decoder layer on does {settings['pretrained']} no longer need to see its image? "
-        f"{_count(sum(curve.documents.values()), 'document')} of {_tasks(curve.tasks, said)} were answered with the "
-        f"image hidden from later layers, under {len(curve.cuts)} cuts of its {curve.num_layers} layers."
+        f"{count_of(sum(curve.documents.values()), 'document')} of {tasks_named(curve.tasks, said)} were answered with "
+        f"the image hidden from later layers, under {len(curve.cuts)} cuts of its {curve.num_layers} layers."
     )
 
 
@@ -464,17 +301,17 @@ def _sweep_question(found: Findings, said: list[Sequence[str]]) -> str:
     merged, beside = (int((cells["kind"] == kind).sum()) for kind in ("merged", "control"))
     config, bases, chosen = found.plan["config"], _bases(found), found.selection
     run = next(iter(found.runs.values()), None)
-    asked = _tasks(run.tasks if run else config["tasks"], said)
+    asked = tasks_named(run.tasks if run else config["tasks"], said)
     if run is not None:
         documents = len(run.samples) + (sum(chosen.chosen_on.values()) if chosen and chosen.held_out else 0)
-        asked = f"{_count(documents, 'document')} of {asked}"
+        asked = f"{count_of(documents, 'document')} of {asked}"
     limit = f" (at most {config['limit']} of each task)" if config.get("limit") else ""
     what = f"What do parameters of {' or '.join(bases) or 'the base LLM'} change in {_model(found)}"
     if not beside:
-        return f"{what}? {_count(merged, 'merge')} beside the plain model, on {asked}{limit}."
+        return f"{what}? {count_of(merged, 'merge')} beside the plain model, on {asked}{limit}."
     return (
-        f"{what}, and is it the base that changes it? {_count(merged, 'merge')} and {_count(beside, 'control')} beside "
-        f"the plain model, on {asked}{limit}."
+        f"{what}, and is it the base that changes it? {count_of(merged, 'merge')} and {count_of(beside, 'control')} "
+        f"beside the plain model, on {asked}{limit}."
     )
 
 
@@ -484,16 +321,16 @@ def _runs_question(runs: Mapping[str, Run], compared: _Comparisons | None, said:
     models = list(dict.fromkeys(str(run.summary()["pretrained"] or run.summary()["model"]) for run in runs.values()))
     if compared is None:
         (name,) = runs
-        return f"How does {models[0]} ({name}) answer {_count(documents, 'document')} of {_tasks(tasks, said)}?"
+        return f"How does {models[0]} ({name}) answer {count_of(documents, 'document')} of {tasks_named(tasks, said)}?"
     others = [name for name in runs if name != compared.reference]
-    which = "Does " + others[0] if len(others) == 1 else "Do " + _listed(others)
+    which = "Does " + others[0] if len(others) == 1 else "Do " + listed(others)
     return (
-        f"{which} answer otherwise than {compared.reference}? Runs of {_listed(models)}, each on up to "
-        f"{_count(documents, 'document')} of {_tasks(tasks, said)}."
+        f"{which} answer otherwise than {compared.reference}? Runs of {listed(models)}, each on up to "
+        f"{count_of(documents, 'document')} of {tasks_named(tasks, said)}."
     )
 
 
-def _missing(sources: _Sources, compared: _Comparisons | None) -> list[str]:
+def _missing(sources: Sources, compared: _Comparisons | None) -> list[str]:
     """What a reader might look for and does not find."""
     lines = []
     for name, found in sources.sweeps.items():
@@ -501,7 +338,7 @@ def _missing(sources: _Sources, compared: _Comparisons | None) -> list[str]:
         status = Counter(found.cells["status"])
         if left := len(found.cells) - status["finished"]:
             failed = f"; {status['failed']} of these failed" if status["failed"] else ""
-            lines.append(f"Of {_count(len(found.cells), 'cell')}{where}, {left} not finished{failed}.")
+            lines.append(f"Of {count_of(len(found.cells), 'cell')}{where}, {left} not finished{failed}.")
         if not (found.cells["kind"] == "control").any():
             lines.append(
                 f"No controls were run{where}: what the base does and what the scale of the weights does alone cannot "
@@ -529,31 +366,31 @@ def _scan_section(found: Scan, suffix: str) -> Section:
     table = curve.table()
     last = stages.num_layers
     blocks: list[Any] = [
-        _picture(
+        picture(
             plots.curve_figure(curve, stages),
-            f"Accuracy, parsable answers and KL divergence by cut layer. {_sentence(stages.reason)}",
+            f"Accuracy, parsable answers and KL divergence by cut layer. {sentence(stages.reason)}",
             "At the left the image is hidden in every layer, at the right in none. Above: accuracy, and the 95% "
             "interval of its mean over tasks. Below: the share of answers in the form asked for, and how far the first "
             "answer token's distribution is from that of the unmasked model.",
         ),
-        Paragraph(_minus(_sentence(stages.reason))),
+        Paragraph(minus_signs(sentence(stages.reason))),
         Paragraph(f"Second opinion, by KL at or under {stages.kl_threshold:g} nats: {kl}.", "note"),
-        _grid(
-            f"Mean over {_count(len(curve.tasks), 'task')} of {_count(sum(curve.documents.values()), 'document')}",
-            _records(table[table["task"] == OVERALL]),
+        grid(
+            f"Mean over {count_of(len(curve.tasks), 'task')} of {count_of(sum(curve.documents.values()), 'document')}",
+            records_of(table[table["task"] == OVERALL]),
             {
                 "image seen in": lambda row: (
                     "all layers" if row["cut"] == last else f"layers below {row['cut']}" if row["cut"] else "no layer"
                 ),
-                "accuracy": lambda row: _number(row["accuracy"]),
-                "95%": lambda row: _interval(row["low"], row["high"], signed=False),
-                "against unmasked": lambda row: _NONE if row["cut"] == last else _signed(row["difference"]),
+                "accuracy": lambda row: number(row["accuracy"]),
+                "95%": lambda row: interval(row["low"], row["high"], plus=False),
+                "against unmasked": lambda row: NONE if row["cut"] == last else signed(row["difference"]),
                 "95% of that": lambda row: (
-                    _NONE if row["cut"] == last else _interval(row["difference_low"], row["difference_high"])
+                    NONE if row["cut"] == last else interval(row["difference_low"], row["difference_high"])
                 ),
-                "parsable": lambda row: _percent(row["parsable"]),
-                "KL (nats)": lambda row: _number(row["kl"], 4),
-                "layers from here": lambda row: _stage(int(row["cut"]), stages),
+                "parsable": lambda row: percent(row["parsable"]),
+                "KL (nats)": lambda row: number(row["kl"], 4),
+                "layers from here": lambda row: stages.stage_from(int(row["cut"])),
             },
             words={"layers from here"},
             look=lambda row: "total" if row["cut"] == last else "",
@@ -565,19 +402,11 @@ def _scan_section(found: Scan, suffix: str) -> Section:
     return Section(f"Where the image is used{suffix}", tuple(blocks))
 
 
-def _stage(cut: int, stages: Any) -> str:
-    if stages.plateau is None or cut == stages.num_layers:
-        return ""
-    if cut >= stages.plateau[0]:
-        return "plateau"
-    return "separation" if stages.separation_end is not None and cut < stages.separation_end else "alignment"
-
-
 # --- a sweep ----------------------------------------------------------------------------------------------------------
 
 
 def _sweep_sections(found: Findings, suffix: str, data: Path | None, examples: int) -> list[Section]:
-    cells = {str(row["cell"]): row for row in _records(found.cells)}
+    cells = {str(row["cell"]): row for row in records_of(found.cells)}
     chosen = found.selection.cell if found.selection else None
     note = [Paragraph(_selection_note(found.selection, cells), "note")] if found.selection else []
     parts: list[tuple[str, list[Any]]] = []
@@ -603,14 +432,14 @@ def _sweep_sections(found: Findings, suffix: str, data: Path | None, examples: i
 def _selection_note(selection: Selection, cells: Mapping[str, Mapping[str, Any]]) -> str:
     """Which cell is the chosen one, and on what it was chosen."""
     cell = describe(cells[selection.cell])
-    reported = _count(sum(selection.reported_on.values()), "document")
+    reported = count_of(sum(selection.reported_on.values()), "document")
     if selection.tried == 1:
         return f"Merged: {cell}. It is the only merge there is, so nothing was chosen; figures are of {reported}."
     best = f"Chosen: {cell}. It scored best of {selection.tried} merges"
     if selection.held_out:
-        others = _count(sum(selection.chosen_on.values()), "other document")
+        others = count_of(sum(selection.chosen_on.values()), "other document")
         return (
-            f"{best} on {others} ({_signed(selection.difference_chosen)} there); figures here are of the {reported} "
+            f"{best} on {others} ({signed(selection.difference_chosen)} there); figures here are of the {reported} "
             "held out."
         )
     return f"{best}, chosen on the same {reported} that these figures are of: they are optimistic."
@@ -618,7 +447,7 @@ def _selection_note(selection: Selection, cells: Mapping[str, Mapping[str, Any]]
 
 def _heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:
     merged = [row for row in cells.values() if row["kind"] == "merged"]
-    if len(merged) < 2 or not any(_known(row["difference"]) for row in merged):
+    if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
         return None
     several = len({row["modules"] for row in merged}) > 1
     ranges = sorted({_place(row) for row in merged})
@@ -630,7 +459,7 @@ def _heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pictur
     for row in merged:
         at = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
         across = ranges.index(_place(row))
-        if _known(row["difference"]):
+        if is_known(row["difference"]):
             values[at][across] = float(row["difference"])
             marked[at][across] = bool(row["p_holm"] < SIGNIFICANT)
         else:
@@ -657,7 +486,7 @@ def _heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pictur
         f"Heat map of the difference against plain by layer range and weights; {count} of {len(merged)} cells are "
         "marked. Its numbers are in the table of all cells."
     )
-    return _picture(figure, alt, caption)
+    return picture(figure, alt, caption)
 
 
 def _controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -672,7 +501,7 @@ def _controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
         estimates = [
             Estimate(str(cells[cell]["rule"]), *(float(cells[cell][key]) for key in ("difference", "low", "high")))
             for cell in (name, *(control for controls in by_rule.values() for control in controls))
-            if cell != PLAIN and _known(cells[cell]["difference"])
+            if cell != PLAIN and is_known(cells[cell]["difference"])
         ]
         if len(estimates) > 1:
             groups[label] = estimates
@@ -682,7 +511,7 @@ def _controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
     shown = {estimate.name for estimates in groups.values() for estimate in estimates}
     meanings = [f"{rule}, {meaning}" for rule, meaning in _CONTROLS.items() if rule in shown]
     blocks: list[Any] = [
-        _picture(
+        picture(
             plots.controls(groups, chosen=bold),
             "Differences against plain of each merge and of its controls, with 95% intervals. Their numbers are in "
             "the table of all cells.",
@@ -691,17 +520,17 @@ def _controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
         )
     ]
     if len(found.controls):
-        table = _grid(
+        table = grid(
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
-            _records(found.controls),
+            records_of(found.controls),
             {
                 "merge": lambda row: describe(cells[row["merged"]]),
                 "control": lambda row: (
                     f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]] else row["rule"]
                 ),
-                "merge scores": lambda row: _number(row["second"]),
-                "control scores": lambda row: _number(row["first"]),
-                "merge minus control": lambda row: _signed(row["difference"]),
+                "merge scores": lambda row: number(row["second"]),
+                "control scores": lambda row: number(row["first"]),
+                "merge minus control": lambda row: signed(row["difference"]),
                 **_PAIRED,
                 "answers that differ": lambda row: f"{row['answers_differ']} of {row['documents']}",
             },
@@ -724,14 +553,14 @@ def _parsable(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
     if not known:
         return [Paragraph("These tasks ask for free words; there is no form that an answer could miss.")]
     if min(known) == 1:
-        return [Paragraph(f"Every answer of all {_count(len(shares), 'cell')} has the form its task asks for.")]
+        return [Paragraph(f"Every answer of all {count_of(len(shares), 'cell')} has the form its task asks for.")]
 
     many = len(first) > 2
 
     def column(task: str) -> Callable[[Any], str]:
-        return lambda name: _percent(shares[name][task])
+        return lambda name: percent(shares[name][task])
 
-    table = _grid(
+    table = grid(
         "Share of answers in the form asked for (a letter, yes or no), by cell and task",
         [name for name in cells if name in shares],
         {
@@ -756,27 +585,27 @@ def _all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[
     reported = len(found.runs[PLAIN].samples) if found.compared else 0
     done = all(row["status"] == "finished" for row in cells.values())
     against_plain: dict[str, Callable[[Any], str]] = {
-        "score": lambda row: _number(row["second"]),
-        "difference": lambda row: _signed(row["difference"]),
+        "score": lambda row: number(row["second"]),
+        "difference": lambda row: signed(row["difference"]),
         **_PAIRED,
-        f"Holm{_SPACE}p": lambda row: _p(row["p_holm"]),
-        "parsable": lambda row: _percent(row["parsable_second"]),
+        f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
+        "parsable": lambda row: percent(row["parsable_second"]),
     }
-    table = _grid(
-        f"Every cell against plain, mean over tasks of {_count(reported, 'document')}" if reported else "Every cell",
+    table = grid(
+        f"Every cell against plain, mean over tasks of {count_of(reported, 'document')}" if reported else "Every cell",
         list(cells.values()),
         {
             "cell": describe,
             **({} if done else {"status": lambda row: "not run" if row["status"] == "missing" else str(row["status"])}),
             **(against_plain if reported else {}),
-            "change of weights": lambda row: _percent(row["relative_change"]),
-            "seconds": lambda row: _number(row["merge_seconds"] + row["evaluate_seconds"], 1),
+            "change of weights": lambda row: percent(row["relative_change"]),
+            "seconds": lambda row: number(row["merge_seconds"] + row["evaluate_seconds"], 1),
         },
         words=() if done else {"status"},
         look=look,
     )
     failed = tuple(
-        f"{describe(row)}: {_cut(_text(row['error']))}" for row in cells.values() if row["status"] == "failed"
+        f"{describe(row)}: {cut_short(text_of(row['error']))}" for row in cells.values() if row["status"] == "failed"
     )
     listing = [Listing(f"What failed ({len(failed)})", failed, code=False, open=True)] if failed else []
     return [table, *listing]
@@ -796,7 +625,7 @@ def _comparison(rows: Sequence[Paired], first: str, second: str, directions: Map
     )
     alt = (
         f"Difference {second} minus {first} with 95% intervals by task; mean over tasks "
-        f"{_signed(overall.difference)}, {_interval(overall.low, overall.high)}."
+        f"{signed(overall.difference)}, {interval(overall.low, overall.high)}."
     )
     caption = "Lines are 95% intervals, one task at a time. Where one crosses 0, no difference is shown."
 
@@ -804,24 +633,24 @@ def _comparison(rows: Sequence[Paired], first: str, second: str, directions: Map
         falling = directions.get(row["task"]) == -1
         return "mean over tasks" if row["task"] == OVERALL else row["task"] + (" (lower is better)" if falling else "")
 
-    table = _grid(
+    table = grid(
         f"{second} against {first}, by task; p of single tasks is not adjusted",
-        _records(stats.frame(rows if many else tasks)),
+        records_of(stats.frame(rows if many else tasks)),
         {
             "task": name,
             "n": lambda row: f"{row['documents']:,}",
-            first: lambda row: _number(row["first"]),
-            second: lambda row: _number(row["second"]),
-            "difference": lambda row: _signed(row["difference"]),
+            first: lambda row: number(row["first"]),
+            second: lambda row: number(row["second"]),
+            "difference": lambda row: signed(row["difference"]),
             **_PAIRED,
             "test": lambda row: {"mcnemar": "McNemar", "sign-flip": "sign flips"}[row["test"]],
-            f"parsable, {first}": lambda row: _percent(row["parsable_first"]),
-            f"parsable, {second}": lambda row: _percent(row["parsable_second"]),
+            f"parsable, {first}": lambda row: percent(row["parsable_first"]),
+            f"parsable, {second}": lambda row: percent(row["parsable_second"]),
         },
         words={"test"},
         look=lambda row: "total" if row["task"] == OVERALL else "",
     )
-    blocks: list[Any] = [_picture(figure, alt, caption), table]
+    blocks: list[Any] = [picture(figure, alt, caption), table]
     if overall.needed is not None:
         text = (
             f"To find a true difference of 0.01 in the mean four times in five would take about {overall.needed:,} "
@@ -846,10 +675,10 @@ def _runs_answers(runs: Mapping[str, Run], compared: _Comparisons | None) -> lis
             verdict = "it differs; lower is better in some tasks, higher in others."
         else:
             verdict = f"{'better' if row.difference * next(iter(signs)) > 0 else 'worse'} than {compared.reference}."
-        adjusted = f", adjusted for {len(compared.rows)} comparisons {_p(p)}" if len(compared.rows) > 1 else ""
+        adjusted = f", adjusted for {len(compared.rows)} comparisons {p_value(p)}" if len(compared.rows) > 1 else ""
         answers.append(
             f"{name} scores {row.difference:+.3f} against {compared.reference} ({row.gained} gained, {row.lost} lost, "
-            f"p {_equal(row.p)}{adjusted}): {verdict}"
+            f"p {equal_p(row.p)}{adjusted}): {verdict}"
         )
     return [*answers, *(f"{name} cannot be compared with {compared.reference}." for name in compared.problems)]
 
@@ -859,47 +688,47 @@ def _runs_sections(
 ) -> list[Section]:
     tables = records.tables(dict(runs))
     if compared is None:
-        rows = _records(tables.tasks)
+        rows = records_of(tables.tasks)
         figure = plots.forest(
             [Estimate(row["task"], row["accuracy"], row["low"], row["high"]) for row in rows], label="score", zero=False
         )
-        table = _grid(
+        table = grid(
             "Mean score of the documents, by task",
             rows,
             {
                 "task": lambda row: row["task"],
                 "n": lambda row: f"{row['documents']:,}",
-                "score": lambda row: _number(row["accuracy"]),
-                "95%": lambda row: _interval(row["low"], row["high"], signed=False),
-                "parsable": lambda row: _percent(row["parsable"]),
+                "score": lambda row: number(row["accuracy"]),
+                "95%": lambda row: interval(row["low"], row["high"], plus=False),
+                "parsable": lambda row: percent(row["parsable"]),
             },
         )
-        picture = _picture(figure, "Score of every task.", "Lines are 95% intervals, where answers are right or wrong.")
-        return [Section("Task by task", (picture, table))]
+        shown = picture(figure, "Score of every task.", "Lines are 95% intervals, where answers are right or wrong.")
+        return [Section("Task by task", (shown, table))]
     reference = compared.reference
     blocks: list[Any] = []
     if len(compared.rows) > 1:
         estimates = [Estimate(n, r[-1].difference, r[-1].low, r[-1].high) for n, r in compared.rows.items()]
         figure = plots.forest(estimates, label=f"difference against {reference}")
         alt = f"Differences of {len(estimates)} runs against {reference}, with 95% intervals."
-        blocks.append(_picture(figure, alt, "Lines are 95% intervals."))
+        blocks.append(picture(figure, alt, "Lines are 95% intervals."))
     if compared.rows:
-        table = _grid(
+        table = grid(
             f"Runs against {reference}, mean over tasks",
             [{"run": name, "p_holm": compared.p_holm[name], **vars(rows[-1])} for name, rows in compared.rows.items()],
             {
                 "run": lambda row: row["run"],
                 "n": lambda row: f"{row['documents']:,}",
-                "score": lambda row: _number(row["second"]),
-                "difference": lambda row: _signed(row["difference"]),
+                "score": lambda row: number(row["second"]),
+                "difference": lambda row: signed(row["difference"]),
                 **_PAIRED,
-                f"Holm{_SPACE}p": lambda row: _p(row["p_holm"]),
+                f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
             },
         )
         blocks.append(table)
     for name, problems in compared.problems.items():
         blocks.append(Paragraph(f"{name} is not compared with {reference}: they were not asked alike.", "warning"))
-        blocks.append(Listing("What differs", tuple(map(_cut, problems)), code=False, open=True))
+        blocks.append(Listing("What differs", tuple(map(cut_short, problems)), code=False, open=True))
     if len(compared.rows) > _DETAILED:
         text = f"Task by task, only the first {_DETAILED} follow; the table of tasks beside this page has all."
         blocks.append(Paragraph(text, "note"))
@@ -910,19 +739,19 @@ def _runs_sections(
             blocks += _examples(runs[reference], runs[name], (reference, name), examples, data)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))
     shares = tables.tasks.groupby("run")["parsable"].mean()
-    table = _grid(
+    table = grid(
         "Scores are means over tasks of the documents' scores",
-        _records(tables.runs),
+        records_of(tables.runs),
         {
             "run": lambda row: row["run"],
-            "model": lambda row: _text(row["pretrained"]) or _text(row["model"]),
+            "model": lambda row: text_of(row["pretrained"]) or text_of(row["model"]),
             "merge": _merge,
             "documents": lambda row: f"{row['documents']:,}",
-            "score": lambda row: _number(row["accuracy"]),
-            "parsable": lambda row: _percent(shares[row["run"]]),
-            "mode": lambda row: _text(row["mode"]) or _NONE,
-            "dtype": lambda row: _text(row["dtype"]) or _NONE,
-            "date": lambda row: _text(row["date"]) or _NONE,
+            "score": lambda row: number(row["accuracy"]),
+            "parsable": lambda row: percent(shares[row["run"]]),
+            "mode": lambda row: text_of(row["mode"]) or NONE,
+            "dtype": lambda row: text_of(row["dtype"]) or NONE,
+            "date": lambda row: text_of(row["date"]) or NONE,
         },
         words={"model", "merge", "mode", "dtype", "date"},
     )
@@ -930,8 +759,8 @@ def _runs_sections(
 
 
 def _merge(row: Mapping[str, Any]) -> str:
-    if not _known(row["layers"]):
-        return "plain" if row["plain"] is True else _NONE
+    if not is_known(row["layers"]):
+        return "plain" if row["plain"] is True else NONE
     modules = sweep.module_group(row["modules"].split("+"))
     return describe({**row, "kind": "merged", "modules": modules, "seed": None})
 
@@ -968,7 +797,7 @@ def _examples(
     if missing:
         reasons: dict[str, list[str]] = {}
         for task, reason in missing.items():
-            reasons.setdefault(_cut(reason, 300), []).append(task)
+            reasons.setdefault(cut_short(reason, 300), []).append(task)
         text = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
         hint = "Sample logs hold no images; --data names the folder in which the evaluation found its datasets."
         blocks.append(Paragraph(f"Images are missing. {text}. {hint}", "note"))
@@ -983,7 +812,7 @@ def _examples(
 
 def _spread(rows: pd.DataFrame, count: int) -> list[dict[str, Any]]:
     turn = rows.sort_values("doc_id", kind="stable").groupby("task", sort=False).cumcount()
-    order = {task: number for number, task in enumerate(rows["task"].unique())}
+    order = {task: index for index, task in enumerate(rows["task"].unique())}
     place = rows.assign(turn=turn, order=rows["task"].map(order)).sort_values(["turn", "order"], kind="stable")
     picked: list[dict[str, Any]] = place.head(count).sort_values(["order", "turn"], kind="stable").to_dict("records")
     return picked
@@ -995,13 +824,13 @@ def _example(row: Mapping[str, Any], names: tuple[str, str], images: Mapping[tup
     for name, side in zip(names, ("first", "second"), strict=True):
         score = row[f"score_{side}"]
         verdict = {0.0: "wrong", 1.0: "right"}.get(score, f"score {score:.3g}")
-        answers.append((name, verdict, _clip(str(row[f"answer_{side}"]), _ANSWER)))
+        answers.append((name, verdict, clip(str(row[f"answer_{side}"]), _ANSWER)))
     return Example(
         title=f"{row['task']}, document {row['doc_id']}",
         images=tuple(_embedded(image) for image in found[:_IMAGES]),
         more_images=max(0, len(found) - _IMAGES),
-        question=_clip(str(row["prompt_first"]), _QUESTION),
-        target=_clip(str(row["target_first"]), _ANSWER),
+        question=clip(str(row["prompt_first"]), _QUESTION),
+        target=clip(str(row["target_first"]), _ANSWER),
         answers=tuple(answers),
     )
 
@@ -1025,13 +854,13 @@ def _embedded(image: Image) -> tuple[str, int, bool]:
     _, kind, content = min(encoded)
     side = max(small.size)
     times = max(1, 192 // side) if side <= _TINY else 1
-    return _uri(f"image/{kind}", content), small.size[0] * times, times > 1
+    return data_uri(f"image/{kind}", content), small.size[0] * times, times > 1
 
 
 # --- warnings, provenance, how to read --------------------------------------------------------------------------------
 
 
-def _warnings_section(sources: _Sources, compared: _Comparisons | None) -> list[Section]:
+def _warnings_section(sources: Sources, compared: _Comparisons | None) -> list[Section]:
     found: dict[str, list[str]] = {}  # by warning: where
     for note in sources.notes:
         found.setdefault(note, [])
@@ -1055,10 +884,10 @@ def _warnings_section(sources: _Sources, compared: _Comparisons | None) -> list[
     lines = []
     for warning, where in found.items():
         places = ", ".join(where) if len(where) <= 4 else f"{', '.join(where[:3])} and {len(where) - 3} others"
-        lines.append(_minus(f"{_cut(warning)} ({places})" if where else _cut(warning)))
+        lines.append(minus_signs(f"{cut_short(warning)} ({places})" if where else cut_short(warning)))
     if not lines:
         return []
-    return [Section("Warnings", (Listing(f"{_count(len(lines), 'warning')}", tuple(lines), code=False, open=True),))]
+    return [Section("Warnings", (Listing(f"{count_of(len(lines), 'warning')}", tuple(lines), code=False, open=True),))]
 
 
 def _run_warnings(run: Run) -> list[str]:
@@ -1068,11 +897,11 @@ def _run_warnings(run: Run) -> list[str]:
     if generation.get("failed"):
         found.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")
     if altered := run.block.get("altered_answers"):
-        found.append(f"{_count(len(altered), 'answer')} could not be written as given and were altered")
+        found.append(f"{count_of(len(altered), 'answer')} could not be written as given and were altered")
     return found
 
 
-def _provenance_section(sources: _Sources) -> Section:
+def _provenance_section(sources: Sources) -> Section:
     rows: list[tuple[str, str]] = []
     blocks: list[Any] = []
     alone = len(sources.sweeps) + len(sources.scans) + len(sources.runs) == 1
@@ -1082,10 +911,10 @@ def _provenance_section(sources: _Sources) -> Section:
 
     for name, found in sources.sweeps.items():
         settings = found.plan["settings"]
-        rows.append((of(name, "model"), f"{_model(found)} ({_identity(settings.get('checkpoint'))})"))
+        rows.append((of(name, "model"), f"{_model(found)} ({identity_of(settings.get('checkpoint'))})"))
         for base, identity in (settings.get("bases") or {}).items():
-            rows.append((of(name, "base LLM"), f"{base} ({_identity(identity)})"))
-        rows.append((of(name, "versions"), _pairs(settings.get("versions"))))
+            rows.append((of(name, "base LLM"), f"{base} ({identity_of(identity)})"))
+        rows.append((of(name, "versions"), pairs_of(settings.get("versions"))))
         if commits := sorted({str(c) for run in found.runs.values() if (c := run.summary()["commit"])}):
             rows.append((of(name, "plam-eval commit"), ", ".join(commits)))
         command = found.plan.get("command") or []
@@ -1096,7 +925,7 @@ def _provenance_section(sources: _Sources) -> Section:
             config = {key: found.plan["config"].get(key) for key in ("tasks", "include_path", "force_simple")}
             commands = tuple(_command(run, config) for run in found.runs.values())
             blocks.append(Listing(f"Each cell of {name} as an lmms-eval command ({len(commands)})", commands))
-        digests = [f"{row['digest']}  {describe(row)}" for row in _records(found.cells) if _text(row["digest"])]
+        digests = [f"{row['digest']}  {describe(row)}" for row in records_of(found.cells) if text_of(row["digest"])]
         blocks.append(Listing(f"Digests of the specs of {name} ({len(digests)})", tuple(digests)))
     for name, scanned in sources.scans.items():
         settings = scan.read_settings(scanned.folder)
@@ -1107,7 +936,7 @@ def _provenance_section(sources: _Sources) -> Section:
             )
         )
         rows.append((of(name, "weights and arguments"), str(settings["weights and arguments"])))
-        rows.append((of(name, "versions"), _pairs(settings["versions"])))
+        rows.append((of(name, "versions"), pairs_of(settings["versions"])))
         rows.append((of(name, "curve digest"), scanned.stages.curve_digest))
     for name, run in sources.runs.items():
         provenance = run.block.get("provenance") or {}
@@ -1117,19 +946,19 @@ def _provenance_section(sources: _Sources) -> Section:
                 rows.append(
                     (
                         of(name, "model" if what == "checkpoint" else "base LLM"),
-                        f"{identity.get('name')} ({_identity(rest)})",
+                        f"{identity.get('name')} ({identity_of(rest)})",
                     )
                 )
         if provenance.get("digest"):
             rows.append((of(name, "spec digest"), str(provenance["digest"])))
         summary = run.summary()
-        rows.append((of(name, "versions"), _pairs(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})))
+        rows.append((of(name, "versions"), pairs_of(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})))
         rows.append((of(name, "file"), summary["file"]))
     if sources.runs:
         commands = tuple(_command(run, {}) for run in sources.runs.values())
         blocks.append(Listing(f"The runs as lmms-eval commands ({len(commands)})", commands, open=len(commands) < 5))
-    grid = Grid("Who made these figures, from what", ("of", "what"), tuple(Row(row) for row in rows), frozenset({1}))
-    return Section("Where it comes from", (grid, *blocks))
+    table = Grid("Who made these figures, from what", ("of", "what"), tuple(Row(row) for row in rows), frozenset({1}))
+    return Section("Where it comes from", (table, *blocks))
 
 
 def _command(run: Run, known: Mapping[str, Any]) -> str:
@@ -1156,7 +985,7 @@ def _command(run: Run, known: Mapping[str, Any]) -> str:
     return shlex.join(["lmms-eval", *parts, *simple, "--log_samples", "--output_path", "OUTPUT"])
 
 
-def _reading(sources: _Sources) -> tuple[Any, ...]:
+def _reading(sources: Sources) -> tuple[Any, ...]:
     lines = ["Scores are means of the documents' own scores, from 0 to 1. The mean over tasks weighs every task alike."]
     if sources.sweeps or sources.runs:
         lines[0] += " A task's stock metric, on its own scale, is in the table metrics."
@@ -1175,139 +1004,8 @@ def _reading(sources: _Sources) -> tuple[Any, ...]:
 
 
 _PAIRED: dict[str, Callable[[Any], str]] = {  # columns that every comparison has
-    "95%": lambda row: _interval(row["low"], row["high"]),
-    "gained": lambda row: _text(row["gained"]) or _NONE,
-    "lost": lambda row: _text(row["lost"]) or _NONE,
-    "p": lambda row: _p(row["p"]),
+    "95%": lambda row: interval(row["low"], row["high"]),
+    "gained": lambda row: text_of(row["gained"]) or NONE,
+    "lost": lambda row: text_of(row["lost"]) or NONE,
+    "p": lambda row: p_value(row["p"]),
 }
-
-
-def _grid(
-    caption: str,
-    items: Iterable[Any],
-    columns: Mapping[str, Callable[[Any], str]],
-    *,
-    words: Iterable[str] = (),
-    look: Callable[[Any], str] = lambda item: "",
-) -> Grid:
-    """A table of one row per item. `columns` say what each shows of it; `words` are those that hold no numbers."""
-    rows = tuple(Row(tuple(show(item) for show in columns.values()), look(item)) for item in items)
-    return Grid(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def _picture(figure: Figure, alt: str, caption: str) -> Picture:
-    width = math.ceil(figure.get_figwidth() * _DPI)
-    return Picture(_uri("image/svg+xml", plots.to_svg(figure)), _minus(alt), caption, width)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _known(value: Any) -> bool:
-    return value is not None and not pd.isna(value)
-
-
-def _text(value: Any) -> str:
-    return str(value) if _known(value) else ""
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return _minus(f"{value:.{digits}f}") if _known(value) else _NONE
-
-
-def _signed(value: float) -> str:
-    if not _known(value):
-        return _NONE
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else _minus(text)
-
-
-def _interval(low: float, high: float, *, signed: bool = True) -> str:
-    if not _known(low):
-        return _NONE
-    form = _signed if signed else _number
-    return f"{form(low)} to {form(high)}"
-
-
-def _percent(share: float) -> str:
-    """Whole percents; one digit more where that alone would hide that some, or not all, are left."""
-    if not _known(share):
-        return _NONE
-    return f"{share:.1%}" if share not in (0, 1) and f"{share:.0%}" in ("0%", "100%") else f"{share:.0%}"
-
-
-def _p(p: float) -> str:
-    return _NONE if not _known(p) else "<0.0001" if p < 1e-4 else findings.format_p(p)
-
-
-def _equal(p: float) -> str:
-    """ "= 0.03", for a sentence."""
-    return "< 0.0001" if p < 1e-4 else f"= {findings.format_p(p)}"
-
-
-def _minus(text: str) -> str:
-    """Hyphens that stand before a number as minus signs; those within names and dates stay."""
-    return re.sub(r"(?<![\w.+-])-(?=\d)", _MINUS, text)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _tasks(names: Sequence[str], said: list[Sequence[str]]) -> str:
-    """Tasks by name, or by their number where there are many or the names have been said."""
-    known = sorted(names) in said
-    said.append(sorted(names))
-    if len(names) == 1:
-        return str(names[0])
-    return f"{len(names)} tasks" + ("" if known or len(names) > 12 else f" ({', '.join(names)})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    if len(names) > 5:
-        return f"{len(names)} others"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
-
-
-def _cut(text: str, length: int = 600) -> str:
-    """A text on one line, of at most about so many letters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more letters)"
-
-
-def _clip(text: str, length: int) -> Clip:
-    text = text.strip("\n") or "(nothing)"
-    if len(text) <= length:
-        return Clip(text, None, 0)
-    return Clip(text[:length], text[:_FULL], max(0, len(text) - _FULL))
-
-
-def _printable(text: str) -> str:
-    """Control characters as their pictures: they are not allowed in a page, and should be seen."""
-    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    return text.translate({**pictures, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)})
-
-
-def _breakable(text: str) -> Markup:
-    """A name that may be parted into lines after its underscores."""
-    from markupsafe import Markup, escape
-
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
-
-
-def _identity(identity: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (identity or {}).items() if value) or "identity not known"
-
-
-def _pairs(values: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "not known"

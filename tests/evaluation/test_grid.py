@@ -339,3 +339,10 @@ def test_weights_that_differ_late_have_names_of_their_own() -> None:
         "layers-0-8_qkvo_0.3333333+0.5",
         "layers-0-8_qkvo_0.3333334+0.5",
     ]
+
+
+@pytest.mark.parametrize("given", [{}, {"controls": "none", "modules": "vo", "weights": "0.5+0.7", "select": 4}])
+def test_a_config_is_read_back_from_what_is_stored(given: dict[str, Any]) -> None:
+    """As sweep.json holds it, and as workers are given it."""
+    made = SweepConfig.load(model="plam_llava", model_args=ARGS, tasks="pope", **given)
+    assert SweepConfig.model_validate(json.loads(json.dumps(made.model_dump(mode="json")))) == made

@@ -12,7 +12,8 @@ from pandas.testing import assert_frame_equal
 
 from plam_eval.evaluation import harness, scan
 from plam_eval.evaluation.findings import read_findings
-from plam_eval.report.page import ReportError, write_report
+from plam_eval.report.page import write_report
+from plam_eval.report.sources import ReportError
 from tests.report.fabricate import Document, changed, documents, write_run, write_sweep
 from tests.report.test_plots import scan as curve_of
 

@@ -1,0 +1,245 @@
+"""What a report page is made of: blocks, of which `page.html.j2` knows the form, and figures and numbers as text."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pandas as pd
+
+from plam_eval.evaluation import findings
+from plam_eval.report import plots
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+_MINUS, NONE, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
+_FULL = 6000  # letters of a prompt or answer that are on the page at all
+_DPI = 96  # CSS pixels per inch of a figure
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """`look`: "", "answer", "note" (how to take what is beside it) or "warning"."""
+
+    kind: ClassVar[str] = "paragraph"
+    text: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """`look`: "", "chosen", "total", "quiet" or "failed"."""
+
+    cells: tuple[str, ...]
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table. The first column names its rows; of the others, `words` holds those that are text and no numbers."""
+
+    kind: ClassVar[str] = "grid"
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    words: frozenset[int] = frozenset()
+
+    @property
+    def long(self) -> bool:
+        return len(self.rows) > 24
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure: a data URI, what it shows in words, and its width in CSS pixels."""
+
+    kind: ClassVar[str] = "picture"
+    source: str
+    alt: str
+    caption: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A text: what is shown at once, all of it where that is more, and how many letters even that leaves out."""
+
+    start: str
+    whole: str | None
+    omitted: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document whose score changed. `images` are (data URI, width to show it in, whether it is enlarged)."""
+
+    title: str
+    images: tuple[tuple[str, int, bool], ...]
+    more_images: int
+    question: Clip
+    target: Clip
+    answers: tuple[tuple[str, str, Clip], ...]
+
+
+@dataclass(frozen=True)
+class Examples:
+    kind: ClassVar[str] = "examples"
+    title: str
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lines to copy, or a list, behind a title that opens it."""
+
+    kind: ClassVar[str] = "listing"
+    title: str
+    lines: tuple[str, ...]
+    code: bool = True
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: tuple[Any, ...]
+
+
+# --- making them ------------------------------------------------------------------------------------------------------
+
+
+def grid(
+    caption: str,
+    items: Iterable[Any],
+    columns: Mapping[str, Callable[[Any], str]],
+    *,
+    words: Iterable[str] = (),
+    look: Callable[[Any], str] = lambda item: "",
+) -> Grid:
+    """A table of one row per item. `columns` say what each shows of it; `words` are those that hold no numbers."""
+    rows = tuple(Row(tuple(show(item) for show in columns.values()), look(item)) for item in items)
+    return Grid(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
+
+
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def picture(figure: Figure, alt: str, caption: str) -> Picture:
+    width = math.ceil(figure.get_figwidth() * _DPI)
+    return Picture(data_uri("image/svg+xml", plots.to_svg(figure)), minus_signs(alt), caption, width)
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def is_known(value: Any) -> bool:
+    return value is not None and not pd.isna(value)
+
+
+def text_of(value: Any) -> str:
+    return str(value) if is_known(value) else ""
+
+
+def number(value: float, digits: int = 3) -> str:
+    return minus_signs(f"{value:.{digits}f}") if is_known(value) else NONE
+
+
+def signed(value: float) -> str:
+    if not is_known(value):
+        return NONE
+    text = f"{value:+.3f}"
+    return "0.000" if float(text) == 0 else minus_signs(text)
+
+
+def interval(low: float, high: float, *, plus: bool = True) -> str:
+    if not is_known(low):
+        return NONE
+    form = signed if plus else number
+    return f"{form(low)} to {form(high)}"
+
+
+def percent(share: float) -> str:
+    """Whole percents; one digit more where that alone would hide that some, or not all, are left."""
+    if not is_known(share):
+        return NONE
+    return f"{share:.1%}" if share not in (0, 1) and f"{share:.0%}" in ("0%", "100%") else f"{share:.0%}"
+
+
+def p_value(p: float) -> str:
+    return NONE if not is_known(p) else "<0.0001" if p < 1e-4 else findings.format_p(p)
+
+
+def equal_p(p: float) -> str:
+    """ "= 0.03", for a sentence."""
+    return "< 0.0001" if p < 1e-4 else f"= {findings.format_p(p)}"
+
+
+def minus_signs(text: str) -> str:
+    """Hyphens that stand before a number as minus signs; those within names and dates stay."""
+    return re.sub(r"(?<![\w.+-])-(?=\d)", _MINUS, text)
+
+
+def count_of(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
+    """Tasks by name, or by their number where there are many or the names have been said."""
+    known = sorted(names) in said
+    said.append(sorted(names))
+    if len(names) == 1:
+        return str(names[0])
+    return f"{len(names)} tasks" + ("" if known or len(names) > 12 else f" ({', '.join(names)})")
+
+
+def listed(names: Sequence[str]) -> str:
+    if len(names) > 5:
+        return f"{len(names)} others"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+def cut_short(text: str, length: int = 600) -> str:
+    """A text on one line, of at most about so many letters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more letters)"
+
+
+def clip(text: str, length: int) -> Clip:
+    text = text.strip("\n") or "(nothing)"
+    if len(text) <= length:
+        return Clip(text, None, 0)
+    return Clip(text[:length], text[:_FULL], max(0, len(text) - _FULL))
+
+
+def printable(text: str) -> str:
+    """Control characters as their pictures: they are not allowed in a page, and should be seen."""
+    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+    return text.translate({**pictures, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)})
+
+
+def breakable(text: str) -> Markup:
+    """A name that may be parted into lines after its underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
+
+
+def identity_of(identity: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (identity or {}).items() if value) or "identity not known"
+
+
+def pairs_of(values: Mapping[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "not known"
