@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,8 +193,7 @@ def compare(
         first, second = (records.read_run(folder) for folder in runs)
         if tasks:
             first, second = (run.only(tasks.split(",")) for run in (first, second))
-        for warning in records.check_comparable(first, second, [str(folder) for folder in runs]):
-            console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+        _warn(records.check_comparable(first, second, [str(folder) for folder in runs]), console)
         rows = stats.compare(first.samples, second.samples, directions=first.directions)
         console.print(tables.comparison(rows, "first", "second"))
         return
@@ -220,6 +220,7 @@ def compare(
         found = findings.read_findings(output)
         _show_failures(found, console)
         found.write()
+        _warn(found.warnings, console)
         console.print(tables.comparison(found.compared["merged"]))
         console.print("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
         console.print(f"Run folders: {output / sweep.CELLS}", highlight=False, soft_wrap=True)
@@ -294,7 +295,7 @@ def sweep_command(
                 read.tasks, limit=read.limit, offset=read.offset, include_path=read.include_path
             )
         except harness.EvaluationError as error:
-            console.print(f"[yellow]warning[/]: documents not counted: {error}", highlight=False, soft_wrap=True)
+            _warn([f"documents not counted: {error}"], console)
             documents = None
         console.print(tables.plan(job, documents))
         return
@@ -310,8 +311,7 @@ def sweep_command(
         job.write()
         found = findings.read_findings(output)
         found.write()
-        for warning in found.warnings:
-            console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+        _warn(found.warnings, console)
         console.print(tables.sweep(found))
         console.print(found.verdict(), highlight=False, soft_wrap=True)
         console.print(f"Cells and tables: {output}; as a page: plam report {output}", highlight=False, soft_wrap=True)
@@ -339,6 +339,11 @@ def report(
     _quiet_logs()
     page = write_report(folders, output, title=title, select=select, data=data, examples=examples)
     Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
+
+
+def _warn(warnings: Iterable[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
 
 
 def _show_failures(found: Any, console: Console) -> None:

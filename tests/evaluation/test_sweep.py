@@ -230,6 +230,30 @@ def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     assert ours.cells[columns].equals(theirs.cells[columns])
 
 
+def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
+    pytest.importorskip("ray")
+    command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path, "--ray", "--workers", "1")]
+    process = subprocess.Popen(command, cwd=suite, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    killed = False
+    while not killed and time.monotonic() < deadline:  # in its second cell
+        if len(list((tmp_path / "cells").glob("[!.]*/cell.json"))) == 1:
+            for title in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    if title.read_bytes().startswith(b"ray::_Worker.run"):
+                        os.kill(int(title.parent.name), signal.SIGKILL)
+                        killed = True
+                except (FileNotFoundError, ProcessLookupError):
+                    continue  # a process that has just ended
+        time.sleep(0.02)
+    output, _ = process.communicate(timeout=180)
+    assert killed and process.returncode == 1, output
+    states = {cell.name: read_cell(tmp_path, cell.name) for cell in job(tmp_path).grid.cells}
+    failed = [name for name, record in states.items() if record["status"] == "failed"]
+    assert len(failed) == 1 and "the worker died" in states[failed[0]]["error"] and failed[0] in output
+    assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
+
+
 def test_two_processes_sweep_like_one(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
     pair = pico("llava")
     given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
