@@ -498,9 +498,10 @@ def _controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""
+        roles = [("weighted_sum", name), *((rule, control) for rule, beside in by_rule.items() for control in beside)]
         estimates = [
-            Estimate(str(cells[cell]["rule"]), *(float(cells[cell][key]) for key in ("difference", "low", "high")))
-            for cell in (name, *(control for controls in by_rule.values() for control in controls))
+            Estimate(role, *(float(cells[cell][key]) for key in ("difference", "low", "high")))
+            for role, cell in roles
             if cell != PLAIN and is_known(cells[cell]["difference"])
         ]
         if len(estimates) > 1:

@@ -196,6 +196,7 @@ _RULES = {  # colours and marks of a merge and its controls
     "normalized": ("normalized", "#0072B2", "^"),
     "noise": ("noise", "#8C6D00", "x"),
 }
+_OTHER_RULE = ("#6A3D9A", "D")  # of a rule that somebody registered
 _NOTHING = "#F0F0F0"
 _PER_ROW = 12  # merges beside each other in `controls_figure`
 _WIDE = 12  # columns of a heat map from which on their names are upright
@@ -346,13 +347,15 @@ def controls(
     )
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
-    rules = [rule for rule in _RULES if any(row.name == rule for group in groups.values() for row in group)]
+    present = {row.name for group in groups.values() for row in group}
+    rules = [*(rule for rule in _RULES if rule in present), *sorted(present - _RULES.keys())]
+    looks = {rule: _RULES.get(rule, (rule, *_OTHER_RULE)) for rule in rules}
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
         for number, name in enumerate(row):
-            found = sorted(groups[name], key=lambda estimate: list(_RULES).index(estimate.name))
+            found = sorted(groups[name], key=lambda estimate: rules.index(estimate.name))
             for place, estimate in zip(number + _dodged(len(found)), found, strict=True):
-                _, colour, mark = _RULES[estimate.name]
+                _, colour, mark = looks[estimate.name]
                 if not math.isnan(estimate.low):
                     axes.vlines(place, estimate.low, estimate.high, color=colour, linewidth=1.5)
                 axes.plot(place, estimate.value, mark, color=colour, markersize=5.5)
@@ -369,8 +372,7 @@ def controls(
         axes.grid(axis="y", linewidth=0.5, alpha=0.4)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     handles = [
-        Line2D([], [], color=_RULES[rule][1], marker=_RULES[rule][2], markersize=5.5, label=_RULES[rule][0])
-        for rule in rules
+        Line2D([], [], color=colour, marker=mark, markersize=5.5, label=label) for label, colour, mark in looks.values()
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8.5, frameon=False)
     return figure

@@ -221,7 +221,6 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
 
 
 def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
-    pytest.importorskip("ray")
     output = plam(*words(tmp_path, "--ray", "--workers", "2"))
     assert answers(tmp_path) == answers(finished)
     assert "layers 6:8" in output
@@ -231,7 +230,6 @@ def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
 
 
 def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
-    pytest.importorskip("ray")
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path, "--ray", "--workers", "1")]
     process = subprocess.Popen(command, cwd=suite, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120

@@ -267,3 +267,5 @@ def test_controls_beside_merges() -> None:
     places = sorted(float(np.asarray(drawn.get_xdata())[0]) for drawn in first.lines if drawn.get_marker() != "None")
     assert len(places) == len(set(places)) == 12 * 4  # none hides another
     assert len(plots.controls({"6:8": groups["3:36\n0.9 + 0.3"]}).axes) == 1
+    own = plots.controls({"6:8": [Estimate("weighted_sum", 0.01, 0.0, 0.02), Estimate("my_rule", 0.0, -0.01, 0.01)]})
+    assert [text.get_text() for text in own.legends[0].get_texts()] == ["merge", "my_rule"]
