@@ -96,8 +96,6 @@ def scan(
     confidence: Annotated[float, typer.Option(help="Of the one-sided bounds.")] = 0.95,
 ) -> None:
     """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec."""
-    from lmms_eval.models import get_model
-
     from plam_eval.evaluation import harness
     from plam_eval.evaluation import scan as scans
     from plam_eval.model_wrappers.manifest import WRAPPERS
@@ -105,8 +103,7 @@ def scan(
     if model not in WRAPPERS or model == "plam_vllm":
         known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
         raise ValueError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
-    harness.install()
-    wrapper = get_model(model, force_simple=force_simple).create_from_arg_string(model_args, {"batch_size": 1})
+    wrapper = harness.make_model(model, harness.parse_model_args(model_args), force_simple=force_simple)
     found = scans.scan(
         wrapper,
         tasks,

@@ -287,6 +287,22 @@ def evaluate(
     return Run(results=results, samples=samples, results_file=file)
 
 
+def parse_model_args(model_args: str) -> dict[str, Any]:
+    """`key=value,...` as lmms-eval's command line reads it."""
+    from lmms_eval.utils import simple_parse_args_string
+
+    found: dict[str, Any] = simple_parse_args_string(model_args)
+    return found
+
+
+def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int = 1, force_simple: bool = False) -> Any:
+    """A wrapper as lmms-eval's command line would make it: chat mode where there is one, unless `force_simple`."""
+    from lmms_eval.models import get_model
+
+    install()
+    return get_model(model_id, force_simple=force_simple)(**{"batch_size": batch_size, **arguments})
+
+
 def count_documents(
     tasks: Sequence[str], *, limit: int | None = None, offset: int = 0, include_path: str | Path | None = None
 ) -> dict[str, int]:

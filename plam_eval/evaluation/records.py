@@ -127,7 +127,7 @@ class Run:
             "gen_kwargs": config.get("gen_kwargs") or None,
             "date": self.results.get("date"),
             "seconds": _number(self.results.get("total_evaluation_time_seconds")),
-            "lmms_eval": versions.get("lmms-eval") or self.results.get("lmms_eval_version"),
+            "lmms_eval": versions.get("lmms-eval") or _release(self.results.get("lmms_eval_version")),
             "plam_eval": versions.get("plam-eval"),
             "transformers": versions.get("transformers"),
             "torch": versions.get("torch"),
@@ -296,6 +296,11 @@ def _group(sample: dict[str, Any]) -> str:
             if "question_id" in value and "category" in value and str(value["question_id"]).count("/"):  # MME
                 return f"image {value['question_id']}"
     return f"document {sample['doc_id']}"
+
+
+def _release(version: Any) -> str | None:
+    """lmms-eval's version where its results name one: they also name the branch of whatever folder it was called in."""
+    return str(version) if re.match(r"\d+\.", str(version)) else None
 
 
 def _number(value: Any) -> float | None:

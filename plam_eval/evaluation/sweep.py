@@ -266,9 +266,7 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
 
 def split_arguments(model_args: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """model_args without the plateau and its overrides, and these."""
-    from lmms_eval.utils import simple_parse_args_string
-
-    arguments = simple_parse_args_string(model_args)
+    arguments = harness.parse_model_args(model_args)
     ours = {key: arguments.pop(key) for key in ("plateau", *OVERRIDE_KEYS) if key in arguments}
     return arguments, ours
 
@@ -457,12 +455,8 @@ def pair_grid(config: SweepConfig) -> Grid:
 
 def load_model(config: SweepConfig) -> Any:
     """The plain model in its wrapper, as lmms-eval's command line would make it."""
-    from lmms_eval.models import get_model
-
-    harness.install()
     arguments, _ = split_arguments(config.model_args)
-    cls = get_model(config.model, force_simple=config.force_simple)
-    return cls(**{"batch_size": config.batch_size, **arguments})
+    return harness.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
 
 
 def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:

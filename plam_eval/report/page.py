@@ -1001,9 +1001,6 @@ def _reading(sources: Sources) -> tuple[Any, ...]:
     return tuple(Paragraph(line) for line in lines)
 
 
-# --- words and numbers ------------------------------------------------------------------------------------------------
-
-
 _PAIRED: dict[str, Callable[[Any], str]] = {  # columns that every comparison has
     "95%": lambda row: interval(row["low"], row["high"]),
     "gained": lambda row: text_of(row["gained"]) or NONE,

@@ -402,3 +402,13 @@ def test_half_a_surrogate_pair_is_readable(tmp_path: Path) -> None:
     row = _sample("number") | {"filtered_resps": ["\ud83d red"], "input": "\udc00?"}
     run = read_run(_write(tmp_path, {"number": [row]}))
     assert (run.samples["answer"][0], run.samples["prompt"][0]) == ("? red", "??")
+
+
+def test_a_branch_is_no_version_of_lmms_eval(tmp_path: Path) -> None:
+    """Run from within any checkout, lmms-eval notes that one's branch and commit as its own version."""
+    runs = []
+    for number, version in enumerate(("main@1234567", "0.7.3")):
+        file = _write(tmp_path / str(number), {"yes": [_sample("yes")]}, lmms_eval_version=version)
+        runs.append(read_run(file))
+    assert [run.summary()["lmms_eval"] for run in runs] == [None, "0.7.3"]
+    assert check_comparable(*runs) == []
