@@ -156,18 +156,26 @@ class PlateauMixin:
         return self._watched(super().generate_until_multi_round, requests)  # type: ignore[misc]
 
     def _watched(self, generate: Any, requests: list[Any]) -> list[Any]:
+        answers = self.generated(generate, requests)
+        return [self.recorded(answer, request) for answer, request in zip(answers, requests, strict=True)]
+
+    def generated(self, generate: Any, requests: list[Any]) -> list[Any]:
+        """What `generate` answers, as it is, with the calls of the model counted and failures kept from costing a run.
+
+        Raises GenerationError where too many generations raised.
+        """
         # Stock wrappers edit the generation settings they are given, and the response cache would then store answers
         # under keys it never looks up.
         copies = [with_own_settings(request) for request in requests]
         self._planned = len(requests)
         try:
-            answers = generate(copies)
+            answers: list[Any] = generate(copies)
         except _TooManyFailures:
             harness.check_failures([self.journal.to_dict()], self.max_error_share)
             raise
         finally:
             self._planned = None
-        return [self._recorded(answer, request) for answer, request in zip(answers, requests, strict=True)]
+        return answers
 
     def _generation_raised(self, error: Exception, documents: int) -> None:
         """Count a failure; raises when one process alone already knows that there are too many."""
@@ -180,12 +188,12 @@ class PlateauMixin:
         if self._world_size == 1 and self.journal.failed > self.max_error_share * (self._planned or 0):  # type: ignore[attr-defined]
             raise _TooManyFailures from error
 
-    def _recorded(self, answer: Any, request: Any) -> Any:
+    def recorded(self, answer: Any, request: Any) -> Any:
         """The answer without unwritable characters; what it was before goes to the journal."""
         if isinstance(answer, str):
             text, clean = answer, writable(answer)
         elif isinstance(answer, (list, tuple)):
-            return type(answer)(self._recorded(part, request) for part in answer)
+            return type(answer)(self.recorded(part, request) for part in answer)
         elif isinstance(getattr(answer, "text", None), str):
             text = answer.text
             clean = replace(answer, text=writable(text))

@@ -256,6 +256,10 @@ def sweep_command(
     include_path: _Include = None,
     batch_size: _Batch = None,
     force_simple: _Simple = None,
+    together: Annotated[
+        int | None,
+        typer.Option(help="Answer for so many cells at once; their merged tensors are held in memory.", min=1),
+    ] = None,
     use_ray: Annotated[bool, typer.Option("--ray", help="Cells as Ray tasks, a resident model per worker.")] = False,
     workers: Annotated[int | None, typer.Option(help="Of --ray; by default one per GPU.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -283,6 +287,7 @@ def sweep_command(
         include_path=include_path,
         batch_size=batch_size,
         force_simple=force_simple,
+        together=together,
     )
     job = sweep.Job.plan(read, output)
     _quiet_logs()

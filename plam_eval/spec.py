@@ -199,6 +199,11 @@ class PlateauSpec(_Record):
         """
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
+    def recipe(self) -> str:
+        """The digest without layers and modules: a tensor that two specs of one recipe merge comes out the same."""
+        content = {key: value for key, value in self._content().items() if key not in ("layer_range", "modules")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
     def _content(self) -> dict[str, Any]:
         rule, base = self.rule, self.base_model
         weights = [self.weights.model + 0.0, self.weights.base_model + 0.0]  # + 0.0 turns -0.0 into 0.0

@@ -7,11 +7,8 @@ gave, to decode it, with images and inputs kept from the first time.
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from plam_eval.evaluation import harness, records
+from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.probing.plateau import KL_THRESHOLD, OVERALL, Curve, Stages, find_plateau, to_spec, write_spec
 from plam_eval.provenance import versions
@@ -33,9 +30,6 @@ if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
 
 SETTINGS, SAMPLES, STAGES, SPEC = "scan.json", "samples.parquet", "stages.json", "plateau.yaml"
-
-Key = tuple[str, int]
-"""(task, doc_id)"""
 
 
 class ScanError(EvaluationError):
@@ -92,7 +86,7 @@ def scan(
     chosen = parse_cuts(cuts, layers)
     folder = Path(output)
     settings = _settings(model, chosen, layers, gen_kwargs)
-    store = _Store.open(folder, settings, model.rank)
+    store = _open_store(folder, settings, model.rank)
     with _Recorder(model, chosen, store).installed() as recorder:
         run = harness.evaluate(
             model,
@@ -249,48 +243,25 @@ def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
 # ---- answers on disk -------------------------------------------------------------------------------------------------
 
 
-class _Store:
-    """Answers by document, a line each, written as soon as they are known."""
-
-    def __init__(self, file: Path, known: dict[Key, dict[str, Any]]) -> None:
-        self._file, self.known = file, known
-
-    @classmethod
-    def open(cls, folder: Path, settings: dict[str, Any], rank: int) -> _Store:
-        """Raises ScanError when the folder holds answers of other settings."""
-        folder.mkdir(parents=True, exist_ok=True)
-        own = folder / f"answers.rank{rank}.jsonl"
-        if (folder / SETTINGS).is_file():
-            before = read_settings(folder)
-            changed = [
-                f"{name} (was {before.get(name)!r}, is {settings.get(name)!r})"
-                for name in dict.fromkeys([*before, *settings])
-                if before.get(name) != settings.get(name)
-            ]
-            if changed:
-                raise ScanError(
-                    f"{folder} holds a scan of other settings: {'; '.join(changed)}. Answers of both cannot be mixed: "
-                    "name another --output, or delete this one"
-                )
-        elif rank == 0:
-            text = json.dumps(settings, indent=2) + "\n"
-            _atomically(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
-        if own.is_file():  # a line that a kill cut off is not finished work
-            content = own.read_bytes()
-            if not content.endswith(b"\n"):
-                os.truncate(own, content.rfind(b"\n") + 1)
-        known: dict[Key, dict[str, Any]] = {}
-        for file in sorted(folder.glob("answers.rank*.jsonl")):
-            *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or another process is writing it
-            for line in lines:
-                record = json.loads(line)
-                known[record["task"], record["doc_id"]] = record
-        return cls(own, known)
-
-    def add(self, record: dict[str, Any]) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.known[record["task"], record["doc_id"]] = record
+def _open_store(folder: Path, settings: dict[str, Any], rank: int) -> variants.AnswerFile:
+    """The answers known so far. Raises ScanError when the folder holds answers of other settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / SETTINGS).is_file():
+        before = read_settings(folder)
+        changed = [
+            f"{name} (was {before.get(name)!r}, is {settings.get(name)!r})"
+            for name in dict.fromkeys([*before, *settings])
+            if before.get(name) != settings.get(name)
+        ]
+        if changed:
+            raise ScanError(
+                f"{folder} holds a scan of other settings: {'; '.join(changed)}. Answers of both cannot be mixed: "
+                "name another --output, or delete this one"
+            )
+    elif rank == 0:
+        text = json.dumps(settings, indent=2) + "\n"
+        _atomically(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
+    return variants.AnswerFile(folder, rank)
 
 
 # ---- answers from the model ------------------------------------------------------------------------------------------
@@ -299,10 +270,11 @@ class _Store:
 class _Recorder:
     """Stands in for a wrapper's `generate_until` and `end_run` while it is evaluated."""
 
-    def __init__(self, model: HFPlateauMixin, cuts: tuple[int, ...], store: _Store) -> None:
+    def __init__(self, model: HFPlateauMixin, cuts: tuple[int, ...], store: variants.AnswerFile) -> None:
         self.model, self.cuts, self.store = model, cuts, store
+        self.known = {(record["task"], record["doc_id"]): record for record in store.read()}
         self.rows: list[dict[str, Any]] = []
-        self._asked: set[Key] = set()
+        self._asked: set[variants.Key] = set()
 
     @contextmanager
     def installed(self) -> Iterator[_Recorder]:
@@ -319,11 +291,12 @@ class _Recorder:
         answers = []
         for request in tqdm(requests, "answering under every cut", unit="document", disable=self.model.rank != 0):
             key = request.task_name, request.doc_id
-            prompt = hashlib.sha256(str(request.args[0]).encode()).hexdigest()[:16]
-            record = self.store.known.get(key)
+            prompt = variants.prompt_of(request)
+            record = self.known.get(key)
             if record is None:
                 record = {"task": key[0], "doc_id": key[1], "prompt": prompt, **self._answer(request)}
                 self.store.add(record)
+                self.known[key] = record
             elif record["prompt"] != prompt:
                 raise ScanError(
                     f"document {key[1]} of {key[0]} is another than the one this scan has answered (its prompt "
@@ -335,59 +308,27 @@ class _Recorder:
 
     def _answer(self, request: Any) -> dict[str, Any]:
         """Distinct answers in the order of their first cut, which of them each cut gave, and each cut's KL."""
-        from plam_eval.model_wrappers.mixin import stock_class, with_own_settings, writable
-        from plam_eval.probing.scan import generate_all_cuts
+        from plam_eval.model_wrappers.mixin import writable
+        from plam_eval.probing.scan import CutAnswers, generate_all_cuts
 
         model: Any = self.model
-        found: list[Any] = []
-        request = _remembering(request)
-        generate = model._generate
+        found: list[CutAnswers] = []
 
         def all_cuts(**inputs: Any) -> Any:
-            planned, model._planned = model._planned, None
-            model._generate = generate
-            try:
-                found.append(generate_all_cuts(model.model, self.cuts, **inputs))
-            finally:
-                model._planned, model._generate = planned, all_cuts
-            prompts.append(inputs["input_ids"])
-            return _continued(inputs["input_ids"], found[-1].tokens[-1])
+            found.append(generate_all_cuts(model.model, self.cuts, **inputs))
+            return list(found[-1].tokens[:, 0])
 
-        prompts: list[Any] = []
-        with _quiet(model), _processed_once(model) as again:
-            model._generate = all_cuts
-            try:
-                text = _text(type(model).generate_until(model, [request])[0])
-            finally:
-                model._generate = generate
-            if model.journal.errors:  # with several processes the wrapper only counts a failure
-                raise ScanError(
-                    f"document {request.doc_id} of {request.task_name} could not be answered: {model.journal.errors[0]}"
-                )
-            if len(found) != 1 or found[0].tokens.shape[1] != 1:
-                raise ScanError(
-                    f"{model.model_id} called generate {len(found)} times for document {request.doc_id} of "
-                    f"{request.task_name}; expected once, for one document: the task cannot be scanned"
-                )
-            rows = [tuple(row) for row in found[0].tokens[:, 0].tolist()]
-            texts = {rows[-1]: text}
-            for index, row in enumerate(rows):
-                if row in texts:
-                    continue
-                answer = _continued(prompts[0], found[0].tokens[index])
-                again()
-                model._generate = lambda answer=answer, **inputs: answer
-                try:
-                    stock = stock_class(type(model)).generate_until(model, [with_own_settings(request)])
-                finally:
-                    model._generate = generate
-                texts[row] = writable(_text(stock[0]))
-        answers = list(dict.fromkeys(texts[row] for row in rows))
+        texts = [writable(variants.text_of(answer)) for answer in variants.answer_all(model, request, all_cuts)]
+        if model.journal.errors:  # with several processes the wrapper only counts a failure
+            raise ScanError(
+                f"document {request.doc_id} of {request.task_name} could not be answered: {model.journal.errors[0]}"
+            )
+        answers = list(dict.fromkeys(texts))
         kl = [round(float(value), 7) for value in found[0].kl[:, 0]]
-        return {"answers": answers, "by_cut": [answers.index(texts[row]) for row in rows], "kl": kl}
+        return {"answers": answers, "by_cut": [answers.index(text) for text in texts], "kl": kl}
 
     def end_run(self, tasks: dict[str, Any]) -> None:
-        known = {key: record["answers"] for key, record in self.store.known.items() if key in self._asked}
+        known = {key: record["answers"] for key, record in self.known.items() if key in self._asked}
         scored: dict[tuple[str, int, int], dict[str, Any]] = {}
         missing = sorted(harness.tasks_of(tasks) - {task for task, _ in known})
         if missing and self.model.world_size == 1:
@@ -396,90 +337,8 @@ class _Recorder:
             scored[log["task"], log["doc_id"], log["turn"]] = {**records.row(log["task"], log), "group": log["group"]}
         layers = self.cuts[-1]
         for task, doc_id in sorted(known):
-            record = self.store.known[task, doc_id]
+            record = self.known[task, doc_id]
             for cut, index, kl in zip(self.cuts, record["by_cut"], record["kl"], strict=True):
                 row = scored[task, doc_id, index]
                 columns = ("task", "doc_id", "group", "target", "answer", "score", "parsable")
                 self.rows.append({**{c: row[c] for c in columns}, "cut": cut, "kl": kl, "num_layers": layers})
-
-
-def _text(answer: Any) -> str:
-    return answer if isinstance(answer, str) else answer.text
-
-
-def _continued(prompt: Any, tokens: Any) -> Any:
-    import torch
-
-    return torch.cat([prompt, tokens.to(prompt.device)], dim=1)
-
-
-def _remembering(request: Any) -> Any:
-    """The request with functions that read the document's images the first time only."""
-
-    def once(function: Callable[..., Any]) -> Callable[..., Any]:
-        results: list[Any] = []
-
-        def remembered(*args: Any, **kwargs: Any) -> Any:
-            if not results:
-                results.append(function(*args, **kwargs))
-            return copy.copy(results[0])
-
-        return remembered
-
-    own = copy.copy(request)
-    own.arguments = tuple(once(part) if callable(part) else part for part in request.args)
-    return own
-
-
-@contextmanager
-def _quiet(model: Any) -> Iterator[None]:
-    """No progress bar and no log line of the stock loop, which would come once per document."""
-    from loguru import logger
-
-    rank, model._rank = model._rank, -1
-    logger.disable("lmms_eval")
-    try:
-        yield
-    finally:
-        logger.enable("lmms_eval")
-        model._rank = rank
-
-
-def _is_processor(value: Any) -> bool:
-    from transformers import ProcessorMixin
-
-    return isinstance(value, ProcessorMixin)
-
-
-@contextmanager
-def _processed_once(model: Any) -> Iterator[Callable[[], None]]:
-    """While it lasts, the wrapper's processor keeps what it made of its inputs; the function given starts a replay."""
-    kept: list[Any] = []
-    turn = [-1]  # the next kept result to give; -1 while they are being made
-
-    class Remembering:
-        def __init__(self, processor: Any) -> None:
-            self._processor = processor
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            if turn[0] < 0:
-                kept.append(self._processor(*args, **kwargs))
-                return copy.copy(kept[-1])
-            turn[0] += 1
-            return copy.copy(kept[turn[0] - 1])
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._processor, name)
-
-    def again() -> None:
-        turn[0] = 0
-
-    names = [name for name, value in vars(model).items() if _is_processor(value)]
-    before = {name: getattr(model, name) for name in names}
-    for name, processor in before.items():
-        setattr(model, name, Remembering(processor))
-    try:
-        yield again
-    finally:
-        for name, processor in before.items():
-            setattr(model, name, processor)

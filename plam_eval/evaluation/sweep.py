@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,15 @@ from tqdm import tqdm
 
 from plam_eval.evaluation import harness
 from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.evaluation.together import Together
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import versions
 from plam_eval.spec import GROUPS, OVERRIDE_KEYS, RULES, PlateauSpec, hint, load_spec
 
 PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "sweep.lock"
+TOGETHER = ".together"
+"""Folder of answers that several cells were given at once, until all cells are finished."""
 PLAIN = "plain"
 CONTROLS = tuple(rule for rule in RULES if rule != "weighted_sum")
 
@@ -61,6 +64,8 @@ class SweepConfig(BaseModel):
         controls: rules to run beside every merge.
         seeds: of the controls that draw.
         select: choose the best merge on so many documents of each task, and report on the others; on all without it.
+        together: so many cells have a document answered in one generation (HF wrappers, without Ray). It takes memory
+            for the merged tensors of all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +86,7 @@ class SweepConfig(BaseModel):
     include_path: str | None = None
     batch_size: int = Field(default=1, ge=1)
     force_simple: bool = False
+    together: int = Field(default=1, ge=1)
 
     @field_validator("tasks", "layers", "modules", "controls", mode="before")
     @classmethod
@@ -135,6 +141,13 @@ class SweepConfig(BaseModel):
     def _known_model(cls, value: str) -> str:
         if value not in WRAPPERS:
             raise ValueError(f"unknown model {value!r}, {hint(value, WRAPPERS)}")
+        return value
+
+    @field_validator("together")
+    @classmethod
+    def _together(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("model") == "plam_vllm":
+            raise ValueError("plam_vllm answers for one merge at a time; expected 1, or an HF wrapper")
         return value
 
     @classmethod
@@ -475,23 +488,35 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
     lm = model if model is not None else load_model(job.config)
     first, alone = lm.rank == 0, lm.world_size == 1
     done: dict[str, dict[str, Any]] = {}
-    with locked(job.folder) if first else contextlib.nullcontext():
+    with locked(job.folder) if first else nullcontext():
         if first:
             job.write()
         # One process decides for all: another may see the folder before the first one's files reach it.
         left = harness.all_ranks({"cells": [cell.to_dict() for cell in job.left()]})[0]["cells"]
-        with tqdm(left, "sweep", unit="cell", disable=not first) as progress:
-            for stored in progress:
-                cell = Cell.from_dict(stored)
-                progress.set_postfix_str(cell.name)
-                done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone)
+        cells = [Cell.from_dict(stored) for stored in left]
+        size = job.config.together
+        with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
+            for group in (cells[start : start + size] for start in range(0, len(cells), size)):
+                specs = [cell.spec for cell in group]
+                together = Together(lm, specs, job.folder / TOGETHER) if len(group) > 1 else None
+                for cell in group:
+                    progress.set_postfix_str(cell.name)
+                    done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
+                    progress.update()
+        if first and not job.left():
+            shutil.rmtree(job.folder / TOGETHER, ignore_errors=True)
     return done
 
 
-def run_cell(lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: bool = True) -> dict[str, Any]:
+def run_cell(
+    lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: bool = True, together: Together | None = None
+) -> dict[str, Any]:
     """Merge, evaluate and store one cell; what goes wrong is stored, too.
 
     Everything is written beside the cell's folder and moved there once it is complete.
+
+    Args:
+        together: answers of the group of cells that this one is of.
     """
     target = folder / CELLS / cell.name
     partial = target.with_name(f".{cell.name}.partial")
@@ -503,7 +528,7 @@ def run_cell(lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: b
     record: dict[str, Any] = {**cell.to_dict(), "digest": cell.spec.digest() if cell.spec else None}
     seconds: dict[str, float] = {}
     try:
-        with _logged(partial / LOG if first else None):
+        with _logged(partial / LOG if first else None), together.installed() if together else nullcontext():
             started = time.perf_counter()
             lm.merge(cell.spec)
             seconds["merge"] = time.perf_counter() - started
@@ -522,6 +547,10 @@ def run_cell(lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: b
             )
             seconds["evaluate"] = time.perf_counter() - started
         record["status"] = "finished"
+        if together is not None:
+            record["together"] = _added_up(
+                [part["together"] for part in harness.all_ranks({"together": together.record()})]
+            )
         if found is not None and found.results_file is not None:
             record["results"] = str(found.results_file.relative_to(partial))
     except Exception as error:  # whatever it is, it is this cell's, and is kept with it
@@ -534,6 +563,12 @@ def run_cell(lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: b
     if first:
         _finish(partial, target, record)
     return record
+
+
+def _added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The processes' records of a cell that was answered together with others, as one."""
+    reasons = sorted({reason for part in parts for reason in part["reasons"]})
+    return {**{key: sum(part[key] for part in parts) for key in parts[0] if key != "reasons"}, "reasons": reasons}
 
 
 def record_failure(folder: Path, cell: Cell, error: str) -> dict[str, Any]:

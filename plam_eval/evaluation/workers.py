@@ -47,8 +47,13 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
 
     Raises:
         SweepError: another process is at work in this folder, the cluster has too few GPUs, or no worker could load
-            the model.
+            the model; `together` is asked for.
     """
+    if job.config.together > 1:
+        raise SweepError(
+            f"--ray shares out single cells, and together is {job.config.together}; expected 1. To split documents "
+            "over GPUs and keep cells together: torchrun --nproc_per_node N -m plam_eval.cli sweep ..."
+        )
     try:
         import ray
     except ImportError as error:

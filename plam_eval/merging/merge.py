@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +47,9 @@ __all__ = [
     "MergePlan",
     "MergeReport",
     "PlannedTensor",
+    "is_merged",
     "merge_in_place",
+    "merged_values",
     "merged_weights",
     "plan_merge",
     "register_rule",
@@ -267,19 +269,8 @@ def merge_in_place(
             bit-identical to before the call.
     """
     started = time.perf_counter()
-    state: _State = getattr(module, _STATE, _State())
-    target, faults = Parameters(module), Faults()
-    source, base_source = _open(target, state, spec, checkpoint, base)
-    plan = check(spec, source, base_source, target) if spec and base_source else None
-    jobs = _jobs(target, source, plan, state)
-    if isinstance(source, Checkpoint):
-        with faults.collect():
-            source.prefetch(job.model_name for job in jobs)
-    if base_source:
-        with faults.collect():
-            base_source.prefetch(job.base_name for job in jobs if job.base_name)
-    faults.raise_any()
-
+    work = _prepare(module, spec, checkpoint, base)
+    state, source, base_source, jobs, faults = work.state, work.source, work.base, work.jobs, Faults()
     new_state = _State(merged=frozenset(job.key for job in jobs if job.base_name))
     if isinstance(source, Checkpoint):
         new_state = replace(new_state, checkpoint=source.location, revision=source.commit, identity=source.identity())
@@ -310,8 +301,76 @@ def merge_in_place(
         bytes_read=source.bytes_read + (base_source.bytes_read if base_source else 0) - read_before,
         seconds=time.perf_counter() - started,
         relative_change=changes.relative(),
-        warnings=plan.warnings if plan else (),
+        warnings=work.plan.warnings if work.plan else (),
     )
+
+
+def merged_values(
+    module: nn.Module,
+    spec: PlateauSpec,
+    *,
+    checkpoint: str | Path | Checkpoint | None = None,
+    base: str | Path | Checkpoint | None = None,
+    known: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """What `merge_in_place` would write, by parameter name, on the parameters' devices; the model stays as it is.
+
+    Args:
+        module, spec, checkpoint, base: as for `merge_in_place`.
+        known: values of an equal merge of other layers or modules, to be taken from there instead of read again.
+
+    Raises:
+        MergeError: as `merge_in_place`.
+    """
+    work = _prepare(module, spec, checkpoint, base)
+    faults, changes, values = Faults(), _Changes(), dict[str, Tensor]()
+    for job in work.jobs:
+        if known and job.parameter_name in known:
+            values[job.parameter_name] = known[job.parameter_name]
+        elif job.base_name is not None:
+            with faults.collect():
+                merged = job.key in work.state.merged
+                values[job.parameter_name] = _value(job, spec, work.source, work.base, merged, changes)
+    faults.raise_any()
+    return values
+
+
+def is_merged(module: nn.Module) -> bool:
+    """Whether `merge_in_place` has left the model with merged tensors."""
+    return bool(getattr(module, _STATE, _State()).merged)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a merge has to do, checked as far as headers show it."""
+
+    state: _State
+    source: Source
+    base: Checkpoint | None
+    plan: MergePlan | None
+    jobs: list[_Job]
+
+
+def _prepare(
+    module: nn.Module,
+    spec: PlateauSpec | None,
+    checkpoint: str | Path | Checkpoint | None,
+    base: str | Path | Checkpoint | None,
+) -> _Work:
+    """Raises `MergeError` listing every fault."""
+    state: _State = getattr(module, _STATE, _State())
+    target, faults = Parameters(module), Faults()
+    source, base_source = _open(target, state, spec, checkpoint, base)
+    plan = check(spec, source, base_source, target) if spec and base_source else None
+    jobs = _jobs(target, source, plan, state)
+    if isinstance(source, Checkpoint):
+        with faults.collect():
+            source.prefetch(job.model_name for job in jobs)
+    if base_source:
+        with faults.collect():
+            base_source.prefetch(job.base_name for job in jobs if job.base_name)
+    faults.raise_any()
+    return _Work(state, source, base_source, plan, jobs)
 
 
 @dataclass(frozen=True)

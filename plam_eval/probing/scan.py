@@ -33,7 +33,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessorList,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
@@ -47,17 +46,8 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
+from plam_eval.probing.generation import check_call, check_settings, of_rows, own_stop_strings
 from plam_eval.probing.masking import closed_value, probing, square_mask
-
-_UNSUPPORTED = (
-    "assistant_model",
-    "custom_generate",
-    "inputs_embeds",
-    "negative_prompt_ids",
-    "past_key_values",
-    "prefix_allowed_tokens_fn",
-    "streamer",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +124,10 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
             f"{type(model).__name__} keeps its keys in {', '.join(kinds)}; expected layers that keep all keys and "
             "values, because cuts share them. Use mask_vision and generate, one cut at a time"
         )
-    given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
-    if given:
-        raise ProbeError(f"generate_all_cuts takes no {', '.join(given)}; use mask_vision and generate")
+    check_call("generate_all_cuts", generate_kwargs)
     with probing(model):
         answers: CutAnswers = model.generate(  # type: ignore[operator]
-            **_own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen)
+            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen)
         )
     return answers
 
@@ -151,21 +139,6 @@ def _check_cuts(cuts: Sequence[int] | None, layers: int) -> tuple[int, ...]:
     if wrong:
         raise ProbeError(f"cuts {wrong} are not layers; expected integers from 0 to {layers}")
     return tuple(sorted({*cuts, layers}))
-
-
-def _own_stop_strings(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`generate` drops the tokenizer when it is given a decoding loop, so the criterion is built here."""
-    kwargs = dict(kwargs)
-    tokenizer = kwargs.pop("tokenizer", None)
-    configs = (kwargs.get("generation_config"), model.generation_config)
-    strings = kwargs.get("stop_strings") or next((c.stop_strings for c in configs if c and c.stop_strings), None)
-    if strings and tokenizer is None:
-        raise ProbeError(f"stop_strings {strings!r} need the tokenizer; pass tokenizer=")
-    if strings:
-        criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
-        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
-        kwargs |= {"stopping_criteria": criteria, "stop_strings": None}
-    return kwargs
 
 
 # ---- the decoding loop -----------------------------------------------------------------------------------------------
@@ -181,7 +154,7 @@ def _generate(
     **model_kwargs: Any,
 ) -> CutAnswers:
     """`generate`'s greedy loop over (cut, document) rows in place of documents. Called by `generate` itself."""
-    _check_settings(generation_config, model_kwargs)
+    check_settings("generate_all_cuts", generation_config, model_kwargs)
     prompt = _Prompt.of(model, input_ids, model_kwargs)
     rows = _Rows.of(cuts, prompt)
     scan = _Scan(model, cuts, prompt, model_kwargs["past_key_values"])
@@ -190,7 +163,7 @@ def _generate(
     with scan.prefilling():
         outputs = model(**inputs, return_dict=True)
     model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
-    model_kwargs = _of_rows(model_kwargs, rows.documents, input_ids.shape[0])
+    model_kwargs = of_rows(model_kwargs, rows.documents, input_ids.shape[0])
     model_kwargs["past_key_values"] = scan.cache
 
     logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
@@ -205,7 +178,7 @@ def _generate(
                 break
             if not all(keep):
                 kept = torch.tensor([index for index, kept in enumerate(keep) if kept], device=input_ids.device)
-                rows, model_kwargs = rows.select(keep), _of_rows(model_kwargs, kept, len(keep))
+                rows, model_kwargs = rows.select(keep), of_rows(model_kwargs, kept, len(keep))
                 scan.select(kept, rows)
             inputs = model.prepare_inputs_for_generation(
                 answers.ids_of(rows), next_sequence_length=1, **{**model_kwargs, "past_key_values": scan.cache}
@@ -215,51 +188,6 @@ def _generate(
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
             del outputs
     return CutAnswers(cuts, answers.tokens(), kl)
-
-
-def _check_settings(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
-    faults = [
-        f"{name}={value!r}"
-        for name, value, wanted in (
-            ("do_sample", config.do_sample, False),
-            ("num_beams", config.num_beams, 1),
-            ("num_return_sequences", config.num_return_sequences, 1),
-            ("use_cache", config.use_cache, True),
-            ("return_dict_in_generate", config.return_dict_in_generate, False),
-            ("output_attentions", config.output_attentions, False),
-            ("output_hidden_states", config.output_hidden_states, False),
-            ("guidance_scale", config.guidance_scale, 1),
-            ("max_time", config.max_time, None),
-            ("prefill_chunk_size", config.prefill_chunk_size, None),
-            ("penalty_alpha", config.penalty_alpha, None),
-            ("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens, None),
-        )
-        if value != wanted and value is not None
-    ]
-    cache = model_kwargs.get("past_key_values")
-    if (
-        type(cache) is not DynamicCache
-        or cache.offloading
-        or any(type(layer) is not DynamicLayer for layer in cache.layers)
-    ):
-        faults.append(f"cache_implementation={config.cache_implementation!r}, which gives {type(cache).__name__}")
-    if faults:
-        raise ProbeError(
-            f"generate_all_cuts answers greedily, with a dynamic cache, and returns tokens; found {', '.join(faults)}. "
-            "Pass do_sample=False, num_beams=1 and leave the others unset"
-        )
-
-
-def _of_rows(model_kwargs: dict[str, Any], index: Tensor, size: int) -> dict[str, Any]:
-    """The loop's keyword arguments for rows instead of documents, or for some rows."""
-
-    def pick(name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.dim():
-            return value
-        dim = value.dim() - 2 if name == "position_ids" else 0  # 2-D, or with sections of M-RoPE before the documents
-        return value.index_select(dim, index.to(value.device)) if value.shape[dim] == size else value
-
-    return {name: pick(name, value) for name, value in model_kwargs.items()}
 
 
 def _divergence(logits: Tensor, rows: _Rows, cuts: tuple[int, ...], documents: int) -> Tensor:

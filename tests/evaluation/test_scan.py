@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli
-from plam_eval.evaluation import records
+from plam_eval.evaluation import records, variants
 from plam_eval.evaluation import scan as scans
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
@@ -106,7 +106,7 @@ def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
         def __getattr__(self, name: str) -> Any:
             return getattr(processor, name)
 
-    monkeypatch.setattr(scans, "_is_processor", lambda value: isinstance(value, Counting))
+    monkeypatch.setattr(variants, "_is_processor", lambda value: isinstance(value, Counting))
     monkeypatch.setattr(lm, "_image_processor", Counting())
     found = scan(lm, "mmstar", tmp_path, limit=5)
     assert pd.read_parquet(tmp_path / "samples.parquet").groupby("doc_id")["answer"].nunique().max() > 1
@@ -116,17 +116,17 @@ def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
 def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch, calls):
     whole = scan(lm, "mmstar,pope", tmp_path / "whole", cuts="0,4", limit=6)
     assert len(calls) == 12
-    add, folder = scans._Store.add, tmp_path / "killed"
+    add, folder = variants.AnswerFile.add, tmp_path / "killed"
 
     def killed(self: Any, record: Any) -> None:
-        if len(self.known) == 7:
+        if len(list(self.read())) == 7:
             with self._file.open("a") as file:
                 file.write('{"task": "pope", "doc')  # a line that was being written
             raise KeyboardInterrupt
         add(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scans._Store, "add", killed)
+        patch.setattr(variants.AnswerFile, "add", killed)
         with pytest.raises(KeyboardInterrupt):
             scan(lm, "mmstar,pope", folder, cuts="0,4", limit=6)
     with pytest.raises(ScanError, match="has not finished"):

@@ -1,0 +1,95 @@
+"""What decoding loops of our own need from transformers' `generate`, which calls them with everything prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers.cache_utils import DynamicLayer
+
+from plam_eval.probing.decoder import ProbeError
+
+_UNSUPPORTED = (
+    "assistant_model",
+    "custom_generate",
+    "inputs_embeds",
+    "negative_prompt_ids",
+    "past_key_values",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+)
+
+
+def check_call(caller: str, generate_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what a decoding loop of ours cannot honour. Raises `ProbeError`."""
+    given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
+    if given:
+        raise ProbeError(f"{caller} takes no {', '.join(given)}; use the model's own generate, one variant at a time")
+
+
+def own_stop_strings(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`generate` drops the tokenizer when it is given a decoding loop, so the criterion is built here."""
+    kwargs = dict(kwargs)
+    tokenizer = kwargs.pop("tokenizer", None)
+    configs = (kwargs.get("generation_config"), model.generation_config)
+    strings = kwargs.get("stop_strings") or next((c.stop_strings for c in configs if c and c.stop_strings), None)
+    if strings and tokenizer is None:
+        raise ProbeError(f"stop_strings {strings!r} need the tokenizer; pass tokenizer=")
+    if strings:
+        criteria = StoppingCriteriaList(kwargs.get("stopping_criteria") or [])
+        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
+        kwargs |= {"stopping_criteria": criteria, "stop_strings": None}
+    return kwargs
+
+
+def check_settings(caller: str, config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what is not greedy decoding with a dynamic cache. Raises `ProbeError` naming every such setting."""
+    faults = [
+        f"{name}={value!r}"
+        for name, value, wanted in (
+            ("do_sample", config.do_sample, False),
+            ("num_beams", config.num_beams, 1),
+            ("num_return_sequences", config.num_return_sequences, 1),
+            ("use_cache", config.use_cache, True),
+            ("return_dict_in_generate", config.return_dict_in_generate, False),
+            ("output_attentions", config.output_attentions, False),
+            ("output_hidden_states", config.output_hidden_states, False),
+            ("guidance_scale", config.guidance_scale, 1),
+            ("max_time", config.max_time, None),
+            ("prefill_chunk_size", config.prefill_chunk_size, None),
+            ("penalty_alpha", config.penalty_alpha, None),
+            ("prompt_lookup_num_tokens", config.prompt_lookup_num_tokens, None),
+        )
+        if value != wanted and value is not None
+    ]
+    cache = model_kwargs.get("past_key_values")
+    if (
+        type(cache) is not DynamicCache
+        or cache.offloading
+        or any(type(layer) is not DynamicLayer for layer in cache.layers)
+    ):
+        faults.append(f"cache_implementation={config.cache_implementation!r}, which gives {type(cache).__name__}")
+    if faults:
+        raise ProbeError(
+            f"{caller} answers greedily, with a dynamic cache, and returns tokens; found {', '.join(faults)}. "
+            "Pass do_sample=False, num_beams=1 and leave the others unset"
+        )
+
+
+def of_rows(model_kwargs: Mapping[str, Any], index: Tensor, size: int) -> dict[str, Any]:
+    """The loop's keyword arguments for rows instead of documents, or for some rows.
+
+    Args:
+        index: for each row the document, or row, it is made of.
+        size: number of documents, or rows, before.
+    """
+
+    def pick(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        dim = value.dim() - 2 if name == "position_ids" else 0  # 2-D, or with sections of M-RoPE before the documents
+        return value.index_select(dim, index.to(value.device)) if value.shape[dim] == size else value
+
+    return {name: pick(name, value) for name, value in model_kwargs.items()}

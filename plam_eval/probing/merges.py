@@ -1,0 +1,366 @@
+"""The answers of a multimodal LLM under many merges at once.
+
+`generate_all_merges` gives what `merge_in_place(model, spec)` and `model.generate` would give for each of several
+specs, and for the plain model, in one generation:
+
+- images are encoded once;
+- in the prompt, merges part where their weights part: below the first layer in which two of them differ they share one
+  row of hidden states and keys. Merges of layers 24 to 31 of 32 cost a quarter of a prompt each;
+- the new tokens of all merges are decoded as one batch: layers that no merge changes run once for all rows, and in the
+  others each row is multiplied with the weights of its merge.
+
+Meanwhile the merged tensors of all specs are in memory, and the document's keys and values once for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.merge import is_merged, merged_values
+from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers
+from plam_eval.probing.generation import check_call, check_settings, of_rows, own_stop_strings
+from plam_eval.probing.masking import probing
+from plam_eval.spec import PlateauSpec
+
+_PER_DOCUMENT = ("attention_mask", "position_embeddings", "position_ids")
+"""What a decoder layer is given per document, besides hidden states."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Variants:
+    """The different weights that one linear layer has among several merges: (weight, bias), and which each spec has."""
+
+    weights: list[tuple[Tensor, Tensor | None]]
+    of_spec: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Merges:
+    """Several merges of one loaded, plain model, held beside it.
+
+    Attributes:
+        specs: the merges; None is the plain model.
+        nbytes: size of the merged tensors held.
+    """
+
+    specs: tuple[PlateauSpec | None, ...]
+    nbytes: int
+    _layers: list[dict[nn.Linear, _Variants]]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        specs: Sequence[PlateauSpec | None],
+        *,
+        checkpoint: str | Path | Checkpoint | None = None,
+    ) -> Merges:
+        """Work out every merged tensor; one that several specs merge alike is held once. The model stays plain.
+
+        Args:
+            model: an HF MLLM, not merged.
+            checkpoint: as for `merge_in_place`.
+
+        Raises:
+            MergeError: as `merge_in_place`. ProbeError: a merged model, or tensors that no `nn.Linear` holds.
+        """
+        if not specs:
+            raise ValueError("specs is empty; expected at least one")
+        if is_merged(model):
+            raise ProbeError(f"{type(model).__name__} is merged; expected the plain model: merge_in_place(model, None)")
+        held: dict[str, dict[str, Tensor]] = {}  # recipe -> parameter name -> value
+        values: list[dict[str, Tensor]] = []
+        for spec in specs:
+            if spec is None or spec.is_plain:
+                values.append({})
+                continue
+            known = held.setdefault(spec.recipe(), {})
+            values.append(merged_values(model, spec, checkpoint=checkpoint, known=known))
+            known |= values[-1]
+        modules = dict(model.named_modules())
+        changed = {name.rpartition(".")[0] for each in values for name in each}
+        variants: dict[nn.Module, _Variants] = {}
+        for name in changed:
+            module = modules[name]
+            if type(module) is not nn.Linear:
+                raise ProbeError(f"{name} is a {type(module).__name__}; expected an nn.Linear")
+            variants[module] = _variants(module, name, values)
+        layers = [{m: variants[m] for m in layer.modules() if m in variants} for layer in decoder_layers(model)]
+        nbytes = sum(value.nbytes for known in held.values() for value in known.values())
+        return cls(tuple(specs), nbytes, layers)  # type: ignore[arg-type]
+
+
+def _variants(module: nn.Linear, name: str, values: Sequence[dict[str, Tensor]]) -> _Variants:
+    found: dict[tuple[int, int], int] = {}
+    weights: list[tuple[Tensor, Tensor | None]] = []
+    of_spec = []
+    for each in values:
+        pair = each.get(f"{name}.weight", module.weight), each.get(f"{name}.bias", module.bias)
+        key = id(pair[0]), id(pair[1])
+        if key not in found:
+            found[key] = len(weights)
+            weights.append(pair)
+        of_spec.append(found[key])
+    return _Variants(weights, of_spec)
+
+
+@dataclass(frozen=True, eq=False)
+class MergeAnswers:
+    """Greedy answers of one batch of documents under each merge.
+
+    Attributes:
+        tokens: (specs, documents, new tokens) int64; after its end an answer is padded to the longest.
+        lengths: (specs, documents) int64; tokens of each answer, its end token among them.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+
+
+@torch.no_grad()
+def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any) -> MergeAnswers:
+    """What `model.generate(**generate_kwargs)` answers under each merge.
+
+    Decoding is greedy and otherwise that of `generate`: lengths, end tokens, logits processors, stop strings and
+    stopping criteria of the call and of the generation config, which must keep no state between calls.
+
+    Equal token for token in float32, as far as tests go. Sums may be rounded in another order, as between batch sizes,
+    so that two tokens which the model holds all but equally likely may change places; in lower precision that is less
+    rare.
+
+    Args:
+        model: the model that `merges` was made of.
+        generate_kwargs: as for `model.generate`, prompt included; batches padded on the left.
+
+    Raises:
+        ProbeError: for a model or settings it cannot answer for.
+    """
+    if is_merged(model):
+        raise ProbeError(f"{type(model).__name__} was merged since; expected the plain model that Merges.of was given")
+    if len(merges._layers) != len(decoder_layers(model)):
+        raise ProbeError(f"{type(model).__name__} is not the model that Merges.of was given")
+    check_call("generate_all_merges", generate_kwargs)
+    with probing(model):
+        answers: MergeAnswers = model.generate(  # type: ignore[operator]
+            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges)
+        )
+    return answers
+
+
+def _generate(
+    merges: Merges,
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> MergeAnswers:
+    """`generate`'s greedy loop over (spec, document) rows in place of documents. Called by `generate` itself."""
+    check_settings("generate_all_merges", generation_config, model_kwargs)
+    documents, device = input_ids.shape[0], input_ids.device
+    pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+    if not pads and documents > 1:
+        raise ProbeError("several documents without an end token; pass eos_token_id=, or one document at a time")
+    padding = generation_config._pad_token_tensor
+    rows = _Rows(model, merges, documents)
+    inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
+    with rows.weights():
+        with rows.prefilling():
+            outputs = model(**inputs, return_dict=True)
+        logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
+        logits = logits[rows.finish_prompt(outputs.past_key_values).to(device)]
+        model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+        count = len(merges.specs) * documents
+        model_kwargs = of_rows(model_kwargs, torch.arange(count, device=device) % documents, documents)
+        del outputs
+        ids = input_ids.repeat(len(merges.specs), 1)
+        places = torch.arange(count, device=device)  # of the rows that are still being written
+        answers: list[Tensor] = []
+        lengths = torch.zeros(count, dtype=torch.long, device=device)
+        while True:
+            chosen = logits_processor(ids, logits).argmax(-1)  # type: ignore[arg-type]
+            ids = torch.cat([ids, chosen[:, None]], dim=-1)
+            answers.append(ids.new_zeros(count).index_copy_(0, places, chosen))
+            lengths[places] += 1
+            going = ~stopping_criteria(ids, None)
+            if not bool(going.any()):
+                break
+            if not bool(going.all()):
+                kept = going.nonzero()[:, 0]
+                ids, places = ids[kept], places[kept]
+                model_kwargs = of_rows(model_kwargs, kept, len(going))
+                rows.select(kept, model_kwargs["past_key_values"])
+            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **model_kwargs)
+            outputs = model(**inputs, return_dict=True)
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
+            del outputs
+    tokens = torch.stack(answers, dim=-1)
+    ended = torch.arange(tokens.shape[1], device=device) >= lengths[:, None]
+    if bool(ended.any()):
+        if padding is None:
+            raise ProbeError("answers end at different lengths and there is no pad token; pass pad_token_id=")
+        tokens = tokens.masked_fill(ended, int(padding))
+    shape = len(merges.specs), documents
+    return MergeAnswers(tokens.unflatten(0, shape), lengths.unflatten(0, shape))
+
+
+class _Rows:
+    """Which spec each row of the running batch belongs to, and the weights that it is multiplied with.
+
+    Rows come by spec, and within one by document. While the prompt runs, specs whose weights have been the same so far
+    share rows, and `specs` names one of them for each.
+    """
+
+    def __init__(self, model: Any, merges: Merges, documents: int) -> None:
+        self.model, self.merges, self.documents = model, merges, documents
+        self.layers = decoder_layers(model)
+        count = len(merges.specs)
+        self.shared = [0] * count  # spec -> which of the rows it shares, of one document
+        self.shared_below: list[list[int]] = []  # the same in each layer, filled as the prompt runs
+        self.specs = [0] * documents
+        self.splits: dict[nn.Linear, list[tuple[int, Tensor | None]]] = {}
+        # Per layer what parts specs there: the variants of all its linear layers.
+        self.kinds = [[tuple(v.of_spec[s] for v in layer.values()) for s in range(count)] for layer in merges._layers]
+
+    # The prompt.
+
+    @contextmanager
+    def prefilling(self) -> Iterator[None]:
+        handles = [
+            layer.register_forward_pre_hook(partial(self._part, index), with_kwargs=True)
+            for index, layer in enumerate(self.layers)
+        ]
+        module: Any = decoder(self.model)
+        add = getattr(module, "_deepstack_process", None)
+        if add is not None:  # Qwen3-VL adds image features between layers, to the rows there were at the start
+
+            def add_to_rows(hidden: Tensor, vision: Tensor, features: Tensor) -> Any:
+                times = hidden.shape[0] // vision.shape[0]
+                return add(hidden, vision.repeat(times, 1), features.repeat(times, 1))
+
+            module._deepstack_process = add_to_rows
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            if add is not None:
+                del module._deepstack_process
+
+    def _part(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a layer: a row of its own for every group of specs whose weights part here."""
+        groups: dict[tuple[int, Any], int] = {}
+        parents, first = [], []
+        now = []
+        for spec, (row, kind) in enumerate(zip(self.shared, self.kinds[index], strict=True)):
+            if (row, kind) not in groups:
+                groups[row, kind] = len(groups)
+                parents.append(row)
+                first.append(spec)
+            now.append(groups[row, kind])
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if len(groups) > len(set(self.shared)):
+            hidden = hidden[self._rows_of(parents, hidden.device)]
+        self.shared = now
+        self.shared_below.append(now)
+        self._set([spec for spec in first for _ in range(self.documents)])
+        kwargs = {name: self._repeated(name, value, len(groups)) for name, value in kwargs.items()}
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _rows_of(self, groups: Sequence[int], device: torch.device) -> Tensor:
+        chosen = torch.tensor(groups, device=device)[:, None] * self.documents
+        return (chosen + torch.arange(self.documents, device=device)).flatten()
+
+    def _repeated(self, name: str, value: Any, times: int) -> Any:
+        """What belongs to documents, once for each group of specs; with one document it is broadcast anyway."""
+        if isinstance(value, tuple):
+            return tuple(self._repeated(name, part, times) for part in value)
+        if not isinstance(value, Tensor) or self.documents == 1 or times == 1 or name not in _PER_DOCUMENT:
+            return value
+        dim = value.dim() - 2 if name == "position_ids" else 0
+        return torch.cat([value] * times, dim=dim) if value.shape[dim] == self.documents else value
+
+    def finish_prompt(self, cache: DynamicCache) -> Tensor:
+        """From now on every spec has rows of its own; returns those of the prompt's end that they come from."""
+        if len(self.shared_below) != len(self.layers):
+            raise ProbeError(
+                f"{type(self.model).__name__} ran {len(self.shared_below)} of {len(self.layers)} decoder layers"
+            )
+        for layer, shared in zip(cache.layers, self.shared_below, strict=True):
+            if shared != list(range(len(shared))):
+                layer.batch_select_indices(self._rows_of(shared, layer.keys.device))  # type: ignore[union-attr]
+        last = self._rows_of(self.shared, torch.device("cpu"))
+        self._set([spec for spec in range(len(self.merges.specs)) for _ in range(self.documents)])
+        return last
+
+    # Generated tokens.
+
+    def select(self, kept: Tensor, cache: DynamicCache) -> None:
+        """Go on with some of the rows."""
+        for layer in cache.layers:
+            layer.batch_select_indices(kept.to(layer.keys.device))  # type: ignore[union-attr]
+        self._set([self.specs[row] for row in kept.tolist()])
+
+    # Weights.
+
+    def _set(self, specs: list[int]) -> None:
+        if specs != self.specs:
+            self.specs = specs
+            self.splits.clear()
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        """Meanwhile each row of a linear layer's input is multiplied with the weights of its spec."""
+        before: dict[Any, Any] = {}
+        try:
+            for layer in self.merges._layers:
+                for module, variants in layer.items():
+                    before[module] = vars(module).get("forward")
+                    setattr(module, "forward", partial(self._multiply, module, variants))  # noqa: B010  (a method)
+            yield
+        finally:
+            for module, forward in before.items():
+                if forward is None:
+                    del module.forward
+                else:
+                    module.forward = forward
+
+    def _multiply(self, module: nn.Linear, variants: _Variants, rows: Tensor) -> Tensor:
+        if module not in self.splits:
+            self.splits[module] = self._split(variants, rows.device)
+        split = self.splits[module]
+        if len(split) == 1:
+            return nn.functional.linear(rows, *variants.weights[split[0][0]])
+        result = rows.new_empty(*rows.shape[:-1], module.out_features)
+        for variant, index in split:
+            result[index] = nn.functional.linear(rows[index], *variants.weights[variant])
+        return result
+
+    def _split(self, variants: _Variants, device: torch.device) -> list[tuple[int, Any]]:
+        """(variant, its rows), as a slice where they are side by side."""
+        found: dict[int, list[int]] = {}
+        for row, spec in enumerate(self.specs):
+            found.setdefault(variants.of_spec[spec], []).append(row)
+        return [
+            (
+                variant,
+                slice(rows[0], rows[-1] + 1)
+                if rows[-1] - rows[0] + 1 == len(rows)
+                else torch.tensor(rows, device=device),
+            )
+            for variant, rows in found.items()
+        ]
