@@ -165,7 +165,7 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     plan = read_plan(folder)
     grid = Grid.from_dict(plan["grid"])
     select = plan["config"].get("select") if select is None else select
-    rows, runs = [], dict[str, Run]()
+    rows, runs, together = [], dict[str, Run](), list[dict[str, Any]]()
     for cell in grid.cells:
         record = read_cell(folder, cell.name) or {"status": "missing"}
         spec = cell.spec
@@ -193,12 +193,27 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
             if merge:
                 row["relative_change"] = float(np.mean(list(merge["relative_change"].values())))
         rows.append(row)
+        together.append(record.get("together") or {})
     cells = pd.DataFrame(rows)
-    warnings: list[str] = []
+    warnings = _of_answers_together(together)
     if PLAIN in runs:
         for name, run in runs.items():
             warnings += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], run, (PLAIN, name))]
     return _evaluated(folder, plan, grid, cells, runs, select or None, tuple(warnings))
+
+
+def _of_answers_together(parts: list[dict[str, Any]]) -> list[str]:
+    """What a reader should know of answers that cells were given together (`evaluation/together.py`)."""
+    warnings = []
+    asked, differ = (sum(part.get(key, 0) for part in parts) for key in ("rechecked", "differ"))
+    if differ:
+        warnings.append(
+            f"{differ} of {asked} answers that were given for several cells at once are others than the merged model's "
+            "own: differences between cells of about this share mean nothing. Without --together there are none"
+        )
+    for reason in sorted({reason for part in parts for reason in part.get("reasons", ())}):
+        warnings.append(f"documents that were not answered for several cells at once: {reason}")
+    return warnings
 
 
 def _evaluated(

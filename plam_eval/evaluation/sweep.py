@@ -358,6 +358,8 @@ class Job:
     num_layers: int
     bytes_to_read: dict[str, int]
     """By merged or control cell: of both checkpoints, to reach it."""
+    bytes_merged: dict[str, int]
+    """By merged or control cell: of the tensors that are not plain in it, as they are stored."""
 
     @classmethod
     def plan(cls, config: SweepConfig, folder: str | Path, grid: Grid | None = None) -> Job:
@@ -377,12 +379,13 @@ class Job:
         grid = grid or make_grid(config, num_layers)
         bases: dict[str, Checkpoint] = {}
         sizes: dict[str, int] = {}
+        merged: dict[str, int] = {}
         for cell in grid.cells:
             if cell.spec is not None:
                 if cell.spec.base_model not in bases:
                     bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model)
                 merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
-                sizes[cell.name] = merge.model_bytes + merge.base_bytes
+                sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
         settings = _settings(config, checkpoint, bases)
         if (folder / PLAN).is_file():
             before = read_plan(folder)
@@ -397,7 +400,7 @@ class Job:
                     "compared: name another --output, or delete this one"
                 )
             grid = grid.with_earlier(Grid.from_dict(before["grid"]))
-        return cls(config, grid, folder, settings, num_layers, sizes)
+        return cls(config, grid, folder, settings, num_layers, sizes, merged)
 
     def write(self) -> None:
         """Write the plan, in one step."""
@@ -421,6 +424,11 @@ class Job:
     def left(self) -> list[Cell]:
         """Cells that have no finished run, failed ones included."""
         return [c for c in self.grid.cells if (read_cell(self.folder, c.name) or {}).get("status") != "finished"]
+
+
+def groups(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
+    """Cells that are answered together."""
+    return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
 def _pretrained(config: SweepConfig) -> str:
@@ -494,9 +502,8 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         # One process decides for all: another may see the folder before the first one's files reach it.
         left = harness.all_ranks({"cells": [cell.to_dict() for cell in job.left()]})[0]["cells"]
         cells = [Cell.from_dict(stored) for stored in left]
-        size = job.config.together
         with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
-            for group in (cells[start : start + size] for start in range(0, len(cells), size)):
+            for group in groups(cells, job.config.together):
                 specs = [cell.spec for cell in group]
                 together = Together(lm, specs, job.folder / TOGETHER) if len(group) > 1 else None
                 for cell in group:

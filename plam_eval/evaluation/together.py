@@ -74,8 +74,8 @@ class Together:
         if alone:
             answers |= dict(zip(map(id, alone), type(model).generate_until(model, alone), strict=True))
         self._recheck(known, answers)
-        self._counts["documents"] += len(known)
-        self._counts["apart"] += len(alone)
+        self._counts["documents"] += sum(not _is_padding(request) for request in known)
+        self._counts["apart"] += sum(not _is_padding(request) for request in alone)
         return [answers[id(request)] for request in requests]
 
     def _find(self, request: Any) -> dict[str, Any] | None:
@@ -161,7 +161,7 @@ class Together:
         by_task: dict[str, list[Any]] = {}
         for request in requests:
             of_task = by_task.setdefault(request.task_name, [])
-            if len(of_task) < RECHECKED and not request.metadata.get("__padding_only__"):
+            if len(of_task) < RECHECKED and not _is_padding(request):
                 of_task.append(request)
         chosen = [request for of_task in by_task.values() for request in of_task]
         if not chosen:
@@ -177,6 +177,11 @@ class Together:
             variants.text_of(answer) != variants.text_of(answers[id(request)])
             for request, answer in zip(chosen, again, strict=True)
         )
+
+
+def _is_padding(request: Any) -> bool:
+    """Whether lmms-eval only asks so that all processes are asked equally often."""
+    return bool(request.metadata.get("__padding_only__"))
 
 
 def _stored(answer: Any) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Merges:
 
     specs: tuple[PlateauSpec | None, ...]
     nbytes: int
+    _decoder: nn.ModuleList
     _layers: list[dict[nn.Linear, _Variants]]
 
     @classmethod
@@ -95,9 +96,10 @@ class Merges:
             if type(module) is not nn.Linear:
                 raise ProbeError(f"{name} is a {type(module).__name__}; expected an nn.Linear")
             variants[module] = _variants(module, name, values)
-        layers = [{m: variants[m] for m in layer.modules() if m in variants} for layer in decoder_layers(model)]
+        decoded = decoder_layers(model)
+        layers: Any = [{m: variants[m] for m in layer.modules() if m in variants} for layer in decoded]
         nbytes = sum(value.nbytes for known in held.values() for value in known.values())
-        return cls(tuple(specs), nbytes, layers)  # type: ignore[arg-type]
+        return cls(tuple(specs), nbytes, decoded, layers)
 
 
 def _variants(module: nn.Linear, name: str, values: Sequence[dict[str, Tensor]]) -> _Variants:
@@ -147,7 +149,7 @@ def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any
     """
     if is_merged(model):
         raise ProbeError(f"{type(model).__name__} was merged since; expected the plain model that Merges.of was given")
-    if len(merges._layers) != len(decoder_layers(model)):
+    if merges._decoder is not decoder_layers(model):
         raise ProbeError(f"{type(model).__name__} is not the model that Merges.of was given")
     check_call("generate_all_merges", generate_kwargs)
     with probing(model):

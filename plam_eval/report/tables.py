@@ -10,6 +10,7 @@ from rich.table import Table
 
 from plam_eval.evaluation.findings import describe, format_p
 from plam_eval.evaluation.stats import OVERALL, Paired
+from plam_eval.evaluation.sweep import groups
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.findings import Findings
@@ -113,6 +114,12 @@ def plan(job: Job, documents: dict[str, int] | None) -> Table:
         if documents
         else "the number of documents is not known here"
     )
+    if (together := job.config.together) > 1:
+        sizes = [sum(job.bytes_merged.get(c.name, 0) for c in group) for group in groups(job.left(), together)]
+        estimate += (
+            f"\n{together} cells are answered together, with up to {max(sizes, default=0) / 1e6:.1f} MB of merged "
+            "tensors (as stored) beside the model"
+        )
     table.caption = f"{len(left)} cells to run, {generations}\n{total / 1e6:.1f} MB to read for merging; {estimate}"
     return table
 

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from plam_eval import cli
 from plam_eval.evaluation import records, variants
-from plam_eval.evaluation import scan as scans
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
 from plam_eval.probing import scan as cuts_at_once

@@ -252,7 +252,7 @@ def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
 
 
-def test_two_processes_sweep_like_one(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
+def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
     pair = pico("llava")
     given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
     given += ["--tasks", "pope,mmstar", "--limit", "5", "--gen_kwargs", "max_new_tokens=4", "--controls", "self_scale"]
@@ -260,7 +260,7 @@ def test_two_processes_sweep_like_one(pico: Callable[[str], Any], suite, tmp_pat
     plam(*given, "--output", str(tmp_path / "one"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launch, "-m", "plam_eval.cli", *given, "--output", str(tmp_path / "two")],
+        [*launch, "-m", "plam_eval.cli", *given, "--output", str(tmp_path / "two"), "--together", "3"],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -268,6 +268,9 @@ def test_two_processes_sweep_like_one(pico: Callable[[str], Any], suite, tmp_pat
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert answers(tmp_path / "one") == answers(tmp_path / "two")
+    counts = {"documents": 10, "apart": 0, "rechecked": 8, "differ": 0, "reasons": []}  # two of each task and process
+    for name in answers(tmp_path / "two"):
+        assert read_cell(tmp_path / "two", name)["together"] == counts
 
 
 def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):

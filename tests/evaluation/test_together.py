@@ -1,0 +1,204 @@
+"""Sweeps whose cells are answered together, against cells that are answered one by one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plam_eval.evaluation import records, sweep, variants
+from plam_eval.evaluation.findings import read_findings
+from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.merging.checkpoint import MergeError
+from plam_eval.probing import merges
+from tests.evaluation.test_sweep import CELLS, GRID, PAIR, SPEC, plam
+
+TASKS = "pope,mmstar,mme"
+DOCUMENTS = 18
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    from plam_eval.model_wrappers.llava import PlamLlavaChat
+
+    return PlamLlavaChat(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
+
+
+def job(folder: Path, together: int = CELLS, **given: Any) -> Job:
+    settings = {"model": "plam_llava", "model_args": SPEC, "tasks": TASKS, "limit": 6, "together": together, **GRID}
+    return Job.plan(SweepConfig.load(**(settings | given)), folder)
+
+
+def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """By cell: everything that an evaluation says of its answers."""
+    found = {}
+    for cell in sorted((folder / sweep.CELLS).iterdir()):
+        record = read_cell(folder, cell.name)
+        assert record is not None and record["status"] == "finished", record
+        run = records.read_run(cell / record["results"])
+        found[cell.name] = {
+            "answers": {(row.task, row.doc_id): (row.answer, row.score) for row in run.samples.itertuples()},
+            "results": run.results["results"],
+            "generation": run.block["generation"],
+            "spec": run.block["provenance"]["spec"],
+            "tensors": run.block["provenance"]["merge"] and run.block["provenance"]["merge"]["relative_change"],
+            "tokens": [
+                json.loads(line)["token_counts"]
+                for file in sorted(run.file.parent.glob("*_samples_*.jsonl"))
+                for line in file.read_text().splitlines()
+            ],
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def apart(lm, suite, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("apart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(suite)
+        sweep.run(job(folder, 1), lm)
+    found = evaluations(folder)
+    assert len({str(sorted(each["answers"].items())) for each in found.values()}) > 2
+    return found
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[int]:
+    """How many merges each joint generation answered for."""
+    found: list[int] = []
+    real = merges.generate_all_merges
+
+    def counting(model: Any, held: Any, **inputs: Any) -> Any:
+        found.append(len(held.specs))
+        return real(model, held, **inputs)
+
+    monkeypatch.setattr(merges, "generate_all_merges", counting)
+    return found
+
+
+@pytest.mark.parametrize("together", [CELLS, 3])
+def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_path, calls):
+    done = sweep.run(job(tmp_path, together), lm)
+    assert evaluations(tmp_path) == apart
+    assert calls == ([CELLS] * DOCUMENTS if together == CELLS else [3] * 2 * DOCUMENTS)  # the last one is alone
+    assert lm.spec is not None and lm.merge_report.digest == lm.spec.digest()
+    counts = {"documents": DOCUMENTS, "apart": 0, "rechecked": 6, "differ": 0, "reasons": []}
+    assert [record["together"] for record in done.values() if "together" in record] == [counts] * (CELLS // 3 * 3) or (
+        together == CELLS and all(record["together"] == counts for record in done.values())
+    )
+    assert not (tmp_path / sweep.TOGETHER).exists()
+    assert read_findings(tmp_path).warnings == ()
+
+
+def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monkeypatch, calls):
+    add, run_cell = variants.AnswerFile.add, sweep.run_cell
+
+    def killed(self: Any, line: Any) -> None:
+        if len(list(self.read())) == 7:
+            with self._file.open("a") as file:
+                file.write('{"task": "pope", "doc')  # a line that was being written
+            raise KeyboardInterrupt
+        add(self, line)
+
+    def killed_later(lm: Any, cell: Any, *args: Any, **kwargs: Any) -> Any:
+        if cell.name == "layers-6-8_qkvo_0.3+1.2":
+            raise KeyboardInterrupt
+        return run_cell(lm, cell, *args, **kwargs)
+
+    for patched, owner, name in ((killed, variants.AnswerFile, "add"), (killed_later, sweep, "run_cell")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, patched)
+            with pytest.raises(KeyboardInterrupt):
+                sweep.run(job(tmp_path), lm)
+    assert len(calls) == 8 + (DOCUMENTS - 7)  # what was answered was not answered again, the line cut off was
+    sweep.run(job(tmp_path), lm)
+    assert len(calls) == 8 + (DOCUMENTS - 7)
+    assert evaluations(tmp_path) == apart
+
+
+def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_path, calls):
+    settings = {"gen_kwargs": "num_beams=2", "layers": "6:8", "controls": "self_scale"}
+    sweep.run(job(tmp_path / "together", **settings), lm)
+    sweep.run(job(tmp_path / "apart", 1, **settings), lm)
+    assert evaluations(tmp_path / "together") == evaluations(tmp_path / "apart")
+    assert len(calls) == 3  # once for each task
+    record = read_cell(tmp_path / "together", "plain")
+    assert record["together"]["apart"] == DOCUMENTS and record["together"]["documents"] == 0
+    (warning,) = read_findings(tmp_path / "together").warnings
+    assert "num_beams=2" in warning
+
+
+def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, monkeypatch):
+    values, bring = merges.merged_values, lm._bring_to
+
+    def failing(module: Any, spec: Any, **kwargs: Any) -> Any:
+        if spec.rule == "noise":
+            raise MergeError("no disk left")
+        return values(module, spec, **kwargs)
+
+    def bring_to(spec: Any, base: Any) -> Any:
+        if spec is not None and spec.rule == "noise":
+            raise MergeError("no disk left")
+        return bring(spec, base)
+
+    monkeypatch.setattr(merges, "merged_values", failing)
+    monkeypatch.setattr(lm, "_bring_to", bring_to)
+    done = sweep.run(job(tmp_path), lm)
+    assert {name for name, record in done.items() if record["status"] == "failed"} == {n for n in apart if "noise" in n}
+    assert done["plain"]["together"]["apart"] == DOCUMENTS
+    assert any("no disk left" in warning for warning in read_findings(tmp_path).warnings)
+    assert (tmp_path / sweep.TOGETHER).is_dir()  # until all cells are finished
+    monkeypatch.undo()
+    monkeypatch.chdir(in_suite)
+    sweep.run(job(tmp_path), lm)
+    assert evaluations(tmp_path) == apart
+
+
+def test_answers_that_are_not_the_merged_models_own_are_told(lm, in_suite, tmp_path, monkeypatch):
+    real = merges.generate_all_merges
+
+    def wrong(model: Any, held: Any, **inputs: Any) -> Any:
+        answers = real(model, held, **inputs)
+        answers.tokens[1] = 77
+        return answers
+
+    monkeypatch.setattr(merges, "generate_all_merges", wrong)
+    done = sweep.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
+    assert [record["together"]["differ"] for record in done.values()] == [0, 6, 0]
+    (warning,) = read_findings(tmp_path).warnings
+    assert warning.startswith("6 of 18 answers")
+
+
+def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path, monkeypatch):
+    shutil.copytree(in_suite, tmp_path / "suite")
+    monkeypatch.setattr(variants, "prompt_of", lambda request: "another")
+    folder = tmp_path / "sweep"
+    with monkeypatch.context() as patch:  # only the first cell is evaluated
+        patch.setattr(sweep, "groups", lambda cells, size: [cells[:2]])
+        patch.setattr(sweep, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(job(folder), lm)
+    monkeypatch.undo()
+    monkeypatch.chdir(in_suite)
+    done = sweep.run(job(folder, layers="6:8", controls="self_scale"), lm)
+    assert done["plain"]["status"] == "failed" and "its prompt changed" in done["plain"]["error"]
+
+
+def test_where_there_is_no_answering_together(in_suite, tmp_path):
+    with pytest.raises(SweepError, match="plam_vllm answers for one merge at a time"):
+        job(tmp_path, model="plam_vllm")
+    pytest.importorskip("ray")
+    from plam_eval.evaluation import workers
+
+    with pytest.raises(SweepError, match="shares out single cells"):
+        workers.run(job(tmp_path))
+
+
+def test_dry_run_says_what_it_holds(in_suite, tmp_path):
+    given = ["sweep", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6"]
+    output = plam(*given, "--output", str(tmp_path), "--together", "3", "--dry-run")
+    # Two cells beside plain, each of 2 layers with 4 matrices of 256 x 256 in bfloat16.
+    assert f"3 cells are answered together, with up to {2 * 2 * 4 * 256**2 * 2 / 1e6:.1f} MB of merged" in output
