@@ -1,15 +1,16 @@
 """A sweep on one resident model against one `lmms-eval` call per setting: `python benchmarks/sweep.py`.
 
-On the embedded pair and the offline suite, for each number of documents per task, both in this order:
+On the embedded pair and the offline suite, for each number of documents per task, in this order:
 
 - `plam sweep`   one call: every setting re-merged in place (HF), plain and controls among them
-- `on Ray`       the same with `--ray --workers N`, if `--workers N` is given
+- `together`     the same with `--together` for all settings: each document answered for all of them at once
+- `on Ray`       the same as the first with `--ray --workers N`, if `--workers N` is given
 - `lmms-eval`    one call per setting, one after the other, with the model_args that the sweep's results name
 
 as users would type them, imports and loading included, on an otherwise idle machine. The answers of all are compared
-document by document. `in merging` is the share of the sweep's time that went into bringing the model from one setting
-to the next. The fewer documents, the more of a call is start-up, which is what a resident model saves: the ratio falls
-towards 1 as documents grow.
+document by document. `in merging` is the share of the first sweep's time that went into bringing the model from one
+setting to the next. The fewer documents, the more of a call is start-up, which is what a resident model saves: the
+ratio of the first falls towards 1 as documents grow.
 
 Prints a Markdown table and writes `sweep.json` with the same figures into the output folder.
 """
@@ -51,43 +52,34 @@ def timed(words: list[str], suite: Path, log: Path) -> float:
 
 
 def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> dict[str, Any]:
-    """Both ways at one number of documents per task."""
+    """All ways at one number of documents per task."""
     log = folder / "log.txt"
     common = ["--tasks", "plam9", "--limit", str(documents)]
     words = ["plam", "sweep", "--model", "plam_llava", "--model_args", ARGUMENTS, *common, *GRID]
-    together = timed([*words, "--output", str(folder / "sweep")], suite, log)
-    on_ray = None
+    ways: dict[str, list[str]] = {"plam sweep": [], "together": ["--together", "99"]}
     if workers:
-        words += ["--ray", "--workers", str(workers)]
-        on_ray = timed([*words, "--output", str(folder / "ray")], suite, log)
-    cells = sorted(path.name for path in (folder / "sweep" / sweep.CELLS).iterdir())
+        ways[f"on Ray ({workers})"] = ["--ray", "--workers", str(workers)]
+    seconds = {way: timed([*words, *more, "--output", str(folder / way)], suite, log) for way, more in ways.items()}
+    cells = sorted(path.name for path in (folder / "plam sweep" / sweep.CELLS).iterdir())
     merging, apart, differ, compared = 0.0, 0.0, 0, 0
     for name in cells:
-        resident = finished(folder / "sweep", name)
-        record = sweep.read_cell(folder / "sweep", name)
+        resident = finished(folder / "plam sweep", name)
+        record = sweep.read_cell(folder / "plam sweep", name)
         assert record is not None
         merging += record["seconds"]["merge"]
         output = folder / "apart" / name
         model_args = resident.results["config"]["model_args"]
         call = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, *common]
         apart += timed([*call, "--batch_size", "1", "--log_samples", "--output_path", str(output)], suite, log)
-        others = [records.read_run(output), *([finished(folder / "ray", name)] if workers else [])]
-        for other in others:
+        for other in (records.read_run(output), *(finished(folder / way, name) for way in [*ways][1:])):
             both = resident.samples.merge(other.samples, on=["task", "doc_id"], suffixes=("", "_other"))
             assert len(both) == len(resident.samples) == len(other.samples)
             differ += int((both["answer"] != both["answer_other"]).sum())
             compared += len(both)
-    ray = {f"on Ray ({workers}), s": on_ray, "ratio on Ray": apart / on_ray} if on_ray else {}
-    return {
-        "documents per task": documents,
-        "settings": len(cells),
-        "lmms-eval, s": apart,
-        "plam sweep, s": together,
-        "ratio": apart / together,
-        "in merging": merging / together,
-        **ray,
-        "answers that differ": f"{differ} of {compared}",
-    }
+    row: dict[str, Any] = {"documents per task": documents, "settings": len(cells), "lmms-eval, s": apart}
+    for way in ways:
+        row |= {f"{way}, s": seconds[way], f"{way}, ratio": apart / seconds[way]}
+    return {**row, "in merging": merging / seconds["plam sweep"], "answers that differ": f"{differ} of {compared}"}
 
 
 def finished(folder: Path, name: str) -> records.Run:
@@ -114,8 +106,9 @@ def main() -> None:
         rows.append(measure(suite, folder, documents, arguments.workers))
         print(pd.DataFrame(rows[-1:]).to_string(index=False), file=sys.stderr)
     table = pd.DataFrame(rows)
-    ray = (".0f", ".1f") if arguments.workers else ()
-    print(table.to_markdown(index=False, floatfmt=("", "", ".0f", ".0f", ".1f", ".2%", *ray, "")))
+    formats = {", s": ".0f", "ratio": ".1f", "in merging": ".2%"}
+    floats = [next((f for end, f in formats.items() if name.endswith(end)), "") for name in table.columns]
+    print(table.to_markdown(index=False, floatfmt=floats))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(f"{machine}; {', '.join(f'{name} {version}' for name, version in versions().items())}")
     record = {"machine": machine, "versions": versions(), "workers": arguments.workers, "rows": rows}

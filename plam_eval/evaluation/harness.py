@@ -461,8 +461,10 @@ DOCUMENT_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "gqa": lambda doc: str(doc["imageId"]),
     "mme": lambda doc: str(doc["question_id"]),
     "pope": lambda doc: str(doc["image_source"]),
+    # SEED-Bench names an image's file by it. Were it another for every question, each would be its own group.
+    "seedbench_2_plus": lambda doc: str(doc["data_id"]),
 }
-"""Task -> what documents of one image have in common. Documents of other tasks have an image of their own."""
+"""Task -> what documents of one image have in common. Documents of other tasks count as independent."""
 
 
 def _note_groups(tasks: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
