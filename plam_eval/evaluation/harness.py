@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import math
 import os
 import sys
@@ -443,11 +444,17 @@ def _write(
 
 def _mmbench_score(logged: dict[str, Any]) -> float:
     """MMBench logs the answer and no score; this is the judge-free scoring of its static variant."""
+    return _mmbench_score_of(json.dumps(logged, sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _mmbench_score_of(logged: str) -> float:
+    """Once for every different answer: the evaluator takes a data frame, and a sweep gives many answers many times."""
     import pandas as pd
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
-    truth = {logged["index"]: logged["answer"]}
-    return float(mmbench_evaluator.eval_sub_data(pd.DataFrame([logged]), truth, static_only=True))
+    row = json.loads(logged)
+    return float(mmbench_evaluator.eval_sub_data(pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True))
 
 
 def _mmmu_score(logged: dict[str, Any]) -> float:

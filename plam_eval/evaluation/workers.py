@@ -109,11 +109,15 @@ def _schedule(ray: Any, actor: Any, job: Job, count: int) -> dict[str, dict[str,
                     for other, _ in busy.values():
                         ray.kill(other)
                     raise SweepError(f"a worker could not load the model: {error}") from error
-                result = sweep.record_failure(job.folder, cell, f"the worker died: {error}")
-                if len(waiting) > len(busy):
-                    reference, worker = start()
-                    busy[reference] = worker, None
-                worker = None
+                if isinstance(error, ray.exceptions.RayTaskError):  # it raised outside of the evaluation, and lives
+                    why = f"{type(error.cause).__name__}: {error.cause}"
+                else:
+                    why = f"the worker died: {error}"
+                    worker = None
+                result = sweep.record_failure(job.folder, cell, why)
+                if worker is None and len(waiting) > len(busy):
+                    reference, replacement = start()
+                    busy[reference] = replacement, None
             if cell is not None:
                 done[cell.name] = result
                 progress.update()

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli
-from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation import records, sweep, workers
 from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.harness import evaluate
 from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
@@ -250,6 +250,31 @@ def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     failed = [name for name, record in states.items() if record["status"] == "failed"]
     assert len(failed) == 1 and "the worker died" in states[failed[0]]["error"] and failed[0] in output
     assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
+
+
+def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in_suite, tmp_path):
+    import ray
+
+    class FullDisk:
+        def __init__(self, *arguments: Any) -> None:
+            pass
+
+        def ready(self) -> str:
+            return "yes"
+
+        def run(self, cell: dict[str, Any]) -> dict[str, Any]:
+            if "self_scale" in cell["name"]:
+                raise OSError("no space left")
+            return {"status": "finished"}
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        done = workers._schedule(ray, ray.remote(FullDisk), job(tmp_path, layers="6:8"), 1)
+    finally:
+        ray.shutdown()
+    name = "layers-6-8_qkvo_0.3+1.2_self_scale"
+    assert done.pop(name)["error"] == read_cell(tmp_path, name)["error"] == "OSError: no space left"
+    assert [record["status"] for record in done.values()] == ["finished"] * 3  # the one after it among them
 
 
 def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
