@@ -30,7 +30,7 @@ from plam_eval.provenance import git_commit, versions
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
 RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
-_PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|sweep):\s+(\d+)%")
+_PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|answering for \d+ cells|sweep):\s+(\d+)%")
 
 
 class DemoError(RuntimeError):
@@ -83,7 +83,7 @@ def sweep_command(plateau: str, limit: int, offset: int) -> list[str]:
     model_args = f"pretrained=pair/mllm,plateau={plateau},device_map=cpu"
     words = ["plam", "sweep", "--model", "plam_llava", "--model_args", model_args, "--tasks", "plam9"]
     words += ["--layers", RANGES, "--weights", WEIGHTS, "--select", str(limit // 6 * 2)]  # whole pairs of MME's
-    return [*words, "--limit", str(limit), "--offset", str(offset), "--output", "../sweep"]
+    return [*words, "--limit", str(limit), "--offset", str(offset), "--together", "20", "--output", "../sweep"]
 
 
 def run(

@@ -505,7 +505,7 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
             for group in groups(cells, job.config.together):
                 specs = [cell.spec for cell in group]
-                together = Together(lm, specs, job.folder / TOGETHER) if len(group) > 1 else None
+                together = Together(lm, specs, job.folder / TOGETHER, sys.stderr) if len(group) > 1 else None
                 for cell in group:
                     progress.set_postfix_str(cell.name)
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from loguru import logger
 from tqdm import tqdm
@@ -35,10 +35,18 @@ class Together:
 
     Args:
         specs: of the group; None is the plain model.
+        terminal: where progress is shown, since what lmms-eval prints of a cell goes into its log.
     """
 
-    def __init__(self, model: HFPlateauMixin, specs: Sequence[PlateauSpec | None], folder: Path) -> None:
+    def __init__(
+        self,
+        model: HFPlateauMixin,
+        specs: Sequence[PlateauSpec | None],
+        folder: Path,
+        terminal: TextIO | None = None,
+    ) -> None:
         self.model, self.specs = model, list(specs)
+        self._terminal = terminal
         self._file = variants.AnswerFile(folder, model.rank)
         self._known: dict[tuple[str, int, str], dict[str, Any]] = {}  # by task, document and digest
         for line in self._file.read():
@@ -109,8 +117,15 @@ class Together:
         model.merge(None)
         try:
             merges = Merges.of(model.model, self.specs, checkpoint=model.checkpoint)
-            title = f"answering for {len(self.specs)} merges"
-            for request in tqdm(requests, title, unit="document", disable=model.rank != 0):
+            progress = tqdm(
+                requests,
+                f"answering for {len(self.specs)} cells",
+                unit="document",
+                file=self._terminal,
+                leave=False,
+                disable=model.rank != 0,
+            )
+            for request in progress:
                 if request.task_name in self._apart:
                     continue
                 model.begin_run()  # a journal of this document alone
