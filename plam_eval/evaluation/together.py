@@ -46,9 +46,10 @@ class Together:
         terminal: TextIO | None = None,
     ) -> None:
         self.model, self.specs = model, list(specs)
+        self._digests = [_digest(spec) for spec in specs]
         self._terminal = terminal
         self._file = variants.AnswerFile(folder, model.rank)
-        self._known: dict[tuple[str, int, str], dict[str, Any]] = {}  # by task, document and digest
+        self._known: dict[variants.Key, list[dict[str, Any]]] = {}
         for line in self._file.read():
             self._learn(line)
         self._apart: dict[str, str] = {}  # task -> why its documents are answered one cell at a time
@@ -87,14 +88,14 @@ class Together:
         return [answers[id(request)] for request in requests]
 
     def _find(self, request: Any) -> dict[str, Any] | None:
-        return self._known.get((request.task_name, request.doc_id, _digest(self.model.spec)))
+        """The line that has the present merge's answer to a document."""
+        digest, lines = _digest(self.model.spec), self._known.get((request.task_name, request.doc_id), ())
+        return next((line for line in lines if digest in line["of"]), None)
 
     def _learn(self, line: dict[str, Any]) -> None:
-        for digest, index in line["of"].items():
-            self._known[line["task"], line["doc_id"], digest] = {
-                **{key: line[key] for key in ("prompt", "settings")},
-                "answer": line["answers"][index],
-            }
+        of = {digest: line["of"][digest] for digest in self._digests if digest in line["of"]}
+        if of:  # not another group's
+            self._known.setdefault((line["task"], line["doc_id"]), []).append({**line, "of": of})
 
     def _answer(self, requests: list[Any]) -> None:
         """Have documents answered under all merges; those that cannot be are left unknown."""
@@ -145,7 +146,7 @@ class Together:
                     "prompt": variants.prompt_of(request),
                     "settings": next(iter(model.journal.settings)),
                     "answers": different,
-                    "of": {_digest(s): different.index(a) for s, a in zip(self.specs, given, strict=True)},
+                    "of": {d: different.index(answer) for d, answer in zip(self._digests, given, strict=True)},
                 }
                 self._file.add(line)
                 self._learn(line)
@@ -161,16 +162,17 @@ class Together:
 
     def _replayed(self, request: Any) -> Any:
         """A known answer, noted in the wrapper's journal as if it had been generated now."""
-        record = self._find(request)
-        assert record is not None
-        if record["prompt"] != variants.prompt_of(request):
+        line = self._find(request)
+        assert line is not None
+        if line["prompt"] != variants.prompt_of(request):
             raise EvaluationError(
                 f"document {request.doc_id} of {request.task_name} is another than the one that was answered (its "
                 "prompt changed); name another --output"
             )
         self.model.journal.calls += 1
-        self.model.journal.settings[record["settings"]] += 1
-        return self.model.recorded(_restored(record["answer"]), request)
+        self.model.journal.settings[line["settings"]] += 1
+        answer = line["answers"][line["of"][_digest(self.model.spec)]]
+        return self.model.recorded(_restored(answer), request)
 
     def _recheck(self, requests: list[Any], answers: dict[int, Any]) -> None:
         by_task: dict[str, list[Any]] = {}
@@ -217,4 +219,4 @@ def _restored(stored: dict[str, Any]) -> Any:
 
 
 def _digest(spec: PlateauSpec | None) -> str:
-    return spec.digest() if spec is not None else "plain"
+    return spec.digest()[:16] if spec is not None else "plain"
