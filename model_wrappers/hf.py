@@ -11,12 +11,13 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from transformers import PreTrainedModel
 
 from plam_eval.merging.checkpoint import Checkpoint
@@ -65,7 +66,9 @@ class HFPlateauMixin(PlateauMixin):
         if spec is not None:  # headers are enough to find most faults, before minutes of loading
             plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model))
 
-        accelerator = Accelerator()
+        # Without a launcher of lmms-eval (a scan or sweep under torchrun) this makes the process group, and processes
+        # that finish early have to wait for the others for longer than NCCL's ten minutes.
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=52))])
         if accelerator.distributed_type in _SHARDED:
             raise ValueError(
                 f"{self.model_id} runs one whole model per process, but the launcher asks for "

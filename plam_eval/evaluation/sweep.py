@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -403,7 +404,7 @@ class Job:
         return cls(config, grid, folder, settings, num_layers, sizes, merged)
 
     def write(self) -> None:
-        """Write the plan, in one step."""
+        """Write the plan, in one step, and drop what only an unfinished sweep needs from a finished one."""
         content = {
             "config": self.config.model_dump(mode="json"),
             "settings": self.settings,
@@ -414,12 +415,26 @@ class Job:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_json(self.folder / PLAN, content)
+        if not self.left():
+            shutil.rmtree(self.folder / TOGETHER, ignore_errors=True)
+
+    @property
+    def answers_together(self) -> Path:
+        """Where answers that several cells were given at once are kept, for these settings and no others."""
+        text = json.dumps(self.settings, sort_keys=True, default=str)
+        return self.folder / TOGETHER / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def seconds_per_cell(self) -> float | None:
         """Mean time of the finished cells; None before there are any."""
         records = [read_cell(self.folder, cell.name) or {} for cell in self.grid.cells]
-        times = [sum(r["seconds"].values()) for r in records if r.get("status") == "finished"]
-        return sum(times) / len(times) if times else None
+        records = [record for record in records if record.get("status") == "finished"]
+        if not records:
+            return None
+        own = sum(record["seconds"]["merge"] + record["seconds"]["evaluate"] for record in records) / len(records)
+        # Answering for many cells is counted with the first of them.
+        together = [record["together"] for record in records if record.get("together", {}).get("cells")]
+        cells = sum(part["cells"] for part in together)
+        return own + (sum(part["seconds"] for part in together) / cells if cells else 0)
 
     def left(self) -> list[Cell]:
         """Cells that have no finished run, failed ones included."""
@@ -505,13 +520,11 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
             for group in groups(cells, job.config.together):
                 specs = [cell.spec for cell in group]
-                together = Together(lm, specs, job.folder / TOGETHER, sys.stderr) if len(group) > 1 else None
+                together = Together(lm, specs, job.answers_together, sys.stderr) if len(group) > 1 else None
                 for cell in group:
                     progress.set_postfix_str(cell.name)
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
                     progress.update()
-        if first and not job.left():
-            shutil.rmtree(job.folder / TOGETHER, ignore_errors=True)
     return done
 
 
@@ -574,8 +587,11 @@ def run_cell(
 
 def _added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The processes' records of a cell that was answered together with others, as one."""
-    reasons = sorted({reason for part in parts for reason in part["reasons"]})
-    return {**{key: sum(part[key] for part in parts) for key in parts[0] if key != "reasons"}, "reasons": reasons}
+    return {
+        **{key: sum(part[key] for part in parts) for key in ("documents", "apart", "rechecked", "differ")},
+        **{key: round(max(part[key] for part in parts), 4) for key in ("cells", "seconds")},
+        "reasons": sorted({reason for part in parts for reason in part["reasons"]}),
+    }
 
 
 def record_failure(folder: Path, cell: Cell, error: str) -> dict[str, Any]:

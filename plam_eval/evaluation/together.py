@@ -8,7 +8,9 @@ differed, is recorded with the cell.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,14 +19,18 @@ from loguru import logger
 from tqdm import tqdm
 
 from plam_eval.evaluation import variants
-from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.evaluation.harness import EvaluationError, GenerationError
 from plam_eval.spec import PlateauSpec
 
 if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
+    from plam_eval.probing.merges import Merges
 
 RECHECKED = 2
 """Documents of each task and process that every merged model answers again by itself."""
+
+PATIENCE = 3
+"""Documents of a task that may fail (for want of memory, say) before no others of it are answered together."""
 
 
 class Together:
@@ -53,19 +59,22 @@ class Together:
         for line in self._file.read():
             self._learn(line)
         self._apart: dict[str, str] = {}  # task -> why its documents are answered one cell at a time
+        self._alone: dict[variants.Key, str] = {}  # the same of single documents
 
     def record(self) -> dict[str, Any]:
         """Of the present cell, on this process.
 
-        How many documents were answered together with other cells and how many by this one alone, and of how many that
-        were answered again by this one alone the answer differed.
+        `documents` were answered together with other cells, `apart` by this one alone, for `reasons`. Of those
+        `rechecked`, which this one answered alone as well, the answers of so many `differ`. `seconds` went into
+        answering for `cells` cells, if it was the first of its group to be asked.
         """
-        return {**self._counts, "reasons": sorted(set(self._apart.values()))}
+        return {**self._counts, "reasons": sorted({*self._apart.values(), *self._alone.values()})}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """For the evaluation of one cell."""
-        self._counts = dict.fromkeys(("documents", "apart", "rechecked", "differ"), 0)
+        self._counts: dict[str, Any] = dict.fromkeys(("documents", "apart", "rechecked", "differ", "cells"), 0)
+        self._counts["seconds"] = 0.0
         model: Any = self.model
         model.generate_until = self.generate_until
         try:
@@ -75,21 +84,24 @@ class Together:
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
         """The present merge's answers."""
-        self._answer([request for request in requests if self._find(request) is None])
-        known = [request for request in requests if self._find(request) is not None]
-        alone = [request for request in requests if self._find(request) is None]
-        model: Any = self.model
-        answers = {id(request): self._replayed(request) for request in known}
-        if alone:
-            answers |= dict(zip(map(id, alone), type(model).generate_until(model, alone), strict=True))
-        self._recheck(known, answers)
-        self._counts["documents"] += sum(not _is_padding(request) for request in known)
-        self._counts["apart"] += sum(not _is_padding(request) for request in alone)
-        return [answers[id(request)] for request in requests]
+        self._answer(requests)
+        digest = _digest(self.model.spec)
+        lines = [self._find(request, digest) for request in requests]
+        alone = [request for request, line in zip(requests, lines, strict=True) if line is None]
+        rest = iter(type(self.model).generate_until(self.model, alone) if alone else [])
+        answers = [
+            next(rest) if line is None else self._replayed(request, line, digest)
+            for request, line in zip(requests, lines, strict=True)
+        ]
+        for request, line in zip(requests, lines, strict=True):
+            if not _is_padding(request):
+                self._counts["apart" if line is None else "documents"] += 1
+        self._recheck(requests, lines, answers)
+        return answers
 
-    def _find(self, request: Any) -> dict[str, Any] | None:
-        """The line that has the present merge's answer to a document."""
-        digest, lines = _digest(self.model.spec), self._known.get((request.task_name, request.doc_id), ())
+    def _find(self, request: Any, digest: str) -> dict[str, Any] | None:
+        """The line that has a merge's answer to a document."""
+        lines = self._known.get((request.task_name, request.doc_id), ())
         return next((line for line in lines if digest in line["of"]), None)
 
     def _learn(self, line: dict[str, Any]) -> None:
@@ -98,72 +110,100 @@ class Together:
             self._known.setdefault((line["task"], line["doc_id"]), []).append({**line, "of": of})
 
     def _answer(self, requests: list[Any]) -> None:
-        """Have documents answered under all merges; those that cannot be are left unknown."""
-        import torch
+        """Have documents answered under all merges that lack an answer; those that cannot be are left unknown."""
+        from plam_eval.probing.merges import Merges
 
-        from plam_eval.merging.checkpoint import MergeError
-        from plam_eval.probing.decoder import ProbeError
-        from plam_eval.probing.merges import Merges, generate_all_merges
-
-        requests = [request for request in requests if request.task_name not in self._apart]
-        if not requests:
+        present = _digest(self.model.spec)
+        asked = {(request.task_name, request.doc_id): request for request in requests}
+        asked = {
+            key: request
+            for key, request in asked.items()
+            if key[0] not in self._apart and key not in self._alone and self._find(request, present) is None
+        }
+        if not asked:
             return
-        model, spec, journal = self.model, self.model.spec, self.model.journal
-
-        def all_merges(**inputs: Any) -> list[Any]:
-            answers = generate_all_merges(model.model, merges, **inputs)
-            pairs = zip(answers.tokens[:, 0], answers.lengths[:, 0].tolist(), strict=True)
-            return [tokens[:length] for tokens, length in pairs]
-
+        lacking = [
+            (digest, spec)
+            for digest, spec in zip(self._digests, self.specs, strict=True)
+            if any(self._find(request, digest) is None for request in asked.values())
+        ]
+        model, spec, journal, started = self.model, self.model.spec, self.model.journal, time.perf_counter()
         model.merge(None)
         try:
-            merges = Merges.of(model.model, self.specs, checkpoint=model.checkpoint)
+            try:
+                merges = Merges.of(model.model, [spec for _, spec in lacking], checkpoint=model.checkpoint)
+            except Exception as error:  # whatever it is: cells that have it too will fail with it, one by one
+                for task in {task for task, _ in asked}:
+                    self._set_apart(task, f"{type(error).__name__}: {error}")
+                return
             progress = tqdm(
-                requests,
-                f"answering for {len(self.specs)} cells",
+                asked.values(),
+                f"answering for {len(lacking)} cells",
                 unit="document",
                 file=self._terminal,
                 leave=False,
                 disable=model.rank != 0,
             )
             for request in progress:
-                if request.task_name in self._apart:
-                    continue
-                model.begin_run()  # a journal of this document alone
-                try:
-                    found = variants.answer_all(model, request, all_merges)
-                    why = "; ".join(model.journal.errors)
-                except EvaluationError as error:
-                    found, why = [], str(error)
-                if why or not found:
-                    self._set_apart([request.task_name], why)
-                    continue
-                given = [_stored(answer) for answer in found]
-                different = [answer for index, answer in enumerate(given) if answer not in given[:index]]
-                line = {
-                    "task": request.task_name,
-                    "doc_id": request.doc_id,
-                    "prompt": variants.prompt_of(request),
-                    "settings": next(iter(model.journal.settings)),
-                    "answers": different,
-                    "of": {d: different.index(answer) for d, answer in zip(self._digests, given, strict=True)},
-                }
-                self._file.add(line)
-                self._learn(line)
-        except (MergeError, ProbeError, torch.OutOfMemoryError) as error:  # of the merged tensors of all
-            self._set_apart({request.task_name for request in requests}, f"{type(error).__name__}: {error}")
+                if request.task_name not in self._apart:
+                    self._answer_one(request, merges, [digest for digest, _ in lacking])
         finally:
             model.journal = journal
             model.merge(spec)
+            self._counts["seconds"] += time.perf_counter() - started
+            self._counts["cells"] = len(lacking)
 
-    def _set_apart(self, tasks: Iterable[str], why: str) -> None:
-        self._apart |= dict.fromkeys(tasks, why)
-        logger.warning(f"{', '.join(sorted(tasks))}: answered for one merge at a time: {why}")
+    def _answer_one(self, request: Any, merges: Merges, digests: list[str]) -> None:
+        from plam_eval.probing.decoder import ProbeError
+        from plam_eval.probing.merges import generate_all_merges
 
-    def _replayed(self, request: Any) -> Any:
+        model, unsupported = self.model, []
+
+        def all_merges(**inputs: Any) -> list[Any]:
+            try:
+                answers = generate_all_merges(model.model, merges, **inputs)
+            except ProbeError as error:
+                unsupported.append(str(error))
+                raise
+            pairs = zip(answers.tokens[:, 0], answers.lengths[:, 0].tolist(), strict=True)
+            return [tokens[:length] for tokens, length in pairs]
+
+        model.begin_run()  # a journal of this document alone
+        try:
+            found = variants.answer_all(model, request, all_merges)
+            why = "; ".join(model.journal.errors)
+        except GenerationError as error:
+            found, why = [], str(error)
+        except EvaluationError as error:
+            found, why = [], str(error)
+            unsupported.append(why)
+        if unsupported:
+            self._set_apart(request.task_name, unsupported[0])
+            return
+        if why or not found:
+            self._alone[request.task_name, request.doc_id] = why
+            if sum(task == request.task_name for task, _ in self._alone) >= PATIENCE:
+                self._set_apart(request.task_name, why)
+            return
+        given = [_stored(answer) for answer in found]
+        different = [answer for index, answer in enumerate(given) if answer not in given[:index]]
+        line = {
+            "task": request.task_name,
+            "doc_id": request.doc_id,
+            "prompt": variants.prompt_of(request),
+            "settings": next(iter(model.journal.settings)),
+            "answers": different,
+            "of": {digest: different.index(answer) for digest, answer in zip(digests, given, strict=True)},
+        }
+        self._file.add(line)
+        self._learn(line)
+
+    def _set_apart(self, task: str, why: str) -> None:
+        self._apart[task] = why
+        logger.warning(f"{task}: answered for one cell at a time from here on: {why}")
+
+    def _replayed(self, request: Any, line: dict[str, Any], digest: str) -> Any:
         """A known answer, noted in the wrapper's journal as if it had been generated now."""
-        line = self._find(request)
-        assert line is not None
         if line["prompt"] != variants.prompt_of(request):
             raise EvaluationError(
                 f"document {request.doc_id} of {request.task_name} is another than the one that was answered (its "
@@ -171,29 +211,28 @@ class Together:
             )
         self.model.journal.calls += 1
         self.model.journal.settings[line["settings"]] += 1
-        answer = line["answers"][line["of"][_digest(self.model.spec)]]
-        return self.model.recorded(_restored(answer), request)
+        return self.model.recorded(_restored(line["answers"][line["of"][digest]]), request)
 
-    def _recheck(self, requests: list[Any], answers: dict[int, Any]) -> None:
-        by_task: dict[str, list[Any]] = {}
-        for request in requests:
-            of_task = by_task.setdefault(request.task_name, [])
-            if len(of_task) < RECHECKED and not _is_padding(request):
-                of_task.append(request)
-        chosen = [request for of_task in by_task.values() for request in of_task]
-        if not chosen:
-            return
+    def _recheck(self, requests: list[Any], lines: list[Any], answers: list[Any]) -> None:
+        """Ask the merged model itself for some documents; one that it fails on says nothing."""
         model, journal = self.model, self.model.journal
-        model.begin_run()
-        try:
-            again = type(model).generate_until(model, chosen)
-        finally:
-            model.journal = journal
-        self._counts["rechecked"] += len(chosen)
-        self._counts["differ"] += sum(
-            variants.text_of(answer) != variants.text_of(answers[id(request)])
-            for request, answer in zip(chosen, again, strict=True)
-        )
+        done: Counter[str] = Counter()
+        for request, line, answer in zip(requests, lines, answers, strict=True):
+            if line is None or _is_padding(request) or done[request.task_name] == RECHECKED:
+                continue
+            done[request.task_name] += 1
+            model.begin_run()
+            try:
+                with variants.quiet(model):
+                    (again,) = type(model).generate_until(model, [request])
+                failed = model.journal.failed > 0
+            except GenerationError:
+                failed = True
+            finally:
+                model.journal = journal
+            if not failed:
+                self._counts["rechecked"] += 1
+                self._counts["differ"] += int(variants.text_of(again) != variants.text_of(answer))
 
 
 def _is_padding(request: Any) -> bool:

@@ -46,47 +46,66 @@ def answer_all(model: Any, request: Any, generate: Callable[..., Sequence[Any]])
     from plam_eval.model_wrappers.mixin import stock_class, with_own_settings
 
     stock = stock_class(type(model)).generate_until
-    own_generate = model._generate
-    prompts: list[Any] = []
-    found: list[Any] = []
-
-    def all_variants(**inputs: Any) -> Any:
-        planned, model._planned = model._planned, None
-        model._generate = own_generate
-        try:
-            found.append(generate(**inputs))
-        finally:
-            model._planned, model._generate = planned, all_variants
-        prompts.append(inputs["input_ids"])
-        return _continued(prompts[-1], found[-1][-1])
-
     request = _remembering(request)
-    with _quiet(model), _processed_once(model) as again:
-        model._generate = all_variants
-        try:
-            answer = model.generated(partial(stock, model), [request])[0]
-        finally:
-            model._generate = own_generate
-        if not found and model.journal.errors:
+    asked = _AskedOnce(model, generate)
+    with quiet(model), _processed_once(model) as again, asked.installed(asked):
+        answer = model.generated(partial(stock, model), [request])[0]
+        if not asked.found and model.journal.errors:
             return []
-        if len(found) != 1 or len(prompts[0]) != 1:
+        if len(asked.found) != 1 or len(asked.prompts[0]) != 1:
             raise EvaluationError(
-                f"{model.model_id} called generate {len(found)} times for document {request.doc_id} of "
+                f"{model.model_id} called generate {len(asked.found)} times for document {request.doc_id} of "
                 f"{request.task_name}; expected once, for one document: variants cannot be answered together"
             )
-        rows = [tuple(tokens.tolist()) for tokens in found[0]]
+        (tokens,), (prompt,) = asked.found, asked.prompts
+        rows = [tuple(row.tolist()) for row in tokens]
         answers = {rows[-1]: answer}
-        for row, tokens in zip(rows, found[0], strict=True):
-            if row in answers:
-                continue
-            replayed = _continued(prompts[0], tokens)
-            again()
-            model._generate = lambda replayed=replayed, **inputs: replayed
-            try:
-                answers[row] = stock(model, [with_own_settings(request)])[0]
-            finally:
-                model._generate = own_generate
+        for row, ids in zip(rows, tokens, strict=True):
+            if row not in answers:
+                again()
+                with asked.installed(_Replay(_continued(prompt, ids))):
+                    answers[row] = stock(model, [with_own_settings(request)])[0]
     return [answers[row] for row in rows]
+
+
+class _AskedOnce:
+    """Stands in for `model.generate`: answers for all variants, and gives the loop the last one's answer.
+
+    Nothing here refers to itself, so that what `generate` holds goes with the last reference to it.
+    """
+
+    def __init__(self, model: Any, generate: Callable[..., Sequence[Any]]) -> None:
+        self.model, self.generate, self.own = model, generate, model._generate
+        self.prompts: list[Any] = []
+        self.found: list[Sequence[Any]] = []
+
+    @contextmanager
+    def installed(self, generate: Callable[..., Any]) -> Iterator[None]:
+        before, self.model._generate = self.model._generate, generate
+        try:
+            yield
+        finally:
+            self.model._generate = before
+
+    def __call__(self, **inputs: Any) -> Any:
+        planned, self.model._planned = self.model._planned, None
+        try:
+            with self.installed(self.own):
+                self.found.append(self.generate(**inputs))
+        finally:
+            self.model._planned = planned
+        self.prompts.append(inputs["input_ids"])
+        return _continued(self.prompts[-1], self.found[-1][-1])
+
+
+class _Replay:
+    """Stands in for `model.generate`: gives an answer that is known."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.answer
 
 
 def text_of(answer: Any) -> str:
@@ -119,7 +138,7 @@ def _remembering(request: Any) -> Any:
 
 
 @contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def quiet(model: Any) -> Iterator[None]:
     """No progress bar and no log line of the stock loop, which would come once per document."""
     from loguru import logger
 
@@ -138,33 +157,35 @@ def _is_processor(value: Any) -> bool:
     return isinstance(value, ProcessorMixin)
 
 
+class _Remembering:
+    """A processor that keeps what it made of its inputs in `kept`, and in a replay (`turn` from 0) gives it again."""
+
+    def __init__(self, processor: Any, kept: list[Any], turn: list[int]) -> None:
+        self._processor, self._kept, self._turn = processor, kept, turn
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._turn[0] < 0:
+            self._kept.append(self._processor(*args, **kwargs))
+            return copy.copy(self._kept[-1])
+        self._turn[0] += 1
+        return copy.copy(self._kept[self._turn[0] - 1])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+
 @contextmanager
 def _processed_once(model: Any) -> Iterator[Callable[[], None]]:
     """While it lasts, the wrapper's processor keeps what it made of its inputs; the function given starts a replay."""
     kept: list[Any] = []
     turn = [-1]  # the next kept result to give; -1 while they are being made
 
-    class Remembering:
-        def __init__(self, processor: Any) -> None:
-            self._processor = processor
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            if turn[0] < 0:
-                kept.append(self._processor(*args, **kwargs))
-                return copy.copy(kept[-1])
-            turn[0] += 1
-            return copy.copy(kept[turn[0] - 1])
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._processor, name)
-
     def again() -> None:
         turn[0] = 0
 
-    names = [name for name, value in vars(model).items() if _is_processor(value)]
-    before = {name: getattr(model, name) for name in names}
+    before = {name: value for name, value in vars(model).items() if _is_processor(value)}
     for name, processor in before.items():
-        setattr(model, name, Remembering(processor))
+        setattr(model, name, _Remembering(processor, kept, turn))
     try:
         yield again
     finally:
@@ -194,6 +215,11 @@ class AnswerFile:
             yield from map(json.loads, lines)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Append a line."""
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        """Append a line, or nothing of it."""
+        size = self._file.stat().st_size if self._file.is_file() else 0
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError:  # a full disk, of which the next line must not become a part
+            os.truncate(self._file, size)
+            raise

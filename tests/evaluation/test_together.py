@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 
 from plam_eval.evaluation import records, sweep, variants
 from plam_eval.evaluation.findings import read_findings
+from plam_eval.evaluation.harness import evaluate
 from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.evaluation.together import Together
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.probing import merges
 from tests.evaluation.test_sweep import CELLS, GRID, PAIR, SPEC, plam
@@ -86,9 +90,18 @@ def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_p
     assert calls == ([CELLS] * DOCUMENTS if together == CELLS else [3] * 2 * DOCUMENTS)  # the last one is alone
     assert lm.spec is not None and lm.merge_report.digest == lm.spec.digest()
     counts = {"documents": DOCUMENTS, "apart": 0, "rechecked": 6, "differ": 0, "reasons": []}
-    assert [record["together"] for record in done.values() if "together" in record] == [counts] * (CELLS // 3 * 3) or (
-        together == CELLS and all(record["together"] == counts for record in done.values())
+    parts = [record["together"] for record in done.values() if "together" in record]
+    assert len(parts) == CELLS // together * together
+    for index, part in enumerate(parts):
+        first = index % together == 0
+        assert part.pop("cells") == (together if first else 0) and (part.pop("seconds") > 0) == first
+        assert part == counts
+    again = job(tmp_path, together)
+    total = sum(sum(record["seconds"].values()) for record in done.values()) + sum(
+        read_cell(tmp_path, name)["together"]["seconds"] for name in done if "together" in done[name]
     )
+    assert again.seconds_per_cell() == pytest.approx(total / CELLS, rel=0.25)
+    again.write()
     assert not (tmp_path / sweep.TOGETHER).exists()
     assert read_findings(tmp_path).warnings == ()
 
@@ -124,7 +137,7 @@ def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_pa
     sweep.run(job(tmp_path / "together", **settings), lm)
     sweep.run(job(tmp_path / "apart", 1, **settings), lm)
     assert evaluations(tmp_path / "together") == evaluations(tmp_path / "apart")
-    assert len(calls) == 3  # once for each task
+    assert len(calls) == 3  # once for each task, and that in the first cell only
     record = read_cell(tmp_path / "together", "plain")
     assert record["together"]["apart"] == DOCUMENTS and record["together"]["documents"] == 0
     (warning,) = read_findings(tmp_path / "together").warnings
@@ -170,6 +183,117 @@ def test_answers_that_are_not_the_merged_models_own_are_told(lm, in_suite, tmp_p
     assert [record["together"]["differ"] for record in done.values()] == [0, 6, 0]
     (warning,) = read_findings(tmp_path).warnings
     assert warning.startswith("6 of 18 answers")
+
+
+def test_a_document_that_fails_is_answered_apart(lm, apart, in_suite, tmp_path, monkeypatch):
+    """As where many answers at once take more memory than there is: one document, and a task that fails often."""
+    real, seen = merges.generate_all_merges, []
+
+    def failing(model: Any, held: Any, **inputs: Any) -> Any:
+        seen.append(len(seen))
+        if len(seen) == 2 or 7 <= len(seen) <= 9:  # of mme; of mmstar, the first three
+            raise RuntimeError("out of memory")
+        return real(model, held, **inputs)
+
+    monkeypatch.setattr(merges, "generate_all_merges", failing)
+    done = sweep.run(job(tmp_path), lm)
+    assert evaluations(tmp_path) == apart
+    assert {record["together"]["apart"] for record in done.values()} == {1 + 6}
+    assert len(seen) == 6 + 3 + 6  # nothing was tried again for the other cells
+    assert any("out of memory" in warning for warning in read_findings(tmp_path).warnings)
+
+
+def test_requests_that_are_repeated_have_an_answer_each(lm, in_suite, tmp_path, monkeypatch):
+    """lmms-eval repeats the very same request for tasks that want several samples of an answer."""
+    asked: list[Any] = []
+    stock = type(lm).generate_until
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            lm, "generate_until", lambda requests: asked.extend(requests) or stock(lm, requests), raising=False
+        )
+        lm.merge(None)
+        evaluate(lm, "mmstar", limit=2)
+    together = Together(lm, [None, job(tmp_path).grid.cells[1].spec], tmp_path / "answers")
+    with together.installed():
+        given = together.generate_until([*asked, asked[0]])
+    assert [variants.text_of(answer) for answer in given] == [
+        variants.text_of(a) for a in stock(lm, [*asked, asked[0]])
+    ]
+    assert together.record()["documents"] == 3
+    assert len(list(variants.AnswerFile(tmp_path / "answers", 0).read())) == 2  # answered once
+    # Where they are answered apart, every repetition is asked for.
+    together = Together(lm, [None, job(tmp_path).grid.cells[1].spec], tmp_path / "others")
+    together._apart["mmstar"] = "it samples"
+    monkeypatch.setattr(type(lm), "generate_until", lambda self, requests: [str(i) for i in range(len(requests))])
+    with together.installed():
+        assert together.generate_until([*asked, asked[0]]) == ["0", "1", "2"]
+    assert together.record()["apart"] == 3
+
+
+def test_what_a_group_held_is_freed_without_a_collector(lm, in_suite, tmp_path, monkeypatch):
+    made: list[Any] = []
+    real = merges.Merges.of.__func__
+
+    def of(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        held = real(cls, *args, **kwargs)
+        made.append(weakref.ref(held))
+        return held
+
+    monkeypatch.setattr(merges.Merges, "of", classmethod(of))
+    alive: list[int] = []
+    recheck = Together._recheck
+    monkeypatch.setattr(
+        Together,
+        "_recheck",
+        lambda self, *args: (alive.append(sum(ref() is not None for ref in made)), recheck(self, *args))[1],
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        sweep.run(job(tmp_path, 3, layers="6:8"), lm)
+    finally:
+        gc.enable()
+    assert len(made) == 1 and alive == [0, 0, 0]
+
+
+def test_answers_of_other_settings_are_not_taken(lm, in_suite, tmp_path):
+    """Where only what is seen of an unfinished sweep was deleted."""
+    first, second = job(tmp_path), job(tmp_path, gen_kwargs="max_new_tokens=1")
+    assert first.answers_together != second.answers_together
+    assert first.answers_together == job(tmp_path, 3, layers="6:8").answers_together  # the grid is no such setting
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    file = variants.AnswerFile(tmp_path, 0)
+    file.add({"task": "a", "doc_id": 0})
+    dumps = json.dumps
+
+    class Full(str):
+        def __add__(self, other: str) -> str:
+            with file._file.open("a") as out:
+                out.write('{"task": "a", "doc')
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(variants.json, "dumps", lambda *args, **kwargs: Full("x"))
+    with pytest.raises(OSError, match="no space"):
+        file.add({"task": "a", "doc_id": 1})
+    monkeypatch.setattr(variants.json, "dumps", dumps)
+    file.add({"task": "a", "doc_id": 2})
+    assert [line["doc_id"] for line in variants.AnswerFile(tmp_path, 0).read()] == [0, 2]
+
+
+def test_a_failed_recheck_says_nothing(lm, in_suite, tmp_path, monkeypatch):
+    generate = lm._generate
+
+    def failing(**inputs: Any) -> Any:
+        if "custom_generate" not in inputs:  # the model by itself
+            raise RuntimeError("out of memory")
+        return generate(**inputs)
+
+    monkeypatch.setattr(lm, "_generate", failing)
+    done = sweep.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
+    assert {record["status"] for record in done.values()} == {"finished"}
+    assert {(r["together"]["rechecked"], r["together"]["differ"]) for r in done.values()} == {(0, 0)}
 
 
 def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path, monkeypatch):
