@@ -18,7 +18,9 @@ from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
 from plam_eval.evaluation.together import Together
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.probing import merges
+from tests.evaluation.test_scan import FAMILIES
 from tests.evaluation.test_sweep import CELLS, GRID, PAIR, SPEC, plam
+from tests.model_wrappers.conftest import WRAPPER, arguments
 
 TASKS = "pope,mmstar,mme"
 DOCUMENTS = 18
@@ -104,6 +106,31 @@ def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_p
     again.write()
     assert not (tmp_path / sweep.TOGETHER).exists()
     assert read_findings(tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize(("family", "mode"), FAMILIES)
+def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
+    from lmms_eval.models import get_model
+
+    pair = pico(family)
+    settings = {
+        "model": WRAPPER[family][0],
+        "model_args": arguments(pair, base=pair.base, layers="2:4"),
+        "tasks": "mmstar",
+        "limit": 2,
+        "gen_kwargs": "max_new_tokens=6",
+        "layers": "2:4,0:3",
+        "weights": "0.2+1.2",
+        "controls": "noise",
+    }
+    wrapper = get_model(WRAPPER[family][0], force_simple=mode == "simple")
+    model = wrapper.create_from_arg_string(arguments(pair), {"batch_size": 1})
+    for name, together in (("together", 9), ("apart", 1)):
+        sweep.run(job(tmp_path / name, together, **settings), model)
+    found = evaluations(tmp_path / "together")
+    assert found == evaluations(tmp_path / "apart")
+    assert len({str(each["answers"]) for each in found.values()}) > 2
+    assert read_cell(tmp_path / "together", "plain")["together"]["documents"] == 2
 
 
 def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monkeypatch, calls):
