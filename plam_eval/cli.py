@@ -178,6 +178,9 @@ def compare(
     include_path: _Include = None,
     batch_size: _Batch = None,
     force_simple: _Simple = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Answer each document for both at once (HF wrappers).")
+    ] = False,
 ) -> None:
     """Plain against merged on the same documents, on one resident model: difference, interval, p, parsable answers."""
     from plam_eval.evaluation import findings, harness, records, stats, sweep
@@ -201,6 +204,7 @@ def compare(
         model_args=model_args,
         tasks=tasks,
         controls="none",
+        together=2 if together else None,
         limit=limit,
         offset=offset,
         gen_kwargs=gen_kwargs,

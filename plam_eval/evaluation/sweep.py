@@ -525,6 +525,8 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
                     progress.set_postfix_str(cell.name)
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
                     progress.update()
+        if first:
+            job.write()
     return done
 
 

@@ -98,13 +98,12 @@ def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_p
         first = index % together == 0
         assert part.pop("cells") == (together if first else 0) and (part.pop("seconds") > 0) == first
         assert part == counts
+    assert not (tmp_path / sweep.TOGETHER).exists()
     again = job(tmp_path, together)
     total = sum(sum(record["seconds"].values()) for record in done.values()) + sum(
         read_cell(tmp_path, name)["together"]["seconds"] for name in done if "together" in done[name]
     )
     assert again.seconds_per_cell() == pytest.approx(total / CELLS, rel=0.25)
-    again.write()
-    assert not (tmp_path / sweep.TOGETHER).exists()
     assert read_findings(tmp_path).warnings == ()
 
 
@@ -346,6 +345,15 @@ def test_where_there_is_no_answering_together(in_suite, tmp_path):
 
     with pytest.raises(SweepError, match="shares out single cells"):
         workers.run(job(tmp_path))
+
+
+def test_compare_together(lm, in_suite, tmp_path, monkeypatch, calls):
+    monkeypatch.setattr(sweep, "load_model", lambda config: lm)
+    given = ["compare", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6", "--output"]
+    outputs = [plam(*given, str(tmp_path / "apart")), plam(*given, str(tmp_path / "together"), "--together")]
+    tables = [[line for line in output.splitlines() if "│" in line] for output in outputs]
+    assert tables[0] == tables[1] and len(tables[0]) == 4
+    assert evaluations(tmp_path / "together") == evaluations(tmp_path / "apart") and calls == [2] * DOCUMENTS
 
 
 def test_dry_run_says_what_it_holds(in_suite, tmp_path):
