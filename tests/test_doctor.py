@@ -34,6 +34,18 @@ def test_a_missing_part_that_is_needed_fails(monkeypatch: pytest.MonkeyPatch) ->
     assert runner.invoke(cli.app, ["doctor"]).exit_code == 1
 
 
+def test_a_filelock_that_lmms_eval_cannot_use_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED", ("lmms_eval",))
+    monkeypatch.setattr(doctor, "_OPTIONAL", ())
+    assert runner.invoke(cli.app, ["doctor"]).exit_code == 0
+    found = doctor.importlib.util.find_spec
+    monkeypatch.setattr(
+        doctor.importlib.util, "find_spec", lambda name, *more: None if name == "filelock._api" else found(name, *more)
+    )
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1 and "pip install 'filelock<4.3'" in result.output
+
+
 def test_shows_what_a_spec_would_merge(pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_installation", lambda console: True)
     pair = pico("llava")

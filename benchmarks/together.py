@@ -1,0 +1,164 @@
+"""Many merges at once against one generation per merge: `python benchmarks/together.py`.
+
+The random LLaVA of `benchmarks/scan.py` (proportions of LLaVA-1.5, a small vision tower) with a base LLM answers the
+same prompts both ways, in one process, alternating:
+
+- `separate`  for every merge, a whole `model.generate` on the model merged in place; merging is not counted
+- `together`  one `generate_all_merges`; working out the merged tensors is not counted
+
+and the answers are compared token for token. Twelve merges and the plain model, three ways: all in the last quarter of
+the layers, four each in the early, middle and late third, and all in every layer.
+
+`ideal` counts rows of the decoder times layers: whole generations, over one prompt per group of merges that are the
+same up to a layer, plus the generated tokens of every merge. Rows do not cost the same, so the measured ratio may
+exceed it.
+
+Prints a Markdown table and writes `together.json` with the same figures into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from scan import PAD, build, prompt, seconds
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from plam_eval.merging.merge import merge_in_place
+from plam_eval.probing.merges import Merges, generate_all_merges
+from plam_eval.spec import PlateauSpec, load_spec
+
+MERGES = 12
+
+
+def save_pair(model: Any, folder: Path) -> tuple[Path, Path]:
+    """The model, and a base LLM whose decoder differs from the model's by a tenth."""
+    model.save_pretrained(folder / "mllm")
+    base = LlamaForCausalLM(model.config.text_config).to(model.dtype)
+    own = dict(model.model.language_model.named_parameters())
+    with torch.no_grad():
+        for name, value in base.model.named_parameters():
+            value.copy_(own[name] + 0.1 * own[name].std() * torch.randn_like(value) if value.dim() > 1 else own[name])
+    base.save_pretrained(folder / "base")
+    return folder / "mllm", folder / "base"
+
+
+def specs_in(ranges: list[tuple[int, int]], base: Path) -> list[PlateauSpec | None]:
+    """The plain model, and twelve merges, of other weights each, over the ranges in turn."""
+    found: list[PlateauSpec | None] = [None]
+    for index in range(MERGES):
+        weights = {"model": round(0.95 - 0.05 * index, 2), "base_model": 0.3}
+        layers = list(ranges[index % len(ranges)])
+        found.append(load_spec({"base_model": str(base), "layer_range": layers, "modules": "qkvo", "weights": weights}))
+    return found
+
+
+def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new: int) -> float:
+    first = [spec.layer_range[0] if spec else layers for spec in specs]
+    groups = sum(1 + sum(start <= layer for start in first) for layer in range(layers))
+    alone = len(specs) * (prompt_tokens + new - 1) * layers
+    return alone / (prompt_tokens * groups + len(specs) * (new - 1) * layers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("out/together"))
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=512, help="a multiple of 64, the head size")
+    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as heads")
+    parser.add_argument("--vision-tokens", type=int, default=576, help="a square number")
+    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--before", type=int, default=6, help="text tokens before the image, as in LLaVA-1.5's prompt")
+    parser.add_argument("--documents", type=int, default=1, help="batch size")
+    parser.add_argument("--new-tokens", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="answers need only be equal in float32")
+    arguments = parser.parse_args()
+
+    model, inputs = build(arguments), prompt(arguments)
+    layers, length = arguments.layers, inputs["input_ids"].shape[1]
+    third, quarter = layers // 3, layers // 4
+    ways = {
+        "the last quarter": [(layers - quarter, layers)],
+        "early, middle, late": [(0, third), (third, layers - third), (layers - third, layers)],
+        "all layers": [(0, layers)],
+    }
+    # Whatever an end token would be, all answers are as long as they may be.
+    settings = {"do_sample": False, "eos_token_id": PAD + 1, "suppress_tokens": [PAD, PAD + 1]}
+    rows, equal = [], True
+    with tempfile.TemporaryDirectory() as folder:
+        mllm, base = save_pair(model, Path(folder))
+
+        def separate(specs: list[PlateauSpec | None], new: int) -> tuple[float, Tensor]:
+            took, answers = 0.0, []
+            for spec in specs:
+                merge_in_place(model, spec, checkpoint=mllm)
+                own, out = seconds(arguments.device, lambda: model.generate(**inputs, max_new_tokens=new, **settings))
+                took += own
+                answers.append(out[:, length:])
+            merge_in_place(model, None, checkpoint=mllm)
+            return took, torch.stack(answers)
+
+        for name, ranges in ways.items():
+            specs = specs_in(ranges, base)
+            merges = Merges.of(model, specs, checkpoint=mllm)
+
+            def together(merges: Merges, new: int) -> tuple[float, Tensor]:
+                took, found = seconds(
+                    arguments.device,
+                    lambda: generate_all_merges(model, merges, **inputs, max_new_tokens=new, **settings),
+                )
+                return took, found.tokens
+
+            together(merges, 2)  # both ways start warm
+            separate(specs[:1], 2)
+            for new in arguments.new_tokens:
+                times: dict[str, list[float]] = {"separate": [], "together": []}
+                for _ in range(arguments.repeats):
+                    took, expected = separate(specs, new)
+                    times["separate"].append(took)
+                    took, found = together(merges, new)
+                    times["together"].append(took)
+                    same = (found == expected).all(-1).float().mean().item()
+                    equal &= same == 1.0
+                alone, at_once = (statistics.median(times[way]) for way in ("separate", "together"))
+                rows.append(
+                    {
+                        "merged layers": name,
+                        "new tokens": new,
+                        "separate s": alone,
+                        "together s": at_once,
+                        "ratio": alone / at_once,
+                        "ideal": ideal(specs, layers, length, new),
+                        "same answers": same,
+                        "different answers": len({tuple(answer.flatten().tolist()) for answer in expected}),
+                        "merged tensors MB": merges.nbytes / 2**20,
+                    }
+                )
+                print(rows[-1], file=sys.stderr)
+    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor()
+    print(
+        f"{MERGES} merges and plain, {layers} layers, hidden size {arguments.hidden}, {length} prompt tokens, "
+        f"{arguments.documents} documents, {arguments.dtype}, {machine or platform.machine()}, "
+        f"{torch.get_num_threads()} threads; medians of {arguments.repeats}\n"
+    )
+    print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f"))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    record = {"arguments": {key: str(value) for key, value in vars(arguments).items()}, "rows": rows}
+    (arguments.output / "together.json").write_text(json.dumps(record, indent=2) + "\n")
+    if not equal and arguments.dtype == "float32":
+        sys.exit("the two ways gave different answers")
+
+
+if __name__ == "__main__":
+    main()
