@@ -41,13 +41,13 @@ MERGES = 12
 
 
 def save_pair(model: Any, folder: Path) -> tuple[Path, Path]:
-    """The model, and a base LLM whose decoder differs from the model's by a tenth."""
+    """The model, and a base LLM whose decoder differs from the model's by half."""
     model.save_pretrained(folder / "mllm")
     base = LlamaForCausalLM(model.config.text_config).to(model.dtype)
     own = dict(model.model.language_model.named_parameters())
     with torch.no_grad():
         for name, value in base.model.named_parameters():
-            value.copy_(own[name] + 0.1 * own[name].std() * torch.randn_like(value) if value.dim() > 1 else own[name])
+            value.copy_(own[name] + 0.5 * own[name].std() * torch.randn_like(value) if value.dim() > 1 else own[name])
     base.save_pretrained(folder / "base")
     return folder / "mllm", folder / "base"
 
