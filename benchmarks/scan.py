@@ -45,6 +45,21 @@ VOCABULARY = 8192
 IMAGE, PAD = VOCABULARY - 1, VOCABULARY - 2
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the model, its prompts and how often they are answered."""
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=512, help="a multiple of 64, the head size")
+    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as heads")
+    parser.add_argument("--vision-tokens", type=int, default=576, help="a square number")
+    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--before", type=int, default=6, help="text tokens before the image, as in LLaVA-1.5's prompt")
+    parser.add_argument("--documents", type=int, default=1, help="batch size")
+    parser.add_argument("--new-tokens", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="answers need only be equal in float32")
+
+
 def build(arguments: argparse.Namespace) -> Any:
     """A random LLaVA with weights of unit gain, so that every layer and the image move the answer."""
     side = round(arguments.vision_tokens**0.5)
@@ -163,17 +178,7 @@ def _resident(field: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/scan"))
-    parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--hidden", type=int, default=512, help="a multiple of 64, the head size")
-    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as heads")
-    parser.add_argument("--vision-tokens", type=int, default=576, help="a square number")
-    parser.add_argument("--text-tokens", type=int, default=64)
-    parser.add_argument("--before", type=int, default=6, help="text tokens before the image, as in LLaVA-1.5's prompt")
-    parser.add_argument("--documents", type=int, default=1, help="batch size")
-    parser.add_argument("--new-tokens", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="answers need only be equal in float32")
+    add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--peak-of", choices=["separate", "scan"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -29,7 +29,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scan import PAD, build, prompt, seconds
+from scan import PAD, add_model_arguments, build, prompt, seconds
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -72,17 +72,7 @@ def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/together"))
-    parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--hidden", type=int, default=512, help="a multiple of 64, the head size")
-    parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as heads")
-    parser.add_argument("--vision-tokens", type=int, default=576, help="a square number")
-    parser.add_argument("--text-tokens", type=int, default=64)
-    parser.add_argument("--before", type=int, default=6, help="text tokens before the image, as in LLaVA-1.5's prompt")
-    parser.add_argument("--documents", type=int, default=1, help="batch size")
-    parser.add_argument("--new-tokens", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="answers need only be equal in float32")
+    add_model_arguments(parser)
     arguments = parser.parse_args()
 
     model, inputs = build(arguments), prompt(arguments)
