@@ -570,9 +570,8 @@ def run_cell(
             seconds["evaluate"] = time.perf_counter() - started
         record["status"] = "finished"
         if together is not None:
-            record["together"] = _added_up(
-                [part["together"] for part in harness.all_ranks({"together": together.record()})]
-            )
+            seconds["evaluate"] -= together.record()["seconds"]
+            record["together"] = _added_up(harness.all_ranks(together.record()))
         if found is not None and found.results_file is not None:
             record["results"] = str(found.results_file.relative_to(partial))
     except Exception as error:  # whatever it is, it is this cell's, and is kept with it
