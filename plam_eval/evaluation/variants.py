@@ -216,7 +216,8 @@ class AnswerFile:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a line, or nothing of it."""
-        size = self._file.stat().st_size if self._file.is_file() else 0
+        self._file.touch()
+        size = self._file.stat().st_size
         try:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 import time
 import weakref
 from pathlib import Path
@@ -331,18 +330,19 @@ def test_a_failed_recheck_says_nothing(lm, in_suite, tmp_path, monkeypatch):
 
 
 def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path, monkeypatch):
-    shutil.copytree(in_suite, tmp_path / "suite")
-    monkeypatch.setattr(variants, "prompt_of", lambda request: "another")
-    folder = tmp_path / "sweep"
-    with monkeypatch.context() as patch:  # only the first cell is evaluated
-        patch.setattr(sweep, "groups", lambda cells, size: [cells[:2]])
-        patch.setattr(sweep, "_finish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    settings = {"layers": "6:8", "controls": "self_scale"}
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "prompt_of", lambda request: "another")
+        patch.setattr(sweep, "_finish", killed)  # answered, and before any cell was finished
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(job(folder), lm)
-    monkeypatch.undo()
-    monkeypatch.chdir(in_suite)
-    done = sweep.run(job(folder, layers="6:8", controls="self_scale"), lm)
-    assert done["plain"]["status"] == "failed" and "its prompt changed" in done["plain"]["error"]
+            sweep.run(job(tmp_path, **settings), lm)
+    done = sweep.run(job(tmp_path, **settings), lm)
+    assert {record["status"] for record in done.values()} == {"failed"}
+    assert "its prompt changed" in done["plain"]["error"]
 
 
 def test_where_there_is_no_answering_together(in_suite, tmp_path):
