@@ -193,7 +193,12 @@ def compare(
         first, second = (records.read_run(folder) for folder in runs)
         if tasks:
             first, second = (run.only(tasks.split(",")) for run in (first, second))
-        _warn(records.check_comparable(first, second, [str(folder) for folder in runs]), console)
+        names = [str(folder) for folder in runs]
+        names = names if names[0] != names[1] else ["first", "second"]
+        warnings = records.check_comparable(first, second, names)
+        compared, left_out = records.scored(dict(zip(names, (first, second), strict=True)))
+        _warn([*warnings, *records.notes_of(compared), *left_out], console)
+        first, second = compared.values()
         rows = stats.compare(first.samples, second.samples, directions=first.directions)
         console.print(tables.comparison(rows, "first", "second"))
         return
@@ -297,9 +302,9 @@ def sweep_command(
     _quiet_logs()
     if dry_run:
         try:
-            documents = harness.count_documents(
+            documents = harness.check_tasks(
                 read.tasks, limit=read.limit, offset=read.offset, include_path=read.include_path
-            )
+            ).documents
         except harness.EvaluationError as error:
             _warn([f"documents not counted: {error}"], console)
             documents = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
 
     Raises:
         SweepError: no sweep there. RecordError: a finished cell cannot be read. IncomparableError: cells that asked
-            differently. ValueError: `select` leaves nothing to report on.
+            differently. RecordError, too: no task has a score. ValueError: `select` leaves nothing to report on.
     """
     folder = Path(folder)
     plan = read_plan(folder)
@@ -199,6 +199,7 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     if PLAIN in runs:
         for name, run in runs.items():
             warnings += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], run, (PLAIN, name))]
+    warnings += records.notes_of(runs)
     return _evaluated(folder, plan, grid, cells, runs, select or None, tuple(warnings))
 
 
@@ -249,18 +250,11 @@ def _evaluated(
             f"{len(others)} settings: sign flips give no p below {stats.SMALLEST_P:g}, so p Holm cannot fall below "
             f"{SIGNIFICANT}",
         )
-    unscored = sorted(
-        {str(t) for r in runs.values() for t in r.samples.loc[r.samples["score"].isna(), "task"].unique()}
-    )
-    if unscored:
-        kept = [task for task in runs[PLAIN].tasks if task not in unscored]
-        if not kept:
-            raise ValueError(f"{', '.join(unscored)}: documents without a score in some cell, and no other task")
-        runs = {name: run.only(kept) for name, run in runs.items()}
-        others = {name: run for name, run in runs.items() if name != PLAIN}
-        warnings = (*warnings, f"{', '.join(unscored)}: left out, since documents have no score in some cell")
+    runs, left_out = records.scored(runs)
+    others = {name: run for name, run in runs.items() if name != PLAIN}
+    warnings = (*warnings, *left_out)
     chosen_on, reported_on = split(runs[PLAIN].samples, select)
-    reported = {name: Run(run.file, run.results, _rows(run, reported_on)) for name, run in runs.items()}
+    reported = {name: replace(run, samples=_rows(run, reported_on)) for name, run in runs.items()}
     beside = [
         (merged, rule, name)
         for merged, by_rule in grid.controls.items()

@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import math
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plam_eval.harness import tasks as known_tasks
 from plam_eval.model_wrappers.manifest import WRAPPERS
 
 RECORD_KEY = "plam_eval"
@@ -156,6 +156,8 @@ def _patch_run_folder() -> None:
         if RECORD_KEY in results:
             tracker = self.general_config_tracker
             tracker.model_name_sanitized = f"{tracker.model_name_sanitized}__{results[RECORD_KEY]['folder']}"
+            if self.output_path:
+                datetime_str = _later_than_others(datetime_str, Path(self.output_path, tracker.model_name_sanitized))
         stock(self, results, samples, datetime_str)
 
     save_results_aggregated._plam_eval = True  # type: ignore[attr-defined]
@@ -251,8 +253,7 @@ def evaluate(
     manager = _task_manager(str(include_path) if include_path else None)
     manager.model_name = prompt_id(model)
     _check_names(names, manager.all_tasks)
-    if limit is not None and limit % 2 and "mme" in _leaves(manager, names):
-        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
+    _check_pairs(manager, names, limit)
 
     with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch:
         args = parse_eval_args()[1]
@@ -304,12 +305,40 @@ def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int =
     return get_model(model_id, force_simple=force_simple)(**{"batch_size": batch_size, **arguments})
 
 
-def count_documents(
-    tasks: Sequence[str], *, limit: int | None = None, offset: int = 0, include_path: str | Path | None = None
-) -> dict[str, int]:
-    """Documents that an evaluation would ask about, by task; their datasets are loaded for it.
+@dataclass(frozen=True)
+class CheckedTasks:
+    """What can be known of tasks before a model answers them.
 
-    Raises EvaluationError for an unknown task, or a dataset that is not to be had.
+    Attributes:
+        documents: task -> documents that an evaluation would ask about.
+        unscored: task -> why its documents will have no score that could be compared.
+    """
+
+    documents: dict[str, int]
+    unscored: dict[str, str]
+
+    def warnings(self) -> list[str]:
+        return [
+            f"{task}: it will be evaluated, but not compared: no score per document is known for this task: {why}"
+            for task, why in self.unscored.items()
+        ]
+
+
+def check_tasks(
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    include_path: str | Path | None = None,
+    model: Any = None,
+) -> CheckedTasks:
+    """What an evaluation of these tasks would ask and score; datasets are loaded for it, no model is.
+
+    A task that `harness.tasks` does not know has one answer to its first document scored, as its evaluation would.
+
+    Raises:
+        EvaluationError: unknown task, a dataset that is not to be had, no documents, a limit that MME cannot have, or
+            no task at all whose documents have a score.
     """
     import tenacity
     from lmms_eval.evaluator_utils import get_task_list
@@ -317,17 +346,41 @@ def count_documents(
 
     extend_task_manager()
     manager = _task_manager(str(include_path) if include_path else None)
+    manager.model_name = prompt_id(model)
     _check_names(tasks, manager.all_tasks)
-    counts = {}
+    _check_pairs(manager, tasks, limit)
+    documents, unscored = {}, {}
     try:
         with _one_attempt():
             for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
                 total = max(0, len(output.task.eval_docs_no_media) - offset)
-                counts[output.task_name] = min(total, limit) if limit is not None else total
+                documents[output.task_name] = min(total, limit) if limit is not None else total
+                if (why := _no_score(output)) is not None:
+                    unscored[output.task_name] = why
     except (tenacity.RetryError, OSError, ValueError) as error:
         cause = error.last_attempt.exception() if isinstance(error, tenacity.RetryError) else error
         raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
-    return counts
+    if empty := [task for task, count in documents.items() if not count]:
+        raise EvaluationError(f"no documents of {', '.join(empty)} at offset {offset}; give a smaller one")
+    if unscored and len(unscored) == len(documents):
+        reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
+        raise EvaluationError(f"no score per document is known for any of these tasks:\n{reasons}")
+    return CheckedTasks(documents, unscored)
+
+
+def _no_score(output: Any) -> str | None:
+    """Why the documents of a task will have no score; None where they will have one."""
+    name, task = output.task_name, output.task
+    try:
+        score = known_tasks.score_of_task(name, dict(output.task_config))
+        if name not in known_tasks.TASKS:
+            document = task.eval_docs[0]
+            score.of(task.process_results(document, [str(task.doc_to_target(document))]))
+    except known_tasks.NoScoreError as error:
+        return str(error)
+    except Exception as error:  # a task's own code runs here, and may raise anything
+        return f"scoring an answer to its first document raised {type(error).__name__}: {error}"
+    return None
 
 
 @contextmanager
@@ -398,6 +451,11 @@ def _check_names(names: Iterable[str], known: list[str]) -> None:
         raise EvaluationError(f"no task or group of this name: {'; '.join(hints)}")
 
 
+def _check_pairs(manager: Any, names: Iterable[str], limit: int | None) -> None:
+    if limit is not None and limit % 2 and "mme" in _leaves(manager, names):
+        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
+
+
 def _check_results(results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
     empty = [
         task
@@ -406,6 +464,20 @@ def _check_results(results: dict[str, Any], samples: dict[str, list[dict[str, An
     ]
     if empty or not results["configs"]:
         raise EvaluationError(f"no results for {', '.join(empty) or 'any task'}: no document was evaluated or scored")
+
+
+def _later_than_others(date: str, output: Path) -> str:
+    """A run's date for its file names, moved behind every run in its folder.
+
+    Names have a resolution of one second and samples are appended to; and the newest run is known by its name, which a
+    clock that was set back would make the older one.
+    """
+    form = "%Y%m%d_%H%M%S"
+    dates = [datetime.strptime(date, form)]
+    for path in output.rglob("*_*_*"):
+        with suppress(ValueError, OverflowError):  # a file of somebody else's, or of the last second there is
+            dates.append(datetime.strptime(path.name[: len(date)], form) + timedelta(seconds=1))
+    return max(dates).strftime(form)
 
 
 def _write(
@@ -419,11 +491,8 @@ def _write(
 ) -> Path:
     """Results and samples through lmms-eval's own tracker, which logs what it cannot write and goes on."""
     from lmms_eval.loggers import EvaluationTracker
-    from lmms_eval.utils import get_datetime_str
 
-    while any(output.rglob(f"{date}_*")):  # names have a resolution of one second, and samples would be appended
-        time.sleep(0.25)
-        date = get_datetime_str()
+    date = _later_than_others(date, output)
     tracker = EvaluationTracker(output_path=str(output))
     source = model_args or f"pretrained={getattr(model, 'pretrained_name', model_id)}"
     tracker.general_config_tracker.log_experiment_args(model_id, source, None, None, False)
@@ -431,7 +500,7 @@ def _write(
     tracker.save_results_aggregated(results=results, samples=samples, datetime_str=date)
     for task, rows in samples.items():
         tracker.save_results_samples(task_name=task, samples=[dict(row) for row in rows])
-    folder = output / tracker.general_config_tracker.model_name_sanitized
+    folder, date = output / tracker.general_config_tracker.model_name_sanitized, tracker.date_id
     file = folder / f"{date}_results.json"
     missing = [str(p) for p in (file, *(folder / f"{date}_samples_{task}.jsonl" for task in samples)) if not p.exists()]
     if missing:
@@ -442,47 +511,16 @@ def _write(
 # --- what a sample log holds ------------------------------------------------------------------------------------------
 
 
-def _mmbench_score(logged: dict[str, Any]) -> float:
-    """MMBench logs the answer and no score; this is the judge-free scoring of its static variant."""
-    return _mmbench_score_of(json.dumps(logged, sort_keys=True, default=str))
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _mmbench_score_of(logged: str) -> float:
-    """Once for every different answer: the evaluator takes a data frame, and a sweep gives many answers many times."""
-    import pandas as pd
-    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
-
-    row = json.loads(logged)
-    return float(mmbench_evaluator.eval_sub_data(pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True))
-
-
-def _mmmu_score(logged: dict[str, Any]) -> float:
-    """MMMU logs the parsed answer; whether it is right depends on the type of question."""
-    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
-
-    return evaluate_mmmu([logged])[1]["acc"]
-
-
-DOCUMENT_GROUPS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "gqa": lambda doc: str(doc["imageId"]),
-    "mme": lambda doc: str(doc["question_id"]),
-    "pope": lambda doc: str(doc["image_source"]),
-    # SEED-Bench names an image's file by it. Were it another for every question, each would be its own group.
-    "seedbench_2_plus": lambda doc: str(doc["data_id"]),
-}
-"""Task -> what documents of one image have in common. Documents of other tasks count as independent."""
-
-
 def _note_groups(tasks: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
     """Adds `group` to the sample logs of tasks whose documents share images: the logs themselves do not say it."""
     from lmms_eval.evaluator_utils import get_task_list
 
     for output in get_task_list(tasks):
-        if (group := DOCUMENT_GROUPS.get(output.task_name)) is not None:
+        known = known_tasks.TASKS.get(output.task_name)
+        if known is not None and known.cluster is not None and known.cluster.of_document is not None:
             docs = output.task.eval_docs_no_media
             for sample in samples.get(output.task_name, ()):
-                sample["group"] = group(docs[sample["doc_id"]])
+                sample["group"] = known.cluster.of_document(docs[sample["doc_id"]])
 
 
 def tasks_of(tasks: dict[str, Any]) -> set[str]:
@@ -490,6 +528,13 @@ def tasks_of(tasks: dict[str, Any]) -> set[str]:
     from lmms_eval.evaluator_utils import get_task_list
 
     return {output.task_name for output in get_task_list(tasks)}
+
+
+def task_configs(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Task -> its configuration as a results file has it, of a task dictionary."""
+    from lmms_eval.evaluator_utils import get_task_list
+
+    return {output.task_name: dict(output.task_config) for output in get_task_list(tasks)}
 
 
 def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str]]) -> Iterator[dict[str, Any]]:
@@ -500,7 +545,8 @@ def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str
         answers: (task, doc_id) -> answers. Documents of this process's share that are missing are left out.
 
     Yields:
-        For each answer, lmms-eval's log of the document as if it had been given, with `task` and `group` beside it.
+        For each answer, lmms-eval's log of the document as if it had been given, with `task`, `turn` (the answer's
+        number) and, where the task's documents share images, `group` beside it. Several filters: the task's first.
     """
     from lmms_eval import evaluator
     from lmms_eval.api.reasoning import parse_reasoning_tags_config
@@ -510,7 +556,7 @@ def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str
         task, name = output.task, output.task_name
         instances = {request.doc_id: request for request in task.instances}
         known = {doc_id: answers[name, doc_id] for doc_id in instances if (name, doc_id) in answers}
-        group, docs = DOCUMENT_GROUPS.get(name), task.eval_docs_no_media
+        docs = task.eval_docs_no_media
         asked = getattr(getattr(task, "args", None), "reasoning_tags", None)
         tags = parse_reasoning_tags_config(cli_value=asked, task_value=getattr(task.config, "reasoning_tags", None))
         for turn in range(max(map(len, known.values()), default=0)):
@@ -529,14 +575,8 @@ def score_answers(tasks: dict[str, Any], answers: dict[tuple[str, int], list[str
                     reasoning_tags=tags,
                     log_samples=True,
                 ).logged_sample
-                yield {**log, "task": name, "turn": turn, "group": group(doc) if group else str(doc_id)}
-
-
-DOCUMENT_SCORES: dict[str, Callable[[dict[str, Any]], float]] = {
-    "gpt_eval_score": _mmbench_score,
-    "mmmu_acc": _mmmu_score,
-}
-"""Metric in a sample log -> a document's score from 0 to 1, where the log does not hold the score itself."""
+                cluster = known_tasks.cluster_of_document(name, doc)
+                yield {**log, "task": name, "turn": turn, **({} if cluster is None else {"group": cluster})}
 
 
 # --- what documents look like -----------------------------------------------------------------------------------------

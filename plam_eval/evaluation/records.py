@@ -5,32 +5,36 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import harness
+from plam_eval.harness import tasks as known_tasks
+from plam_eval.harness.tasks import NoScoreError, Score
 
 _LETTER = re.compile(r"^\(?([A-H])(?![A-Za-z0-9])")
 _YES_NO = re.compile(r"^(yes|no)(?![a-z])", re.IGNORECASE)
 _MODE = re.compile(r"\((chat|simple)\)$")
-_ROTATED = 1_000_000  # MMBench adds multiples of it to the index of a question whose choices it has rotated
-_NO_SCORE = {"doc_id", "target", "doc_hash"}  # of a sample log, what may be a number and is no score
+_ROUNDED = 1e-3
+"""How far the mean of the documents' scores (from 0 to 1) may be from a stock metric: tasks round to 3 to 5 digits."""
 
 # Of a results file's task configuration, what decides how the task is asked and answered. Functions are logged with
 # their address in memory, so they cannot be compared; prompts are.
 _TASK_SETTINGS = ("generation_kwargs", "repeats", "output_type", "num_fewshot")
 
 
-class RecordError(ValueError):
+class RecordError(PlamError, ValueError):
     """A folder that holds no readable run; the message names the file and what was expected in it."""
 
 
-class IncomparableError(ValueError):
+class IncomparableError(PlamError, ValueError):
     """Two runs that do not answer the same questions in the same way. `problems` holds every difference."""
 
     def __init__(self, first: str, second: str, problems: list[str]) -> None:
@@ -45,15 +49,20 @@ class Run:
     `results` is the results JSON. `samples` has one row per document:
 
     - task, doc_id, prompt, target, answer;
-    - score: 0 to 1 in the nine tasks, NaN where the log holds nothing that can be scored; metric: where it comes from;
+    - score: as the task's row in `harness.tasks` says; NaN in tasks of `unscored`, and where a judge gave no verdict;
+      metric: where it comes from;
     - parsable: whether the answer has the form its target asks for: a letter, yes or no; None for tasks of free words;
     - group: what documents that are not independent have in common: an image (GQA, MME, POPE), a subject (MMMU), a
       question (MMBench's rotations).
+
+    `unscored` says of tasks why they have no score per document. `notes` are what a reader of the scores has to know.
     """
 
     file: Path
     results: dict[str, Any]
     samples: pd.DataFrame
+    unscored: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def block(self) -> dict[str, Any]:
@@ -90,7 +99,9 @@ class Run:
         if self.block and len(configs) < len(self.tasks):
             # Its generation settings are those of all tasks together; which were for which, it does not say.
             results[harness.RECORD_KEY] = {**self.block, "generation": {}}
-        return Run(self.file, results, samples)
+        unscored = {task: why for task, why in self.unscored.items() if task in tasks}
+        notes = tuple(note for note in self.notes if note.partition(":")[0] in tasks)
+        return replace(self, results=results, samples=samples, unscored=unscored, notes=notes)
 
     @cached_property
     def directions(self) -> dict[str, int]:
@@ -208,36 +219,123 @@ def read_run(path: str | Path) -> Run:
     file = files[-1]
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-        names = list(results["configs"])
-    except (ValueError, KeyError, TypeError) as error:
+        configs = {task: config or {} for task, config in results["configs"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{file} is not a results file of lmms-eval: {error!r}") from error
     date = file.name.removesuffix("_results.json")
     rows: list[dict[str, Any]] = []
-    for task in names:
+    unscored: dict[str, str] = {}
+    notes: list[str] = []
+    for task, config in configs.items():
         log = file.with_name(f"{date}_samples_{task}.jsonl")
         if not log.is_file():
             raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
-        lines, seen = log.read_bytes().splitlines(), set[Any]()
-        for number, line in enumerate(lines, start=1):
-            try:
-                found = row(task, json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error
-            if found["doc_id"] in seen:
-                raise RecordError(
-                    f"{log}, line {number}: document {found['doc_id']} a second time; two runs that started in one "
-                    "second write into one log: run again"
-                )
-            seen.add(found["doc_id"])
-            rows.append(found)
-    return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)))
+        samples = _read_log(log, config, _expected_documents(results, task))
+        try:
+            task_rows = [row(task, sample, known_tasks.score_of_task(task, config)) for sample in samples]
+            notes += _differing_mean(task, config, task_rows, results)
+        except NoScoreError as error:
+            task_rows = [row(task, sample, None) for sample in samples]
+            unscored[task] = str(error)
+        if not all(known_tasks.cluster_of(task, sample)[1] for sample in samples):
+            notes.append(
+                f"{task}: which documents share an image is not known here, so they count as independent; if some do, "
+                "p is too small and intervals are too narrow"
+            )
+        rows += task_rows
+    return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
+
+
+def _read_log(log: Path, config: Mapping[str, Any], expected: int | None) -> list[dict[str, Any]]:
+    """One sample per document: those of the task's first filter, which lmms-eval logs first.
+
+    Raises RecordError for a line that is no sample, a document too often, and another number than `expected`.
+    """
+    filters = known_tasks.filters_of(config)
+    first: dict[Any, dict[str, Any]] = {}
+    counts: Counter[Any] = Counter()
+    for number, line in enumerate(log.read_bytes().splitlines(), start=1):
+        try:
+            sample = json.loads(line)
+            _check_sample(sample)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error
+        document = sample["doc_id"]
+        counts[document] += 1
+        first.setdefault(document, sample)
+        if counts[document] > len(filters):
+            raise RecordError(
+                f"{log}, line {number}: document {document} once more than the task has filters "
+                f"({', '.join(filters)}); two runs that started in one second write into one log: run again"
+            )
+    if missing := [document for document, count in counts.items() if count < len(filters)]:
+        raise RecordError(
+            f"{log}: document {missing[0]} stands there {counts[missing[0]]} times, expected once for each of the "
+            f"task's filters ({', '.join(filters)}): the log is not whole; run again"
+        )
+    if expected is not None and len(first) != expected:
+        raise RecordError(
+            f"{log} holds {len(first)} documents, but the results beside it are of {expected} (n-samples): the log is "
+            "not whole; copy it again, or run again"
+        )
+    return list(first.values())
+
+
+def _check_sample(sample: Any) -> None:
+    """Raises KeyError, TypeError or ValueError when a line of a log is no sample."""
+    if not isinstance(sample, dict):
+        raise TypeError(f"found {type(sample).__name__}, expected a JSON object")
+    if not isinstance(sample["doc_id"], (int, str)) or isinstance(sample["doc_id"], bool):
+        raise TypeError(f"doc_id is {sample['doc_id']!r}, expected a number or text")
+    _ = sample["target"], sample["filtered_resps"]
+
+
+def _expected_documents(results: Mapping[str, Any], task: str) -> int | None:
+    """How many documents of a task the results are of; None where they do not say."""
+    counts = (results.get("n-samples") or {}).get(task) or {}
+    config = results.get("config") or {}
+    numbers = [counts.get("original"), counts.get("effective"), config.get("offset") or 0]
+    whole = [int(n) for n in numbers if isinstance(n, (int, float)) and math.isfinite(n) and n == int(n)]
+    if len(whole) < len(numbers):
+        return None  # a fractional --limit: lmms-eval leaves it as it was given
+    original, effective, offset = whole
+    return max(0, min(effective, original - offset))
+
+
+def _differing_mean(
+    task: str, config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], results: Mapping[str, Any]
+) -> list[str]:
+    """What to say where the documents' scores do not come to the stock metric that they should come to."""
+    score = known_tasks.score_of_task(task, config)
+    filters = known_tasks.filters_of(config)
+    stored = (results.get("results") or {}).get(task) or {}
+    value = stored.get(f"{score.stock},{filters[0]}")
+    judged = [row for row in rows if not math.isnan(row["score"])]
+    notes = []
+    if len(judged) < len(rows):
+        notes.append(f"{task}: {len(rows) - len(judged)} of {len(rows)} documents have no score; the judge gave none")
+    if not judged or not isinstance(value, (int, float)) or isinstance(value, bool):
+        return notes
+    ours = score.scale * score.aggregate([row["score"] for row in judged], [row["group"] for row in judged])
+    if not abs(ours - value) <= _ROUNDED * score.scale * max(1.0, score.high - score.low):
+        notes.append(
+            f"{task}: the documents' {score.metric} comes to {ours:.5g}, but {score.stock} in the results is "
+            f"{value:.5g}: what is compared here is not what the task reports"
+        )
+    return notes
 
 
 _COLUMNS = ("task", "doc_id", "group", "prompt", "target", "answer", "score", "metric", "parsable")
 
 
-def row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """A line of a sample log as a row of `Run.samples`."""
+def row(task: str, sample: dict[str, Any], score: Score | None) -> dict[str, Any]:
+    """A line of a sample log as a row of `Run.samples`.
+
+    Args:
+        score: how the task is scored; None gives no score.
+
+    Raises NoScoreError when the line does not hold what `score` reads.
+    """
     answer = sample["filtered_resps"]
     while isinstance(answer, list):
         answer = answer[0] if answer else ""
@@ -247,16 +345,15 @@ def row(task: str, sample: dict[str, Any]) -> dict[str, Any]:
         parsable = bool(_LETTER.match(answer.strip()))
     elif target.lower() in ("yes", "no"):
         parsable = bool(_YES_NO.match(answer.strip()))
-    metric, score = _score(sample)
     return {
         "task": task,
         "doc_id": sample["doc_id"],
-        "group": _group(sample),
+        "group": known_tasks.cluster_of(task, sample)[0],
         "prompt": prompt,
         "target": target,
         "answer": answer,
-        "score": score,
-        "metric": metric,
+        "score": score.of(sample) if score is not None else math.nan,
+        "metric": score.metric if score is not None else None,
         "parsable": parsable,
     }
 
@@ -266,36 +363,52 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _score(sample: dict[str, Any]) -> tuple[str | None, float]:
-    """A document's score, from whichever of the forms in use its task logs it in, and the metric's name."""
-    for metric in harness.DOCUMENT_SCORES:
-        if metric in sample:
-            return metric, float(harness.DOCUMENT_SCORES[metric](sample[metric]))
-    for metric, value in sample.items():
-        if isinstance(value, dict):
-            if isinstance(value.get("score"), (int, float)):
-                return metric, float(value["score"])
-            if "pred" in value and "answer" in value:
-                return metric, float(str(value["pred"]).strip().lower() == str(value["answer"]).strip().lower())
-    for metric, value in sample.items():
-        if metric not in _NO_SCORE and isinstance(value, (int, float)):
-            return metric, float(value)
-    return None, math.nan
+def scored(runs: Mapping[str, Run]) -> tuple[dict[str, Run], list[str]]:
+    """Runs with only what can be compared: tasks that are scored by document in all of them, and documents that are.
+
+    Returns:
+        The runs, and what was left out, in words.
+
+    Raises:
+        RecordError: nothing is left.
+    """
+    notes: list[str] = []
+    reasons: dict[str, str] = {}
+    for name, run in runs.items():
+        for task, why in run.unscored.items():
+            reasons.setdefault(task, f"{task}: left out, no score per document is known ({name}: {why})")
+    notes += reasons.values()
+    kept = {name: run.only(task for task in run.tasks if task not in reasons) for name, run in runs.items()}
+    without = pd.concat(
+        [run.samples.loc[run.samples["score"].isna(), ["task", "doc_id"]] for run in kept.values()]
+    ).drop_duplicates()
+    for task, rows in without.groupby("task", sort=False):
+        notes.append(f"{task}: {len(rows)} documents left out that a judge came to no verdict on in some run")
+    if len(without):
+        keys = pd.MultiIndex.from_frame(without)
+        kept = {name: _without(run, keys) for name, run in kept.items()}
+    if not any(len(run.samples) for run in kept.values()):
+        raise RecordError("nothing can be compared:\n" + "\n".join(f"  - {note}" for note in notes))
+    return kept, notes
 
 
-def _group(sample: dict[str, Any]) -> str:
-    """What a document shares with others: our log says it (`group`), or the task's own entry does."""
-    if isinstance(sample.get("group"), str):
-        return f"image {sample['group']}"
-    for metric, value in sample.items():
-        if isinstance(value, dict):
-            if metric == "gpt_eval_score" and "index" in value:  # MMBench asks again with its choices rotated
-                return f"question {int(value['index']) % _ROTATED}"
-            if "subdomain" in value:  # MMMU
-                return f"subject {value['subdomain']}"
-            if "question_id" in value and "category" in value and str(value["question_id"]).count("/"):  # MME
-                return f"image {value['question_id']}"
-    return f"document {sample['doc_id']}"
+def _without(run: Run, documents: pd.MultiIndex) -> Run:
+    samples = run.samples[~pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(documents)]
+    tasks = set(samples["task"])
+    smaller = run.only(task for task in run.tasks if task in tasks)
+    return replace(smaller, samples=samples.reset_index(drop=True))
+
+
+def notes_of(runs: Mapping[str, Run]) -> list[str]:
+    """The notes of some runs, each once; with the names of those it is of, unless it is of all."""
+    names: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for note in run.notes:
+            names.setdefault(note, []).append(name)
+    return [
+        note if len(of) == len(runs) else f"{', '.join(of[:3])}{' and others' if len(of) > 3 else ''}: {note}"
+        for note, of in names.items()
+    ]
 
 
 def _release(version: Any) -> str | None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from loguru import logger
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.harness.tasks import NoScoreError, score_of_task
 from plam_eval.probing.plateau import KL_THRESHOLD, OVERALL, Curve, Stages, find_plateau, to_spec, write_spec
 from plam_eval.provenance import versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
@@ -97,13 +99,30 @@ def scan(
             gen_kwargs=gen_kwargs,
             include_path=include_path,
         )
-    gathered = harness.all_ranks({"rows": recorder.rows})
+    gathered = harness.all_ranks({"rows": recorder.rows, "unscored": recorder.unscored})
     if run is None:
         return None
-    samples = pd.DataFrame([row for part in gathered for row in part["rows"]])
-    samples = samples.drop_duplicates(["task", "doc_id", "cut"]).sort_values(["task", "doc_id", "cut"])
+    samples = _scored([row for part in gathered for row in part["rows"]], gathered)
     _atomically(folder / SAMPLES, lambda path: samples.to_parquet(path, index=False))
     return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
+
+
+def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Documents that have a score at every cut; tasks and documents that have none are left out, and named."""
+    unscored = {task: why for part in gathered for task, why in part["unscored"].items()}
+    for task, why in sorted(unscored.items()):
+        logger.warning("{}: left out of the curve, no score per document is known: {}", task, why)
+    rows = [row for row in rows if row["task"] not in unscored]
+    if not rows:
+        raise ScanError("no task has a score per document, so there is no curve; see the warnings above")
+    samples = pd.DataFrame(rows).drop_duplicates(["task", "doc_id", "cut"]).sort_values(["task", "doc_id", "cut"])
+    # Subjects are no reason to take documents for one: at every cut another question is asked of another image.
+    subject = samples["group"].str.startswith("subject ")
+    samples["group"] = samples["group"].mask(subject, "document " + samples["doc_id"].astype(str))
+    unjudged = samples.groupby(["task", "doc_id"])["score"].transform(lambda scores: scores.isna().any())
+    for task, count in samples[unjudged].groupby("task")["doc_id"].nunique().items():
+        logger.warning("{}: {} documents left out that a judge came to no verdict on at some cut", task, count)
+    return samples[~unjudged]
 
 
 def conclude(
@@ -274,6 +293,7 @@ class _Recorder:
         self.model, self.cuts, self.store = model, cuts, store
         self.known = {(record["task"], record["doc_id"]): record for record in store.read()}
         self.rows: list[dict[str, Any]] = []
+        self.unscored: dict[str, str] = {}  # task -> why its documents have no score
         self._asked: set[variants.Key] = set()
 
     @contextmanager
@@ -333,10 +353,19 @@ class _Recorder:
         missing = sorted(harness.tasks_of(tasks) - {task for task, _ in known})
         if missing and self.model.world_size == 1:
             raise ScanError(f"{', '.join(missing)}: not answered by generate_until, so it cannot be scanned")
+        configs = harness.task_configs(tasks)
         for log in harness.score_answers(tasks, known):
-            scored[log["task"], log["doc_id"], log["turn"]] = {**records.row(log["task"], log), "group": log["group"]}
+            task = log["task"]
+            try:
+                row = records.row(task, log, score_of_task(task, configs[task]))
+            except NoScoreError as error:
+                self.unscored[task] = str(error)
+                continue
+            scored[task, log["doc_id"], log["turn"]] = row
         layers = self.cuts[-1]
         for task, doc_id in sorted(known):
+            if task in self.unscored:
+                continue
             record = self.known[task, doc_id]
             for cut, index, kl in zip(self.cuts, record["by_cut"], record["kl"], strict=True):
                 row = scored[task, doc_id, index]

@@ -21,7 +21,7 @@ import pandas as pd
 
 from plam_eval.evaluation import findings, harness, records, scan, stats, sweep
 from plam_eval.evaluation.findings import SIGNIFICANT, Findings, Selection, describe
-from plam_eval.evaluation.records import IncomparableError, Run
+from plam_eval.evaluation.records import IncomparableError, RecordError, Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import PLAIN
@@ -148,13 +148,21 @@ def _compare(runs: Mapping[str, Run]) -> _Comparisons | None:
         except IncomparableError as error:
             problems[name] = error.problems
             continue
-        for side, which in ((first, reference), (run, name)):
-            unscored = side.samples[side.samples["score"].isna()]
-            if len(unscored):
-                tasks = ", ".join(map(str, unscored["task"].unique()))
-                problems[name] = [f"{len(unscored)} documents of {which} have no score ({tasks})"]
-    frames = {name: run.samples for name, run in others.items() if name not in problems}
-    rows = stats.compare_many(first.samples, frames, directions=first.directions) if frames else {}
+    comparable = {reference: first}
+    for name in warnings:
+        try:
+            records.scored({reference: first, name: others[name]})
+            comparable[name] = others[name]
+        except RecordError as error:
+            problems[name] = str(error).splitlines()[1:]
+    comparable, left_out = records.scored(comparable) if len(comparable) > 1 else ({}, [])
+    for notes in warnings.values():
+        notes += left_out
+    frames = {name: run.samples for name, run in comparable.items() if name != reference}
+    rows = {}
+    if frames:
+        scored = comparable[reference]
+        rows = stats.compare_many(scored.samples, frames, directions=scored.directions)
     adjusted = stats.holm([found[-1].p for found in rows.values()])
     return _Comparisons(reference, rows, dict(zip(rows, adjusted, strict=True)), problems, warnings)
 
@@ -728,7 +736,8 @@ def _runs_sections(
         )
         blocks.append(table)
     for name, problems in compared.problems.items():
-        blocks.append(Paragraph(f"{name} is not compared with {reference}: they were not asked alike.", "warning"))
+        why = "they were not asked alike" if name not in compared.warnings else "no document has a score in both"
+        blocks.append(Paragraph(f"{name} is not compared with {reference}: {why}.", "warning"))
         blocks.append(Listing("What differs", tuple(map(cut_short, problems)), code=False, open=True))
     if len(compared.rows) > _DETAILED:
         text = f"Task by task, only the first {_DETAILED} follow; the table of tasks beside this page has all."
@@ -894,6 +903,7 @@ def _warnings_section(sources: Sources, compared: _Comparisons | None) -> list[S
 def _run_warnings(run: Run) -> list[str]:
     merge = (run.block.get("provenance") or {}).get("merge") or {}
     found = [str(warning) for warning in merge.get("warnings") or []]
+    found += [*run.notes, *(f"{task}: no score per document is known: {why}" for task, why in run.unscored.items())]
     generation = run.block.get("generation") or {}
     if generation.get("failed"):
         found.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")

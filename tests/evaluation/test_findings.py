@@ -75,9 +75,9 @@ class Sweep:
         for task, answers in right.items():
             rows = []
             for doc, good in enumerate(answers):
-                row = {"doc_id": doc, "target": "yes", "input": changes.get("prompt", "?"), "exact_match": float(good)}
-                row["filtered_resps"] = ["yes" if good else "no"]
-                rows.append(row | ({"group": f"i{doc // group}"} if group > 1 else {}))
+                row = {"doc_id": doc, "target": "yes", "input": changes.get("prompt", "?")}
+                row |= {"average": {"score": float(good)}} if task == "mmstar" else {"exact_match": float(good)}
+                rows.append(row | {"filtered_resps": ["yes" if good else "no"], "group": f"i{doc // group}"})
             (run / f"now_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         block: dict[str, Any] = {"dtype": changes.get("dtype", "float32"), "provenance": {}}
         if name != "plain":
@@ -85,7 +85,8 @@ class Sweep:
         direction = {task: {"exact_match": changes.get("higher", True)} for task in right}
         if "lower" in changes:
             direction[changes["lower"]] = {"exact_match": False}
-        content = {"configs": {task: {} for task in right}, "results": {}, "higher_is_better": direction}
+        mean = {"metric_list": [{"metric": "exact_match", "aggregation": "mean"}]}
+        content = {"configs": dict.fromkeys(right, mean), "results": {}, "higher_is_better": direction}
         (run / "now_results.json").write_text(json.dumps({**content, "plam_eval": block}))
         record = {"status": "finished", "results": "run/now_results.json", "seconds": {"merge": 0.5, "evaluate": 2.0}}
         (folder / "cell.json").write_text(json.dumps(record))
@@ -426,12 +427,15 @@ def test_a_task_without_scores_is_left_out_and_named(tmp_path: Path) -> None:
     log = tmp_path / "cells" / SPEC / "run" / "now_samples_odd.jsonl"
     log.write_text(log.read_text().replace('"exact_match": 1.0, ', ""))
     found = sweep.read()
-    assert "odd: left out, since documents have no score in some cell" in found.warnings
+    assert (
+        f"odd: left out, no score per document is known ({SPEC}: expected exact_match in its log, found nothing)"
+        in found.warnings
+    )
     assert set(found.tasks["task"]) == {"gqa", stats.OVERALL} and row(found, SPEC)["gained"] == 5
 
     gqa = tmp_path / "cells" / SPEC / "run" / "now_samples_gqa.jsonl"
     gqa.write_text(gqa.read_text().replace('"exact_match": 1.0, ', ""))
-    with pytest.raises(ValueError, match="gqa, odd: documents without a score"):
+    with pytest.raises(ValueError, match="nothing can be compared:\n  - gqa: left out"):
         sweep.read()
 
 

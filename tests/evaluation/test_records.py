@@ -14,6 +14,9 @@ MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D"
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}
 MMMU = {"id": "validation_Art_1", "subdomain": "Art", "question_type": "multiple-choice", "answer": "D"}
 
+# The metric that a task of no row in the table declares
+MEAN = {"metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}
+
 # (what the task logs beside the answer, target, answer, score, parsable)
 FORMS: dict[str, tuple[dict[str, Any], str, str, float, bool | None]] = {
     "number": ({"exact_match": 1.0}, "red", "red", 1.0, None),
@@ -33,12 +36,17 @@ FORMS: dict[str, tuple[dict[str, Any], str, str, float, bool | None]] = {
 }
 
 
+TASK_OF = {"number": "gqa", "score": "mmstar", "yes": "pope", "no_form": "pope", "pred": "seedbench_2_plus"}
+TASK_OF |= {form: "mmbench_en_dev_static" for form in FORMS if form.startswith("mmbench")}
+TASK_OF |= {form: "mmmu_val" for form in FORMS if form.startswith("mmmu")}
+
+
 def _write(folder: Path, tasks: dict[str, list[dict[str, Any]]], date: str = "20260101_000000", **results: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for task, rows in tasks.items():
         (folder / f"{date}_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = folder / f"{date}_results.json"
-    file.write_text(json.dumps({"configs": {task: {} for task in tasks}, "results": {}, **results}))
+    file.write_text(json.dumps({"configs": dict.fromkeys(tasks, MEAN), "results": {}, **results}))
     return file
 
 
@@ -48,24 +56,26 @@ def _sample(form: str) -> dict[str, Any]:
 
 
 def test_every_form_of_log_gives_a_score(tmp_path: Path) -> None:
-    run = read_run(_write(tmp_path, {form: [_sample(form)] for form in FORMS}))
-    rows = run.samples.set_index("task")
     for form, (_, target, answer, score, parsable) in FORMS.items():
-        row = rows.loc[form]
+        task = TASK_OF[form]
+        run = read_run(_write(tmp_path / form, {task: [_sample(form)]}))
+        row = run.samples.iloc[0]
         assert (row["target"], row["answer"], row["score"], row["parsable"]) == (target, answer, score, parsable), form
-    assert run.accuracy()["mmbench"] == 1.0
+        assert run.accuracy()[task] == score and run.unscored == {}
 
 
 def test_a_log_without_a_score_is_not_a_wrong_answer(tmp_path: Path) -> None:
     row = {"doc_id": 0, "target": "x", "filtered_resps": ["x"], "input": "?", "submission": {"0": "x"}}
-    assert math.isnan(read_run(_write(tmp_path, {"odd": [row]})).samples["score"][0])
+    run = read_run(_write(tmp_path, {"odd": [row]}))
+    assert math.isnan(run.samples["score"][0])
+    assert run.unscored == {"odd": "expected exact_match in its log, found submission"}
 
 
 def test_the_newest_run_of_a_folder_is_read(tmp_path: Path) -> None:
     _write(tmp_path / "model", {"number": [_sample("number")]})
-    newest = _write(tmp_path / "model", {"yes": [_sample("yes")]}, date="20260102_000000")
+    newest = _write(tmp_path / "model", {"pope": [_sample("yes")]}, date="20260102_000000")
     run = read_run(tmp_path)
-    assert run.file == newest and list(run.samples["task"]) == ["yes"]
+    assert run.file == newest and list(run.samples["task"]) == ["pope"]
 
 
 def test_missing_results_or_samples_are_named(tmp_path: Path) -> None:
@@ -96,7 +106,7 @@ def test_a_corrupted_line_is_named(tmp_path: Path, line: bytes) -> None:
 
 def test_a_document_twice_in_one_log_is_refused(tmp_path: Path) -> None:
     file = _write(tmp_path, {"yes": [_sample("yes"), _sample("yes") | {"doc_id": 3}, _sample("yes")]})
-    with pytest.raises(RecordError, match=r"samples_yes\.jsonl, line 3: document 0 a second time"):
+    with pytest.raises(RecordError, match=r"samples_yes\.jsonl, line 3: document 0 once more"):
         read_run(file)
 
 
@@ -112,22 +122,35 @@ def test_answers_of_any_language_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("logged", "group"),
+    ("task", "logged", "group", "known"),
     [
-        ({"exact_match": 1.0}, "document 5"),
-        ({"exact_match": 1.0, "group": "n1234"}, "image n1234"),
-        ({"exact_match": 1.0, "group": None}, "document 5"),
-        ({"mme_perception_score": {"question_id": "OCR/0.jpg", "category": "OCR", "score": 1.0}}, "image OCR/0.jpg"),
-        ({"average": {"question_id": 5, "l2_category": "x", "score": 0.0}}, "document 5"),
-        ({"pope_accuracy": {"question_id": "5", "score": 1.0}}, "document 5"),
-        ({"mmmu_acc": MMMU | {"parsed_pred": ["D"]}}, "subject Art"),
-        ({"gpt_eval_score": MMBENCH | {"prediction": "B"}}, "question 1"),
-        ({"gpt_eval_score": MMBENCH | {"index": 3_000_001, "prediction": "B"}}, "question 1"),  # choices rotated
+        ("unheard_of", {"exact_match": 1.0}, "document 5", False),
+        ("unheard_of", {"exact_match": 1.0, "group": "n1234"}, "image n1234", True),
+        ("gqa", {"exact_match": 1.0}, "document 5", False),  # a stock log does not say it
+        ("gqa", {"exact_match": 1.0, "group": "n1234"}, "image n1234", True),
+        ("gqa", {"exact_match": 1.0, "group": None}, "document 5", False),
+        ("realworldqa", {"exact_match": 1.0}, "document 5", True),
+        (
+            *("mme", {"mme_perception_score": {"question_id": "OCR/0.jpg", "category": "OCR", "score": 1.0}}),
+            *("image OCR/0.jpg", True),
+        ),
+        ("mme", {"mme_cognition_score": {"question_id": "c/1.png", "score": 1.0}}, "image c/1.png", True),
+        ("mmstar", {"average": {"question_id": 5, "l2_category": "x", "score": 0.0}}, "document 5", True),
+        ("pope", {"pope_accuracy": {"question_id": "5", "score": 1.0}}, "document 5", False),
+        ("mmmu_val", {"mmmu_acc": MMMU | {"parsed_pred": ["D"]}}, "subject Art", True),
+        ("mmbench_en_dev", {"gpt_eval_score": MMBENCH | {"prediction": "B"}}, "question 1", True),
+        (  # choices rotated
+            *("mmbench_cn_dev", {"gpt_eval_score": MMBENCH | {"index": 3_000_001, "prediction": "B"}}),
+            *("question 1", True),
+        ),
     ],
 )
-def test_groups(tmp_path: Path, logged: dict[str, Any], group: str) -> None:
+def test_groups(tmp_path: Path, task: str, logged: dict[str, Any], group: str, known: bool) -> None:
     sample = {"doc_id": 5, "target": "D", "filtered_resps": ["D"], "input": "?", **logged}
-    assert read_run(_write(tmp_path, {"task": [sample]})).samples["group"][0] == group
+    run = read_run(_write(tmp_path, {task: [sample]}))
+    assert run.samples["group"][0] == group
+    said = [note for note in run.notes if "which documents share an image is not known" in note]
+    assert [note.partition(":")[0] for note in said] == ([] if known else [task])
 
 
 @pytest.mark.parametrize(
@@ -147,12 +170,12 @@ def test_form_of_answers(tmp_path: Path, target: str, answer: str, parsable: boo
 
 
 def test_metric_and_its_direction(tmp_path: Path) -> None:
-    rows = {"up": [_sample("number")], "down": [_sample("number")], "other": [_sample("yes")]}
-    known = {"up": {"exact_match": True}, "down": {"exact_match": False}, "other": {"pope_f1_score": False}}
+    rows = {"up": [_sample("number")], "down": [_sample("number")], "pope": [_sample("yes")]}
+    known = {"up": {"exact_match": True}, "down": {"exact_match": False}, "pope": {"pope_f1_score": False}}
     run = read_run(_write(tmp_path, rows, higher_is_better=known))
     assert run.samples["metric"].tolist() == ["exact_match", "exact_match", "pope_accuracy"]
-    assert run.directions == {"up": 1, "down": -1, "other": 1}
-    assert read_run(_write(tmp_path / "b", rows)).directions == {"up": 1, "down": 1, "other": 1}
+    assert run.directions == {"up": 1, "down": -1, "pope": 1}
+    assert read_run(_write(tmp_path / "b", rows)).directions == {"up": 1, "down": 1, "pope": 1}
 
 
 # Runs as made by hand
@@ -166,6 +189,8 @@ def _graded(scores: list[float], **more: Any) -> list[dict[str, Any]]:
 def _run(folder: Path, change: Callable[[dict[str, Any], dict[str, list[dict[str, Any]]]], None] | None = None) -> Run:
     """A run of ours over two tasks; `change` edits its results and its logs before they are written."""
     logs = {"pope": _graded([1, 1, 0, 1]), "gqa": _graded([0.5, 1, 0])}
+    for sample in logs["pope"]:
+        sample["pope_accuracy"] = {"question_id": "0", "score": sample.pop("exact_match")}
     logs["pope"][3] |= {"filtered_resps": ["maybe"]}
     for sample in logs["gqa"]:
         sample |= {"target": "red", "group": "i"}
@@ -268,7 +293,7 @@ def test_only_some_tasks(tmp_path: Path) -> None:
 
 def _task(results: dict[str, Any], logs: Any) -> None:
     results["configs"]["mme"] = {}
-    logs["mme"] = _graded([1.0])
+    logs["mme"] = [{**row, "mme_perception_score": {"score": 1.0, "question_id": "a/1"}} for row in _graded([1.0])]
 
 
 def _fewer(results: dict[str, Any], logs: Any) -> None:

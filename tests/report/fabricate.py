@@ -15,6 +15,24 @@ Document = dict[str, Any]
 VERSIONS = {"python": "3.11", "plam-eval": "0.1.0", "lmms-eval": "0.7.3"}
 
 
+METRIC_OF = {"pope": "pope_accuracy", "mmstar": "average", "mme": "mme_perception_score", "gqa": "exact_match"}
+SCORE = [{"metric": "score", "aggregation": "mean", "higher_is_better": True}]
+"""What tasks declare that have no row in the table of tasks."""
+
+
+def _logged(task: str, score: float) -> dict[str, Any]:
+    """What a task logs for a document."""
+    metric = METRIC_OF.get(task, "score")
+    return {metric: score if metric in ("score", "exact_match") else {"question_id": "0", "score": score}}
+
+
+def _stock(task: str, given: Sequence[Document]) -> dict[str, float]:
+    """A task's own metric, where it is the mean of its documents' scores."""
+    scores = [document["score"] for document in given if document["task"] == task]
+    metric = METRIC_OF.get(task, "score")
+    return {f"{metric},none": sum(scores) / len(scores)} if None not in scores and metric != "average" else {}
+
+
 def documents(tasks: Sequence[str], count: int, right: int | None = None) -> list[Document]:
     """Yes/no documents; of each task the first `right` (all by default) are answered right."""
     return [
@@ -62,9 +80,11 @@ def write_run(folder: Path, given: Sequence[Document], **block: Any) -> Path:
         },
     }
     results = {
-        "results": {t: {"alias": t, "pope_accuracy,none": 0.5, "pope_accuracy_stderr,none": "N/A"} for t in tasks},
-        "configs": {task: {"task": task, "generation_kwargs": {"max_new_tokens": 8}} for task in tasks},
-        "higher_is_better": {task: {"score": True} for task in tasks},
+        "results": {t: {"alias": t, "other,none": 0.5, "other_stderr,none": "N/A", **_stock(t, given)} for t in tasks},
+        "configs": {
+            task: {"task": task, "generation_kwargs": {"max_new_tokens": 8}, "metric_list": SCORE} for task in tasks
+        },
+        "higher_is_better": {task: {"score": True, METRIC_OF.get(task, "score"): True} for task in tasks},
         "versions": dict.fromkeys(tasks, 0),
         "config": {
             "model": "pair/mllm",
@@ -89,8 +109,8 @@ def write_run(folder: Path, given: Sequence[Document], **block: Any) -> Path:
                 "target": document["target"],
                 "filtered_resps": [document["answer"]],
                 "input": document["prompt"],
-                "score": document["score"],
-                **({"group": document["group"]} if "group" in document else {}),
+                **_logged(task, document["score"]),
+                "group": document.get("group", f"i{document['doc_id']}"),
             }
             for document in given
             if document["task"] == task

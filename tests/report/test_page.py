@@ -274,7 +274,8 @@ def test_a_run_without_scores_is_named(tmp_path: Path, no_images: None) -> None:
     write_run(tmp_path / "plain", plain)
     write_run(tmp_path / "unscored", [{**document, "score": None} for document in plain], plain=False)
     page = Page(write_report([tmp_path / "plain", tmp_path / "unscored"], tmp_path / "out"))
-    assert "4 documents of unscored have no score (pope)" in page.text
+    assert "unscored is not compared with plain" in page.text
+    assert "pope: left out, no score per document is known (unscored: pope_accuracy is not logged" in page.text
 
 
 def test_one_run(tmp_path: Path) -> None:

@@ -1,0 +1,298 @@
+"""What is known of single tasks of lmms-eval, in one table keyed by task: a document's score, and what it shares.
+
+A score is never guessed from the shape of a log entry. It is read as the task's row says, or, for a task without a row,
+from a metric that the task itself declares as a mean over documents. For any other task there is no score per document,
+and why is said. docs/tasks.md shows the table.
+
+Importing this module imports neither torch nor lmms-eval.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean as mean
+from typing import Any
+
+from plam_eval.errors import PlamError
+
+Entry = Any
+"""What a task logs for one document under the name of a metric."""
+Document = Mapping[str, Any]
+"""A row of a task's dataset."""
+
+
+class NoScoreError(PlamError, ValueError):
+    """No score of a document is known for a task; the message says what there was instead."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How the score of a document is read from what its task logs.
+
+    Attributes:
+        metric: the name under which the task logs it.
+        read: entry -> score. May raise KeyError, IndexError, TypeError or ValueError for an entry of another shape.
+        also: other names under which the task logs some of its documents, in the same form.
+        low, high: the range that scores are in.
+        unjudged: values that stand for "could not be judged", such as -1; such a document has no score.
+        stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
+            task has none.
+        aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
+    """
+
+    metric: str
+    read: Callable[[Entry], float]
+    also: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    unjudged: frozenset[float] = frozenset()
+    stock: str | None = None
+    scale: float = 1.0
+    aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
+
+    def of(self, sample: Mapping[str, Any]) -> float:
+        """A document's score from its line of a sample log; NaN where it could not be judged.
+
+        Raises NoScoreError when the line holds none, or one out of range.
+        """
+        metric = next((name for name in (self.metric, *self.also) if name in sample), None)
+        if metric is None:
+            raise NoScoreError(f"expected {self.metric} in its log, found {listed(entries_of(sample))}")
+        entry = sample[metric]
+        try:
+            score = float(self.read(entry))
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            raise NoScoreError(
+                f"{metric} is not logged in the form that is known: found {shortened(entry)} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if score in self.unjudged:
+            return math.nan
+        if not self.low <= score <= self.high:
+            raise NoScoreError(f"{metric} is {score:g}, expected {self.low:g} to {self.high:g}")
+        return score
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What documents that are not independent of each other have in common.
+
+    Attributes:
+        kind: "image", "question" (asked again with its choices rotated) or "subject".
+        of_document: from a row of the dataset, which sample logs do not hold; our wrappers note it there.
+        of_sample: from a line of a sample log, where the task's own entry says it.
+    """
+
+    kind: str
+    of_document: Callable[[Document], str] | None = None
+    of_sample: Callable[[Mapping[str, Any]], str] | None = None
+
+
+ONE_EACH = Cluster("document")
+"""Every document has an image of its own."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of one task.
+
+    Attributes:
+        score: None where no score per document can be read, for the reason `unscored`.
+        cluster: None where it is not known whether documents share images.
+    """
+
+    score: Score | None = None
+    cluster: Cluster | None = None
+    unscored: str = ""
+
+
+# --- how scores are read ----------------------------------------------------------------------------------------------
+
+
+def number(entry: Entry) -> float:
+    """An entry that is the score itself. Raises TypeError for anything but a number."""
+    if not isinstance(entry, (int, float)):
+        raise TypeError(f"found {type(entry).__name__}, expected a number")
+    return float(entry)
+
+
+def field(name: str) -> Callable[[Entry], float]:
+    """The score that stands in an entry under a name."""
+    return lambda entry: number(entry[name])
+
+
+def equal_letters(entry: Entry) -> float:
+    """Whether `pred` and `answer` are one word, as the SEED-Bench tasks compare them."""
+    return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
+
+
+def _mmbench(entry: Entry) -> float:
+    """MMBench logs the answer and no score; this is the judge-free scoring of its static variant."""
+    if not isinstance(entry, dict):
+        raise TypeError(f"found {type(entry).__name__}, expected a mapping")
+    return _mmbench_of(json.dumps(entry, sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _mmbench_of(entry: str) -> float:
+    """Once for every different answer: the evaluator takes a data frame, and a sweep gives many answers many times."""
+    import pandas as pd
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    row = json.loads(entry)
+    return float(mmbench_evaluator.eval_sub_data(pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True))
+
+
+def _mmmu(entry: Entry) -> float:
+    """MMMU logs the parsed answer; whether it is right depends on the type of question."""
+    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
+
+    return float(evaluate_mmmu([entry])[1]["acc"])
+
+
+_ROTATED = 1_000_000  # MMBench adds multiples of it to the index of a question whose choices it has rotated
+
+
+def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
+    """MMBench's accuracy: a question is right if it was answered right under every rotation of its choices."""
+    right: dict[str, float] = {}
+    for score, question in zip(scores, questions, strict=True):
+        right[question] = min(score, right.get(question, 1.0))
+    return mean(list(right.values()))
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _mmbench_task(stock: str | None) -> Task:
+    question = Cluster("question", of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED))
+    return Task(Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations), question)
+
+
+_MMMU_TASK = Task(
+    Score("mmmu_acc", _mmmu, stock="mmmu_acc"),
+    Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subdomain"])),
+)
+
+TASKS: dict[str, Task] = {
+    "gqa": Task(
+        Score("exact_match", number, stock="exact_match"),
+        Cluster("image", of_document=lambda doc: str(doc["imageId"])),
+    ),
+    # The judge of the other variants reads an answer as the static rules do wherever these can.
+    "mmbench_en_dev": _mmbench_task(None),
+    "mmbench_en_dev_static": _mmbench_task("gpt_eval_score"),
+    "mmbench_cn_dev": _mmbench_task(None),
+    "mmbench_cn_dev_static": _mmbench_task("gpt_eval_score"),
+    "mme": Task(
+        Score("mme_perception_score", field("score"), also=("mme_cognition_score",)),  # by a document's category
+        Cluster(
+            "image",
+            of_document=lambda doc: str(doc["question_id"]),
+            of_sample=lambda s: str((s.get("mme_perception_score") or s["mme_cognition_score"])["question_id"]),
+        ),
+    ),
+    "mmmu_val": _MMMU_TASK,
+    "mmstar": Task(Score("average", field("score")), ONE_EACH),
+    "pope": Task(
+        Score("pope_accuracy", field("score"), stock="pope_accuracy"),
+        Cluster("image", of_document=lambda doc: str(doc["image_source"])),
+    ),
+    "realworldqa": Task(Score("exact_match", number, stock="exact_match"), ONE_EACH),
+    "seedbench_2_plus": Task(
+        Score("seedbench_2_plus_all", equal_letters, stock="seedbench_2_plus_all"),
+        # The name of an image's file has it. Were it another for every question, each would be its own cluster.
+        Cluster("image", of_document=lambda doc: str(doc["data_id"])),
+    ),
+}
+
+
+# --- reading by it ----------------------------------------------------------------------------------------------------
+
+_NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}
+_NO_METRIC |= {"input", "input_media", "group", "task", "turn"}  # of a line of a sample log
+
+
+def entries_of(sample: Mapping[str, Any]) -> list[str]:
+    """Names under which a line of a sample log holds what its task logged."""
+    return [name for name in sample if name not in _NO_METRIC]
+
+
+def score_of_task(task: str, config: Mapping[str, Any]) -> Score:
+    """How a task's documents are scored.
+
+    Args:
+        config: the task's configuration, as lmms-eval writes it into a results file.
+
+    Raises:
+        NoScoreError: the task is known to have no score per document, or is not known and declares no mean.
+    """
+    if (known := TASKS.get(task)) is not None:
+        if known.score is None:
+            raise NoScoreError(known.unscored)
+        return known.score
+    declared = declared_metrics(config)
+    for metric, aggregation in declared.items():
+        if aggregation == "mean":
+            return Score(metric, number, stock=metric)
+    metrics = listed(f"{metric} ({_shown(aggregation)})" for metric, aggregation in declared.items())
+    raise NoScoreError(f"it declares no metric that is a mean over documents; it declares {metrics}")
+
+
+def declared_metrics(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Metric -> aggregation, of a task's metric_list."""
+    rows = config.get("metric_list")
+    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
+    return {str(row["metric"]): row.get("aggregation") for row in rows if "metric" in row}
+
+
+def filters_of(config: Mapping[str, Any]) -> list[str]:
+    """Names of a task's filters, in its own order; scores are those of the first."""
+    rows = config.get("filter_list")
+    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
+    return [str(row.get("name")) for row in rows] or ["none"]
+
+
+def cluster_of(task: str, sample: Mapping[str, Any]) -> tuple[str, bool]:
+    """What a document shares with others, such as "image n1234", and whether that is known.
+
+    Where it is not, the document counts as independent ("document 5").
+    """
+    known = TASKS.get(task)
+    cluster = known.cluster if known else None
+    if isinstance(sample.get("group"), str):
+        kind = cluster.kind if cluster is not None and cluster is not ONE_EACH else "image"
+        return f"{kind} {sample['group']}", True
+    if cluster is not None and cluster.of_sample is not None:
+        try:
+            return f"{cluster.kind} {cluster.of_sample(sample)}", True
+        except (KeyError, TypeError, ValueError):
+            pass
+    return f"document {sample['doc_id']}", cluster is ONE_EACH
+
+
+def cluster_of_document(task: str, document: Document) -> str | None:
+    """What a row of a task's dataset shares with others; None where its own sample log says it, or nothing is known."""
+    known = TASKS.get(task)
+    if known is None or known.cluster is None or known.cluster.of_document is None:
+        return None
+    return known.cluster.of_document(document)
+
+
+def listed(words: Iterable[str]) -> str:
+    return ", ".join(words) or "nothing"
+
+
+def shortened(entry: Entry) -> str:
+    text = repr(entry)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _shown(aggregation: Any) -> str:
+    """An aggregation's name: functions are logged with their address in memory."""
+    text = str(aggregation)
+    return text.split()[1].rpartition(".")[2] if text.startswith("<function") else text
