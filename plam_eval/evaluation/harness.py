@@ -312,16 +312,12 @@ class CheckedTasks:
     Attributes:
         documents: task -> documents that an evaluation would ask about.
         unscored: task -> why its documents will have no score that could be compared.
+        scored: the names that were given, groups that have unscored tasks in them being replaced by their other tasks.
     """
 
     documents: dict[str, int]
     unscored: dict[str, str]
-
-    def warnings(self) -> list[str]:
-        return [
-            f"{task}: it will be evaluated, but not compared: no score per document is known for this task: {why}"
-            for task, why in self.unscored.items()
-        ]
+    scored: tuple[str, ...]
 
 
 def check_tasks(
@@ -340,13 +336,21 @@ def check_tasks(
         EvaluationError: unknown task, a dataset that is not to be had, no documents, a limit that MME cannot have, or
             no task at all whose documents have a score.
     """
+    include = str(include_path) if include_path else None
+    return _checked(tuple(tasks), limit, offset, include, prompt_id(model), str(Path.cwd()))
+
+
+@functools.lru_cache(maxsize=8)  # a command checks before it loads a model, and the evaluation that it calls does, too
+def _checked(
+    tasks: tuple[str, ...], limit: int | None, offset: int, include_path: str | None, model: Any, folder: str
+) -> CheckedTasks:
     import tenacity
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
 
     extend_task_manager()
-    manager = _task_manager(str(include_path) if include_path else None)
-    manager.model_name = prompt_id(model)
+    manager = _task_manager(include_path)
+    manager.model_name = model
     _check_names(tasks, manager.all_tasks)
     _check_pairs(manager, tasks, limit)
     documents, unscored = {}, {}
@@ -365,7 +369,12 @@ def check_tasks(
     if unscored and len(unscored) == len(documents):
         reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
         raise EvaluationError(f"no score per document is known for any of these tasks:\n{reasons}")
-    return CheckedTasks(documents, unscored)
+    scored = []
+    for name in tasks:
+        leaves = sorted(_leaves(manager, [name]))
+        without = [leaf for leaf in leaves if leaf in documents and leaf not in unscored]
+        scored += without if set(leaves) & set(unscored) else [name]
+    return CheckedTasks(documents, unscored, tuple(scored))
 
 
 def _no_score(output: Any) -> str | None:
@@ -516,11 +525,13 @@ def _note_groups(tasks: dict[str, Any], samples: dict[str, list[dict[str, Any]]]
     from lmms_eval.evaluator_utils import get_task_list
 
     for output in get_task_list(tasks):
-        known = known_tasks.TASKS.get(output.task_name)
-        if known is not None and known.cluster is not None and known.cluster.of_document is not None:
-            docs = output.task.eval_docs_no_media
-            for sample in samples.get(output.task_name, ()):
-                sample["group"] = known.cluster.of_document(docs[sample["doc_id"]])
+        if not known_tasks.has_clusters(output.task_name):
+            continue
+        docs = output.task.eval_docs_no_media  # rebuilt at every access
+        for sample in samples.get(output.task_name, ()):
+            cluster = known_tasks.cluster_of_document(output.task_name, docs[sample["doc_id"]])
+            if cluster is not None:
+                sample["group"] = cluster
 
 
 def tasks_of(tasks: dict[str, Any]) -> set[str]:

@@ -22,8 +22,8 @@ from plam_eval.harness.tasks import NoScoreError, Score
 _LETTER = re.compile(r"^\(?([A-H])(?![A-Za-z0-9])")
 _YES_NO = re.compile(r"^(yes|no)(?![a-z])", re.IGNORECASE)
 _MODE = re.compile(r"\((chat|simple)\)$")
-_ROUNDED = 1e-3
-"""How far the mean of the documents' scores (from 0 to 1) may be from a stock metric: tasks round to 3 to 5 digits."""
+_ROUNDED = 1e-4
+"""How far the mean of the documents' scores (from 0 to 1) may be from a stock metric: tasks round to 4 or 5 digits."""
 
 # Of a results file's task configuration, what decides how the task is asked and answered. Functions are logged with
 # their address in memory, so they cannot be compared; prompts are.

@@ -84,6 +84,11 @@ def scan(
     from plam_eval.probing.decoder import decoder_layers
     from plam_eval.probing.scan import parse_cuts
 
+    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    checked = harness.check_tasks(names, limit=limit, offset=offset, include_path=include_path, model=model)
+    if model.rank == 0:
+        for task, why in checked.unscored.items():
+            logger.warning("{}: left out of the scan, no score per document is known: {}", task, why)
     layers = len(decoder_layers(model.model))
     chosen = parse_cuts(cuts, layers)
     folder = Path(output)
@@ -92,7 +97,7 @@ def scan(
     with _Recorder(model, chosen, store).installed() as recorder:
         run = harness.evaluate(
             model,
-            tasks,
+            checked.scored,
             limit=limit,
             offset=offset,
             output=folder / "unmasked",

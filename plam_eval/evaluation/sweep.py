@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from tqdm import tqdm
 
@@ -506,10 +507,17 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         under several processes a failure in one of them ends them all.
 
     Raises:
-        SweepError: another process is at work in this folder.
+        SweepError: another process is at work in this folder. EvaluationError: no task of the config can be scored.
     """
-    lm = model if model is not None else load_model(job.config)
+    config = job.config
+    checked = harness.check_tasks(
+        config.tasks, limit=config.limit, offset=config.offset, include_path=config.include_path, model=config.model
+    )
+    lm = model if model is not None else load_model(config)
     first, alone = lm.rank == 0, lm.world_size == 1
+    if first:
+        for task, why in checked.unscored.items():
+            logger.warning("{}: evaluated, but not compared, no score per document is known: {}", task, why)
     done: dict[str, dict[str, Any]] = {}
     with locked(job.folder) if first else nullcontext():
         if first:

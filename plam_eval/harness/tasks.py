@@ -35,7 +35,7 @@ class Score:
 
     Attributes:
         metric: the name under which the task logs it.
-        read: entry -> score. May raise KeyError, IndexError, TypeError or ValueError for an entry of another shape.
+        read: entry -> score, NaN where a judge gave none. May raise anything for an entry of another shape.
         also: other names under which the task logs some of its documents, in the same form.
         low, high: the range that scores are in.
         unjudged: values that stand for "could not be judged", such as -1; such a document has no score.
@@ -65,12 +65,12 @@ class Score:
         entry = sample[metric]
         try:
             score = float(self.read(entry))
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # lmms-eval's own scoring runs here, on an entry that may be another task's
             raise NoScoreError(
                 f"{metric} is not logged in the form that is known: found {shortened(entry)} "
                 f"({type(error).__name__}: {error})"
             ) from error
-        if score in self.unjudged:
+        if math.isnan(score) or score in self.unjudged:
             return math.nan
         if not self.low <= score <= self.high:
             raise NoScoreError(f"{metric} is {score:g}, expected {self.low:g} to {self.high:g}")
@@ -114,9 +114,11 @@ class Task:
 
 
 def number(entry: Entry) -> float:
-    """An entry that is the score itself. Raises TypeError for anything but a number."""
+    """An entry that is the score itself. Raises TypeError or ValueError for anything but a number."""
     if not isinstance(entry, (int, float)):
         raise TypeError(f"found {type(entry).__name__}, expected a number")
+    if math.isnan(entry):
+        raise ValueError("found NaN, expected a number")
     return float(entry)
 
 
@@ -275,12 +277,21 @@ def cluster_of(task: str, sample: Mapping[str, Any]) -> tuple[str, bool]:
     return f"document {sample['doc_id']}", cluster is ONE_EACH
 
 
+def has_clusters(task: str) -> bool:
+    """Whether the rows of a task's dataset say what documents share, and its sample logs do not."""
+    known = TASKS.get(task)
+    return known is not None and known.cluster is not None and known.cluster.of_document is not None
+
+
 def cluster_of_document(task: str, document: Document) -> str | None:
     """What a row of a task's dataset shares with others; None where its own sample log says it, or nothing is known."""
-    known = TASKS.get(task)
-    if known is None or known.cluster is None or known.cluster.of_document is None:
+    cluster = TASKS[task].cluster if has_clusters(task) else None
+    if cluster is None or cluster.of_document is None:
         return None
-    return known.cluster.of_document(document)
+    try:
+        return cluster.of_document(document)
+    except (KeyError, TypeError):  # a copy of the dataset without that column
+        return None
 
 
 def listed(words: Iterable[str]) -> str:

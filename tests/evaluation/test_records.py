@@ -3,12 +3,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plam_eval.evaluation.records import IncomparableError, RecordError, Run, check_comparable, read_run, tables
+from plam_eval.evaluation.records import (
+    IncomparableError,
+    RecordError,
+    Run,
+    check_comparable,
+    notes_of,
+    read_run,
+    scored,
+    tables,
+)
+from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}
@@ -116,6 +127,131 @@ def test_answers_of_any_language_are_read(tmp_path: Path) -> None:
     log = tmp_path / "20260101_000000_samples_yes.jsonl"
     log.write_text(json.dumps(json.loads(log.read_text()), ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_run(file).samples["answer"][0] == answer
+
+
+# Is what is read whole, and what the task itself says?
+
+
+def _gsm8k(strict: list[float], flexible: list[float]) -> list[dict[str, Any]]:
+    """As lmms-eval logs two filters: all documents of the first, then all of the second; no line says which."""
+    words = {"target": "4", "filtered_resps": ["4"], "input": "2 + 2"}
+    return [{"doc_id": n, **words, "exact_match": score} for part in (strict, flexible) for n, score in enumerate(part)]
+
+
+FILTERS = {"gsm8k": MEAN | {"filter_list": [{"name": "strict-match"}, {"name": "flexible-extract"}]}}
+STOCK = {"gsm8k": {"exact_match,strict-match": 0.25, "exact_match,flexible-extract": 0.75}}
+
+
+def test_of_several_filters_the_first_one_is_read(tmp_path: Path) -> None:
+    rows = {"gsm8k": _gsm8k([0, 1, 0, 0], [1, 1, 0, 1])}
+    run = read_run(_write(tmp_path, rows, configs=FILTERS, results=STOCK))
+    assert run.samples["score"].tolist() == [0, 1, 0, 0] and run.samples["doc_id"].tolist() == [0, 1, 2, 3]
+    assert not [note for note in run.notes if "comes to" in note]  # the first filter's value, not the second's
+
+
+def test_a_log_of_several_filters_that_is_cut_is_named(tmp_path: Path) -> None:
+    rows = {"gsm8k": _gsm8k([0, 1, 0, 0], [1, 1])}
+    with pytest.raises(RecordError, match=r"document 2 stands there 1 times, .*strict-match, .*not whole"):
+        read_run(_write(tmp_path, rows, configs=FILTERS))
+
+
+def test_a_log_cut_at_the_end_of_a_line_is_named(tmp_path: Path) -> None:
+    counts = {"n-samples": {"gqa": {"original": 30, "effective": 6}}, "config": {"limit": 6.0, "offset": 0}}
+    logs = {"gqa": _graded([1, 0, 1, 1, 0, 1])}
+    assert len(read_run(_write(tmp_path / "whole", logs, **counts)).samples) == 6
+    file = _write(tmp_path / "cut", {"gqa": logs["gqa"][:2]}, **counts)
+    with pytest.raises(RecordError, match=r"samples_gqa\.jsonl holds 2 documents, but .* of 6 \(n-samples\)"):
+        read_run(file)
+
+
+@pytest.mark.parametrize(
+    ("counts", "config", "whole"),
+    [
+        ({"original": 30, "effective": 6}, {"offset": 27}, 3),  # fewer are left behind the offset
+        ({"original": 30, "effective": 30}, {}, 30),
+        (
+            {"original": 30, "effective": 0.1},
+            {"limit": 0.1},
+            None,
+        ),  # a share, which lmms-eval keeps
+        ({"original": "?"}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_how_many_documents_a_log_should_hold(
+    tmp_path: Path, counts: dict[str, Any], config: dict[str, Any], whole: int | None
+) -> None:
+    for documents in (3, 30):
+        file = _write(
+            tmp_path / str(documents),
+            {"gqa": _graded([1] * documents)},
+            config=config,
+            **{"n-samples": {"gqa": counts}},
+        )
+        if whole in (None, documents):
+            assert len(read_run(file).samples) == documents
+        else:
+            with pytest.raises(RecordError, match=f"holds {documents} documents, but .* of {whole}"):
+                read_run(file)
+
+
+def test_scores_that_do_not_come_to_the_tasks_own_metric_are_told(tmp_path: Path) -> None:
+    logs = {"gqa": _graded([1, 0, 1, 1])}
+    agreeing = read_run(_write(tmp_path / "a", logs, results={"gqa": {"exact_match,none": 0.75}}))
+    assert not [note for note in agreeing.notes if "comes to" in note]
+    other = read_run(_write(tmp_path / "b", logs, results={"gqa": {"exact_match,none": 0.5}}))
+    (note,) = [note for note in other.notes if "comes to" in note]
+    assert note.startswith("gqa: the documents' exact_match comes to 0.75, but exact_match in the results is 0.5")
+
+
+def test_mmbench_counts_a_question_once_for_all_its_rotations(tmp_path: Path) -> None:
+    right, wrong = MMBENCH | {"prediction": "B"}, MMBENCH | {"prediction": "C"}
+    entries = [right, wrong | {"index": 1_000_001}, right | {"index": 2}, right | {"index": 1_000_002}]
+    words = {"target": "B", "filtered_resps": ["B"], "input": "?"}
+    logs = {"mmbench_en_dev_static": [{"doc_id": n, **words, "gpt_eval_score": e} for n, e in enumerate(entries)]}
+    stock = {"mmbench_en_dev_static": {"gpt_eval_score,none": 50.0}}  # of two questions one under every rotation
+    run = read_run(_write(tmp_path, logs, results=stock))
+    assert run.samples["score"].tolist() == [1, 0, 1, 1] and run.notes == ()
+
+
+def test_one_task_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
+    captions = {
+        "doc_id": 0,
+        "target": "a dog",
+        "filtered_resps": ["a dog"],
+        "CIDEr": {"pred": "a dog", "answer": "a dog"},
+    }
+    configs = {"gqa": MEAN, "flickr": {"metric_list": [{"metric": "CIDEr", "aggregation": "<function cider at 0x1>"}]}}
+    logs = {"gqa": _graded([1.0]), "flickr": [captions]}
+    runs = {name: read_run(_write(tmp_path / name, logs, configs=configs)) for name in ("one", "two")}
+    assert list(runs["one"].unscored) == ["flickr"] and math.isnan(runs["one"].accuracy()["flickr"])
+    kept, notes = scored(runs)
+    assert [run.tasks for run in kept.values()] == [["gqa"], ["gqa"]]
+    assert notes == [
+        "flickr: left out, no score per document is known (one: it declares no metric that is a mean over documents; "
+        "it declares CIDEr (cider))"
+    ]
+    with pytest.raises(RecordError, match=r"nothing can be compared:\n  - flickr: left out"):
+        scored({name: run.only(["flickr"]) for name, run in runs.items()})
+
+
+def test_documents_without_a_verdict_are_left_out_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = Score("verdict", number, unjudged=frozenset({-1.0}))
+    monkeypatch.setitem(TASKS, "judged", Task(judged, ONE_EACH))
+    runs = {}
+    for name, verdicts in {"one": [1, -1, 0, 1], "two": [1, 1, 0, -1]}.items():
+        rows = [{"doc_id": n, "target": "x", "filtered_resps": ["x"], "verdict": v} for n, v in enumerate(verdicts)]
+        runs[name] = read_run(_write(tmp_path / name, {"judged": rows}))
+    assert runs["one"].accuracy()["judged"] == pytest.approx(2 / 3)  # of those judged; -1 is no score
+    assert runs["one"].notes == ("judged: 1 of 4 documents have no score; the judge gave none",)
+    kept, notes = scored(runs)
+    assert [run.samples["doc_id"].tolist() for run in kept.values()] == [[0, 2], [0, 2]]
+    assert notes == ["judged: 2 documents left out that a judge came to no verdict on in some run"]
+
+
+def test_notes_are_told_once(tmp_path: Path) -> None:
+    runs = {name: replace(_run(tmp_path / name), notes=("gqa: a", f"gqa: {name}")) for name in ("one", "two")}
+    assert notes_of(runs) == ["gqa: a", "one: gqa: one", "two: gqa: two"]
 
 
 # What documents have in common
@@ -432,8 +568,8 @@ def test_half_a_surrogate_pair_is_readable(tmp_path: Path) -> None:
 def test_a_branch_is_no_version_of_lmms_eval(tmp_path: Path) -> None:
     """Run from within any checkout, lmms-eval notes that one's branch and commit as its own version."""
     runs = []
-    for number, version in enumerate(("main@1234567", "0.7.3")):
-        file = _write(tmp_path / str(number), {"yes": [_sample("yes")]}, lmms_eval_version=version)
+    for place, version in enumerate(("main@1234567", "0.7.3")):
+        file = _write(tmp_path / str(place), {"yes": [_sample("yes")]}, lmms_eval_version=version)
         runs.append(read_run(file))
     assert [run.summary()["lmms_eval"] for run in runs] == [None, "0.7.3"]
     assert check_comparable(*runs) == []

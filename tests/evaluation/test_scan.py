@@ -18,6 +18,7 @@ from plam_eval import cli
 from plam_eval.evaluation import records, variants
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
+from plam_eval.harness.tasks import score_of_task
 from plam_eval.probing import scan as cuts_at_once
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
@@ -53,7 +54,8 @@ def masked(model: Any, cut: int, tasks: Any, **given: Any) -> pd.DataFrame:
     """The harness's own evaluation of the model with its vision tokens hidden from layer `cut` on."""
     with mask_vision(model.model, cut):
         run = evaluate(model, tasks, **given)
-    rows = [records.row(task, log) for task, logs in run.samples.items() for log in logs]
+    scores = {task: score_of_task(task, run.results["configs"][task]) for task in run.samples}
+    rows = [records.row(task, log, scores[task]) for task, logs in run.samples.items() for log in logs]
     return pd.DataFrame(rows).sort_values(["task", "doc_id"]).reset_index(drop=True)
 
 
