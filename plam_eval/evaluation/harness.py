@@ -362,7 +362,7 @@ def _checked(
                 if (why := _no_score(output)) is not None:
                     unscored[output.task_name] = why
     except (tenacity.RetryError, OSError, ValueError) as error:
-        cause = error.last_attempt.exception() if isinstance(error, tenacity.RetryError) else error
+        cause = _cause(error)
         raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
     if empty := [task for task, count in documents.items() if not count]:
         raise EvaluationError(f"no documents of {', '.join(empty)} at offset {offset}; give a smaller one")
@@ -388,8 +388,18 @@ def _no_score(output: Any) -> str | None:
     except known_tasks.NoScoreError as error:
         return str(error)
     except Exception as error:  # a task's own code runs here, and may raise anything
-        return f"scoring an answer to its first document raised {type(error).__name__}: {error}"
+        cause = _cause(error)
+        return f"scoring an answer to its first document raised {type(cause).__name__}: {cause}"
     return None
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What raised, where lmms-eval tried again and again."""
+    import tenacity
+
+    if isinstance(error, tenacity.RetryError):
+        return error.last_attempt.exception() or error
+    return error
 
 
 @contextmanager
@@ -613,7 +623,6 @@ def document_images(
     """
     import datasets
     import huggingface_hub.constants
-    import tenacity
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
     from PIL.Image import Image
@@ -643,7 +652,7 @@ def document_images(
                     found = output.task.doc_to_visual(doc) or []
                     images[name, doc_id] = [image for image in found if isinstance(image, Image)]
             except Exception as error:  # a task's own code runs here, and may raise anything
-                cause = error.last_attempt.exception() if isinstance(error, tenacity.RetryError) else error
+                cause = _cause(error)
                 absent = isinstance(cause, (ConnectionError, FileNotFoundError))
                 missing[name] = "its dataset is not on this machine" if absent else f"{type(cause).__name__}: {cause}"
     return images, missing

@@ -1,0 +1,121 @@
+"""What is known of tasks before a model answers them, with tasks of a user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plam_eval.evaluation import harness
+from plam_eval.evaluation.harness import EvaluationError, check_tasks
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+process_results: !function scores.{name}
+metric_list:
+  - {{metric: {metric}, aggregation: {aggregation}, higher_is_better: true}}
+generation_kwargs: {{max_new_tokens: 4}}
+"""
+SCORES = """
+def own_mean(doc, results):
+    return {"right": float(results[0] == doc["answer"]), "caption": {"pred": results[0], "answer": doc["answer"]}}
+
+def own_captions(doc, results):
+    return {"cider": {"pred": results[0], "answer": doc["answer"]}}
+
+def own_judge(doc, results):
+    return {"verdict": -1}
+
+def own_other_name(doc, results):
+    return {"right_of_text": 1.0}
+
+def own_crash(doc, results):
+    raise RuntimeError("no judge to be reached")
+
+def cider(entries):
+    return 1.0
+"""
+METRICS = {"own_mean": "right", "own_captions": "cider", "own_judge": "verdict", "own_other_name": "right"}
+METRICS |= {"own_crash": "right"}
+
+
+@pytest.fixture(scope="module")
+def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of tasks, as `include_path` takes it; one for all tests, since lmms-eval's are indexed beside it."""
+    tmp_path = tmp_path_factory.mktemp("own")
+    data = tmp_path / "documents.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{n}?", "answer": str(n)}) + "\n" for n in range(5)))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "scores.py").write_text(SCORES)
+    for name, metric in METRICS.items():
+        aggregation = "!function scores.cider" if name == "own_captions" else "mean"
+        text = TASK.format(name=name, data=data, metric=metric, aggregation=aggregation)
+        (folder / f"{name}.yaml").write_text(text)
+    absent = TASK.format(name="own_absent", data=tmp_path / "absent.jsonl", metric="right", aggregation="mean")
+    (folder / "own_absent.yaml").write_text(absent.replace("scores.own_absent", "scores.own_mean"))
+    (folder / "both.yaml").write_text("group: own_group\ntask: [own_mean, own_captions]\n")
+    yield folder
+    harness._checked.cache_clear()
+
+
+def test_tasks_that_will_have_no_score_are_named_beforehand(own_tasks: Path) -> None:
+    checked = check_tasks(list(METRICS), limit=3, include_path=own_tasks)
+    assert checked.documents == dict.fromkeys(METRICS, 3)
+    assert checked.scored == ("own_mean",)
+    assert checked.unscored == {
+        "own_captions": "it declares no metric that is a mean over documents; it declares cider (cider)",
+        "own_judge": "verdict is -1, expected 0 to 1",
+        "own_other_name": "expected right in its log, found right_of_text",
+        "own_crash": "scoring an answer to its first document raised RuntimeError: no judge to be reached",
+    }
+
+
+def test_of_a_group_the_tasks_with_scores_are_kept(own_tasks: Path) -> None:
+    assert check_tasks(["own_group"], include_path=own_tasks).scored == ("own_mean",)
+    assert check_tasks(["own_mean"], offset=1, include_path=own_tasks).documents == {"own_mean": 4}
+
+
+def test_nothing_that_can_be_compared_is_refused(own_tasks: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"no score per document is known for any(.|\n)*own_judge: verdict is -1"):
+        check_tasks(["own_captions", "own_judge"], include_path=own_tasks)
+
+
+def test_an_offset_behind_the_documents_is_refused(own_tasks: Path) -> None:
+    with pytest.raises(EvaluationError, match="no documents of own_mean at offset 5"):
+        check_tasks(["own_mean"], offset=5, include_path=own_tasks)
+
+
+def test_a_dataset_that_is_not_there_is_named(own_tasks: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"a dataset could not be loaded: .*absent\.jsonl"):
+        check_tasks(["own_absent"], include_path=own_tasks)
+
+
+# The newest run is the one that was made last
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ([], "20260301_120000"),
+        (["20260228_235959_results.json"], "20260301_120000"),
+        (["20260301_120000_samples_gqa.jsonl"], "20260301_120001"),  # samples would be appended to it
+        (["20270630_115959_results.json", "20260101_000000_results.json"], "20270630_120000"),  # the clock was set back
+        (["20271231_235959_samples_a.jsonl"], "20280101_000000"),
+        (["99991231_235959_results.json", "20261399_999999_results.json", "notes_of_mine.txt"], "20260301_120000"),
+    ],
+)
+def test_dates_follow_those_that_are_there(tmp_path: Path, there: list[str], expected: str) -> None:
+    (tmp_path / "model").mkdir()
+    for name in there:
+        (tmp_path / "model" / name).touch()
+    assert harness._later_than_others("20260301_120000", tmp_path) == expected
+    assert harness._later_than_others("20260301_120000", tmp_path / "absent") == "20260301_120000"
