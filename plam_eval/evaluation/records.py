@@ -172,11 +172,9 @@ def tables(runs: dict[str, Run]) -> Tables:
     for name, run in runs.items():
         samples.append(run.samples.assign(run=name))
         for task, rows in run.samples.groupby("task", sort=False):
-            low, high = (
-                proportion_interval(int(rows["score"].sum()), len(rows))
-                if is_binary(rows["score"])
-                else (math.nan, math.nan)
-            )
+            low, high, scores = math.nan, math.nan, rows["score"].dropna()
+            if len(scores) and is_binary(scores):
+                low, high = proportion_interval(int(scores.sum()), len(scores))
             counts = {"documents": len(rows), "groups": rows["group"].nunique(), "accuracy": rows["score"].mean()}
             row = {"run": name, "task": task, **counts, "low": low, "high": high, "parsable": share(rows["parsable"])}
             by_task.append(row)
