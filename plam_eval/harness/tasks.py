@@ -43,6 +43,7 @@ class Score:
         stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
             task has none.
         aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
+        late: whether the task writes it into its entries only when it aggregates them, which a scan does not do.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Score:
     stock: str | None = None
     scale: float = 1.0
     aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
+    late: bool = False
 
     def of(self, sample: Mapping[str, Any]) -> float:
         """A document's score from its line of a sample log; NaN where it could not be judged.
@@ -334,7 +336,8 @@ TASKS: dict[str, Task] = {
         Task(Score("llm_as_judge_eval", field("true_false"), stock="llm_as_judge_eval", scale=100)),
     ),
     "hallusion_bench_image": Task(
-        Score("aAcc", field("correct"), stock="aAcc", scale=100),  # "unclear" is wrong, as the task counts it
+        # "unclear" is wrong, as the task counts it
+        Score("aAcc", field("correct"), stock="aAcc", scale=100, late=True),
         Cluster("image", of_sample=lambda sample: str(sample["aAcc"]["filename"])),
     ),
     # --- without a score per document ---

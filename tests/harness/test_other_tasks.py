@@ -135,6 +135,23 @@ def test_a_second_run_into_the_same_folder(hub: Path, tmp_path: Path, monkeypatc
     assert list(runs[1].unscored) == [NO_VERDICT_IN_SCAN]
 
 
+def test_what_a_scan_cannot_score_is_named_beforehand(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hub)
+    tasks = ["blink_counting", NO_VERDICT_IN_SCAN]
+    assert harness.check_tasks(tasks).unscored == {}
+    checked = harness.check_tasks(tasks, by_document=True)
+    assert checked.unscored == {NO_VERDICT_IN_SCAN: "aAcc is only judged when all answers are there"}
+    assert checked.scored == ("blink_counting",)
+
+
+def test_a_task_whose_judge_has_no_key_is_refused_beforehand(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(hub)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(harness.EvaluationError, match="a task could not be loaded: OpenAIError: Missing credentials"):
+        harness.check_tasks(["mmvet"])
+
+
 # --- tasks without a score per document -------------------------------------------------------------------------------
 
 
