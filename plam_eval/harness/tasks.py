@@ -291,7 +291,10 @@ TASKS: dict[str, Task] = {
     ),
     **_each(
         "cv_bench cv_bench_2d cv_bench_3d",
-        Task(Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"), _image("source", "source_filename")),
+        Task(
+            Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"),
+            _image("source_dataset", "source_filename"),
+        ),
     ),
     **_each(
         "blink_art_style blink_counting blink_forensic_detection blink_functional_correspondence blink_iq_test "
