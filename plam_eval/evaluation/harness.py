@@ -327,22 +327,32 @@ def check_tasks(
     offset: int = 0,
     include_path: str | Path | None = None,
     model: Any = None,
+    by_document: bool = False,
 ) -> CheckedTasks:
     """What an evaluation of these tasks would ask and score; datasets are loaded for it, no model is.
 
     A task that `harness.tasks` does not know has one answer to its first document scored, as its evaluation would.
 
+    Args:
+        by_document: answers will be scored one by one (`score_answers`), without the aggregation of all of them.
+
     Raises:
-        EvaluationError: unknown task, a dataset that is not to be had, no documents, a limit that MME cannot have, or
-            no task at all whose documents have a score.
+        EvaluationError: unknown task, a task or dataset that cannot be loaded, no documents, a limit that MME cannot
+            have, or no task at all whose documents have a score.
     """
     include = str(include_path) if include_path else None
-    return _checked(tuple(tasks), limit, offset, include, prompt_id(model), str(Path.cwd()))
+    return _checked(tuple(tasks), limit, offset, include, prompt_id(model), str(Path.cwd()), by_document)
 
 
 @functools.lru_cache(maxsize=8)  # a command checks before it loads a model, and the evaluation that it calls does, too
 def _checked(
-    tasks: tuple[str, ...], limit: int | None, offset: int, include_path: str | None, model: Any, folder: str
+    tasks: tuple[str, ...],
+    limit: int | None,
+    offset: int,
+    include_path: str | None,
+    model: Any,
+    folder: str,
+    by_document: bool,
 ) -> CheckedTasks:
     import tenacity
     from lmms_eval.evaluator_utils import get_task_list
@@ -359,11 +369,13 @@ def _checked(
             for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
                 total = max(0, len(output.task.eval_docs_no_media) - offset)
                 documents[output.task_name] = min(total, limit) if limit is not None else total
-                if (why := _no_score(output)) is not None:
+                if (why := _no_score(output, by_document)) is not None:
                     unscored[output.task_name] = why
     except (tenacity.RetryError, OSError, ValueError) as error:
         cause = _cause(error)
         raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
+    except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
+        raise EvaluationError(f"a task could not be loaded: {type(error).__name__}: {error}") from error
     if empty := [task for task, count in documents.items() if not count]:
         raise EvaluationError(f"no documents of {', '.join(empty)} at offset {offset}; give a smaller one")
     if unscored and len(unscored) == len(documents):
@@ -377,11 +389,13 @@ def _checked(
     return CheckedTasks(documents, unscored, tuple(scored))
 
 
-def _no_score(output: Any) -> str | None:
+def _no_score(output: Any, by_document: bool) -> str | None:
     """Why the documents of a task will have no score; None where they will have one."""
     name, task = output.task_name, output.task
     try:
         score = known_tasks.score_of_task(name, dict(output.task_config))
+        if by_document and score.late:
+            return f"{score.metric} is only judged when all answers are there"
         if name not in known_tasks.TASKS:
             document = task.eval_docs[0]
             score.of(task.process_results(document, [str(task.doc_to_target(document))]))

@@ -85,7 +85,9 @@ def scan(
     from plam_eval.probing.scan import parse_cuts
 
     names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    checked = harness.check_tasks(names, limit=limit, offset=offset, include_path=include_path, model=model)
+    checked = harness.check_tasks(
+        names, limit=limit, offset=offset, include_path=include_path, model=model, by_document=True
+    )
     if model.rank == 0:
         for task, why in checked.unscored.items():
             logger.warning("{}: left out of the scan, no score per document is known: {}", task, why)

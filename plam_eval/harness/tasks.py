@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean as mean
@@ -42,6 +43,7 @@ class Score:
         stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
             task has none.
         aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
+        late: whether the task writes it into its entries only when it aggregates them, which a scan does not do.
     """
 
     metric: str
@@ -53,6 +55,7 @@ class Score:
     stock: str | None = None
     scale: float = 1.0
     aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
+    late: bool = False
 
     def of(self, sample: Mapping[str, Any]) -> float:
         """A document's score from its line of a sample log; NaN where it could not be judged.
@@ -93,7 +96,7 @@ class Cluster:
 
 
 ONE_EACH = Cluster("document")
-"""Every document has an image of its own."""
+"""Every document has an image of its own, or none."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,32 @@ def field(name: str) -> Callable[[Entry], float]:
 def equal_letters(entry: Entry) -> float:
     """Whether `pred` and `answer` are one word, as the SEED-Bench tasks compare them."""
     return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
+
+
+def _equal(entry: Entry, given: str, true: str) -> float:
+    """Whether two texts of an entry are the same, letter by letter."""
+    texts = entry[given], entry[true]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"found {given} {texts[0]!r} and {true} {texts[1]!r}, expected two texts")
+    return float(texts[0] == texts[1])
+
+
+def _mmvet(entry: Entry) -> float:
+    """MM-Vet logs a score of 0 and no judge's name where the judge did not answer."""
+    return number(entry["score"]) if entry["eval_model"] else math.nan
+
+
+def _half_overlap(entry: Entry) -> float:
+    """Whether the box that was answered and the true one have half of what they cover together in common.
+
+    Boxes are left, top, right, bottom; one that is the wrong way round covers nothing.
+    """
+    (left, top, right, bottom), (left_, top_, right_, bottom_) = entry["bbox"], entry["pred"]
+    common = max(0, min(right, right_) - max(left, left_)) * max(0, min(bottom, bottom_) - max(top, top_))
+    if common == 0:
+        return 0.0
+    either = (right - left) * (bottom - top) + (right_ - left_) * (bottom_ - top_) - common
+    return float(common / either >= 0.5)
 
 
 def _mmbench(entry: Entry) -> float:
@@ -180,6 +209,33 @@ _MMMU_TASK = Task(
     Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subdomain"])),
 )
 
+
+def _image(*columns: str) -> Cluster:
+    """Documents share an image when these columns of the dataset are the same."""
+    return Cluster("image", of_document=lambda doc: " ".join(_text(doc[column]) for column in columns))
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _coco_image(document: Document) -> str:
+    """RefCOCO names a file by its image and by the region in it: COCO_train2014_000000581857_16.jpg."""
+    return re.sub(r"(_\d{12})_\d+(?=\.)", r"\1", str(document["file_name"]))
+
+
+def _each(names: str, task: Task) -> dict[str, Task]:
+    """One row for tasks that differ in their documents only."""
+    return dict.fromkeys(names.split(), task)
+
+
+_EXACT_MATCH = Score("exact_match", number, stock="exact_match")
+_ANLS = Score("anls", number, stock="anls")
+_CAPTIONS = Task(unscored="captions are scored over all documents together")
+_SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
+_SEVERAL = Task(unscored="a document holds several questions, and each counts")
+_REGION = Cluster("image", of_document=_coco_image)
+
 TASKS: dict[str, Task] = {
     "gqa": Task(
         Score("exact_match", number, stock="exact_match"),
@@ -209,6 +265,99 @@ TASKS: dict[str, Task] = {
         Score("seedbench_2_plus_all", equal_letters, stock="seedbench_2_plus_all"),
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
+    ),
+    # --- beyond the nine ---
+    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH)),
+    **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
+    **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
+    **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH)),
+    **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH)),
+    **_each("chartqa chartqa_lite", Task(Score("relaxed_overall", number, stock="relaxed_overall"))),
+    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH)),
+    "ocrbench": Task(
+        Score(
+            "ocrbench_accuracy",
+            field("score"),
+            stock="ocrbench_accuracy",
+            aggregate=lambda scores, _: sum(scores) / 1000,  # documents of the whole benchmark, whatever the limit
+        )
+    ),
+    **_each("docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"))),
+    **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"))),
+    **_each("seedbench seedbench_lite", Task(Score("seed_all", equal_letters, stock="seed_all"), _image("data_id"))),
+    "seedbench_ko": Task(Score("seed_image", equal_letters, stock="seed_image"), _image("data_id")),
+    "seedbench_2": Task(
+        Score("seed_all", lambda entry: _equal(entry, "pred", "answer"), stock="seed_all"), _image("data_id")
+    ),
+    **_each(
+        "cv_bench cv_bench_2d cv_bench_3d",
+        Task(
+            Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"),
+            _image("source_dataset", "source_filename"),
+        ),
+    ),
+    **_each(
+        "blink_art_style blink_counting blink_forensic_detection blink_functional_correspondence blink_iq_test "
+        "blink_jigsaw blink_multi_view_reasoning blink_object_localization blink_relative_depth "
+        "blink_relative_reflectance blink_semantic_correspondence blink_spatial_relation blink_visual_correspondence "
+        "blink_visual_similarity",
+        Task(Score("blink_acc", field("is_correct"), stock="blink_acc")),
+    ),
+    **_each(
+        "mmmu_pro_standard mmmu_pro_standard_cot mmmu_pro_vision mmmu_pro_vision_cot",
+        Task(
+            Score("mmmu_acc", lambda entry: _equal(entry, "parsed_pred", "answer"), stock="mmmu_acc"),
+            Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subject"])),
+        ),
+    ),
+    **_each("mmmu_pro_composite mmmu_pro_composite_cot", _SEVERAL),
+    **_each(
+        "refcoco_bbox_rec_val refcoco_bbox_rec_test refcoco_bbox_rec_testA refcoco_bbox_rec_testB "
+        "refcoco+_bbox_rec_val refcoco+_bbox_rec_testA refcoco+_bbox_rec_testB "
+        "refcocog_bbox_rec_val refcocog_bbox_rec_test",
+        Task(Score("refcoco_ACC@0.5", _half_overlap, stock="refcoco_ACC@0.5"), _REGION),
+    ),
+    **_each(
+        "refcoco_grounding_test refcoco_grounding_testA refcoco_grounding_testB refcoco_plus_grounding_testA "
+        "refcoco_plus_grounding_testB refcocog_grounding_test",
+        Task(Score("refcoco_grounding_ACC@0.5", _half_overlap, stock="refcoco_grounding_ACC@0.5"), _REGION),
+    ),
+    **_each(
+        "gsm8k gsm8k_cot gsm8k_cot_llama gsm8k_cot_zeroshot gsm8k_cot_self_consistency "
+        "mmlu_pro_biology mmlu_pro_business mmlu_pro_chemistry mmlu_pro_computer_science mmlu_pro_economics "
+        "mmlu_pro_engineering mmlu_pro_health mmlu_pro_history mmlu_pro_law mmlu_pro_math mmlu_pro_other "
+        "mmlu_pro_philosophy mmlu_pro_physics mmlu_pro_psychology "
+        "gpqa_main_cot_zeroshot gpqa_main_cot_n_shot gpqa_main_generative_n_shot "
+        "gpqa_diamond_cot_zeroshot gpqa_diamond_cot_n_shot gpqa_diamond_generative_n_shot "
+        "gpqa_extended_cot_zeroshot gpqa_extended_cot_n_shot gpqa_extended_generative_n_shot",
+        Task(_EXACT_MATCH, ONE_EACH),
+    ),
+    # --- with a judge's verdict ---
+    **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", _mmvet, stock="gpt_eval_score", scale=100))),
+    **_each(
+        "mathvista_testmini_cot mathvista_testmini_format mathvista_testmini_solution",
+        Task(Score("llm_as_judge_eval", field("true_false"), stock="llm_as_judge_eval", scale=100)),
+    ),
+    "hallusion_bench_image": Task(
+        # "unclear" is wrong, as the task counts it
+        Score("aAcc", field("correct"), stock="aAcc", scale=100, late=True),
+        Cluster("image", of_sample=lambda sample: str(sample["aAcc"]["filename"])),
+    ),
+    # --- without a score per document ---
+    **_each(
+        "flickr30k_test flickr30k_test_lite coco2014_cap_val coco2017_cap_val coco2017_cap_val_lite coco_karpathy_val "
+        "coco_karpathy_test coco_cap_chair nocaps_val nocaps_val_lite textcaps_train textcaps_val textcaps_val_lite "
+        "refcoco_bbox_val refcoco_bbox_val_lite refcoco_bbox_test refcoco_bbox_testA refcoco_bbox_testB "
+        "refcoco_seg_val refcoco_seg_test refcoco_seg_testA refcoco_seg_testB "
+        "refcoco+_bbox_val refcoco+_bbox_testA refcoco+_bbox_testB "
+        "refcoco+_seg_val refcoco+_seg_testA refcoco+_seg_testB "
+        "refcocog_bbox_val refcocog_bbox_test refcocog_seg_val refcocog_seg_test",
+        _CAPTIONS,
+    ),
+    **_each(
+        "textvqa_test vqav2_test vizwiz_vqa_test docvqa_test infovqa_test mathvista_test coco2014_cap_test "
+        "coco2017_cap_test nocaps_test textcaps_test",
+        _SUBMISSION,
     ),
 }
 
