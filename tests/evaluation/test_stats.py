@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,6 +250,24 @@ def test_needed_is_the_textbook_formula() -> None:
     spread = np.repeat([1.0, -1.0, 0.0], [40, 30, 930]).std(ddof=1)
     textbook = NormalIndPower().solve_power(effect_size=0.01 / spread, alpha=0.05, power=0.8, ratio=0)
     assert found.needed == math.ceil(textbook)
+
+
+def test_the_guide_says_what_the_code_gives() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8").replace("\n", " ")
+    said = re.search(
+        r"([\d,]+) times the share that changes, or ([\d,]+) documents at 2 %, ([\d,]+) at 7 %\. A comparison of "
+        r"300 documents in which 7 % change sees differences of (\w+) points",
+        guide,
+    )
+    assert said is not None
+    each, two, seven = (int(number.replace(",", "")) for number in said.groups()[:3])
+    factor = (1.959964 + 0.841621) ** 2
+    assert each == pytest.approx(factor / 0.01**2, rel=1e-3)
+    assert math.sqrt(factor * 0.07 / 300) == pytest.approx({"four": 0.04}[said[4]], abs=0.005)
+    for share, documents in ((0.02, two), (0.07, seven)):
+        half = round(share * 5000)
+        assert one(*changed(half, half, 10_000)).needed == pytest.approx(documents, rel=2e-3)
+        assert each * share == pytest.approx(documents, rel=2e-3)
 
 
 def test_with_the_documents_needed_four_of_five_comparisons_find_a_point() -> None:
