@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +24,16 @@ from tqdm import tqdm
 
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
-from plam_eval.probing.plateau import KL_THRESHOLD, OVERALL, Curve, Stages, find_plateau, to_spec, write_spec
+from plam_eval.probing.plateau import (
+    KL_THRESHOLD,
+    OVERALL,
+    Curve,
+    Stages,
+    find_plateau,
+    to_spec,
+    what_can_be_found,
+    write_spec,
+)
 from plam_eval.provenance import versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
@@ -87,7 +98,9 @@ def scan(
     folder = Path(output)
     settings = _settings(model, chosen, layers, gen_kwargs)
     store = _open_store(folder, settings, model.rank)
-    with _Recorder(model, chosen, store).installed() as recorder:
+    late = min(8, len(chosen) - 1)
+    recorder = _Recorder(model, chosen, store, lambda n: what_can_be_found(n, margin, confidence, late=late))
+    with recorder.installed():
         run = harness.evaluate(
             model,
             tasks,
@@ -270,8 +283,15 @@ def _open_store(folder: Path, settings: dict[str, Any], rank: int) -> variants.A
 class _Recorder:
     """Stands in for a wrapper's `generate_until` and `end_run` while it is evaluated."""
 
-    def __init__(self, model: HFPlateauMixin, cuts: tuple[int, ...], store: variants.AnswerFile) -> None:
-        self.model, self.cuts, self.store = model, cuts, store
+    def __init__(
+        self,
+        model: HFPlateauMixin,
+        cuts: tuple[int, ...],
+        store: variants.AnswerFile,
+        expect: Callable[[dict[str, int]], list[str]],
+    ) -> None:
+        """`expect`: what so many documents by task can find, in sentences, to be said before the first is answered."""
+        self.model, self.cuts, self.store, self._expect = model, cuts, store, expect
         self.known = {(record["task"], record["doc_id"]): record for record in store.read()}
         self.rows: list[dict[str, Any]] = []
         self._asked: set[variants.Key] = set()
@@ -289,6 +309,10 @@ class _Recorder:
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         answers = []
+        if self.model.rank == 0:  # of several processes each has about as many
+            asked = Counter(task for task, _ in {(request.task_name, request.doc_id) for request in requests})
+            for sentence in self._expect({task: n * self.model.world_size for task, n in asked.items()}):
+                print(sentence, file=sys.stderr, flush=True)
         for request in tqdm(requests, "answering under every cut", unit="document", disable=self.model.rank != 0):
             key = request.task_name, request.doc_id
             prompt = variants.prompt_of(request)

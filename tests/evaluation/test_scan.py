@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from plam_eval import cli
 from plam_eval.evaluation import records, variants
 from plam_eval.evaluation.harness import EvaluationError, evaluate
-from plam_eval.evaluation.scan import ScanError, conclude, scan
+from plam_eval.evaluation.scan import ScanError, _Recorder, conclude, scan
 from plam_eval.probing import scan as cuts_at_once
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
@@ -57,8 +58,10 @@ def masked(model: Any, cut: int, tasks: Any, **given: Any) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["task", "doc_id"]).reset_index(drop=True)
 
 
-def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path):
+def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path, capsys):
     found = scan(lm, TASKS, tmp_path, cuts="0,2,5", limit=6)
+    said = capsys.readouterr().err
+    assert "cannot show a plateau even where no answer changes" in said.split("answering under every cut")[0]
     samples = pd.read_parquet(tmp_path / "samples.parquet")
     assert found.curve.cuts == (0, 2, 5, 8) and len(samples) == 4 * 6 * len(TASKS)
     columns = ["task", "doc_id", "target", "answer", "score", "parsable"]
@@ -74,6 +77,23 @@ def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path):
     groups = samples[samples["cut"] == 8].groupby("task")["group"].nunique()
     assert groups["mme"] == 3 and groups["mmstar"] == 6
     assert "generate_until" not in vars(lm) and "end_run" not in vars(lm)
+
+
+def test_what_can_be_found_is_said_before_the_first_answer(tmp_path, capsys):
+    requests = [SimpleNamespace(task_name=t, doc_id=n, args=["?"]) for t in ("pope", "gqa") for n in (0, 1, 2, 2)]
+    said: list[dict[str, int]] = []
+
+    def expect(documents: dict[str, int]) -> list[str]:
+        said.append(documents)
+        return ["so much can be found"]
+
+    for rank in (0, 1):
+        model: Any = SimpleNamespace(rank=rank, world_size=2)
+        recorder = _Recorder(model, (0, 8), variants.AnswerFile(tmp_path, rank), expect)
+        with pytest.raises(AttributeError):  # this model cannot answer
+            recorder.generate_until(requests)
+    assert said == [{"pope": 6, "gqa": 6}]  # by the first of two processes, each with three of them
+    assert capsys.readouterr().err.startswith("so much can be found\n")
 
 
 FAMILIES = [("qwen2_5_vl", "chat"), ("qwen2_5_vl", "simple"), ("qwen2_vl", "simple"), ("internvl", "chat")]
