@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from plam_eval.bootstrap import Reweighted, mean_over_tasks, reweighted
+from plam_eval.bootstrap import Reweighted, halves, mean_over_tasks, reweighted
 from plam_eval.probing.plateau import Curve
 
 
@@ -54,6 +54,17 @@ def test_enlarged_is_a_larger_unseen_group() -> None:
     assert one.enlarged(4).unseen == pytest.approx(four.unseen)
     assert np.array_equal(one.enlarged(4).means, four.means)
     assert one.enlarged(1).unseen == pytest.approx(one.unseen)
+
+
+def test_halves_are_means_of_some_of_the_groups() -> None:
+    scores, group = np.array([[1.0], [2.0], [4.0], [8.0]]), np.array([0, 0, 1, 2])
+    made = halves(scores, group, 4000, _rng())
+    seen = made.means[made.unseen == 0, 0]
+    assert set(seen.round(9)) == {1.5, 4.0, 8.0, round(7 / 3, 9), round(11 / 3, 9), 6.0, 3.75}
+    assert set(made.means[made.unseen == 1, 0]) == {3.75}  # no group: the mean of all, and it says nothing
+    assert made.unseen.mean() == pytest.approx(1 / 8, abs=0.02)
+    assert set(made.unseen) == {0, 1}
+    assert made.with_unseen().lower(made.with_unseen().means, -1, 0.975)[0] == -1
 
 
 def test_bounds_are_those_of_clopper_and_pearson() -> None:

@@ -311,11 +311,13 @@ class CheckedTasks:
 
     Attributes:
         documents: task -> documents that an evaluation would ask about.
+        clusters: scored task -> how many of them are independent: documents that share an image count once.
         unscored: task -> why its documents will have no score that could be compared.
         scored: the names that were given, groups that have unscored tasks in them being replaced by their other tasks.
     """
 
     documents: dict[str, int]
+    clusters: dict[str, int]
     unscored: dict[str, str]
     scored: tuple[str, ...]
 
@@ -363,14 +365,17 @@ def _checked(
     manager.model_name = model
     _check_names(tasks, manager.all_tasks)
     _check_pairs(manager, tasks, limit)
-    documents, unscored = {}, {}
+    documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
     try:
         with _one_attempt():
             for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
-                total = max(0, len(output.task.eval_docs_no_media) - offset)
-                documents[output.task_name] = min(total, limit) if limit is not None else total
+                name, rows = output.task_name, output.task.eval_docs_no_media
+                total = max(0, len(rows) - offset)
+                documents[name] = min(total, limit) if limit is not None else total
                 if (why := _no_score(output, by_document)) is not None:
-                    unscored[output.task_name] = why
+                    unscored[name] = why
+                else:
+                    clusters[name] = _count_clusters(name, rows, range(offset, offset + documents[name]))
     except (tenacity.RetryError, OSError, ValueError) as error:
         cause = _cause(error)
         raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
@@ -386,7 +391,13 @@ def _checked(
         leaves = sorted(_leaves(manager, [name]))
         without = [leaf for leaf in leaves if leaf in documents and leaf not in unscored]
         scored += without if set(leaves) & set(unscored) else [name]
-    return CheckedTasks(documents, unscored, tuple(scored))
+    return CheckedTasks(documents, clusters, unscored, tuple(scored))
+
+
+def _count_clusters(task: str, rows: Any, numbers: range) -> int:
+    if not known_tasks.has_clusters(task):
+        return len(numbers)
+    return len({known_tasks.cluster_of_document(task, rows[number]) or number for number in numbers})
 
 
 def _no_score(output: Any, by_document: bool) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,16 @@ from tqdm import tqdm
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.harness.tasks import NoScoreError, score_of_task
-from plam_eval.probing.plateau import KL_THRESHOLD, OVERALL, Curve, Stages, find_plateau, to_spec, write_spec
+from plam_eval.probing.plateau import (
+    KL_THRESHOLD,
+    OVERALL,
+    Curve,
+    Stages,
+    find_plateau,
+    to_spec,
+    what_can_be_found,
+    write_spec,
+)
 from plam_eval.provenance import versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
@@ -96,6 +106,10 @@ def scan(
     folder = Path(output)
     settings = _settings(model, chosen, layers, gen_kwargs)
     store = _open_store(folder, settings, model.rank)
+    if model.rank == 0:
+        late = min(8, len(chosen) - 1)
+        for sentence in what_can_be_found(checked.clusters, margin, confidence, late=late):
+            print(sentence, file=sys.stderr, flush=True)
     with _Recorder(model, chosen, store).installed() as recorder:
         run = harness.evaluate(
             model,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
+from plam_eval.bootstrap import Floats, Reweighted, halves, mean_over_tasks, reweighted
 from plam_eval.evaluation.records import share
 
 OVERALL = "overall"
@@ -45,8 +46,10 @@ class Paired:
         task: its name, or OVERALL.
         documents, groups: how many, and how many independent groups of them.
         first, second: mean scores; difference: second minus first.
-        low, high: confidence interval of the difference, from the paired bootstrap over groups, with one unseen group
-            as in `bootstrap`: of as many documents as count for one here (`_Task.alike`).
+        low, high: confidence interval of the difference. Right or wrong: from the paired bootstrap over groups, with
+            one unseen group as in `bootstrap`, of as many documents as count for one here (`_Difference.alike`). Graded
+            scores: the differences that sign flips would not reject, by `bootstrap.halves`; where too few groups differ
+            for sign flips to reject anything (fewer than six at 95 %), as right or wrong.
         gained, lost: documents that the second run scores better or worse on.
         p: two-sided; of `test`: "mcnemar" (exact; right or wrong, independent documents) or "sign-flip" (of the
             groups' summed differences: graded scores, groups of documents, the mean over tasks).
@@ -82,7 +85,7 @@ def sign_flip(differences: Floats) -> float:
 
     Exact up to 14 differences other than zero, from 19,999 random flips beyond (then p is at least 1e-4).
     """
-    found = differences[~np.isclose(differences, 0, atol=1e-12)]
+    found = differences[_differ(differences)]
     if len(found) < 2:  # one difference may as well have had the other sign
         return 1.0
     result = stats.permutation_test(
@@ -95,6 +98,11 @@ def sign_flip(differences: Floats) -> float:
         rng=np.random.default_rng(0),
     )
     return min(1.0, float(result.pvalue))
+
+
+def _differ(differences: Floats) -> NDArray[np.bool_]:
+    """Which are other than zero, rounding aside."""
+    return np.asarray(~np.isclose(differences, 0, atol=1e-12))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -176,7 +184,7 @@ class _Task:
     """One task's scores, (documents, runs), the groups of its documents, and one draw of the bootstrap."""
 
     def __init__(self, name: str, rows: pd.DataFrame, runs: Mapping[str, pd.DataFrame], resamples: int) -> None:
-        self.name = name
+        self.name, self._resamples = name, resamples
         reference = rows.set_index("doc_id")
         columns, self.parsable = [], []
         for label, frame in runs.items():
@@ -191,10 +199,17 @@ class _Task:
             raise ValueError(f"{name}: document {document} has no score; the task's log holds none that can be read")
         self.group: NDArray[np.intp] = pd.factorize(reference["group"])[0]
         self.groups = int(self.group.max()) + 1
-        self.binary = bool(np.isin(self.scores, (0, 1)).all())
         self.scale = max(1.0, float(np.ptp(self.scores)))
-        generator = np.random.default_rng([0, *name.encode()])
-        self.resampled: Reweighted = reweighted(self.scores, self.group, resamples, generator, unseen_documents=1)
+        self.binary = bool(np.isin(self.scores, (0, self.scale)).all())  # right or wrong, in whatever unit
+
+    @cached_property
+    def resampled(self) -> Reweighted:
+        generator = np.random.default_rng([0, *self.name.encode()])
+        return reweighted(self.scores, self.group, self._resamples, generator, unseen_documents=1)
+
+    @cached_property
+    def halves(self) -> Reweighted:
+        return halves(self.scores, self.group, self._resamples, np.random.default_rng([1, *self.name.encode()]))
 
 
 class _Difference:
@@ -219,10 +234,19 @@ class _Difference:
                 effects.append(float(np.sum(np.bincount(group, spread) ** 2)) / total)
         return float(np.clip(max(effects, default=mean_size), 1, mean_size))
 
-    def resampled(self) -> Reweighted:
-        means, unseen = self.task.resampled
-        difference = (means[:, self._second] - means[:, self._first])[:, None]
-        return Reweighted(difference, unseen).enlarged(self.alike())
+    def differing(self) -> int:
+        """Groups whose mean difference is other than 0, or than that of the middle group if these are fewer."""
+        means = self.by_group / np.bincount(self.task.group)
+        return min(int(_differ(values).sum()) for values in (means, means - np.median(means)))
+
+    def resampled(self, cautious: bool) -> Reweighted:
+        means, unseen = self.task.resampled if cautious else self.task.halves
+        difference = Reweighted((means[:, self._second] - means[:, self._first])[:, None], unseen)
+        return difference.enlarged(self.alike()) if cautious else difference
+
+    def independent(self) -> float:
+        """Documents that count as independent, by the range of scores: the fewer, the more one unseen weighs."""
+        return len(self.values) / self.alike() / self.task.scale
 
     def variance(self) -> float:
         """Estimated variance of the mean difference, groups being independent."""
@@ -236,7 +260,8 @@ class _Difference:
         task = self.task
         gained, lost = (int((sign * direction * self.values > 0).sum()) for sign in (1, -1))
         exact = task.binary and task.groups == len(self.values)
-        low, high = _interval(self.resampled().with_unseen(), task.scale, confidence)
+        (cautious,) = _cautious([self], confidence)
+        low, high = _interval(self.resampled(cautious).with_unseen(), task.scale, confidence)
         return Paired(
             task=task.name,
             documents=len(self.values),
@@ -256,14 +281,26 @@ class _Difference:
         )
 
 
+def _cautious(differences: Sequence[_Difference], confidence: float) -> list[bool]:
+    """For each task, whether a document that nobody has seen may change by the whole range of scores.
+
+    So it is where every document is right or wrong; and in graded tasks if so few groups differ, in all of them, that
+    no pattern of their signs is rare enough to be told from chance: too little is known of how far others may change.
+    """
+    differing = sum(d.differing() for d in differences if not d.task.binary)
+    return [d.task.binary or 0.5**differing >= (1 - confidence) / 2 for d in differences]
+
+
 def _overall(differences: list[_Difference], tasks: list[Paired], confidence: float) -> Paired:
     if len(tasks) == 1:
         return Paired(**{**asdict(tasks[0]), "task": OVERALL})
+    cautious = _cautious(differences, confidence)
+    independent = [d.independent() if c else math.inf for d, c in zip(differences, cautious, strict=True)]
     resampled = mean_over_tasks(
-        {d.task.name: d.resampled() for d in differences},
-        {d.task.name: len(d.values) / d.alike() for d in differences},
+        {d.task.name: d.resampled(c) for d, c in zip(differences, cautious, strict=True)},
+        {d.task.name: number for d, number in zip(differences, independent, strict=True)},
     )
-    low, high = _interval(resampled, max(d.task.scale for d in differences), confidence)
+    low, high = _interval(resampled, differences[independent.index(min(independent))].task.scale, confidence)
     shares = np.concatenate([d.by_group / len(d.values) for d in differences]) / len(tasks)
     documents = sum(task.documents for task in tasks)
     variance = sum(d.variance() for d in differences) / len(tasks) ** 2

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,12 @@ KL_THRESHOLD = 0.003
 _NEEDED = ("task", "doc_id", "cut", "score", "parsable", "kl")
 _OPTIONAL = ("group", "metric", "num_layers")
 _SAME = 1e-4  # nats: what rounding may leave of the unmasked model's KL against itself
+
+
+_FAIR = 0.8  # the chance that `what_can_be_found` speaks of
+# Where nine in ten changes are the same at the next cut, each further cut is so much of a first: plateau_power.py.
+_ALIKE = 0.2
+_ALL_CUTS = "up to about four times as many for a good one at eight late cuts"  # simulated, as above
 
 
 class CurveError(ValueError):
@@ -443,6 +450,90 @@ def _first_of_run(holds: NDArray[np.bool_]) -> int:
     return int(fails[-1]) + 1 if len(fails) else 0
 
 
+def _least(tasks: int, margin: float, confidence: float) -> int:
+    """In each task, how many documents let a bound lie within the margin when no score differs at all."""
+    reach = margin * tasks  # one task alone may lose this much
+    return 1 if reach >= 1 else math.floor(math.log(1 - confidence) / math.log1p(-reach)) + 1
+
+
+def chance(
+    documents: Mapping[str, int], changed: float, margin: float = 0.02, confidence: float = 0.95, *, late: int = 8
+) -> tuple[float, float]:
+    """Chance that `find_plateau` finds the true plateau: that every late cut is shown to be within the margin.
+
+    For right or wrong answers of which a share `changed` is other than the unmasked model's at each late cut, for the
+    better as often as for the worse, so that gained and lost are Poisson counts; the bound that they give, from its
+    first three moments (Cornish and Fisher 1938). `benchmarks/plateau_power.py` simulates the rule itself beside it;
+    docs: "Finding the plateau".
+
+    Args:
+        documents: independent documents by task.
+        late: evaluated cuts from the true plateau on, the unmasked model aside.
+
+    Returns:
+        Where changes are independent from cut to cut, and where nine in ten are the same at the next cut.
+    """
+    sizes = np.array(list(documents.values()), dtype=float)
+    if not len(sizes) or sizes.min() < _least(len(sizes), margin, confidence):
+        return 0.0, 0.0
+    number = len(sizes) ** 2 / float(np.sum(1 / sizes))  # documents in all, were all tasks of one size
+    one = _passes(number, number / (len(sizes) * sizes.min()), changed, margin, confidence)
+    return one**late, one ** (1 + _ALIKE * (late - 1))
+
+
+def _passes(documents: float, unseen: float, changed: float, margin: float, confidence: float) -> float:
+    """Chance that one cut is shown to be within the margin; `unseen`: what the unseen document counts for."""
+    if changed == 0:
+        return 1.0  # there are enough documents for that
+    mean, z = documents * changed / 2, NormalDist().inv_cdf(confidence)
+    if mean > 1000:  # normal, and too many counts to go through
+        reach = documents * margin - unseen - z * math.sqrt(2 * mean + unseen**2)
+        return NormalDist().cdf(reach / math.sqrt(2 * mean))
+    counts = np.arange(math.ceil(mean + 8 * math.sqrt(mean)) + 1)
+    share = np.exp(counts * math.log(mean) - mean - np.array([math.lgamma(count + 1) for count in counts]))
+    lost, gained = counts[:, None], counts[None]
+    variance, skew = lost + gained + unseen**2, 2 * (lost - gained + unseen**3)
+    bound = lost - gained + unseen + z * np.sqrt(variance) + (z**2 - 1) / 6 * skew / variance
+    return min(1.0, float(share @ (bound < documents * margin) @ share))
+
+
+def what_can_be_found(
+    documents: Mapping[str, int], margin: float = 0.02, confidence: float = 0.95, *, late: int = 8
+) -> list[str]:
+    """What a scan of so many documents can find, in sentences; before a model has answered any.
+
+    Args:
+        documents: independent documents by task: those that share an image count once.
+        margin, confidence: of `find_plateau`.
+        late: cuts that the true plateau is taken to have; see `chance`.
+    """
+    if not documents:
+        return []
+    enough, task = _least(len(documents), margin, confidence), min(documents, key=documents.__getitem__)
+    rule = f"margin {margin:g}, {confidence:.0%} confidence"
+    if documents[task] < enough:
+        return [
+            f"{documents[task]} documents of {task} cannot show a plateau even where no answer changes: at least "
+            f"{enough} in each task are needed ({rule})."
+        ]
+    limits = []
+    for which in (0, 1):
+        low, high = 0.0, 0.5  # bisection: the more answers change, the smaller the chance
+        for _ in range(12):
+            middle = (low + high) / 2
+            fine = chance(documents, middle, margin, confidence, late=late)[which] >= _FAIR
+            low, high = (middle, high) if fine else (low, middle)
+        limits.append(low)
+    independently, alike = (f"{100 * limit:.1f} %" for limit in limits)
+    tasks = "task" if len(documents) == 1 else "tasks"
+    return [
+        f"{sum(documents.values())} documents of {len(documents)} {tasks} (those on one image count as one) find a "
+        f"plateau of {late} cuts in four scans of five if, at each of them, up to about {independently} of the answers "
+        f"change, independently from cut to cut, or {alike}, nine in ten of them the same at the next cut ({rule}).",
+        "Where more change, it is found too late or not at all. A guide, from simulated right or wrong answers.",
+    ]
+
+
 class _Facts:
     """What the rule looks at, for the mean over tasks; arrays are over the evaluated cuts, the last one unmasked."""
 
@@ -463,16 +554,16 @@ class _Facts:
         """Independent documents of the task with the fewest."""
         return min(self.curve.groups.values())
 
-    def groups_to_tell(self) -> int:
-        """In each task, how many let a bound lie within the margin when no score differs at all."""
-        reach = self.margin * len(self.curve.tasks)  # one task alone may lose this much
-        return 1 if reach >= 1 else math.floor(math.log(1 - self.confidence) / math.log1p(-reach)) + 1
-
     def groups_for(self, half_width: float, needed: float) -> str:
-        """In words, how many documents would narrow a bound to `needed`: widths go with one over the square root."""
+        """In words, how many documents would narrow a bound to `needed`: widths go with one over the square root.
+
+        So many give an even chance: the difference that is found then falls on either side as often.
+        """
         if needed <= 0:
             return "no number of documents would help if the difference is what it looks like"
-        number = max(self.groups * (half_width / needed) ** 2, self.groups_to_tell())
+        number = max(
+            self.groups * (half_width / needed) ** 2, _least(len(self.curve.tasks), self.margin, self.confidence)
+        )
         if number > 1e6:
             return "more than a million documents would be needed if the difference is what it looks like"
         digits = max(0, len(str(math.ceil(number))) - 2)
@@ -504,7 +595,7 @@ def _outcome(facts: _Facts) -> tuple[Outcome, str]:
         if facts.upper[last] < -margin:
             hint = "" if cuts[last] == curve.num_layers - 1 else "; evaluate the cuts in between"
             return "image_used_to_the_end", f"no plateau: {where}, so the image is used up to the last layers{hint}"
-        if facts.groups < (enough := facts.groups_to_tell()):
+        if facts.groups < (enough := _least(len(curve.tasks), margin, facts.confidence)):
             number = f"at least {enough} in each task are needed"
             tell = f"{least} cannot show a difference smaller than the margin even where no answer changes"
             return "too_few_documents", f"cannot tell: {tell}; {number}"
@@ -512,6 +603,8 @@ def _outcome(facts: _Facts) -> tuple[Outcome, str]:
             number = facts.groups_for(facts.upper[last] - facts.gain[last], -margin - facts.gain[last])
         else:
             number = facts.groups_for(facts.gain[last] - facts.lower[last], facts.gain[last] + margin)
+            if last > 0 and number.startswith("about"):
+                number += f", as a guide, for an even chance at this cut alone, and {_ALL_CUTS}"
         return "too_few_documents", f"cannot tell: {where}, neither within the margin nor beyond it; {number} ({least})"
     if first == 0:
         return (

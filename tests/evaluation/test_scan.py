@@ -59,8 +59,10 @@ def masked(model: Any, cut: int, tasks: Any, **given: Any) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["task", "doc_id"]).reset_index(drop=True)
 
 
-def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path):
+def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path, capsys):
     found = scan(lm, TASKS, tmp_path, cuts="0,2,5", limit=6)
+    said = capsys.readouterr().err
+    assert "cannot show a plateau even where no answer changes" in said.split("answering under every cut")[0]
     samples = pd.read_parquet(tmp_path / "samples.parquet")
     assert found.curve.cuts == (0, 2, 5, 8) and len(samples) == 4 * 6 * len(TASKS)
     columns = ["task", "doc_id", "target", "answer", "score", "parsable"]

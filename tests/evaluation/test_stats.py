@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.stats import OVERALL, Paired, compare, compare_many, holm, mcnemar, proportion_interval
@@ -15,7 +18,7 @@ from plam_eval.evaluation.stats import OVERALL, Paired, compare, compare_many, h
 PLAM = pytest.mark.parametrize(("gained", "lost", "p"), [(43, 33, 0.30), (30, 6, 7e-5)])  # the authors' MMStar logs
 
 
-def table(scores: Sequence[float], *, task: str = "pope", group: Any = None, parsable: Any = True) -> pd.DataFrame:
+def table(scores: Any, *, task: str = "pope", group: Any = None, parsable: Any = True) -> pd.DataFrame:
     ids = range(len(scores))
     groups = [f"document {n}" for n in ids] if group is None else [f"image {g}" for g in group]
     rows = {"task": task, "doc_id": ids, "group": groups, "score": [float(s) for s in scores], "parsable": parsable}
@@ -250,6 +253,24 @@ def test_needed_is_the_textbook_formula() -> None:
     assert found.needed == math.ceil(textbook)
 
 
+def test_the_guide_says_what_the_code_gives() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8").replace("\n", " ")
+    said = re.search(
+        r"([\d,]+) times the share that changes, or ([\d,]+) documents at 2 %, ([\d,]+) at 7 %\. A comparison of "
+        r"300 documents in which 7 % change sees differences of (\w+) points",
+        guide,
+    )
+    assert said is not None
+    each, two, seven = (int(number.replace(",", "")) for number in said.groups()[:3])
+    factor = (1.959964 + 0.841621) ** 2
+    assert each == pytest.approx(factor / 0.01**2, rel=1e-3)
+    assert math.sqrt(factor * 0.07 / 300) == pytest.approx({"four": 0.04}[said[4]], abs=0.005)
+    for share, documents in ((0.02, two), (0.07, seven)):
+        half = round(share * 5000)
+        assert one(*changed(half, half, 10_000), resamples=100).needed == pytest.approx(documents, rel=2e-3)
+        assert each * share == pytest.approx(documents, rel=2e-3)
+
+
 def test_with_the_documents_needed_four_of_five_comparisons_find_a_point() -> None:
     needed = one(*changed(40, 30, 1000)).needed
     assert needed is not None
@@ -262,6 +283,151 @@ def test_needed_over_tasks_is_of_the_same_mix() -> None:
     first, second = (pd.concat([t.assign(task=task) for task in "abcd"], ignore_index=True) for t in (first, second))
     *tasks, overall = compare(first, second)
     assert overall.needed == pytest.approx(tasks[0].needed, abs=5)  # equal tasks: their documents count together
+
+
+# Graded scores
+
+Draw = Callable[[np.random.Generator, int], tuple[Any, Any]]
+
+
+def _soft(rng: np.random.Generator, documents: int) -> tuple[Any, Any]:
+    """TextVQA's soft accuracy; a third of the answers are drawn anew."""
+    first, other = (rng.choice([0, 0.3, 0.6, 0.9, 1], documents, p=[0.3, 0.05, 0.05, 0.1, 0.5]) for _ in range(2))
+    return first, np.where(rng.random(documents) < 0.33, other, first)
+
+
+def _anls(rng: np.random.Generator, documents: int) -> tuple[Any, Any]:
+    """A quarter 0, half 1, the others between; a quarter drawn anew."""
+    first, other = (np.clip(rng.uniform(-1, 3, documents), 0, 1) for _ in range(2))
+    return first, np.where(rng.random(documents) < 0.25, other, first)
+
+
+def _small(rng: np.random.Generator, documents: int) -> tuple[Any, Any]:
+    return np.full(documents, 0.5), 0.5 + rng.normal(0, 0.05, documents)
+
+
+def _errors(rng: np.random.Generator, documents: int) -> tuple[Any, Any]:
+    return rng.poisson(4, documents), rng.poisson(4, documents)
+
+
+def _experiments(
+    draws: Sequence[Draw], documents: int, of: int = 1, *, number: int = 200, known: bool = True, **how: Any
+) -> list[Paired]:
+    """The overall of many made-up pairs of runs without a true difference, one task for each of `draws`.
+
+    Images have `of` questions each, half of which share the fate of the first; `known`: whether the tables say so.
+    """
+    rng = np.random.default_rng(0)
+    group = np.arange(documents) // of
+    runs = {}
+    for n in range(number):
+        pairs = []
+        for task, draw in enumerate(draws):
+            alike = np.where(rng.random(documents) < 0.5, group * of, np.arange(documents))
+            said = group if known else None
+            pairs.append([table(scores[alike], task=f"t{task}", group=said) for scores in draw(rng, documents)])
+        runs[f"{n} first"], runs[f"{n} second"] = (
+            pd.concat(tables, ignore_index=True) for tables in zip(*pairs, strict=True)
+        )
+    found = stats.compare_pairs(runs, [(f"{n} first", f"{n} second") for n in range(number)], **how)
+    return [comparison[-1] for comparison in found.values()]
+
+
+@pytest.mark.parametrize(
+    ("draws", "documents", "of"),
+    [
+        ([_soft], 40, 1),
+        ([_anls], 100, 1),
+        ([_small], 20, 1),
+        ([_small], 100, 1),
+        ([_small], 80, 4),
+        ([_errors], 30, 1),
+        ([_soft, _anls, _small], 60, 1),
+    ],
+)
+def test_graded_intervals_cover_and_agree_with_p(
+    draws: list[Draw], documents: int, of: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "_FLIPS", 999)
+    found = _experiments(draws, documents, of, resamples=2000)
+    covered = np.mean([paired.low <= 0 <= paired.high for paired in found])
+    assert 0.91 <= covered <= 0.99
+    assert np.mean([(paired.low <= 0 <= paired.high) == (paired.p >= 0.05) for paired in found]) >= 0.97
+
+
+def test_graded_intervals_are_about_as_wide_as_students() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0.3, 0.7, 60)
+    second = first + rng.normal(0.01, 0.05, 60)
+    student = scipy.stats.ttest_rel(second, first).confidence_interval(0.95)
+    found = one(table(first.tolist()), table(second.tolist()))
+    assert (found.low, found.high) == pytest.approx((student.low, student.high), abs=0.1 * (student.high - student.low))
+
+
+def test_graded_intervals_are_the_values_that_sign_flips_do_not_reject() -> None:
+    group = np.repeat(range(9), [1, 2, 3, 1, 2, 3, 1, 2, 3])
+    difference = np.random.default_rng(3).normal(0.02, 0.1, len(group))
+    found = one(table([0.5] * 18, group=group), table((0.5 + difference).tolist(), group=group), resamples=200_000)
+
+    def p(value: float) -> float:
+        sums = np.bincount(group, difference - value)
+        flipped = np.array(list(itertools.product((1, -1), repeat=9))) @ sums
+        return float(np.mean(abs(flipped) >= abs(sums.sum()) - 1e-12))
+
+    assert found.p == pytest.approx(p(0))
+    small = 0.02 * width(found)
+    for end, outwards in ((found.low, -small), (found.high, small)):
+        assert p(end + outwards) < 0.05 < p(end - outwards)
+
+
+def test_graded_scores_that_do_not_differ_keep_the_rule_of_three() -> None:
+    scores = np.random.default_rng(0).random(100).tolist()
+    rule_of_three = 1 - 0.025 ** (1 / 100)
+    same = one(table(scores), table(scores), resamples=40_000)
+    assert (same.low, same.high) == pytest.approx((-rule_of_three, rule_of_three), rel=0.04)
+    by_as_much = one(table(scores), table([score + 0.25 for score in scores]), resamples=40_000)  # nor from each other
+    assert (by_as_much.low, by_as_much.high) == pytest.approx((0.25 - 1.25 * rule_of_three, 0.25 + rule_of_three), 0.1)
+    five = one(table(scores), table([*(score / 2 for score in scores[:5]), *scores[5:]]))
+    assert width(five) > 2 * rule_of_three
+
+
+def test_graded_intervals_go_with_the_unit_of_the_scores() -> None:
+    first, second = _errors(np.random.default_rng(0), 50)
+    share, count = (one(*(table((unit * s).tolist()) for s in (first, second))) for unit in (0.5, 10))
+    assert (count.low, count.high) == pytest.approx((20 * share.low, 20 * share.high))
+    assert count.p == share.p
+
+
+def test_right_or_wrong_keeps_its_unseen_document_beside_graded_tasks() -> None:
+    rng = np.random.default_rng(0)
+    graded = [_small(rng, 200) for _ in range(3)]
+    quiet = rng.random(20) < 0.5  # right or wrong, and no answer changes
+    first, second = (
+        pd.concat(
+            [table(quiet.tolist(), task="mme"), *(table(g[run], task=f"t{n}") for n, g in enumerate(graded))],
+            ignore_index=True,
+        )
+        for run in (0, 1)
+    )
+    mme, *tasks, overall = compare(first, second)
+    assert mme.high == pytest.approx(1 - 0.025 ** (1 / 20), rel=0.05)
+    assert max(width(task) for task in tasks) < 0.02
+    assert overall.high - overall.difference > 0.9 * mme.high / 4
+    alone = compare(*(t[t["task"] != "mme"] for t in (first, second)))[-1]
+    assert width(alone) < 0.01
+
+
+@pytest.mark.parametrize(
+    "draw", [_soft, lambda rng, n: (rng.random((2, n)) < 0.6).astype(float)], ids=["soft", "right"]
+)
+def test_questions_on_one_image_give_false_alarms_only_if_taken_singly(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "_FLIPS", 999)
+    known = _experiments([draw], 100, 5, number=400, resamples=10)
+    assert np.mean([paired.p < 0.05 for paired in known]) < 0.08
+    singly = _experiments([draw], 100, 5, number=400, known=False, resamples=10)
+    assert np.mean([paired.p < 0.05 for paired in singly]) > 0.1
 
 
 # Do the intervals cover?
