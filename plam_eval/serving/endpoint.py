@@ -10,7 +10,7 @@ import hmac
 import ipaddress
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +104,7 @@ class MergeEndpoint:
             logger.warning("%s is %r; expected 1, so /plam/merge is open to this machine only", REMOTE_SWITCH, switch)
 
     def _answer(self, route: Callable[[Any], Awaitable[dict[str, Any]]]) -> Callable[[Any], Any]:
+        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
 
         async def answer(request: Any) -> Any:
@@ -112,6 +113,8 @@ class MergeEndpoint:
                 return JSONResponse({"error": refused}, status_code=403)
             try:
                 return JSONResponse(self._shown(await route(request)))
+            except ClientDisconnect:
+                status, text = 400, "the client left before its request was complete"
             except _TooLarge as error:
                 status, text = 413, str(error)
             except ValueError as error:  # SpecError and MergeError among them
@@ -172,23 +175,13 @@ class MergeEndpoint:
 
     def _shown(self, content: Any) -> Any:
         """`content` for an answer: of each folder that this server knows only the name, not where it lies."""
-        if isinstance(content, dict):
-            return {key: self._shown(value) for key, value in content.items()}
-        if isinstance(content, (list, tuple)):
-            return [self._shown(value) for value in content]
-        if not isinstance(content, str):
-            return content
-        for folder in self._folders():
-            content = content.replace(folder, Path(folder).name)
-        return content.encode("utf-8", "backslashreplace").decode()
-
-    def _folders(self) -> Iterable[str]:
-        config = self._engine.vllm_config
-        gate = self._gate
+        config, gate = self._engine.vllm_config, self._gate
         known = [config.model_config.model, _base_at_start(config), *self._asked, *gate.bases, *gate.below, gate.specs]
-        folders = [Path(folder) for folder in known if folder]
-        folders = [path for folder in folders if folder.is_absolute() for path in (folder, folder.resolve())]
-        return sorted({str(folder) for folder in folders if folder.name}, key=len, reverse=True)
+        paths = [Path(folder) for folder in known if folder]
+        paths = [path for folder in paths if folder.is_absolute() for path in (folder, folder.resolve())]
+        folders = sorted({str(path) for path in paths if path.name}, key=len, reverse=True)
+        anywhere = "|".join(re.escape(folder) for folder in folders) or "(?!)"
+        return _without(re.compile(rf"(?<![\w./-])(?:{anywhere})(?![\w-])"), content)
 
     async def _show(self, request: Any) -> dict[str, Any]:
         state: dict[str, Any] = (await while_alive(self._engine, self._engine.collective_rpc("plam_state")))[0]
@@ -231,6 +224,17 @@ class MergeEndpoint:
 
 class _EngineRefusedError(RuntimeError):
     """vLLM would not take a step that has to come before a re-merge."""
+
+
+def _without(folder: re.Pattern[str], content: Any) -> Any:
+    """`content` with only the last component of every path that `folder` matches, and as text that UTF-8 can hold."""
+    if isinstance(content, dict):
+        return {key: _without(folder, value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without(folder, value) for value in content]
+    if not isinstance(content, str):
+        return content
+    return folder.sub(lambda match: Path(match[0]).name, content).encode("utf-8", "backslashreplace").decode()
 
 
 async def _read(request: Any) -> bytes:

@@ -247,6 +247,30 @@ def test_a_merge_and_what_is_answered(start, pico):
     assert state["spec"]["base_model"] == "base" and state["report"]["warnings"] == ["base/config.json is odd"]
 
 
+def test_only_whole_paths_are_shortened(start, pico):
+    endpoint = MergeEndpoint()
+    endpoint._engine = Engine(pico("llava"), None)
+    endpoint._asked = {"/a", "/srv/bases", "/srv/bases/q", "/", "org/model"}
+    text = "/a: /a/config.json, '/srv/bases/q/x' and /srv/bases; /b/a, /ab, /srv/bases2, org/model / 3"
+    assert endpoint._shown([text]) == ["a: a/config.json, 'q/x' and bases; /b/a, /ab, /srv/bases2, org/model / 3"]
+
+
+def test_a_client_that_leaves_is_no_failure_of_the_server(start, warned):
+    from starlette.requests import ClientDisconnect
+
+    http, _ = start()
+
+    async def stream() -> Any:
+        raise ClientDisconnect
+        yield
+
+    headers = Headers({"host": "localhost", "content-type": "application/json"})
+    request = SimpleNamespace(client=SimpleNamespace(host="127.0.0.1"), headers=headers, stream=stream)
+    route = next(route for route in http.app.routes if route.path == "/plam/merge")
+    assert asyncio.run(route.endpoint(request)).status_code == 400
+    assert "Traceback" not in warned()
+
+
 def test_a_file_that_is_no_spec_is_not_shown(start, tmp_path, monkeypatch):
     secret = tmp_path / "secret"
     secret.write_text(f"login: token: {TOKEN}\n")  # whose message of a YAML parser shows the line
