@@ -95,7 +95,7 @@ def test_without_a_folder_of_specs_there_are_packaged_names_and_mappings_only(ho
         (GOOD.format(base="x").replace("model: 1", f"{TOKEN}: 1"), "weights: expected {model: number"),
         (GOOD.format(base=TOKEN), "the base that 'bad.yaml' names is not allowed"),
         ("[" * 3000 + TOKEN, "expected a YAML mapping"),
-        (GOOD.format(base="x") + f"evidence: {{a: {'[' * 40}{TOKEN}{']' * 40}}}\n", "nested too deeply"),
+        (GOOD.format(base="x") + f"evidence: {{a: {'[' * 40}{TOKEN}{']' * 40}}}\n", "nested too deeply|YAML"),
         (GOOD.format(base="x") + "evidence: {a: &a [*a]}\n", "nested too deeply|more than|YAML"),
     ],
 )
@@ -221,7 +221,7 @@ def test_requests_that_are_none(body, says):
         ({"plateau": asked("org/allowed"), "base": {"a": 1}}, "base_model"),
         ({"plateau": asked("org/allowed"), "layers": {"a": 1}}, r"expected \[start, end\]"),
         ({"plateau": asked("org/allowed"), "modules": {"a": 1}}, "expected module names"),
-        ({"plateau": asked("org/allowed"), "modules": "q+" * 2000}, "unknown module 'q'"),
+        ({"plateau": asked("org/allowed"), "modules": "q+" * 2000}, "modules"),
         ({"plateau": asked("org/allowed"), "model_weight": "much"}, "weights.model"),
         ({"plateau": asked("org/allowed"), "rule": []}, "rule"),
         ({"plateau": asked("org/allowed"), "seed": -1}, "expected a whole number"),
