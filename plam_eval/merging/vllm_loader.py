@@ -1,31 +1,31 @@
 """vLLM on merged weights: `load_format="plam"`, and the re-merge of a running engine.
 
-The only module that knows vLLM's internals. vLLM finds it through two groups of entry points: `vllm.general_plugins`
-(`register`, in every process) and `vllm.endpoint_plugins` (`MergeEndpoint`, in an API server that names it).
+With `plam_eval.serving` the only module that knows vLLM's internals. vLLM finds it through the group of entry points
+`vllm.general_plugins` (`register`, in every process).
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
-import hmac
 import inspect
-import ipaddress
 import itertools
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent import futures
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from vllm import envs
 from vllm.config import set_current_vllm_config
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as VLLM_VERSION
 
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
@@ -36,18 +36,44 @@ from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, load_spec
 
 LOAD_FORMAT = "plam"
 TESTED_VERSIONS = ("0.32.0",)
-REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
 REFUSALS = (ValueError, VLLMClientError)
 """What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
+
+WATCH_SECONDS = 0.5
+"""How often a call that waits for the engine looks whether the engine lives."""
 
 # In vLLM's own namespace: its logging is configured for that one alone.
 logger = init_logger("vllm.plam_eval")
 
 _STATE = "_plam_state"
-_OPTIONS = ("plateau", *OVERRIDE_KEYS)
+_BASE = "plateau_base"  # set by us, from the process the user started to its workers
+_OPTIONS = ("plateau", *OVERRIDE_KEYS, _BASE)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MergeEndpoint":  # where installed entry points of earlier versions look for it
+        from plam_eval.serving.endpoint import MergeEndpoint
+
+        return MergeEndpoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+class BaseFiles(TypedDict):
+    """Which files a spec's base is, found once, so that every worker opens the same: JSON-able."""
+
+    location: str
+    commit: str | None
+
+
+def _open_base(spec: PlateauSpec, files: BaseFiles | None) -> Checkpoint:
+    return Checkpoint.open(files["location"], revision=files["commit"]) if files else Checkpoint.open(spec.base_model)
+
+
+def _base_files(base: Checkpoint) -> BaseFiles:
+    return {"location": base.location, "commit": base.commit}
 
 
 @dataclass(frozen=True)
@@ -65,23 +91,34 @@ class _Files:
     def open(self) -> Checkpoint:
         """Raises MergeError when it has changed, or is gone."""
         checkpoint = Checkpoint.open(self.location, revision=self.commit)
-        if checkpoint.identity() != self.identity:
-            raise MergeError(
-                f"{checkpoint.name}: changed since the engine loaded it (was {self.identity}, is "
-                f"{checkpoint.identity()}); start the engine again"
-            )
+        self.verify(checkpoint)
         return checkpoint
+
+    def verify(self, checkpoint: Checkpoint) -> None:
+        """Raises MergeError when `checkpoint`, opened at the same location, is another than the engine has read."""
+        now = _Files.of(checkpoint)
+        if now.identity != self.identity:
+            raise MergeError(
+                f"{checkpoint.name}: changed since the engine loaded it (was {self.identity}, is {now.identity}); "
+                "start the engine again"
+            )
 
 
 @dataclass(frozen=True)
 class _State:
-    """Kept on a worker's model: what it was merged by, from which files, and why it must not be used, if so."""
+    """Kept on a worker's model: what it was merged by, from which files, and why it must not be used, if so.
+
+    Attributes:
+        bases: name in a spec -> files of every base that was merged so far. A digest holds the name of a base, not what
+            is in it, so a base that changed on disk must not be merged under the same digest.
+    """
 
     spec: PlateauSpec | None = None
     report: MergeReport | None = None
     model: _Files | None = None
     base: _Files | None = None
     broken: str | None = None
+    bases: Mapping[str, _Files] = field(default_factory=dict)
 
 
 class PlamModelLoader(DefaultModelLoader):
@@ -97,7 +134,9 @@ class PlamModelLoader(DefaultModelLoader):
 
     def __init__(self, load_config: Any) -> None:
         options, rest = _split(load_config.model_loader_extra_config)
+        self._base_files: BaseFiles | None = options.pop(_BASE, None)
         self.spec = load_spec(options.pop("plateau", None), options)
+        self._checkpoint: Checkpoint | None = None
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=rest))
 
     def get_all_weights(self, model_config: Any, model: nn.Module) -> Generator[tuple[str, Tensor], None, None]:
@@ -107,20 +146,51 @@ class PlamModelLoader(DefaultModelLoader):
             yield from weights
             return
         checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        self._checkpoint = checkpoint
         files = _Files.of(checkpoint)
         setattr(model, _STATE, _State(model=files))
         if self.spec is None:
             yield from weights
             return
-        base = Checkpoint.open(self.spec.base_model)
+        base = _open_base(self.spec, self._base_files)
+        base_files = _Files.of(base)
         plan = plan_merge(self.spec, model=checkpoint, base=base)
 
         def on_report(report: MergeReport) -> None:
-            report = dataclasses.replace(report, model=checkpoint.name, warnings=plan.warnings)
-            setattr(model, _STATE, _State(self.spec, report, files, _Files.of(base)))
+            report = _named(report, checkpoint, self.spec, plan.warnings)
+            bases = {plan.spec.base_model: base_files}
+            setattr(model, _STATE, _State(self.spec, report, files, base_files, bases=bases))
             logger.info("%s", report)
 
         yield from merged_weights(weights, self.spec, base, model_config.dtype, on_report)
+
+    def _prepare_weights(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's choice of files, which has to be that of `Checkpoint`, through which a re-merge reads the MLLM."""
+        chosen = super()._prepare_weights(model_name_or_path, *args, **kwargs)
+        checkpoint, self._checkpoint = self._checkpoint, None  # for the model itself, not for encoders beside it
+        if checkpoint is not None:
+            _check_files(checkpoint, [Path(file).name for file in chosen[1]])
+        return chosen
+
+
+def _named(
+    report: MergeReport, checkpoint: Checkpoint, spec: PlateauSpec | None, warnings: tuple[str, ...]
+) -> MergeReport:
+    """The report of a stream of tensors, with what only its caller knows: names of models, warnings of the plan."""
+    base = spec.base_model if spec is not None else None
+    return dataclasses.replace(report, model=checkpoint.name, base_model=base, warnings=warnings)
+
+
+def _check_files(checkpoint: Checkpoint, loaded: list[str]) -> None:
+    """Raises MergeError when vLLM loads other weight files than `checkpoint` holds."""
+    expected = {checkpoint.file(name) for name in checkpoint.names()}
+    if set(loaded) == expected:
+        return
+    mine, theirs = sorted(expected - set(loaded)), sorted(set(loaded) - expected)
+    raise MergeError(
+        f"{checkpoint.name}: holds more than one set of weights: only vLLM loads {', '.join(theirs) or 'nothing'}, "
+        f"only transformers loads {', '.join(mine) or 'nothing'}. Keep one set in the folder"
+    )
 
 
 def _split(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -156,11 +226,26 @@ def _prepare(arguments: Any) -> None:
     The workers get the spec itself, which need not exist as a file where they run.
     """
     options, rest = _split(arguments.model_loader_extra_config)
+    options.pop(_BASE, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
+    model = Checkpoint.open(arguments.model, revision=arguments.revision)
+    files: BaseFiles | None = None
     if spec is not None:
-        model = Checkpoint.open(arguments.model, revision=arguments.revision)
-        plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model))
-    arguments.model_loader_extra_config = {**rest, "plateau": spec.to_dict() if spec is not None else None}
+        base = Checkpoint.open(spec.base_model)
+        plan_merge(spec, model=model, base=base)
+        files = _base_files(base)
+    if model.commit is not None:
+        if envs.VLLM_USE_MODELSCOPE:
+            raise MergeError(
+                f"{arguments.model}: vLLM would load it from ModelScope (VLLM_USE_MODELSCOPE is set), and merging "
+                "reads the Hugging Face hub; download it and pass the folder, or unset VLLM_USE_MODELSCOPE"
+            )
+        arguments.revision = model.commit  # a branch may move before vLLM, or a worker, looks where it leads
+    arguments.model_loader_extra_config = {
+        **rest,
+        "plateau": spec.to_dict() if spec is not None else None,
+        _BASE: files,
+    }
     extension = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
     if arguments.worker_extension_cls not in ("", extension):
         logger.warning("worker_extension_cls=%s: this engine cannot be re-merged", arguments.worker_extension_cls)
@@ -211,10 +296,13 @@ class PlateauWorker:
             "broken": state.broken,
         }
 
-    def plam_merge(self, spec: dict[str, Any] | None) -> dict[str, Any]:
+    def plam_merge(self, spec: dict[str, Any] | None, base: BaseFiles | None = None) -> dict[str, Any]:
         """Bring the model to `spec` (None: back to plain), on all workers or on none.
 
         The caller sees to it that no request is running, and resets the prefix cache: `merge_engine` does both.
+
+        Args:
+            base: the files that the spec's base was found to be; None: each worker looks for it by its name.
 
         Returns:
             {"report": ...}, or {"faults": [...]} with the old weights in place. After a failure that left neither the
@@ -227,7 +315,7 @@ class PlateauWorker:
         if faults:
             return {"faults": faults}
         wanted = PlateauSpec.model_validate(spec) if spec is not None else None
-        there = _Reload(self, old, wanted, _changed_blocks(old.spec, wanted))
+        there = _Reload(self, old, wanted, base)
         try:
             faults, new = there.run()
             faults = _all_workers(faults)
@@ -236,7 +324,7 @@ class PlateauWorker:
                 return {"report": new.report.to_dict() if new.report else None}
             lost = ["a module is half loaded"] if there.torn else list[str]()
             if there.touched and not there.torn:
-                lost, _ = _Reload(self, old, old.spec, there.blocks).run()
+                lost, _ = _Reload(self, old, old.spec, None, there.blocks).run()
             lost = _all_workers(lost)
         except BaseException:  # Ctrl-C, in an engine that runs in the user's process
             if there.touched:
@@ -309,15 +397,23 @@ def _changed_blocks(*specs: PlateauSpec | None) -> set[Block]:
 
 
 class _Reload:
-    """Loads the weights of `spec` into these blocks of a worker's model, whatever they hold.
+    """Loads the weights of `spec` into blocks of a worker's model, whatever they hold: those that change, unless given.
 
     Attributes:
         touched: whether a block may hold other weights than before.
         torn: whether vLLM was stopped while it loaded into a module, from which there is no way back.
     """
 
-    def __init__(self, worker: Any, old: _State, spec: PlateauSpec | None, blocks: set[Block]) -> None:
-        self.worker, self.old, self.spec, self.blocks = worker, old, spec, blocks
+    def __init__(
+        self,
+        worker: Any,
+        old: _State,
+        spec: PlateauSpec | None,
+        base: BaseFiles | None,
+        blocks: set[Block] | None = None,
+    ) -> None:
+        self.worker, self.old, self.spec, self.base = worker, old, spec, base
+        self.blocks = blocks or set[Block]()
         self.touched = self.torn = False
 
     def run(self) -> tuple[list[str], _State]:
@@ -337,10 +433,17 @@ class _Reload:
         else:  # loaded by another load_format than ours
             checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
         base, warnings = None, tuple[str, ...]()
+        bases = dict(self.old.bases)
         if self.spec is not None:
-            back = self.spec is self.old.spec and self.old.base is not None
-            base = self.old.base.open() if back and self.old.base else Checkpoint.open(self.spec.base_model)
+            back = self.old.base if self.spec is self.old.spec else None
+            base = back.open() if back else _open_base(self.spec, self.base)
+            if self.spec.base_model in bases:
+                bases[self.spec.base_model].verify(base)
+            bases[self.spec.base_model] = _Files.of(base)
             warnings = plan_merge(self.spec, model=checkpoint, base=base).warnings
+            self.base = _base_files(base)
+        # Not before the plan: it is what finds a range that is longer than any model.
+        self.blocks = self.blocks or _changed_blocks(self.old.spec, self.spec)
         reports: list[MergeReport] = []
 
         def stream() -> Iterator[tuple[str, Tensor]]:
@@ -355,8 +458,9 @@ class _Reload:
                 for _ in stream():  # vLLM's own reload cannot stop half-way, so what may fail here has to fail before
                     pass
                 self._load_all()
-        report = dataclasses.replace(reports[0], model=checkpoint.name, warnings=warnings) if reports else None
-        return _State(self.spec, report, _Files.of(checkpoint), _Files.of(base) if base is not None else None)
+        report = _named(reports[0], checkpoint, self.spec, warnings) if reports else None
+        base_files = bases[self.spec.base_model] if self.spec is not None else None
+        return _State(self.spec, report, _Files.of(checkpoint), base_files, bases=bases)
 
     def _load_blocks(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Load a stream that is ordered by block, one block at a time.
@@ -403,6 +507,7 @@ class _Reload:
     def _load_all(self) -> None:
         _, extra = _split(self.worker.vllm_config.load_config.model_loader_extra_config)
         extra["plateau"] = self.spec.to_dict() if self.spec is not None else None
+        extra[_BASE] = self.base
         overrides = {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
         self.touched = self.torn = True
         self.worker.update_config({"load_config": overrides})
@@ -417,18 +522,21 @@ class EngineBrokenError(RuntimeError):
     """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
 
 
-def _check(vllm_config: Any, spec: PlateauSpec | None) -> None:
-    """What can be known before the engine is disturbed. Raises MergeError."""
+def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
+    """Find what can be known before the engine is disturbed, and the files of the spec's base. Raises MergeError."""
     faults = _unfit(vllm_config)
     if faults:
         raise MergeError(*faults)
-    if spec is not None:
-        config = vllm_config.model_config
-        model = Checkpoint.open(config.model, revision=config.revision)
-        plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model))
+    if spec is None:
+        return None
+    config = vllm_config.model_config
+    base = Checkpoint.open(spec.base_model)
+    plan_merge(spec, model=Checkpoint.open(config.model, revision=config.revision), base=base)
+    return _base_files(base)
 
 
-def _outcome(results: list[dict[str, Any]]) -> MergeReport | None:
+def outcome_of(results: list[dict[str, Any]]) -> MergeReport | None:
+    """The report in what `plam_merge` gave on every worker. Raises MergeError and EngineBrokenError."""
     for result in results:
         if "broken" in result:
             raise EngineBrokenError(result["broken"])
@@ -437,6 +545,26 @@ def _outcome(results: list[dict[str, Any]]) -> MergeReport | None:
         raise MergeError(*dict.fromkeys(faults))
     report = results[0]["report"]
     return MergeReport.from_dict(report) if report else None
+
+
+def _while_alive(engine: Any, call: Callable[[], Any]) -> Any:
+    """What `call` gives; EngineDeadError when the engine's process dies meanwhile, which vLLM would never tell."""
+    resources = getattr(engine.engine_core, "resources", None)
+    if resources is None:  # the engine runs in this process
+        return call()
+    outcome: futures.Future[Any] = futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not futures.wait([outcome], timeout=WATCH_SECONDS).done:
+        if resources.engine_dead:
+            raise EngineDeadError()
+    return outcome.result()
 
 
 def merge_engine(
@@ -451,111 +579,22 @@ def merge_engine(
     Raises:
         SpecError, MergeError: the old weights are still in place.
         EngineBrokenError: neither weights are; the engine refuses to generate.
+        EngineDeadError: (vLLM's) the engine's process died.
         RuntimeError: requests are running; nothing was changed.
     """
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
-    _check(engine.vllm_config, spec)
+    base = check_merge(engine.vllm_config, spec)
     if engine.has_unfinished_requests():
         raise RuntimeError("the engine has unfinished requests; collect their answers before another merge")
-    # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
-    if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
-        raise RuntimeError("vLLM could not reset its prefix cache, so its weights were left as they are")
-    engine.reset_encoder_cache()
-    return _outcome(llm.collective_rpc("plam_merge", args=(spec.to_dict() if spec is not None else None,)))
+    content = spec.to_dict() if spec is not None else None
 
+    def merge() -> list[dict[str, Any]]:
+        # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
+        if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
+            raise RuntimeError("vLLM could not reset its prefix cache, so its weights were left as they are")
+        engine.reset_encoder_cache()
+        results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, base))
+        return results
 
-class MergeEndpoint:
-    """HTTP routes of a vLLM API server that is started with `VLLM_PLUGINS=plam_eval`.
-
-    `GET /plam/state` says what the served weights are. `POST /plam/merge` takes a JSON object, `plateau` and overrides,
-    waits for running requests, re-merges and goes on. Only from this machine, unless `PLAM_MERGE_FROM_ANYWHERE=1` is
-    set in the server's environment; never from a web page; and with the server's API key, where it has one.
-    """
-
-    name = "plam_eval"
-    required_tasks = ("generate",)
-
-    def __init__(self) -> None:
-        self._engine: Any = None
-        self._keys: list[str] = []
-        self._servers = 1
-        self._one_at_a_time = asyncio.Lock()
-
-    def attach_router(self, app: Any) -> None:
-        app.add_route("/plam/state", self._answer(self._show), methods=["GET"])
-        app.add_route("/plam/merge", self._answer(self._merge), methods=["POST"])
-
-    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        self._engine = engine_client
-        self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
-        self._servers = getattr(args, "api_server_count", None) or 1
-
-    def _answer(self, route: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        from starlette.responses import JSONResponse
-
-        async def answer(request: Any) -> Any:
-            refused = self._refusal(request)
-            if refused:
-                return JSONResponse({"error": refused}, status_code=403)
-            try:
-                return JSONResponse(await route(request))
-            except ValueError as error:  # SpecError and MergeError among them
-                return JSONResponse({"error": str(error)}, status_code=400)
-            except Exception as error:
-                logger.exception("%s failed", request.url.path)
-                return JSONResponse({"error": f"{type(error).__name__}: {error}"}, status_code=500)
-
-        return answer
-
-    def _refusal(self, request: Any) -> str | None:
-        host = request.client.host if request.client else ""
-        if os.environ.get(REMOTE_SWITCH) != "1" and not _is_loopback(host):
-            return f"asked from {host}; expected from this machine (or {REMOTE_SWITCH}=1 in the server's environment)"
-        if "origin" in request.headers:  # any page that is open in a browser on this machine could send this
-            return "asked by a web page (the request has an Origin header); expected a program"
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if self._keys and not any(hmac.compare_digest(given, key.encode()) for key in self._keys):
-            return "no or wrong API key; expected the header Authorization: Bearer KEY"
-        return None
-
-    async def _show(self, request: Any) -> dict[str, Any]:
-        state: dict[str, Any] = (await self._engine.collective_rpc("plam_state"))[0]
-        return state
-
-    async def _merge(self, request: Any) -> dict[str, Any]:
-        try:
-            body = await request.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict) or "plateau" not in body:
-            raise ValueError('expected a JSON object with "plateau" (a name, a path, a spec, or "none")')
-        if self._servers > 1:
-            raise ValueError(f"--api-server-count is {self._servers}; only a single API server can re-merge its engine")
-        spec = load_spec(body.pop("plateau"), body)
-        await asyncio.to_thread(_check, self._engine.vllm_config, spec)
-        async with self._one_at_a_time:
-            # Once begun it is finished, whether or not the client still waits.
-            report = await asyncio.shield(asyncio.ensure_future(self._swap(spec)))
-        return {"digest": spec.digest() if spec is not None else None, "report": report.to_dict() if report else None}
-
-    async def _swap(self, spec: PlateauSpec | None) -> MergeReport | None:
-        engine = self._engine
-        try:
-            await engine.pause_generation(mode="wait", clear_cache=False)
-            if not await engine.reset_prefix_cache(reset_running_requests=True, reset_connector=True):
-                raise RuntimeError("vLLM could not reset its prefix cache, so its weights were left as they are")
-            await engine.reset_encoder_cache()
-            content = spec.to_dict() if spec is not None else None
-            return _outcome(await engine.collective_rpc("plam_merge", args=(content,)))
-        finally:
-            await engine.resume_generation()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)  # 127.0.0.1, seen by a server that listens on ::
-    return (mapped or address).is_loopback
+    return outcome_of(_while_alive(engine, merge))

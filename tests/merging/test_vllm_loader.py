@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import json
@@ -11,14 +10,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -27,7 +29,13 @@ from safetensors.torch import load_file, save_file
 from plam_eval.merging import vllm_loader
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import merge_in_place, merged_weights
-from plam_eval.merging.vllm_loader import EngineBrokenError, MergeEndpoint, merge_engine, remerge_way
+from plam_eval.merging.vllm_loader import (
+    EngineBrokenError,
+    PlamModelLoader,
+    PlateauWorker,
+    merge_engine,
+    remerge_way,
+)
 from plam_eval.spec import SpecError, load_spec
 from tests.engines import FAST, answers, engine, inputs, picture
 from tests.merging.conftest import shard
@@ -35,6 +43,7 @@ from tests.pico import FAMILIES, PicoPair
 
 PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
 BASE = str(PAIR / "base")
+TOKEN = "hf_PlantedToken123"
 DEMO = {"plateau": "demo", "base": BASE}
 Prompts = list[tuple[str, list[Image.Image]]]
 
@@ -214,12 +223,20 @@ def test_blocks_that_vllm_names_otherwise_are_not_passed_over(resident, fresh, m
 
 
 def test_a_checkpoint_that_changed_under_the_engine_is_refused(fresh, tmp_path):
-    copy = tmp_path / "mllm"
-    shutil.copytree(PAIR / "mllm", copy)
-    with engine(copy, DEMO) as llm:
-        os.utime(copy / "model.safetensors", ns=(1, 1))
-        with pytest.raises(MergeError, match="changed since the engine loaded it"):
-            merge_engine(llm, "none")
+    copies = {name: shutil.copytree(PAIR / name, tmp_path / name) for name in ("mllm", "base")}
+    options = {**DEMO, "base": str(copies["base"])}
+    with engine(copies["mllm"], options) as llm:
+        stamp = (copies["base"] / "model.safetensors").stat()
+        os.utime(copies["base"] / "model.safetensors", ns=(1, 1))
+        with pytest.raises(MergeError, match="base: changed since the engine loaded it"):
+            merge_engine(llm, **options, layers="0:4")
+        assert stamp.st_mtime_ns != 1 and detailed(llm) == fresh(DEMO)
+        merge_engine(llm, "none")  # needs no base
+        with pytest.raises(MergeError, match="base: changed since the engine loaded it"):
+            merge_engine(llm, **options)
+        os.utime(copies["mllm"] / "model.safetensors", ns=(1, 1))
+        with pytest.raises(MergeError, match="mllm: changed since the engine loaded it"):
+            merge_engine(llm, **DEMO)
 
 
 def fail_in_the_third_block(llm: Any, error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,24 +299,6 @@ def test_engines_that_cannot_be_re_merged_say_so(field, says):
         merge_engine(llm, "none")
 
 
-def test_a_server_goes_on_after_a_pause_that_failed():
-    calls: list[str] = []
-
-    class Engine:
-        async def pause_generation(self, **given: Any) -> None:
-            calls.append("pause")
-            raise RuntimeError("no")
-
-        async def resume_generation(self) -> None:
-            calls.append("resume")
-
-    endpoint = MergeEndpoint()
-    endpoint._engine = Engine()
-    with pytest.raises(RuntimeError, match="no"):
-        asyncio.run(endpoint._swap(None))
-    assert calls == ["pause", "resume"]
-
-
 @pytest.mark.parametrize("form", ["sharded", "bin"])
 def test_base_in_other_forms(form, fresh, tmp_path):
     base = tmp_path / "base"
@@ -307,6 +306,96 @@ def test_base_in_other_forms(form, fresh, tmp_path):
     shard(base, bin=form == "bin")
     with engine(PAIR / "mllm", {**DEMO, "base": str(base)}) as llm:
         assert detailed(llm) == fresh(DEMO)
+
+
+# ---- the engine and we read the same files ---------------------------------------------------------------------------
+
+
+def test_a_hub_id_is_resolved_once(monkeypatch):
+    """To one commit each, for vLLM, for all its workers, and for the way back."""
+    commits = {"org/mllm": "a" * 40, "org/base": "b" * 40}
+    opened = []
+
+    def open_checkpoint(source: str, revision: str | None = None) -> Any:
+        opened.append((source, revision))
+        return SimpleNamespace(name=source, location=source, commit=commits[source])
+
+    monkeypatch.setattr(vllm_loader.Checkpoint, "open", open_checkpoint)
+    monkeypatch.setattr(vllm_loader, "plan_merge", lambda spec, model, base: None)
+    spec = load_spec("none", {"base": "org/base", "layers": "1:3"})
+    assert spec is not None
+    arguments = SimpleNamespace(model="org/mllm", revision="main", worker_extension_cls="")
+    arguments.model_loader_extra_config = {"plateau": spec.to_dict(), "enable_multithread_load": True}
+    vllm_loader._prepare(arguments)
+    assert arguments.revision == "a" * 40
+    files = {"location": "org/base", "commit": "b" * 40}
+    assert arguments.model_loader_extra_config == {
+        "plateau": spec.to_dict(),
+        "plateau_base": files,
+        "enable_multithread_load": True,
+    }
+    opened.clear()
+    vllm_loader._open_base(spec, files)
+    assert opened == [("org/base", "b" * 40)]
+    commits["org/base"] = "c" * 40  # the branch moved; another start looks again
+    vllm_loader._prepare(arguments)
+    assert arguments.model_loader_extra_config["plateau_base"]["commit"] == "c" * 40
+
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "1")
+    with pytest.raises(MergeError, match="org/mllm: vLLM would load it from ModelScope"):
+        vllm_loader._prepare(arguments)
+
+    engine = SimpleNamespace(
+        model_config=SimpleNamespace(model="org/mllm", revision="a" * 40),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
+        lora_config=None,
+    )
+    assert vllm_loader.check_merge(engine, spec) == {"location": "org/base", "commit": "c" * 40}
+    assert ("org/mllm", "a" * 40) in opened
+
+
+@pytest.mark.parametrize("beside", ["stray", "consolidated"])
+def test_a_folder_of_which_vllm_loads_other_files_is_refused(beside, pico, tmp_path):
+    from vllm.config.load import LoadConfig
+
+    folder = shutil.copytree(pico("llava").mllm, tmp_path / "mllm")
+    loader, checkpoint = PlamModelLoader(LoadConfig(load_format="plam")), Checkpoint.open(folder)
+
+    def choose() -> list[str]:
+        loader._checkpoint = checkpoint
+        return [Path(file).name for file in loader._prepare_weights(str(folder), None, None, True, None)[1]]
+
+    assert choose() == ["model.safetensors"]
+    shutil.copy(folder / "model.safetensors", folder / f"{beside}.safetensors")
+    with pytest.raises(MergeError, match=f"more than one set of weights: only vLLM loads {beside}.safetensors"):
+        choose()
+
+
+SPEC = {"modules": ["q_proj"], "weights": {"model": 0.9, "base_model": 0.3}}
+
+
+def test_a_range_longer_than_any_model_is_not_written_out(pico, monkeypatch):
+    pair = pico("llava")
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model=str(pair.mllm), revision=None),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
+        lora_config=None,
+    )
+
+    class Worker(PlateauWorker):
+        vllm_config = config
+        model = torch.nn.Module()
+
+        def get_model(self) -> torch.nn.Module:
+            return self.model
+
+    monkeypatch.setattr(vllm_loader, "_all_workers", lambda faults: faults)
+    spec = {**SPEC, "base_model": str(pair.base), "layer_range": [0, 10**12]}
+    try:
+        faults = Worker().plam_merge(spec)["faults"]
+    except ValueError as error:  # of the spec itself
+        faults = [str(error)]
+    assert any("1000000000000" in fault for fault in faults)
 
 
 # ---- faults before the engine starts ---------------------------------------------------------------------------------
@@ -363,19 +452,32 @@ def test_an_engine_in_its_own_process_fails_with_our_message_last(pico, tmp_path
 # ---- several processes -----------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An API server with two tensor-parallel workers: four processes."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An API server with two tensor-parallel workers: four processes. It does not outlive the last test here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    log = tmp_path_factory.mktemp("server") / "log"
+    folder = tmp_path_factory.mktemp("server")
+    log, specs = folder / "log", folder / "specs"
+    specs.mkdir()
+    (specs / "late.yaml").write_text(json.dumps({**load_spec("demo", {"base": BASE}).to_dict(), "layer_range": [6, 8]}))
+    (specs / "bad.yaml").write_text(f"token: {TOKEN}\n")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(PAIR / "mllm")]
     command += ["--served-model-name", "pair", "--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--skip-mm-profiling"]
     command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"]), "--load-format", "plam"]
     command += ["--model-loader-extra-config", json.dumps(DEMO), "--tensor-parallel-size", "2"]
-    given = environment(VLLM_PLUGINS="plam_eval", VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_LOGGING_LEVEL="INFO")
+    given = environment(
+        PLAM_SPECS=str(specs), VLLM_PLUGINS="plam_eval", VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_LOGGING_LEVEL="INFO"
+    )
     with log.open("w") as output:
         process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
     try:
@@ -388,7 +490,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
         assert "Worker_TP1" in log.read_text()
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", process, log)
     finally:
         process.terminate()
         process.wait(60)
@@ -410,7 +512,7 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
     asked |= {"return_token_ids": True}
 
     def tokens() -> list[int]:
-        status, answer = call(f"{server}/v1/completions", asked)
+        status, answer = call(f"{server.url}/v1/completions", asked)
         assert status == 200, answer
         return answer["choices"][0]["token_ids"]
 
@@ -420,26 +522,33 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
         url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": LONG}]
         body = {**asked, "messages": [{"role": "user", "content": content}], "logprobs": True}
-        status, answer = call(f"{server}/v1/chat/completions", {k: v for k, v in body.items() if k != "prompt"})
+        status, answer = call(f"{server.url}/v1/chat/completions", {k: v for k, v in body.items() if k != "prompt"})
         assert status == 200 and answer["choices"][0]["finish_reason"] == "length", answer
         return [round(token["logprob"], 3) for token in answer["choices"][0]["logprobs"]["content"]]
 
     assert tokens() == fresh(DEMO)[2][0]
     seen = look()
-    status, state = call(f"{server}/plam/state")
+    status, state = call(f"{server.url}/plam/state")
     assert status == 200 and state["digest"] == load_spec("demo", {"base": BASE}).digest()
+    assert str(PAIR) not in json.dumps(state)
 
     other = SWITCHES[2]
-    status, told = call(f"{server}/plam/merge", other)
+    status, told = call(f"{server.url}/plam/merge", other)
     assert status == 200 and told["report"]["tensors"] == 8 * 7, told
     assert tokens() == fresh(other)[2][0] != fresh(DEMO)[2][0]
     assert look() != seen  # an image that the server has met before
 
     for body in ({**DEMO, "layers": "3:12"}, {**DEMO, "layer": "3:5"}, {"layers": "3:5"}, ["demo"]):
-        status, told = call(f"{server}/plam/merge", body)
+        status, told = call(f"{server.url}/plam/merge", body)
         assert status == 400 and told["error"], told
     assert tokens() == fresh(other)[2][0]
-    assert call(f"{server}/plam/state")[1]["digest"] == told_digest(other)
+    assert call(f"{server.url}/plam/state")[1]["digest"] == told_digest(other)
+
+    status, told = call(f"{server.url}/plam/merge", {"plateau": "late.yaml"})
+    assert status == 200 and told["report"]["tensors"] == 2 * 4, told
+    for name in ("bad.yaml", str(server.log), "../log"):
+        status, told = call(f"{server.url}/plam/merge", {"plateau": name})
+        assert status == 400 and TOKEN not in told["error"], told
 
 
 def told_digest(options: dict[str, Any]) -> str:
@@ -449,32 +558,23 @@ def told_digest(options: dict[str, Any]) -> str:
     return spec.digest()
 
 
-@pytest.mark.parametrize(
-    ("host", "switch", "key", "header", "refused"),
-    [
-        ("127.0.0.1", None, [], "", None),
-        ("::1", None, [], "", None),
-        ("10.0.0.7", None, [], "", "from this machine"),
-        ("testclient", None, [], "", "from this machine"),
-        ("10.0.0.7", "1", [], "", None),
-        ("127.0.0.1", None, ["secret"], "", "API key"),
-        ("127.0.0.1", None, ["secret"], "Bearer wrong", "API key"),
-        ("127.0.0.1", None, ["secret"], "Bearer secret", None),
-        ("::ffff:127.0.0.1", None, [], "", None),
-        ("::ffff:10.0.0.7", None, [], "", "from this machine"),
-    ],
-)
-def test_who_may_merge_over_http(host, switch, key, header, refused, monkeypatch):
-    monkeypatch.delenv(vllm_loader.REMOTE_SWITCH, raising=False)
-    if switch:
-        monkeypatch.setenv(vllm_loader.REMOTE_SWITCH, switch)
-    endpoint = MergeEndpoint()
-    endpoint._keys = key
-    request = SimpleNamespace(client=SimpleNamespace(host=host), headers={"authorization": header})
-    found = endpoint._refusal(request)
-    assert found is None if refused is None else refused in found
-    request.headers["origin"] = "http://page.example"
-    assert endpoint._refusal(request) is not None
+def test_a_server_ends_when_its_engine_dies_during_a_merge(server):
+    """The last test of `server`."""
+    (core,) = [
+        process
+        for process in psutil.Process(server.process.pid).children(recursive=True)
+        if any("EngineCore" in word for word in process.cmdline())
+    ]
+    core.suspend()  # so that the merge is under way, and waits, when the process dies
+    told: list[tuple[int, Any]] = []
+    asking = threading.Thread(target=lambda: told.append(call(f"{server.url}/plam/merge", DEMO)), daemon=True)
+    asking.start()
+    asking.join(2)
+    assert asking.is_alive()
+    core.kill()
+    asking.join(60)
+    assert told == [(500, {"error": "the engine died, and the server shuts down; its log says why. Start it again"})]
+    assert server.process.wait(60) is not None
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------
