@@ -337,6 +337,12 @@ def report(
     data: Annotated[
         Path | None, typer.Option(help="Folder from which the tasks find their datasets, for example images.")
     ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--include_path", "--include-path", help="Folder of further tasks; their code is run to find images."
+        ),
+    ] = None,
     examples: Annotated[int, typer.Option(help="Gained and lost documents to show, of each.", min=0)] = 6,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
@@ -344,7 +350,9 @@ def report(
     from plam_eval.report.page import write_report
 
     _quiet_logs()
-    page = write_report(folders, output, title=title, select=select, data=data, examples=examples)
+    page = write_report(
+        folders, output, title=title, select=select, data=data, include_path=include_path, examples=examples
+    )
     Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
