@@ -156,12 +156,20 @@ def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Ite
     file = folder / name
     if file.is_symlink():
         raise error(f"{file}: found a link, expected a file of plam-eval's own; delete it")
-    lock = FileLock(file)
+    own, lock = file.resolve(), FileLock(file)
     try:
+        # lmms-eval makes file locks of one process reentrant, so that this process has to know its own.
+        if own in _HELD:
+            raise Timeout(str(file))
         lock.acquire(timeout=0)
     except Timeout:
         raise error(f"{folder}: another process is at work in it; wait for it, or stop it") from None
+    _HELD.add(own)
     try:
         yield
     finally:
+        _HELD.discard(own)
         lock.release()
+
+
+_HELD: set[Path] = set()

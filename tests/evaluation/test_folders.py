@@ -416,3 +416,16 @@ def test_reading_a_sweep_of_other_hands(tmp_path: Path) -> None:
     """The folders that other tests write by hand are whole, too."""
     write_sweep(tmp_path, {"plain": PLAIN_DOCUMENTS}, layers="6:8")
     assert read_findings(tmp_path).cells["status"].tolist() == ["finished", "missing", "missing"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("evaluated_before", [False, True])
+def test_two_sweeps_in_one_folder_are_refused(sweeping: Sweeping, evaluated_before: bool, finished: bool) -> None:
+    if evaluated_before:  # which makes file locks of this process reentrant
+        from lmms_eval.evaluator import _enable_reentrant_filelocks
+
+        _enable_reentrant_filelocks()
+    if finished:
+        sweeping.run()
+    with sweep.locked(sweeping.folder), pytest.raises(SweepError, match="another process"):
+        sweeping.run()
