@@ -103,6 +103,7 @@ def scan(
     if model not in WRAPPERS or model == "plam_vllm":
         known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
         raise ValueError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
+    scans.check(output, tasks, limit=limit, offset=offset, include_path=include_path, model=model)
     wrapper = harness.make_model(model, harness.parse_model_args(model_args), force_simple=force_simple)
     found = scans.scan(
         wrapper,
@@ -190,7 +191,7 @@ def compare(
     if runs:
         if len(runs) != 2 or model or model_args:
             raise ValueError("give two run folders, or --model with --model_args and --tasks")
-        first, second = (records.read_run(folder) for folder in runs)
+        first, second = (sweep.read_run(folder) for folder in runs)
         if tasks:
             first, second = (run.only(tasks.split(",")) for run in (first, second))
         names = [str(folder) for folder in runs]
@@ -341,6 +342,12 @@ def report(
     data: Annotated[
         Path | None, typer.Option(help="Folder from which the tasks find their datasets, for example images.")
     ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--include_path", "--include-path", help="Folder of further tasks; their code is run to find images."
+        ),
+    ] = None,
     examples: Annotated[int, typer.Option(help="Gained and lost documents to show, of each.", min=0)] = 6,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
@@ -348,7 +355,9 @@ def report(
     from plam_eval.report.page import write_report
 
     _quiet_logs()
-    page = write_report(folders, output, title=title, select=select, data=data, examples=examples)
+    page = write_report(
+        folders, output, title=title, select=select, data=data, include_path=include_path, examples=examples
+    )
     Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
 
 
@@ -359,10 +368,11 @@ def _warn(warnings: Iterable[str], console: Console) -> None:
 
 def _show_failures(found: Any, console: Console) -> None:
     """Name the cells that failed, and end with exit status 1 if there are any."""
-    failed = found.cells[found.cells["status"] == "failed"]
+    failed = found.cells[found.cells["status"].isin(["failed", "damaged"])]
     for row in failed.to_dict("records"):
         log = found.folder / "cells" / row["cell"] / "log.txt"
-        console.print(f"[red]failed[/]: {row['cell']}: {row['error']} ({log})", highlight=False, soft_wrap=True)
+        text = f"[red]{row['status']}[/]: {row['cell']}: {row['error']} ({log})"
+        console.print(text, highlight=False, soft_wrap=True)
     if len(failed):
         console.print("The same command tries them again.", highlight=False)
         raise typer.Exit(1)

@@ -13,3 +13,7 @@ class DamagedFileError(PlamError, ValueError):
 
 class OutsideError(PlamError, ValueError):
     """A name or path, read from a file, that would lead out of the folder that it belongs into."""
+
+
+class FolderError(PlamError, ValueError):
+    """An output folder that cannot be written, is in use, or holds what plam-eval has not made."""

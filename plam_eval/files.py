@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from plam_eval.errors import DamagedFileError, OutsideError
+from plam_eval.errors import DamagedFileError, FolderError, OutsideError
+
+MARKER = ".plam-eval"
+"""File in a folder that plam-eval has made and may delete."""
+
+_PROBE = 1 << 16  # bytes: a full disk may still take an empty file
 
 
 def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
@@ -16,6 +26,8 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     Raises OSError when it cannot be written; nothing is left beside `path` then.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    if partial.is_symlink():  # in a folder of somebody else it may lead to any file
+        partial.unlink()
     try:
         write(partial)
         partial.replace(path)
@@ -69,3 +81,95 @@ def inside(folder: Path, name: object, origin: str, *, follow_links: bool = True
     if follow_links and not found.resolve().is_relative_to(folder.resolve()):
         raise OutsideError(f"{origin}: {name!r} leads to {found.resolve()}, expected a file inside {folder}")
     return found
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise FolderError when nothing can be written to `folder`, which need not exist yet. It is left as it is."""
+    folder = Path(folder)
+    nearest = folder
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        what = "a file" if nearest.exists() else "a link to nothing"
+        raise FolderError(f"{folder}: {nearest} is {what}, expected a folder; name another output")
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            probe.write(bytes(_PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        remedy = "free some space, and the same command goes on" if full else "name another output"
+        raise FolderError(f"{folder}: cannot be written ({error.strerror or error}); {remedy}") from error
+
+
+def make_own(folder: Path) -> None:
+    """Make a folder that `remove_own` may delete."""
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+def remove_own(folder: Path, *marks: str) -> None:
+    """Delete a folder of ours with all that is in it; nothing happens where there is none.
+
+    Args:
+        marks: files that mark a folder of ours as well: those of versions that wrote no `MARKER`.
+
+    Raises:
+        FolderError: it is a link or a file, or it holds something and no mark.
+    """
+    check_own(folder, *marks)
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)
+
+
+def check_own(folder: Path, *marks: str) -> None:
+    """Raise what `remove_own` would raise."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise FolderError(f"{folder}: found {'a link' if folder.is_symlink() else 'a file'} where a folder is to be")
+    if any(folder.iterdir()) and not any((folder / mark).is_file() for mark in (MARKER, *marks)):
+        raise FolderError(f"{folder}: plam-eval has not made it, so it is not deleted; move it, or name another output")
+
+
+def check_free(folder: Path, names: Iterable[str], marker: str) -> None:
+    """Raise FolderError where one of the files `names` is in a folder without `marker`, the file that makes it ours."""
+    if (folder / marker).is_file():
+        return
+    if taken := [name for name in names if os.path.lexists(folder / name)]:
+        raise FolderError(
+            f"{folder}: holds {', '.join(taken)} and no {marker}, so they are of something else and are not "
+            "overwritten; name another output"
+        )
+
+
+@contextmanager
+def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Iterator[None]:
+    """One process at a time; the system lifts the lock when the process ends, however it ends.
+
+    Raises `error` when another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    if file.is_symlink():
+        raise error(f"{file}: found a link, expected a file of plam-eval's own; delete it")
+    own, lock = file.resolve(), FileLock(file)
+    try:
+        # lmms-eval makes file locks of one process reentrant, so that this process has to know its own.
+        if own in _HELD:
+            raise Timeout(str(file))
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise error(f"{folder}: another process is at work in it; wait for it, or stop it") from None
+    _HELD.add(own)
+    try:
+        yield
+    finally:
+        _HELD.discard(own)
+        lock.release()
+
+
+_HELD: set[Path] = set()

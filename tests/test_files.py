@@ -1,12 +1,29 @@
 from __future__ import annotations
 
+import errno
+import os
 import re
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from plam_eval.errors import DamagedFileError, OutsideError
-from plam_eval.files import inside, read_json, write_in_one_step, write_json
+from plam_eval.errors import DamagedFileError, FolderError, OutsideError
+from plam_eval.files import (
+    MARKER,
+    check_free,
+    check_writable,
+    inside,
+    locked,
+    make_own,
+    read_json,
+    remove_own,
+    write_in_one_step,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[" * 100_000, b"[1]", b"null", b"3"])
@@ -47,3 +64,98 @@ def test_links_that_lead_out_are_refused_unless_they_are_usual(tmp_path):
     assert inside(folder, "link", "index.json", follow_links=False) == folder / "link"
     assert inside(folder, "within", "index.json") == folder / "within"
     assert inside(folder, "cells/a.json", "index.json") == folder / "cells" / "a.json"
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for name in ("a.json", ".a.partial.json"):
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "mine").read_text() == "mine" and read_json(tmp_path / "a.json", "") == {"a": 1}
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path):
+    check_writable(tmp_path / "new" / "er")
+    check_writable(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "No space left on device.*free some space, and the same command goes on"),
+        (errno.EROFS, "Read-only file system.*name another output"),
+        (errno.EACCES, "Permission denied.*name another output"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, says):
+    def fail(**given: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fail)
+    with pytest.raises(FolderError, match=says):
+        check_writable(tmp_path / "out")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name, what in (("file", "a file"), ("file/below", "a file"), ("link", "a link to nothing")):
+        with pytest.raises(FolderError, match=f"is {what}, expected a folder"):
+            check_writable(tmp_path / name)
+
+
+def test_only_folders_of_ours_are_deleted(tmp_path):
+    ours = tmp_path / "a" / "ours"
+    make_own(ours)
+    (ours / "x").touch()
+    remove_own(ours)
+    assert not ours.exists() and (tmp_path / "a").exists()
+    remove_own(ours)  # there is none
+    ours.mkdir()
+    remove_own(ours)  # a kill may come between its making and its mark
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "log.txt").touch()
+    link = tmp_path / "link"
+    link.symlink_to(theirs)
+    for folder in (theirs, link, theirs / "log.txt"):
+        with pytest.raises(FolderError):
+            remove_own(folder, "cell.json")
+    (theirs / MARKER).mkdir()
+    with pytest.raises(FolderError, match="has not made it"):
+        remove_own(theirs)
+    assert (theirs / "log.txt").exists()
+    remove_own(theirs, "log.txt")
+    assert not theirs.exists()
+
+
+def test_files_of_something_else_are_not_overwritten(tmp_path):
+    check_free(tmp_path, ["a.csv"], "sweep.json")
+    (tmp_path / "a.csv").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FolderError, match=r"holds a\.csv and no sweep\.json"):
+        check_free(tmp_path, ["a.csv", "b.csv"], "sweep.json")
+    (tmp_path / "sweep.json").touch()
+    check_free(tmp_path, ["a.csv"], "sweep.json")
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    code = (
+        "import sys, pathlib; from plam_eval.files import locked\nwith locked(pathlib.Path(sys.argv[1]), 'x.lock'):\n"
+    )
+    command = [sys.executable, "-c", code + "    print('locked', flush=True); sys.stdin.read()", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "locked\n"
+        with pytest.raises(FolderError, match="another process is at work"), locked(tmp_path, "x.lock"):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with locked(tmp_path, "x.lock"), pytest.raises(KeyError), locked(tmp_path, "x.lock", KeyError):
+        pass
+    with locked(tmp_path, "x.lock"):
+        pass
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "y.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(FolderError, match="found a link"), locked(tmp_path, "y.lock"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -6,13 +6,15 @@ The plateau is found on some documents, and merges are judged on others.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,11 +27,13 @@ from plam_eval.demo import hub
 from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.findings import Findings, read_findings
 from plam_eval.evaluation.scan import SPEC
+from plam_eval.files import MARKER, check_writable, inside, make_own, read_json, remove_own, write_json
 from plam_eval.provenance import git_commit, versions
 
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
 RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
+DONE, LOG = "finished.json", "log.txt"
 _PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|answering for \d+ cells|sweep):\s+(\d+)%")
 
 
@@ -93,8 +97,10 @@ def run(
 
     What is finished for the same suite, pair and versions is not repeated. `limit`: evaluate fewer documents.
 
-    Raises DemoError when a command fails or writes no results: lmms-eval's exits 0 all the same.
+    Raises DemoError when a command fails or writes no results: lmms-eval's exits 0 all the same. FolderError: the
+    folder cannot be written, or holds something else where the demo's folders are to be.
     """
+    check_writable(folder)
     console = Console()
     suite = prepare(folder / "suite", scanned + documents)
     limit = limit or documents
@@ -109,56 +115,98 @@ def run(
     _step("sweep", sweep_command(plateau, limit, scanned), suite, folder / "sweep", fresh, console)
     words = ["plam", "report", "../scan", "../sweep", "--output", "../report"]
     _step("report", words, suite, page.parent, fresh, console)
-    return Demo(suite, scan, plateau, records.read_run(folder / "merged"), folder / "sweep", page)
+    return Demo(suite, scan, plateau, records.read_run(_results(folder / "merged")), folder / "sweep", page)
 
 
 def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Console) -> None:
     """Run a command unless it has finished before, on the same files and versions."""
-    done, identity = output / "finished.json", _identity(suite, words)
-    if not fresh and done.is_file() and json.loads(done.read_text()) == identity:
+    done, identity = output / DONE, _identity(suite, words)
+    if not fresh and _finished(done) == identity:
         console.print(f"{label}: already done ({_near(output)})")
         return
     console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
-    before = done.is_file()
-    if label in ("scan", "sweep") and (fresh or before):  # of another suite or version, and neither mixes them
-        shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
+    if label in ("scan", "sweep") and (fresh or done.is_file()):  # of another suite or version: neither mixes them
+        remove_own(output, DONE, LOG)
+    if not output.is_dir():
+        make_own(output)
+    elif not any((output / mark).is_file() for mark in (MARKER, DONE, LOG)) and any(output.iterdir()):
+        raise DemoError(f"{output}: holds something that the demo has not made; name another --output")
     done.unlink(missing_ok=True)
-    _run(words, suite, output / "log.txt", label, console)
-    partial = done.with_suffix(".partial")
-    partial.write_text(json.dumps(identity, indent=2))
-    partial.replace(done)
+    before = set(records.result_files(output))
+    _run(words, suite, output / LOG, label, console)
+    new = sorted(set(records.result_files(output)) - before)
+    if words[0] == "lmms-eval" and len(new) != 1:
+        raise DemoError(_failed(label, output / LOG, f"{len(new)} results files, expected 1"))
+    # By name: the newest by date is another one where the clock was set back.
+    write_json(done, identity | ({"results": str(new[0].relative_to(output))} if words[0] == "lmms-eval" else {}))
+
+
+def _finished(done: Path) -> dict[str, Any] | None:
+    """What was evaluated to the end in a folder of the demo; None where nothing was, or the record is damaged."""
+    try:
+        found = read_json(done, "delete it")
+    except (OSError, ValueError):
+        return None
+    found.pop("results", None)
+    return found
+
+
+def _results(output: Path) -> Path:
+    """The results file of the last call, or the folder, where an earlier version has not recorded which it is."""
+    name = read_json(output / DONE, "run the demo with --fresh").get("results")
+    return inside(output, name, str(output / DONE)) if name is not None else output
 
 
 def _run(words: list[str], suite: Path, log: Path, label: str, console: Console) -> None:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", {"lmms-eval": "lmms_eval", "plam": "plam_eval.cli"}[words[0]], *words[1:]],
-        cwd=suite,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    before = len(records.result_files(log.parent))
-    harness = words[0] == "lmms-eval"
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with process, log.open("wb") as file, Progress(*columns, console=console) as progress:
-        bar = progress.add_task(f"{label}: starting", total=100)
-        while chunk := os.read(process.stdout.fileno(), 65536):
-            file.write(chunk)
-            if found := _PROGRESS.findall(chunk.decode(errors="replace")):
-                progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
-        progress.update(bar, description=f"{label}: done", completed=100)
-    code = process.returncode
-    if code or (harness and len(records.result_files(log.parent)) <= before):
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise DemoError(f"the command for {label} failed (exit status {code}); the end of {log}:\n{tail}")
+    module = {"lmms-eval": "lmms_eval", "plam": "plam_eval.cli"}[words[0]]
+    with _attended(module, words[1:], suite) as process, log.open("wb") as file:
+        assert process.stdout is not None
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task(f"{label}: starting", total=100)
+            while chunk := os.read(process.stdout.fileno(), 65536):
+                file.write(chunk)
+                if found := _PROGRESS.findall(chunk.decode(errors="replace")):
+                    progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
+            progress.update(bar, description=f"{label}: done", completed=100)
+        code = process.wait()
+    if code:
+        raise DemoError(_failed(label, log, f"exit status {code}"))
+
+
+@contextmanager
+def _attended(module: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m module arguments` in a folder, in a group of processes that ends when this process or block does."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "plam_eval.demo.attended", module, *arguments],
+        cwd=folder,
+        # Python files in that folder are not imported (from Python 3.11 on).
+        env=environment | {"PYTHONSAFEPATH": "1"},
+        stdin=subprocess.PIPE,  # never written to: its end is how the process learns of the end of this one
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
+
+
+def _failed(label: str, log: Path, why: str) -> str:
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    return f"the command for {label} failed ({why}); the end of {log}:\n{tail}"
 
 
 def _identity(suite: Path, words: list[str]) -> dict[str, Any]:
@@ -185,9 +233,7 @@ def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
     """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are."""
     digest = demo.merged.block["provenance"]["digest"]
     cell = found.cells.loc[found.cells["digest"] == digest, "cell"].iloc[0]
-    record = sweep.read_cell(demo.sweep, cell)
-    assert record is not None
-    resident = records.read_run(demo.sweep / sweep.CELLS / cell / record["results"]).samples
+    resident = sweep.read_run(demo.sweep / sweep.CELLS / cell).samples
     both = demo.merged.samples.merge(resident, on=["task", "doc_id"], suffixes=("", "_resident"))
     return int((both["answer"] != both["answer_resident"]).sum()), len(both)
 

@@ -15,7 +15,8 @@ import pandas as pd
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep import CELLS, PLAIN, Grid, module_group, read_cell, read_plan
+from plam_eval.evaluation.sweep import DAMAGED, PLAIN, Grid, module_group, read_plan, read_state
+from plam_eval.files import write_in_one_step
 
 SIGNIFICANT = 0.05
 
@@ -48,7 +49,8 @@ class Findings:
     Attributes:
         folder, plan: the sweep's, and its `sweep.json`.
         cells: one row per cell of the plan: cell, kind, layers ("6:8"), start, end, modules, model_weight, base_weight,
-            rule, seed, digest, status ("finished", "failed" or "missing"), error, relative_change (mean over layers),
+            rule, seed, digest, status ("finished", "failed", "missing", or "damaged": what is in its folder is not
+            whole, or not of this sweep), error (of failed and damaged ones), relative_change (mean over layers),
             merge_seconds, evaluate_seconds; and over the reported documents, mean over tasks, against plain: the fields
             of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table.
         tasks: per finished cell and task (OVERALL last), the fields of `stats.Paired` against plain, with `cell`.
@@ -122,16 +124,32 @@ class Findings:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as `path`.csv and `path`.parquet, each in one step."""
-    for suffix in (".csv", ".parquet"):
-        target = path.with_name(f"{path.name}{suffix}")
-        partial = target.with_name(f".{target.name}.partial")
-        if suffix == ".csv":
-            # Quoted: pandas leaves a lone carriage return in an answer bare, and readers take it for a line end.
-            table.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC)
-        else:
-            table.to_parquet(partial, index=False)
-        partial.replace(target)
+    """Write a table as `path`.parquet, exactly, and as `path`.csv (`write_csv`), each in one step."""
+    write_csv(table, path.with_name(f"{path.name}.csv"))
+    target = path.with_name(f"{path.name}.parquet")
+    write_in_one_step(target, lambda partial: table.to_parquet(partial, index=False))
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, in one step; a text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    Those are texts that begin with = + - @ (or their wide forms), a tab or a line end; numbers stay as they are.
+    """
+    texts = {
+        name: column.astype(object).map(_no_formula)
+        for name, column in table.items()
+        if not pd.api.types.is_numeric_dtype(column.dtype)
+    }
+    escaped = table.assign(**{str(name): column for name, column in texts.items()}) if texts else table
+    # Quoted: pandas leaves a lone carriage return in an answer bare, and readers take it for a line end.
+    write_in_one_step(path, lambda partial: escaped.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC))
+
+
+_FORMULA = tuple("=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\uff0d\N{FULLWIDTH COMMERCIAL AT}")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def describe(row: Mapping[str, Any] | pd.Series) -> str:
@@ -158,8 +176,9 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
         select: choose on so many documents of each task, instead of as the sweep's config says; 0 chooses on all.
 
     Raises:
-        SweepError: no sweep there. RecordError: a finished cell cannot be read. IncomparableError: cells that asked
-            differently. RecordError, too: no task has a score. ValueError: `select` leaves nothing to report on.
+        SweepError: no sweep there. DamagedFileError: its plan cannot be read. IncomparableError: cells that asked
+            differently. RecordError: no task has a score. ValueError: `select` leaves nothing to report on. A damaged
+            cell counts as unfinished.
     """
     folder = Path(folder)
     plan = read_plan(folder)
@@ -167,7 +186,7 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     select = plan["config"].get("select") if select is None else select
     rows, runs, together = [], dict[str, Run](), list[dict[str, Any]]()
     for cell in grid.cells:
-        record = read_cell(folder, cell.name) or {"status": "missing"}
+        record, run = read_state(folder, cell, plan["settings"])
         spec = cell.spec
         row = {
             "cell": cell.name,
@@ -187,20 +206,25 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
             "merge_seconds": record.get("seconds", {}).get("merge", math.nan),
             "evaluate_seconds": record.get("seconds", {}).get("evaluate", math.nan),
         }
-        if record["status"] == "finished":
-            run = runs[cell.name] = records.read_run(folder / CELLS / cell.name / record["results"])
-            merge = run.block.get("provenance", {}).get("merge")
-            if merge:
-                row["relative_change"] = float(np.mean(list(merge["relative_change"].values())))
+        if run is not None:
+            runs[cell.name] = run
+            merge = (run.block.get("provenance") or {}).get("merge") or {}
+            if changes := merge.get("relative_change"):
+                row["relative_change"] = float(np.mean(list(changes.values())))
         rows.append(row)
         together.append(record.get("together") or {})
     cells = pd.DataFrame(rows)
-    warnings = _of_answers_together(together)
+    warnings = _of_damaged(cells) + _of_answers_together(together)
     if PLAIN in runs:
         for name, run in runs.items():
             warnings += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], run, (PLAIN, name))]
     warnings += records.notes_of(runs)
     return _evaluated(folder, plan, grid, cells, runs, select or None, tuple(warnings))
+
+
+def _of_damaged(cells: pd.DataFrame) -> list[str]:
+    damaged = cells[cells["status"] == DAMAGED]
+    return [f"{row['cell']} counts as not evaluated: {row['error']}" for row in damaged.to_dict("records")]
 
 
 def _of_answers_together(parts: list[dict[str, Any]]) -> list[str]:

@@ -7,11 +7,10 @@ gave, to decode it, with images and inputs kept from the first time.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from plam_eval import files
+from plam_eval.errors import DamagedFileError
 from plam_eval.evaluation import harness, records, variants
+from plam_eval.evaluation.findings import write_csv
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.harness.tasks import NoScoreError, score_of_task
 from plam_eval.probing.plateau import (
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
 
 SETTINGS, SAMPLES, STAGES, SPEC = "scan.json", "samples.parquet", "stages.json", "plateau.yaml"
+LOCK = "scan.lock"
+_CURVE = ("curve.csv", "curve.parquet", "curve.png", "curve.svg")
 
 
 class ScanError(EvaluationError):
@@ -89,15 +93,13 @@ def scan(
         None on every process but the first.
 
     Raises:
-        ScanError: `output` holds a scan of other settings, or a prompt changed since. EvaluationError: as `evaluate`.
+        ScanError: `output` holds a scan of other settings, a prompt changed since, or another process is at work there.
+        FolderError: `output` cannot be written, or holds something else. EvaluationError: as `evaluate`.
     """
     from plam_eval.probing.decoder import decoder_layers
     from plam_eval.probing.scan import parse_cuts
 
-    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
-    checked = harness.check_tasks(
-        names, limit=limit, offset=offset, include_path=include_path, model=model, by_document=True
-    )
+    checked = check(output, tasks, limit=limit, offset=offset, include_path=include_path, model=model)
     if model.rank == 0:
         for task, why in checked.unscored.items():
             logger.warning("{}: left out of the scan, no score per document is known: {}", task, why)
@@ -105,27 +107,54 @@ def scan(
     chosen = parse_cuts(cuts, layers)
     folder = Path(output)
     settings = _settings(model, chosen, layers, gen_kwargs)
-    store = _open_store(folder, settings, model.rank)
-    if model.rank == 0:
-        late = min(8, len(chosen) - 1)
-        for sentence in what_can_be_found(checked.clusters, margin, confidence, late=late):
-            print(sentence, file=sys.stderr, flush=True)
-    with _Recorder(model, chosen, store).installed() as recorder:
-        run = harness.evaluate(
-            model,
-            checked.scored,
-            limit=limit,
-            offset=offset,
-            output=folder / "unmasked",
-            gen_kwargs=gen_kwargs,
-            include_path=include_path,
-        )
-    gathered = harness.all_ranks({"rows": recorder.rows, "unscored": recorder.unscored})
-    if run is None:
-        return None
-    samples = _scored([row for part in gathered for row in part["rows"]], gathered)
-    _atomically(folder / SAMPLES, lambda path: samples.to_parquet(path, index=False))
-    return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
+    with files.locked(folder, LOCK, ScanError) if model.rank == 0 else nullcontext():
+        store = _open_store(folder, settings, model.rank)
+        if model.rank == 0:
+            late = min(8, len(chosen) - 1)
+            for sentence in what_can_be_found(checked.clusters, margin, confidence, late=late):
+                print(sentence, file=sys.stderr, flush=True)
+        with _Recorder(model, chosen, store).installed() as recorder:
+            run = harness.evaluate(
+                model,
+                checked.scored,
+                limit=limit,
+                offset=offset,
+                output=folder / "unmasked",
+                gen_kwargs=gen_kwargs,
+                include_path=include_path,
+            )
+        gathered = harness.all_ranks({"rows": recorder.rows, "unscored": recorder.unscored})
+        if run is None:
+            return None
+        samples = _scored([row for part in gathered for row in part["rows"]], gathered)
+        files.write_in_one_step(folder / SAMPLES, lambda path: samples.to_parquet(path, index=False))
+        return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
+
+
+def check(
+    output: str | Path,
+    tasks: str | Sequence[str],
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    include_path: str | Path | None = None,
+    model: Any = None,
+) -> harness.CheckedTasks:
+    """What can be known to be wrong before a model is loaded; nothing is left behind.
+
+    Args:
+        model: its wrapper, or the wrapper's id.
+
+    Raises:
+        EvaluationError: as `harness.check_tasks`. FolderError: `output` cannot be written, or holds files of these
+            names that are no scan's.
+    """
+    files.check_writable(output)
+    files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *_CURVE, "answers.rank0.jsonl"), SETTINGS)
+    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    return harness.check_tasks(
+        names, limit=limit, offset=offset, include_path=include_path, model=model, by_document=True
+    )
 
 
 def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -169,27 +198,26 @@ def conclude(
     from plam_eval.report.plots import plot_curve
 
     folder = Path(folder)
-    settings = read_settings(folder)
+    settings = _whole_settings(folder)
     if not (folder / SAMPLES).is_file():
         raise ScanError(f"{folder}: the scan has not finished (no {SAMPLES}); run the same `plam scan` again")
-    curve = Curve.read(folder / SAMPLES)
+    curve = Curve.read(files.inside(folder, SAMPLES, str(folder)))
     if tasks is not None:
         curve = curve.only(tasks)
     stages = find_plateau(curve, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
     table = curve.table()
-    _atomically(folder / "curve.csv", lambda path: table.to_csv(path, index=False))
-    _atomically(folder / "curve.parquet", lambda path: table.to_parquet(path, index=False))
+    write_csv(table, folder / "curve.csv")
+    files.write_in_one_step(folder / "curve.parquet", lambda path: table.to_parquet(path, index=False))
     for suffix in (".png", ".svg"):
-        _atomically(folder / f"curve{suffix}", lambda path: plot_curve(curve, stages, path))
+        files.write_in_one_step(folder / f"curve{suffix}", lambda path: plot_curve(curve, stages, path))
     spec = None
     base_model = base_model or _known_base(folder, str(settings["pretrained"]))
     if stages.plateau is not None and base_model is not None and settings["spec"] is None:
         spec = to_spec(stages, model=settings["pretrained"], base_model=base_model, scan=folder.name)
-        _atomically(folder / SPEC, lambda path: write_spec(spec, path))
+        files.write_in_one_step(folder / SPEC, lambda path: write_spec(spec, path))
     else:
         (folder / SPEC).unlink(missing_ok=True)
-    content = json.dumps({"base_model": base_model, "stages": stages.to_dict()}, indent=2) + "\n"
-    _atomically(folder / STAGES, lambda path: path.write_text(content, encoding="utf-8"))
+    files.write_json(folder / STAGES, {"base_model": base_model, "stages": stages.to_dict()})
     return Scan(folder, curve, stages, spec)
 
 
@@ -231,13 +259,30 @@ def show(found: Scan, console: Console) -> None:
 
 
 def load(folder: Path) -> Scan:
-    """A finished scan as it was concluded last. Raises ScanError where there is none."""
+    """A finished scan as it was concluded last.
+
+    Raises ScanError where there is none. DamagedFileError, CurveError, SpecError, OutsideError: it cannot be read.
+    """
     if not (folder / STAGES).is_file():
         raise ScanError(f"{folder}: no finished scan (no {STAGES})")
-    stages = Stages.from_dict(json.loads((folder / STAGES).read_text(encoding="utf-8"))["stages"])
-    curve = Curve.read(folder / SAMPLES).only(stages.documents)
-    spec = load_spec(folder / SPEC) if (folder / SPEC).is_file() else None
+    _whole_settings(folder)
+    stages = _concluded(folder)[0]
+    curve = Curve.read(files.inside(folder, SAMPLES, str(folder))).only(stages.documents)
+    spec = load_spec(files.inside(folder, SPEC, str(folder))) if (folder / SPEC).is_file() else None
     return Scan(folder, curve, stages, spec)
+
+
+def _concluded(folder: Path) -> tuple[Stages, str | None]:
+    """The stages that an earlier call found, and the base LLM that it knew."""
+    file, remedy = files.inside(folder, STAGES, str(folder)), f"`plam plateau {folder}` writes it again"
+    content = files.read_json(file, remedy)
+    base = content.get("base_model")
+    try:
+        if not isinstance(base, (str, type(None))):
+            raise ValueError(f"base_model: found {base!r:.80}")
+        return Stages.from_dict(content["stages"]), base
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{file}: holds no stages that a scan writes ({error}); {remedy}") from error
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -245,7 +290,26 @@ def read_settings(folder: Path) -> dict[str, Any]:
     file = folder / SETTINGS
     if not file.is_file():
         raise ScanError(f"{folder}: no scan there (no {SETTINGS}); expected the --output of `plam scan`")
-    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return files.read_json(files.inside(folder, SETTINGS, str(folder)), _REMEDY)
+
+
+_REMEDY = "restore it from a copy, or scan into another --output"
+_KINDS: dict[str, Any] = {
+    "pretrained": str,
+    "wrapper": str,
+    "mode": str,
+    "dtype": str,
+    "spec": (dict, type(None)),
+    "versions": dict,
+}
+
+
+def _whole_settings(folder: Path) -> dict[str, Any]:
+    """The settings, known to be what we write."""
+    settings = read_settings(folder)
+    for key, kind in _KINDS.items():
+        if key not in settings or not isinstance(settings[key], kind):
+            raise DamagedFileError(f"{folder / SETTINGS}: {key}: found {settings.get(key)!r:.80}; {_REMEDY}")
     return settings
 
 
@@ -267,17 +331,11 @@ def _settings(model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwa
 
 def _known_base(folder: Path, pretrained: str) -> str | None:
     if (folder / STAGES).is_file():
-        before: str | None = json.loads((folder / STAGES).read_text(encoding="utf-8"))["base_model"]
-        if before is not None:
-            return before
+        with suppress(DamagedFileError):  # it is about to be written again
+            if (before := _concluded(folder)[1]) is not None:
+                return before
     specs = (load_spec(name) for name in packaged_specs())
     return next((spec.base_model for spec in specs if spec is not None and spec.model == pretrained), None)
-
-
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(partial)
-    partial.replace(path)
 
 
 # ---- answers on disk -------------------------------------------------------------------------------------------------
@@ -286,6 +344,7 @@ def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def _open_store(folder: Path, settings: dict[str, Any], rank: int) -> variants.AnswerFile:
     """The answers known so far. Raises ScanError when the folder holds answers of other settings."""
     folder.mkdir(parents=True, exist_ok=True)
+    store = variants.AnswerFile(folder, rank)
     if (folder / SETTINGS).is_file():
         before = read_settings(folder)
         changed = [
@@ -293,15 +352,16 @@ def _open_store(folder: Path, settings: dict[str, Any], rank: int) -> variants.A
             for name in dict.fromkeys([*before, *settings])
             if before.get(name) != settings.get(name)
         ]
-        if changed:
+        if changed and any(store.read()):  # else there is nothing that could be mixed
             raise ScanError(
                 f"{folder} holds a scan of other settings: {'; '.join(changed)}. Answers of both cannot be mixed: "
                 "name another --output, or delete this one"
             )
-    elif rank == 0:
-        text = json.dumps(settings, indent=2) + "\n"
-        _atomically(folder / SETTINGS, lambda path: path.write_text(text, encoding="utf-8"))
-    return variants.AnswerFile(folder, rank)
+        if not changed:
+            return store
+    if rank == 0:
+        files.write_json(folder / SETTINGS, settings)
+    return store
 
 
 # ---- answers from the model ------------------------------------------------------------------------------------------
@@ -312,10 +372,22 @@ class _Recorder:
 
     def __init__(self, model: HFPlateauMixin, cuts: tuple[int, ...], store: variants.AnswerFile) -> None:
         self.model, self.cuts, self.store = model, cuts, store
-        self.known = {(record["task"], record["doc_id"]): record for record in store.read()}
+        self.known = {(record["task"], record["doc_id"]): record for record in store.read(self._is_whole)}
         self.rows: list[dict[str, Any]] = []
         self.unscored: dict[str, str] = {}  # task -> why its documents have no score
         self._asked: set[variants.Key] = set()
+
+    def _is_whole(self, record: dict[str, Any]) -> bool:
+        """Whether a line of an answer file is one that this writes for these cuts."""
+        texts = [record["task"], record["prompt"], *record["answers"]]
+        numbers = [record["doc_id"], *record["by_cut"]]
+        whole = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+        return (
+            whole
+            and len(record["by_cut"]) == len(record["kl"]) == len(self.cuts)
+            and all(0 <= index < len(record["answers"]) for index in record["by_cut"])
+            and all(isinstance(value, (int, float)) for value in record["kl"])
+        )
 
     @contextmanager
     def installed(self) -> Iterator[_Recorder]:

@@ -8,18 +8,17 @@ unfinished cell. What the cells say is read back from their folders (`read_sweep
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from tqdm import tqdm
 
-from plam_eval.evaluation import harness
+from plam_eval import files
+from plam_eval.errors import DamagedFileError
+from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.together import Together
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
@@ -40,6 +41,10 @@ PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "s
 TOGETHER = ".together"
 """Folder of answers that several cells were given at once, until all cells are finished."""
 PLAIN = "plain"
+MERGED = "merged"
+"""The merge of `plam compare`; in a sweep, cells are named by their spec."""
+FINISHED, FAILED, DAMAGED = "finished", "failed", "damaged"
+TABLES = tuple(f"{name}{suffix}" for name in ("cells", "tasks", "controls") for suffix in (".csv", ".parquet"))
 CONTROLS = tuple(rule for rule in RULES if rule != "weighted_sum")
 
 
@@ -196,7 +201,18 @@ class Cell:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Cell:
-        return cls(stored["name"], stored["kind"], load_spec(stored["spec"]))
+        """Raises SweepError where it is no cell that `make_grid` or `pair_grid` makes; SpecError for its spec."""
+        name, kind, spec = (stored.get(key) for key in ("name", "kind", "spec"))
+        if spec is not None and not isinstance(spec, Mapping):  # text would be read as the path of a spec
+            raise SweepError(f"cell {name!r}: found {spec!r} as its spec, expected a mapping or none")
+        cell = cls(str(name), str(kind), load_spec(spec))
+        plain = cell.spec is None
+        if cell.kind not in ("plain", "merged", "control") or plain != (cell.kind == "plain"):
+            raise SweepError(f"cell {name!r}: found the kind {kind!r} {'without' if plain else 'with'} a spec")
+        if not _is_name(cell):
+            expected = PLAIN if cell.spec is None else _cell_name(cell.spec)
+            raise SweepError(f"found a cell named {name!r}, expected {expected!r}, which is the name of its folder")
+        return cell
 
 
 @dataclass(frozen=True)
@@ -211,8 +227,24 @@ class Grid:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Grid:
-        controls = {name: {rule: tuple(names) for rule, names in c.items()} for name, c in stored["controls"].items()}
-        return cls(tuple(Cell.from_dict(cell) for cell in stored["cells"]), controls)
+        """Raises SweepError, SpecError where it is none that `to_dict` gives."""
+        try:
+            cells = tuple(Cell.from_dict(cell) for cell in stored["cells"])
+            controls = {
+                str(name): {str(rule): tuple(map(str, names)) for rule, names in by_rule.items()}
+                for name, by_rule in stored["controls"].items()
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SweepError(f"found no grid of cells and controls ({error!r})") from error
+        names = [cell.name for cell in cells]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise SweepError(f"{', '.join(twice)}: found twice, expected one cell of a name")
+        named = {*controls, *(name for by_rule in controls.values() for beside in by_rule.values() for name in beside)}
+        if unknown := sorted(named - {PLAIN, *names}):
+            raise SweepError(f"{', '.join(map(repr, unknown))}: found among the controls and not among the cells")
+        if unknown := sorted({rule for by_rule in controls.values() for rule in by_rule} - set(RULES)):
+            raise SweepError(f"controls: unknown rule {unknown[0]!r}, {hint(unknown[0], RULES)}")
+        return cls(cells, controls)
 
     def with_earlier(self, earlier: Grid) -> Grid:
         """These cells, and those of an earlier call: whatever was tried counts."""
@@ -341,6 +373,20 @@ def _cell_name(spec: PlateauSpec) -> str:
     return "_".join(words)
 
 
+def _is_name(cell: Cell) -> bool:
+    """Whether a cell is named as `make_grid` and `pair_grid` name it, now and in earlier versions.
+
+    A merge that is the control of another one keeps the name that it got as such, with the weights of the other.
+    """
+    if cell.spec is None:
+        return cell.name == PLAIN
+    start, end = cell.spec.layer_range
+    number = r"-?[\d.]+(?:e[+-]?\d+)?"
+    rest = rf"{number}\+{number}(?:_(?:{'|'.join(RULES)})\d*)?"
+    own = re.escape(f"layers-{start}-{end}_{module_group(cell.spec.modules)}_")
+    return (cell.name == MERGED and cell.kind == "merged") or bool(re.fullmatch(own + rest, cell.name, re.ASCII))
+
+
 def _exact(weight: float) -> str:
     """The shortest text that reads back as this number: 0.9, 1, 0.3333333."""
     return repr(int(weight)) if weight == int(weight) else repr(weight)
@@ -369,14 +415,14 @@ class Job:
 
         Raises:
             SweepError: the folder holds a sweep of other settings, or of another base. MergeError, SpecError: a cell
-                cannot be merged.
+                cannot be merged. FolderError: the folder cannot be written, or holds something else.
         """
         from plam_eval.merging.plan import plan_merge
 
         folder = Path(folder)
-        checkpoint = Checkpoint.open(
-            _pretrained(config), revision=split_arguments(config.model_args)[0].get("revision")
-        )
+        files.check_writable(folder)
+        files.check_free(folder, TABLES, PLAN)
+        checkpoint = _open_model(config)
         num_layers = _num_layers(checkpoint)
         grid = grid or make_grid(config, num_layers)
         bases: dict[str, Checkpoint] = {}
@@ -390,18 +436,7 @@ class Job:
                 sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
         settings = _settings(config, checkpoint, bases)
         if (folder / PLAN).is_file():
-            before = read_plan(folder)
-            changed = [
-                f"{key} (was {before['settings'].get(key)!r}, is {settings.get(key)!r})"
-                for key in dict.fromkeys([*before["settings"], *settings])
-                if before["settings"].get(key) != settings.get(key)
-            ]
-            if changed:
-                raise SweepError(
-                    f"{folder} holds a sweep of other settings: {'; '.join(changed)}. Cells of both cannot be "
-                    "compared: name another --output, or delete this one"
-                )
-            grid = grid.with_earlier(Grid.from_dict(before["grid"]))
+            grid = _going_on(folder, settings, grid)
         return cls(config, grid, folder, settings, num_layers, sizes, merged)
 
     def write(self) -> None:
@@ -415,9 +450,9 @@ class Job:
             "command": ["plam", *sys.argv[1:]] if Path(sys.argv[0]).name in ("plam", "cli.py") else sys.argv,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_json(self.folder / PLAN, content)
+        files.write_json(self.folder / PLAN, content)
         if not self.left():
-            shutil.rmtree(self.folder / TOGETHER, ignore_errors=True)
+            variants.delete_answers(self.folder / TOGETHER)
 
     @property
     def answers_together(self) -> Path:
@@ -427,19 +462,47 @@ class Job:
 
     def seconds_per_cell(self) -> float | None:
         """Mean time of the finished cells; None before there are any."""
-        records = [read_cell(self.folder, cell.name) or {} for cell in self.grid.cells]
-        records = [record for record in records if record.get("status") == "finished"]
-        if not records:
+        found = [read_cell(self.folder, cell) or {} for cell in self.grid.cells]
+        found = [record for record in found if record.get("status") == FINISHED]
+        if not found:
             return None
-        own = sum(record["seconds"]["merge"] + record["seconds"]["evaluate"] for record in records) / len(records)
+        own = sum(sum(record["seconds"].values()) for record in found) / len(found)
         # Answering for many cells is counted with the first of them.
-        together = [record["together"] for record in records if record.get("together", {}).get("cells")]
+        together = [record["together"] for record in found if record.get("together", {}).get("cells")]
         cells = sum(part["cells"] for part in together)
         return own + (sum(part["seconds"] for part in together) / cells if cells else 0)
 
     def left(self) -> list[Cell]:
-        """Cells that have no finished run, failed ones included."""
-        return [c for c in self.grid.cells if (read_cell(self.folder, c.name) or {}).get("status") != "finished"]
+        """Cells that have no finished run, failed and damaged ones included."""
+        return [c for c in self.grid.cells if read_state(self.folder, c, self.settings)[0].get("status") != FINISHED]
+
+
+def _going_on(folder: Path, settings: Mapping[str, Any], grid: Grid) -> Grid:
+    """The grid with the cells of the sweep that a folder holds; alone, where nothing of that sweep is worth keeping.
+
+    Raises SweepError where its cells are of other settings.
+    """
+    before = read_plan(folder)
+    earlier = Grid.from_dict(before["grid"])
+    changed = [
+        f"{key} (was {before['settings'].get(key)!r}, is {settings.get(key)!r})"
+        for key in dict.fromkeys([*before["settings"], *settings])
+        if before["settings"].get(key) != settings.get(key)
+    ]
+    if not changed:
+        unknown = {cell.spec.base_model for cell in earlier.cells if cell.spec} - set(settings["bases"])
+        if unknown:  # it would be fetched, or opened wherever it is
+            raise SweepError(
+                f"{folder / PLAN}: has cells of the base {', '.join(sorted(unknown))}, which this sweep does not name; "
+                "name another --output"
+            )
+        return grid.with_earlier(earlier)
+    if not any((read_cell(folder, cell) or {}).get("status") == FINISHED for cell in earlier.cells):
+        return grid
+    raise SweepError(
+        f"{folder} holds a sweep of other settings: {'; '.join(changed)}. Cells of both cannot be compared: name "
+        "another --output, or delete this one"
+    )
 
 
 def groups(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
@@ -447,11 +510,15 @@ def groups(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
     return [cells[start : start + size] for start in range(0, len(cells), size)]
 
 
-def _pretrained(config: SweepConfig) -> str:
+def _open_model(config: SweepConfig) -> Checkpoint:
     arguments, _ = split_arguments(config.model_args)
     if not arguments.get("pretrained"):
         raise SweepError(f"model_args is {config.model_args!r}; expected pretrained=FOLDER_OR_HUB_ID in it")
-    return str(arguments["pretrained"])
+    return Checkpoint.open(str(arguments["pretrained"]), revision=arguments.get("revision"))
+
+
+def _id_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return checkpoint.identity()
 
 
 def _num_layers(checkpoint: Checkpoint) -> int:
@@ -471,8 +538,8 @@ def _settings(config: SweepConfig, checkpoint: Checkpoint, bases: Mapping[str, C
         "model_args": {key: str(value) for key, value in sorted(arguments.items())},
         "tasks": list(config.tasks),
         **{key: getattr(config, key) for key in ("limit", "offset", "gen_kwargs", "include_path", "force_simple")},
-        "checkpoint": checkpoint.identity(),
-        "bases": {name: base.identity() for name, base in sorted(bases.items())},
+        "checkpoint": _id_of(checkpoint),
+        "bases": {name: _id_of(base) for name, base in sorted(bases.items())},
         "versions": versions(),
     }
 
@@ -491,9 +558,20 @@ def pair_grid(config: SweepConfig) -> Grid:
 
 
 def load_model(config: SweepConfig) -> Any:
-    """The plain model in its wrapper, as lmms-eval's command line would make it."""
+    """The plain model in its wrapper, as lmms-eval's command line would make it.
+
+    Raises EvaluationError, before anything is loaded, as `harness.check_tasks`.
+    """
+    check_tasks(config)
     arguments, _ = split_arguments(config.model_args)
     return harness.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
+
+
+def check_tasks(config: SweepConfig) -> harness.CheckedTasks:
+    """`harness.check_tasks` of what a sweep asks for."""
+    return harness.check_tasks(
+        config.tasks, limit=config.limit, offset=config.offset, include_path=config.include_path, model=config.model
+    )
 
 
 def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
@@ -507,13 +585,11 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         under several processes a failure in one of them ends them all.
 
     Raises:
-        SweepError: another process is at work in this folder. EvaluationError: no task of the config can be scored.
+        SweepError: another process is at work in this folder, or it was deleted or replaced meanwhile; a checkpoint
+            has changed since the sweep began. EvaluationError: as `harness.check_tasks`.
     """
-    config = job.config
-    checked = harness.check_tasks(
-        config.tasks, limit=config.limit, offset=config.offset, include_path=config.include_path, model=config.model
-    )
-    lm = model if model is not None else load_model(config)
+    checked = check_tasks(job.config)  # before a plan with a mistyped one is written
+    lm = model if model is not None else load_model(job.config)
     first, alone = lm.rank == 0, lm.world_size == 1
     if first:
         for task, why in checked.unscored.items():
@@ -523,7 +599,8 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         if first:
             job.write()
         # One process decides for all: another may see the folder before the first one's files reach it.
-        left = harness.all_ranks({"cells": [cell.to_dict() for cell in job.left()]})[0]["cells"]
+        mine = [cell.to_dict() for cell in job.left()] if first else []
+        left = harness.all_ranks({"cells": mine})[0]["cells"]
         cells = [Cell.from_dict(stored) for stored in left]
         with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
             for group in groups(cells, job.config.together):
@@ -534,8 +611,44 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
                     progress.update()
         if first:
+            check_there(job.folder, done)
             job.write()
     return done
+
+
+def check_there(folder: Path, done: Iterable[str] = ()) -> None:
+    """Raises SweepError where the folder, or one of its cells, was deleted while the sweep ran."""
+    gone = [name for name in done if not (folder / CELLS / name / CELL).is_file()]
+    if gone or not (folder / PLAN).is_file():
+        what = ", ".join(gone) or str(PLAN)
+        raise SweepError(f"{folder}: {what} was deleted while the sweep ran; the same command evaluates it again")
+
+
+def _check_unchanged(folder: Path, cell: Cell, config: SweepConfig) -> None:
+    """Raises SweepError where a checkpoint is no longer what `sweep.json` says: cells would not be of one model.
+
+    Hub ids are left to what the wrapper recorded: they would be asked for over the network.
+    """
+    check_there(folder)
+    settings = read_plan(folder)["settings"]
+    opened: list[tuple[str, Mapping[str, Any], Callable[[], Checkpoint]]] = []
+    if "folder" in settings["checkpoint"]:
+        opened.append(("pretrained", settings["checkpoint"], lambda: _open_model(config)))
+    if cell.spec is not None and "folder" in settings["bases"].get(cell.spec.base_model, {}):
+        base = cell.spec.base_model
+        opened.append(("base", settings["bases"][base], lambda: Checkpoint.open(base)))
+    for what, before, open_again in opened:
+        if problem := _other(before, _id_of(open_again())):
+            raise SweepError(
+                f"{what}: the checkpoint was changed since this sweep began ({problem}), so cells would not be of one "
+                "model; name another --output, or put the files back as they were"
+            )
+
+
+def _other(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What differs between two records of a checkpoint, as far as both say it; None where nothing does."""
+    differ = [key for key in before if key in now and before[key] != now[key]]
+    return "; ".join(f"{key} was {before[key]}, is {now[key]}" for key in differ) or None
 
 
 def run_cell(
@@ -547,13 +660,18 @@ def run_cell(
 
     Args:
         together: answers of the group of cells that this one is of.
+
+    Raises:
+        SweepError: the sweep's folder is gone, or a checkpoint has changed since it began. FolderError: something that
+            is no cell stands where this one is to be.
     """
-    target = folder / CELLS / cell.name
-    partial = target.with_name(f".{cell.name}.partial")
     first = lm.rank == 0
+    _check_unchanged(folder, cell, config)
+    target, partial = _places(folder, cell.name)
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        files.check_own(target, CELL)  # known before the cell is paid for
+        files.remove_own(partial, LOG, CELL)
+        files.make_own(partial)
     harness.all_ranks({})
     record: dict[str, Any] = {**cell.to_dict(), "digest": cell.spec.digest() if cell.spec else None}
     seconds: dict[str, float] = {}
@@ -576,7 +694,8 @@ def run_cell(
                 force_simple=config.force_simple,
             )
             seconds["evaluate"] = time.perf_counter() - started
-        record["status"] = "finished"
+        _check_unchanged(folder, cell, config)
+        record["status"] = FINISHED
         if together is not None:
             seconds["evaluate"] -= together.record()["seconds"]
             record["together"] = _added_up(harness.all_ranks(together.record()))
@@ -585,7 +704,9 @@ def run_cell(
     except Exception as error:  # whatever it is, it is this cell's, and is kept with it
         if not alone:
             raise
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        if not partial.is_dir():
+            raise SweepError(f"{folder}: was deleted while the sweep ran; the same command begins it anew") from error
+        record |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
         with (partial / LOG).open("a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
     record["seconds"] = {key: round(value, 4) for key, value in seconds.items()}
@@ -605,19 +726,23 @@ def _added_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def record_failure(folder: Path, cell: Cell, error: str) -> dict[str, Any]:
     """Store that a cell failed, where the process that was at it could not."""
-    target = folder / CELLS / cell.name
-    partial = target.with_name(f".{cell.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)  # with the log of what was done
+    target, partial = _places(folder, cell.name)
+    if not partial.is_dir():  # else with the log of what was done
+        files.make_own(partial)
     digest = cell.spec.digest() if cell.spec else None
-    record = {**cell.to_dict(), "digest": digest, "status": "failed", "error": error, "seconds": {}}
+    record = {**cell.to_dict(), "digest": digest, "status": FAILED, "error": error, "seconds": {}}
     _finish(partial, target, record)
     return record
 
 
+def _places(folder: Path, name: str) -> tuple[Path, Path]:
+    """Where a cell's folder is, and where it is made. Raises OutsideError where a link leads elsewhere."""
+    return files.inside(folder, f"{CELLS}/{name}", PLAN), files.inside(folder, f"{CELLS}/.{name}.partial", PLAN)
+
+
 def _finish(partial: Path, target: Path, record: dict[str, Any]) -> None:
-    _write_json(partial / CELL, record)
-    if target.exists():  # it failed before
-        shutil.rmtree(target)
+    files.write_json(partial / CELL, record)
+    files.remove_own(target, CELL)  # it failed before, or was damaged
     partial.replace(target)
 
 
@@ -660,16 +785,9 @@ def _split_text(model_args: str) -> list[str]:
     return [word.strip() for word in words if word.strip()]
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> contextlib.AbstractContextManager[None]:
     """One sweep at a time in a folder; the system lifts the lock when its process ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SweepError(f"{folder}: another process is at work on this sweep; wait for it, or stop it") from None
-        yield
+    return files.locked(folder, LOCK, SweepError)
 
 
 @contextmanager
@@ -686,27 +804,156 @@ def _logged(file: Path | None) -> Iterator[None]:
         yield
 
 
-def _write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def read_plan(folder: Path) -> dict[str, Any]:
-    """What a sweep's folder was made with. Raises SweepError where there is no sweep."""
+    """What a sweep's folder was made with: `config`, `settings`, `grid` and more, as `Job.write` writes them.
+
+    Raises:
+        SweepError: there is no sweep, or its plan is none that we write. DamagedFileError: it cannot be read.
+    """
     file = folder / PLAN
     if not file.is_file():
         raise SweepError(
             f"{folder}: no sweep there (no {PLAN}); expected the --output of `plam sweep` or `plam compare`"
         )
-    plan: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    remedy = "name another --output, or restore it from a copy"
+    plan = files.read_json(files.inside(folder, PLAN, str(folder)), remedy)
+    plan.setdefault("settings", {})  # from here on, whoever reads it finds these of their kind
+    for path, kind in _PLAN_KINDS.items():
+        *parents, key = path.split("/")
+        holder = functools.reduce(lambda inner, name: inner.setdefault(name, {}), parents, plan)
+        if holder.setdefault(key, kind()) is None and path in _MAY_BE_NONE:
+            continue
+        if not isinstance(holder[key], kind) or isinstance(holder[key], bool):
+            raise DamagedFileError(f"{file}: {path}: found {holder[key]!r:.80}, expected {kind.__name__}; {remedy}")
+    bad = [id_ for id_ in plan["settings"]["bases"].values() if not isinstance(id_, dict)]
+    if bad or not all(isinstance(word, str) for word in (*plan["config"]["tasks"], *plan["command"])):
+        raise DamagedFileError(f"{file}: bases, tasks or the command are of another kind than we write; {remedy}")
+    try:
+        Grid.from_dict(plan["grid"])
+    except (EvaluationError, ValueError) as error:
+        raise SweepError(f"{file}: {error}. It was damaged, or not written by plam-eval; {remedy}") from error
     return plan
 
 
-def read_cell(folder: Path, name: str) -> dict[str, Any] | None:
-    """The record of a cell that has ended; None for one that has not."""
-    file = folder / CELLS / name / CELL
-    if not file.is_file():
-        return None
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+_PLAN_KINDS: dict[str, type] = {
+    "config": dict,
+    "config/tasks": list,
+    "config/select": int,
+    "config/limit": int,
+    "settings": dict,
+    "settings/model": str,
+    "settings/model_args": dict,
+    "settings/checkpoint": dict,
+    "settings/bases": dict,
+    "settings/versions": dict,
+    "grid": dict,
+    "working_directory": str,
+    "command": list,
+}
+_MAY_BE_NONE = ("config/select", "config/limit")
+
+
+def read_cell(folder: Path, cell: Cell | str) -> dict[str, Any] | None:
+    """The record of a cell that has ended; None for one that has not.
+
+    `status` is "finished", "failed" or, where the record or its results are not what we write, "damaged", with `error`.
+    """
+    name = cell if isinstance(cell, str) else cell.name
+    try:
+        own = files.inside(folder, f"{CELLS}/{name}", str(folder))
+        if not (own / CELL).is_file():
+            return None
+        file = files.inside(own, CELL, str(own))
+        record = files.read_json(file, "the same sweep evaluates it again")
+        if record.get("status") not in (FINISHED, FAILED):
+            raise DamagedFileError(f"{file}: found the status {record.get('status')!r}")
+        seconds = record.setdefault("seconds", {})
+        if not isinstance(seconds, dict) or not all(isinstance(value, (int, float)) for value in seconds.values()):
+            raise DamagedFileError(f"{file}: found {seconds!r:.80} as its seconds")
+        _check_together(record.get("together"), file)
+        digest = cell.spec.digest() if isinstance(cell, Cell) and cell.spec else None
+        if digest and record.get("digest", digest) != digest:
+            raise DamagedFileError(f"{file}: it is of another merge (digest {record['digest']!r:.80})")
+        if record["status"] == FINISHED:
+            results_file(own, record)
+    except (OSError, ValueError) as error:  # OutsideError among them
+        return {"status": DAMAGED, "error": str(error), "seconds": {}}
     return record
+
+
+def _check_together(found: Any, file: Path) -> None:
+    if found is None:
+        return
+    numbers = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(value, (int, float, list)) for value in numbers) or not all(
+        isinstance(reason, str) for reason in found.get("reasons", ())
+    ):
+        raise DamagedFileError(f"{file}: found {found!r:.80} of answers together")
+
+
+def results_file(cell_folder: Path, record: Mapping[str, Any]) -> Path:
+    """The results that a finished cell's record names. Raises OutsideError, DamagedFileError where they are none."""
+    origin = str(cell_folder / CELL)
+    file = files.inside(cell_folder, record.get("results"), origin)
+    if not file.name.endswith("_results.json") or not file.is_file():
+        raise DamagedFileError(f"{origin}: names {record.get('results')!r:.80} as its results, which is no such file")
+    date = file.name.removesuffix("results.json")
+    for log in file.parent.glob(f"{date}samples_*.jsonl"):
+        files.inside(cell_folder, str(log.relative_to(cell_folder).as_posix()), origin)
+    return file
+
+
+def read_run(folder: Path) -> records.Run:
+    """A run folder: the results that a cell's record names, and of other folders those that `records.read_run` takes.
+
+    Raises RecordError; OutsideError, DamagedFileError for a record.
+    """
+    if not (folder / CELL).is_file():
+        return records.read_run(folder)
+    return records.read_run(results_file(folder, files.read_json(folder / CELL, "evaluate it again")))
+
+
+def read_state(folder: Path, cell: Cell, settings: Mapping[str, Any]) -> tuple[dict[str, Any], records.Run | None]:
+    """A cell's record (`status` "missing" where there is none), and its run where it is finished and whole.
+
+    Args:
+        settings: of the sweep: a cell of other checkpoints than these is "damaged" as well, and says so.
+    """
+    record = read_cell(folder, cell) or {"status": "missing"}
+    if record["status"] != FINISHED:
+        return record, None
+    file = results_file(folder / CELLS / cell.name, record)
+    try:
+        run = _read_run(file, _stamp(file))
+        _check_same(run, cell, settings)
+    except (OSError, ValueError) as error:
+        return {**record, "status": DAMAGED, "error": str(error)}, None
+    if (spent := record["seconds"].get("evaluate")) is not None:
+        # lmms-eval times its writing of the results here, which begins when the evaluation has ended.
+        run = replace(run, results={**run.results, "total_evaluation_time_seconds": spent})
+    return record, run
+
+
+def _stamp(file: Path) -> tuple[tuple[str, int, int], ...]:
+    date = file.name.removesuffix("results.json")
+    beside = [file, *sorted(file.parent.glob(f"{date}samples_*.jsonl"))]
+    return tuple((one.name, stat.st_size, stat.st_mtime_ns) for one in beside if (stat := one.stat()))
+
+
+@functools.lru_cache(maxsize=512)
+def _read_run(file: Path, stamp: tuple[tuple[str, int, int], ...]) -> records.Run:
+    """Once for each state of its files: whether cells are whole is asked at the begin and at the end of a sweep."""
+    return records.read_run(file)
+
+
+def _check_same(run: records.Run, cell: Cell, settings: Mapping[str, Any]) -> None:
+    """Raises DamagedFileError where a run is of another merge, model or base than the sweep is."""
+    made = run.block.get("provenance") or {}
+    digest = cell.spec.digest() if cell.spec else None
+    if "digest" in made and made["digest"] != digest:
+        raise DamagedFileError(f"{run.file}: is of another merge: digest {made['digest']}, expected {digest}")
+    base = cell.spec.base_model if cell.spec else None
+    sides = (("model", "checkpoint", settings.get("checkpoint")), ("base", "base", settings.get("bases", {}).get(base)))
+    for what, key, expected in sides:
+        if problem := _other(expected or {}, made.get(key) or {}):
+            raise DamagedFileError(f"{run.file}: was evaluated with another {what} than this sweep's: {problem}")

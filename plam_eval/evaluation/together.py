@@ -56,7 +56,7 @@ class Together:
         self._terminal = terminal
         self._file = variants.AnswerFile(folder, model.rank)
         self._known: dict[variants.Key, list[dict[str, Any]]] = {}
-        for line in self._file.read():
+        for line in self._file.read(_is_whole):
             self._learn(line)
         self._apart: dict[str, str] = {}  # task -> why its documents are answered one cell at a time
         self._alone: dict[variants.Key, str] = {}  # the same of single documents
@@ -233,6 +233,20 @@ class Together:
             if not failed:
                 self._counts["rechecked"] += 1
                 self._counts["differ"] += int(variants.text_of(again) != variants.text_of(answer))
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    """Whether a line of an answer file is one that `Together` writes."""
+    texts = [
+        line["task"],
+        line["prompt"],
+        line["settings"],
+        *(answer["text"] for answer in line["answers"]),
+        *line["of"],
+    ]
+    indices = [line["doc_id"], *line["of"].values(), *(answer.get("tokens") or 0 for answer in line["answers"])]
+    whole = all(isinstance(text, str) for text in texts) and all(type(index) is int for index in indices)
+    return whole and all(0 <= index < len(line["answers"]) for index in line["of"].values())
 
 
 def _is_padding(request: Any) -> bool:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plam_eval.errors import FolderError
 from plam_eval.evaluation.harness import EvaluationError
 
 Key = tuple[str, int]
@@ -195,6 +196,23 @@ def _processed_once(model: Any) -> Iterator[Callable[[], None]]:
 
 # ---- answers on disk -------------------------------------------------------------------------------------------------
 
+_ANSWERS = "answers.rank*.jsonl"
+
+
+def delete_answers(folder: Path) -> None:
+    """Delete the answer files in the folders below `folder`, and what is empty then; all else stays."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for below in folder.iterdir():
+        if below.is_symlink() or not below.is_dir():
+            continue
+        for file in below.glob(_ANSWERS):
+            file.unlink()
+        if not any(below.iterdir()):
+            below.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
 
 class AnswerFile:
     """Answers by document, a line each, written as soon as they are known; every process writes a file of its own."""
@@ -203,16 +221,39 @@ class AnswerFile:
         self._folder = folder
         self._file = folder / f"answers.rank{rank}.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
+        if self._file.is_symlink():
+            raise FolderError(f"{self._file}: found a link, expected a file of plam-eval's own; name another output")
         if self._file.is_file():  # a line that a kill cut off is not finished work
             content = self._file.read_bytes()
             if not content.endswith(b"\n"):
                 os.truncate(self._file, content.rfind(b"\n") + 1)
 
-    def read(self) -> Iterator[dict[str, Any]]:
-        """What all processes have written."""
-        for file in sorted(self._folder.glob("answers.rank*.jsonl")):
+    def read(self, is_whole: Callable[[dict[str, Any]], bool] = bool) -> Iterator[dict[str, Any]]:
+        """What all processes have written. Lines that are damaged are left out, and named in a warning.
+
+        Args:
+            is_whole: whether a line holds what it should; may raise ValueError, LookupError or TypeError where not.
+        """
+        from loguru import logger
+
+        for file in sorted(self._folder.glob(_ANSWERS)):
+            if file.is_symlink():
+                continue
             *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or another process is writing it
-            yield from map(json.loads, lines)
+            damaged = []
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line)
+                    whole = isinstance(record, dict) and is_whole(record)
+                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                    whole = False
+                if whole:
+                    yield record
+                else:
+                    damaged.append(number)
+            if damaged:
+                numbers = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+                logger.warning(f"{file}: damaged in line {numbers}; these documents are answered again")
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a line, or nothing of it."""

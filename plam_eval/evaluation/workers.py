@@ -59,6 +59,7 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     except ImportError as error:
         raise SweepError(f"--ray needs Ray: pip install 'plam-eval[ray]' ({error})") from error
 
+    sweep.check_tasks(job.config)
     arguments, _ = sweep.split_arguments(job.config.model_args)
     each = int(arguments.get("tensor_parallel_size", 1))
     environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
@@ -77,7 +78,9 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
         actor: Any = ray.remote(_Worker).options(**resources)
         with sweep.locked(job.folder):
             job.write()
-            return _schedule(ray, actor, job, count)
+            done = _schedule(ray, actor, job, count)
+            sweep.check_there(job.folder, done)
+            return done
     finally:
         if own:
             ray.shutdown()

@@ -225,9 +225,18 @@ def clip(text: str, length: int) -> Clip:
 
 
 def printable(text: str) -> str:
-    """Control characters as their pictures: they are not allowed in a page, and should be seen."""
-    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    return text.translate({**pictures, 0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)})
+    """Control characters as their pictures: they are not allowed in a page, and should be seen.
+
+    Among them are those that turn the order of letters around, so that a command reads otherwise than it runs.
+    """
+    return str(text).translate(_PICTURES)
+
+
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF), 0xFFFD),
+}
 
 
 def breakable(text: str) -> Markup:

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from plam_eval.errors import FolderError
 from plam_eval.evaluation import findings, harness, records, scan, stats, sweep
 from plam_eval.evaluation.findings import SIGNIFICANT, Findings, Selection, describe
 from plam_eval.evaluation.records import IncomparableError, RecordError, Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.stats import OVERALL, Paired
-from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED, PLAIN
+from plam_eval.files import check_free, check_writable, inside, write_in_one_step
+from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.report import plots
 from plam_eval.report.blocks import (
     NONE,
@@ -74,6 +77,7 @@ _QUESTION, _ANSWER = 700, 240  # letters of a prompt, and of an answer, that are
 _SIDE = 320  # pixels of an image's longer side
 _TINY = 160  # pixels up to which an image is shown enlarged
 _IMAGES = 4  # of one document
+_PREFIX = 60  # letters of a folder's name in those of its tables
 _DETAILED = 6  # comparisons of plain run folders that get a section of their own
 _CONTROLS = {
     "self_scale": "the model's own weights times the same sum",
@@ -100,6 +104,7 @@ def write_report(
     title: str | None = None,
     select: int | None = None,
     data: Path | None = None,
+    include_path: Path | None = None,
     examples: int = 6,
 ) -> Path:
     """Write `output`/index.html and `output`/tables/*.csv and *.parquet.
@@ -108,29 +113,51 @@ def write_report(
         folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
         title: of the page; by default it names the models.
         select: as in `findings.read_findings`, for every sweep.
-        data: the folder in which the evaluation was started, where its datasets have relative paths. By default the
-            sweep's own, if it is there, or else the working directory.
+        data: the folder in which the evaluation was started, where its datasets have relative paths; by default the
+            working directory. What a sweep's folder says of it is shown, and not gone to.
+        include_path: folder of further tasks, whose Python code is run to find example images. The one that a folder
+            was evaluated with is shown, and nothing is loaded from it.
         examples: gained documents to show, and lost ones.
 
     Returns:
         The page's path.
 
     Raises:
-        ReportError: nothing was recognised. Whatever `read_findings` raises.
+        ReportError: nothing could be read. FolderError: `output` cannot be written, or holds another page.
     """
     output = Path(output)
+    path = inside(output, PAGE, str(output))
+    check_writable(output)
+    _check_ours(path)
     sources = read_sources([Path(folder) for folder in folders], select)
     compared = _compare(sources.runs)
     tables = _tables(sources, compared)
-    page = _page(sources, compared, title, data, examples, sorted(tables))
-    (output / TABLES).mkdir(parents=True, exist_ok=True)
+    page = _page(sources, compared, title, _Looking(data, include_path, examples), sorted(tables))
+    folder = inside(output, TABLES, str(output))
+    check_free(output, (f"{TABLES}/{name}{suffix}" for name in tables for suffix in (".csv", ".parquet")), PAGE)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        findings.write_table(table, output / TABLES / name)
-    path = output / PAGE
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    partial.replace(path)
+        findings.write_table(table, folder / name)
+    write_in_one_step(path, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
     return path
+
+
+@dataclass(frozen=True)
+class _Looking:
+    """Where example images are looked for, and how many documents are shown: what the reader said, and no folder."""
+
+    data: Path | None
+    include_path: Path | None
+    examples: int
+
+
+def _check_ours(page: Path) -> None:
+    """Raises FolderError where another page, or anything else of its name, would be overwritten."""
+    if page.is_dir() or (page.is_file() and _OURS not in page.read_text(encoding="utf-8", errors="replace")[:4000]):
+        raise FolderError(f"{page}: is no page of `plam report`, so it is not overwritten; name another --output")
+
+
+_OURS = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:;'
 
 
 def _compare(runs: Mapping[str, Run]) -> _Comparisons | None:
@@ -186,10 +213,15 @@ def _tables(sources: Sources, compared: _Comparisons | None) -> dict[str, pd.Dat
         parts.append(("runs", tables))
     counts = Counter(table for _, tables in parts for table in tables)
     named: dict[str, pd.DataFrame] = {}
+    prefixes: set[str] = set()
     for part, tables in parts:
         shared = any(counts[table] > 1 for table in tables)
+        prefix = plain = re.sub(r"[^\w.+-]", "-", part)[:_PREFIX].lstrip(".")
+        while prefix in prefixes:  # names that differ only in what a file's may not hold
+            prefix = f"{plain}-{len(prefixes) + 1}"
+        prefixes.add(prefix)
         for table, frame in tables.items():
-            named[re.sub(r"[^\w.+-]", "-", f"{part}-{table}") if shared else table] = frame
+            named[f"{prefix}-{table}" if shared else table] = frame
     return named
 
 
@@ -218,8 +250,7 @@ def _page(
     sources: Sources,
     compared: _Comparisons | None,
     title: str | None,
-    data: Path | None,
-    examples: int,
+    looking: _Looking,
     tables: Sequence[str],
 ) -> str:
     import jinja2
@@ -237,11 +268,11 @@ def _page(
         question.append(_sweep_question(found, said))
         answers.append((name if several else "", found.verdict()))
         suffix = f": {name}" if len(sources.sweeps) > 1 else ""
-        sections += _sweep_sections(found, suffix, data, examples)
+        sections += _sweep_sections(found, suffix, looking)
     if sources.runs:
         question.append(_runs_question(sources.runs, compared, said))
         answers += [("", text) for text in _runs_answers(sources.runs, compared)]
-        sections += _runs_sections(sources.runs, compared, data, examples)
+        sections += _runs_sections(sources.runs, compared, looking)
     question += _missing(sources, compared)
     sections += _warnings_section(sources, compared)
     sections.append(_provenance_section(sources))
@@ -344,8 +375,9 @@ def _missing(sources: Sources, compared: _Comparisons | None) -> list[str]:
     for name, found in sources.sweeps.items():
         where = f" in {name}" if len(sources.sweeps) > 1 else ""
         status = Counter(found.cells["status"])
-        if left := len(found.cells) - status["finished"]:
-            failed = f"; {status['failed']} of these failed" if status["failed"] else ""
+        if left := len(found.cells) - status[FINISHED]:
+            why = ((FAILED, "failed"), (DAMAGED, "are damaged and left out"))
+            failed = "".join(f"; {status[key]} of these {text}" for key, text in why if status[key])
             lines.append(f"Of {count_of(len(found.cells), 'cell')}{where}, {left} not finished{failed}.")
         if not (found.cells["kind"] == "control").any():
             lines.append(
@@ -413,7 +445,7 @@ def _scan_section(found: Scan, suffix: str) -> Section:
 # --- a sweep ----------------------------------------------------------------------------------------------------------
 
 
-def _sweep_sections(found: Findings, suffix: str, data: Path | None, examples: int) -> list[Section]:
+def _sweep_sections(found: Findings, suffix: str, looking: _Looking) -> list[Section]:
     cells = {str(row["cell"]): row for row in records_of(found.cells)}
     chosen = found.selection.cell if found.selection else None
     note = [Paragraph(_selection_note(found.selection, cells), "note")] if found.selection else []
@@ -428,11 +460,8 @@ def _sweep_sections(found: Findings, suffix: str, data: Path | None, examples: i
     if found.compared:
         parts.append(("Answers in the form asked for", _parsable(found, cells)))
     parts.append(("All cells", [*_all_cells(found, cells), *note]))
-    if chosen is not None and examples:
-        folder = data
-        if folder is None and Path(found.plan.get("working_directory") or "").is_dir():
-            folder = Path(found.plan["working_directory"])
-        changed = _examples(found.runs[PLAIN], found.runs[chosen], ("plain", "merged"), examples, folder, found.plan)
+    if chosen is not None and looking.examples:
+        changed = _examples(found.runs[PLAIN], found.runs[chosen], ("plain", "merged"), looking, found.plan)
         parts.append(("What was gained and lost", [*note, *changed]))
     return [Section(f"{title}{suffix}", tuple(blocks)) for title, blocks in parts]
 
@@ -471,7 +500,7 @@ def _heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pictur
             values[at][across] = float(row["difference"])
             marked[at][across] = bool(row["p_holm"] < SIGNIFICANT)
         else:
-            words[at, across] = "failed" if row["status"] == "failed" else "not run"
+            words[at, across] = row["status"] if row["status"] in (FAILED, DAMAGED) else "not run"
         if found.selection is not None and row["cell"] == found.selection.cell:
             framed = (at, across)
     figure = plots.heat_map(
@@ -587,12 +616,12 @@ def _all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[
     chosen = found.selection.cell if found.selection else None
 
     def look(row: Any) -> str:
-        if row["status"] == "failed":
+        if row["status"] in (FAILED, DAMAGED):
             return "failed"
         return "chosen" if row["cell"] == chosen else "quiet" if row["kind"] == "control" else ""
 
     reported = len(found.runs[PLAIN].samples) if found.compared else 0
-    done = all(row["status"] == "finished" for row in cells.values())
+    done = all(row["status"] == FINISHED for row in cells.values())
     against_plain: dict[str, Callable[[Any], str]] = {
         "score": lambda row: number(row["second"]),
         "difference": lambda row: signed(row["difference"]),
@@ -613,11 +642,12 @@ def _all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[
         words=() if done else {"status"},
         look=look,
     )
-    failed = tuple(
-        f"{describe(row)}: {cut_short(text_of(row['error']))}" for row in cells.values() if row["status"] == "failed"
-    )
-    listing = [Listing(f"What failed ({len(failed)})", failed, code=False, open=True)] if failed else []
-    return [table, *listing]
+    listings = []
+    for status, title in ((FAILED, "What failed"), (DAMAGED, "What is damaged, and was left out")):
+        rows = [row for row in cells.values() if row["status"] == status]
+        lines = tuple(f"{describe(row)}: {cut_short(text_of(row['error']))}" for row in rows)
+        listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
+    return [table, *listings]
 
 
 # --- two runs ---------------------------------------------------------------------------------------------------------
@@ -692,9 +722,7 @@ def _runs_answers(runs: Mapping[str, Run], compared: _Comparisons | None) -> lis
     return [*answers, *(f"{name} cannot be compared with {compared.reference}." for name in compared.problems)]
 
 
-def _runs_sections(
-    runs: Mapping[str, Run], compared: _Comparisons | None, data: Path | None, examples: int
-) -> list[Section]:
+def _runs_sections(runs: Mapping[str, Run], compared: _Comparisons | None, looking: _Looking) -> list[Section]:
     tables = records.tables(dict(runs))
     if compared is None:
         rows = records_of(tables.tasks)
@@ -745,8 +773,8 @@ def _runs_sections(
     sections = [Section(f"Runs against {reference}", tuple(blocks))]
     for name, found in list(compared.rows.items())[:_DETAILED]:
         blocks = _comparison(found, reference, name, runs[reference].directions)
-        if examples:
-            blocks += _examples(runs[reference], runs[name], (reference, name), examples, data)
+        if looking.examples:
+            blocks += _examples(runs[reference], runs[name], (reference, name), looking)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))
     shares = tables.tasks.groupby("run")["parsable"].mean()
     table = grid(
@@ -782,8 +810,7 @@ def _examples(
     first: Run,
     second: Run,
     names: tuple[str, str],
-    count: int,
-    folder: Path | None,
+    looking: _Looking,
     plan: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Gained and lost documents with their images, from each task in turn, in the order of their numbers."""
@@ -791,7 +818,7 @@ def _examples(
     sign = both["task"].map(lambda task: first.directions.get(task, 1))
     change = (both["score_second"] - both["score_first"]) * sign
     picked = {
-        title: (int(where.sum()), _spread(both[where], count))
+        title: (int(where.sum()), _spread(both[where], looking.examples))
         for title, where in (("Gained", change > 0), ("Lost", change < 0))
     }
     wanted: dict[str, dict[int, str]] = {}
@@ -801,15 +828,27 @@ def _examples(
     if not wanted:
         return [Paragraph("No document is scored otherwise.")]
     line = plan["config"] if plan else (first.results.get("config") or {}).get("resolved_cli_args") or {}
-    include = line.get("include_path")
-    images, missing = harness.document_images(wanted, folder, model=first.block.get("wrapper"), include_path=include)
+    wrapper = first.block.get("wrapper")
+    images, missing = harness.document_images(
+        wanted,
+        looking.data,
+        model=wrapper if isinstance(wrapper, str) and wrapper in WRAPPERS else None,
+        include_path=looking.include_path,
+    )
     blocks: list[Any] = []
     if missing:
         reasons: dict[str, list[str]] = {}
         for task, reason in missing.items():
             reasons.setdefault(cut_short(reason, 300), []).append(task)
         text = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
-        hint = "Sample logs hold no images; --data names the folder in which the evaluation found its datasets."
+        hint = "Sample logs hold no images; --data names the folder in which the evaluation found its datasets"
+        started = plan.get("working_directory") if plan else None
+        hint += f" (it was started in {started})." if started else "."
+        if (include := line.get("include_path")) and looking.include_path is None:
+            hint += (
+                f" It had further tasks from {include}: images of those are not looked up, since it takes running the "
+                "code in that folder. --include_path names a folder whose code you trust."
+            )
         blocks.append(Paragraph(f"Images are missing. {text}. {hint}", "note"))
     for title, (total, rows) in picked.items():
         if not rows:
@@ -1000,6 +1039,10 @@ def _reading(sources: Sources) -> tuple[Any, ...]:
     lines = ["Scores are means of the documents' own scores, from 0 to 1. The mean over tasks weighs every task alike."]
     if sources.sweeps or sources.runs:
         lines[0] += " A task's stock metric, on its own scale, is in the table metrics."
+        lines.append(
+            "In the tables as CSV an apostrophe stands before texts that a spreadsheet would run as a formula (those "
+            "that begin with =, +, - or @); parquet holds them as they are."
+        )
     lines += [
         "An interval of 95% says how far a figure might move if other documents of the same kind had been asked. p "
         "says how often chance alone would give so large a difference; Holm p, how often it would in any of the "

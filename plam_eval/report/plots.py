@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,8 +39,10 @@ def plot_curve(curve: Curve, stages: Stages, path: str | Path) -> Path:
         raise ValueError(f"{path}: found suffix {path.suffix!r}, expected .png or .svg")
     # Without a date and with fixed ids, equal curves give equal files.
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    figure = curve_figure(curve, stages)
+    _names_as_text(figure)
     with matplotlib.rc_context({"svg.hashsalt": "plam-eval"}):
-        curve_figure(curve, stages).savefig(path, dpi=150, metadata=metadata)
+        figure.savefig(path, dpi=150, metadata=metadata)
     return path
 
 
@@ -214,6 +217,7 @@ class Estimate(NamedTuple):
 def to_svg(figure: Figure) -> bytes:
     """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
     buffer = io.BytesIO()
+    _names_as_text(figure)
     with matplotlib.rc_context({"svg.hashsalt": "plam-eval", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
@@ -386,6 +390,29 @@ def _dodged(count: int) -> np.ndarray:
 def _signed(value: float) -> str:
     text = f"{value:+.3f}"
     return "0.000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def _names_as_text(figure: Figure) -> None:
+    """Names of tasks and folders are no formulas; a figure's file may hold no control characters, nor its fonts."""
+    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
+    texts = [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]
+    texts += [text for axes in figure.axes for text in (*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label)]
+    texts += figure.texts
+    for text in texts:
+        text.set_text(_drawn(text.get_text()))
+    _plainly(*texts)
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(given := axis.get_major_formatter(), FuncFormatter):  # of names, as set_xticks makes it
+                axis.set_major_formatter(FuncFormatter(lambda x, place, given=given: _drawn(given(x, place))))
+
+
+def _drawn(text: str) -> str:
+    return re.sub(
+        "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ufffe\\uffff]",
+        "\N{REPLACEMENT CHARACTER}",
+        text,
+    )
 
 
 def _plainly(*texts: matplotlib.text.Text) -> None:

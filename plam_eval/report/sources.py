@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from plam_eval.evaluation import findings, records, scan, sweep
 from plam_eval.evaluation.findings import Findings
-from plam_eval.evaluation.records import RecordError, Run
+from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
+from plam_eval.files import inside
 
 
 class ReportError(ValueError):
@@ -18,7 +21,7 @@ class ReportError(ValueError):
 
 @dataclass
 class Sources:
-    """What was found in the folders, by name."""
+    """What was found in the folders, by name; `notes` names what was left out, and why."""
 
     sweeps: dict[str, Findings] = field(default_factory=dict)
     scans: dict[str, Scan] = field(default_factory=dict)
@@ -27,6 +30,10 @@ class Sources:
 
 
 def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
+    """Read every sweep, scan and run in the folders; what is damaged, or a link that leads out, becomes a note.
+
+    Raises ReportError where nothing can be shown.
+    """
     sources, seen = Sources(), set[Path]()
     for folder in folders:
         before = len(seen)
@@ -36,13 +43,17 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         for file in sorted(_visible(folder, sweep.PLAN)):
             owners.append(file.parent)
             if _new(file.parent, seen):
-                sources.sweeps[_name(file.parent, sources.sweeps)] = findings.read_findings(file.parent, select)
+                name = _name(file.parent, sources.sweeps)
+                with _noted(sources, "A sweep", file.parent):
+                    sources.sweeps[name] = findings.read_findings(_own(file, folder).parent, select)
         for file in sorted(_visible(folder, scan.SETTINGS)):
             owners.append(file.parent)
             if not _new(file.parent, seen):
                 continue
             if (file.parent / scan.STAGES).is_file():
-                sources.scans[_name(file.parent, sources.scans)] = scan.load(file.parent)
+                name = _name(file.parent, sources.scans)
+                with _noted(sources, "A scan", file.parent):
+                    sources.scans[name] = scan.load(_own(file, folder).parent)
             else:
                 sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
         files = [folder] if folder.is_file() else records.result_files(folder)
@@ -50,12 +61,11 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         for file in files:
             if not _new(file, seen):
                 continue
-            try:
+            with _noted(sources, "A run", file):
+                for one in (file, *file.parent.glob(f"{file.name.removesuffix('results.json')}samples_*.jsonl")):
+                    _own(one, folder)
                 run = records.read_run(file)
-            except RecordError as error:
-                sources.notes.append(f"A run was left out: {error}")
-                continue
-            sources.runs[_run_name(file, folder, files, sources.runs)] = run
+                sources.runs[_run_name(file, folder, files, sources.runs)] = run
         if len(seen) == before and not owners:
             sources.notes.append(f"{folder}: nothing of a sweep, a scan or a run in it.")
     if not (sources.sweeps or sources.scans or sources.runs):
@@ -66,6 +76,21 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
             "(*_results.json beside its sample logs)"
         )
     return sources
+
+
+@contextmanager
+def _noted(sources: Sources, what: str, path: Path) -> Iterator[None]:
+    """One source that cannot be read does not keep the others from being shown."""
+    try:
+        yield
+    except (ValueError, EvaluationError, OSError) as error:
+        text = str(error)
+        sources.notes.append(f"{what} was left out: {text if str(path) in text else f'{path}: {text}'}")
+
+
+def _own(file: Path, folder: Path) -> Path:
+    """A file that was found in a folder. Raises OutsideError for a link that leads out of it."""
+    return inside(folder, file.relative_to(folder).as_posix(), str(folder)) if folder.is_dir() else file
 
 
 def _visible(folder: Path, name: str) -> list[Path]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from plam_eval.demo import run as demo
+from plam_eval.errors import FolderError
 from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.records import read_run
 
@@ -112,3 +116,90 @@ def test_a_failing_command_is_an_error_with_the_log(tmp_path: Path, monkeypatch:
     with pytest.raises(demo.DemoError, match=r"command for scan failed .exit status 1(.|\n)*did you mean plam9"):
         demo.run(tmp_path, documents=30, scanned=2, limit=2)
     assert not (tmp_path / "scan" / "finished.json").exists()
+
+
+# Without an evaluation
+
+_PARENT = """
+import sys, time
+from pathlib import Path
+from plam_eval.demo import run
+with run._attended(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
+    print(process.stdout.readline().decode(), end="", flush=True)
+    time.sleep(120)
+"""
+
+_CHILD = """
+import os, subprocess, sys, time
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
+print(os.getpid(), helper.pid, *sys.argv[1:], flush=True)
+time.sleep(120)
+"""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_outlives_the_demo(tmp_path: Path, sent: signal.Signals) -> None:
+    (tmp_path / "child_of_demo.py").write_text(_CHILD)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", _PARENT, "child_of_demo", "--flag", "x"]
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child, helper, *arguments = parent.stdout.readline().split()
+        assert arguments == ["--flag", "x"] and _alive(int(child)) and _alive(int(helper))
+        parent.send_signal(sent)
+        parent.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while (_alive(int(child)) or _alive(int(helper))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _alive(int(child)) and not _alive(int(helper))
+
+
+def _step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], label: str, fresh: bool = False) -> None:
+    monkeypatch.setattr(demo, "_identity", lambda suite, words: {"command": words})
+    demo._step(label, words, tmp_path / "suite", tmp_path / label, fresh, Console(quiet=True))
+
+
+def test_the_demo_deletes_only_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_run", lambda words, suite, log, *rest: log.write_text("done"))
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "thesis.txt").write_text("mine")
+    with pytest.raises(FolderError, match="plam-eval has not made it"):
+        _step(tmp_path, monkeypatch, ["plam"], "scan", fresh=True)
+    with pytest.raises(demo.DemoError, match="something that the demo has not made"):
+        _step(tmp_path, monkeypatch, ["plam"], "scan")
+    assert (tmp_path / "scan" / "thesis.txt").read_text() == "mine"
+    for fresh in (False, True):
+        _step(tmp_path, monkeypatch, ["plam"], "sweep", fresh)
+        assert (tmp_path / "sweep" / "finished.json").is_file()
+        (tmp_path / "sweep" / "old.txt").touch()
+    _step(tmp_path, monkeypatch, ["plam", "other"], "sweep")  # of another command
+    assert not (tmp_path / "sweep" / "old.txt").exists()
+    (tmp_path / "sweep" / "finished.json").write_text("{")  # damaged: not finished
+    _step(tmp_path, monkeypatch, ["plam", "other"], "sweep")
+    assert demo._finished(tmp_path / "sweep" / "finished.json") == {"command": ["plam", "other"]}
+
+
+def test_the_merge_is_the_last_one_whatever_the_clock_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dates = iter(["20270101_000000", "20260101_000000"])
+
+    def evaluate(words: list[str], suite: Path, log: Path, *rest: object) -> None:
+        (log.parent / "pair").mkdir(exist_ok=True)
+        (log.parent / "pair" / f"{next(dates)}_results.json").write_text("{}")
+
+    monkeypatch.setattr(demo, "_run", evaluate)
+    _step(tmp_path, monkeypatch, ["lmms-eval"], "merged")
+    _step(tmp_path, monkeypatch, ["lmms-eval"], "merged", fresh=True)
+    assert demo._results(tmp_path / "merged").name == "20260101_000000_results.json"
+    monkeypatch.setattr(demo, "_run", lambda words, suite, log, *rest: log.write_text("no such task"))
+    with pytest.raises(demo.DemoError, match=r"0 results files, expected 1(.|\n)*no such task"):
+        _step(tmp_path, monkeypatch, ["lmms-eval"], "merged", fresh=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import pytest
 
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split, write_table
-from plam_eval.evaluation.records import IncomparableError, RecordError
+from plam_eval.evaluation.records import IncomparableError
 from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"
@@ -331,8 +332,9 @@ def test_no_sweep_and_a_broken_cell(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.cell("plain")
     (tmp_path / "cells" / "plain" / "run" / "now_samples_gqa.jsonl").unlink()
-    with pytest.raises(RecordError, match="log_samples"):
-        sweep.read()
+    found = sweep.read()  # as if it had not been evaluated, and says so
+    assert row(found, "plain")["status"] == "damaged" and "log_samples" in row(found, "plain")["error"]
+    assert found.selection is None and "plain counts as not evaluated" in found.warnings[0]
 
 
 # The tables
@@ -448,6 +450,22 @@ def test_too_many_settings_for_the_correction_are_warned_of(tmp_path: Path, monk
     sweep.cell(SCALE)
     (warning,) = sweep.read().warnings
     assert warning == "2 settings: sign flips give no p below 0.03, so p Holm cannot fall below 0.05"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠"])
+def test_spreadsheets_run_no_answer(tmp_path: Path, start: str) -> None:
+    formula = f"{start}HYPERLINK(1)"
+    table = pd.DataFrame({"answer": [formula, "a=1", None], "n": [-1, 2, 3], "score": [-0.5, 1.0, math.nan]})
+    table["kind"] = pd.Categorical([formula, "b", "b"])
+    write_table(table, tmp_path / "answers")
+    with (tmp_path / "answers.csv").open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    assert rows == [
+        [f"'{formula}", "-1", "-0.5", f"'{formula}"],
+        ["a=1", "2", "1.0", "b"],
+        ["", "3", "", "b"],
+    ]
+    assert pd.read_parquet(tmp_path / "answers.parquet", columns=["answer"])["answer"].tolist()[:2] == [formula, "a=1"]
 
 
 def test_tables_survive_what_models_say(tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from plam_eval.errors import FolderError
 from plam_eval.evaluation import harness, scan
 from plam_eval.evaluation.findings import read_findings
+from plam_eval.report import plots
+from plam_eval.report.blocks import picture, printable
 from plam_eval.report.page import write_report
 from plam_eval.report.sources import ReportError
 from tests.report.fabricate import Document, changed, documents, write_run, write_sweep
@@ -242,6 +247,165 @@ def test_images_come_from_the_dataset_that_was_evaluated(suite: Path, tmp_path: 
     page = Page(write_report(folders, tmp_path / "out", data=tmp_path, examples=1))
     assert len(page.images) == 1 and "Lost: 1 of 3" in page.text
     assert "Images are missing. pope: its dataset is not on this machine. Sample logs hold no images" in page.text
+
+
+# --- folders of somebody else -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How example images were asked for."""
+    calls: list[dict[str, Any]] = []
+
+    def document_images(wanted: Any, folder: Any = None, **given: Any) -> Any:
+        calls.append({"folder": folder, **given})
+        return {}, dict.fromkeys(wanted, "not looked for")
+
+    monkeypatch.setattr(harness, "document_images", document_images)
+    return calls
+
+
+def test_code_and_data_come_from_the_command_line_only(tmp_path: Path, looked_up: list[dict[str, Any]]) -> None:
+    foreign = tmp_path / "sweep"
+    some_sweep(foreign)
+    plan = json.loads((foreign / "sweep.json").read_text())
+    plan["config"]["include_path"] = plan["working_directory"] = str(tmp_path)
+    (foreign / "sweep.json").write_text(json.dumps(plan))
+    plain = documents(TASKS, 4)
+    for name in ("plain", "merged"):
+        file = write_run(tmp_path / "runs" / name, plain if name == "plain" else documents(TASKS, 4, right=2))
+        results = json.loads(file.read_text())
+        results["config"]["resolved_cli_args"]["include_path"] = str(tmp_path)
+        results["plam_eval"] |= {"wrapper": ["odd"], "plain": name == "plain"}
+        file.write_text(json.dumps(results))
+    page = Page(write_report([foreign, tmp_path / "runs"], tmp_path / "out"))
+    assert looked_up[0] == {"folder": None, "model": "plam_llava", "include_path": None}
+    assert looked_up[1] == {"folder": None, "model": None, "include_path": None}
+    assert page.text.count(f"It had further tasks from {tmp_path}: images of those are not looked up") == 2
+    assert f"(it was started in {tmp_path})" in page.text
+
+    code, data = tmp_path / "code", tmp_path / "data"
+    page = Page(write_report([foreign], tmp_path / "out", data=data, include_path=code))
+    assert looked_up[2] == {"folder": data, "model": "plam_llava", "include_path": code}
+    assert "images of those are not looked up" not in page.text
+
+
+def test_a_planted_task_does_not_run(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "utils.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w').write('it ran')\ntext = str\n")
+    lines = ["task: planted", "dataset_path: nowhere", "test_split: test", "output_type: generate_until"]
+    lines += ["doc_to_text: !function utils.text", "doc_to_visual: !function utils.text", "doc_to_target: a"]
+    (tasks / "planted.yaml").write_text("\n".join(lines) + "\n")
+    for name, right in (("plain", 4), ("merged", 2)):
+        file = write_run(tmp_path / "runs" / name, documents(["planted"], 4, right=right), plain=name == "plain")
+        results = json.loads(file.read_text())
+        results["config"]["resolved_cli_args"]["include_path"] = str(tasks)
+        file.write_text(json.dumps(results))
+    page = Page(write_report([tmp_path / "runs"], tmp_path / "out"))
+    assert not (tmp_path / "mark").exists() and "Images are missing. planted: " in page.text
+    write_report([tmp_path / "runs"], tmp_path / "out", include_path=tasks)
+    assert (tmp_path / "mark").exists()  # the reader's own word
+
+
+def test_what_is_damaged_does_not_hide_the_others(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "all" / "fine")
+    for number, content in enumerate(("{", '{"grid": {}}', '{"config": 3}', "[]")):
+        some_sweep(tmp_path / "all" / f"plan{number}")
+        (tmp_path / "all" / f"plan{number}" / "sweep.json").write_text(content)
+    for file, content in (
+        (scan.STAGES, "{"),
+        (scan.STAGES, "{}"),
+        (scan.SETTINGS, '{"versions": 3}'),
+        (scan.SAMPLES, "x"),
+    ):
+        folder = tmp_path / "all" / f"scan{len(list((tmp_path / 'all').iterdir()))}"
+        write_scan(folder)
+        (folder / file).write_text(content)
+    file = write_run(tmp_path / "all" / "run", documents(["pope"], 2))
+    file.write_text("{")
+    some_sweep(tmp_path / "all" / "cell")
+    (tmp_path / "all" / "cell" / "cells" / CONTROL / "cell.json").write_text("{")
+    page = Page(write_report([tmp_path / "all"], tmp_path / "out"))
+    assert [h for h in page.headings if h.startswith("All")] == ["All cells: cell", "All cells: fine"]
+    notes = re.findall(r"A (sweep|scan|run) was left out: (?:accuracy curve )?(\S+)", page.text)
+    assert [what for what, _ in notes] == ["sweep"] * 4 + ["scan"] * 4 + ["run"]
+    assert all(str(tmp_path / "all") in where for _, where in notes)
+    assert "Of 5 cells in cell, 2 not finished; 1 of these failed; 1 of these are damaged and left out." in page.text
+    assert "What is damaged, and was left out (1)" in page.text and f"{CONTROL}/cell.json: cannot be read" in page.text
+
+
+def test_links_that_lead_out_are_left_out(tmp_path: Path, no_images: None) -> None:
+    secret = tmp_path / "secret"
+    file = write_run(secret, documents(["pope"], 3))
+    some_sweep(tmp_path / "mine" / "sweep")
+    write_scan(secret / "scan")
+    given = tmp_path / "given"
+    some_sweep(given / "fine")
+    (given / "run").mkdir()
+    (given / "run" / file.name).symlink_to(file)
+    logs = write_run(given / "logs", documents(["pope"], 2)).with_name("20260101_000000_samples_pope.jsonl")
+    logs.unlink()
+    logs.symlink_to(secret / logs.name)
+    write_scan(given / "scan")
+    (given / "scan" / scan.SPEC).unlink()
+    (given / "scan" / scan.SPEC).symlink_to(secret / "scan" / scan.SPEC)
+    some_sweep(given / "sweep")
+    (given / "sweep" / "sweep.json").unlink()
+    (given / "sweep" / "sweep.json").symlink_to(tmp_path / "mine" / "sweep" / "sweep.json")
+    page = Page(write_report([given], tmp_path / "out"))
+    assert page.text.count("leads to") == 4 and page.headings.count("All cells") == 1
+    assert not {"All runs", "Where the image is used"} & set(page.headings)
+
+
+def test_a_page_of_something_else_is_not_overwritten(tmp_path: Path, no_images: None) -> None:
+    some_sweep(tmp_path / "sweep")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "index.html").write_text("<h1>mine</h1>")
+    with pytest.raises(FolderError, match="is no page of `plam report`"):
+        write_report([tmp_path / "sweep"], out)
+    assert (out / "index.html").read_text() == "<h1>mine</h1>" and len(list(out.iterdir())) == 1
+    (out / "index.html").unlink()
+    (out / "tables").mkdir()
+    (out / "tables" / "cells.csv").write_text("mine")
+    with pytest.raises(FolderError, match=r"holds tables/cells\.csv and no index\.html"):
+        write_report([tmp_path / "sweep"], out)
+    assert (out / "tables" / "cells.csv").read_text() == "mine"
+    with pytest.raises(FolderError, match="is a file"):
+        write_report([tmp_path / "sweep"], out / "tables" / "cells.csv")
+
+
+def test_names_of_folders_are_text(tmp_path: Path) -> None:
+    """In the page, in figures (where dollar signs make formulas) and in names of tables."""
+    odd = ["a$\\frac{$ <i>&amp;\x1b[31m", "a$\\frac{$ <i>&amp;\x1b[32m", "x\u202ey" + "long" * 50]
+    for name in odd:
+        write_run(tmp_path / "all" / name, documents(["pope", "$\\bad{$"], 4, right=len(name) % 4))
+    for name in ("a b", "a-b"):
+        some_sweep(tmp_path / "all" / name)
+    page = Page(write_report([tmp_path / "all"], tmp_path / "out", examples=0))
+    assert "a$\\frac{$ <i>&amp;\u241b[31m" in page.text and "i" not in page.tags
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202e]", page.source)
+    tables = {path.name for path in (tmp_path / "out" / "tables").glob("*-cells.csv")}
+    assert len(tables) == 2 and all(re.fullmatch(r"[\w.+-]+", name) for name in tables)
+
+
+def test_figures_hold_no_control_characters() -> None:
+    estimates = [plots.Estimate("a\x00\x1b[31m$x", 0.5, 0.4, 0.6)]
+    groups = {
+        "layers\x1b\n0.9": [plots.Estimate("noise", 0.1, 0.0, 0.2), plots.Estimate("my\x1brule$_$", 0.1, 0.0, 0.2)]
+    }
+    heat = plots.heat_map([[0.1]], ["a\x1b$_$"], ["b\x1b"], marked=[[False]])
+    for figure in (plots.forest(estimates, label="b\x1b$_$"), plots.controls(groups), heat):
+        shown = picture(figure, "alt", "caption").source
+        svg = base64.b64decode(shown.partition(",")[2]).decode()
+        ElementTree.fromstring(svg)
+        assert "\x1b" not in svg and "\ufffd" in svg
+
+
+@pytest.mark.parametrize("letter", ["\x00", "\x1b", "\x7f", "\x9b", "\u202e", "\u2066", "\ufffe"])
+def test_control_characters_are_shown(letter: str) -> None:
+    assert letter not in printable(f"a{letter}b") and len(printable(f"a{letter}b")) == 3
 
 
 # --- runs and scans ---------------------------------------------------------------------------------------------------
