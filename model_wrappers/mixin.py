@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from loguru import logger
 
+from plam_eval.errors import ArgumentNameError, InputError
 from plam_eval.evaluation import harness
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport
@@ -103,7 +104,7 @@ class PlateauMixin:
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
         for key in given.keys() & added.keys() - {"batch_size"}:
             if str(given[key]) != str(added[key]):
-                raise ValueError(f"{key} is {given[key]} in --model_args and {added[key]} as --{key}; give one of them")
+                raise InputError(f"{key} is {given[key]} in --model_args and {added[key]} as --{key}; give one of them")
         return cls(**{**added, **given})
 
     # --- merging ------------------------------------------------------------------------------------------------------
@@ -259,12 +260,12 @@ def check_arguments(
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=1)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise TypeError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
+        raise ArgumentNameError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
 
 
 def check_share(max_error_share: float) -> None:
     if not 0 <= max_error_share <= 1:
-        raise ValueError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
+        raise InputError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
 
 
 def with_own_settings(request: Any) -> Any:

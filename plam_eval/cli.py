@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from plam_eval.errors import InputError
+
 app = typer.Typer(
     help="Plateau-guided model merging for multimodal LLMs, evaluated through lmms-eval.",
     no_args_is_help=True,
@@ -68,7 +70,7 @@ def doctor(
     if plateau or any(value is not None for value in overrides.values()):
         checks.check_merge(console, model, plateau or "none", overrides)
     elif model:
-        raise ValueError("--model without a spec: name one with --plateau, or give --base and --layers")
+        raise InputError("--model without a spec: name one with --plateau, or give --base and --layers")
     if not fine:
         raise typer.Exit(1)
 
@@ -102,7 +104,7 @@ def scan(
 
     if model not in WRAPPERS or model == "plam_vllm":
         known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
-        raise ValueError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
+        raise InputError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
     wrapper = harness.make_model(model, harness.parse_model_args(model_args), force_simple=force_simple)
     found = scans.scan(
         wrapper,
@@ -189,7 +191,7 @@ def compare(
     console = Console(width=max(Console().width, 150))
     if runs:
         if len(runs) != 2 or model or model_args:
-            raise ValueError("give two run folders, or --model with --model_args and --tasks")
+            raise InputError("give two run folders, or --model with --model_args and --tasks")
         first, second = (records.read_run(folder) for folder in runs)
         if tasks:
             first, second = (run.only(tasks.split(",")) for run in (first, second))
@@ -198,7 +200,7 @@ def compare(
         console.print(tables.comparison(rows, "first", "second"))
         return
     if not model or not model_args or not tasks:
-        raise ValueError("give --model, --model_args with a plateau, and --tasks; or two run folders")
+        raise InputError("give --model, --model_args with a plateau, and --tasks; or two run folders")
     config = sweep.SweepConfig.load(
         model=model,
         model_args=model_args,

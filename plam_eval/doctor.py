@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from plam_eval.errors import InputError
 from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
 
@@ -113,7 +114,7 @@ def check_merge(console: Console, model: str | None, plateau: str, overrides: Ma
         return
     name = model or spec.model
     if name is None:
-        raise ValueError(f"plateau {plateau} names no model; give one with --model")
+        raise InputError(f"plateau {plateau} names no model; give one with --model")
     checkpoint, base = Checkpoint.open(name), Checkpoint.open(spec.base_model)
     plan = plan_merge(spec, model=checkpoint, base=base)
 

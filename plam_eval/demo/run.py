@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plam_eval.demo import hub
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.findings import Findings, read_findings
 from plam_eval.evaluation.scan import SPEC
@@ -33,7 +34,7 @@ RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
 _PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|answering for \d+ cells|sweep):\s+(\d+)%")
 
 
-class DemoError(RuntimeError):
+class DemoError(PlamError, RuntimeError):
     """An evaluation of the demo failed; the message names the log."""
 
 

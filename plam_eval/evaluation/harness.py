@@ -29,13 +29,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plam_eval.errors import PlamError
 from plam_eval.model_wrappers.manifest import WRAPPERS
 
 RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(PlamError, RuntimeError):
     """An evaluation that has no results worth keeping; the message says what failed and what to do."""
 
 

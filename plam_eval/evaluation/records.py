@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import harness
 
 _LETTER = re.compile(r"^\(?([A-H])(?![A-Za-z0-9])")
@@ -26,11 +27,11 @@ _NO_SCORE = {"doc_id", "target", "doc_hash"}  # of a sample log, what may be a n
 _TASK_SETTINGS = ("generation_kwargs", "repeats", "output_type", "num_fewshot")
 
 
-class RecordError(ValueError):
+class RecordError(PlamError, ValueError):
     """A folder that holds no readable run; the message names the file and what was expected in it."""
 
 
-class IncomparableError(ValueError):
+class IncomparableError(PlamError, ValueError):
     """Two runs that do not answer the same questions in the same way. `problems` holds every difference."""
 
     def __init__(self, first: str, second: str, problems: list[str]) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
+from plam_eval.errors import InputError, PlamError
 from plam_eval.spec import GROUPS, PlateauSpec, Weights, load_spec
 
 OVERALL = "overall"  # the `task` of rows that are the unweighted mean over tasks
@@ -34,7 +35,7 @@ _OPTIONAL = ("group", "metric", "num_layers")
 _SAME = 1e-4  # nats: what rounding may leave of the unmasked model's KL against itself
 
 
-class CurveError(ValueError):
+class CurveError(PlamError, ValueError):
     """A table that is no accuracy curve. The message lists every problem; `problems` holds them one by one."""
 
     def __init__(self, problems: list[str], origin: str = "accuracy curve") -> None:
@@ -95,7 +96,7 @@ class Curve:
         """Write the scores per document, as parquet or CSV by suffix; `read` gives back an equal curve."""
         path = Path(path)
         if path.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"{path}: found suffix {path.suffix!r}, expected .csv or .parquet")
+            raise InputError(f"{path}: found suffix {path.suffix!r}, expected .csv or .parquet")
         samples = self.samples.assign(num_layers=self.num_layers)
         if path.suffix == ".parquet":
             samples.to_parquet(path, index=False)
@@ -126,7 +127,7 @@ class Curve:
         """The curve of some tasks."""
         tasks = list(tasks)
         if unknown := [task for task in tasks if task not in self.tasks]:
-            raise ValueError(f"no task {', '.join(unknown)} in this curve; it has {', '.join(self.tasks)}")
+            raise InputError(f"no task {', '.join(unknown)} in this curve; it has {', '.join(self.tasks)}")
         return Curve(
             self.samples[self.samples["task"].isin(tasks)], self.num_layers, resamples=self.resamples, seed=self.seed
         )
@@ -388,11 +389,11 @@ def find_plateau(
         kl_threshold: nats, for the second opinion: the smallest cut from which on the mean KL stays at or under it.
     """
     if not 0 < margin < 1:
-        raise ValueError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
+        raise InputError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
     if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
+        raise InputError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
     if not kl_threshold >= 0:
-        raise ValueError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
+        raise InputError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
     facts = _Facts(curve, margin, confidence)
     cuts, first = curve.cuts, facts.first
     k = cuts[first]
@@ -599,7 +600,7 @@ def to_spec(
         ValueError: there is no plateau; the message is the reason. SpecError: the spec has another fault.
     """
     if stages.plateau is None:
-        raise ValueError(f"no spec without a plateau. {stages.reason}")
+        raise InputError(f"no spec without a plateau. {stages.reason}")
     evidence: dict[str, Any] = {"scan": scan} if scan else {}
     fields = stages.to_dict()
     for derived in ("num_layers", "plateau", "outcome"):  # told by the layer range, and by there being a spec

@@ -18,6 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import PercentFormatter
 
+from plam_eval.errors import InputError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,7 +37,7 @@ def plot_curve(curve: Curve, stages: Stages, path: str | Path) -> Path:
     """Write the plot of a curve and its stages; the suffix of `path` (.png or .svg) gives the format."""
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"{path}: found suffix {path.suffix!r}, expected .png or .svg")
+        raise InputError(f"{path}: found suffix {path.suffix!r}, expected .png or .svg")
     # Without a date and with fixed ids, equal curves give equal files.
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "plam-eval"}):

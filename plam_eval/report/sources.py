@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import findings, records, scan, sweep
 from plam_eval.evaluation.findings import Findings
 from plam_eval.evaluation.records import RecordError, Run
 from plam_eval.evaluation.scan import Scan
 
 
-class ReportError(ValueError):
+class ReportError(PlamError, ValueError):
     """Nothing to report on; the message says what was found in each folder and what was expected."""
 
 
