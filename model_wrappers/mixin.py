@@ -97,9 +97,7 @@ class PlateauMixin:
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
         """As in lmms-eval, except that one setting given in both places is an error only if the two differ."""
-        from lmms_eval.utils import simple_parse_args_string
-
-        given = simple_parse_args_string(arg_string)
+        given = harness.parse_model_args(arg_string)
         added = {key: value for key, value in (additional_config or {}).items() if value is not None}
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
         for key in given.keys() & added.keys() - {"batch_size"}:

@@ -29,7 +29,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plam_eval.arguments import read_words
 from plam_eval.errors import PlamError
+from plam_eval.evaluation.dataset_errors import dataset_error
 from plam_eval.model_wrappers.manifest import WRAPPERS
 
 RECORD_KEY = "plam_eval"
@@ -246,14 +248,13 @@ def evaluate(
     from lmms_eval.utils import get_datetime_str
 
     install()
-    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    names = _names(tasks)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise EvaluationError(f"limit is {limit!r}; expected a whole number of documents per task, at least 1")
     manager = _task_manager(str(include_path) if include_path else None)
     manager.model_name = prompt_id(model)
     _check_names(names, manager.all_tasks)
-    if limit is not None and limit % 2 and "mme" in _leaves(manager, names):
-        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
+    _check_pairs(limit, _leaves(manager, names))
 
     with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch:
         args = parse_eval_args()[1]
@@ -293,8 +294,9 @@ def parse_model_args(model_args: str) -> dict[str, Any]:
     """`key=value,...` as lmms-eval's command line reads it."""
     from lmms_eval.utils import simple_parse_args_string
 
+    read_words(model_args, "model_args")  # for what lmms-eval drops, or ends in a traceback
     found: dict[str, Any] = simple_parse_args_string(model_args)
-    return found
+    return {key.strip(): value for key, value in found.items()}
 
 
 def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int = 1, force_simple: bool = False) -> Any:
@@ -303,6 +305,31 @@ def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int =
 
     install()
     return get_model(model_id, force_simple=force_simple)(**{"batch_size": batch_size, **arguments})
+
+
+def check_tasks(
+    tasks: str | Sequence[str],
+    limit: int | None = None,
+    offset: int = 0,
+    include_path: str | Path | None = None,
+    gen_kwargs: str | None = None,
+) -> dict[str, int]:
+    """Check what an evaluation asks for before a model is loaded; the arguments are those of `evaluate`.
+
+    Returns:
+        Documents by task, as `count_documents`.
+
+    Raises:
+        EvaluationError: an unknown task, a dataset that is not to be had, a task of which no document is left.
+        InputError: generation settings that are no `key=value`.
+    """
+    names = _names(tasks)
+    read_words(gen_kwargs or "", "gen_kwargs")
+    counts = count_documents(names, limit=limit, offset=offset, include_path=include_path)
+    _check_pairs(limit, counts)
+    if empty := [task for task, count in counts.items() if not count]:
+        raise EvaluationError(f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one")
+    return counts
 
 
 def count_documents(
@@ -320,14 +347,23 @@ def count_documents(
     manager = _task_manager(str(include_path) if include_path else None)
     _check_names(tasks, manager.all_tasks)
     counts = {}
-    try:
-        with _one_attempt():
+    failures = (tenacity.RetryError, OSError, ValueError, ImportError)
+    with _one_attempt():
+        try:
             for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
                 total = max(0, len(output.task.eval_docs_no_media) - offset)
                 counts[output.task_name] = min(total, limit) if limit is not None else total
-    except (tenacity.RetryError, OSError, ValueError) as error:
-        cause = error.last_attempt.exception() if isinstance(error, tenacity.RetryError) else error
-        raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
+        except failures as error:
+            lines = []
+            for leaf in sorted(_leaves(manager, tasks)):  # which of them it was, and whether it was alone
+                manager.task_group_map.clear()
+                try:
+                    get_task_dict([leaf], manager, "simple")
+                except failures as own:
+                    lines.append(dataset_error(leaf, manager._get_config(leaf).get("dataset_path"), own))
+            lines = lines or [dataset_error(", ".join(tasks), None, error)]
+            text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
+            raise EvaluationError(f"a dataset could not be loaded:{text}") from error
     return counts
 
 
@@ -387,6 +423,16 @@ def _leaves(manager: Any, names: Iterable[str]) -> set[str]:
         else:
             found.add(name)
     return found
+
+
+def _names(tasks: str | Sequence[str]) -> list[str]:
+    words = tasks.split(",") if isinstance(tasks, str) else tasks
+    return [word.strip() for word in words if word.strip()]
+
+
+def _check_pairs(limit: int | None, tasks: Iterable[str]) -> None:
+    if limit is not None and limit % 2 and "mme" in tasks:
+        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
 
 
 def _check_names(names: Iterable[str], known: list[str]) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from tqdm import tqdm
 
+from plam_eval.arguments import split_words
 from plam_eval.errors import quoted, system_error
 from plam_eval.evaluation import harness
 from plam_eval.evaluation.harness import EvaluationError
@@ -46,6 +47,7 @@ from plam_eval.spec import (
     range_hint,
     whole_number,
 )
+from plam_eval.terminal import one_line
 from plam_eval.yaml_reader import YamlError, read_yaml
 
 PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "sweep.lock"
@@ -556,8 +558,9 @@ def pair_grid(config: SweepConfig) -> Grid:
 
 
 def load_model(config: SweepConfig) -> Any:
-    """The plain model in its wrapper, as lmms-eval's command line would make it."""
+    """The plain model in its wrapper, as lmms-eval's command line would make it; its tasks are checked first."""
     arguments, _ = split_arguments(config.model_args)
+    harness.check_tasks(config.tasks, config.limit, config.offset, config.include_path, config.gen_kwargs)
     return harness.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
 
 
@@ -588,7 +591,7 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
                 specs = [cell.spec for cell in group]
                 together = Together(lm, specs, job.answers_together, sys.stderr) if len(group) > 1 else None
                 for cell in group:
-                    progress.set_postfix_str(cell.name)
+                    progress.set_postfix_str(one_line(cell.name))
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
                     progress.update()
         if first:
@@ -682,7 +685,7 @@ def _finish(partial: Path, target: Path, record: dict[str, Any]) -> None:
 def cell_arguments(config: SweepConfig, cell: Cell) -> str:
     """model_args with which lmms-eval's own command line makes this cell."""
     words = [
-        word for word in _split_text(config.model_args) if word.partition("=")[0] not in ("plateau", *OVERRIDE_KEYS)
+        word for word in split_words(config.model_args) if word.partition("=")[0] not in ("plateau", *OVERRIDE_KEYS)
     ]
     if cell.spec is None:
         return ",".join([*words, "plateau=none"])
@@ -697,25 +700,6 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
         **({"seed": spec.seed} if RULES[spec.rule] else {}),
     }
     return ",".join([*words, *(f"{key}={value}" for key, value in ours.items())])
-
-
-def _split_text(model_args: str) -> list[str]:
-    """`key=value` words; commas inside braces, brackets and quotes do not part them."""
-    words, depth, quote = [""], 0, ""
-    for letter in model_args:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        elif letter in "{[(":
-            depth += 1
-        elif letter in "}])":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            words.append("")
-            continue
-        words[-1] += letter
-    return [word.strip() for word in words if word.strip()]
 
 
 @contextmanager

@@ -372,6 +372,16 @@ class Stages(_Record):
         return cls.model_validate(dict(fields))
 
 
+def check_criteria(margin: float, confidence: float, kl_threshold: float = KL_THRESHOLD) -> None:
+    """Raise InputError for criteria that `find_plateau` cannot use; a scan asks before it answers anything."""
+    if not 0 < margin < 1:
+        raise InputError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
+    if not 0.5 < confidence < 1:
+        raise InputError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
+    if not kl_threshold >= 0:
+        raise InputError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
+
+
 def find_plateau(
     curve: Curve, *, margin: float = 0.02, confidence: float = 0.95, kl_threshold: float = KL_THRESHOLD
 ) -> Stages:
@@ -388,12 +398,7 @@ def find_plateau(
             is also the confidence of "every cut from k on", without a correction (Maurer, Hothorn and Lehmacher 1995).
         kl_threshold: nats, for the second opinion: the smallest cut from which on the mean KL stays at or under it.
     """
-    if not 0 < margin < 1:
-        raise InputError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
-    if not 0.5 < confidence < 1:
-        raise InputError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
-    if not kl_threshold >= 0:
-        raise InputError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
+    check_criteria(margin, confidence, kl_threshold)
     facts = _Facts(curve, margin, confidence)
     cuts, first = curve.cuts, facts.first
     k = cuts[first]
