@@ -16,15 +16,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
-from plam_eval.probing.plateau import KL_THRESHOLD, OVERALL, Curve, Stages, find_plateau, to_spec, write_spec
+from plam_eval.probing.plateau import (
+    KL_THRESHOLD,
+    OVERALL,
+    Curve,
+    Stages,
+    check_criteria,
+    find_plateau,
+    to_spec,
+    write_spec,
+)
 from plam_eval.provenance import versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
+from plam_eval.terminal import PlainTable, Terminal
 
 if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
@@ -82,6 +90,7 @@ def scan(
     from plam_eval.probing.decoder import decoder_layers
     from plam_eval.probing.scan import parse_cuts
 
+    check_criteria(margin, confidence, kl_threshold)
     layers = len(decoder_layers(model.model))
     chosen = parse_cuts(cuts, layers)
     folder = Path(output)
@@ -153,10 +162,12 @@ def conclude(
     return Scan(folder, curve, stages, spec)
 
 
-def show(found: Scan, console: Console) -> None:
+def show(found: Scan, console: Terminal) -> None:
     """Print the curve of the mean over tasks, the stages, and what was written."""
     curve, stages = found.curve, found.stages
-    table = Table(title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left")
+    table = PlainTable(
+        title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left"
+    )
     for name in ("image seen in", "accuracy", "95 %", "against unmasked", "parsable", "KL", "stage"):
         table.add_column(name, justify="left" if name in ("image seen in", "stage") else "right", no_wrap=True)
     rows = curve.table()
@@ -171,23 +182,20 @@ def show(found: Scan, console: Console) -> None:
             stages.stage_from(int(row.cut)),
         )
     console.print(table)
-    console.print(stages.reason[:1].upper() + stages.reason[1:], highlight=False, soft_wrap=True)
+    console.say(stages.reason[:1].upper() + stages.reason[1:])
     kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
-    console.print(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}", highlight=False, soft_wrap=True)
-    for warning in stages.warnings:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
-    console.print(f"Curve, plot and answers: {found.folder}", highlight=False, soft_wrap=True)
+    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
+    console.warn(stages.warnings)
+    console.say(f"Curve, plot and answers: {found.folder}")
     if found.spec is not None:
-        console.print(
-            f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}", highlight=False, soft_wrap=True
-        )
+        console.say(f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}")
     elif stages.plateau is not None:
         why = (
             "a merged model was scanned"
             if read_settings(found.folder)["spec"]
             else "the base LLM is not known (--base)"
         )
-        console.print(f"No spec was written: {why}", highlight=False, soft_wrap=True)
+        console.say(f"No spec was written: {why}")
 
 
 def load(folder: Path) -> Scan:
