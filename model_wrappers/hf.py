@@ -140,8 +140,8 @@ def _placement(device: str | torch.device | None, device_map: str | None, accele
     has_cuda = torch.cuda.is_available()
     spread = device_map in ("auto", "balanced", "balanced_low_0", "sequential")
     single = device_map if device_map and not spread else None
-    place = torch.device(device or single or ("cuda" if has_cuda else "cpu"))
-    if single and torch.device(single).type != place.type:
+    place = _device(device or single or ("cuda" if has_cuda else "cpu"))
+    if single and _device(single).type != place.type:
         raise InputError(f"device is {place} and device_map is {single}; give one of them")
     if place.type == "cuda" and not has_cuda:
         raise InputError(f"device is {place}, but torch finds no CUDA device here; give device=cpu")
@@ -150,6 +150,14 @@ def _placement(device: str | torch.device | None, device_map: str | None, accele
     if spread and place.type == "cuda":
         return str(place), str(device_map)
     return str(place), single or str(place)
+
+
+def _device(name: Any) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        known = "cpu, cuda, cuda:N; as device_map also auto, balanced, balanced_low_0, sequential"
+        raise InputError(f"device is {name!r}; expected {known}") from error
 
 
 class _OneProcess:

@@ -24,6 +24,7 @@ from plam_eval.merging.merge import MergeReport
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.terminal import shown
 
 # XML 1.0 has no way to write these, so a worksheet refuses them, and MMBench writes worksheets while it aggregates.
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -124,7 +125,7 @@ class PlateauMixin:
         if self._rank != 0:  # type: ignore[attr-defined]
             return
         if spec is not None:
-            logger.info(f"{self.model_id}: merged {spec.base_model}\n{report}")
+            logger.info(shown(f"{self.model_id}: merged {spec.base_model}\n{report}"))
         else:
             logger.info(f"{self.model_id}: plain model, nothing merged")
 
@@ -179,7 +180,7 @@ class PlateauMixin:
     def _generation_raised(self, error: Exception, documents: int) -> None:
         """Count a failure; raises when one process alone already knows that there are too many."""
         self.journal.failed += documents
-        logger.error(f"{self.model_id}: generation raised {type(error).__name__}: {error}")
+        logger.error(shown(f"{self.model_id}: generation raised {type(error).__name__}: {error}"))
         if len(self.journal.errors) < _KEPT_ERRORS:
             self.journal.errors.append(f"{type(error).__name__}: {error}")
         # With several processes the verdict falls at the end, on all of them: one that stopped here would leave
@@ -262,8 +263,8 @@ def check_arguments(
 
 
 def check_share(max_error_share: float) -> None:
-    if not 0 <= max_error_share <= 1:
-        raise InputError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
+    if not isinstance(max_error_share, (int, float)) or not 0 <= max_error_share <= 1:
+        raise InputError(f"max_error_share is {max_error_share!r}; expected a share from 0 to 1")
 
 
 def with_own_settings(request: Any) -> Any:

@@ -318,6 +318,8 @@ def sweep_command(
             documents = harness.count_documents(
                 read.tasks, limit=read.limit, offset=read.offset, include_path=read.include_path
             )
+        except harness.TaskNameError:
+            raise
         except harness.EvaluationError as error:
             console.warn([f"documents not counted: {error}"])
             documents = None

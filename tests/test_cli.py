@@ -193,6 +193,33 @@ def test_a_scan_is_checked_before_its_model_is_loaded(
     assert not output.exists()
 
 
+def test_a_dry_run_of_an_unknown_task_fails(plam: Call, pico: Any, tmp_path: Path) -> None:
+    pair = pico("llava")
+    words = ["--model_args", f"pretrained={pair.mllm},base={pair.base},layers=2:4", "--dry-run", "--layers", "all"]
+    code, out, err = plam("sweep", "--model", "plam_llava", "--tasks", "pop", *words, "--output", str(tmp_path / "s"))
+    assert code == 1 and "no task or group of this name: 'pop'" in err and not out
+
+
+@pytest.mark.parametrize("status", [0, None, "the video is not there"])
+def test_a_task_that_ends_the_process_has_failed(
+    in_suite: Path, monkeypatch: pytest.MonkeyPatch, status: int | str | None
+) -> None:
+    from lmms_eval import evaluator
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", lambda **kwargs: sys.exit(status))
+    with pytest.raises(EvaluationError, match="ended the process"):
+        harness.evaluate("plam_llava", "pope", limit=2)
+
+
+def test_a_device_that_is_none_says_what_to_write() -> None:
+    from plam_eval.model_wrappers import hf, mixin
+
+    with pytest.raises(InputError, match="device is 'gpu'; expected cpu, cuda"):
+        hf._device("gpu")
+    with pytest.raises(InputError, match="max_error_share is 'much'; expected a share"):
+        mixin.check_share("much")  # type: ignore[arg-type]
+
+
 def test_a_dataset_that_is_not_here_is_one_line(
     plam: Call, tmp_path: Path, unloaded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

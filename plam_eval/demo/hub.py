@@ -37,7 +37,8 @@ from PIL import Image
 from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask
 from plam_eval.demo.scenes import Drawing, Scene, draw, scene_of
-from plam_eval.errors import InputError, PlamError
+from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.terminal import Terminal, labelled
 
 MANIFEST = "plam_offline_suite.json"
 VERSION = 1
@@ -795,13 +796,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = write_hub(options.folder, documents_per_task=options.documents_per_task, seed=options.seed)
     except (PlamError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = system_error(error) if isinstance(error, OSError) else error
+        Terminal(stderr=True).say(labelled("error", "bold red", said))
         return 1
+    console = Terminal()
     for name, dataset in read_manifest(folder)["datasets"].items():
         constant, count = next(iter(dataset["answers"].items()))
         total = len(dataset["documents"])
-        print(f"{name:18} {total:5d} documents, always {constant!r} is right in {count / total:.0%}")
-    print(f"offline suite in {folder}: cd there and run HF_HUB_OFFLINE=1 lmms-eval --tasks plam9 ...")
+        console.say(f"{name:18} {total:5d} documents, always {constant!r} is right in {count / total:.0%}")
+    console.say(f"offline suite in {folder}: cd there and run HF_HUB_OFFLINE=1 lmms-eval --tasks plam9 ...")
     return 0
 
 

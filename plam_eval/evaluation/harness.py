@@ -42,6 +42,10 @@ class EvaluationError(PlamError, RuntimeError):
     """An evaluation that has no results worth keeping; the message says what failed and what to do."""
 
 
+class TaskNameError(EvaluationError):
+    """A task or group that is not known; the message has the near names."""
+
+
 class GenerationError(EvaluationError):
     """More generations raised than `max_error_share` allows."""
 
@@ -256,7 +260,7 @@ def evaluate(
     _check_names(names, manager.all_tasks)
     _check_pairs(limit, _leaves(manager, names))
 
-    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch:
+    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch, _ends_in_an_error():
         args = parse_eval_args()[1]
         # Some tasks write submission files during aggregation, to the working directory unless told where.
         args.output_path = str(output) if output is not None else scratch
@@ -368,6 +372,20 @@ def count_documents(
 
 
 @contextmanager
+def _ends_in_an_error() -> Iterator[None]:
+    """Where tasks end the process, with whatever status, or lmms-eval gives up, an evaluation has failed."""
+    import tenacity
+
+    try:
+        yield
+    except tenacity.RetryError as error:
+        cause = error.last_attempt.exception()
+        raise EvaluationError(f"lmms-eval tried several times and gave up: {type(cause).__name__}: {cause}") from error
+    except SystemExit as error:
+        raise EvaluationError(f"the code of a task ended the process, saying {error.code!r}") from error
+
+
+@contextmanager
 def _one_attempt() -> Iterator[None]:
     """lmms-eval tries to load a dataset again for half a minute; what is not there does not come by waiting."""
     import tenacity
@@ -442,7 +460,7 @@ def _check_names(names: Iterable[str], known: list[str]) -> None:
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=3)
             hints.append(f"{name!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
-        raise EvaluationError(f"no task or group of this name: {'; '.join(hints)}")
+        raise TaskNameError(f"no task or group of this name: {'; '.join(hints)}")
 
 
 def _check_results(results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:
