@@ -120,6 +120,8 @@ def scan(
     _quiet_logs("INFO")
     check_criteria(margin, confidence)
     arguments = harness.parse_model_args(model_args)
+    if cuts and arguments.get("pretrained"):
+        scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
     harness.check_tasks(tasks, limit, offset, include_path, gen_kwargs)
     wrapper = harness.make_model(model, arguments, force_simple=force_simple)
     found = scans.scan(

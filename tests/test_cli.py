@@ -193,6 +193,12 @@ def test_a_scan_is_checked_before_its_model_is_loaded(
     assert not output.exists()
 
 
+def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_suite: Path, unloaded: None) -> None:
+    words = scan_words(model_args=f"pretrained={pico('llava').mllm}")
+    code, _, err = plam(*words, "--cuts", "0:100000000000")
+    assert code == 1 and "cuts '0:100000000000'" in err and "expected layers from 0 to 4" in err
+
+
 def test_a_dry_run_of_an_unknown_task_fails(plam: Call, pico: Any, tmp_path: Path) -> None:
     pair = pico("llava")
     words = ["--model_args", f"pretrained={pair.mllm},base={pair.base},layers=2:4", "--dry-run", "--layers", "all"]

@@ -115,6 +115,17 @@ def scan(
     return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
 
 
+def check_cuts(cuts: str | None, pretrained: str, revision: str | None = None) -> None:
+    """Raise ProbeError for cuts that a checkpoint's decoder has not, from file headers: loading it takes minutes."""
+    from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.merging.plan import decoder_names
+    from plam_eval.probing.scan import parse_cuts
+
+    layers = {layer for layer, _ in decoder_names(Checkpoint.open(pretrained, revision=revision))}
+    if layers:  # of a layout whose names are known
+        parse_cuts(cuts, max(layers) + 1)
+
+
 def conclude(
     folder: str | Path,
     *,
