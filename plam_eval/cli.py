@@ -386,8 +386,9 @@ def _quiet_logs(level: str = "WARNING") -> None:
     from loguru import logger
 
     logger.remove()
+    stream = sys.stderr  # of now: a cell's goes into its log
     # Messages quote answers and names of files, so they pass through `shown`, which would take colours for data.
-    logger.add(lambda line: print(shown(line), end="", file=sys.stderr), level=level, colorize=False)
+    logger.add(lambda line: print(shown(line), end="", file=stream), level=level, colorize=False)
 
 
 def _wide() -> Terminal:
@@ -431,8 +432,8 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return system_error(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
-        first = (str(error).splitlines() or [""])[0]
-        return f"out of memory ({first or type(error).__name__}); give --limit, a smaller dtype, or device_map=auto"
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"out of memory ({first}); give a smaller dtype, device_map=auto, or a smaller --together"
     if isinstance(error, ModuleNotFoundError) and error.name in ("vllm", "ray"):
         return f"{error.name} is not installed: pip install 'plam-eval[{error.name}]'"
     if type(error).__module__.partition(".")[0] == "httpx":

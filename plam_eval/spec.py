@@ -72,8 +72,11 @@ class SpecError(PlamError, ValueError):
     """A plateau spec that cannot be used. The message lists every problem; `problems` holds them one by one."""
 
     def __init__(self, origin: str, problems: list[str]) -> None:
-        self.problems = problems
+        self.origin, self.problems = origin, problems
         super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it goes from one process to another
+        return type(self), (self.origin, self.problems)
 
 
 def hint(word: object, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,12 @@ def test_numbers_of_many_digits_are_neither_read_nor_written() -> None:
 
 def test_a_base_of_digits_says_how_to_write_it() -> None:
     assert "write base=./8" in problems(GOOD, {"base": 8})[0]
+
+
+def test_an_error_goes_from_one_process_to_another() -> None:
+    error = SpecError("spec 'a'", ["one", "two"])
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.problems == ["one", "two"]
 
 
 def test_range_against_a_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 
@@ -61,7 +62,8 @@ def test_lines_are_not_folded() -> None:
 def test_logs_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     cli._quiet_logs()
     try:
-        logger.warning(f"{NASTY} {{braces}} <red>tags</red>")
+        with contextlib.redirect_stderr(io.StringIO()):  # as a cell's log does
+            logger.warning(f"{NASTY} {{braces}} <red>tags</red>")
     finally:
         logger.remove()
         logger.add(sys.stderr)
