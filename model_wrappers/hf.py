@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from transformers import PreTrainedModel
 
+from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
 from plam_eval.merging.plan import plan_merge
@@ -70,7 +71,7 @@ class HFPlateauMixin(PlateauMixin):
         # that finish early have to wait for the others for longer than NCCL's ten minutes.
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(weeks=52))])
         if accelerator.distributed_type in _SHARDED:
-            raise ValueError(
+            raise InputError(
                 f"{self.model_id} runs one whole model per process, but the launcher asks for "
                 f"{accelerator.distributed_type.value}, which shards it; launch with --multi_gpu, or with one process "
                 "and device_map=auto"
@@ -126,7 +127,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
         return dtype
     known = ("float32", "bfloat16", "float16")
     if dtype not in known:
-        raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(known)}")
+        raise InputError(f"dtype is {dtype!r}; expected auto, {', '.join(known)}")
     return getattr(torch, dtype)
 
 
@@ -139,16 +140,24 @@ def _placement(device: str | torch.device | None, device_map: str | None, accele
     has_cuda = torch.cuda.is_available()
     spread = device_map in ("auto", "balanced", "balanced_low_0", "sequential")
     single = device_map if device_map and not spread else None
-    place = torch.device(device or single or ("cuda" if has_cuda else "cpu"))
-    if single and torch.device(single).type != place.type:
-        raise ValueError(f"device is {place} and device_map is {single}; give one of them")
+    place = _device(device or single or ("cuda" if has_cuda else "cpu"))
+    if single and _device(single).type != place.type:
+        raise InputError(f"device is {place} and device_map is {single}; give one of them")
     if place.type == "cuda" and not has_cuda:
-        raise ValueError(f"device is {place}, but torch finds no CUDA device here; give device=cpu")
+        raise InputError(f"device is {place}, but torch finds no CUDA device here; give device=cpu")
     if place.type == "cuda" and place.index is None and accelerator.num_processes > 1 and not spread:
         place = torch.device("cuda", accelerator.local_process_index)
     if spread and place.type == "cuda":
         return str(place), str(device_map)
     return str(place), single or str(place)
+
+
+def _device(name: Any) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        known = "cpu, cuda, cuda:N; as device_map also auto, balanced, balanced_low_0, sequential"
+        raise InputError(f"device is {name!r}; expected {known}") from error
 
 
 class _OneProcess:

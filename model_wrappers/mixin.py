@@ -17,12 +17,14 @@ from typing import Any, ClassVar
 import torch
 from loguru import logger
 
+from plam_eval.errors import ArgumentNameError, InputError
 from plam_eval.evaluation import harness
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.terminal import shown
 
 # XML 1.0 has no way to write these, so a worksheet refuses them, and MMBench writes worksheets while it aggregates.
 _UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -96,14 +98,12 @@ class PlateauMixin:
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
         """As in lmms-eval, except that one setting given in both places is an error only if the two differ."""
-        from lmms_eval.utils import simple_parse_args_string
-
-        given = simple_parse_args_string(arg_string)
+        given = harness.parse_model_args(arg_string)
         added = {key: value for key, value in (additional_config or {}).items() if value is not None}
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
         for key in given.keys() & added.keys() - {"batch_size"}:
             if str(given[key]) != str(added[key]):
-                raise ValueError(f"{key} is {given[key]} in --model_args and {added[key]} as --{key}; give one of them")
+                raise InputError(f"{key} is {given[key]} in --model_args and {added[key]} as --{key}; give one of them")
         return cls(**{**added, **given})
 
     # --- merging ------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class PlateauMixin:
         if self._rank != 0:  # type: ignore[attr-defined]
             return
         if spec is not None:
-            logger.info(f"{self.model_id}: merged {spec.base_model}\n{report}")
+            logger.info(shown(f"{self.model_id}: merged {spec.base_model}\n{report}"))
         else:
             logger.info(f"{self.model_id}: plain model, nothing merged")
 
@@ -180,7 +180,7 @@ class PlateauMixin:
     def _generation_raised(self, error: Exception, documents: int) -> None:
         """Count a failure; raises when one process alone already knows that there are too many."""
         self.journal.failed += documents
-        logger.error(f"{self.model_id}: generation raised {type(error).__name__}: {error}")
+        logger.error(shown(f"{self.model_id}: generation raised {type(error).__name__}: {error}"))
         if len(self.journal.errors) < _KEPT_ERRORS:
             self.journal.errors.append(f"{type(error).__name__}: {error}")
         # With several processes the verdict falls at the end, on all of them: one that stopped here would leave
@@ -259,12 +259,12 @@ def check_arguments(
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=1)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise TypeError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
+        raise ArgumentNameError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
 
 
 def check_share(max_error_share: float) -> None:
-    if not 0 <= max_error_share <= 1:
-        raise ValueError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
+    if not isinstance(max_error_share, (int, float)) or not 0 <= max_error_share <= 1:
+        raise InputError(f"max_error_share is {max_error_share!r}; expected a share from 0 to 1")
 
 
 def with_own_settings(request: Any) -> Any:

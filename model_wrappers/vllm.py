@@ -12,6 +12,7 @@ from typing import Any
 from lmms_eval.models.chat.vllm import VLLM as StockChat
 from lmms_eval.models.simple.vllm import VLLM as StockSimple
 
+from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport
 from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
@@ -60,7 +61,7 @@ class VLLMPlateauMixin(PlateauMixin):
         check_arguments(self.model_id, kwargs, parameters, ("pretrained", "device", "until", *engine))
         check_share(max_error_share)
         if device is not None and device.split(":")[0] != current_platform.device_type:
-            raise ValueError(
+            raise InputError(
                 f"device is {device}, but the installed vLLM runs on {current_platform.device_type}; leave device out "
                 "(which GPUs: CUDA_VISIBLE_DEVICES)"
             )
@@ -189,7 +190,7 @@ class _OneSettingAtATime(StockSimple):
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
         if self._tp_world_size > 1 and self.batch_size_per_gpu > 1:  # its ranks have to make the same calls
-            raise ValueError("simple mode in an external launch with tensor_parallel_size > 1 needs --batch_size 1")
+            raise InputError("simple mode in an external launch with tensor_parallel_size > 1 needs --batch_size 1")
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(index)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import os
+import sys
+import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+
+from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.terminal import Terminal, labelled, shown, text
 
 app = typer.Typer(
     help="Plateau-guided model merging for multimodal LLMs, evaluated through lmms-eval.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help and usage errors hold brackets and words of the user's
     add_completion=False,
 )
+TRACEBACK = "--traceback"
+_MOST = 2**31 - 1  # documents
 
 
 @app.callback()
-def _version() -> None:
-    """Keeps `plam COMMAND` as the form of the call, however many commands there are."""
+def _options(
+    traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Show where an error came from, too; also PLAM_TRACEBACK=1.")
+    ] = False,
+) -> None:
+    """Plateau-guided model merging for multimodal LLMs, evaluated through lmms-eval."""
+    # `main` has taken the option out, wherever it stood; it is declared here to be in the help.
 
 
 @app.command()
@@ -27,8 +40,8 @@ def demo(
     output: Annotated[
         Path, typer.Option(help="Folder for the suite, the pair, the scan, the merge, the sweep and the page.")
     ] = Path("out/demo"),
-    documents: Annotated[int, typer.Option(help="Documents per benchmark to evaluate.", min=30)] = 120,
-    scanned: Annotated[int, typer.Option(help="Documents per benchmark to scan, besides.", min=2)] = 120,
+    documents: Annotated[int, typer.Option(help="Documents per benchmark to evaluate.", min=30, max=10_000)] = 120,
+    scanned: Annotated[int, typer.Option(help="Documents per benchmark to scan, besides.", min=2, max=10_000)] = 120,
     limit: Annotated[int | None, typer.Option(help="Evaluate only the first documents of each.", min=1)] = None,
     fresh: Annotated[bool, typer.Option(help="Evaluate again what is already evaluated.")] = False,
 ) -> None:
@@ -53,7 +66,7 @@ def doctor(
     """Say what is installed and works, and what a spec would merge (from file headers alone)."""
     from plam_eval import doctor as checks
 
-    console = Console()
+    console = Terminal()
     overrides: dict[str, Any] = {
         "base": base,
         "layers": layers,
@@ -68,7 +81,7 @@ def doctor(
     if plateau or any(value is not None for value in overrides.values()):
         checks.check_merge(console, model, plateau or "none", overrides)
     elif model:
-        raise ValueError("--model without a spec: name one with --plateau, or give --base and --layers")
+        raise InputError("--model without a spec: name one with --plateau, or give --base and --layers")
     if not fine:
         raise typer.Exit(1)
 
@@ -79,8 +92,8 @@ def scan(
     model_args: Annotated[str, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")],
     tasks: Annotated[str, typer.Option(help="Task or group names, separated by commas.")],
     output: Annotated[Path, typer.Option(help="Folder of the scan; a stopped scan there goes on.")] = Path("scan"),
-    limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1)] = None,
-    offset: Annotated[int, typer.Option(help="Leave out as many documents of each task.", min=0)] = 0,
+    limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=_MOST)] = None,
+    offset: Annotated[int, typer.Option(help="Leave out as many documents of each task.", min=0, max=_MOST)] = 0,
     cuts: Annotated[str | None, typer.Option(help='Cut layers, such as "0,4,8:28"; all by default.')] = None,
     gen_kwargs: Annotated[
         str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
@@ -99,12 +112,26 @@ def scan(
     from plam_eval.evaluation import harness
     from plam_eval.evaluation import scan as scans
     from plam_eval.model_wrappers.manifest import WRAPPERS
+    from plam_eval.probing.plateau import check_criteria
 
     if model not in WRAPPERS or model == "plam_vllm":
         known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
-        raise ValueError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
-    scans.check(output, tasks, limit=limit, offset=offset, include_path=include_path, model=model)
-    wrapper = harness.make_model(model, harness.parse_model_args(model_args), force_simple=force_simple)
+        raise InputError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
+    _quiet_logs("INFO")
+    check_criteria(margin, confidence)
+    arguments = harness.parse_model_args(model_args)
+    if cuts and arguments.get("pretrained"):
+        scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
+    scans.check(
+        output,
+        tasks,
+        limit=limit,
+        offset=offset,
+        include_path=include_path,
+        gen_kwargs=gen_kwargs,
+        model=model,
+    )
+    wrapper = harness.make_model(model, arguments, force_simple=force_simple)
     found = scans.scan(
         wrapper,
         tasks,
@@ -150,8 +177,8 @@ def plateau(
 _Model = Annotated[str | None, typer.Option(help="One of our wrappers, such as plam_llava or plam_vllm.")]
 _Arguments = Annotated[str | None, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")]
 _Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
-_Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1)]
-_Offset = Annotated[int | None, typer.Option(help="Leave out as many documents of each task.", min=0)]
+_Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=_MOST)]
+_Offset = Annotated[int | None, typer.Option(help="Leave out as many documents of each task.", min=0, max=_MOST)]
 _Settings = Annotated[
     str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
 ]
@@ -187,10 +214,10 @@ def compare(
     from plam_eval.evaluation import findings, harness, records, stats, sweep
     from plam_eval.report import tables
 
-    console = Console(width=max(Console().width, 150))
+    console = Terminal(least_width=150)
     if runs:
         if len(runs) != 2 or model or model_args:
-            raise ValueError("give two run folders, or --model with --model_args and --tasks")
+            raise InputError("give two run folders, or --model with --model_args and --tasks")
         first, second = (sweep.read_run(folder) for folder in runs)
         if tasks:
             first, second = (run.only(tasks.split(",")) for run in (first, second))
@@ -198,13 +225,13 @@ def compare(
         names = names if names[0] != names[1] else ["first", "second"]
         warnings = records.check_comparable(first, second, names)
         compared, left_out = records.scored(dict(zip(names, (first, second), strict=True)))
-        _warn([*warnings, *records.notes_of(compared), *left_out], console)
+        console.warn([*warnings, *records.notes_of(compared), *left_out])
         first, second = compared.values()
         rows = stats.compare(first.samples, second.samples, directions=first.directions)
         console.print(tables.comparison(rows, "first", "second"))
         return
     if not model or not model_args or not tasks:
-        raise ValueError("give --model, --model_args with a plateau, and --tasks; or two run folders")
+        raise InputError("give --model, --model_args with a plateau, and --tasks; or two run folders")
     config = sweep.SweepConfig.load(
         model=model,
         model_args=model_args,
@@ -227,10 +254,10 @@ def compare(
         found = findings.read_findings(output)
         _show_failures(found, console)
         found.write()
-        _warn(found.warnings, console)
+        console.warn(found.warnings)
         console.print(tables.comparison(found.compared["merged"]))
-        console.print("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
-        console.print(f"Run folders: {output / sweep.CELLS}", highlight=False, soft_wrap=True)
+        console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
+        console.say(f"Run folders: {output / sweep.CELLS}")
     if resident is not None and resident.world_size > 1:
         harness.end_together()
 
@@ -278,7 +305,7 @@ def sweep_command(
     from plam_eval.evaluation import findings, harness, sweep
     from plam_eval.report import tables
 
-    console = Console(width=max(Console().width, 150))
+    console = Terminal(least_width=150)
     read = sweep.SweepConfig.load(
         config,
         model=model,
@@ -303,13 +330,15 @@ def sweep_command(
     _quiet_logs()
     if dry_run:
         try:
-            documents = harness.check_tasks(
-                read.tasks, limit=read.limit, offset=read.offset, include_path=read.include_path
-            ).documents
+            checked = sweep.check_tasks(read)
+        except harness.TaskNameError:
+            raise
         except harness.EvaluationError as error:
-            _warn([f"documents not counted: {error}"], console)
-            documents = None
-        console.print(tables.plan(job, documents))
+            console.warn([f"documents not counted: {error}"])
+            checked = None
+        if checked is not None:
+            console.warn(f"{task}: no score per document is known: {why}" for task, why in checked.unscored.items())
+        console.print(tables.plan(job, checked.documents if checked is not None else None))
         return
     resident = None
     if job.left() and use_ray:
@@ -323,10 +352,10 @@ def sweep_command(
         job.write()
         found = findings.read_findings(output)
         found.write()
-        _warn(found.warnings, console)
+        console.warn(found.warnings)
         console.print(tables.sweep(found))
-        console.print(found.verdict(), highlight=False, soft_wrap=True)
-        console.print(f"Cells and tables: {output}; as a page: plam report {output}", highlight=False, soft_wrap=True)
+        console.say(found.verdict())
+        console.say(f"Cells and tables: {output}; as a page: plam report {output}")
         _show_failures(found, console)
     if resident is not None and resident.world_size > 1:
         harness.end_together()
@@ -358,54 +387,83 @@ def report(
     page = write_report(
         folders, output, title=title, select=select, data=data, include_path=include_path, examples=examples
     )
-    Console().print(f"Report: {page}", highlight=False, soft_wrap=True)
+    Terminal().say(f"Report: {page}")
 
 
-def _warn(warnings: Iterable[str], console: Console) -> None:
-    for warning in warnings:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
-
-
-def _show_failures(found: Any, console: Console) -> None:
+def _show_failures(found: Any, console: Terminal) -> None:
     """Name the cells that failed, and end with exit status 1 if there are any."""
     failed = found.cells[found.cells["status"].isin(["failed", "damaged"])]
     for row in failed.to_dict("records"):
         log = found.folder / "cells" / row["cell"] / "log.txt"
-        text = f"[red]{row['status']}[/]: {row['cell']}: {row['error']} ({log})"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.say(labelled(row["status"], "red", f"{row['cell']}: {row['error']} ({log})"))
     if len(failed):
-        console.print("The same command tries them again.", highlight=False)
+        console.say("The same command tries them again.")
         raise typer.Exit(1)
 
 
-def _quiet_logs() -> None:
-    """Warnings and errors only on the terminal: each cell's folder has the whole log."""
-    import sys
-
+def _quiet_logs(level: str = "WARNING") -> None:
+    """Warnings and errors only on the terminal, if nothing else is said: each cell's folder has the whole log."""
     from loguru import logger
 
     logger.remove()
-    logger.add(sys.stderr, level="WARNING")
+    stream = sys.stderr  # of now: a cell's goes into its log
+    # Messages quote answers and names of files, so they pass through `shown`, which would take colours for data.
+    logger.add(lambda line: print(shown(line), end="", file=stream), level=level, colorize=False)
 
 
-def _wide() -> Console:
+def _wide() -> Terminal:
     """A console at least as wide as the table of a curve."""
-    return Console(width=max(Console().width, 100))
+    return Terminal(least_width=100)
 
 
 def main() -> None:
-    """Entry point: turns the errors that explain themselves into one message and exit status 1."""
-    import sys
+    """Entry point. Exit status: 0 done, 1 error, 2 a call that is none, 130 stopped.
 
+    Errors that explain themselves are one message; any other is a mistake of ours, and comes with its traceback.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of few letters must not cost the results of a run
+        sys.stdout.reconfigure(errors="backslashreplace")
+    wanted = os.environ.get("PLAM_TRACEBACK", "") not in ("", "0")
+    if TRACEBACK in sys.argv[1:]:
+        sys.argv, wanted = [word for word in sys.argv if word != TRACEBACK], True
     try:
         app()
-    except (ValueError, RuntimeError) as error:
-        # SpecError, MergeError, HubError, EvaluationError and DemoError say what to do; a traceback would bury it.
-        Console(stderr=True).print(f"[bold red]error[/]: {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command goes on where it was")
-        sys.exit(130)
+        _stopped()
+    except SystemExit as ended:
+        if ended.code == 130:  # typer has caught the interrupt
+            _stopped()
+        raise
+    except Exception as error:
+        console, message = Terminal(stderr=True), explained(error)
+        if message is None:
+            console.say(text("plam-eval did not expect this error. Please report it with these lines:", "bold red"))
+        if message is None or wanted:
+            console.say("".join(traceback.format_exception(error)).rstrip())
+        if message is not None:
+            console.say(labelled("error", "bold red", message))
+        sys.exit(1)
+
+
+def explained(error: BaseException) -> str | None:
+    """What an error says to a user: cause, place and remedy. None for a mistake of ours."""
+    if isinstance(error, PlamError):
+        return str(error)
+    if isinstance(error, OSError):
+        return system_error(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"out of memory ({first}); give a smaller dtype, device_map=auto, or a smaller --together"
+    if isinstance(error, ModuleNotFoundError) and error.name in ("vllm", "ray"):
+        return f"{error.name} is not installed: pip install 'plam-eval[{error.name}]'"
+    if type(error).__module__.partition(".")[0] == "httpx":
+        return f"the network failed ({type(error).__name__}: {error}); the same command goes on where it was"
+    return None
+
+
+def _stopped() -> NoReturn:
+    Terminal(stderr=True).say("stopped; the same command goes on where it was")
+    sys.exit(130)
 
 
 if __name__ == "__main__":

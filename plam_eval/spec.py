@@ -10,13 +10,17 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from plam_eval.errors import PlamError, quoted, system_error
+from plam_eval.yaml_reader import parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
 MODULES: dict[str, str] = {
@@ -56,19 +60,63 @@ OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
 _DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 0.3}}
 
 
-class SpecError(ValueError):
+MOST_LAYERS = 10_000
+"""No decoder has as many layers: what a file or a user gives is held against it before anything counts them."""
+_MOST_WORDS = 50
+LARGEST_SEED = 2**63 - 1
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+_TWO_NUMBERS = re.compile(r"\D*(\d{1,5})\D+(\d{1,5})\D*", re.ASCII)
+
+
+class SpecError(PlamError, ValueError):
     """A plateau spec that cannot be used. The message lists every problem; `problems` holds them one by one."""
 
     def __init__(self, origin: str, problems: list[str]) -> None:
-        self.problems = problems
+        self.origin, self.problems = origin, problems
         super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it goes from one process to another
+        return type(self), (self.origin, self.problems)
 
 
 def hint(word: object, known: Iterable[str]) -> str:
     """For an error about an unknown word: the nearest known one, and all of them."""
     known = list(known)
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word)[:80], known, n=1, cutoff=0.5)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def number(value: Any) -> float:
+    """A finite number, given as one or as text. Raises ValueError that says what to write."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d{1,9},\d{1,9}\s*", value, re.ASCII):
+        point = value.strip().replace(",", ".")
+        raise ValueError(f"found {value!r}; a decimal fraction has a point: write {point}")
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits and not (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        raise ValueError(f"found {quoted(value)}, expected a number such as 0.9")
+    try:
+        read = float(value)
+    except OverflowError:
+        read = math.inf
+    if not math.isfinite(read):
+        raise ValueError(f"found {quoted(value)}, expected a finite number such as 0.9")
+    return read
+
+
+def whole_number(value: Any, largest: int, what: str = "a whole number") -> int:
+    """A whole number from 0 to `largest`, given as one or as text. Raises ValueError."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(largest)):
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= largest:
+        above = f", at most {largest}" if type(value) is int and value > largest else ""
+        raise ValueError(f"found {quoted(value)}, expected {what}, 0 or more{above}")
+    return value
+
+
+def range_hint(value: Any) -> str:
+    """For an error about layers: the range that two numbers in `value` may stand for, as it is to be written."""
+    found = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
+    return f"; write {found[1]}:{found[2]}" if found and ":" not in value else ""
 
 
 class _Record(BaseModel):
@@ -83,10 +131,8 @@ class Weights(_Record):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _number(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError(f"found {value}, expected a number")
-        return value
+    def _number(cls, value: Any) -> float:
+        return number(value)
 
 
 class PlateauSpec(_Record):
@@ -106,16 +152,27 @@ class PlateauSpec(_Record):
     evidence: dict[str, Any] | None = None
     source: str | None = None
 
+    @field_validator("model", "base_model", "rule", "source", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)):
+            raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
+        return value
+
     @field_validator("layer_range", mode="before")
     @classmethod
     def _layer_range(cls, value: Any) -> tuple[int, int]:
-        ends: Any = value.split(":") if isinstance(value, str) else value
-        if isinstance(value, str) and all(end.strip().isdecimal() for end in ends):
+        ends: Any = value.split(":", 2) if isinstance(value, str) else value
+        if isinstance(value, str) and all(end.strip().isdecimal() and len(end) < 20 for end in ends):
             ends = [int(end) for end in ends]
-        whole = isinstance(ends, (list, tuple)) and all(type(end) is int for end in ends)
-        if not whole or len(ends) != 2:
-            raise ValueError(f"found {value!r}, expected [start, end] (in model_args start:end) in whole numbers")
+        if not isinstance(ends, (list, tuple)) or len(ends) != 2 or any(type(end) is not int for end in ends):
+            raise ValueError(
+                f"found {quoted(value)}, expected [start, end] (in model_args start:end) in whole numbers"
+                f"{range_hint(value)}"
+            )
         start, end = ends
+        if max(start, end) > MOST_LAYERS:
+            raise ValueError(f"found {quoted(value)}, expected layers below {MOST_LAYERS}: no decoder has as many")
         if start < 0:
             raise ValueError(f"found [{start}, {end}), expected a start of 0 or more: layers count from 0")
         if end <= start:
@@ -127,23 +184,22 @@ class PlateauSpec(_Record):
     @classmethod
     def _modules(cls, value: Any) -> tuple[str, ...]:
         words = [word.strip() for word in value.split("+")] if isinstance(value, str) else value
-        if not isinstance(words, (list, tuple)) or not words:
-            raise ValueError(f"found {value!r}, expected module names or a group ({', '.join(GROUPS)})")
+        if not isinstance(words, (list, tuple)) or not words or len(words) > _MOST_WORDS:
+            raise ValueError(f"found {quoted(value)}, expected module names or a group ({', '.join(GROUPS)})")
         unknown = [w for w in words if not isinstance(w, str) or (w not in MODULES and w not in GROUPS)]
         if unknown:
             known = [*MODULES, *GROUPS]
-            raise ValueError("; ".join(f"unknown module {word!r}, {hint(word, known)}" for word in unknown))
-        names = [name for word in words for name in GROUPS.get(word, (word,))]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} named more than once in {value!r}")
-        return tuple(name for name in MODULES if name in names)
+            raise ValueError("; ".join(f"unknown module {quoted(word)}, {hint(word, known)}" for word in unknown))
+        named = Counter(name for word in words for name in GROUPS.get(word, (word,)))
+        if twice := sorted(name for name, count in named.items() if count > 1):
+            raise ValueError(f"{', '.join(twice)} named more than once in {quoted(value)}")
+        return tuple(name for name in MODULES if name in named)
 
     @field_validator("rule")
     @classmethod
     def _rule(cls, value: str, info: ValidationInfo) -> str:
         if value not in RULES:
-            raise ValueError(f"unknown rule {value!r}, {hint(value, RULES)}")
+            raise ValueError(f"unknown rule {quoted(value)}, {hint(value, RULES)}")
         weights = info.data.get("weights")  # absent when the weights themselves are at fault
         if (
             value == "normalized"
@@ -159,11 +215,7 @@ class PlateauSpec(_Record):
     @field_validator("seed", mode="before")
     @classmethod
     def _seed(cls, value: Any) -> int:
-        if isinstance(value, str) and value.strip().isdecimal():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"found {value!r}, expected a whole number, 0 or more")
-        return value
+        return whole_number(value, LARGEST_SEED)
 
     @property
     def layers(self) -> range:
@@ -273,6 +325,11 @@ def load_spec(
         )
         raise SpecError(origin, problems)
     for key, value in overrides.items():
+        if key == "base" and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
+            problems.append(
+                f"base: found {quoted(value)}, a number; write base=./{quoted(value)} for a folder of that name"
+            )
+            continue
         field, _, part = _OVERRIDES.get(key, "").partition(".")
         if part:
             weights = data.get(field)
@@ -310,20 +367,9 @@ def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]
         elif found["type"] == "value_error":
             text = str(found["ctx"]["error"])
         else:
-            text = f"found {found['input']!r}: {found['msg']}"
+            text = f"found {quoted(found['input'])}: {found['msg']}"
         lines.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
     return lines
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML libraries silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"key given twice: {', '.join(twice)} (line {node.start_mark.line + 1} onwards)")
-        return super().construct_mapping(node, deep)
 
 
 def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
@@ -337,14 +383,28 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     origin, names = f"plateau spec {str(plateau)!r}", packaged_specs()
     try:
         if isinstance(plateau, str) and plateau in names:
-            text = (resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8")
+            data = parse_yaml((resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8"))
+        elif Path(plateau).is_dir():
+            within = [file.name for file in sorted(Path(plateau).glob("*.yaml"))[:5]]
+            write = f"; write plateau={Path(plateau) / within[0]}" if len(within) == 1 else ""
+            raise SpecError(origin, [f"it is a folder, expected a YAML file{write}"])
         elif Path(plateau).is_file():
-            text = Path(plateau).read_text(encoding="utf-8")
+            data = read_yaml(plateau)
         else:
-            raise SpecError(origin, [f"no packaged spec and no file of that name; {hint(plateau, [*names, 'none'])}"])
-        data = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise SpecError(origin, [f"cannot be read: {error}"]) from error
+            raise SpecError(
+                origin,
+                [
+                    f"no packaged spec of that name, and no file {Path(plateau).name} in "
+                    f"{Path(plateau).absolute().parent}; {hint(plateau, [*names, 'none'])}"
+                ],
+            )
+    except (OSError, ValueError) as error:  # YamlError among them; a path of a kind that no system has
+        if isinstance(error, SpecError):
+            raise
+        why = system_error(error) if isinstance(error, OSError) else str(error)
+        raise SpecError(origin, [f"cannot be read: {why}"]) from error
     if not isinstance(data, dict):
         raise SpecError(origin, [f"found {type(data).__name__}, expected a mapping of fields"])
+    if strange := [key for key in data if not isinstance(key, str)]:
+        raise SpecError(origin, [f"found {quoted(key)} as a key, expected a word" for key in strange])
     return origin, data

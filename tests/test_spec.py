@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -167,9 +168,74 @@ def test_bad_files(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems(path)[0]
 
 
-def test_unknown_spec_names_the_nearest() -> None:
-    assert "did you mean 'qwen3-vl-8b'?" in problems("qwen3vl-8b")[0]
+def test_unknown_spec_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (problem,) = problems("qwen3vl-8b")
+    assert "did you mean 'qwen3-vl-8b'?" in problem and f"no file qwen3vl-8b in {tmp_path}" in problem
     assert "expected a name, a path" in problems(3)[0]
+    (problem,) = problems("scan/plateau.yml")
+    assert f"no file plateau.yml in {tmp_path / 'scan'}" in problem
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "plateau.yaml").write_text("")
+    assert f"it is a folder, expected a YAML file; write plateau={Path('scan/plateau.yaml')}" in problems("scan")[0]
+    assert "cannot be read" in problems("x" * 5000)[0]
+    assert problems("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("layer_range: [024, 036]", "write 24"),
+        ("layer_range: 24-36", "write 24:36"),
+        ("layer_range: 24,36", "write 24:36"),
+        ("layer_range: [0, 1000000000000]", "no decoder has as many"),
+        ("layer_range: 0:1000000000000", "no decoder has as many"),
+        ("layer_range: [0, 1_000]", "whole numbers"),
+        ("weights: {model: 0,9, base_model: 0,3}", "write 0.9"),
+        ("weights: {model: '0,9', base_model: 0.3}", "write 0.9"),
+        ("weights: {model: 1_0, base_model: 0.3}", "found '1_0', expected a number such as 0.9"),
+        ("weights: {model: .inf, base_model: 0.3}", "found inf, expected a finite number such as 0.9"),
+        ("weights: {model: 1e999, base_model: 0.3}", "expected a finite number"),
+        ("model: 8", 'found 8, expected text; put it into quotes, as "8"'),
+        ("base_model: 1.5", 'put it into quotes, as "1.5"'),
+        ("rule: true", "expected text"),
+        ("seed: 99999999999999999999", "at most 9223372036854775807"),
+        ("3: 4", "found 3 as a key, expected a word"),
+    ],
+)
+def test_values_that_read_as_something_else(tmp_path: Path, line: str, says: str) -> None:
+    content = {key: value for key, value in GOOD.items() if not line.startswith(f"{key}:")}
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"{yaml.safe_dump(content)}{line}\n")
+    assert says in "\n".join(problems(path))
+
+
+def test_a_range_in_words_is_one_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    content = {key: value for key, value in GOOD.items() if key != "layer_range"}
+    path.write_text(f"{yaml.safe_dump(content)}layer_range: 24:36\n")
+    spec = load_spec(path)
+    assert spec is not None and spec.layer_range == (24, 36)
+
+
+def test_numbers_of_many_digits_are_neither_read_nor_written() -> None:
+    many: Any
+    for many in (10**5000, "9" * 5000, [0, 10**5000], f"0:{'9' * 5000}"):
+        for field in ("layer_range", "seed", "modules", "rule", "model"):
+            if not (field in ("model",) and isinstance(many, str)):
+                assert all(len(problem) < 400 for problem in problems({**GOOD, field: many}))
+        assert all(len(problem) < 400 for problem in problems({**GOOD, "weights": {"model": many, "base_model": 1}}))
+    assert len(problems({**GOOD, "modules": ["all"] * 100_000})[0]) < 400
+
+
+def test_a_base_of_digits_says_how_to_write_it() -> None:
+    assert "write base=./8" in problems(GOOD, {"base": 8})[0]
+
+
+def test_an_error_goes_from_one_process_to_another() -> None:
+    error = SpecError("spec 'a'", ["one", "two"])
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) and again.problems == ["one", "two"]
 
 
 def test_range_against_a_model() -> None:

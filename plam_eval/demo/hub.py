@@ -37,6 +37,8 @@ from PIL import Image
 from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask
 from plam_eval.demo.scenes import Drawing, Scene, draw, scene_of
+from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.terminal import Terminal, labelled
 
 MANIFEST = "plam_offline_suite.json"
 VERSION = 1
@@ -46,7 +48,7 @@ Row = dict[str, Any]
 ColumnType = str | Mapping[str, str]  # a `datasets` value type, "image", or a struct of value types
 
 
-class HubError(RuntimeError):
+class HubError(PlamError, RuntimeError):
     """The suite cannot be written where it was asked for, or a folder holds no usable suite."""
 
 
@@ -588,11 +590,11 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
     datasets replaced and everything else in it (results, caches) kept. Nothing is visible under `folder` before it is
     complete. The same arguments give the same rows on every machine with the same Pillow.
 
-    Raises HubError when `folder` holds files but no suite, ValueError for fewer than `MINIMUM_DOCUMENTS` or an odd
+    Raises HubError when `folder` holds files but no suite, InputError for fewer than `MINIMUM_DOCUMENTS` or an odd
     number of documents.
     """
     if documents_per_task < MINIMUM_DOCUMENTS or documents_per_task % 2:
-        raise ValueError(
+        raise InputError(
             f"documents_per_task is {documents_per_task}: expected an even number (MME asks in pairs) of at least "
             f"{MINIMUM_DOCUMENTS} (every category of every task needs a document)"
         )
@@ -793,14 +795,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         folder = write_hub(options.folder, documents_per_task=options.documents_per_task, seed=options.seed)
-    except (HubError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (PlamError, OSError) as error:
+        said = system_error(error) if isinstance(error, OSError) else error
+        Terminal(stderr=True).say(labelled("error", "bold red", said))
         return 1
+    console = Terminal()
     for name, dataset in read_manifest(folder)["datasets"].items():
         constant, count = next(iter(dataset["answers"].items()))
         total = len(dataset["documents"])
-        print(f"{name:18} {total:5d} documents, always {constant!r} is right in {count / total:.0%}")
-    print(f"offline suite in {folder}: cd there and run HF_HUB_OFFLINE=1 lmms-eval --tasks plam9 ...")
+        console.say(f"{name:18} {total:5d} documents, always {constant!r} is right in {count / total:.0%}")
+    console.say(f"offline suite in {folder}: cd there and run HF_HUB_OFFLINE=1 lmms-eval --tasks plam9 ...")
     return 0
 
 

@@ -20,15 +20,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plam_eval.demo import hub
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.findings import Findings, read_findings
 from plam_eval.evaluation.scan import SPEC
 from plam_eval.files import MARKER, check_writable, inside, make_own, read_json, remove_own, write_json
 from plam_eval.provenance import git_commit, versions
+from plam_eval.terminal import Terminal, text
 
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
@@ -37,7 +38,7 @@ DONE, LOG = "finished.json", "log.txt"
 _PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|answering for \d+ cells|sweep):\s+(\d+)%")
 
 
-class DemoError(RuntimeError):
+class DemoError(PlamError, RuntimeError):
     """An evaluation of the demo failed; the message names the log."""
 
 
@@ -101,10 +102,10 @@ def run(
     folder cannot be written, or holds something else where the demo's folders are to be.
     """
     check_writable(folder)
-    console = Console()
+    console = Terminal()
     suite = prepare(folder / "suite", scanned + documents)
     limit = limit or documents
-    console.print(
+    console.say(
         f"Offline suite: nine benchmarks, {scanned} documents each to scan and {limit} others to evaluate, in "
         f"{_near(suite)}"
     )
@@ -118,13 +119,13 @@ def run(
     return Demo(suite, scan, plateau, records.read_run(_results(folder / "merged")), folder / "sweep", page)
 
 
-def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Console) -> None:
+def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Terminal) -> None:
     """Run a command unless it has finished before, on the same files and versions."""
     done, identity = output / DONE, _identity(suite, words)
     if not fresh and _finished(done) == identity:
-        console.print(f"{label}: already done ({_near(output)})")
+        console.say(f"{label}: already done ({_near(output)})")
         return
-    console.print(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", style="bold", highlight=False)
+    console.say(text(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", "bold"))
     if label in ("scan", "sweep") and (fresh or done.is_file()):  # of another suite or version: neither mixes them
         remove_own(output, DONE, LOG)
     if not output.is_dir():
@@ -157,9 +158,9 @@ def _results(output: Path) -> Path:
     return inside(output, name, str(output / DONE)) if name is not None else output
 
 
-def _run(words: list[str], suite: Path, log: Path, label: str, console: Console) -> None:
+def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal) -> None:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
@@ -244,27 +245,26 @@ def report(demo: Demo) -> None:
     from plam_eval.merging.merge import MergeReport
     from plam_eval.report import tables
 
-    console = Console(width=max(Console().width, 150))
+    console = Terminal(least_width=150)
     console.print()
     scans.show(scans.load(demo.scan), console)
     if demo.plateau == PACKAGED:
-        console.print(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
+        console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     provenance = demo.merged.block["provenance"]
     console.print()
     console.print(MergeReport.from_dict(provenance["merge"]).table())
     found = read_findings(demo.sweep)
     differ, documents = same_answers(demo, found)
-    console.print(
-        f"Through lmms-eval's command line and on the sweep's resident model: {differ} of {documents} answers differ.",
-        highlight=False,
+    console.say(
+        f"Through lmms-eval's command line and on the sweep's resident model: {differ} of {documents} answers differ."
     )
     console.print(tables.sweep(found))
-    console.print(found.verdict(), highlight=False, soft_wrap=True)
-    console.print(f"Scan: {_near(demo.scan)}; sweep: {_near(demo.sweep)}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]Report: {_near(demo.page)}[/]", highlight=False, soft_wrap=True)
+    console.say(found.verdict())
+    console.say(f"Scan: {_near(demo.scan)}; sweep: {_near(demo.sweep)}")
+    console.say(text(f"Report: {_near(demo.page)}", "bold"))
     config = demo.merged.results["config"]
     limit, offset = int(config["limit"]), int(config["offset"])
-    console.print(
+    console.say(
         f"""
 What to try next, with the environment active (source .venv/bin/activate) and in the suite's folder
 (cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
@@ -272,7 +272,5 @@ What to try next, with the environment active (source .venv/bin/activate) and in
   another margin    plam plateau ../scan --margin 0.03
   more of the grid  {shlex.join([*sweep_command(demo.plateau, limit, offset), "--modules", "qk,vo"])}
   before you merge  plam doctor --model pair/mllm --plateau {demo.plateau}
-Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b""",
-        highlight=False,
-        soft_wrap=True,
+Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b"""
     )

@@ -60,6 +60,7 @@ from plam_eval.demo.questions import (
     describe,
 )
 from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
+from plam_eval.terminal import Terminal
 
 PATCH_SIZE = 16
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
@@ -678,7 +679,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
 
     encode = Encoder(tokenizer_of(settings, arguments.work))
-    print(f"tokenizer: {len(encode.tokenizer)} tokens")
+    console = Terminal()
+    console.say(f"tokenizer: {len(encode.tokenizer)} tokens")
     if arguments.stage == "tokenizer":
         return
     tower, tower_score = train_tower(settings, arguments.work)
@@ -695,7 +697,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     (arguments.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(
+    console.say(
         f"wrote {arguments.output}: held-out accuracy {base_score['accuracy']:.3f} (text), {mllm_score['accuracy']:.3f}"
     )
 

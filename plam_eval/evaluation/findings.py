@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from plam_eval.errors import InputError
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import Paired
@@ -340,7 +341,7 @@ def split(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.D
     chosen = pd.MultiIndex.from_frame(bound[["task", "group"]]).isin(groups)
     counts = samples[~chosen].groupby("task").size()
     if short := [str(task) for task in samples["task"].unique() if counts.get(task, 0) == 0]:
-        raise ValueError(
+        raise InputError(
             f"choosing on {select} documents leaves none of {', '.join(short)} to report on; choose on fewer, or "
             "evaluate more"
         )

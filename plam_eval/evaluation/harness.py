@@ -28,6 +28,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plam_eval.arguments import read_words
+from plam_eval.errors import PlamError
+from plam_eval.evaluation.dataset_errors import dataset_error
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.model_wrappers.manifest import WRAPPERS
 
@@ -35,8 +38,12 @@ RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(PlamError, RuntimeError):
     """An evaluation that has no results worth keeping; the message says what failed and what to do."""
+
+
+class TaskNameError(EvaluationError):
+    """A task or group that is not known; the message has the near names."""
 
 
 class GenerationError(EvaluationError):
@@ -247,15 +254,15 @@ def evaluate(
     from lmms_eval.utils import get_datetime_str
 
     install()
-    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
+    names = _names(tasks)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise EvaluationError(f"limit is {limit!r}; expected a whole number of documents per task, at least 1")
     manager = _task_manager(str(include_path) if include_path else None)
     manager.model_name = prompt_id(model)
     _check_names(names, manager.all_tasks)
-    _check_pairs(manager, names, limit)
+    _check_pairs(limit, _leaves(manager, names))
 
-    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch:
+    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch, _ends_in_an_error():
         args = parse_eval_args()[1]
         # Some tasks write submission files during aggregation, to the working directory unless told where.
         args.output_path = str(output) if output is not None else scratch
@@ -293,8 +300,9 @@ def parse_model_args(model_args: str) -> dict[str, Any]:
     """`key=value,...` as lmms-eval's command line reads it."""
     from lmms_eval.utils import simple_parse_args_string
 
+    read_words(model_args, "model_args")  # for what lmms-eval drops, or ends in a traceback
     found: dict[str, Any] = simple_parse_args_string(model_args)
-    return found
+    return {key.strip(): value for key, value in found.items()}
 
 
 def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int = 1, force_simple: bool = False) -> Any:
@@ -323,11 +331,12 @@ class CheckedTasks:
 
 
 def check_tasks(
-    tasks: Sequence[str],
+    tasks: str | Sequence[str],
     *,
     limit: int | None = None,
     offset: int = 0,
     include_path: str | Path | None = None,
+    gen_kwargs: str | None = None,
     model: Any = None,
     by_document: bool = False,
 ) -> CheckedTasks:
@@ -340,10 +349,11 @@ def check_tasks(
 
     Raises:
         EvaluationError: unknown task, a task or dataset that cannot be loaded, no documents, a limit that MME cannot
-            have, or no task at all whose documents have a score.
+            have, or no task at all whose documents have a score. InputError: `gen_kwargs` are no `key=value`.
     """
+    read_words(gen_kwargs or "", "gen_kwargs")
     include = str(include_path) if include_path else None
-    return _checked(tuple(tasks), limit, offset, include, prompt_id(model), str(Path.cwd()), by_document)
+    return _checked(tuple(_names(tasks)), limit, offset, include, prompt_id(model), str(Path.cwd()), by_document)
 
 
 @functools.lru_cache(maxsize=8)  # a command checks before it loads a model, and the evaluation that it calls does, too
@@ -356,7 +366,6 @@ def _checked(
     folder: str,
     by_document: bool,
 ) -> CheckedTasks:
-    import tenacity
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
 
@@ -364,10 +373,10 @@ def _checked(
     manager = _task_manager(include_path)
     manager.model_name = model
     _check_names(tasks, manager.all_tasks)
-    _check_pairs(manager, tasks, limit)
+    _check_pairs(limit, _leaves(manager, tasks))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
-    try:
-        with _one_attempt():
+    with _one_attempt():
+        try:
             for output in get_task_list(get_task_dict(list(tasks), manager, "simple")):
                 name, rows = output.task_name, output.task.eval_docs_no_media
                 total = max(0, len(rows) - offset)
@@ -376,11 +385,8 @@ def _checked(
                     unscored[name] = why
                 else:
                     clusters[name] = _count_clusters(name, rows, range(offset, offset + documents[name]))
-    except (tenacity.RetryError, OSError, ValueError) as error:
-        cause = _cause(error)
-        raise EvaluationError(f"a dataset could not be loaded: {type(cause).__name__}: {cause}") from error
-    except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
-        raise EvaluationError(f"a task could not be loaded: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
+            raise EvaluationError(_not_loaded(manager, tasks, error)) from error
     if empty := [task for task, count in documents.items() if not count]:
         raise EvaluationError(f"no documents of {', '.join(empty)} at offset {offset}; give a smaller one")
     if unscored and len(unscored) == len(documents):
@@ -392,6 +398,22 @@ def _checked(
         without = [leaf for leaf in leaves if leaf in documents and leaf not in unscored]
         scored += without if set(leaves) & set(unscored) else [name]
     return CheckedTasks(documents, clusters, unscored, tuple(scored))
+
+
+def _not_loaded(manager: Any, tasks: Sequence[str], error: Exception) -> str:
+    """Which of the tasks cannot be loaded, and why; `error` is what loading all of them raised."""
+    from lmms_eval.tasks import get_task_dict
+
+    lines = []
+    for leaf in sorted(_leaves(manager, tasks)):
+        manager.task_group_map.clear()
+        try:
+            get_task_dict([leaf], manager, "simple")
+        except Exception as own:  # as above
+            lines.append(dataset_error(leaf, manager._get_config(leaf).get("dataset_path"), own))
+    lines = lines or [dataset_error(", ".join(tasks), None, error)]
+    text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
+    return f"a task or its dataset could not be loaded:{text}"
 
 
 def _count_clusters(task: str, rows: Any, numbers: range) -> int:
@@ -425,6 +447,20 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, tenacity.RetryError):
         return error.last_attempt.exception() or error
     return error
+
+
+@contextmanager
+def _ends_in_an_error() -> Iterator[None]:
+    """Where tasks end the process, with whatever status, or lmms-eval gives up, an evaluation has failed."""
+    import tenacity
+
+    try:
+        yield
+    except tenacity.RetryError as error:
+        cause = error.last_attempt.exception()
+        raise EvaluationError(f"lmms-eval tried several times and gave up: {type(cause).__name__}: {cause}") from error
+    except SystemExit as error:
+        raise EvaluationError(f"the code of a task ended the process, saying {error.code!r}") from error
 
 
 @contextmanager
@@ -485,6 +521,16 @@ def _leaves(manager: Any, names: Iterable[str]) -> set[str]:
     return found
 
 
+def _names(tasks: str | Sequence[str]) -> list[str]:
+    words = tasks.split(",") if isinstance(tasks, str) else tasks
+    return [word.strip() for word in words if word.strip()]
+
+
+def _check_pairs(limit: int | None, tasks: Iterable[str]) -> None:
+    if limit is not None and limit % 2 and "mme" in tasks:
+        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
+
+
 def _check_names(names: Iterable[str], known: list[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -492,12 +538,7 @@ def _check_names(names: Iterable[str], known: list[str]) -> None:
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=3)
             hints.append(f"{name!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
-        raise EvaluationError(f"no task or group of this name: {'; '.join(hints)}")
-
-
-def _check_pairs(manager: Any, names: Iterable[str], limit: int | None) -> None:
-    if limit is not None and limit % 2 and "mme" in _leaves(manager, names):
-        raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
+        raise TaskNameError(f"no task or group of this name: {'; '.join(hints)}")
 
 
 def _check_results(results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from loguru import logger
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from plam_eval import files
@@ -32,6 +30,7 @@ from plam_eval.probing.plateau import (
     OVERALL,
     Curve,
     Stages,
+    check_criteria,
     find_plateau,
     to_spec,
     what_can_be_found,
@@ -39,6 +38,7 @@ from plam_eval.probing.plateau import (
 )
 from plam_eval.provenance import versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
+from plam_eval.terminal import PlainTable, Terminal
 
 if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
@@ -99,7 +99,16 @@ def scan(
     from plam_eval.probing.decoder import decoder_layers
     from plam_eval.probing.scan import parse_cuts
 
-    checked = check(output, tasks, limit=limit, offset=offset, include_path=include_path, model=model)
+    check_criteria(margin, confidence, kl_threshold)
+    checked = check(
+        output,
+        tasks,
+        limit=limit,
+        offset=offset,
+        include_path=include_path,
+        gen_kwargs=gen_kwargs,
+        model=model,
+    )
     if model.rank == 0:
         for task, why in checked.unscored.items():
             logger.warning("{}: left out of the scan, no score per document is known: {}", task, why)
@@ -138,6 +147,7 @@ def check(
     limit: int | None = None,
     offset: int = 0,
     include_path: str | Path | None = None,
+    gen_kwargs: str | None = None,
     model: Any = None,
 ) -> harness.CheckedTasks:
     """What can be known to be wrong before a model is loaded; nothing is left behind.
@@ -151,9 +161,14 @@ def check(
     """
     files.check_writable(output)
     files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *_CURVE, "answers.rank0.jsonl"), SETTINGS)
-    names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
     return harness.check_tasks(
-        names, limit=limit, offset=offset, include_path=include_path, model=model, by_document=True
+        tasks,
+        limit=limit,
+        offset=offset,
+        include_path=include_path,
+        gen_kwargs=gen_kwargs,
+        model=model,
+        by_document=True,
     )
 
 
@@ -173,6 +188,17 @@ def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -
     for task, count in samples[unjudged].groupby("task")["doc_id"].nunique().items():
         logger.warning("{}: {} documents left out that a judge came to no verdict on at some cut", task, count)
     return samples[~unjudged]
+
+
+def check_cuts(cuts: str | None, pretrained: str, revision: str | None = None) -> None:
+    """Raise ProbeError for cuts that a checkpoint's decoder has not, from file headers: loading it takes minutes."""
+    from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.merging.plan import decoder_names
+    from plam_eval.probing.scan import parse_cuts
+
+    layers = {layer for layer, _ in decoder_names(Checkpoint.open(pretrained, revision=revision))}
+    if layers:  # of a layout whose names are known
+        parse_cuts(cuts, max(layers) + 1)
 
 
 def conclude(
@@ -221,10 +247,12 @@ def conclude(
     return Scan(folder, curve, stages, spec)
 
 
-def show(found: Scan, console: Console) -> None:
+def show(found: Scan, console: Terminal) -> None:
     """Print the curve of the mean over tasks, the stages, and what was written."""
     curve, stages = found.curve, found.stages
-    table = Table(title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left")
+    table = PlainTable(
+        title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left"
+    )
     for name in ("image seen in", "accuracy", "95 %", "against unmasked", "parsable", "KL", "stage"):
         table.add_column(name, justify="left" if name in ("image seen in", "stage") else "right", no_wrap=True)
     rows = curve.table()
@@ -239,23 +267,20 @@ def show(found: Scan, console: Console) -> None:
             stages.stage_from(int(row.cut)),
         )
     console.print(table)
-    console.print(stages.reason[:1].upper() + stages.reason[1:], highlight=False, soft_wrap=True)
+    console.say(stages.reason[:1].upper() + stages.reason[1:])
     kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
-    console.print(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}", highlight=False, soft_wrap=True)
-    for warning in stages.warnings:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
-    console.print(f"Curve, plot and answers: {found.folder}", highlight=False, soft_wrap=True)
+    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
+    console.warn(stages.warnings)
+    console.say(f"Curve, plot and answers: {found.folder}")
     if found.spec is not None:
-        console.print(
-            f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}", highlight=False, soft_wrap=True
-        )
+        console.say(f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}")
     elif stages.plateau is not None:
         why = (
             "a merged model was scanned"
             if read_settings(found.folder)["spec"]
             else "the base LLM is not known (--base)"
         )
-        console.print(f"No spec was written: {why}", highlight=False, soft_wrap=True)
+        console.say(f"No spec was written: {why}")
 
 
 def load(folder: Path) -> Scan:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from plam_eval.bootstrap import Floats, Reweighted, halves, mean_over_tasks, reweighted
+from plam_eval.errors import InputError
 from plam_eval.evaluation.records import share
 
 OVERALL = "overall"
@@ -168,9 +169,9 @@ def compare_pairs(
     for name, frame in runs.items():
         extra = set(frame["task"]) - {part.name for part in parts}
         if extra:
-            raise ValueError(f"{', '.join(sorted(extra))}: in {name} only")
+            raise InputError(f"{', '.join(sorted(extra))}: in {name} only")
     if not parts:
-        raise ValueError("no documents to compare")
+        raise InputError("no documents to compare")
     columns = {name: column for column, name in enumerate(runs)}
     found = {}
     for first, second in pairs:
@@ -190,13 +191,13 @@ class _Task:
         for label, frame in runs.items():
             other = frame[frame["task"] == name].set_index("doc_id")
             if set(other.index) != set(reference.index) or len(other) != len(reference):
-                raise ValueError(f"{name}: the documents of {label} are others than the first run's")
+                raise InputError(f"{name}: the documents of {label} are others than the first run's")
             columns.append(other["score"].reindex(reference.index))
             self.parsable.append(share(other["parsable"]))
         self.scores: Floats = np.column_stack([column.to_numpy(dtype=float) for column in columns])
         if np.isnan(self.scores).any():
             document = reference.index[np.isnan(self.scores).any(axis=1)][0]
-            raise ValueError(f"{name}: document {document} has no score; the task's log holds none that can be read")
+            raise InputError(f"{name}: document {document} has no score; the task's log holds none that can be read")
         self.group: NDArray[np.intp] = pd.factorize(reference["group"])[0]
         self.groups = int(self.group.max()) + 1
         self.scale = max(1.0, float(np.ptp(self.scores)))

@@ -22,20 +22,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from loguru import logger
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from tqdm import tqdm
 
 from plam_eval import files
-from plam_eval.errors import DamagedFileError
+from plam_eval.arguments import split_words
+from plam_eval.errors import DamagedFileError, quoted, system_error
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.together import Together
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import versions
-from plam_eval.spec import GROUPS, OVERRIDE_KEYS, RULES, PlateauSpec, hint, load_spec
+from plam_eval.spec import (
+    GROUPS,
+    LARGEST_SEED,
+    MOST_LAYERS,
+    OVERRIDE_KEYS,
+    RULES,
+    PlateauSpec,
+    hint,
+    load_spec,
+    number,
+    range_hint,
+    whole_number,
+)
+from plam_eval.terminal import one_line
+from plam_eval.yaml_reader import YamlError, read_yaml
 
 PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "sweep.lock"
 TOGETHER = ".together"
@@ -45,6 +59,11 @@ MERGED = "merged"
 """The merge of `plam compare`; in a sweep, cells are named by their spec."""
 FINISHED, FAILED, DAMAGED = "finished", "failed", "damaged"
 TABLES = tuple(f"{name}{suffix}" for name in ("cells", "tasks", "controls") for suffix in (".csv", ".parquet"))
+MOST_CELLS = 10_000
+MOST_DOCUMENTS = 2**31 - 1
+_LONGEST_WORD = 500
+_WEIGHT = r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*"
+_PAIR = re.compile(rf"{_WEIGHT}\+{_WEIGHT}", re.ASCII)
 CONTROLS = tuple(rule for rule in RULES if rule != "weighted_sum")
 
 
@@ -75,7 +94,7 @@ class SweepConfig(BaseModel):
             for the merged tensors of all of them.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str
     model_args: str = ""
@@ -86,52 +105,72 @@ class SweepConfig(BaseModel):
     modules: tuple[str, ...] = ()
     controls: tuple[str, ...] = CONTROLS
     seeds: tuple[int, ...] = (0,)
-    select: int | None = Field(default=None, ge=0)
-    limit: int | None = Field(default=None, ge=1)
-    offset: int = Field(default=0, ge=0)
+    select: int | None = Field(default=None, ge=0, le=MOST_DOCUMENTS)
+    limit: int | None = Field(default=None, ge=1, le=MOST_DOCUMENTS)
+    offset: int = Field(default=0, ge=0, le=MOST_DOCUMENTS)
     gen_kwargs: str | None = None
     include_path: str | None = None
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=MOST_DOCUMENTS)
     force_simple: bool = False
-    together: int = Field(default=1, ge=1)
+    together: int = Field(default=1, ge=1, le=MOST_CELLS)
+
+    @field_validator("model", "model_args", "base_model", "gen_kwargs", "include_path", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)):
+            raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
+        return value
 
     @field_validator("tasks", "layers", "modules", "controls", mode="before")
     @classmethod
     def _words(cls, value: Any, info: ValidationInfo) -> Any:
-        words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-        if strange := [word for word in words if not isinstance(word, (str, int)) or isinstance(word, bool)]:
-            raise ValueError(f"found {strange[0]!r}, expected words, as a list or with commas")
-        words = [str(word).strip() for word in words]
+        words = _listed(value)
+        strange = [word for word in words if not isinstance(word, str)]
+        if strange and type(strange[0]) is int and info.field_name == "layers":
+            pair = len(words) == 2 and all(type(word) is int and 0 <= word <= MOST_LAYERS for word in words)
+            write = f'"{words[0]}:{words[1]}"' if pair else "24:36, or words such as plateau"
+            raise ValueError(f"found {quoted(value)}, expected ranges start:end, end exclusive; write {write}")
+        if strange:
+            named = type(strange[0]) is int
+            write = f'; put it into quotes, as "{quoted(strange[0])}"' if named else ", as a list or with commas"
+            raise ValueError(f"found {quoted(strange[0])}, expected words{write}")
+        words = [word.strip() for word in words]
+        if long := [word for word in words if len(word) > _LONGEST_WORD]:
+            raise ValueError(f"found {quoted(long[0])}, expected a word")
         if not any(words) and info.field_name in ("tasks", "layers"):
-            raise ValueError(f"found {value!r}, expected at least one word")
+            raise ValueError(f"found {quoted(value)}, expected at least one word")
+        if info.field_name == "layers":
+            for word in words:
+                if meant := range_hint(word):
+                    raise ValueError(f"found {word!r}, expected start:end{meant}")
         return [word for word in words if word]
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        words = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-        for word in words:
-            if isinstance(word, bool) or not str(word).strip().isdecimal():
-                raise ValueError(f"found {word!r}, expected whole numbers, 0 or more")
-        return [int(word) for word in words]
+        return [whole_number(word, LARGEST_SEED, "whole numbers") for word in _listed(value)]
 
     @field_validator("weights", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
         form = "expected pairs such as 0.9+0.3 or [0.9, 0.3] (of the MLLM and the base)"
         if not isinstance(value, (str, list, tuple)):
-            raise ValueError(f"found {value!r}, {form}")
-        words: list[Any] = value.split(",") if isinstance(value, str) else list(value)
+            raise ValueError(f"found {quoted(value)}, {form}")
+        if isinstance(value, str) and re.search(r"(^|\+)\s*\d+,\d+\s*\+", value):
+            form += "; a decimal fraction has a point"
+        words = _listed(value)
         if len(words) == 2 and all(isinstance(word, (int, float)) for word in words):
             words = [words]  # one pair, written without the outer brackets
+        if len(words) == 4 and all(type(word) is int for word in words):
+            form += f"; a decimal fraction has a point: write [{words[0]}.{words[1]}, {words[2]}.{words[3]}]"
         pairs = []
         for word in words:
             if isinstance(word, str):
-                found = re.fullmatch(r"\s*(-?[\d.]+)\s*\+\s*(-?[\d.]+)\s*", word)
-                if not found:
-                    raise ValueError(f"found {word!r}, {form}")
-                word = [float(part) for part in found.groups()]
-            pairs.append(word)
+                found = _PAIR.fullmatch(word)
+                word = list(found.groups()) if found else word
+            if not isinstance(word, (list, tuple)):
+                raise ValueError(f"found {quoted(word)}, {form}")
+            pairs.append([number(part) for part in word])
         return pairs
 
     @field_validator("controls")
@@ -164,11 +203,14 @@ class SweepConfig(BaseModel):
         origin = f"sweep {file}" if file else "sweep"
         if file is not None:
             try:
-                data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise SweepError(f"{origin} cannot be read: {error}") from error
+                data = read_yaml(file)
+            except (OSError, YamlError) as error:
+                why = system_error(error) if isinstance(error, OSError) else str(error)
+                raise SweepError(f"{origin} cannot be read: {why}") from error
             if not isinstance(data, dict):
                 raise SweepError(f"{origin}: found {type(data).__name__}, expected a mapping of keys")
+            if strange := [key for key in data if not isinstance(key, str)]:
+                raise SweepError(f"{origin}: found {quoted(strange[0])} as a key, expected a word")
         data = {**data, **{key: value for key, value in given.items() if value is not None}}
         try:
             return cls.model_validate(data)
@@ -183,9 +225,14 @@ class SweepConfig(BaseModel):
                 elif found["type"] == "value_error":
                     lines.append(f"{key}: {found['ctx']['error']}")
                 else:
-                    lines.append(f"{key}: found {found['input']!r}: {found['msg']}")
+                    lines.append(f"{key}: found {quoted(found['input'])}: {found['msg']}")
             text = "\n".join(f"  - {line}" for line in lines)
             raise SweepError(f"{origin}: {len(lines)} problem(s)\n{text}") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or the words of a text with commas, or the one value."""
+    return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 @dataclass(frozen=True)
@@ -265,6 +312,7 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
     """
     _, given = split_arguments(config.model_args)
     start = _starting_spec(config, given)
+    _check_size(config, num_layers)
     found: dict[str, Cell] = {}  # by digest
     controls: dict[str, dict[str, tuple[str, ...]]] = {}
     ranges = list(dict.fromkeys(r for word in config.layers for r in layer_ranges(word, num_layers, start)))
@@ -311,6 +359,25 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
     return Grid((Cell(PLAIN, "plain", None), *found.values()), controls)
 
 
+def _check_size(config: SweepConfig, num_layers: int) -> None:
+    """Raise SweepError for more cells than a sweep ever has, before any of them is made."""
+    if num_layers > MOST_LAYERS:
+        raise SweepError(f"the checkpoint names {num_layers} decoder layers; expected at most {MOST_LAYERS}")
+    # A word gives as many ranges as there are steps between the layers; one that means nothing is refused elsewhere.
+    ranges = 0
+    for word in config.layers:
+        step = int(word.rpartition(":")[2]) if re.fullmatch(r"(starts|windows:\d+):\d{1,9}", word) else 1
+        many = word.startswith(("starts", "windows"))
+        ranges += -(-num_layers // max(step, 1)) if many else 1
+    beside = sum(len(config.seeds) if RULES[rule] else 1 for rule in config.controls)
+    merges = ranges * max(1, len(config.modules)) * max(1, len(config.weights))
+    if merges * (1 + beside) > MOST_CELLS:
+        raise SweepError(
+            f"up to {merges * (1 + beside)} cells: {ranges} layer ranges x {max(1, len(config.modules))} modules x "
+            f"{max(1, len(config.weights))} weights x (1 merge + {beside} controls); expected at most {MOST_CELLS}"
+        )
+
+
 def split_arguments(model_args: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """model_args without the plateau and its overrides, and these."""
     arguments = harness.parse_model_args(model_args)
@@ -343,8 +410,8 @@ def layer_ranges(word: str, num_layers: int, start: PlateauSpec | None = None) -
         if named[name][0] == named[name][1]:
             raise SweepError(f"layers: {name!r} of a decoder of {num_layers} layers is empty")
         return [named[name]]
-    if all(number.isdecimal() and int(number) >= 0 for number in numbers):
-        values = [int(number) for number in numbers]
+    if all(digits.isdecimal() and len(digits) < 10 for digits in (*numbers, *([name] if name.isdecimal() else []))):
+        values = [int(digits) for digits in numbers]
         if name == "starts" and len(values) <= 1 and (not values or values[0] > 0):
             return [(first, num_layers) for first in range(0, num_layers, values[0] if values else 1)]
         if name == "windows" and values and len(values) <= 2 and min(values) > 0:
@@ -570,7 +637,12 @@ def load_model(config: SweepConfig) -> Any:
 def check_tasks(config: SweepConfig) -> harness.CheckedTasks:
     """`harness.check_tasks` of what a sweep asks for."""
     return harness.check_tasks(
-        config.tasks, limit=config.limit, offset=config.offset, include_path=config.include_path, model=config.model
+        config.tasks,
+        limit=config.limit,
+        offset=config.offset,
+        include_path=config.include_path,
+        gen_kwargs=config.gen_kwargs,
+        model=config.model,
     )
 
 
@@ -607,7 +679,7 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
                 specs = [cell.spec for cell in group]
                 together = Together(lm, specs, job.answers_together, sys.stderr) if len(group) > 1 else None
                 for cell in group:
-                    progress.set_postfix_str(cell.name)
+                    progress.set_postfix_str(one_line(cell.name))
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
                     progress.update()
         if first:
@@ -749,7 +821,7 @@ def _finish(partial: Path, target: Path, record: dict[str, Any]) -> None:
 def cell_arguments(config: SweepConfig, cell: Cell) -> str:
     """model_args with which lmms-eval's own command line makes this cell."""
     words = [
-        word for word in _split_text(config.model_args) if word.partition("=")[0] not in ("plateau", *OVERRIDE_KEYS)
+        word for word in split_words(config.model_args) if word.partition("=")[0] not in ("plateau", *OVERRIDE_KEYS)
     ]
     if cell.spec is None:
         return ",".join([*words, "plateau=none"])
@@ -764,25 +836,6 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
         **({"seed": spec.seed} if RULES[spec.rule] else {}),
     }
     return ",".join([*words, *(f"{key}={value}" for key, value in ours.items())])
-
-
-def _split_text(model_args: str) -> list[str]:
-    """`key=value` words; commas inside braces, brackets and quotes do not part them."""
-    words, depth, quote = [""], 0, ""
-    for letter in model_args:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        elif letter in "{[(":
-            depth += 1
-        elif letter in "}])":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            words.append("")
-            continue
-        words[-1] += letter
-    return [word.strip() for word in words if word.strip()]
 
 
 def locked(folder: Path) -> contextlib.AbstractContextManager[None]:

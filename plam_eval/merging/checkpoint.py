@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from plam_eval.errors import PlamError
+
 # In the order in which transformers looks for them, so that both read the same files.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -31,7 +33,7 @@ _DTYPES = {
 }
 
 
-class MergeError(ValueError):
+class MergeError(PlamError, ValueError):
     """A merge that was refused, or undone. `faults` holds every reason; no parameter has changed."""
 
     def __init__(self, *faults: str) -> None:

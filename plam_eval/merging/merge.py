@@ -18,8 +18,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,6 +38,7 @@ from plam_eval.merging.plan import (
 )
 from plam_eval.merging.rules import RULES, generator_of, norm, register_rule
 from plam_eval.spec import MODULES, PlateauSpec
+from plam_eval.terminal import PlainTable, Terminal
 
 __all__ = [
     "RULES",
@@ -135,8 +134,8 @@ class MergeReport:
         change = {int(layer): value for layer, value in stored["relative_change"].items()}
         return cls(**{**stored, "relative_change": change, "warnings": tuple(stored["warnings"])})
 
-    def table(self) -> Table:
-        table = Table(title="Merge" if self.spec else "Back to plain", show_header=False, title_justify="left")
+    def table(self) -> PlainTable:
+        table = PlainTable(title="Merge" if self.spec else "Back to plain", show_header=False, title_justify="left")
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         table.add_row("model", self.model)
@@ -157,7 +156,7 @@ class MergeReport:
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100)
+        console = Terminal(file=io.StringIO(), width=100)
         console.print(self.table())
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plam_eval.errors import PlamError
+
 _TOKEN_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 _VISUAL_INPUTS = ("pixel_values", "image_patches", "image_embeds", "image_features", "video_embeds", "video_features")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-class ProbeError(ValueError):
+class ProbeError(PlamError, ValueError):
     """A model or a call the probe cannot answer for; says what was found, what was expected, and what to do."""
 
 

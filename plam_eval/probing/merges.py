@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import is_merged, merged_values
 from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers
@@ -76,7 +77,7 @@ class Merges:
             MergeError: as `merge_in_place`. ProbeError: a merged model, or tensors that no `nn.Linear` holds.
         """
         if not specs:
-            raise ValueError("specs is empty; expected at least one")
+            raise InputError("specs is empty; expected at least one")
         if is_merged(model):
             raise ProbeError(f"{type(model).__name__} is merged; expected the plain model: merge_in_place(model, None)")
         held: dict[str, dict[str, Tensor]] = {}  # recipe -> parameter name -> value

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
+from plam_eval.errors import InputError, PlamError
 from plam_eval.spec import GROUPS, PlateauSpec, Weights, load_spec
 
 OVERALL = "overall"  # the `task` of rows that are the unweighted mean over tasks
@@ -41,7 +42,7 @@ _ALIKE = 0.2
 _ALL_CUTS = "up to about four times as many for a good one at eight late cuts"  # simulated, as above
 
 
-class CurveError(ValueError):
+class CurveError(PlamError, ValueError):
     """A table that is no accuracy curve. The message lists every problem; `problems` holds them one by one."""
 
     def __init__(self, problems: list[str], origin: str = "accuracy curve") -> None:
@@ -102,7 +103,7 @@ class Curve:
         """Write the scores per document, as parquet or CSV by suffix; `read` gives back an equal curve."""
         path = Path(path)
         if path.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"{path}: found suffix {path.suffix!r}, expected .csv or .parquet")
+            raise InputError(f"{path}: found suffix {path.suffix!r}, expected .csv or .parquet")
         samples = self.samples.assign(num_layers=self.num_layers)
         if path.suffix == ".parquet":
             samples.to_parquet(path, index=False)
@@ -133,7 +134,7 @@ class Curve:
         """The curve of some tasks."""
         tasks = list(tasks)
         if unknown := [task for task in tasks if task not in self.tasks]:
-            raise ValueError(f"no task {', '.join(unknown)} in this curve; it has {', '.join(self.tasks)}")
+            raise InputError(f"no task {', '.join(unknown)} in this curve; it has {', '.join(self.tasks)}")
         return Curve(
             self.samples[self.samples["task"].isin(tasks)], self.num_layers, resamples=self.resamples, seed=self.seed
         )
@@ -378,6 +379,16 @@ class Stages(_Record):
         return cls.model_validate(dict(fields))
 
 
+def check_criteria(margin: float, confidence: float, kl_threshold: float = KL_THRESHOLD) -> None:
+    """Raise InputError for criteria that `find_plateau` cannot use; a scan asks before it answers anything."""
+    if not 0 < margin < 1:
+        raise InputError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
+    if not 0.5 < confidence < 1:
+        raise InputError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
+    if not kl_threshold >= 0:
+        raise InputError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
+
+
 def find_plateau(
     curve: Curve, *, margin: float = 0.02, confidence: float = 0.95, kl_threshold: float = KL_THRESHOLD
 ) -> Stages:
@@ -394,12 +405,7 @@ def find_plateau(
             is also the confidence of "every cut from k on", without a correction (Maurer, Hothorn and Lehmacher 1995).
         kl_threshold: nats, for the second opinion: the smallest cut from which on the mean KL stays at or under it.
     """
-    if not 0 < margin < 1:
-        raise ValueError(f"margin: found {margin}, expected a share of accuracy, between 0 and 1")
-    if not 0.5 < confidence < 1:
-        raise ValueError(f"confidence: found {confidence}, expected a number between 0.5 and 1")
-    if not kl_threshold >= 0:
-        raise ValueError(f"kl_threshold: found {kl_threshold}, expected 0 nats or more")
+    check_criteria(margin, confidence, kl_threshold)
     facts = _Facts(curve, margin, confidence)
     cuts, first = curve.cuts, facts.first
     k = cuts[first]
@@ -692,7 +698,7 @@ def to_spec(
         ValueError: there is no plateau; the message is the reason. SpecError: the spec has another fault.
     """
     if stages.plateau is None:
-        raise ValueError(f"no spec without a plateau. {stages.reason}")
+        raise InputError(f"no spec without a plateau. {stages.reason}")
     evidence: dict[str, Any] = {"scan": scan} if scan else {}
     fields = stages.to_dict()
     for derived in ("num_layers", "plateau", "outcome"):  # told by the layer range, and by there being a spec

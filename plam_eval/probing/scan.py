@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from plam_eval.errors import quoted
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,
@@ -48,6 +49,8 @@ from plam_eval.probing.decoder import (
 )
 from plam_eval.probing.generation import check_call, check_settings, of_rows, own_stop_strings
 from plam_eval.probing.masking import closed_value, probing, square_mask
+
+_CUTS = re.compile(r"\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*)?)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +82,18 @@ def parse_cuts(text: str | None, layers: int) -> tuple[int, ...]:
         return tuple(range(layers + 1))
     cuts, faults = {layers}, []
     for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)\s*(?::\s*(\d+)\s*(?::\s*(\d+)\s*)?)?", part)
+        found = _CUTS.fullmatch(part)
         start, stop, step = (int(number) if number else None for number in found.groups()) if found else (0, 0, 0)
         chosen = range(start or 0, (start or 0) + 1 if stop is None else stop, 1 if step is None else step or 1)
         if found is None or step == 0 or not chosen or chosen[-1] > layers:
-            faults.append(repr(part.strip()))
-        cuts.update(chosen)
+            faults.append(quoted(part.strip(), 30))
+        else:
+            cuts.update(chosen)
     if faults:
+        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ProbeError(
-            f"cuts {text!r}: {', '.join(faults)}; expected layers from 0 to {layers}, or ranges start:end or "
-            "start:end:step, end exclusive and not empty, separated by commas"
+            f"cuts {quoted(text)}: {', '.join(faults[:10])}{more}; expected layers from 0 to {layers}, or ranges "
+            "start:end or start:end:step, end exclusive and not empty, separated by commas"
         )
     return tuple(sorted(cuts))
 

@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from plam_eval.errors import InputError
+from plam_eval.terminal import one_line, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +39,7 @@ def plot_curve(curve: Curve, stages: Stages, path: str | Path) -> Path:
     """Write the plot of a curve and its stages; the suffix of `path` (.png or .svg) gives the format."""
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
-        raise ValueError(f"{path}: found suffix {path.suffix!r}, expected .png or .svg")
+        raise InputError(f"{path}: found suffix {path.suffix!r}, expected .png or .svg")
     # Without a date and with fixed ids, equal curves give equal files.
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure = curve_figure(curve, stages)
@@ -69,11 +72,11 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
             "linewidth": 1.1,
             "alpha": 0.9,
         }
-        handles += accuracy.plot(cuts, rows["accuracy"], label=task, **look)
+        handles += accuracy.plot(cuts, rows["accuracy"], label=one_line(task), **look)
         parsable.plot(cuts, rows["parsable"], **{**look, "linewidth": 0.8})
         kl.plot(cuts, _logarithmic(rows["kl"]), **{**look, "linewidth": 0.8})
     rows = table[table["task"] == _OVERALL]
-    name = f"mean over {len(curve.tasks)} tasks" if many else curve.tasks[0]
+    name = f"mean over {len(curve.tasks)} tasks" if many else one_line(curve.tasks[0])
     accuracy.fill_between(cuts, rows["low"], rows["high"], color="black", alpha=0.18, linewidth=0)
     overall = accuracy.plot(
         cuts, rows["accuracy"], color="black", linewidth=2.4, marker="o", markersize=3.5, label=f"{name}, 95 % interval"
@@ -131,13 +134,23 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
 
-    figure.suptitle(textwrap.fill(_headline(stages), 125), x=0.01, ha="left", fontsize=11 if stages.plateau else 9.5)
-    figure.legend(
-        handles=[*shades, *overall, limit, *bound], loc="outside lower center", ncols=2, fontsize=8.5, frameon=False
-    )
+    title = textwrap.fill(one_line(_headline(stages)), 125)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11 if stages.plateau else 9.5, parse_math=False)
+    _legend(figure, [*shades, *overall, limit, *bound], loc="outside lower center", ncols=2)
     if handles:
-        figure.legend(handles=handles, loc="outside right center", fontsize=8.5, frameon=False, title="tasks")
+        _legend(figure, handles, loc="outside right center", title="tasks")
     return figure
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D | Patch], **where: Any) -> None:
+    """A legend with the handles' names as they are: matplotlib leaves out those that begin with an underscore."""
+    names = [str(handle.get_label()) for handle in handles]
+    # The stand-ins are as long as the names, by which a legend is laid out.
+    stand_ins = ["x" * max(1, len(name)) for name in names]
+    legend = figure.legend(list(handles), stand_ins, fontsize=8.5, frameon=False, **where)
+    for written, name in zip(legend.get_texts(), names, strict=True):
+        written.set_text(name)
+        written.set_parse_math(False)
 
 
 def _shade(panels: tuple[Axes, ...], stages: Stages) -> list[Patch]:
@@ -243,7 +256,7 @@ def heat_map(
         chosen: the cell with a frame.
         scale: the difference that has full colour, if none is larger.
     """
-    shown = np.array([[math.nan if value is None else value for value in row] for row in values], dtype=float)
+    numbers = np.array([[math.nan if value is None else value for value in row] for row in values], dtype=float)
     upright = len(columns) > _WIDE
     cell = 0.47 if upright else 0.72
     names = max(map(len, rows), default=0) * 0.075 + 0.2
@@ -253,21 +266,23 @@ def heat_map(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = matplotlib.colormaps["RdBu"].with_extremes(bad=_NOTHING)
-    most = float(np.nanmax(np.abs([*shown.flat, 1e-6, scale])))
-    image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, vmin=-most, vmax=most, aspect="auto")
-    for row, column in np.ndindex(*shown.shape):
-        value = shown[row, column]
+    most = float(np.nanmax(np.abs([*numbers.flat, 1e-6, scale])))
+    image = axes.imshow(np.ma.masked_invalid(numbers), cmap=colours, vmin=-most, vmax=most, aspect="auto")
+    for row, column in np.ndindex(*numbers.shape):
+        value = numbers[row, column]
         if math.isnan(value):
             text, colour = (words or {}).get((row, column), ""), "#555555"
         else:
             text = _signed(value) + ("*" if marked[row][column] else "")
             colour = "white" if abs(value) > 0.68 * most else "black"
         weight = "bold" if not math.isnan(value) and marked[row][column] else "normal"
-        axes.text(
-            column, row, text, ha="center", va="center", fontsize=7 if upright else 9, color=colour, weight=weight
-        )
-    axes.set_xticks(range(len(columns)), columns, rotation=90 if upright else 0, fontsize=8 if upright else 9)
-    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+        size = 7 if upright else 9
+        written = axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
+        _plainly(written)
+    axes.set_xticks(
+        range(len(columns)), list(map(shown, columns)), rotation=90 if upright else 0, fontsize=8 if upright else 9
+    )
+    axes.set_yticks(range(len(rows)), list(map(shown, rows)), fontsize=9)
     _plainly(*axes.get_xticklabels(), *axes.get_yticklabels())
     axes.set_xlabel("decoder layers, from : up to, not including", fontsize=9, loc="left")
     axes.tick_params(length=0)
@@ -283,6 +298,7 @@ def heat_map(
         image, ax=axes, location="bottom", shrink=min(1.0, 3.2 / width), anchor=(0.0, 1.0), aspect=30, pad=0.02
     )
     bar.set_label(label, fontsize=8)
+    _plainly(bar.ax.xaxis.label)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     bar.locator = matplotlib.ticker.MaxNLocator(5, symmetric=True)
@@ -318,12 +334,13 @@ def forest(
         if not math.isnan(row.low):
             axes.hlines(place, row.low, row.high, color=colour, linewidth=2.6 if thick else 1.6)
         axes.plot(row.value, place, "D" if thick else "o", color=colour, markersize=6.5 if thick else 5)
-    axes.set_yticks(places, [row.name for row in rows], fontsize=9)
+    axes.set_yticks(places, [shown(row.name) for row in rows], fontsize=9)
     _plainly(*axes.get_yticklabels())
     if overall:
         axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.set_ylim(places[-1] + 0.6 if len(places) else 1, -0.6)
     axes.set_xlabel(label, fontsize=9)
+    _plainly(axes.xaxis.label)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.5, alpha=0.4)
@@ -363,7 +380,7 @@ def controls(
                 if not math.isnan(estimate.low):
                     axes.vlines(place, estimate.low, estimate.high, color=colour, linewidth=1.5)
                 axes.plot(place, estimate.value, mark, color=colour, markersize=5.5)
-        axes.set_xticks(range(len(row)), row, fontsize=8 if most <= across else 7)
+        axes.set_xticks(range(len(row)), list(map(shown, row)), fontsize=8 if most <= across else 7)
         _plainly(*axes.get_xticklabels())
         for tick, name in zip(axes.get_xticklabels(), row, strict=True):
             tick.set_fontweight("bold" if name == chosen else "normal")
@@ -371,14 +388,16 @@ def controls(
         for edge in np.arange(len(row) - 1) + 0.5:
             axes.axvline(edge, color="black", linewidth=0.5, alpha=0.15)
         axes.set_ylabel(label, fontsize=8)
+        _plainly(axes.yaxis.label)
         axes.tick_params(axis="y", labelsize=8)
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="y", linewidth=0.5, alpha=0.4)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     handles = [
-        Line2D([], [], color=colour, marker=mark, markersize=5.5, label=label) for label, colour, mark in looks.values()
+        Line2D([], [], color=colour, marker=mark, markersize=5.5, label=one_line(name))
+        for name, colour, mark in looks.values()
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), fontsize=8.5, frameon=False)
+    _legend(figure, handles, loc="outside upper left", ncols=len(handles))
     return figure
 
 
@@ -416,6 +435,7 @@ def _drawn(text: str) -> str:
 
 
 def _plainly(*texts: matplotlib.text.Text) -> None:
-    """Names of tasks and folders are no formulas, whatever dollar signs are in them."""
+    """Names of tasks and folders are no formulas, whatever dollar signs are in them, and SVG holds no controls."""
     for text in texts:
+        text.set_text(shown(text.get_text()))
         text.set_parse_math(False)

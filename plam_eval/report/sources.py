@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import findings, records, scan, sweep
 from plam_eval.evaluation.findings import Findings
 from plam_eval.evaluation.harness import EvaluationError
@@ -15,7 +16,7 @@ from plam_eval.evaluation.scan import Scan
 from plam_eval.files import inside
 
 
-class ReportError(ValueError):
+class ReportError(PlamError, ValueError):
     """Nothing to report on; the message says what was found in each folder and what was expected."""
 
 

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich.table import Table
 
 from plam_eval.evaluation.findings import describe, format_p
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import groups
+from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.findings import Findings
     from plam_eval.evaluation.sweep import Job
 
 
-def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merged") -> Table:
+def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merged") -> PlainTable:
     """One line per task and the mean over tasks last, as `stats.compare` gives them."""
-    table = Table(caption_justify="left")
+    table = PlainTable(caption_justify="left")
     table.add_column("task", no_wrap=True)
     for name in ("n", first, second, "difference", "95 %", "gained", "lost", "p", "parsable"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -50,9 +50,9 @@ def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merg
     return table
 
 
-def sweep(found: Findings) -> Table:
+def sweep(found: Findings) -> PlainTable:
     """One line per cell: against plain, and merges against their scale control."""
-    table = Table(caption_justify="left")
+    table = PlainTable(caption_justify="left")
     table.add_column("setting", no_wrap=True)
     for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", "minus self_scale"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -61,7 +61,7 @@ def sweep(found: Findings) -> Table:
     for _, row in found.cells.iterrows():
         name = describe(row) + (" *" if row["cell"] == chosen else "")
         if row["status"] != "finished" or pd.isna(row["second"]):
-            what = "[red]failed[/]" if row["status"] == "failed" else row["status"]
+            what = text(row["status"], "red" if row["status"] == "failed" else "")
             table.add_row(name, what)
             continue
         own = [f"{row['second']:.3f}"]
@@ -89,10 +89,10 @@ def sweep(found: Findings) -> Table:
     return table
 
 
-def plan(job: Job, documents: dict[str, int] | None) -> Table:
+def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
     """What a sweep would do: its cells, what each reads, what is finished, and an estimate."""
     left = {cell.name for cell in job.left()}
-    table = Table(caption_justify="left")
+    table = PlainTable(caption_justify="left")
     table.add_column("cell", no_wrap=True)
     table.add_column("kind")
     for name in ("to read", "state"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -310,11 +311,56 @@ def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
         ({"seeds": "-1"}, "seeds: found '-1', expected whole numbers"),
         ({"layers": ""}, "layers: found '', expected at least one word"),
         ({"layers": [["1:2"]]}, r"layers: found \['1:2'\], expected words"),
+        ({"layers": [24, 36]}, 'layers: found .24, 36., expected ranges .* write "24:36"'),
+        ({"layers": "24-36"}, "layers: found '24-36', expected start:end; write 24:36"),
+        ({"tasks": [8]}, 'tasks: found 8, expected words; put it into quotes, as "8"'),
+        ({"weights": "0,9+0,3"}, "a decimal fraction has a point"),
+        ({"weights": [0, 9, 0, 3]}, r"write \[0.9, 0.3\]"),
+        ({"weights": [[math.inf, 0.3]]}, "found inf, expected a finite number"),
+        ({"weights": "0.9.1+0.3"}, "found '0.9.1', expected a number"),
+        ({"base_model": 8}, 'base_model: found 8, expected text; put it into quotes, as "8"'),
+        ({"seeds": "9" * 5000}, "seeds: found '9999"),
+        ({"seeds": [10**5000]}, "seeds: found a whole number of about"),
+        ({"limit": 10**30}, "limit: found 1000"),
+        ({"layers": "windows:" + "9" * 5000}, "layers: found 'windows:99"),
     ],
 )
 def test_forms_that_mean_nothing(given: dict[str, Any], says: str) -> None:
     with pytest.raises(SweepError, match=says):
-        SweepConfig.load(model="plam_llava", tasks="pope", **given)
+        SweepConfig.load(**{"model": "plam_llava", "tasks": "pope", **given})
+
+
+def test_a_sweep_file_is_read_strictly(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    head = "model: plam_llava\ntasks: pope\n"
+    file.write_text(f"{head}layers: [24:36, 1:2]\n")
+    assert SweepConfig.load(file).layers == ("24:36", "1:2")
+    for more, says in (
+        ("limit: 8\nselect: 4\nlimit: 9\n", r"key given twice: limit \(lines 3 and 5\)"),
+        ("weights: [[0,9, 0,3]]\n", "weights.0"),
+        ("limit: 010\n", "write 10"),
+        ("3: 4\n", "found 3 as a key, expected a word"),
+    ):
+        file.write_text(head + more)
+        with pytest.raises(SweepError, match=says):
+            SweepConfig.load(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "layers", "says"),
+    [
+        (
+            {"seeds": list(range(5_000)), "controls": "noise", "layers": "windows:1"},
+            8,
+            "up to 40008 cells: 8 layer ranges",
+        ),
+        ({"weights": [[0.9, i / 1e4] for i in range(1, 400)], "layers": "starts"}, 36, "expected at most 10000"),
+        ({"layers": "starts"}, 10**12, "names 1000000000000 decoder layers"),
+    ],
+)
+def test_a_grid_of_too_many_cells_is_refused_before_it_is_made(given: dict[str, Any], layers: int, says: str) -> None:
+    with pytest.raises(SweepError, match=says):
+        make_grid(config(**given), layers)
 
 
 def test_a_control_that_cannot_be_is_said_in_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -302,3 +303,15 @@ def test_cuts_as_text(text, cuts):
 def test_wrong_cuts_are_all_named():
     with pytest.raises(ProbeError, match=r"'9', '4:10', 'x', '-1', '3:3', '1:4:0'; expected layers from 0 to 8"):
         parse_cuts("9,4:10,x,-1,3:3,1:4:0,2", 8)
+
+
+@pytest.mark.parametrize("text", ["0:1000000000000", "0:999999999", f"0:{'9' * 5000}", "7:999999999:2", "x," * 10**4])
+def test_cuts_are_checked_before_they_are_counted(text):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProbeError, match="expected layers from 0 to 8") as error:
+            parse_cuts(text, 8)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(str(error.value)) < 700 and peak < 50 * 2**20

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from PIL import Image
 
 from plam_eval.probing.plateau import OVERALL, Curve, Stages, find_plateau
@@ -183,6 +184,36 @@ def test_files(tmp_path: Path, layers: int, tasks: list[str]) -> None:
     for path, content in before.items():
         plot_curve(curve, stages, path)
         assert path.read_bytes() == content
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    """No formula between dollar signs, no name left out for its underscore, no control in a file."""
+    nasty = "_[x] $\\frac{a_b$ \x1b[31m\x07"
+    written = r"_[x] $\frac{a_b$ \x1b[31m\x07"
+    for tasks in ([nasty], [nasty, "pope"]):
+        curve = scan(8, tasks)
+        figure = curve_figure(curve, find_plateau(curve))
+        figure.draw_without_rendering()
+        texts = [text for legend in figure.legends for text in legend.get_texts()]
+        said = [text.get_text() for text in texts]
+        assert any(text.startswith(written) for text in said) and not any("xxx" in text for text in said)
+        assert not any(text.get_parse_math() for text in texts)
+        if len(tasks) == 1:
+            assert figure._suptitle.get_text().endswith(f"{written})")  # type: ignore[attr-defined]
+            assert not figure._suptitle.get_parse_math()  # type: ignore[attr-defined]
+        ElementTree.parse(plot_curve(curve, find_plateau(curve), tmp_path / "curve.svg"))
+
+    made = Estimate(nasty, 0.1, 0.0, 0.2)
+    for figure in (
+        plots.heat_map([[None]], [nasty], [nasty], marked=[[False]], words={(0, 0): nasty}, label=nasty),
+        plots.forest([made], label=nasty, overall=made),
+        plots.controls({nasty: [made]}, chosen=nasty, label=nasty),
+    ):
+        assert b"\x1b" not in plots.to_svg(figure)
+        ElementTree.fromstring(plots.to_svg(figure))
+        texts = [text for text in figure.findobj(match=Text) if "frac" in text.get_text() and text.get_visible()]
+        assert len(texts) >= 3 and {text.get_text() for text in texts} == {written}
+        assert not any(text.get_parse_math() for text in texts)
 
 
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""What goes to a terminal: text as it was written, control sequences shown and not sent, no markup but our own styles.
+
+Names, paths, answers and messages hold brackets, which rich takes for markup, and may hold escape sequences, which a
+terminal obeys. Everything that prints uses the consoles and tables of this module; plots, logs and progress bars use
+`shown`. It imports rich only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+_SPECIAL = re.compile(r"[^\n\t\x20-\x7e]")
+_HARMLESS = "\u200c\u200d"  # joiners: a part of how some scripts and symbols are written
+
+
+def shown(value: object) -> str:
+    r"""`value` as text in which control characters, bidirectional overrides and the like are written out: ESC is \x1b.
+
+    Line feeds and tabs stay. Lone surrogates, which no terminal can be sent, are written out as well.
+    """
+    return _SPECIAL.sub(_written_out, str(value))
+
+
+def one_line(value: object) -> str:
+    r"""As `shown`, with line feeds and tabs written out, too: for names, captions and progress bars."""
+    return shown(value).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def _written_out(found: re.Match[str]) -> str:
+    letter = found.group()
+    # Cc: controls, Cf: invisible and directional, Cs: surrogates, Zl and Zp: line ends that are none of ours.
+    if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in _HARMLESS:
+        return letter.encode("unicode_escape").decode("ascii")
+    return letter
+
+
+def text(value: object, style: str | Style = "") -> Text:
+    """A piece of text for a table or a line, with a style of ours."""
+    return Text(shown(value), style=style)
+
+
+def labelled(label: str, style: str, value: object) -> Text:
+    """A line such as "warning: ...", with only the label in a style."""
+    return Text.assemble((label, style), f": {shown(value)}")
+
+
+class Terminal(Console):
+    """A console to which strings are text: no markup, no emoji codes, no guessed highlighting, no control sequences."""
+
+    def __init__(self, *, least_width: int = 0, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        if least_width > self.width:
+            self.width = least_width
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **{**options, "markup": False, "emoji": False, "highlight": False})
+
+    def say(self, value: str | Text) -> None:
+        """Print text, broken only where the terminal ends."""
+        self.print(value, soft_wrap=True)
+
+    def warn(self, warnings: Iterable[object]) -> None:
+        for warning in warnings:
+            self.say(labelled("warning", "yellow", warning))
+
+
+class PlainTable(Table):
+    """A rich table whose strings are text on any console, and whose title and caption are."""
+
+    def __init__(self, *headers: Any, title: Any = None, caption: Any = None, **options: Any) -> None:
+        super().__init__(*headers, title=_as_text(title), caption=_as_text(caption), **options)
+
+    def add_column(self, header: RenderableType = "", footer: RenderableType = "", **options: Any) -> None:
+        super().add_column(_as_text(header), _as_text(footer), **options)
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        super().add_row(*map(_as_text, cells), **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, _as_text(value) if name in ("title", "caption") else value)
+
+
+def _as_text(value: Any) -> Any:
+    return text(value) if isinstance(value, str) else value

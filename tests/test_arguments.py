@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+from lmms_eval.utils import _smart_comma_split
+
+from plam_eval.arguments import read_words, split_words
+from plam_eval.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a=1",
+        "pretrained=x/y,plateau=none",
+        'a={"b": [1, 2], "c": "d,e"},f=g',
+        "a='b,c',d=\"e,f\"",
+        'a="b\\",c",d=1',
+        "a=[1,2],b=(3",
+        "a=b=c,d=",
+    ],
+)
+def test_words_are_those_that_lmms_eval_reads(text: str) -> None:
+    assert split_words(text) == [word.strip() for word in _smart_comma_split(text)]
+    assert list(read_words(text, "model_args")) == [word.partition("=")[0] for word in split_words(text)]
+
+
+def test_every_problem_is_named() -> None:
+    with pytest.raises(InputError) as error:
+        read_words("a=1,b, a=2,=3,weights=0,9,", "model_args")
+    assert str(error.value).splitlines() == [
+        "model_args: 5 problem(s)",
+        "  - found 'b', expected key=value; if it belongs to a, put all of that value into quotes or braces",
+        "  - a is given twice, as '1' and as '2'; give it once",
+        "  - found '=3', expected key=value",
+        "  - found '9', expected key=value; a decimal fraction has a point: write weights=0.9",
+        "  - found '', expected key=value; is there a comma too many?",
+    ]
+    assert read_words("  ", "model_args") == {} and read_words(" a = b ,c=d", "x") == {"a": "b", "c": "d"}

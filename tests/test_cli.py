@@ -1,0 +1,236 @@
+"""What a command says when it fails: one message with cause, place and remedy, in the words in which it was raised."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plam_eval import cli, doctor
+from plam_eval.demo.hub import HubError
+from plam_eval.demo.run import DemoError
+from plam_eval.errors import ArgumentNameError, DamagedFileError, InputError, OutsideError, PlamError
+from plam_eval.evaluation import harness
+from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.evaluation.records import IncomparableError, RecordError
+from plam_eval.evaluation.scan import ScanError
+from plam_eval.evaluation.sweep import SweepError
+from plam_eval.merging.checkpoint import MergeError
+from plam_eval.probing.decoder import ProbeError
+from plam_eval.probing.plateau import CurveError
+from plam_eval.report.sources import ReportError
+from plam_eval.spec import SpecError
+from tests.test_terminal import NASTY, SHOWN
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def plam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """`plam(words...)` runs a command through its entry point: exit status, standard output, standard error."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plam", *words])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        else:
+            code = 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[str]]:
+    """`failing(error)` makes a command raise it; returns the words of the call."""
+
+    def prepare(error: BaseException) -> list[str]:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(doctor, "check_installation", fail)
+        return ["doctor"]
+
+    return prepare
+
+
+def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> None:
+    for message in (NASTY, "pip install 'plam-eval[ray]'", "expected [start, end] in /a/[parts]/b", "[/INST] [USER]"):
+        code, out, err = plam(*failing(EvaluationError(message)))
+        assert (code, out, err) == (1, "", f"error: {message if message != NASTY else SHOWN}\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SpecError("spec", [NASTY]),
+        CurveError([NASTY], "curve"),
+        IncomparableError("a", "b", [NASTY]),
+        *(
+            kind(NASTY)
+            for kind in (
+                *(MergeError, EvaluationError, RecordError, SweepError, ScanError, ReportError),
+                *(DemoError, HubError, ProbeError, DamagedFileError, OutsideError, InputError, ArgumentNameError),
+            )
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_of_ours_is_one_message(plam: Call, failing: Any, error: PlamError) -> None:
+    code, _, err = plam(*failing(error))
+    assert code == 1 and isinstance(error, PlamError)
+    assert err.startswith("error: ") and SHOWN in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/out/[x]/cell.json"),
+            "/out/[x]/cell.json: No space left on device; free some space, and the same command goes on where it was",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/out"), "name a folder that can be written"),
+        (PermissionError(errno.EACCES, "Permission denied", "/out/a"), "/out/a: Permission denied; give yourself"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a/b"), "a file lies where a folder is expected"),
+        (FileExistsError(errno.EEXIST, "File exists", "/a"), "/a: File exists; something of this name is in the way"),
+        (OSError("[x/y] is not the id of a model"), "OSError: [x/y] is not the id of a model"),
+        (MemoryError(), "out of memory (MemoryError)"),
+        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "pip install 'plam-eval[vllm]'"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(plam: Call, failing: Any, error: Exception, says: str) -> None:
+    code, _, err = plam(*failing(error))
+    assert code == 1 and says in err
+    assert len(err.splitlines()) == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("error", [ValueError(NASTY), KeyError("index"), TypeError("x"), RuntimeError("y")])
+def test_what_we_did_not_expect_shows_where_it_came_from(plam: Call, failing: Any, error: Exception) -> None:
+    code, _, err = plam(*failing(error))
+    assert code == 1
+    first, *_, last = err.splitlines()
+    assert first.startswith("plam-eval did not expect this error") and "Traceback" in err
+    assert last.startswith(type(error).__name__) and "\x1b" not in err and "\x07" not in err
+
+
+def test_tracebacks_are_shown_on_demand(plam: Call, failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = failing(InputError("no"))
+    assert "Traceback" not in plam(*words)[2]
+    for given in (["--traceback", *words], [*words, "--traceback"]):
+        code, _, err = plam(*given)
+        assert code == 1 and "Traceback" in err and err.splitlines()[-1] == "error: no"
+    monkeypatch.setenv("PLAM_TRACEBACK", "1")
+    assert "Traceback" in plam(*words)[2]
+
+
+def test_stopped_is_130_and_says_so(plam: Call, failing: Any) -> None:
+    code, _, err = plam(*failing(KeyboardInterrupt()))
+    assert code == 130 and err.splitlines()[-1] == "stopped; the same command goes on where it was"
+
+
+def test_a_call_that_is_none_is_2_and_keeps_its_brackets(plam: Call) -> None:
+    code, _, err = plam("doctor", "--no[x][/x]")
+    assert code == 2 and "--no[x][/x]" in err
+    code, out, _ = plam("sweep", "--help")
+    assert code == 0 and "starts[:STEP]" in out.replace("\n", "").replace(" ", "")
+
+
+def test_an_output_that_is_a_file(plam: Call, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OSError) as error:
+        (tmp_path / "a" / "b").mkdir(parents=True)
+    assert cli.explained(error.value) is not None
+    assert str(tmp_path / "a" / "b") in str(cli.explained(error.value))
+
+
+# Before a model is loaded
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(harness, "make_model", fail)
+
+
+def scan_words(**changed: str) -> list[str]:
+    words = {"model": "plam_llava", "model_args": "pretrained=m", "tasks": "pope", **changed}
+    return ["scan", *(part for key, value in words.items() for part in (f"--{key}", value))]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tasks": "pop"}, "no task or group of this name: 'pop' (did you mean"),
+        ({"tasks": "pope", "offset": "100000"}, "offset is 100000, which leaves no document of pope"),
+        ({"tasks": "mme", "limit": "3"}, "MME scores documents in pairs"),
+        ({"model_args": "pretrained=m,foo"}, "model_args: 1 problem(s)\n  - found 'foo', expected key=value"),
+        ({"model_args": "a=1,a=2"}, "a is given twice, as '1' and as '2'; give it once"),
+        ({"model_args": "pretrained=m,layers=24,36"}, "write layers=24:36"),
+        ({"model_args": "pretrained=m,modules=q_proj,k_proj"}, "write modules=q_proj+k_proj"),
+        ({"model_args": "pretrained=m,base_weight=0,3"}, "a decimal fraction has a point: write base_weight=0.3"),
+        ({"model_args": f"pretrained=m,seed={'9' * 5000}"}, "seed: found '999"),
+        ({"gen_kwargs": "max_new_tokens"}, "gen_kwargs: 1 problem(s)"),
+        ({"margin": "2"}, "margin: found 2.0, expected a share of accuracy"),
+        ({"model": "[x][/x]"}, "model is '[x][/x]'; a scan needs one of our HF wrappers"),
+    ],
+)
+def test_a_scan_is_checked_before_its_model_is_loaded(
+    plam: Call, in_suite: Path, unloaded: None, tmp_path: Path, given: dict[str, str], says: str
+) -> None:
+    output = tmp_path / "scan"
+    code, _, err = plam(*scan_words(**given), "--output", str(output))
+    assert code == 1 and says in err and "Traceback" not in err
+    assert not output.exists()
+
+
+def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_suite: Path, unloaded: None) -> None:
+    words = scan_words(model_args=f"pretrained={pico('llava').mllm}")
+    code, _, err = plam(*words, "--cuts", "0:100000000000")
+    assert code == 1 and "cuts '0:100000000000'" in err and "expected layers from 0 to 4" in err
+
+
+def test_a_dry_run_of_an_unknown_task_fails(plam: Call, pico: Any, tmp_path: Path) -> None:
+    pair = pico("llava")
+    words = ["--model_args", f"pretrained={pair.mllm},base={pair.base},layers=2:4", "--dry-run", "--layers", "all"]
+    code, out, err = plam("sweep", "--model", "plam_llava", "--tasks", "pop", *words, "--output", str(tmp_path / "s"))
+    assert code == 1 and "no task or group of this name: 'pop'" in err and not out
+
+
+@pytest.mark.parametrize("status", [0, None, "the video is not there"])
+def test_a_task_that_ends_the_process_has_failed(
+    in_suite: Path, monkeypatch: pytest.MonkeyPatch, status: int | str | None
+) -> None:
+    from lmms_eval import evaluator
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", lambda **kwargs: sys.exit(status))
+    with pytest.raises(EvaluationError, match="ended the process"):
+        harness.evaluate("plam_llava", "pope", limit=2)
+
+
+def test_a_device_that_is_none_says_what_to_write() -> None:
+    from plam_eval.model_wrappers import hf, mixin
+
+    with pytest.raises(InputError, match="device is 'gpu'; expected cpu, cuda"):
+        hf._device("gpu")
+    with pytest.raises(InputError, match="max_error_share is 'much'; expected a share"):
+        mixin.check_share("much")  # type: ignore[arg-type]
+
+
+def test_a_dataset_that_is_not_here_is_one_line(
+    plam: Call, tmp_path: Path, unloaded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = plam(*scan_words())
+    (line,) = [line for line in err.splitlines() if line.startswith("error")]
+    assert code == 1 and "task pope, dataset lmms-lab-encoder/POPE: it is not on this machine" in line
+    assert "hf download --repo-type dataset lmms-lab-encoder/POPE" in line and "Traceback" not in err
