@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, get_args
 
 import torch
 from loguru import logger
 
+from plam_eval.errors import PlamError
 from plam_eval.evaluation import harness
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport
@@ -96,9 +98,7 @@ class PlateauMixin:
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
         """As in lmms-eval, except that one setting given in both places is an error only if the two differ."""
-        from lmms_eval.utils import simple_parse_args_string
-
-        given = simple_parse_args_string(arg_string)
+        given = harness.parse_model_args(arg_string)
         added = {key: value for key, value in (additional_config or {}).items() if value is not None}
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
         for key in given.keys() & added.keys() - {"batch_size"}:
@@ -243,6 +243,10 @@ def stock_class(cls: type) -> type:
     return next(parent for parent in cls.__mro__ if not issubclass(parent, PlateauMixin))
 
 
+class ArgumentError(PlamError, TypeError):
+    """An argument of model_args that no class takes, or text where a number is expected."""
+
+
 def check_arguments(
     model_id: str, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], own: Iterable[str]
 ) -> None:
@@ -250,19 +254,43 @@ def check_arguments(
 
     Args:
         parameters: of the stock class's constructor; `own`: names that our class takes besides those of every wrapper.
+
+    Raises:
+        ArgumentError: listing every name that nobody takes, or every text that stands for a number.
     """
     stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    known = [*dict.fromkeys(["plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
+    known = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
     unknown = [name for name in given if name not in known and name != "max_batch_size"]
     if unknown:
         hints = []
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=1)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise TypeError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
+        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
+    faults = [
+        f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
+        for name, value in given.items()
+        if isinstance(value, str) and name in parameters and (kinds := _numbers(parameters[name].annotation))
+    ]
+    if faults:
+        raise ArgumentError(f"{model_id}: {'; '.join(faults)}")
 
 
-def check_share(max_error_share: float) -> None:
+def _numbers(annotation: Any) -> tuple[type, ...]:
+    """The types that an annotation names, if text is none of them: numbers and truth values alone."""
+    kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType)
+    return kinds if all(kind in (bool, int, float) for kind in kinds) else ()
+
+
+def check_trust(trust_remote_code: Any) -> None:
+    """Refuses what is neither True nor False: the text "no" would count as yes."""
+    if not isinstance(trust_remote_code, bool):
+        raise ArgumentError(f"trust_remote_code is {trust_remote_code!r}; expected true or false")
+
+
+def check_share(max_error_share: Any) -> None:
+    if isinstance(max_error_share, str):
+        raise ArgumentError(f"max_error_share is {max_error_share!r}; expected a number")
     if not 0 <= max_error_share <= 1:
         raise ValueError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
 

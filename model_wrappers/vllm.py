@@ -14,7 +14,7 @@ from lmms_eval.models.simple.vllm import VLLM as StockSimple
 
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport
-from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
+from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _OURS = ("model", "load_format", "model_loader_extra_config", "worker_extension_cls")
@@ -25,7 +25,7 @@ class VLLMPlateauMixin(PlateauMixin):
 
     Arguments it takes from model_args; all others go to vLLM's engine:
 
-    - `pretrained`, `plateau` and its overrides, `max_error_share`: as in the HF wrappers.
+    - `pretrained`, `plateau` and its overrides, `trust_remote_code`, `max_error_share`: as in the HF wrappers.
     - `max_new_tokens`: the limit where a task sets none; default 1024, as in lmms-eval's HF wrapper of LLaVA. A task's
       own limit holds, unlike in the stock class, which takes the larger of the two.
     - `until`: whether answers stop at the task's stop strings; default true. lmms-eval's chat-mode HF wrappers ignore
@@ -57,9 +57,11 @@ class VLLMPlateauMixin(PlateauMixin):
         default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
         engine = [field.name for field in dataclasses.fields(EngineArgs) if field.name not in _OURS]
-        check_arguments(self.model_id, kwargs, parameters, ("pretrained", "device", "until", *engine))
+        given = {"max_new_tokens": max_new_tokens, **kwargs}
+        check_arguments(self.model_id, given, parameters, ("device", "until", *engine))
         check_share(max_error_share)
-        if device is not None and device.split(":")[0] != current_platform.device_type:
+        check_trust(trust_remote_code)
+        if device is not None and str(device).split(":")[0] != current_platform.device_type:
             raise ValueError(
                 f"device is {device}, but the installed vLLM runs on {current_platform.device_type}; leave device out "
                 "(which GPUs: CUDA_VISIBLE_DEVICES)"
