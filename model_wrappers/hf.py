@@ -73,10 +73,10 @@ class HFPlateauMixin(PlateauMixin):
         check_share(max_error_share)
         check_trust(trust_remote_code)
         self.pretrained_name = str(pretrained or parameters["pretrained"].default)
-        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"), role="pretrained")
         spec = load_spec(plateau, overrides)
         if spec is not None:  # headers are enough to find most faults, before minutes of loading
-            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model))
+            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model, role="base"))
 
         # Without a launcher of lmms-eval (a scan or sweep under torchrun) this makes the process group, and processes
         # that finish early have to wait for the others for longer than NCCL's ten minutes.

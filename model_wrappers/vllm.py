@@ -67,7 +67,8 @@ class VLLMPlateauMixin(PlateauMixin):
                 "(which GPUs: CUDA_VISIBLE_DEVICES)"
             )
         self.pretrained_name = str(pretrained or default)
-        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"), role="pretrained")
+        checkpoint.check_read_by_vllm()
         spec = load_spec(plateau, overrides)
         self.until = until
         self._loader = vllm_loader
@@ -84,7 +85,7 @@ class VLLMPlateauMixin(PlateauMixin):
         self._special_tokens: bool | None = None
         self._penalty = self.client.get_default_sampling_params().repetition_penalty
         self._begin(checkpoint, {**kwargs, "max_new_tokens": max_new_tokens, "until": until}, max_error_share)
-        self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
+        self._merged(spec, Checkpoint.open(spec.base_model, role="base") if spec is not None else None, self._report())
 
     @property
     def running_dtype(self) -> str:
@@ -102,7 +103,9 @@ class VLLMPlateauMixin(PlateauMixin):
         except BaseException:  # such as Ctrl-C: the engine may have finished all the same
             held = self.client.collective_rpc("plam_state")[0]["spec"]
             spec = load_spec(held)
-            self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
+            self._merged(
+                spec, Checkpoint.open(spec.base_model, role="base") if spec is not None else None, self._report()
+            )
             raise
 
     def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:

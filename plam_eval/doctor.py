@@ -114,7 +114,7 @@ def check_merge(console: Console, model: str | None, plateau: str, overrides: Ma
     name = model or spec.model
     if name is None:
         raise ValueError(f"plateau {plateau} names no model; give one with --model")
-    checkpoint, base = Checkpoint.open(name), Checkpoint.open(spec.base_model)
+    checkpoint, base = Checkpoint.open(name, role="model"), Checkpoint.open(spec.base_model, role="base")
     plan = plan_merge(spec, model=checkpoint, base=base)
 
     table = Table(title=f"{plateau} would merge", title_justify="left", show_header=False)

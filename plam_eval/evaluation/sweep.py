@@ -374,7 +374,7 @@ class Job:
 
         folder = Path(folder)
         checkpoint = Checkpoint.open(
-            _pretrained(config), revision=split_arguments(config.model_args)[0].get("revision")
+            _pretrained(config), revision=split_arguments(config.model_args)[0].get("revision"), role="pretrained"
         )
         num_layers = _num_layers(checkpoint)
         grid = grid or make_grid(config, num_layers)
@@ -384,7 +384,7 @@ class Job:
         for cell in grid.cells:
             if cell.spec is not None:
                 if cell.spec.base_model not in bases:
-                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model)
+                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model, role="base")
                 merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
                 sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
         settings = _settings(config, checkpoint, bases)

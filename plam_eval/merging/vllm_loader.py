@@ -106,7 +106,8 @@ class PlamModelLoader(DefaultModelLoader):
         if getattr(model_config, "runner_type", None) == "draft":  # a speculative draft model has no plateau
             yield from weights
             return
-        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision, role="model")
+        checkpoint.check_read_by_vllm()
         files = _Files.of(checkpoint)
         setattr(model, _STATE, _State(model=files))
         if self.spec is None:
@@ -157,9 +158,10 @@ def _prepare(arguments: Any) -> None:
     """
     options, rest = _split(arguments.model_loader_extra_config)
     spec = load_spec(options.pop("plateau", None), options)
+    model = Checkpoint.open(arguments.model, revision=arguments.revision, role="model")
+    model.check_read_by_vllm()
     if spec is not None:
-        model = Checkpoint.open(arguments.model, revision=arguments.revision)
-        plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model))
+        plan_merge(spec, model=model, base=Checkpoint.open(spec.base_model, role="base"))
     arguments.model_loader_extra_config = {**rest, "plateau": spec.to_dict() if spec is not None else None}
     extension = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
     if arguments.worker_extension_cls not in ("", extension):
