@@ -113,7 +113,7 @@ class PlateauMixin:
     ) -> MergeReport | None:
         """Brings the resident model to this plateau spec (None or "none": back to plain), without reloading it."""
         spec = load_spec(plateau, overrides)
-        base = Checkpoint.open(spec.base_model) if spec is not None else None
+        base = Checkpoint.open(spec.base_model, role="base") if spec is not None else None
         report = self._bring_to(spec, base)
         self._merged(spec, base, report)
         return self.merge_report
@@ -227,7 +227,13 @@ class PlateauMixin:
             "device": str(self.device),  # type: ignore[attr-defined]
             "processes": len(journals),
             "arguments": self._arguments,
-            "provenance": provenance(self.spec, checkpoint=self.checkpoint, base=self.base, report=self.merge_report),
+            "provenance": provenance(
+                self.spec,
+                checkpoint=self.checkpoint,
+                base=self.base,
+                report=self.merge_report,
+                loaded=(self._identity, self._base_identity),
+            ),
             "generation": {
                 "calls": sum(journal["calls"] for journal in journals),
                 "failed": sum(journal["failed"] for journal in journals),
