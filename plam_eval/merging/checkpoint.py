@@ -286,7 +286,7 @@ class Checkpoint:
         if theirs != self.weight_files:
             raise CheckpointError(
                 f"{self._source.argument}: vLLM would read {_names(theirs) or 'no weights'}, transformers "
-                f"{_names(self.weight_files)}; pass a folder with the latter alone"
+                f"{_names(self.weight_files)}; pass a folder with the latter alone (`hf download` has --exclude)"
             )
 
     def _index(self, file: str) -> dict[str, str]:
