@@ -18,13 +18,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from transformers import PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    AutoVideoProcessor,
+    PreTrainedModel,
+)
 
 from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
 from plam_eval.merging.plan import plan_merge
-from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
+from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -39,10 +47,12 @@ class HFPlateauMixin(PlateauMixin):
       `model_weight`, `base_weight`, `rule`, `seed` override single fields.
     - `device`: "cpu", "cuda", "cuda:1"; default: CUDA where there is one. `device_map`: as transformers takes it.
     - `dtype`: "float32", "bfloat16", "float16" or "auto"; default: the stock wrapper's.
+    - `trust_remote_code`: whether code that lies in the checkpoint may run; default false, for every stock class.
     - `max_error_share`: share of generations that may raise before the run fails; default 0.
 
     Raises:
         SpecError, MergeError: before the model is loaded where headers show it, otherwise with the model unchanged.
+        ArgumentError: an argument that nobody takes, or text where it wants a number.
     """
 
     def __init__(
@@ -53,19 +63,21 @@ class HFPlateauMixin(PlateauMixin):
         device: str | torch.device | None = None,
         device_map: str | None = None,
         dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
         max_error_share: float = 0.0,
         **kwargs: Any,
     ) -> None:
         stock = stock_class(type(self))
         parameters = inspect.signature(stock).parameters
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
-        check_arguments(self.model_id, kwargs, parameters, ("device", "device_map", "dtype"))
+        check_arguments(self.model_id, kwargs, parameters, ("device", "device_map", "dtype", "trust_remote_code"))
         check_share(max_error_share)
+        check_trust(trust_remote_code)
         self.pretrained_name = str(pretrained or parameters["pretrained"].default)
-        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"), role="pretrained")
         spec = load_spec(plateau, overrides)
         if spec is not None:  # headers are enough to find most faults, before minutes of loading
-            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model))
+            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model, role="base"))
 
         # Without a launcher of lmms-eval (a scan or sweep under torchrun) this makes the process group, and processes
         # that finish early have to wait for the others for longer than NCCL's ten minutes.
@@ -80,13 +92,15 @@ class HFPlateauMixin(PlateauMixin):
         wanted = _dtype(dtype)
         if wanted is not None and "dtype" in parameters:
             kwargs["dtype"] = wanted
-        with _one_process(stock), _loading_in(wanted if "dtype" not in parameters else None):
+        forced = {} if wanted is None or "dtype" in parameters else {"dtype": wanted}
+        with _one_process(stock), _loading_with(trust_remote_code, forced):
             super().__init__(pretrained=self.pretrained_name, device=place, device_map=mapped, **kwargs)
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self._generate = self.model.generate
         self.model.generate = self._watched_generate
-        self._begin(checkpoint, kwargs, max_error_share)
+        trusted = {"trust_remote_code": True} if trust_remote_code else {}
+        self._begin(checkpoint, {**kwargs, **trusted}, max_error_share)
         self.merge(spec)
 
     @property
@@ -215,21 +229,38 @@ def _checked_before(config: Any) -> Iterator[None]:
 _WITHOUT_SETTINGS: dict[int, Any] = {}
 
 
+_LOADERS = (
+    *(AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer, AutoVideoProcessor),
+    PreTrainedModel,
+)
+
+
 @contextlib.contextmanager
-def _loading_in(dtype: str | torch.dtype | None) -> Iterator[None]:
-    """Models load in `dtype` meanwhile, whatever dtype the caller names: most stock wrappers hard-code bfloat16."""
-    if dtype is None:
-        yield
-        return
-    stock = vars(PreTrainedModel)["from_pretrained"]
+def _loading_with(trust_remote_code: bool, model: Mapping[str, Any]) -> Iterator[None]:
+    """transformers loads with these settings meanwhile, whatever its caller says.
 
-    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("torch_dtype", None)
-        kwargs["dtype"] = dtype
-        return stock.__func__(cls, *args, **kwargs)
+    One stock wrapper hard-codes trust in a checkpoint's code, others leave the question to a prompt on the terminal,
+    and most hard-code bfloat16.
 
-    setattr(PreTrainedModel, "from_pretrained", classmethod(from_pretrained))  # noqa: B010 (a method, to mypy)
+    Args:
+        model: keyword arguments for the model alone, such as its dtype.
+    """
+    before = {loader: vars(loader)["from_pretrained"] for loader in _LOADERS}
+
+    def replacement(stock: Any, settings: Mapping[str, Any]) -> Any:
+        def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if "dtype" in settings:
+                kwargs.pop("torch_dtype", None)
+            return stock.__func__(cls, *args, **{**kwargs, **settings})
+
+        return classmethod(from_pretrained)
+
+    trust = {"trust_remote_code": trust_remote_code}
+    for loader, stock in before.items():
+        settings = {**trust, **model} if loader is PreTrainedModel else trust
+        setattr(loader, "from_pretrained", replacement(stock, settings))  # noqa: B010 (a method, to mypy)
     try:
         yield
     finally:
-        setattr(PreTrainedModel, "from_pretrained", stock)  # noqa: B010
+        for loader, stock in before.items():
+            setattr(loader, "from_pretrained", stock)  # noqa: B010

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType
+from typing import Any, ClassVar, get_args
 
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentNameError, InputError
+from plam_eval.errors import ArgumentError, InputError
 from plam_eval.evaluation import harness
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport
@@ -113,7 +114,7 @@ class PlateauMixin:
     ) -> MergeReport | None:
         """Brings the resident model to this plateau spec (None or "none": back to plain), without reloading it."""
         spec = load_spec(plateau, overrides)
-        base = Checkpoint.open(spec.base_model) if spec is not None else None
+        base = Checkpoint.open(spec.base_model, role="base") if spec is not None else None
         report = self._bring_to(spec, base)
         self._merged(spec, base, report)
         return self.merge_report
@@ -227,7 +228,13 @@ class PlateauMixin:
             "device": str(self.device),  # type: ignore[attr-defined]
             "processes": len(journals),
             "arguments": self._arguments,
-            "provenance": provenance(self.spec, checkpoint=self.checkpoint, base=self.base, report=self.merge_report),
+            "provenance": provenance(
+                self.spec,
+                checkpoint=self.checkpoint,
+                base=self.base,
+                report=self.merge_report,
+                loaded=(self._identity, self._base_identity),
+            ),
             "generation": {
                 "calls": sum(journal["calls"] for journal in journals),
                 "failed": sum(journal["failed"] for journal in journals),
@@ -250,21 +257,45 @@ def check_arguments(
 
     Args:
         parameters: of the stock class's constructor; `own`: names that our class takes besides those of every wrapper.
+
+    Raises:
+        ArgumentError: listing every name that nobody takes, or every text that stands for a number.
     """
     stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    known = [*dict.fromkeys(["plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
+    known = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
     unknown = [name for name in given if name not in known and name != "max_batch_size"]
     if unknown:
         hints = []
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=1)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise ArgumentNameError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
+        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
+    faults = [
+        f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
+        for name, value in given.items()
+        if isinstance(value, str) and name in parameters and (kinds := _numbers(parameters[name].annotation))
+    ]
+    if faults:
+        raise ArgumentError(f"{model_id}: {'; '.join(faults)}")
 
 
-def check_share(max_error_share: float) -> None:
-    if not isinstance(max_error_share, (int, float)) or not 0 <= max_error_share <= 1:
-        raise InputError(f"max_error_share is {max_error_share!r}; expected a share from 0 to 1")
+def _numbers(annotation: Any) -> tuple[type, ...]:
+    """The types that an annotation names, if text is none of them: numbers and truth values alone."""
+    kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType)
+    return kinds if all(kind in (bool, int, float) for kind in kinds) else ()
+
+
+def check_trust(trust_remote_code: Any) -> None:
+    """Refuses what is neither True nor False: the text "no" would count as yes."""
+    if not isinstance(trust_remote_code, bool):
+        raise ArgumentError(f"trust_remote_code is {trust_remote_code!r}; expected true or false")
+
+
+def check_share(max_error_share: Any) -> None:
+    if not isinstance(max_error_share, (int, float)):
+        raise ArgumentError(f"max_error_share is {max_error_share!r}; expected a number")
+    if not 0 <= max_error_share <= 1:
+        raise InputError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
 
 
 def with_own_settings(request: Any) -> Any:

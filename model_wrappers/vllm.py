@@ -15,7 +15,7 @@ from lmms_eval.models.simple.vllm import VLLM as StockSimple
 from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport
-from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, stock_class
+from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _OURS = ("model", "load_format", "model_loader_extra_config", "worker_extension_cls")
@@ -26,7 +26,7 @@ class VLLMPlateauMixin(PlateauMixin):
 
     Arguments it takes from model_args; all others go to vLLM's engine:
 
-    - `pretrained`, `plateau` and its overrides, `max_error_share`: as in the HF wrappers.
+    - `pretrained`, `plateau` and its overrides, `trust_remote_code`, `max_error_share`: as in the HF wrappers.
     - `max_new_tokens`: the limit where a task sets none; default 1024, as in lmms-eval's HF wrapper of LLaVA. A task's
       own limit holds, unlike in the stock class, which takes the larger of the two.
     - `until`: whether answers stop at the task's stop strings; default true. lmms-eval's chat-mode HF wrappers ignore
@@ -58,15 +58,18 @@ class VLLMPlateauMixin(PlateauMixin):
         default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
         engine = [field.name for field in dataclasses.fields(EngineArgs) if field.name not in _OURS]
-        check_arguments(self.model_id, kwargs, parameters, ("pretrained", "device", "until", *engine))
+        given = {"max_new_tokens": max_new_tokens, **kwargs}
+        check_arguments(self.model_id, given, parameters, ("device", "until", *engine))
         check_share(max_error_share)
-        if device is not None and device.split(":")[0] != current_platform.device_type:
+        check_trust(trust_remote_code)
+        if device is not None and str(device).split(":")[0] != current_platform.device_type:
             raise InputError(
                 f"device is {device}, but the installed vLLM runs on {current_platform.device_type}; leave device out "
                 "(which GPUs: CUDA_VISIBLE_DEVICES)"
             )
         self.pretrained_name = str(pretrained or default)
-        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"))
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"), role="pretrained")
+        checkpoint.check_read_by_vllm()
         spec = load_spec(plateau, overrides)
         self.until = until
         self._loader = vllm_loader
@@ -83,7 +86,7 @@ class VLLMPlateauMixin(PlateauMixin):
         self._special_tokens: bool | None = None
         self._penalty = self.client.get_default_sampling_params().repetition_penalty
         self._begin(checkpoint, {**kwargs, "max_new_tokens": max_new_tokens, "until": until}, max_error_share)
-        self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
+        self._merged(spec, Checkpoint.open(spec.base_model, role="base") if spec is not None else None, self._report())
 
     @property
     def running_dtype(self) -> str:
@@ -101,7 +104,9 @@ class VLLMPlateauMixin(PlateauMixin):
         except BaseException:  # such as Ctrl-C: the engine may have finished all the same
             held = self.client.collective_rpc("plam_state")[0]["spec"]
             spec = load_spec(held)
-            self._merged(spec, Checkpoint.open(spec.base_model) if spec is not None else None, self._report())
+            self._merged(
+                spec, Checkpoint.open(spec.base_model, role="base") if spec is not None else None, self._report()
+            )
             raise
 
     def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def check_merge(console: Terminal, model: str | None, plateau: str, overrides: M
     name = model or spec.model
     if name is None:
         raise InputError(f"plateau {plateau} names no model; give one with --model")
-    checkpoint, base = Checkpoint.open(name), Checkpoint.open(spec.base_model)
+    checkpoint, base = Checkpoint.open(name, role="model"), Checkpoint.open(spec.base_model, role="base")
     plan = plan_merge(spec, model=checkpoint, base=base)
 
     table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)

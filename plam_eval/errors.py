@@ -27,8 +27,8 @@ class InputError(PlamError, ValueError):
     """Arguments, options or values that cannot be used, alone or together."""
 
 
-class ArgumentNameError(PlamError, TypeError):
-    """An argument of a name that nobody takes."""
+class ArgumentError(PlamError, TypeError):
+    """An argument of a name that nobody takes, or text where a number is expected."""
 
 
 class DamagedFileError(PlamError, ValueError):

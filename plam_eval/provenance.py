@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -50,25 +51,62 @@ def git_commit() -> str | None:
         return None
 
 
+def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Name, place and content of a checkpoint, JSON-able.
+
+    Content hashes are computed here, when a result is recorded, and not before: a sweep or a merge at load waits for
+    none of it. They are left out with PLAM_CONTENT_HASHES=off, and where the files are others than were loaded.
+
+    Args:
+        loaded: its identity when it was loaded, if that is another time than now.
+    """
+    from loguru import logger
+
+    from plam_eval.merging import content_hash
+    from plam_eval.merging.checkpoint import CheckpointError
+
+    found = {"name": checkpoint.name, **(loaded or checkpoint.identity())}
+    if not content_hash.wanted():
+        return found
+    try:
+        content = checkpoint.content()
+        changed = loaded is not None and checkpoint.identity() != loaded
+    except CheckpointError as error:  # a result is not lost because its files are gone by now
+        return {**found, "not hashed": str(error)}
+    if changed:
+        logger.warning(f"{checkpoint.name}: changed on disk since it was loaded; its content is not recorded")
+        return {**found, "not hashed": "the files have changed since they were loaded"}
+    return {**found, **content}
+
+
+def read_identity(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored identity in today's words: until 0.1 the fingerprint of a folder was called "sha256"."""
+    if "folder" in stored and "sha256" in stored and "fingerprint" not in stored:
+        return {"fingerprint" if key == "sha256" else key: value for key, value in stored.items()}
+    return dict(stored)
+
+
 def provenance(
     spec: PlateauSpec | None,
     *,
     checkpoint: Checkpoint | None = None,
     base: Checkpoint | None = None,
     report: MergeReport | None = None,
+    loaded: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None] = (None, None),
 ) -> dict[str, Any]:
     """A JSON-able record to store beside results.
 
     Args:
         spec: the plateau spec; None for the plain model.
         checkpoint: the MLLM; base: the base LLM; report: of the merge. None for what is not known.
+        loaded: identities of MLLM and base when they were loaded, see `described`.
     """
     return {
         "versions": versions(),
         "commit": git_commit(),
         "spec": spec.to_dict() if spec else None,
         "digest": spec.digest() if spec else None,
-        "checkpoint": {"name": checkpoint.name, **checkpoint.identity()} if checkpoint else None,
-        "base": {"name": base.name, **base.identity()} if base else None,
+        "checkpoint": described(checkpoint, loaded[0]) if checkpoint else None,
+        "base": described(base, loaded[1]) if base else None,
         "merge": report.to_dict() if report else None,
     }

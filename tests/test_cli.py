@@ -13,7 +13,7 @@ import pytest
 from plam_eval import cli, doctor
 from plam_eval.demo.hub import HubError
 from plam_eval.demo.run import DemoError
-from plam_eval.errors import ArgumentNameError, DamagedFileError, InputError, OutsideError, PlamError
+from plam_eval.errors import ArgumentError, DamagedFileError, InputError, OutsideError, PlamError
 from plam_eval.evaluation import harness
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.records import IncomparableError, RecordError
@@ -78,7 +78,7 @@ def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> No
             kind(NASTY)
             for kind in (
                 *(MergeError, EvaluationError, RecordError, SweepError, ScanError, ReportError),
-                *(DemoError, HubError, ProbeError, DamagedFileError, OutsideError, InputError, ArgumentNameError),
+                *(DemoError, HubError, ProbeError, DamagedFileError, OutsideError, InputError, ArgumentError),
             )
         ),
     ],

@@ -12,7 +12,7 @@ import pytest
 from plam_eval import provenance as module
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
-from plam_eval.provenance import git_commit, provenance, versions
+from plam_eval.provenance import described, git_commit, provenance, read_identity, versions
 from tests.merging.conftest import Pair, load, write_llama
 
 
@@ -30,11 +30,44 @@ def test_the_record_is_complete_and_json_able(tmp_path: Path) -> None:
     report = merge_in_place(load(pair.mllm), spec, checkpoint=checkpoint, base=base)
     record = json.loads(json.dumps(provenance(spec, checkpoint=checkpoint, base=base, report=report)))
     assert record["spec"] == spec.to_dict() and record["digest"] == spec.digest() == record["merge"]["digest"]
-    assert record["checkpoint"] == {"name": str(pair.mllm), **checkpoint.identity()}
+    assert record["checkpoint"] == {"name": str(pair.mllm), **checkpoint.identity(), **checkpoint.content()}
     assert record["base"]["sha256"] != record["checkpoint"]["sha256"]
+    copy = Checkpoint.open(shutil.copytree(pair.mllm, tmp_path / "copy"))
+    same = json.loads(json.dumps(provenance(None, checkpoint=copy)))["checkpoint"]
+    assert (
+        same["sha256"] == record["checkpoint"]["sha256"] and same["fingerprint"] != record["checkpoint"]["fingerprint"]
+    )
     assert record["merge"]["tensors"] == 16
     plain = provenance(None)
     assert [plain[key] for key in ("spec", "digest", "checkpoint", "base", "merge")] == [None] * 5
+
+
+def test_a_checkpoint_that_changed_since_it_was_loaded_is_not_hashed(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "mllm", 1)
+    checkpoint = Checkpoint.open(folder)
+    loaded = checkpoint.identity()
+    assert "sha256" in described(checkpoint, loaded)
+    shutil.copy(write_llama(tmp_path / "other", 2) / "model.safetensors", folder)
+    record = described(checkpoint, loaded)
+    assert record == {"name": str(folder), **loaded, "not hashed": "the files have changed since they were loaded"}
+    shutil.rmtree(folder)
+    assert "config.json" not in described(checkpoint, loaded) and "sha256" not in described(checkpoint, loaded)
+
+
+def test_hashing_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(write_llama(tmp_path / "mllm", 1))
+    monkeypatch.setenv("PLAM_CONTENT_HASHES", "off")
+    assert described(checkpoint) == {"name": checkpoint.name, **checkpoint.identity()}
+
+
+def test_a_stored_fingerprint_is_read_under_its_old_name() -> None:
+    assert read_identity({"name": "x", "folder": "/x", "sha256": "ab"}) == {
+        "name": "x",
+        "folder": "/x",
+        "fingerprint": "ab",
+    }
+    for stored in ({"folder": "/x", "fingerprint": "ab", "sha256": "cd"}, {"hub": "a/b", "commit": "ef"}):
+        assert read_identity(stored) == stored
 
 
 def git(folder: Path, *arguments: str) -> str:

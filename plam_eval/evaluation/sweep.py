@@ -498,7 +498,7 @@ class Job:
         for cell in grid.cells:
             if cell.spec is not None:
                 if cell.spec.base_model not in bases:
-                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model)
+                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model, role="base")
                 merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
                 sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
         settings = _settings(config, checkpoint, bases)
@@ -581,7 +581,7 @@ def _open_model(config: SweepConfig) -> Checkpoint:
     arguments, _ = split_arguments(config.model_args)
     if not arguments.get("pretrained"):
         raise SweepError(f"model_args is {config.model_args!r}; expected pretrained=FOLDER_OR_HUB_ID in it")
-    return Checkpoint.open(str(arguments["pretrained"]), revision=arguments.get("revision"))
+    return Checkpoint.open(str(arguments["pretrained"]), revision=arguments.get("revision"), role="pretrained")
 
 
 def _id_of(checkpoint: Checkpoint) -> dict[str, Any]:

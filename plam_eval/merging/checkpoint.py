@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from plam_eval.errors import PlamError
-
-# In the order in which transformers looks for them, so that both read the same files.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+from plam_eval.errors import DamagedFileError, OutsideError, PlamError
+from plam_eval.files import inside, read_json
+from plam_eval.merging import content_hash, weight_files
 
 _DTYPES = {
     "F64": torch.float64,
@@ -31,18 +32,40 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_JSON_LIMIT = 1 << 28  # bytes; the index of the largest models has some ten million
+_LISTED = 10_000  # names in a folder that are looked at
+_HUB_CACHE = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})")
+
+T = TypeVar("T")
 
 
 class MergeError(PlamError, ValueError):
     """A merge that was refused, or undone. `faults` holds every reason; no parameter has changed."""
 
+    heading = "nothing was merged:"
+
     def __init__(self, *faults: str) -> None:
         self.faults = list(faults)
-        super().__init__("\n".join(["nothing was merged:", *(f"  - {fault}" for fault in faults)]))
+        super().__init__(self._told())
+
+    def _told(self) -> str:
+        return "\n".join([self.heading, *(f"  - {fault}" for fault in self.faults)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(self.faults)
+
+
+class CheckpointError(MergeError):
+    """A checkpoint that cannot be read, for a merge or for anything else. `faults` holds every reason."""
+
+    heading = "a checkpoint cannot be read:"
+
+    def _told(self) -> str:
+        return super()._told() if len(self.faults) > 1 else "".join(self.faults)
 
 
 class TensorFile(Protocol):
-    """One open weight file: names, and shape, dtype and tensor of a name."""
+    """One open weight file: names, and shape, dtype and tensor of a name. What it raises, `Checkpoint` translates."""
 
     def names(self) -> Iterable[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
@@ -54,11 +77,15 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         try:
             self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise MergeError(f"{path}: truncated or corrupt safetensors file ({error}); download it again") from error
+        except Exception as error:  # of a library that does not say which
+            raise CheckpointError(
+                _pointer(path)
+                or f"{path}: truncated or corrupt safetensors file ({_first_line(error)}); download it again"
+            ) from error
+        self._names = frozenset(self._file.keys())
 
     def names(self) -> Iterable[str]:
-        return self._file.keys()
+        return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._file.get_slice(name).get_shape())
@@ -77,17 +104,20 @@ class _BinFile:
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:
-            raise MergeError(
-                f"{path}: cannot be read by torch.load(mmap=True, weights_only=True) ({type(error).__name__}: "
-                f"{str(error).splitlines()[0]}); it is truncated, in the format of before torch 1.6, or holds more "
+            raise CheckpointError(
+                _pointer(path)
+                or f"{path}: cannot be read by torch.load(mmap=True, weights_only=True) ({type(error).__name__}: "
+                f"{_first_line(error)}); it is truncated, in the format of before torch 1.6, or holds more "
                 "than tensors. Download it again or convert it to safetensors"
             ) from error
         if not isinstance(content, Mapping):
-            raise MergeError(f"{path}: found {type(content).__name__}, expected a mapping of names to tensors")
-        self._tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+            raise CheckpointError(f"{path}: found {type(content).__name__}, expected a mapping of names to tensors")
+        self._tensors = {
+            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
+        }
 
     def names(self) -> Iterable[str]:
-        return self._tensors
+        return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
@@ -96,7 +126,10 @@ class _BinFile:
         return self._tensors[name].dtype
 
     def tensor(self, name: str) -> Tensor:
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise TypeError(f"it is {'on the meta device' if tensor.is_meta else tensor.layout}, not a plain tensor")
+        return tensor
 
 
 class _RemoteHeader:
@@ -106,7 +139,7 @@ class _RemoteHeader:
         self._tensors = metadata.tensors
 
     def names(self) -> Iterable[str]:
-        return self._tensors
+        return self._tensors.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
@@ -121,6 +154,9 @@ class _RemoteHeader:
 class Checkpoint:
     """The weights and config of a model on disk or on the hub. Open it with `Checkpoint.open`.
 
+    It reads the files that transformers reads, and a folder that transformers and vLLM would read differently is
+    refused. What it reads is data: names in it lead to no file outside the folder, and no code in it runs.
+
     Attributes:
         name: the folder or hub id, as it was given.
         config: content of config.json.
@@ -133,34 +169,51 @@ class Checkpoint:
         self.name = source.name
         self.bytes_read = 0
         self.config: dict[str, Any] = self._json("config.json")
-        self._weights = source.first(_WEIGHTS)
-        if self._weights is None:
-            raise MergeError(f"{self.name}: no weights found; expected one of {', '.join(_WEIGHTS)} ({source.remedy})")
-        if self._weights.endswith(".index.json"):
-            weight_map = self._json(self._weights).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise MergeError(f"{self.name}/{self._weights}: no weight_map in it; download it again")
+        files = source.listing()
+        chosen = weight_files.choose(files)
+        if chosen is None:
+            raise self._nothing("weights", files)
+        self._weights = chosen
+        self._file_of: dict[str, str] = {}
+        self._check_alone(files)
+        if chosen.endswith(".index.json"):
+            self._file_of = self._index(chosen)
+            self._check_shards()
         else:
-            weight_map = dict.fromkeys(self._open(self._weights, header=True).names(), self._weights)
-        self._file_of: dict[str, str] = weight_map
+            self._file_of = dict.fromkeys(self._open(chosen, header=True).names(), chosen)
 
     @classmethod
-    def open(cls, source: str | Path | Checkpoint, revision: str | None = None) -> Checkpoint:
+    def open(cls, source: str | Path | Checkpoint, revision: str | None = None, *, role: str = "") -> Checkpoint:
         """Open a checkpoint folder, or a model of the hub (optionally at a branch, tag or commit).
 
-        From the hub only config.json, the index and, later, the shards that are asked for are downloaded.
+        From the hub only config.json, the index and, later, the shards that are asked for are downloaded. Symbolic
+        links in a folder are followed, as the hub's cache is made of them: what they lead to is only ever read as
+        weights or JSON, and quoted nowhere.
+
+        Args:
+            role: name of the argument that `source` was given as, such as "pretrained", for messages.
 
         Raises:
-            MergeError: no such folder or model, no config.json, no weights, or not cached while offline.
+            CheckpointError: no such folder or model, no config.json, no weights or more than one set of them, damaged
+                files, or not cached while offline.
         """
         if isinstance(source, Checkpoint):
             return source
-        folder = Path(source).expanduser()
-        if folder.is_dir():
-            return cls(_Folder(str(source), folder))
+        argument = f"{role}={source}" if role else str(source)
+        try:
+            folder = Path(source).expanduser()
+            is_folder, is_file = bool(str(source).strip()) and folder.is_dir(), folder.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # too long a name, an unknown user, a null byte
+            raise CheckpointError(
+                f"{argument}: cannot be looked up ({error}); expected a folder or a hub id"
+            ) from error
+        if is_folder:
+            return cls(_Folder(str(source), folder, argument))
+        if is_file:
+            raise CheckpointError(f"{argument}: is a file; pass the folder that holds it")
         if isinstance(source, Path) or folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise MergeError(f"{source}: no such folder; expected a checkpoint folder or a hub id (owner/name)")
-        return cls(_Hub(source, revision))
+            raise CheckpointError(f"{argument}: no such folder; expected a checkpoint folder or a hub id (owner/name)")
+        return cls(_Hub(source, revision, argument, role))
 
     @property
     def location(self) -> str:
@@ -172,17 +225,127 @@ class Checkpoint:
         """Commit on the hub; None for a folder."""
         return self._source.commit
 
+    @property
+    def model_name(self) -> str:
+        """The hub id, also of a folder in the hub's cache; else the folder's own name."""
+        return self._source.model_name
+
+    @property
+    def weight_files(self) -> frozenset[str]:
+        """Names of the files that hold the tensors, as they stand in the folder or repository."""
+        return frozenset(self._file_of.values())
+
+    # ---- which files, and whether they are whole ---------------------------------------------------------------------
+
+    def _nothing(self, missing: str, files: frozenset[str]) -> CheckpointError:
+        """Says what there is where `missing` is not."""
+        adapter = None
+        if weight_files.ADAPTER in files:
+            with contextlib.suppress(CheckpointError):  # its presence says enough
+                adapter = self._json(weight_files.ADAPTER)
+        chosen = weight_files.choose(files)
+        there = f"beside {chosen}" if chosen else f"in it: it {weight_files.instead(files, adapter)}"
+        return CheckpointError(f"{self._source.argument}: no {missing} {there} ({self._source.remedy})")
+
+    def _check_alone(self, files: frozenset[str]) -> None:
+        """Raises where the folder could mean other weights than those that were chosen."""
+        faults = []
+        index = weight_files.index_beside(self._weights, files)
+        if index and set(self._index(index).values()) != {self._weights}:
+            faults.append(
+                f"holds {self._weights} and {index}, which names other files: transformers reads the former, vLLM the "
+                "latter. Remove the one that is out of date"
+            )
+        named = self.config.get("transformers_weights")
+        if named is not None and named != self._weights:
+            faults.append(
+                f"holds {self._weights}, and its config.json names other weights for transformers "
+                f"(transformers_weights: {named!r}), which vLLM does not look at. Remove one of them"
+            )
+        if weight_files.ADAPTER in files:
+            faults.append(
+                f"holds {self._weights} and {weight_files.ADAPTER}: transformers adds the adapter to the weights when "
+                "it loads them, vLLM does not. Fold it in (peft: merge_and_unload(), save_pretrained) or remove it"
+            )
+        if faults:
+            raise CheckpointError(*(f"{self._source.argument}: {fault}" for fault in faults))
+
+    def check_read_by_vllm(self) -> None:
+        """Refuse what vLLM's loader would read other weights from than transformers and this class.
+
+        Raises:
+            CheckpointError: naming the files of either side.
+        """
+        files = self._source.listing()
+        indexed: dict[str, set[str]] = {
+            name: set(self._index(name).values())
+            for name in ("model.safetensors.index.json", "consolidated.safetensors.index.json")
+            if name in files
+        }
+        theirs = weight_files.read_by_vllm(files, indexed)
+        if theirs != self.weight_files:
+            raise CheckpointError(
+                f"{self._source.argument}: vLLM would read {_names(theirs) or 'no weights'}, transformers "
+                f"{_names(self.weight_files)}; pass a folder with the latter alone (`hf download` has --exclude)"
+            )
+
+    def _index(self, file: str) -> dict[str, str]:
+        """Tensor name -> file, of an index whose every entry names a file of this folder."""
+        content = self._json(file)
+        where = f"{self.name}/{file}"
+        weight_map = content.get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(
+                f"{where}: no weight_map in it (a mapping of tensor names to files); download it again"
+            )
+        if not weight_map:
+            raise CheckpointError(f"{where}: its weight_map is empty; download it again")
+        faults: list[str] = []
+        suffix = file.removesuffix(".index.json").rpartition(".")[2]
+        for name, holder in weight_map.items():
+            try:
+                inside(Path(self.name), holder, f"{where}, weight_map, {name}", follow_links=False)
+                if not holder.endswith(f".{suffix}"):
+                    faults.append(f"{where}, weight_map, {name}: names {holder!r}, expected a .{suffix} file")
+            except OutsideError as error:
+                faults.append(str(error))
+        if faults:
+            more = [f"{where}: and {len(faults) - 10} more like these"] if len(faults) > 10 else []
+            raise CheckpointError(*faults[:10], *more)
+        return dict(weight_map)
+
+    def _check_shards(self) -> None:
+        """Add what a folder's shards hold besides what the index says: transformers and vLLM load all of it.
+
+        Raises where a tensor is in two of them. A shard that is missing or damaged is told once a tensor of it is asked
+        for; shards on the hub are compared when they are opened.
+        """
+        if isinstance(self._source, _Folder):
+            for file in sorted(self.weight_files):
+                try:
+                    opened = self._open(file)
+                except CheckpointError:
+                    if file in self._files:  # it can be read: what is wrong is what it holds
+                        raise
+                else:
+                    self._file_of.update(dict.fromkeys(opened.names(), file))
+
     def _json(self, file: str) -> dict[str, Any]:
         path = self._source.find(file)
         if path is None:
-            raise MergeError(f"{self.name}: {file} not found ({self._source.remedy})")
+            raise self._nothing(file, self._source.listing())
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MergeError(f"{path}: cannot be read as JSON ({error}); download it again") from error
-        if not isinstance(content, dict):
-            raise MergeError(f"{path}: found {type(content).__name__}, expected a JSON object")
-        return content
+            if path.stat().st_size > _JSON_LIMIT:
+                raise CheckpointError(
+                    f"{path}: has {path.stat().st_size:,} bytes, which is no {file}; download it again"
+                )
+            return read_json(path, "download it again")
+        except DamagedFileError as error:
+            raise CheckpointError(_pointer(path) or str(error)) from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+    # ---- tensors -----------------------------------------------------------------------------------------------------
 
     def _open(self, file: str, header: bool = False) -> TensorFile:
         opened = self._files.get(file)
@@ -191,44 +354,66 @@ class Checkpoint:
             if opened is None:
                 path = self._source.find(file)
                 if path is None:
-                    raise MergeError(
+                    raise CheckpointError(
                         f"{self.name}: {file}, named by {self._weights}, not found ({self._source.remedy})"
                     )
                 opened = _SafetensorsFile(path) if file.endswith(".safetensors") else _BinFile(path)
             self._files[file] = opened
+            elsewhere = [name for name in opened.names() if self._file_of.get(name, file) != file]
+            if elsewhere:
+                raise CheckpointError(
+                    f"{self.name}: {elsewhere[0]} is in {file}, and {self._weights} says that it is in "
+                    f"{self._file_of[elsewhere[0]]}; transformers and vLLM load the one that they come to last. "
+                    "Download it again, into an empty folder"
+                )
         return opened
 
     def _holder(self, name: str, header: bool = False) -> TensorFile:
         holder = self._open(self.file(name), header)
         if name not in holder.names():
-            raise MergeError(f"{self.name}: {name} is not in {self.file(name)}, where {self._weights} says it is")
+            raise CheckpointError(f"{self.name}: {name} is not in {self.file(name)}, where {self._weights} says it is")
         return holder
+
+    def _read(self, name: str, read: Callable[[TensorFile], T], header: bool = False) -> T:
+        try:
+            return read(self._holder(name, header))
+        except MergeError:
+            raise
+        except Exception as error:  # of libraries that parse what may be damaged
+            raise CheckpointError(
+                f"{self.name}: {name} cannot be read from {self.file(name)}: {_first_line(error)}; download it again"
+            ) from error
 
     def names(self) -> list[str]:
         return list(self._file_of)
 
     def file(self, name: str) -> str:
         """File that holds the tensor, for messages."""
-        return self._file_of[name]
+        try:
+            return self._file_of[name]
+        except KeyError:
+            raise CheckpointError(f"{self.name}: has no tensor {name}") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._holder(name, header=True).shape(name)
+        shape = self._read(name, lambda file: file.shape(name), header=True)
+        if not all(isinstance(size, int) and size >= 0 for size in shape):
+            raise CheckpointError(
+                f"{self.name}: {name} in {self.file(name)} has the shape {shape!r}; download it again"
+            )
+        return shape
 
     def dtype(self, name: str) -> torch.dtype:
-        dtype = self._holder(name, header=True).dtype(name)
+        dtype = self._read(name, lambda file: file.dtype(name), header=True)
         known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if known is None:
-            raise MergeError(
-                f"{self.name}: {name} in {self.file(name)} is stored as {dtype}; expected F32, F16 or BF16"
+            raise CheckpointError(
+                f"{self.name}: {name} in {self.file(name)} is stored as {dtype}; expected F64, F32, F16 or BF16"
             )
         return known
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored, on the CPU, mapped from the file. Raises `MergeError` when it cannot be read."""
-        try:
-            tensor = self._holder(name).tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise MergeError(f"{self.name}: {name} cannot be read from {self.file(name)}: {error}") from error
+        """The tensor as stored, on the CPU, mapped from the file. Raises `CheckpointError` when it cannot be read."""
+        tensor = self._read(name, lambda file: file.tensor(name))
         self.bytes_read += tensor.nbytes
         return tensor
 
@@ -236,7 +421,7 @@ class Checkpoint:
         """Download and open every file that holds one of `names`, so that reading them cannot fail for want of a file.
 
         Raises:
-            MergeError: listing every file that is missing, truncated or corrupt.
+            CheckpointError: listing every file that is missing, truncated or corrupt.
         """
         faults = []
         for file in sorted({self.file(name) for name in names}):
@@ -245,26 +430,68 @@ class Checkpoint:
             except MergeError as error:
                 faults += error.faults
         if faults:
-            raise MergeError(*faults)
+            raise CheckpointError(*faults)
+
+    # ---- what it is --------------------------------------------------------------------------------------------------
 
     def identity(self) -> dict[str, Any]:
-        """A JSON-able id that changes whenever config or weights may have changed; cheap, reads no weights."""
-        return self._source.identity({"config.json", str(self._weights), *self._file_of.values()})
+        """A JSON-able id that changes whenever config or weights may have changed; cheap, reads no weights.
+
+        It names these files in this place: a byte-identical copy has another. `content` is what a copy shares.
+
+        Raises:
+            CheckpointError: a file of it cannot be read.
+        """
+        try:
+            return self._source.identity({"config.json", self._weights, *self.weight_files})
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
+
+    def content(self) -> dict[str, Any]:
+        """SHA-256 of what the checkpoint holds, equal for every copy of it, wherever it lies.
+
+        Returns:
+            {"files": {name: SHA-256} of config, index and weights, and "sha256" of these lines as sha256sum writes
+            them}. Files of the hub are named by the hub's own ids; one that was never downloaded is left out while
+            offline, and "sha256" with it.
+
+        Raises:
+            CheckpointError: a file of it cannot be read.
+        """
+        names = {"config.json", self._weights, *self.weight_files}
+        try:
+            found = self._source.hashes(names)
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
+        lines = "".join(f"{found[name]}  {name}\n" for name in sorted(found))
+        whole = {"sha256": hashlib.sha256(lines.encode()).hexdigest()} if found.keys() == names else {}
+        return {**whole, "files": dict(sorted(found.items()))}
 
 
 class _Folder:
     commit = None
     remedy = "is this the folder save_pretrained wrote, and is it complete?"
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self._folder, self.location = name, folder, str(folder.resolve())
+    def __init__(self, name: str, folder: Path, argument: str) -> None:
+        self.name, self._folder, self.argument, self.location = name, folder, argument, str(folder.resolve())
+        cached = _HUB_CACHE.search(str(folder.absolute())) or _HUB_CACHE.search(self.location)
+        self.model_name = cached[1].replace("--", "/") if cached else Path(self.location).name
 
     def find(self, file: str) -> Path | None:
         path = self._folder / file
-        return path if path.is_file() else None
+        try:
+            return path if path.is_file() else None
+        except OSError:  # such as a name that is too long
+            return None
 
-    def first(self, files: Iterable[str]) -> str | None:
-        return next((file for file in files if self.find(file)), None)
+    def listing(self) -> frozenset[str]:
+        """Names of its files, and of those in the folders below it."""
+        paths = itertools.chain(self._folder.glob("*"), self._folder.glob("*/*"), self._folder.glob("*/*/*"))
+        try:
+            files = [path for path in itertools.islice(paths, _LISTED) if path.is_file()]
+        except OSError as error:
+            raise CheckpointError(f"{self.argument}: cannot be read ({error})") from error
+        return frozenset(path.relative_to(self._folder).as_posix() for path in files)
 
     def header(self, file: str) -> TensorFile | None:
         return None
@@ -279,13 +506,20 @@ class _Folder:
                     (file, stat and (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns), path and _fingerprint(path))
                 ).encode()
             )
-        return {"folder": self.location, "sha256": digest.hexdigest()}
+        return {"folder": self.location, "fingerprint": digest.hexdigest()}
+
+    def hashes(self, files: Iterable[str]) -> dict[str, str]:
+        paths = {file: path for file in files if (path := self.find(file))}
+        digests = content_hash.sha256_of([*paths.values()])
+        return {file: digests[path] for file, path in paths.items()}
 
 
 class _Hub:
-    def __init__(self, name: str, revision: str | None) -> None:
-        self.name, self.location, self.revision = name, name, revision
+    def __init__(self, name: str, revision: str | None, argument: str, role: str) -> None:
+        self.name, self.location, self.model_name, self.revision = name, name, name, revision
+        self.argument, self._role = argument, role
         self.commit: str | None = None
+        self._tree: dict[str, Any] | None = None
         self.remedy = (
             f"looked for in the local cache and, unless HF_HUB_OFFLINE is set, on the hub, at "
             f"{'revision ' + revision if revision else 'its default branch'}"
@@ -299,31 +533,47 @@ class _Hub:
         try:
             path = Path(hf_hub_download(self.name, file, revision=self.commit or self.revision))
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but says nothing of the repository
-            raise self._unreachable(file, error) from error
+            raise self._refused(file, error) from error
         except EntryNotFoundError:
             return None
-        except (OSError, ValueError) as error:  # no such repository or revision, no access, an id that is none
-            raise self._unreachable(file, error) from error
+        except Exception as error:  # of the HTTP library as well, which differs between versions of huggingface_hub
+            raise self._refused(file, error) from error
         if self.commit is None and path.parent.parent.name == "snapshots":
             self.commit = path.parent.name  # every later file from the same commit, whatever the branch does meanwhile
         return path
 
-    def _cached(self, file: str) -> bool:
+    def _cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        return isinstance(try_to_load_from_cache(self.name, file, revision=self.commit), str)
+        found = try_to_load_from_cache(self.name, file, revision=self.commit)
+        return Path(found) if isinstance(found, str) else None
 
-    def first(self, files: Iterable[str]) -> str | None:
-        """The first of `files` in the local cache or else, without downloading it, in the repository."""
+    def listing(self) -> frozenset[str]:
+        """Names of the repository's files; those in the local cache alone while offline or out of reach."""
+        return frozenset(self._files())
+
+    def _files(self) -> dict[str, Any]:
+        """Name -> what the hub says of the file; None where the local cache alone was asked."""
         from huggingface_hub import HfApi, constants
 
-        cached = next((file for file in files if self._cached(file)), None)
-        if cached or constants.is_offline_mode():
-            return cached
-        try:
-            return next((file for file in files if HfApi().file_exists(self.name, file, revision=self.commit)), None)
-        except Exception as error:  # of the HTTP library as well, which differs between versions of huggingface_hub
-            raise self._unreachable("the list of weights", error) from error
+        if self._tree is None:
+            cached = self._snapshot()
+            try:
+                if constants.is_offline_mode():
+                    self._tree = cached
+                else:
+                    revision = self.commit or self.revision
+                    tree = HfApi().list_repo_tree(self.name, recursive=True, revision=revision)
+                    self._tree = {entry.path: entry for entry in tree if hasattr(entry, "size")}
+            except Exception as error:
+                if not weight_files.choose(cached):
+                    raise self._refused("the list of files", error) from error
+                self._tree = cached
+        return self._tree
+
+    def _snapshot(self) -> dict[str, Any]:
+        config = self._cached("config.json")
+        return dict.fromkeys(_Folder(self.name, config.parent, self.argument).listing()) if config else {}
 
     def header(self, file: str) -> TensorFile | None:
         """Header of a file that is not in the local cache; None when it is cached, or has to be downloaded for it."""
@@ -334,18 +584,82 @@ class _Hub:
         try:
             return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit))
         except Exception as error:
-            raise self._unreachable(file, error) from error
+            raise self._refused(file, error) from error
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
         return {"hub": self.name, "commit": self.commit}
 
-    def _unreachable(self, file: str, error: Exception) -> MergeError:
-        return MergeError(
-            f"{self.name}: {file} is not in the local cache and could not be fetched from the hub "
-            f"({type(error).__name__}: {(str(error) or 'no message').strip().splitlines()[0]}). {self.name!r} is no "
-            "folder either. Check the name, go online and unset HF_HUB_OFFLINE, or download it elsewhere and pass the "
-            "folder as base="
-        )
+    def hashes(self, files: Iterable[str]) -> dict[str, str]:
+        paths = {file: path for file in files if (path := self._cached(file))}
+        digests = content_hash.sha256_of([*paths.values()])
+        found = {file: digests[path] for file, path in paths.items()}
+        for file in set(files) - found.keys():
+            lfs = getattr(self._files().get(file), "lfs", None)
+            if lfs is not None:
+                found[file] = lfs.sha256
+        return found
+
+    def _refused(self, file: str, error: Exception) -> CheckpointError:
+        """What the hub, or the way there, said; each with its own remedy."""
+        from huggingface_hub import constants, errors
+
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        elsewhere = f"download it elsewhere and pass the folder{f' as {self._role}=' if self._role else ''}"
+        page = f"{constants.ENDPOINT}/{self.name}"
+        if isinstance(cause, errors.HFValidationError):
+            why = f"is no folder, and no hub id (owner/name) either: {_first_line(cause)}"
+        elif isinstance(cause, errors.GatedRepoError):
+            why = (
+                f"its repository is gated: accept its licence at {page}, log in with `hf auth login` (or set HF_TOKEN) "
+                "as the user who did, and try again"
+            )
+        elif isinstance(cause, errors.RevisionNotFoundError):
+            why = f"its repository has no revision {self.revision!r}; branches, tags and commits: {page}/tree/main"
+        elif isinstance(cause, errors.RepositoryNotFoundError):
+            why = (
+                f"is no folder, and the hub has no such repository, or shows it to its members only; check the name "
+                f"({page}), and if it is private, log in with `hf auth login`"
+            )
+        elif status == 401:
+            why = (
+                "the hub refuses the token that was sent with the request (401), which is wrong or has expired; log in "
+                "again with `hf auth login`, or correct HF_TOKEN"
+            )
+        elif constants.is_offline_mode():
+            why = (
+                f"{file} is not in the local cache, and HF_HUB_OFFLINE is set (the name is no folder either); unset it "
+                f"to download, or {elsewhere}"
+            )
+        elif isinstance(cause, errors.SafetensorsParsingError):
+            why = f"{file} on the hub has a header that cannot be read ({_first_line(cause)}); it is damaged there"
+        else:
+            said = f"answered {status}" if status else "cannot be reached"
+            why = (
+                f"{file} is not in the local cache, and the hub at {constants.ENDPOINT} {said} "
+                f"({type(cause).__name__}: {_first_line(cause)}); check network and proxy, or {elsewhere}"
+            )
+        return CheckpointError(f"{self.argument}: {why}")
+
+
+def _names(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _pointer(path: Path) -> str | None:
+    """The message for a pointer of git-lfs, which a clone without git-lfs leaves in a file's place."""
+    try:
+        with path.open("rb") as file:
+            if not file.read(64).startswith(b"version https://git-lfs.github.com/spec/"):
+                return None
+    except OSError:
+        return None
+    return f"{path}: is a git-lfs pointer, not the file; run `git lfs pull` there, or download it with `hf download`"
 
 
 def _fingerprint(path: Path) -> str:

@@ -60,8 +60,8 @@ class _Operand:
     tensor: Tensor
     where: str  # tensor, checkpoint and file, for messages
 
-    def float32(self, device: torch.device) -> Tensor:
-        return self.tensor.to(device=device, dtype=torch.float32, copy=True)
+    def copy(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        return self.tensor.to(device=device, dtype=dtype, copy=True)
 
 
 @dataclass
@@ -75,8 +75,12 @@ class _Merged:
 def _merge(
     spec: PlateauSpec, key: Key, model: _Operand, base: _Operand, dtype: torch.dtype, device: torch.device
 ) -> _Merged:
-    """One tensor: float32 arithmetic on `device`, one rounding to `dtype`. Raises `MergeError` on NaN or Inf."""
-    w_mllm, w_base = model.float32(device), base.float32(device)
+    """One tensor: computed on `device`, rounded once to `dtype`. Raises `MergeError` on NaN or Inf.
+
+    In float32, or in float64 where one of the operands is stored in it, whose extra bits a cast would round first.
+    """
+    working = torch.float64 if torch.float64 in (model.tensor.dtype, base.tensor.dtype) else torch.float32
+    w_mllm, w_base = model.copy(device, working), base.copy(device, working)
     faults = [
         f"{operand.where} holds NaN or Inf; expected finite weights. Download it again"
         for operand, tensor in ((model, w_mllm), (base, w_base))
@@ -253,7 +257,8 @@ def merge_in_place(
 ) -> MergeReport:
     """Bring a loaded model to the state that `spec` describes, whatever spec it was merged by before.
 
-    The arithmetic runs in float32 on each parameter's device and is rounded once, to the parameter's dtype.
+    The arithmetic runs in float32 on each parameter's device (in float64 where an operand is stored in it) and is
+    rounded once, to the parameter's dtype.
 
     Args:
         module: the loaded model, all of its merged layers on real devices and unsharded.
@@ -440,7 +445,7 @@ def _open(
         source = _plain_source(target, state, checkpoint)
     if spec is not None:
         with faults.collect():
-            base_source = Checkpoint.open(spec.base_model if base is None else base)
+            base_source = Checkpoint.open(spec.base_model if base is None else base, role="base")
     faults.raise_any()
     return source, base_source
 
@@ -454,7 +459,9 @@ def _plain_source(target: Parameters, state: _State, checkpoint: str | Path | Ch
                 "(before the first merge, if it is to be undone), or load the model again"
             )
         return target
-    source = Checkpoint.open(checkpoint if checkpoint is not None else str(state.checkpoint), state.revision)
+    source = Checkpoint.open(
+        checkpoint if checkpoint is not None else str(state.checkpoint), state.revision, role="checkpoint"
+    )
     if state.identity is not None and source.identity() != state.identity:
         raise MergeError(
             f"{source.name}: not the checkpoint of the last merge, or changed since (was {state.identity}, is "
@@ -491,7 +498,7 @@ def merged_weights(
     """
     if spec is None:
         return iter(weights)
-    base = base or Checkpoint.open(spec.base_model)
+    base = base or Checkpoint.open(spec.base_model, role="base")
     faults = Faults()
     there = locate(base, spec, faults)
     faults.raise_any()
@@ -520,7 +527,7 @@ def _stream(
         if key in seen:
             raise MergeError(f"{name}: came twice, before as {seen[key]}")
         if tensor.dtype not in FLOATS:
-            raise MergeError(f"{name}: is {tensor.dtype}; expected float32, bfloat16 or float16")
+            raise MergeError(f"{name}: is {tensor.dtype}; expected float32, bfloat16, float16 or float64")
         if tuple(tensor.shape) != base.shape(there[key]):
             raise MergeError(
                 f"{name}: is {list(tensor.shape)}, but {there[key]} of {base.name} ({base.file(there[key])}) is "

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable
 
 # `model.layers.N.` (text LMs, Qwen2-VL on the hub), `language_model.model.layers.N.` (LLaVA and InternVL on the hub),
-# `model.language_model.layers.N.` (Qwen3-VL, and every family in memory). Anchored at the start, so that the layers of
-# a vision tower (`vision_tower.vision_model.encoder.layers.N.`, `visual.blocks.N.`) cannot match.
-_LAYER = re.compile(r"(?:model\.|language_model\.|text_model\.)*layers\.(\d+)\.(.+)")
+# `model.language_model.layers.N.` (Qwen3-VL, and every family in memory), `llm.model.layers.N.` (MiniCPM-V),
+# `thinker.model.layers.N.` (Qwen-Omni). Anchored at the start, so that the layers of a vision or audio tower
+# (`vision_tower.vision_model.encoder.layers.N.`, `thinker.audio_tower.layers.N.`, `visual.blocks.N.`) and of a speech
+# decoder (`talker.model.layers.N.`) cannot match.
+_PREFIX = r"(?:(?:model|language_model|text_model|llm|llm_backbone|thinker)\.)*"
+_LAYER = re.compile(rf"({_PREFIX})layers\.(0|[1-9][0-9]{{0,4}})\.(.+)")
 
 Key = tuple[int, str]
 
@@ -16,7 +19,12 @@ Key = tuple[int, str]
 def decoder_tensor(name: str) -> Key | None:
     """(layer, suffix) of a language-decoder tensor, such as (3, "self_attn.q_proj.weight"); None for any other."""
     match = _LAYER.fullmatch(name)
-    return (int(match[1]), match[2]) if match else None
+    return (int(match[2]), match[3]) if match else None
+
+
+def decoder_prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before `layers.N.` in the names of decoder tensors; more than one of them are several decoders."""
+    return sorted({match[1] for name in names if (match := _LAYER.fullmatch(name))})
 
 
 def by_layer(names: Iterable[str]) -> dict[int, dict[str, list[str]]]:

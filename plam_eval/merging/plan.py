@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.merging.names import Key, by_layer, decoder_tensor
+from plam_eval.merging.names import Key, by_layer, decoder_prefixes, decoder_tensor
 from plam_eval.spec import MODULES, PlateauSpec, SpecError
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Faults(list[str]):
@@ -119,7 +119,20 @@ def locate(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
             f"{source.name}: no decoder layers; expected names such as model.layers.0.self_attn.q_proj.weight"
         )
         return {}
-    depth = max(layers) + 1
+    prefixes = decoder_prefixes(source.names())
+    if len(prefixes) > 1:
+        several = ", ".join(f"{prefix}layers" for prefix in prefixes)
+        faults.append(
+            f"{source.name}: has decoder layers of several prefixes ({several}), expected one; it "
+            "cannot be told which of them is the language decoder"
+        )
+    gap = _gap(layers)
+    if gap is not None:
+        faults.append(
+            f"{source.name}: has no tensor of layer {gap}, but some of layer {max(layers)}; download it again"
+        )
+        return {}
+    depth = _depth(source, layers)
     if spec.layer_range[1] > depth:
         try:
             spec.check_layers(depth, source.name)
@@ -155,8 +168,8 @@ def _single(source: Source, names: list[str], place: str) -> str:
     dtype = source.dtype(names[0])
     if dtype not in FLOATS:
         raise MergeError(
-            f"{source.name}: {names[0]} in {source.file(names[0])} is {dtype}; expected float32, bfloat16 or float16. "
-            "Quantised weights cannot be merged: use the full-precision model"
+            f"{source.name}: {names[0]} in {source.file(names[0])} is {dtype}; expected float32, bfloat16, float16 or "
+            "float64. Quantised weights cannot be merged: use the full-precision model"
         )
     return names[0]
 
@@ -184,39 +197,113 @@ def compare_tensors(one: Source, at: dict[Key, str], other: Source, there: dict[
             faults.append(f"layer {key[0]}, {key[1]}: in {has.name} but not in {lacks.name}; expected both or neither")
 
 
+def _gap(layers: Mapping[int, Any]) -> int | None:
+    """The first layer that is missing in front of another."""
+    return next((layer for layer in range(len(layers)) if layer not in layers), None)
+
+
+def _depth(source: Source, layers: Mapping[int, Any]) -> int:
+    """Decoder layers of a source: those with tensors, without any that its config does not count.
+
+    Behind them some checkpoints keep layers that predict further tokens, which are no part of the decoder.
+    """
+    said = None
+    if source.config is not None:
+        with Faults().collect():  # a config that cannot be read is told by _compare_configs
+            said = decoder_geometry(source.config)["num_hidden_layers"]
+    return min(len(layers), said) if said else len(layers)
+
+
+def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, faults: Faults) -> None:
+    """Note where layer n of the MLLM cannot be layer n of the base: other depth, or other layers in between."""
+    mine, theirs = by_layer(model.names()), by_layer(base.names())
+    if not mine or not theirs or _gap(mine) is not None or _gap(theirs) is not None:
+        return  # told by locate
+    depths = _depth(model, mine), _depth(base, theirs)
+    lacking = [{n for n, layer in layers.items() if not _kinds(layer) & {"self_attn"}} for layers in (mine, theirs)]
+    nowhere = "layers cannot be mapped onto each other yet, so only decoders of equal layers can be merged"
+    if depths[0] != depths[1]:
+        between = lacking[0] - lacking[1]
+        cross = f" Layers {_some(between)} of the former have no self-attention." if between else ""
+        faults.append(
+            f"{model.name} has {depths[0]} decoder layers, {base.name} has {depths[1]}; layer n of the one is not "
+            "layer n of the other, as where cross-attention layers stand in between or layers were cut off."
+            f"{cross} {nowhere}"
+        )
+    for layer in sorted(n for n in lacking[0] ^ lacking[1] if n < min(*depths, spec.layer_range[1])):
+        has, lacks = (base, model) if layer in lacking[0] else (model, base)
+        kinds = ", ".join(sorted(_kinds((mine if lacks is model else theirs)[layer])))
+        faults.append(
+            f"layer {layer} has self-attention in {has.name}, but not in {lacks.name} (it has {kinds}): from there on "
+            f"layer n of the one is not layer n of the other. {nowhere}"
+        )
+
+
+def _kinds(layer: Mapping[str, Any]) -> set[str]:
+    return {suffix.split(".")[0] for suffix in layer}
+
+
+def _some(numbers: Iterable[int]) -> str:
+    listed = sorted(numbers)
+    return ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
+
+
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
 def decoder_geometry(config: Any) -> dict[str, Any]:
     """Sizes of the language decoder that `config` (config.json's content, or a transformers config) describes.
 
     Fields that a config leaves out have their model type's default, as on loading; None where neither says.
 
     Raises:
-        MergeError: transformers knows the model type and refuses the config.
+        MergeError: transformers knows the model type and refuses the config, or a size is no number.
     """
     if isinstance(config, Mapping):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        if config.get("model_type") in CONFIG_MAPPING:
+        model_type = config.get("model_type")
+        if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
             try:
-                config = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+                config = CONFIG_MAPPING[model_type].from_dict(dict(config))
             except Exception as error:
-                raise MergeError(
-                    f"config.json is invalid for {config['model_type']}: {' '.join(str(error).split())}"
-                ) from error
+                raise MergeError(f"config.json is invalid for {model_type}: {' '.join(str(error).split())}") from error
         else:  # a type with remote code: only what the file itself says
-            config = config.get("text_config") or config.get("llm_config") or config
+            config = config.get("thinker_config") or config
+            config = _mapping(config, "thinker_config")
+            config = _mapping(config.get("text_config") or config.get("llm_config") or config, "text_config")
     if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True).to_dict()
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    rope = config.get("rope_parameters") or {}
-    return {
-        "num_hidden_layers": config.get("num_hidden_layers"),
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or (width // heads if width and heads else None),
-        "rms_norm_eps": config.get("rms_norm_eps"),
+        try:
+            config = config.get_text_config(decoder=True).to_dict()
+        except Exception as error:
+            raise MergeError(f"the config describes no language decoder: {' '.join(str(error).split())}") from error
+    rope = _mapping(config.get("rope_parameters") or {}, "rope_parameters")
+    found = {
+        **{field: config.get(field) for field in (*_SIZES, "rms_norm_eps")},
         "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
     }
+    faults = [
+        f"config: {field} is {value!r}; expected a {'whole ' if field in _SIZES else ''}number above 0"
+        for field, value in found.items()
+        if value is not None and not _number(value, whole=field in _SIZES)
+    ]
+    if faults:
+        raise MergeError(*faults)
+    heads, width = found["num_attention_heads"], found["hidden_size"]
+    found["num_key_value_heads"] = found["num_key_value_heads"] or heads
+    found["head_dim"] = found["head_dim"] or (width // heads if width and heads else None)
+    return found
+
+
+def _mapping(value: Any, field: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise MergeError(f"config: {field} is {type(value).__name__}, expected a mapping")
+    return value
+
+
+def _number(value: Any, *, whole: bool) -> bool:
+    kinds = (int,) if whole else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: list[str]) -> None:
@@ -226,20 +313,26 @@ def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: 
             warnings.append(f"{source.name} has no config: heads and head size are not compared with the base's")
             continue
         config = source.config if isinstance(source.config, Mapping) else source.config.to_dict()
-        for part in (config, config.get("text_config") or {}):
-            if part.get("quantization_config"):
-                method = dict(part["quantization_config"]).get("quant_method", "unnamed method")
-                faults.append(f"{source.name}: quantised ({method}), says its config; use the full-precision model")
-        with faults.collect():
+        for part in (config, config.get("text_config"), config.get("llm_config")):
+            quantised = part.get("quantization_config") if isinstance(part, Mapping) else None
+            if quantised:
+                method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+                faults.append(
+                    f"{source.name}: quantised ({method or 'unnamed method'}), says its config; use the full-precision "
+                    "model"
+                )
+        try:
             sizes.append(decoder_geometry(source.config))
+        except MergeError as error:
+            faults += [f"{source.name}: {fault}" for fault in error.faults]
     if len(sizes) < 2:
         return
     for field in sizes[0]:
         mine, theirs = (size[field] for size in sizes)
-        if mine == theirs or mine is None or theirs is None:
-            continue
+        if mine == theirs or mine is None or theirs is None or field == "num_hidden_layers":
+            continue  # the depth is compared with what the files hold, by _compare_layers
         text = f"{field}: {mine} in {model.name} (config), {theirs} in {base.name} (config)"
-        if field in ("num_hidden_layers", "rms_norm_eps", "rope_theta"):
+        if field in ("rms_norm_eps", "rope_theta"):
             warnings.append(f"{text}; is this the LLM that the MLLM was built from?")
         else:
             faults.append(f"{text}; expected equal values, as between an MLLM and the very LLM it was built from")
@@ -290,8 +383,9 @@ def check(spec: PlateauSpec, model: Source, base: Checkpoint, target: Parameters
     compare_tensors(model, at, base, there, faults)
     if target is not None and target is not model:
         compare_tensors(target, locate(target, spec, faults), model, at, faults)
+    _compare_layers(model, base, spec, faults)
     _compare_configs(model, base, faults, warnings)
-    if spec.model and isinstance(model, Checkpoint) and Path(spec.model).name != Path(model.name).name:
+    if spec.model and isinstance(model, Checkpoint) and Path(spec.model).name != Path(model.model_name).name:
         warnings.append(f"the spec was made for {spec.model}, and this is {model.name}")
     faults.raise_any()
     tensors = tuple(

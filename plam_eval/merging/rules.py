@@ -13,8 +13,9 @@ from plam_eval import spec as specs
 from plam_eval.merging.names import Key
 from plam_eval.spec import Weights
 
-# (W_mllm, W_base, weights, generator) -> merged tensor, all float32 and of one shape. The operands are the rule's to
-# overwrite, which keeps the merge at two float32 tensors. The generator is on the CPU, the tensors may be elsewhere.
+# (W_mllm, W_base, weights, generator) -> merged tensor, all of one shape and in float32 (in float64 where a checkpoint
+# is stored in it). The operands are the rule's to overwrite, which keeps the merge at two such tensors. The generator
+# is on the CPU, the tensors may be elsewhere.
 Rule = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
 RULES: dict[str, Rule] = {}
 
@@ -67,7 +68,9 @@ def norm(tensor: Tensor, minus: Tensor | None = None) -> float:
     """
     parts = tensor.flatten().split(_PART)
     others = minus.flatten().split(_PART) if minus is not None else (0.0,) * len(parts)
-    squares = [part.double().sub_(other).square_().sum() for part, other in zip(parts, others, strict=True)]
+    squares = [
+        part.to(torch.float64, copy=True).sub_(other).square_().sum() for part, other in zip(parts, others, strict=True)
+    ]
     return math.sqrt(torch.stack(squares).sum().item())
 
 

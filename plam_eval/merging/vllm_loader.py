@@ -145,7 +145,8 @@ class PlamModelLoader(DefaultModelLoader):
         if getattr(model_config, "runner_type", None) == "draft":  # a speculative draft model has no plateau
             yield from weights
             return
-        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision, role="model")
+        checkpoint.check_read_by_vllm()
         self._checkpoint = checkpoint
         files = _Files.of(checkpoint)
         setattr(model, _STATE, _State(model=files))
@@ -228,10 +229,11 @@ def _prepare(arguments: Any) -> None:
     options, rest = _split(arguments.model_loader_extra_config)
     options.pop(_BASE, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
-    model = Checkpoint.open(arguments.model, revision=arguments.revision)
+    model = Checkpoint.open(arguments.model, revision=arguments.revision, role="model")
+    model.check_read_by_vllm()
     files: BaseFiles | None = None
     if spec is not None:
-        base = Checkpoint.open(spec.base_model)
+        base = Checkpoint.open(spec.base_model, role="base")
         plan_merge(spec, model=model, base=base)
         files = _base_files(base)
     if model.commit is not None:

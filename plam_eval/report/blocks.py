@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 
 from plam_eval.evaluation import findings
+from plam_eval.provenance import read_identity
 from plam_eval.report import plots
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ def breakable(text: str) -> Markup:
 
 
 def identity_of(identity: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (identity or {}).items() if value) or "identity not known"
+    shown = {key: value for key, value in read_identity(identity or {}).items() if value and key != "files"}
+    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "identity not known"
 
 
 def pairs_of(values: Mapping[str, Any] | None) -> str:

@@ -951,6 +951,15 @@ def _run_warnings(run: Run) -> list[str]:
     return found
 
 
+def _content(found: Findings, what: str, name: str | None = None) -> dict[str, str]:
+    """The content hash of a sweep's model or base, which its runs have in their records and its settings have not."""
+    for run in found.runs.values():
+        stored = (run.block.get("provenance") or {}).get(what) or {}
+        if "files" in stored and "sha256" in stored and name in (None, stored.get("name")):
+            return {"sha256": stored["sha256"]}
+    return {}
+
+
 def _provenance_section(sources: Sources) -> Section:
     rows: list[tuple[str, str]] = []
     blocks: list[Any] = []
@@ -961,9 +970,12 @@ def _provenance_section(sources: Sources) -> Section:
 
     for name, found in sources.sweeps.items():
         settings = found.plan["settings"]
-        rows.append((of(name, "model"), f"{_model(found)} ({identity_of(settings.get('checkpoint'))})"))
+        model = {**(settings.get("checkpoint") or {}), **_content(found, "checkpoint")}
+        rows.append((of(name, "model"), f"{_model(found)} ({identity_of(model)})"))
         for base, identity in (settings.get("bases") or {}).items():
-            rows.append((of(name, "base LLM"), f"{base} ({identity_of(identity)})"))
+            rows.append(
+                (of(name, "base LLM"), f"{base} ({identity_of({**identity, **_content(found, 'base', base)})})")
+            )
         rows.append((of(name, "versions"), pairs_of(settings.get("versions"))))
         if commits := sorted({str(c) for run in found.runs.values() if (c := run.summary()["commit"])}):
             rows.append((of(name, "plam-eval commit"), ", ".join(commits)))

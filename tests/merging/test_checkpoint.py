@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plam_eval.merging.checkpoint import Checkpoint, MergeError, _fingerprint
+from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError, _fingerprint
 from plam_eval.merging.merge import merge_in_place, plan_merge
 from plam_eval.merging.plan import decoder_geometry
 from tests.merging.conftest import Pair, load, shard, write_llama
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -100,8 +106,8 @@ def bin_list(folder: Path) -> None:
         (truncate_bin, r"pytorch_model\.bin: cannot be read .*truncated"),
         (pickle_code, r"pytorch_model\.bin: cannot be read .*holds more than tensors"),
         (bin_list, "found list, expected a mapping"),
-        (no_weights, "no weights found; expected one of model.safetensors, "),
-        (no_config, "config.json not found"),
+        (no_weights, r"no weights in it: it holds no weights, only config\.json"),
+        (no_config, r"no config\.json beside model\.safetensors"),
         (bad_config, "cannot be read as JSON"),
         (bad_index, "no weight_map"),
     ],
@@ -190,12 +196,17 @@ class Hub:
 
     def __init__(self, root: Path) -> None:
         self.requests: list[tuple[str, str, int]] = []  # method, file, bytes sent
+        self.refusal: tuple[int, str, str] | None = None  # status, error code and message of every answer
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def answer(self) -> None:
+                if hub.refusal is not None:
+                    return self.refuse(*hub.refusal)
+                if self.path.startswith("/api/models/"):
+                    return self.tree()
                 _, owner, repo, _, revision, file = self.path.split("/", 5)
                 folder = root / owner / repo
                 known = folder.is_dir() and revision in ("main", "v1", COMMIT)
@@ -216,6 +227,37 @@ class Hub:
                 hub.requests.append((self.command, file, len(part) if sent else 0))
                 if sent:
                     self.wfile.write(part)
+
+            def tree(self) -> None:
+                _, _, _, owner, repo, _, _ = urlsplit(self.path).path.split("/", 6)
+                paths = sorted(path for path in (root / owner / repo).rglob("*") if path.is_file())
+                entries = [
+                    {
+                        "type": "file",
+                        "path": path.relative_to(root / owner / repo).as_posix(),
+                        "size": path.stat().st_size,
+                        "oid": "0" * 40,
+                        **(
+                            {"lfs": {"oid": sha256(path), "size": path.stat().st_size, "pointerSize": 1}}
+                            if path.suffix == ".safetensors"
+                            else {}
+                        ),
+                    }
+                    for path in paths
+                ]
+                content = json.dumps(entries).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def refuse(self, status: int, code: str, message: str) -> None:
+                self.send_response(status)
+                self.send_header("X-Error-Code", code)
+                self.send_header("X-Error-Message", message)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             do_GET = do_HEAD = answer
 
@@ -299,14 +341,41 @@ def test_a_plan_with_a_one_file_checkpoint_needs_its_header_only(hub: Hub, llama
 
 
 def test_a_repository_without_weights(hub: Hub, tmp_path: Path) -> None:
-    (tmp_path / "hub" / "org" / "one-file" / "model.safetensors").unlink()
-    with pytest.raises(MergeError, match="org/one-file: no weights found"):
+    (tmp_path / "hub" / "org" / "one-file" / "model.safetensors").rename(
+        tmp_path / "hub" / "org" / "one-file" / "one-file.Q4_K_M.gguf"
+    )
+    with pytest.raises(CheckpointError, match=r"org/one-file: no weights in it: it holds GGUF weights \(one-file\.Q4"):
         Checkpoint.open("org/one-file")
 
 
-def test_a_repository_that_does_not_exist(hub: Hub) -> None:
-    with pytest.raises(MergeError, match=r"org/none: config\.json .*RepositoryNotFoundError.*Check the name"):
-        Checkpoint.open("org/none")
+HUB_ERRORS = [
+    ((404, "RepoNotFound", ""), r"no folder, and the hub has no such repository.*check the name.*`hf auth login`"),
+    (
+        (403, "GatedRepo", "restricted"),
+        r"is gated: accept its licence at http://127\.0\.0\.1:\d+/org/base, log in with `hf",
+    ),
+    (
+        (401, "", "Invalid credentials in Authorization header"),
+        r"refuses the token .*\(401\).*`hf auth login`.*HF_TOKEN",
+    ),
+    ((503, "", "maintenance"), r"the hub at http.* (answered 503|cannot be reached) .*pass the folder as pretrained="),
+    ((404, "RevisionNotFound", ""), r"has no revision 'v9'; branches, tags and commits: http.*/org/base/tree/main"),
+]
+
+
+@pytest.mark.parametrize(("refusal", "says"), HUB_ERRORS)
+def test_what_the_hub_refuses_has_its_own_remedy(hub: Hub, refusal: tuple[int, str, str], says: str) -> None:
+    hub.refusal = refusal
+    with pytest.raises(CheckpointError, match=rf"^pretrained=org/base: .*{says}") as error:
+        Checkpoint.open("org/base", revision="v9" if "Revision" in refusal[1] else None, role="pretrained")
+    assert "nothing was merged" not in str(error.value) and "as base=" not in str(error.value)
+
+
+def test_no_network(hub: Hub) -> None:
+    hub.server.shutdown()
+    hub.server.server_close()
+    with pytest.raises(CheckpointError, match=r"base=org/base: .*cannot be reached.*network and proxy.*as base="):
+        Checkpoint.open("org/base", role="base")
 
 
 def test_hub_id_while_offline(llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,8 +385,51 @@ def test_hub_id_while_offline(llamas: Pair, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     model = load(llamas.mllm)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(MergeError, match=r"org/base: config\.json is not in the local cache .*unset HF_HUB_OFFLINE"):
+    says = (
+        r"base=org/base: config\.json is not in the local cache, and HF_HUB_OFFLINE is set .*pass the folder as base="
+    )
+    with pytest.raises(MergeError, match=says):
         merge_in_place(model, llamas.spec(base="org/base"), checkpoint=llamas.mllm)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    with pytest.raises(MergeError, match="not in the local cache"):
-        Checkpoint.open("not an id")
+    with pytest.raises(CheckpointError, match="pretrained=not an id: is no folder, and no hub id"):
+        Checkpoint.open("not an id", role="pretrained")
+
+
+def test_a_folder_of_the_hub_s_cache_is_known_by_its_id(hub: Hub, llamas: Pair, tmp_path: Path) -> None:
+    Checkpoint.open("org/base")
+    folder = tmp_path / "cache" / "models--org--base" / "snapshots" / COMMIT
+    assert Checkpoint.open(folder).model_name == "org/base" == Checkpoint.open("org/base").model_name
+    shutil.copy(tmp_path / "hub" / "org" / "one-file" / "model.safetensors", folder / "model.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    spec = llamas.spec().model_copy(update={"model": "org/base"})
+    warnings = plan_merge(spec, model=Checkpoint.open(folder), base=Checkpoint.open(llamas.base)).warnings
+    assert not [text for text in warnings if "was made for" in text]
+    with pytest.raises(CheckpointError, match=r"it is a repository's folder in the hub's cache; pass the hub id"):
+        Checkpoint.open(folder.parent.parent)
+
+
+def test_contents_of_a_copy_are_equal_and_those_of_the_hub_are_its_own(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder, its copy, the hub's headers alone, and the hub's cache once everything is downloaded."""
+    origin = tmp_path / "hub" / "org" / "base"
+    one = Checkpoint.open(origin)
+    two = Checkpoint.open(shutil.copytree(origin, tmp_path / "two"))
+    content = one.content()
+    assert one.identity() != two.identity() and content == two.content()
+    assert content["files"]["config.json"] == sha256(origin / "config.json")
+    assert len(content["files"]) == 6
+    lines = "".join(f"{digest}  {name}\n" for name, digest in content["files"].items())
+    assert content["sha256"] == hashlib.sha256(lines.encode()).hexdigest()
+
+    remote = Checkpoint.open("org/base")
+    assert remote.content() == content
+    assert not [name for name in hub.downloaded() if name.startswith("model-")], "no weight was fetched for it"
+    remote.prefetch([Q1])
+    assert remote.content() == content
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    offline = Checkpoint.open("org/base").content()
+    assert "sha256" not in offline and offline["files"].items() < content["files"].items()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plam_eval.errors import ArgumentError
 from plam_eval.evaluation.harness import EvaluationError, GenerationError, evaluate
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.spec import load_spec
 from tests.engines import FAST
+from tests.model_wrappers.test_remote_code import plant
 
 PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
 NINE = "plam9"
@@ -23,7 +26,7 @@ def make(mode: str = "chat", **given: Any) -> Any:
 
     cls = get_model("plam_vllm", force_simple=mode == "simple")
     settings = {key: value for key, value in FAST.items() if key != "disable_log_stats"}
-    return cls(pretrained=str(PAIR / "mllm"), **(settings | {"batch_size": 16} | given))
+    return cls(**(settings | {"pretrained": str(PAIR / "mllm"), "batch_size": 16} | given))
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +174,21 @@ def test_simple_mode(in_suite):
     assert {row["filtered_resps"][0].strip().lower() for row in run.samples["pope"]} <= {"yes", "no"}
 
 
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
+    """A whole engine: config, tokenizer, processor and model are loaded by several parts of vLLM."""
+    folder, marker = tmp_path / "mllm", tmp_path / "ran"
+    shutil.copytree(PAIR / "mllm", folder)
+    plant(folder, marker)
+    lm = make(pretrained=str(folder))
+    lm.client.llm_engine.engine_core.shutdown()
+    assert not marker.exists()
+
+
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
+        ({"trust_remote_code": "yes"}, ArgumentError, "expected true or false"),
+        ({"max_new_tokens": "many"}, ArgumentError, "max_new_tokens is 'many'; expected int"),
         ({"plateau": "demo", "base": "/nowhere/base"}, MergeError, "no such folder"),
         ({"platau": "demo"}, TypeError, "did you mean plateau"),
         ({"tensor_paralel_size": 2}, TypeError, "did you mean tensor_parallel_size"),

@@ -14,8 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from plam_eval.errors import ArgumentError
 from plam_eval.evaluation.harness import EvaluationError, GenerationError, Run, check_failures, evaluate
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.spec import SpecError
 from tests.model_wrappers.conftest import CASES, arguments
@@ -281,6 +282,11 @@ def test_a_failed_batch_counts_all_its_documents(load, in_suite):
         ({"dtype": "float23"}, ValueError, "float32"),
         ({"device_map": "cuda:0"}, ValueError, "device is cpu and device_map is cuda:0"),
         ({"max_error_share": 2}, ValueError, "from 0 to 1"),
+        ({"max_error_share": "none"}, ArgumentError, "max_error_share is 'none'; expected a number"),
+        ({"use_cache": "yes"}, ArgumentError, "use_cache is 'yes'; expected bool"),
+        ({"model": "x/y"}, ArgumentError, "takes no argument model"),
+        ({"pretrained": "/no/such/mllm"}, CheckpointError, "^pretrained=/no/such/mllm: no such folder"),
+        ({"base": "/no/such/base", "layers": "2:4"}, CheckpointError, "^base=/no/such/base: no such folder"),
     ],
 )
 @pytest.mark.parametrize("family", ["llava", "internvl"])  # the stock InternVL wrapper swallows unknown arguments
