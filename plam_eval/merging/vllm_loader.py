@@ -28,6 +28,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as VLLM_VERSION
 
+from plam_eval.errors import PlamError
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
@@ -520,7 +521,11 @@ class _Reload:
 # ---- re-merging, from outside ----------------------------------------------------------------------------------------
 
 
-class EngineBrokenError(RuntimeError):
+class EngineError(PlamError, RuntimeError):
+    """An engine that cannot be re-merged just now; its weights were left as they are."""
+
+
+class EngineBrokenError(EngineError):
     """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
 
 
@@ -588,13 +593,13 @@ def merge_engine(
     engine = llm.llm_engine
     base = check_merge(engine.vllm_config, spec)
     if engine.has_unfinished_requests():
-        raise RuntimeError("the engine has unfinished requests; collect their answers before another merge")
+        raise EngineError("the engine has unfinished requests; collect their answers before another merge")
     content = spec.to_dict() if spec is not None else None
 
     def merge() -> list[dict[str, Any]]:
         # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
         if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
-            raise RuntimeError("vLLM could not reset its prefix cache, so its weights were left as they are")
+            raise EngineError("vLLM could not reset its prefix cache, so its weights were left as they are")
         engine.reset_encoder_cache()
         results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, base))
         return results
