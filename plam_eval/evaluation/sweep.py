@@ -34,7 +34,7 @@ from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.together import Together
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.model_wrappers.manifest import WRAPPERS
-from plam_eval.provenance import versions
+from plam_eval.provenance import read_identity, versions
 from plam_eval.spec import (
     GROUPS,
     LARGEST_SEED,
@@ -885,6 +885,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
         Grid.from_dict(plan["grid"])
     except (EvaluationError, ValueError) as error:
         raise SweepError(f"{file}: {error}. It was damaged, or not written by plam-eval; {remedy}") from error
+    settings = plan["settings"]  # of an earlier version, maybe
+    settings["checkpoint"] = read_identity(settings["checkpoint"])
+    settings["bases"] = {name: read_identity(stored) for name, stored in settings["bases"].items()}
     return plan
 
 
@@ -1008,5 +1011,5 @@ def _check_same(run: records.Run, cell: Cell, settings: Mapping[str, Any]) -> No
     base = cell.spec.base_model if cell.spec else None
     sides = (("model", "checkpoint", settings.get("checkpoint")), ("base", "base", settings.get("bases", {}).get(base)))
     for what, key, expected in sides:
-        if problem := _other(expected or {}, made.get(key) or {}):
+        if problem := _other(expected or {}, read_identity(made.get(key) or {})):
             raise DamagedFileError(f"{run.file}: was evaluated with another {what} than this sweep's: {problem}")

@@ -312,7 +312,7 @@ def test_cells_of_two_checkpoints_are_not_compared(sweeping: Sweeping, which: st
     sweeping.run()
     file = next(sweeping.cell(SCALE).glob("run/*_results.json"))
     results = json.loads(file.read_text())
-    results["plam_eval"]["provenance"][which]["sha256"] = "00"
+    results["plam_eval"]["provenance"][which]["fingerprint"] = "00"
     file.write_text(json.dumps(results))
     assert sweeping.states() == FINISHED | {SCALE: "damaged"}
     (warning,) = read_findings(sweeping.folder).warnings
@@ -342,6 +342,15 @@ def test_a_mistyped_task_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(EvaluationError, match="no task"):
         scan.check(tmp_path / "scan", "poppe")
     assert sweeping.run() and not (tmp_path / "scan").exists()
+
+
+def test_a_sweep_of_an_earlier_version_goes_on(sweeping: Sweeping) -> None:
+    """It called the fingerprint of a checkpoint's folder "sha256"."""
+    sweeping.run()
+    for file in (sweeping.folder / "sweep.json", *sweeping.folder.rglob("*_results.json")):
+        assert '"fingerprint"' in file.read_text()
+        file.write_text(file.read_text().replace('"fingerprint"', '"sha256"'))
+    assert sweeping.states() == FINISHED and sweeping.run() == {} and sweeping.evaluated == []
 
 
 def test_a_sweep_without_a_finished_cell_refuses_nothing(sweeping: Sweeping) -> None:
