@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import hashlib
@@ -273,7 +274,10 @@ def check_arguments(
     faults = [
         f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
         for name, value in given.items()
-        if isinstance(value, str) and name in parameters and (kinds := _numbers(parameters[name].annotation))
+        if isinstance(value, str)
+        and name in parameters
+        and (kinds := _numbers(parameters[name].annotation))
+        and not _reads_as(value, kinds)
     ]
     if faults:
         raise ArgumentError(f"{model_id}: {'; '.join(faults)}")
@@ -283,6 +287,15 @@ def _numbers(annotation: Any) -> tuple[type, ...]:
     """The types that an annotation names, if text is none of them: numbers and truth values alone."""
     kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType)
     return kinds if all(kind in (bool, int, float) for kind in kinds) else ()
+
+
+def _reads_as(text: str, kinds: tuple[type, ...]) -> bool:
+    """Whether a text stands for a number, as lmms-eval's command line hands over the batch size."""
+    for kind in set(kinds) - {bool}:
+        with contextlib.suppress(ValueError):
+            kind(text)
+            return True
+    return False
 
 
 def check_trust(trust_remote_code: Any) -> None:

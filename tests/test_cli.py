@@ -222,8 +222,8 @@ def test_a_device_that_is_none_says_what_to_write() -> None:
 
     with pytest.raises(InputError, match="device is 'gpu'; expected cpu, cuda"):
         hf._device("gpu")
-    with pytest.raises(InputError, match="max_error_share is 'much'; expected a share"):
-        mixin.check_share("much")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="max_error_share is 2; expected a share"):
+        mixin.check_share(2)
 
 
 def test_a_dataset_that_is_not_here_is_one_line(

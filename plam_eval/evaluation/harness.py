@@ -388,7 +388,7 @@ def _checked(
         except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
             raise EvaluationError(_not_loaded(manager, tasks, error)) from error
     if empty := [task for task, count in documents.items() if not count]:
-        raise EvaluationError(f"no documents of {', '.join(empty)} at offset {offset}; give a smaller one")
+        raise EvaluationError(f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one")
     if unscored and len(unscored) == len(documents):
         reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
         raise EvaluationError(f"no score per document is known for any of these tasks:\n{reasons}")
@@ -410,10 +410,19 @@ def _not_loaded(manager: Any, tasks: Sequence[str], error: Exception) -> str:
         try:
             get_task_dict([leaf], manager, "simple")
         except Exception as own:  # as above
-            lines.append(dataset_error(leaf, manager._get_config(leaf).get("dataset_path"), own))
+            lines.append(dataset_error(leaf, _dataset_of(manager, leaf), own))
     lines = lines or [dataset_error(", ".join(tasks), None, error)]
     text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
     return f"a task or its dataset could not be loaded:{text}"
+
+
+def _dataset_of(manager: Any, task: str) -> str | None:
+    """Hub id or folder of a task's dataset, if its YAML can be read at all."""
+    try:
+        path = manager._get_config(task).get("dataset_path")
+    except Exception:  # it imports the task's code
+        return None
+    return None if path is None else str(path)
 
 
 def _count_clusters(task: str, rows: Any, numbers: range) -> int:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from plam_eval.demo import run as demo
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.records import read_run
+from plam_eval.terminal import Terminal
 
 STOCK = {  # task -> the stock metric that is the mean of its documents' scores, and its scale
     "mmbench_en_dev_static": ("gpt_eval_score", 100),
@@ -166,7 +166,7 @@ def test_no_process_outlives_the_demo(tmp_path: Path, sent: signal.Signals) -> N
 
 def _step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], label: str, fresh: bool = False) -> None:
     monkeypatch.setattr(demo, "_identity", lambda suite, words: {"command": words})
-    demo._step(label, words, tmp_path / "suite", tmp_path / label, fresh, Console(quiet=True))
+    demo._step(label, words, tmp_path / "suite", tmp_path / label, fresh, Terminal(quiet=True))
 
 
 def test_the_demo_deletes_only_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,12 +90,12 @@ def test_nothing_that_can_be_compared_is_refused(own_tasks: Path) -> None:
 
 
 def test_an_offset_behind_the_documents_is_refused(own_tasks: Path) -> None:
-    with pytest.raises(EvaluationError, match="no documents of own_mean at offset 5"):
+    with pytest.raises(EvaluationError, match="offset is 5, which leaves no document of own_mean"):
         check_tasks(["own_mean"], offset=5, include_path=own_tasks)
 
 
 def test_a_dataset_that_is_not_there_is_named(own_tasks: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"a dataset could not be loaded: .*absent\.jsonl"):
+    with pytest.raises(EvaluationError, match=r"a task or its dataset could not be loaded: .*absent\.jsonl"):
         check_tasks(["own_absent"], include_path=own_tasks)
 
 

@@ -305,7 +305,7 @@ def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
     assert not (tmp_path / "sweep").exists()
     os.chdir(tmp_path)  # where no dataset is; the fixture goes back
     elsewhere = plam(*words(tmp_path / "sweep", "--dry-run"))
-    assert "documents not counted: a dataset could not be loaded" in elsewhere
+    assert "documents not counted: a task or its dataset could not be loaded" in elsewhere
     assert "number of documents is not known" in elsewhere
     os.chdir(in_suite)
     assert "0 cells to run" in plam(*words(finished, "--dry-run")) and "finished" in output

@@ -148,7 +148,7 @@ def test_a_task_whose_judge_has_no_key_is_refused_beforehand(hub: Path, monkeypa
     monkeypatch.chdir(hub)
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(harness.EvaluationError, match="a task could not be loaded: OpenAIError: Missing credentials"):
+    with pytest.raises(harness.EvaluationError, match="task mmvet: OpenAIError: Missing credentials"):
         harness.check_tasks(["mmvet"])
 
 

@@ -316,9 +316,9 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
     commits = {"org/mllm": "a" * 40, "org/base": "b" * 40}
     opened = []
 
-    def open_checkpoint(source: str, revision: str | None = None) -> Any:
+    def open_checkpoint(source: str, revision: str | None = None, role: str | None = None) -> Any:
         opened.append((source, revision))
-        return SimpleNamespace(name=source, location=source, commit=commits[source])
+        return SimpleNamespace(name=source, location=source, commit=commits[source], check_read_by_vllm=lambda: None)
 
     monkeypatch.setattr(vllm_loader.Checkpoint, "open", open_checkpoint)
     monkeypatch.setattr(vllm_loader, "plan_merge", lambda spec, model, base: None)
@@ -587,11 +587,10 @@ def test_an_untested_version_takes_vllms_own_reload(monkeypatch):
 
 
 def test_doctor_says_how_vllm_would_be_used(monkeypatch):
-    from rich.console import Console
-
     from plam_eval import doctor
+    from plam_eval.terminal import Terminal
 
-    console = Console(record=True, width=200)
+    console = Terminal(record=True, width=200)
     assert doctor.check_vllm(console)
     assert "only the attention and MLP blocks" in console.export_text()
     monkeypatch.setattr(vllm_loader, "VLLM_VERSION", "0.40.0")

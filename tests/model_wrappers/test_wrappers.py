@@ -276,7 +276,7 @@ def test_a_failed_batch_counts_all_its_documents(load, in_suite):
     ("given", "error", "message"),
     [
         ({"plateu": "none"}, TypeError, r"no argument plateu \(did you mean plateau\?\)"),
-        ({"plateau": "no-such-spec"}, SpecError, "no packaged spec and no file"),
+        ({"plateau": "no-such-spec"}, SpecError, "no packaged spec of that name, and no file"),
         ({"base": "BASE", "layers": "2:9"}, (SpecError, MergeError), "4 decoder layers"),
         ({"base": "BASE", "layers": "2:4", "rule": "weighted"}, SpecError, "weighted_sum"),
         ({"dtype": "float23"}, ValueError, "float32"),
