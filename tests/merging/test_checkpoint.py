@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -279,6 +280,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import _http
 
     shard(write_llama(tmp_path / "hub" / "org" / "base", 2))
     write_llama(tmp_path / "hub" / "org" / "one-file", 2)
@@ -289,6 +291,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(hf_api.constants, "ENDPOINT", hub.url)
+    patient = SimpleNamespace(**{**vars(_http.time), "sleep": lambda seconds: None})
+    monkeypatch.setattr(_http, "time", patient)  # it tries again for half a minute
     yield hub
     hub.server.shutdown()
     hub.server.server_close()
