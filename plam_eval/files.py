@@ -68,7 +68,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if len(text) > LARGEST_JSON:
         raise DamagedFileError(f"{path}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
     try:
-        content = json.loads(text, parse_int=_number)
+        content = json.loads(text.decode("utf-8-sig"), parse_int=_number)
         if _SURROGATE.search(text):
             content = _writable(content)
     except (ValueError, RecursionError) as error:

@@ -26,7 +26,9 @@ from plam_eval.files import (
 )
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[" * 100_000, b"[1]", b"null", b"3"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe{}", b'["\xed\xa0\x80"]', b"[" * 100_000, b"[1]", b"null", b"3"]
+)
 def test_damaged_json_names_the_file_and_the_remedy(tmp_path, content):
     file = tmp_path / "index.json"
     file.write_bytes(content)
