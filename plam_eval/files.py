@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,11 @@ from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 MARKER = ".plam-eval"
 """File in a folder that plam-eval has made and may delete."""
 
+LARGEST_JSON = 1 << 27
+"""Bytes of a JSON file that is read as one: ten times what a sweep of the most cells, or the largest index, takes."""
+
 _PROBE = 1 << 16  # bytes: a full disk may still take an empty file
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
@@ -43,22 +49,47 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file.
+    """The JSON object in a file. Half a surrogate pair in a text, which no file of text can hold, becomes "?".
+
+    Whole numbers beyond 64 bits become floats.
 
     Args:
         remedy: what to do where it is none, such as "download it again".
 
     Raises:
-        DamagedFileError: the file is not UTF-8, not JSON, or holds something else than an object.
+        DamagedFileError: the file is none, or larger than `LARGEST_JSON`, not UTF-8, not JSON, or holds something
+            else than an object.
         OSError: it cannot be opened.
     """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise DamagedFileError(f"{path}: is no file that holds something; {remedy}")
+    with path.open("rb") as file:
+        text = file.read(LARGEST_JSON + 1)
+    if len(text) > LARGEST_JSON:
+        raise DamagedFileError(f"{path}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text.decode("utf-8-sig"), parse_int=_number)
+        if _SURROGATE.search(text):
+            content = _writable(content)
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{path}: found {type(content).__name__}, expected a JSON object; {remedy}")
     return content
+
+
+def _number(digits: str) -> int | float:
+    """A whole number beyond 64 bits, which no column of a table holds, as the nearest float: as JavaScript reads it."""
+    value = int(digits) if len(digits) <= 20 else float(digits)
+    return value if -(2**63) <= value < 2**63 else float(value)
+
+
+def _writable(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {_writable(key): _writable(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_writable(value) for value in content]
+    return content.encode("utf-8", "replace").decode("utf-8") if isinstance(content, str) else content
 
 
 def inside(folder: Path, name: object, origin: str, *, follow_links: bool = True) -> Path:
@@ -78,8 +109,13 @@ def inside(folder: Path, name: object, origin: str, *, follow_links: bool = True
     if not plain or PureWindowsPath(name).drive:
         raise OutsideError(f"{origin}: names {name!r}, expected a file inside {folder}")
     found = folder / path
-    if follow_links and not found.resolve().is_relative_to(folder.resolve()):
-        raise OutsideError(f"{origin}: {name!r} leads to {found.resolve()}, expected a file inside {folder}")
+    if follow_links:
+        try:
+            target = found.resolve()
+        except RuntimeError as error:  # Python before 3.13, of links that lead to each other
+            raise OutsideError(f"{origin}: {name!r} is a link that leads to itself; delete it") from error
+        if not target.is_relative_to(folder.resolve()):
+            raise OutsideError(f"{origin}: {name!r} leads to {target}, expected a file inside {folder}")
     return found
 
 

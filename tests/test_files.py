@@ -26,12 +26,42 @@ from plam_eval.files import (
 )
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe{}", b"[" * 100_000, b"[1]", b"null", b"3"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe{}", b'["\xed\xa0\x80"]', b"[" * 100_000, b"[1]", b"null", b"3"]
+)
 def test_damaged_json_names_the_file_and_the_remedy(tmp_path, content):
     file = tmp_path / "index.json"
     file.write_bytes(content)
     with pytest.raises(DamagedFileError, match=re.escape(str(file)) + ".*; download it again"):
         read_json(file, "download it again")
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    file = tmp_path / "sweep.json"
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)  # takes no space
+    with pytest.raises(DamagedFileError, match=re.escape(str(file)) + ": is larger than .*; restore it"):
+        read_json(file, "restore it")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "cell.json")
+    with pytest.raises(DamagedFileError, match="no file that holds something; delete it"):
+        read_json(tmp_path / "cell.json", "delete it")
+
+
+def test_numbers_that_no_table_holds_are_floats(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(f'{{"a": [{2**63 - 1}, {-(2**63)}, {2**63}, 1{"0" * 30}, -1{"0" * 400}, 1{"0" * 6000}]}}')
+    found = read_json(file, "")["a"]
+    assert found == [2**63 - 1, -(2**63), 2.0**63, 1e30, -float("inf"), float("inf")]
+    assert [type(number) for number in found] == [int, int, float, float, float, float]
+
+
+def test_half_a_surrogate_pair_can_be_written_again(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(r'{"\ud800": ["\udfff", "\ud83d\ude00", "\\ud800"]}')
+    assert read_json(file, "") == {"?": ["?", "\N{GRINNING FACE}", r"\ud800"]}
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
@@ -51,6 +81,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
 def test_names_that_lead_out_are_refused(tmp_path, name):
     with pytest.raises(OutsideError, match=r"sweep\.json"):
         inside(tmp_path, name, "sweep.json")
+
+
+def test_links_that_lead_to_themselves_are_refused(tmp_path):
+    (tmp_path / "cells").symlink_to("cells")
+    with pytest.raises(OutsideError, match=r"sweep\.json: 'cells/plain'"):
+        inside(tmp_path, "cells/plain", "sweep.json")
 
 
 def test_links_that_lead_out_are_refused_unless_they_are_usual(tmp_path):

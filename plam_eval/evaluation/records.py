@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from plam_eval.errors import PlamError
+from plam_eval.errors import DamagedFileError, PlamError, quoted
 from plam_eval.evaluation import harness
+from plam_eval.files import LARGEST_JSON, read_json
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.tasks import NoScoreError, Score
 
@@ -215,16 +216,15 @@ def read_run(path: str | Path) -> Run:
     if not files:
         raise RecordError(f"no *_results.json below {path}: expected the --output_path of an lmms-eval run")
     file = files[-1]
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        configs = {task: config or {} for task, config in results["configs"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{file} is not a results file of lmms-eval: {error!r}") from error
+    results = _read_results(file)
+    configs = {task: config or {} for task, config in results["configs"].items()}
     date = file.name.removesuffix("_results.json")
     rows: list[dict[str, Any]] = []
     unscored: dict[str, str] = {}
     notes: list[str] = []
     for task, config in configs.items():
+        if "/" in task or "\0" in task:
+            raise RecordError(f"{file}: found a task named {task!r:.80}, expected the name of a task of lmms-eval")
         log = file.with_name(f"{date}_samples_{task}.jsonl")
         if not log.is_file():
             raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
@@ -244,6 +244,81 @@ def read_run(path: str | Path) -> Run:
     return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
 
 
+_TEXT, _NUMBER, _LIST, _OBJECT = (str,), (int, float), (list,), (dict,)  # or null
+_KINDS: dict[str, tuple[type, ...]] = {
+    "configs/*": _OBJECT,
+    "configs/*/metric_list": _LIST,
+    "results/*": _OBJECT,
+    "higher_is_better/*": _OBJECT,
+    "n-samples/*": _OBJECT,
+    "versions": _OBJECT,
+    "config/resolved_cli_args": _OBJECT,
+    "config/limit": _NUMBER,
+    "config/offset": _NUMBER,
+    f"{harness.RECORD_KEY}/provenance/versions": _OBJECT,
+    f"{harness.RECORD_KEY}/provenance/checkpoint": _OBJECT,
+    f"{harness.RECORD_KEY}/provenance/base": _OBJECT,
+    f"{harness.RECORD_KEY}/provenance/spec/modules/[]": _TEXT,
+    f"{harness.RECORD_KEY}/provenance/spec/layer_range/[]": _NUMBER,
+    f"{harness.RECORD_KEY}/provenance/spec/weights/*": _NUMBER,
+    f"{harness.RECORD_KEY}/provenance/merge/relative_change/*": _NUMBER,
+    f"{harness.RECORD_KEY}/provenance/merge/warnings/[]": _TEXT,
+    f"{harness.RECORD_KEY}/generation/calls": _NUMBER,
+    f"{harness.RECORD_KEY}/generation/failed": _NUMBER,
+    f"{harness.RECORD_KEY}/generation/settings/[]": _OBJECT,
+    f"{harness.RECORD_KEY}/altered_answers": _LIST,
+}
+"""What a results file holds where it is read, by path: "*" is every value of an object, "[]" every entry of a list."""
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """A results file whose values are of the kinds that its readers take for granted, or null. Raises RecordError."""
+    try:
+        results = read_json(file, "copy it again, or run again")
+    except DamagedFileError as error:
+        raise RecordError(f"{file} is not a results file of lmms-eval: {error}") from error
+    if not isinstance(results.get("configs"), dict):
+        raise RecordError(f"{file} is not a results file of lmms-eval: found no object 'configs'")
+    results["results"] = {} if results.get("results") is None else results["results"]
+    for path, kinds in _KINDS.items():
+        for where, value in _values(file, results, path):
+            if value is not None:
+                _check_kind(file, where, value, kinds)
+    for limit in ("limit", "offset"):
+        if not math.isfinite((results.get("config") or {}).get(limit) or 0):
+            raise RecordError(f"{file}: config/{limit}: found no finite number; copy it again, or run again")
+    spec = ((results.get(harness.RECORD_KEY) or {}).get("provenance") or {}).get("spec")
+    if spec and (len(spec.get("layer_range") or ()) != 2 or not spec.get("modules")):
+        raise RecordError(f"{file}: found a spec without a layer range or modules; copy it again, or run again")
+    return results
+
+
+def _values(file: Path, content: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Where a path of `_KINDS` leads in a results file, and what is there. Raises RecordError for another shape."""
+    found = [("", content)]
+    for part in path.split("/"):
+        deeper: list[tuple[str, Any]] = []
+        for where, value in found:
+            if value is None:
+                continue
+            _check_kind(file, where, value, list if part == "[]" else dict)
+            if part in ("*", "[]"):
+                pairs: Iterable[tuple[Any, Any]] = enumerate(value) if part == "[]" else value.items()
+            else:
+                pairs = [(part, value.get(part))]
+            deeper += [(f"{where}/{key}".lstrip("/"), inner) for key, inner in pairs]
+        found = deeper
+    yield from found
+
+
+def _check_kind(file: Path, where: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind):
+        expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise RecordError(
+            f"{file}: {where}: found {quoted(value)}, expected {expected}; it was damaged: copy it again, or run again"
+        )
+
+
 def _read_log(log: Path, config: Mapping[str, Any], expected: int | None) -> list[dict[str, Any]]:
     """One sample per document: those of the task's first filter, which lmms-eval logs first.
 
@@ -252,7 +327,7 @@ def _read_log(log: Path, config: Mapping[str, Any], expected: int | None) -> lis
     filters = known_tasks.filters_of(config)
     first: dict[Any, dict[str, Any]] = {}
     counts: Counter[Any] = Counter()
-    for number, line in enumerate(log.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(_lines(log), start=1):
         try:
             sample = json.loads(line)
             _check_sample(sample)
@@ -279,12 +354,23 @@ def _read_log(log: Path, config: Mapping[str, Any], expected: int | None) -> lis
     return list(first.values())
 
 
+def _lines(log: Path) -> Iterator[bytes]:
+    """The lines of a log. Raises RecordError for a longer one than any document has."""
+    with log.open("rb") as file:
+        while line := file.readline(LARGEST_JSON + 1):
+            if len(line) > LARGEST_JSON:
+                raise RecordError(f"{log}: has a line of more than {LARGEST_JSON} bytes, which is no sample; run again")
+            yield line.rstrip(b"\r\n")
+
+
 def _check_sample(sample: Any) -> None:
     """Raises KeyError, TypeError or ValueError when a line of a log is no sample."""
     if not isinstance(sample, dict):
         raise TypeError(f"found {type(sample).__name__}, expected a JSON object")
     if not isinstance(sample["doc_id"], (int, str)) or isinstance(sample["doc_id"], bool):
         raise TypeError(f"doc_id is {sample['doc_id']!r}, expected a number or text")
+    if isinstance(sample["doc_id"], int) and not -(2**63) <= sample["doc_id"] < 2**63:
+        raise ValueError(f"doc_id is {quoted(sample['doc_id'])}, expected a number of at most 64 bits")
     _ = sample["target"], sample["filtered_resps"]
 
 

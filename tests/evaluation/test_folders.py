@@ -234,6 +234,8 @@ def test_answers_are_deleted_and_nothing_else(tmp_path: Path) -> None:
         ("cell.json", '{"status": "finished", "seconds": 3}'),
         ("cell.json", '{"status": "finished", "together": "x"}'),
         ("run/20260101_000000_results.json", "{"),
+        ("run/20260101_000000_results.json", '{"configs": {"pope": {}}, "results": {"pope": 3}}'),
+        ("run/20260101_000000_results.json", "[" * 100_000),
         ("run/20260101_000000_samples_pope.jsonl", '{"doc_id": 0'),
     ],
 )

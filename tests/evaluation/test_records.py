@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,7 +107,68 @@ def test_a_results_file_that_is_none_is_named(tmp_path: Path, content: str) -> N
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b"\xff\xfe", b'{"doc_id": 1}', b'{"doc_id": 1, "target": "A"}', b""])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"results": []},
+        {"results": {"yes": "x"}},
+        {"configs": {"yes": "x"}},
+        {"configs": {"../yes": {}}},
+        {"configs": {"a\0": {}}},
+        {"configs": {"yes": {"metric_list": "x"}}},
+        {"higher_is_better": {"yes": 3}},
+        {"n-samples": {"yes": [2]}},
+        {"config": "x"},
+        {"config": {"resolved_cli_args": [1]}},
+        {"config": {"limit": math.inf}},
+        {"config": {"offset": "2"}},
+        {"plam_eval": 3},
+        {"plam_eval": {"generation": {"calls": "9", "settings": []}}},
+        {"plam_eval": {"generation": {"calls": 9, "settings": [3]}}},
+        {"plam_eval": {"altered_answers": 3}},
+        *(
+            {"plam_eval": {"provenance": provenance}}
+            for provenance in (
+                *({"spec": {"a": 1}}, {"spec": {"modules": [3], "layer_range": [1, 2]}}, {"checkpoint": math.nan}),
+                *({"versions": "x"}, {"merge": {"relative_change": {"7": {}}}}, {"merge": {"warnings": "x"}}),
+                *({"base": "x"}, {"merge": {"relative_change": [1.0]}}),
+            )
+        ),
+    ],
+)
+def test_a_results_file_with_values_of_other_kinds_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    file = _write(tmp_path, {"yes": [_sample("yes")]}, **change)
+    with pytest.raises(RecordError, match=re.escape(str(file))):
+        read_run(file)
+
+
+def test_a_results_file_is_read_as_any_other(tmp_path: Path) -> None:
+    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    file.write_text("[" * 100_000)
+    with pytest.raises(RecordError, match="is not a results file"):
+        read_run(file)
+
+
+def test_a_log_without_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
+    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    with (tmp_path / "20260101_000000_samples_yes.jsonl").open("wb") as log:
+        log.truncate(1 << 40)  # takes no space
+    with pytest.raises(RecordError, match=r"samples_yes\.jsonl: has a line of more than"):
+        read_run(file)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"doc_id": 1%s, "target": "A", "filtered_resps": []}' % (b"0" * 30),
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"doc_id": 1}',
+        b'{"doc_id": 1, "target": "A"}',
+        b"",
+    ],
+)
 def test_a_corrupted_line_is_named(tmp_path: Path, line: bytes) -> None:
     file = _write(tmp_path, {"yes": [_sample("yes")]})
     log = tmp_path / "20260101_000000_samples_yes.jsonl"
