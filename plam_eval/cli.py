@@ -225,10 +225,11 @@ def compare(
         names = names if names[0] != names[1] else ["first", "second"]
         warnings = records.check_comparable(first, second, names)
         compared, left_out = records.scored(dict(zip(names, (first, second), strict=True)))
-        console.warn([*warnings, *records.notes_of(compared), *left_out])
         first, second = compared.values()
+        mixed = records.mixed_directions(first.directions)
+        console.warn([*warnings, *records.notes_of(compared), *left_out, *mixed])
         rows = stats.compare(first.samples, second.samples, directions=first.directions)
-        console.print(tables.comparison(rows, "first", "second"))
+        console.print(tables.comparison(rows, "first", "second", first.directions))
         return
     if not model or not model_args or not tasks:
         raise InputError("give --model, --model_args with a plateau, and --tasks; or two run folders")
@@ -255,7 +256,7 @@ def compare(
         _show_failures(found, console)
         found.write()
         console.warn(found.warnings)
-        console.print(tables.comparison(found.compared["merged"]))
+        console.print(tables.comparison(found.compared["merged"], directions=found.runs[sweep.PLAIN].directions))
         console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
         console.say(f"Run folders: {output / sweep.CELLS}")
     if resident is not None and resident.world_size > 1:

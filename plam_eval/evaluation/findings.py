@@ -266,9 +266,6 @@ def _evaluated(
     others = {name: run for name, run in runs.items() if name != PLAIN}
     if PLAIN not in runs or not others:
         return empty
-    if len(set(runs[PLAIN].directions.values())) > 1:
-        falling = ", ".join(task for task, direction in runs[PLAIN].directions.items() if direction < 0)
-        warnings = (*warnings, f"lower is better in {falling}, higher in the others: their mean says nothing")
     if len(others) * stats.SMALLEST_P >= SIGNIFICANT:
         warnings = (
             *warnings,
@@ -277,7 +274,7 @@ def _evaluated(
         )
     runs, left_out = records.scored(runs)
     others = {name: run for name, run in runs.items() if name != PLAIN}
-    warnings = (*warnings, *left_out)
+    warnings = (*warnings, *left_out, *records.mixed_directions(runs[PLAIN].directions))
     chosen_on, reported_on = split(runs[PLAIN].samples, select)
     reported = {name: replace(run, samples=_rows(run, reported_on)) for name, run in runs.items()}
     beside = [

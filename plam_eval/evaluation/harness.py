@@ -20,6 +20,7 @@ import math
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -342,7 +343,8 @@ def check_tasks(
 ) -> CheckedTasks:
     """What an evaluation of these tasks would ask and score; datasets are loaded for it, no model is.
 
-    A task that `harness.tasks` does not know has one answer to its first document scored, as its evaluation would.
+    A task that `harness.tasks` does not know has answers to a few of these documents scored, right ones and wrong ones,
+    as its evaluation would: some log a metric for a part of their documents only.
 
     Args:
         by_document: answers will be scored one by one (`score_answers`), without the aggregation of all of them.
@@ -381,10 +383,11 @@ def _checked(
                 name, rows = output.task_name, output.task.eval_docs_no_media
                 total = max(0, len(rows) - offset)
                 documents[name] = min(total, limit) if limit is not None else total
-                if (why := _no_score(output, by_document)) is not None:
+                asked = range(offset, offset + documents[name])
+                if (why := _no_score(output, asked, by_document)) is not None:
                     unscored[name] = why
                 else:
-                    clusters[name] = _count_clusters(name, rows, range(offset, offset + documents[name]))
+                    clusters[name] = _count_clusters(name, rows, asked)
         except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
             raise EvaluationError(_not_loaded(manager, tasks, error)) from error
     if empty := [task for task, count in documents.items() if not count]:
@@ -431,21 +434,47 @@ def _count_clusters(task: str, rows: Any, numbers: range) -> int:
     return len({known_tasks.cluster_of_document(task, rows[number]) or number for number in numbers})
 
 
-def _no_score(output: Any, by_document: bool) -> str | None:
-    """Why the documents of a task will have no score; None where they will have one."""
+_TRIED = 8  # documents of a task that is not known
+_PATIENCE = 2.0  # seconds: a judge is asked over the network
+
+
+def _no_score(output: Any, asked: range, by_document: bool) -> str | None:
+    """Why the documents of a task will have no score; None where they will have one, as far as trying tells."""
     name, task = output.task_name, output.task
+    config = dict(output.task_config)
     try:
-        score = known_tasks.score_of_task(name, dict(output.task_config))
-        if by_document and score.late:
-            return f"{score.metric} is only judged when all answers are there"
-        if name not in known_tasks.TASKS:
-            document = task.eval_docs[0]
-            score.of(task.process_results(document, [str(task.doc_to_target(document))]))
+        score = known_tasks.score_of_task(name, config)
     except known_tasks.NoScoreError as error:
         return str(error)
-    except Exception as error:  # a task's own code runs here, and may raise anything
-        cause = _cause(error)
-        return f"scoring an answer to its first document raised {type(cause).__name__}: {cause}"
+    if by_document:
+        if score.late:
+            return f"{score.metric} is only judged when all answers are there"
+        if known_tasks.falls(score.metric, config):
+            return f"lower is better in {score.metric}, and a curve is of scores from 0 to 1 in which higher is better"
+    if name in known_tasks.TASKS or not asked:
+        return None
+    kind = getattr(task, "OUTPUT_TYPE", None)
+    if kind in ("loglikelihood", "multiple_choice"):  # scored by likelihoods, not by an answer that could be tried
+        return f"it is answered by likelihoods ({kind}), and a scan generates answers" if by_document else None
+    return _tried(task, score, asked)
+
+
+def _tried(task: Any, score: known_tasks.Score, asked: range) -> str | None:
+    """What is wrong with the scores of a few documents, each answered as it should be and as another one should be."""
+    numbers = sorted({asked[round(step * (len(asked) - 1) / (_TRIED - 1))] for step in range(_TRIED)})
+    started, docs = time.monotonic(), task.eval_docs
+    for index, number in enumerate(numbers):
+        try:
+            document = docs[number]
+            for other in {number, numbers[index - 1]}:
+                score.of(task.process_results(document, [str(task.doc_to_target(docs[other]))]))
+        except known_tasks.NoScoreError as error:
+            return str(error)
+        except Exception as error:  # a task's own code runs here, and may raise anything
+            cause = _cause(error)
+            return f"scoring an answer to document {number} raised {type(cause).__name__}: {cause}"
+        if time.monotonic() - started > _PATIENCE:
+            break
     return None
 
 

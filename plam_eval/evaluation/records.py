@@ -26,6 +26,12 @@ _MODE = re.compile(r"\((chat|simple)\)$")
 _ROUNDED = 1e-4
 """How far the mean of the documents' scores (from 0 to 1) may be from a stock metric: tasks round to 4 or 5 digits."""
 
+LEFT_OUT = "left out, no score per document is known"
+UNKNOWN_CLUSTERS = (
+    "which documents share an image is not known here, so they count as independent; if some do, p is too small and "
+    "intervals are too narrow"
+)
+
 # Of a results file's task configuration, what decides how the task is asked and answered. Functions are logged with
 # their address in memory, so they cannot be compared; prompts are.
 _TASK_SETTINGS = ("generation_kwargs", "repeats", "output_type", "num_fewshot")
@@ -235,11 +241,8 @@ def read_run(path: str | Path) -> Run:
         except NoScoreError as error:
             task_rows = [row(task, sample, None) for sample in samples]
             unscored[task] = str(error)
-        if not all(known_tasks.cluster_of(task, sample)[1] for sample in samples):
-            notes.append(
-                f"{task}: which documents share an image is not known here, so they count as independent; if some do, "
-                "p is too small and intervals are too narrow"
-            )
+        if task not in unscored and not all(known_tasks.cluster_of(task, sample)[1] for sample in samples):
+            notes.append(f"{task}: {UNKNOWN_CLUSTERS}")
         rows += task_rows
     return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
 
@@ -401,7 +404,8 @@ def _differing_mean(
     if not judged or not isinstance(value, (int, float)) or isinstance(value, bool):
         return notes
     ours = score.scale * score.aggregate([row["score"] for row in judged], [row["group"] for row in judged])
-    if not abs(ours - value) <= _ROUNDED * score.scale * max(1.0, score.high - score.low):
+    spread = abs(value) if math.isinf(score.high) else score.high - score.low
+    if not abs(ours - value) <= _ROUNDED * score.scale * max(1.0, spread):
         notes.append(
             f"{task}: the documents' {score.metric} comes to {ours:.5g}, but {score.stock} in the results is "
             f"{value:.5g}: what is compared here is not what the task reports"
@@ -460,7 +464,7 @@ def scored(runs: Mapping[str, Run]) -> tuple[dict[str, Run], list[str]]:
     reasons: dict[str, str] = {}
     for name, run in runs.items():
         for task, why in run.unscored.items():
-            reasons.setdefault(task, f"{task}: left out, no score per document is known ({name}: {why})")
+            reasons.setdefault(task, f"{task}: {LEFT_OUT} ({name}: {why})")
     notes += reasons.values()
     kept = {name: run.only(task for task in run.tasks if task not in reasons) for name, run in runs.items()}
     without = pd.concat(
@@ -483,6 +487,14 @@ def _without(run: Run, documents: pd.MultiIndex) -> Run:
     return replace(smaller, samples=samples.reset_index(drop=True))
 
 
+def mixed_directions(directions: Mapping[str, int]) -> list[str]:
+    """What to say of a mean over tasks in some of which a lower score is better; see `Run.directions`."""
+    if len(set(directions.values())) < 2:
+        return []
+    falling = ", ".join(task for task, direction in directions.items() if direction < 0)
+    return [f"lower is better in {falling}, higher in the others: their mean says nothing"]
+
+
 def notes_of(runs: Mapping[str, Run]) -> list[str]:
     """The notes of some runs, each once; with the names of those it is of, unless it is of all."""
     names: dict[str, list[str]] = {}
@@ -491,8 +503,18 @@ def notes_of(runs: Mapping[str, Run]) -> list[str]:
             names.setdefault(note, []).append(name)
     return [
         note if len(of) == len(runs) else f"{', '.join(of[:3])}{' and others' if len(of) > 3 else ''}: {note}"
-        for note, of in names.items()
+        for note, of in joined(names).items()
     ]
+
+
+def joined(notes: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Notes and the names of the runs they are of; what is said of several tasks of the same runs is said once."""
+    tasks: dict[tuple[str, ...], list[str]] = {}
+    for note, names in notes.items():
+        if note.endswith(f": {UNKNOWN_CLUSTERS}"):
+            tasks.setdefault(tuple(names), []).append(note.partition(":")[0])
+    whole = {note: names for note, names in notes.items() if not note.endswith(f": {UNKNOWN_CLUSTERS}")}
+    return whole | {f"{', '.join(of)}: {UNKNOWN_CLUSTERS}": list(names) for names, of in tasks.items()}
 
 
 def _release(version: Any) -> str | None:

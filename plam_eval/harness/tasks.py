@@ -75,7 +75,7 @@ class Score:
             ) from error
         if math.isnan(score) or score in self.unjudged:
             return math.nan
-        if not self.low <= score <= self.high:
+        if not self.low <= score <= self.high or math.isinf(score):
             raise NoScoreError(f"{metric} is {score:g}, expected {self.low:g} to {self.high:g}")
         return score
 
@@ -389,23 +389,31 @@ def score_of_task(task: str, config: Mapping[str, Any]) -> Score:
     declared = declared_metrics(config)
     for metric, aggregation in declared.items():
         if aggregation == "mean":
-            return Score(metric, number, stock=metric)
+            # Error rates and counts have no upper end: an answer may have more wrong words than its target has words.
+            return Score(metric, number, stock=metric, high=math.inf if falls(metric, config) else 1.0)
     metrics = listed(f"{metric} ({_shown(aggregation)})" for metric, aggregation in declared.items())
     raise NoScoreError(f"it declares no metric that is a mean over documents; it declares {metrics}")
 
 
 def declared_metrics(config: Mapping[str, Any]) -> dict[str, Any]:
     """Metric -> aggregation, of a task's metric_list."""
-    rows = config.get("metric_list")
-    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
-    return {str(row["metric"]): row.get("aggregation") for row in rows if "metric" in row}
+    return {str(row["metric"]): row.get("aggregation") for row in _rows(config, "metric_list") if "metric" in row}
+
+
+def falls(metric: str, config: Mapping[str, Any]) -> bool:
+    """Whether a task declares that a lower value of a metric is better."""
+    rows = _rows(config, "metric_list")
+    return any(row.get("metric") == metric and row.get("higher_is_better") is False for row in rows)
 
 
 def filters_of(config: Mapping[str, Any]) -> list[str]:
     """Names of a task's filters, in its own order; scores are those of the first."""
-    rows = config.get("filter_list")
-    rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
-    return [str(row.get("name")) for row in rows] or ["none"]
+    return [str(row.get("name")) for row in _rows(config, "filter_list")] or ["none"]
+
+
+def _rows(config: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    rows = config.get(key)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
 
 
 def cluster_of(task: str, sample: Mapping[str, Any]) -> tuple[str, bool]:

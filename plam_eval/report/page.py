@@ -182,7 +182,19 @@ def _compare(runs: Mapping[str, Run]) -> _Comparisons | None:
             comparable[name] = others[name]
         except RecordError as error:
             problems[name] = str(error).splitlines()[1:]
-    comparable, left_out = records.scored(comparable) if len(comparable) > 1 else ({}, [])
+    while True:  # each has something in common with the reference, but maybe not all of them the same
+        try:
+            comparable, left_out = records.scored(comparable) if len(comparable) > 1 else ({}, [])
+        except RecordError:
+            name = [*comparable][-1]
+            others = ", ".join([*comparable][:-1])
+            problems[name] = [f"no document has a score in {name} and in all of {others}; report on fewer of them"]
+            del comparable[name]
+        else:
+            break
+    # Of single runs the page says this anyway.
+    left_out = [note for note in left_out if records.LEFT_OUT not in note]
+    left_out += records.mixed_directions(comparable[reference].directions) if comparable else []
     for notes in warnings.values():
         notes += left_out
     frames = {name: run.samples for name, run in comparable.items() if name != reference}
@@ -702,6 +714,9 @@ def _comparison(rows: Sequence[Paired], first: str, second: str, directions: Map
 def _runs_answers(runs: Mapping[str, Run], compared: _Comparisons | None) -> list[str]:
     if compared is None:
         scores = next(iter(runs.values())).accuracy()
+        if scores.isna().all():
+            return ["No score per document is known; the table metrics has what its tasks report."]
+        scores = scores.dropna()
         mean = f", the mean over {len(scores)} tasks" if len(scores) > 1 else ""
         return [f"It scores {scores.mean():.3f}{mean}."]
     answers = []
@@ -764,7 +779,7 @@ def _runs_sections(runs: Mapping[str, Run], compared: _Comparisons | None, looki
         )
         blocks.append(table)
     for name, problems in compared.problems.items():
-        why = "they were not asked alike" if name not in compared.warnings else "no document has a score in both"
+        why = "they were not asked alike" if name not in compared.warnings else "no document has a score in all"
         blocks.append(Paragraph(f"{name} is not compared with {reference}: {why}.", "warning"))
         blocks.append(Listing("What differs", tuple(map(cut_short, problems)), code=False, open=True))
     if len(compared.rows) > _DETAILED:
@@ -840,7 +855,7 @@ def _examples(
         reasons: dict[str, list[str]] = {}
         for task, reason in missing.items():
             reasons.setdefault(cut_short(reason, 300), []).append(task)
-        text = "; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in reasons.items())
+        text = "; ".join(f"{', '.join(tasks)}: {reason.rstrip('.')}" for reason, tasks in reasons.items())
         hint = "Sample logs hold no images; --data names the folder in which the evaluation found its datasets"
         started = plan.get("working_directory") if plan else None
         hint += f" (it was started in {started})." if started else "."
@@ -855,7 +870,9 @@ def _examples(
             blocks.append(Paragraph(f"{title}: none."))
             continue
         shown = f"{len(rows)} of {total}" if total > len(rows) else f"{total}"
-        blocks.append(Examples(f"{title}: {shown}", tuple(_example(row, names, images) for row in rows)))
+        blocks.append(
+            Examples(f"{title}: {shown}", tuple(_example(row, names, images, first.directions) for row in rows))
+        )
     return blocks
 
 
@@ -867,12 +884,18 @@ def _spread(rows: pd.DataFrame, count: int) -> list[dict[str, Any]]:
     return picked
 
 
-def _example(row: Mapping[str, Any], names: tuple[str, str], images: Mapping[tuple[str, int], list[Image]]) -> Example:
+def _example(
+    row: Mapping[str, Any],
+    names: tuple[str, str],
+    images: Mapping[tuple[str, int], list[Image]],
+    directions: Mapping[str, int],
+) -> Example:
     found = images.get((row["task"], row["doc_id"]), [])
     answers = []
     for name, side in zip(names, ("first", "second"), strict=True):
         score = row[f"score_{side}"]
-        verdict = {0.0: "wrong", 1.0: "right"}.get(score, f"score {score:.3g}")
+        words = {0.0: "wrong", 1.0: "right"} if directions.get(row["task"], 1) > 0 else {}  # no errors are not wrong
+        verdict = words.get(score, f"score {score:.3g}")
         answers.append((name, verdict, clip(str(row[f"answer_{side}"]), _ANSWER)))
     return Example(
         title=f"{row['task']}, document {row['doc_id']}",
@@ -918,7 +941,10 @@ def _warnings_section(sources: Sources, compared: _Comparisons | None) -> list[S
             found.setdefault(f"scan: {warning}", []).append(name)
     groups = [(name, result.runs) for name, result in sources.sweeps.items()] + [("", sources.runs)]
     for result in sources.sweeps.values():
+        notes = [note for run in result.runs.values() for note in run.notes]
         for warning in result.warnings:
+            if warning.endswith((records.UNKNOWN_CLUSTERS, *notes)):  # below, with the cells it is of
+                continue
             cell, _, text = warning.partition(": ")
             inside = cell in result.runs and text
             found.setdefault(text if inside else warning, []).extend([cell] if inside else [])
@@ -931,7 +957,7 @@ def _warnings_section(sources: Sources, compared: _Comparisons | None) -> list[S
             for warning in warnings:
                 found.setdefault(warning, []).append(name)
     lines = []
-    for warning, where in found.items():
+    for warning, where in records.joined(found).items():
         places = ", ".join(where) if len(where) <= 4 else f"{', '.join(where[:3])} and {len(where) - 3} others"
         lines.append(minus_signs(f"{cut_short(warning)} ({places})" if where else cut_short(warning)))
     if not lines:
@@ -942,7 +968,7 @@ def _warnings_section(sources: Sources, compared: _Comparisons | None) -> list[S
 def _run_warnings(run: Run) -> list[str]:
     merge = (run.block.get("provenance") or {}).get("merge") or {}
     found = [str(warning) for warning in merge.get("warnings") or []]
-    found += [*run.notes, *(f"{task}: no score per document is known: {why}" for task, why in run.unscored.items())]
+    found += [*run.notes, *(f"{task}: {records.LEFT_OUT}: {why}" for task, why in run.unscored.items())]
     generation = run.block.get("generation") or {}
     if generation.get("failed"):
         found.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.sweep import Job
 
 
-def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merged") -> PlainTable:
-    """One line per task and the mean over tasks last, as `stats.compare` gives them."""
+def comparison(
+    rows: Sequence[Paired],
+    first: str = "plain",
+    second: str = "merged",
+    directions: Mapping[str, int] | None = None,
+) -> PlainTable:
+    """One line per task and the mean over tasks last, as `stats.compare` gives them; `directions`: as it takes them."""
+    falling = {task for task, direction in (directions or {}).items() if direction < 0}
     table = PlainTable(caption_justify="left")
     table.add_column("task", no_wrap=True)
     for name in ("n", first, second, "difference", "95 %", "gained", "lost", "p", "parsable"):
@@ -28,7 +34,7 @@ def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merg
         if overall:
             table.add_section()
         table.add_row(
-            "mean over tasks" if overall else row.task,
+            "mean over tasks" if overall else row.task + (" (lower is better)" if row.task in falling else ""),
             str(row.documents),
             f"{row.first:.3f}",
             f"{row.second:.3f}",
@@ -41,7 +47,7 @@ def comparison(rows: Sequence[Paired], first: str = "plain", second: str = "merg
             style="bold" if overall else None,
         )
     lines = [
-        f"gained, lost: documents that only {second}, or only {first}, answers right",
+        f"gained, lost: documents that {second} scores better on, or {first} does",
         "parsable: answers in the form asked for, of both; p: exact McNemar test, or sign flips of groups of documents",
     ]
     if rows[-1].needed is not None:

@@ -40,11 +40,20 @@ def own_other_name(doc, results):
 def own_crash(doc, results):
     raise RuntimeError("no judge to be reached")
 
+def own_part(doc, results):
+    return {"right_of_low" if int(doc["answer"]) < 3 else "right_of_high": 1.0}
+
+def own_errors(doc, results):
+    return {"errors": 3.0 * abs(float(results[0]) - float(doc["answer"]))}
+
+def own_penalty(doc, results):
+    return {"points": 1.0 if results[0] == doc["answer"] else -0.25}
+
 def cider(entries):
     return 1.0
 """
 METRICS = {"own_mean": "right", "own_captions": "cider", "own_judge": "verdict", "own_other_name": "right"}
-METRICS |= {"own_crash": "right"}
+METRICS |= {"own_crash": "right", "own_part": "right_of_low", "own_penalty": "points"}
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +69,12 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         aggregation = "!function scores.cider" if name == "own_captions" else "mean"
         text = TASK.format(name=name, data=data, metric=metric, aggregation=aggregation)
         (folder / f"{name}.yaml").write_text(text)
+    errors = TASK.format(name="own_errors", data=data, metric="errors", aggregation="mean")
+    (folder / "own_errors.yaml").write_text(errors.replace("higher_is_better: true", "higher_is_better: false"))
+    choices = TASK.format(name="own_choices", data=data, metric="acc", aggregation="mean")
+    choices = choices.replace("process_results: !function scores.own_choices\n", 'doc_to_choice: ["0", "1", "2"]\n')
+    choices = choices.replace("generate_until", "multiple_choice")
+    (folder / "own_choices.yaml").write_text(choices)
     absent = TASK.format(name="own_absent", data=tmp_path / "absent.jsonl", metric="right", aggregation="mean")
     (folder / "own_absent.yaml").write_text(absent.replace("scores.own_absent", "scores.own_mean"))
     (folder / "both.yaml").write_text("group: own_group\ntask: [own_mean, own_captions]\n")
@@ -70,13 +85,35 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_tasks_that_will_have_no_score_are_named_beforehand(own_tasks: Path) -> None:
     checked = check_tasks(list(METRICS), limit=3, include_path=own_tasks)
     assert checked.documents == dict.fromkeys(METRICS, 3)
-    assert checked.scored == ("own_mean",)
+    assert checked.scored == ("own_mean", "own_part")
     assert checked.unscored == {
         "own_captions": "it declares no metric that is a mean over documents; it declares cider (cider)",
         "own_judge": "verdict is -1, expected 0 to 1",
         "own_other_name": "expected right in its log, found right_of_text",
-        "own_crash": "scoring an answer to its first document raised RuntimeError: no judge to be reached",
+        "own_crash": "scoring an answer to document 0 raised RuntimeError: no judge to be reached",
+        "own_penalty": "points is -0.25, expected 0 to 1",
     }
+
+
+def test_a_metric_of_a_part_of_the_documents_is_named_beforehand(own_tasks: Path) -> None:
+    tasks = ["own_mean", "own_part"]
+    expected = {"own_part": "expected right_of_low in its log, found right_of_high"}
+    assert check_tasks(tasks, include_path=own_tasks).unscored == expected
+    assert check_tasks(tasks, limit=4, include_path=own_tasks).unscored == expected
+    assert check_tasks(tasks, offset=3, include_path=own_tasks).unscored == expected
+    assert check_tasks(tasks, limit=3, include_path=own_tasks).unscored == {}
+
+
+def test_where_lower_is_better_there_is_no_upper_end_and_no_curve(own_tasks: Path) -> None:
+    assert check_tasks(["own_errors"], include_path=own_tasks).unscored == {}
+    with pytest.raises(EvaluationError, match="own_errors: lower is better in errors, and a curve is of scores"):
+        check_tasks(["own_errors"], include_path=own_tasks, by_document=True)
+
+
+def test_likelihoods_are_scored_but_in_scans(own_tasks: Path) -> None:
+    assert check_tasks(["own_choices"], include_path=own_tasks).unscored == {}
+    with pytest.raises(EvaluationError, match=r"own_choices: it is answered by likelihoods \(multiple_choice\)"):
+        check_tasks(["own_choices"], include_path=own_tasks, by_document=True)
 
 
 def test_of_a_group_the_tasks_with_scores_are_kept(own_tasks: Path) -> None:

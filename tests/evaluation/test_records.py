@@ -316,6 +316,33 @@ def test_notes_are_told_once(tmp_path: Path) -> None:
     assert notes_of(runs) == ["gqa: a", "one: gqa: one", "two: gqa: two"]
 
 
+def test_what_is_said_of_several_tasks_is_said_once_and_of_scored_ones_only(tmp_path: Path) -> None:
+    captions = {"doc_id": 0, "target": "x", "filtered_resps": ["x"], "CIDEr": {"pred": "x"}}
+    logs = {"heard": _graded([1.0]), "unheard": _graded([0.5]), "flickr": [captions]}
+    runs = {name: read_run(_write(tmp_path / name, logs)) for name in ("one", "two")}
+    assert set(runs["one"].unscored) == {"flickr"}
+    assert notes_of(runs) == [
+        "heard, unheard: which documents share an image is not known here, so they count as independent; if some do, "
+        "p is too small and intervals are too narrow"
+    ]
+
+
+def test_where_lower_is_better_a_score_may_be_above_one(tmp_path: Path) -> None:
+    """More words can be wrong than there are to be right."""
+    declared = [{"metric": "wer", "aggregation": "mean", "higher_is_better": False}]
+    configs = {"asr": {"metric_list": declared}}
+    rows = [{"doc_id": n, "target": "x", "filtered_resps": ["x"], "wer": w} for n, w in enumerate([0.0, 0.5, 2.5])]
+    results = {"asr": {"wer,none": 1.0}}
+    run = read_run(_write(tmp_path / "a", {"asr": rows}, configs=configs, results=results))
+    assert run.unscored == {} and run.samples["score"].tolist() == [0.0, 0.5, 2.5]
+    assert not [note for note in run.notes if "comes to" in note]
+    other = read_run(_write(tmp_path / "b", {"asr": rows}, configs=configs, results={"asr": {"wer,none": 0.9}}))
+    assert [note for note in other.notes if "comes to" in note]
+    for wrong in (-1.0, math.inf):
+        run = read_run(_write(tmp_path / f"{wrong}", {"asr": [rows[0] | {"wer": wrong}]}, configs=configs))
+        assert list(run.unscored) == ["asr"]
+
+
 # What documents have in common
 
 

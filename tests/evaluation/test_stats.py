@@ -89,6 +89,36 @@ def test_sign_flip_by_hand() -> None:
 def test_many_signs_are_drawn_and_p_is_never_0() -> None:
     assert stats.sign_flip(np.ones(60)) == pytest.approx(2 / 20_000)
     assert stats.sign_flip(np.array([1.0, *[0.0] * 50])) == 1.0  # alone, it may as well have had the other sign
+    # Thousands: the sum of flipped differences is normal, with their squares' sum as its variance.
+    differences = np.random.default_rng(0).exponential(1, 4001) - 0.97
+    expected = 2 * scipy.stats.norm.sf(abs(differences.sum()) / math.sqrt(float(differences @ differences)))
+    assert stats.sign_flip(differences) == pytest.approx(expected, abs=0.01)
+    assert stats.sign_flip(-differences) == pytest.approx(expected, abs=0.01)
+
+
+def test_signs_are_drawn_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = np.random.default_rng(1).normal(0.1, 1, 100)
+    whole = stats.sign_flip(differences)
+    monkeypatch.setattr(stats, "_CELLS", 104 * 1000)
+    assert stats.sign_flip(differences) == pytest.approx(whole, abs=0.02)
+    assert stats.sign_flip(np.ones(100)) == pytest.approx(2 / 20_000)
+
+
+def test_what_rounding_alone_tells_apart_is_no_difference() -> None:
+    first = table([0.1 + 0.2] * 10 + [0.25] * 30)
+    found = one(first, table([0.3] * 10 + [0.25] * 30))
+    assert (found.gained, found.lost, found.p, found.needed) == (0, 0, 1.0, None)
+    alike = one(table(np.linspace(0, 0.8, 20)), table(np.linspace(0, 0.8, 20) + 0.1))
+    assert (alike.gained, alike.needed) == (20, None), "every document gains the same: their variance is not known"
+
+
+def test_one_document_of_a_graded_task_makes_the_mean_over_tasks_no_surer() -> None:
+    scores = np.random.default_rng(2).random(200)
+    first = pd.concat([table(scores, task="anls"), table([0.2], task="few")])
+    second = pd.concat([table(np.clip(scores + 0.1, 0, 1), task="anls"), table([0.9], task="few")])
+    few, overall = compare(first, second)[1:]
+    assert width(few) > 1.8
+    assert width(overall) >= width(few) / 2 - 0.01, "half of the mean is that one document"
 
 
 def test_holm_by_hand() -> None:

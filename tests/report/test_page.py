@@ -442,6 +442,41 @@ def test_a_run_without_scores_is_named(tmp_path: Path, no_images: None) -> None:
     assert "pope: left out, no score per document is known (unscored: pope_accuracy is not logged" in page.text
 
 
+def lowered(file: Path, task: str) -> None:
+    """A run's results in which a lower score of a task is better."""
+    results = json.loads(file.read_text())
+    results["higher_is_better"][task]["score"] = False
+    results["configs"][task]["metric_list"] = [{"metric": "score", "aggregation": "mean", "higher_is_better": False}]
+    file.write_text(json.dumps(results))
+
+
+def test_errors_are_not_called_right_and_their_mean_with_others_is_warned_of(tmp_path: Path, no_images: None) -> None:
+    for name, right in (("plain", 20), ("merged", 12)):
+        given = documents(["errors", "pope"], 20, right=right)
+        given = [{**d, "score": 1 - d["score"]} if d["task"] == "errors" else d for d in given]
+        lowered(write_run(tmp_path / name, given, plain=name == "plain"), "errors")
+    page = Page(write_report([tmp_path / "plain", tmp_path / "merged"], tmp_path / "page")).text
+    assert "lower is better in errors, higher in the others: their mean says nothing" in page
+    assert "errors, document 12" in page and "plain score 0" in page and "merged score 1" in page
+
+
+def test_runs_that_have_no_document_in_common_are_left_out_by_name(tmp_path: Path, no_images: None) -> None:
+    given = documents(["one", "two"], 20)
+    write_run(tmp_path / "plain", given)
+    for name, task in (("first", "one"), ("second", "two")):
+        write_run(tmp_path / name, [{**d, "score": None} if d["task"] == task else d for d in given], plain=False)
+    page = Page(write_report([tmp_path / n for n in ("plain", "first", "second")], tmp_path / "page")).text
+    assert "second is not compared with plain: no document has a score in all." in page
+    assert "no document has a score in second and in all of plain, first; report on fewer of them" in page
+
+
+def test_a_run_of_tasks_without_scores(tmp_path: Path, no_images: None) -> None:
+    write_run(tmp_path / "run", [{**d, "score": None} for d in documents(["one", "two"], 4)])
+    page = Page(write_report([tmp_path / "run"], tmp_path / "page")).text
+    assert "No score per document is known; the table metrics has what its tasks report." in page
+    assert "nan" not in page and "which documents share" not in page
+
+
 def test_one_run(tmp_path: Path) -> None:
     write_run(tmp_path / "plain" / "model", documents(TASKS, 20, right=15))
     page = Page(write_report([tmp_path / "plain"], tmp_path / "out"))
