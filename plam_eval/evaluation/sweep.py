@@ -294,14 +294,35 @@ class Grid:
         return cls(cells, controls)
 
     def with_earlier(self, earlier: Grid) -> Grid:
-        """These cells, and those of an earlier call: whatever was tried counts."""
-        digests = {cell.spec.digest() if cell.spec else None for cell in self.cells}
-        more = [cell for cell in earlier.cells if (cell.spec.digest() if cell.spec else None) not in digests]
-        if taken := {cell.name for cell in self.cells} & {cell.name for cell in more}:
+        """These cells, and those of an earlier call: whatever was tried counts. One merge keeps its earlier name.
+
+        Raises SweepError where one is a sweep and the other the pair of a comparison, or one name has two merges.
+        """
+        if (paired := earlier._is_pair()) is not None and self._is_pair() not in (None, paired):
+            held, called = ("compare", "sweep") if paired else ("sweep", "compare")
+            raise SweepError(f"holds what `plam {held}` has found, and this is `plam {called}`; name another --output")
+        before = {cell.spec.digest() if cell.spec else None: cell for cell in earlier.cells}
+        cells, named = [], dict[str, str]()
+        for cell in self.cells:
+            same = before.pop(cell.spec.digest() if cell.spec else None, None)
+            named[cell.name] = same.name if same else cell.name
+            kind = "merged" if same and "merged" in (same.kind, cell.kind) else cell.kind
+            cells.append(replace(cell, name=named[cell.name], kind=kind))
+        more = [*before.values()]
+        if taken := {cell.name for cell in cells} & {cell.name for cell in more}:
             raise SweepError(
                 f"{', '.join(sorted(taken))}: finished before with another merge; name another --output, or delete it"
             )
-        return Grid((*self.cells, *more), {**earlier.controls, **self.controls})
+        controls = {
+            named[name]: {rule: tuple(named.get(n, n) for n in names) for rule, names in by_rule.items()}
+            for name, by_rule in self.controls.items()
+        }
+        return Grid((*cells, *more), {**earlier.controls, **controls})
+
+    def _is_pair(self) -> bool | None:
+        """Whether the merges are that of `pair_grid`; None where there are none."""
+        merges = [cell.name for cell in self.cells if cell.spec]
+        return MERGED in merges if merges else None
 
 
 def make_grid(config: SweepConfig, num_layers: int) -> Grid:
@@ -563,7 +584,10 @@ def _going_on(folder: Path, settings: Mapping[str, Any], grid: Grid) -> Grid:
                 f"{folder / PLAN}: has cells of the base {', '.join(sorted(unknown))}, which this sweep does not name; "
                 "name another --output"
             )
-        return grid.with_earlier(earlier)
+        try:
+            return grid.with_earlier(earlier)
+        except SweepError as error:
+            raise SweepError(f"{folder}: {error}") from None
     if not any((read_cell(folder, cell) or {}).get("status") == FINISHED for cell in earlier.cells):
         return grid
     raise SweepError(
