@@ -411,6 +411,12 @@ def _starting_spec(config: SweepConfig, given: Mapping[str, Any]) -> PlateauSpec
     if config.base_model is not None:
         overrides["base"] = config.base_model
     if given.get("plateau", "none") == "none" and not {"base", "layers"} <= set(overrides):
+        if ignored := {key: value for key, value in given.items() if key != "plateau"}:
+            words = ", ".join(f"{key}={value}" for key, value in ignored.items())
+            raise SweepError(
+                f"model_args: found {words} without a plateau to override; give a plateau, or --base and --layers "
+                "(with --weights, --modules, --controls)"
+            )
         return None
     spec = load_spec(given.get("plateau"), overrides)
     if spec is not None and spec.rule != "weighted_sum":
@@ -651,10 +657,11 @@ def pair_grid(config: SweepConfig) -> Grid:
 def load_model(config: SweepConfig) -> Any:
     """The plain model in its wrapper, as lmms-eval's command line would make it.
 
-    Raises EvaluationError, before anything is loaded, as `harness.check_tasks`.
+    Raises, before anything is loaded, what `harness.check_model` and `harness.check_tasks` raise.
     """
-    check_tasks(config)
     arguments, _ = split_arguments(config.model_args)
+    harness.check_model(config.model, arguments, force_simple=config.force_simple)
+    check_tasks(config)
     return harness.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
 
 

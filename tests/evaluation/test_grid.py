@@ -226,6 +226,17 @@ def test_one_name_for_two_merges_is_refused() -> None:
         late.with_earlier(early)
 
 
+@pytest.mark.parametrize("word", ["base_weight=0.5", "rule=noise", "modules=qk", "plateau=none,base=org/base"])
+def test_overrides_of_nothing_are_refused(word: str) -> None:
+    said = refused(model_args=f"pretrained=mllm,{word}", layers="6:8", **({} if "base=" in word else BASE))
+    assert (
+        f"found {word.removeprefix('plateau=none,')} without a plateau to override; give a plateau, or --base" in said
+    )
+
+
+BASE = {"base_model": "org/base"}
+
+
 def test_what_cannot_be_a_grid() -> None:
     assert "no base LLM: give --base" in refused(model_args="pretrained=mllm", layers="all")
     assert "the plateau's rule is self_scale" in refused(model_args=f"{ARGS},rule=self_scale")
