@@ -44,6 +44,7 @@ from plam_eval.spec import (
     PlateauSpec,
     hint,
     load_spec,
+    not_a_mapping,
     number,
     range_hint,
     whole_number,
@@ -208,7 +209,9 @@ class SweepConfig(BaseModel):
                 why = system_error(error) if isinstance(error, OSError) else str(error)
                 raise SweepError(f"{origin} cannot be read: {why}") from error
             if not isinstance(data, dict):
-                raise SweepError(f"{origin}: found {type(data).__name__}, expected a mapping of keys")
+                raise SweepError(
+                    f"{origin}: found {not_a_mapping(data)}, expected keys, one a line, as `tasks: [pope]`"
+                )
             if strange := [key for key in data if not isinstance(key, str)]:
                 raise SweepError(f"{origin}: found {quoted(strange[0])} as a key, expected a word")
         data = {**data, **{key: value for key, value in given.items() if value is not None}}

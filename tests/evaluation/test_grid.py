@@ -334,7 +334,7 @@ def test_bad_values(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- a", "found list, expected a mapping"), ("", "found NoneType"), ("a: [", "cannot be read")],
+    [("- a", "found a list, expected"), ("", "found an empty file"), ("a: [", "cannot be read")],
 )
 def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "sweep.yaml").write_text(content)
