@@ -2,7 +2,7 @@
 
 A sweep is a grid of merges (layer ranges, weights, modules) with controls beside each, and the plain model. Cells are
 finished one by one, each moved into place when it is complete, so that a sweep that was killed goes on with the first
-unfinished cell. What the cells say is read back from their folders (`read_sweep`).
+unfinished cell. What the cells say is read back from their folders (`findings.read_findings`).
 """
 
 from __future__ import annotations
