@@ -192,6 +192,10 @@ def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
     found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
     if owner is not None:
         raise InputError(f"{found}, and {model_id} loads {takes}; give --model {owner}")
+    if "auto_map" in checkpoint.config:
+        raise InputError(
+            f"{found}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
+        )
     if "vision_config" not in checkpoint.config:
         raise InputError(
             f"{found} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
