@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -33,8 +34,16 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
 from plam_eval.merging.plan import plan_merge
 from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
-from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, hint, load_spec
 
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+_KINDS = {  # model_type of a config -> the wrapper whose stock class loads it
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "plam_llava"),
+    "qwen2_vl": "plam_qwen2_vl",
+    "qwen2_5_vl": "plam_qwen2_5_vl",
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "plam_qwen3_vl"),
+    "internvl": "plam_internvl",
+}
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -69,15 +78,16 @@ class HFPlateauMixin(PlateauMixin):
     ) -> None:
         stock = stock_class(type(self))
         parameters = inspect.signature(stock).parameters
-        overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
-        check_arguments(self.model_id, kwargs, parameters, ("device", "device_map", "dtype", "trust_remote_code"))
-        check_share(max_error_share)
-        check_trust(trust_remote_code)
-        self.pretrained_name = str(pretrained or parameters["pretrained"].default)
-        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"), role="pretrained")
-        spec = load_spec(plateau, overrides)
-        if spec is not None:  # headers are enough to find most faults, before minutes of loading
-            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model, role="base"))
+        checkpoint, spec = self.check(
+            pretrained,
+            plateau=plateau,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            max_error_share=max_error_share,
+            **kwargs,
+        )
+        self.pretrained_name = checkpoint.name
+        kwargs = {key: value for key, value in kwargs.items() if key not in OVERRIDE_KEYS}
 
         # Without a launcher of lmms-eval (a scan or sweep under torchrun) this makes the process group, and processes
         # that finish early have to wait for the others for longer than NCCL's ten minutes.
@@ -94,7 +104,11 @@ class HFPlateauMixin(PlateauMixin):
             kwargs["dtype"] = wanted
         forced = {} if wanted is None or "dtype" in parameters else {"dtype": wanted}
         with _one_process(stock), _loading_with(trust_remote_code, forced):
-            super().__init__(pretrained=self.pretrained_name, device=place, device_map=mapped, **kwargs)
+            try:
+                super().__init__(pretrained=self.pretrained_name, device=place, device_map=mapped, **kwargs)
+            except ImportError as error:  # FlashAttention, for one
+                first = str(error).strip().partition("\n")[0]
+                raise InputError(f"{self.model_id} cannot be loaded as asked: {first}") from error
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self._generate = self.model.generate
@@ -102,6 +116,38 @@ class HFPlateauMixin(PlateauMixin):
         trusted = {"trust_remote_code": True} if trust_remote_code else {}
         self._begin(checkpoint, {**kwargs, **trusted}, max_error_share)
         self.merge(spec)
+
+    @classmethod
+    def check(
+        cls,
+        pretrained: str | None = None,
+        *,
+        plateau: str | Path | Mapping[str, Any] | PlateauSpec | None = None,
+        dtype: str | torch.dtype | None = None,
+        trust_remote_code: bool = False,
+        max_error_share: float = 0.0,
+        **kwargs: Any,
+    ) -> tuple[Checkpoint, PlateauSpec | None]:
+        """The checkpoint and the spec that the constructor's arguments name; raises what can be known beforehand."""
+        parameters = inspect.signature(stock_class(cls)).parameters
+        overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
+        check_arguments(cls.model_id, kwargs, parameters, ("device", "device_map", "dtype", "trust_remote_code"))
+        check_share(max_error_share)
+        check_trust(trust_remote_code)
+        _dtype(dtype)
+        attention = kwargs.get("attn_implementation")
+        if isinstance(attention, str) and attention not in _ATTENTION and not re.search("[/|]", attention):  # kernels
+            raise InputError(f"attn_implementation is {attention!r}; {hint(attention, _ATTENTION)}")
+        if pretrained is not None and not str(pretrained).strip():
+            raise InputError("pretrained is empty; expected a folder or a hub id")
+        name = str(pretrained or parameters["pretrained"].default)
+        checkpoint = Checkpoint.open(name, revision=kwargs.get("revision"), role="pretrained")
+        if not trust_remote_code:
+            _check_kind(cls.model_id, checkpoint)
+        spec = load_spec(plateau, overrides)
+        if spec is not None:  # headers are enough to find most faults, before minutes of loading
+            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model, role="base"))
+        return checkpoint, spec
 
     @property
     def model(self) -> Any:
@@ -134,6 +180,29 @@ class HFPlateauMixin(PlateauMixin):
 
 
 # --- what the stock classes assume -----------------------------------------------------------------------------------
+
+
+def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
+    """Raise InputError for a checkpoint that the stock class of a wrapper cannot load, as its config shows."""
+    kind = checkpoint.config.get("model_type")
+    owner = _KINDS.get(kind) if isinstance(kind, str) else None
+    if owner == model_id:
+        return
+    takes = ", ".join(name for name, wrapper in _KINDS.items() if wrapper == model_id)
+    found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
+    if owner is not None:
+        raise InputError(f"{found}, and {model_id} loads {takes}; give --model {owner}")
+    if "auto_map" in checkpoint.config:
+        raise InputError(
+            f"{found}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
+        )
+    if "vision_config" not in checkpoint.config:
+        raise InputError(
+            f"{found} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
+            f"{takes}. A base LLM is named with base="
+        )
+    if model_id == "plam_llava":  # its stock class knows these kinds and no others
+        raise InputError(f"{found}; {model_id} loads {takes}")
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:

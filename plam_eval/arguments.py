@@ -32,7 +32,7 @@ def read_words(text: str, origin: str) -> dict[str, str]:
         origin: where the words were given, such as "model_args".
 
     Raises:
-        InputError: naming every word without `=`, every key that was given twice, numbers too long to read.
+        InputError: naming every word without `=` or a value, every key that was given twice, numbers too long to read.
     """
     found: dict[str, str] = {}
     problems: list[str] = []
@@ -42,6 +42,8 @@ def read_words(text: str, origin: str) -> dict[str, str]:
         if not equals or not key:
             problems.append(f"found {quoted(word)}, expected key=value{_meant(last, found.get(last, ''), word)}")
             continue
+        if not value:
+            problems.append(f"found {quoted(word)}, expected a value behind =; leave {key} out for its default")
         if key in found:
             problems.append(f"{key} is given twice, as {quoted(found[key])} and as {quoted(value)}; give it once")
         if value.isnumeric() and (not value.isdecimal() or len(value) > _LONGEST_NUMBER):

@@ -120,6 +120,8 @@ def scan(
     _quiet_logs("INFO")
     check_criteria(margin, confidence)
     arguments = harness.parse_model_args(model_args)
+    scans.check_folder(output)
+    harness.check_model(model, arguments, force_simple=force_simple)
     if cuts and arguments.get("pretrained"):
         scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
     scans.check(

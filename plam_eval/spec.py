@@ -113,6 +113,15 @@ def whole_number(value: Any, largest: int, what: str = "a whole number") -> int:
     return value
 
 
+def not_a_mapping(data: Any) -> str:
+    """What a YAML file holds that should hold `key: value` lines, in words."""
+    if data is None:
+        return "an empty file"
+    if isinstance(data, str):
+        return "text (a space belongs behind each colon)"
+    return "a list" if isinstance(data, list) else type(data).__name__
+
+
 def range_hint(value: Any) -> str:
     """For an error about layers: the range that two numbers in `value` may stand for, as it is to be written."""
     found = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
@@ -159,6 +168,13 @@ class PlateauSpec(_Record):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
         return value
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        if not isinstance(value, (Mapping, Weights)):
+            raise ValueError(f"found {quoted(value)}, expected both by name: {{model: 0.9, base_model: 0.3}}")
+        return value
+
     @field_validator("layer_range", mode="before")
     @classmethod
     def _layer_range(cls, value: Any) -> tuple[int, int]:
@@ -188,6 +204,11 @@ class PlateauSpec(_Record):
             raise ValueError(f"found {quoted(value)}, expected module names or a group ({', '.join(GROUPS)})")
         unknown = [w for w in words if not isinstance(w, str) or (w not in MODULES and w not in GROUPS)]
         if unknown:
+            if any(isinstance(word, str) and "," in word for word in unknown):
+                joined = "+".join(part.strip() for word in words for part in str(word).split(","))
+                raise ValueError(
+                    f"found {quoted(value)}, expected names joined by +: write {joined}, or a list in a file"
+                )
             known = [*MODULES, *GROUPS]
             raise ValueError("; ".join(f"unknown module {quoted(word)}, {hint(word, known)}" for word in unknown))
         named = Counter(name for word in words for name in GROUPS.get(word, (word,)))
@@ -381,7 +402,11 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(plateau, (str, Path)):
         raise SpecError("plateau", [f"found {plateau!r}, expected a name, a path, a mapping or a PlateauSpec"])
     origin, names = f"plateau spec {str(plateau)!r}", packaged_specs()
+    if not str(plateau).strip():
+        raise SpecError(origin, [f"found no name, expected a packaged spec, a YAML file or none; {hint('', names)}"])
     try:
+        if str(plateau).startswith("~"):
+            plateau = Path(plateau).expanduser()  # in model_args no shell does it
         if isinstance(plateau, str) and plateau in names:
             data = parse_yaml((resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8"))
         elif Path(plateau).is_dir():
@@ -395,16 +420,22 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
                 origin,
                 [
                     f"no packaged spec of that name, and no file {Path(plateau).name} in "
-                    f"{Path(plateau).absolute().parent}; {hint(plateau, [*names, 'none'])}"
+                    f"{Path(plateau).absolute().parent}; {hint(str(plateau), [*names, 'none'])}"
                 ],
             )
-    except (OSError, ValueError) as error:  # YamlError among them; a path of a kind that no system has
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # YamlError among them; an unknown user; a path of a kind that no system has
         if isinstance(error, SpecError):
             raise
         why = system_error(error) if isinstance(error, OSError) else str(error)
         raise SpecError(origin, [f"cannot be read: {why}"]) from error
     if not isinstance(data, dict):
-        raise SpecError(origin, [f"found {type(data).__name__}, expected a mapping of fields"])
+        raise SpecError(
+            origin, [f"found {not_a_mapping(data)}, expected fields, one a line, as `base_model: org/name`"]
+        )
     if strange := [key for key in data if not isinstance(key, str)]:
         raise SpecError(origin, [f"found {quoted(key)} as a key, expected a word" for key in strange])
     return origin, data

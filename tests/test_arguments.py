@@ -16,7 +16,7 @@ from plam_eval.errors import InputError
         "a='b,c',d=\"e,f\"",
         'a="b\\",c",d=1',
         "a=[1,2],b=(3",
-        "a=b=c,d=",
+        "a=b=c,d=0",
     ],
 )
 def test_words_are_those_that_lmms_eval_reads(text: str) -> None:
@@ -26,13 +26,14 @@ def test_words_are_those_that_lmms_eval_reads(text: str) -> None:
 
 def test_every_problem_is_named() -> None:
     with pytest.raises(InputError) as error:
-        read_words("a=1,b, a=2,=3,weights=0,9,", "model_args")
+        read_words("a=1,b, a=2,=3,weights=0,9,c= ,", "model_args")
     assert str(error.value).splitlines() == [
-        "model_args: 5 problem(s)",
+        "model_args: 6 problem(s)",
         "  - found 'b', expected key=value; if it belongs to a, put all of that value into quotes or braces",
         "  - a is given twice, as '1' and as '2'; give it once",
         "  - found '=3', expected key=value",
         "  - found '9', expected key=value; a decimal fraction has a point: write weights=0.9",
+        "  - found 'c=', expected a value behind =; leave c out for its default",
         "  - found '', expected key=value; is there a comma too many?",
     ]
     assert read_words("  ", "model_args") == {} and read_words(" a = b ,c=d", "x") == {"a": "b", "c": "d"}

@@ -162,8 +162,8 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "make_model", fail)
 
 
-def scan_words(**changed: str) -> list[str]:
-    words = {"model": "plam_llava", "model_args": "pretrained=m", "tasks": "pope", **changed}
+def scan_words(pretrained: object = "m", **changed: str) -> list[str]:
+    words = {"model": "plam_llava", "model_args": f"pretrained={pretrained}", "tasks": "pope", **changed}
     return ["scan", *(part for key, value in words.items() for part in (f"--{key}", value))]
 
 
@@ -182,13 +182,19 @@ def scan_words(**changed: str) -> list[str]:
         ({"gen_kwargs": "max_new_tokens"}, "gen_kwargs: 1 problem(s)"),
         ({"margin": "2"}, "margin: found 2.0, expected a share of accuracy"),
         ({"model": "[x][/x]"}, "model is '[x][/x]'; a scan needs one of our HF wrappers"),
+        ({"model_args": "pretrained=,device=cpu"}, "found 'pretrained=', expected a value behind =; leave pretrained"),
+        ({"tasks": ","}, "tasks: found no name"),
+        ({"tasks": "pope mme"}, "names are separated by commas"),
+        ({"tasks": "pope,coco2017_cap_val", "include_path": "nowhere"}, "include_path nowhere: no such folder"),
+        ({"tasks": "coco2017_cap_val,mmmu_pro_composite"}, "captions are scored over all documents together"),
+        ({"cuts": "4"}, "cuts '4': 4 hides the image nowhere; expected a layer below it, too"),
     ],
 )
 def test_a_scan_is_checked_before_its_model_is_loaded(
-    plam: Call, in_suite: Path, unloaded: None, tmp_path: Path, given: dict[str, str], says: str
+    plam: Call, pico: Any, in_suite: Path, unloaded: None, tmp_path: Path, given: dict[str, str], says: str
 ) -> None:
     output = tmp_path / "scan"
-    code, _, err = plam(*scan_words(**given), "--output", str(output))
+    code, _, err = plam(*scan_words(pico("llava").mllm, **given), "--output", str(output))
     assert code == 1 and says in err and "Traceback" not in err
     assert not output.exists()
 
@@ -197,6 +203,33 @@ def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_s
     words = scan_words(model_args=f"pretrained={pico('llava').mllm}")
     code, _, err = plam(*words, "--cuts", "0:100000000000")
     assert code == 1 and "cuts '0:100000000000'" in err and "expected layers from 0 to 4" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"model_args": "pretrained=nowhere/at/all"}, "pretrained=nowhere/at/all: no such folder"),
+        ({"model_args": "pretrained={mllm},plateu=demo"}, "takes no argument plateu (did you mean plateau?)"),
+        ({"model_args": "pretrained = {mllm} , dtype = f16"}, "dtype is 'f16'; expected auto, float32"),
+        ({"model_args": "pretrained={mllm},plateau=dmo"}, "did you mean 'demo'?"),
+        ({"model_args": "pretrained={mllm},attn_implementation=flash"}, "attn_implementation is 'flash'; known: eager"),
+        ({"model_args": "pretrained={base}"}, "no multimodal model in Hugging Face format; plam_llava loads llava"),
+        ({"model_args": "pretrained={mllm}", "model": "plam_qwen2_vl"}, "give --model plam_llava"),
+    ],
+)
+def test_a_model_is_checked_before_tasks_and_datasets(
+    plam: Call, pico: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
+) -> None:
+    pair = pico("llava")
+    monkeypatch.setattr(harness, "_task_manager", lambda include_path: pytest.fail("tasks were looked up"))
+    model_args = given["model_args"].format(mllm=pair.mllm, base=pair.base)
+    words = {"model": "plam_llava", **given, "model_args": model_args}
+    code, _, err = plam(*scan_words(**words))
+    assert code == 1 and says in err and "Traceback" not in err
+    if "plateau=" not in model_args:  # what a sweep makes its cells of
+        more = ["--tasks", "pope", "--base", str(pair.base), "--layers", "2:4", "--output", str(tmp_path / "sweep")]
+        code, _, err = plam("sweep", "--model", words["model"], "--model_args", model_args, *more)
+        assert code == 1 and says in err and "Traceback" not in err and not (tmp_path / "sweep").exists()
 
 
 def test_a_dry_run_of_an_unknown_task_fails(plam: Call, pico: Any, tmp_path: Path) -> None:
@@ -227,10 +260,10 @@ def test_a_device_that_is_none_says_what_to_write() -> None:
 
 
 def test_a_dataset_that_is_not_here_is_one_line(
-    plam: Call, tmp_path: Path, unloaded: None, monkeypatch: pytest.MonkeyPatch
+    plam: Call, pico: Any, tmp_path: Path, unloaded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = plam(*scan_words())
+    code, _, err = plam(*scan_words(pico("llava").mllm))
     (line,) = [line for line in err.splitlines() if line.startswith("error")]
     assert code == 1 and "task pope, dataset lmms-lab-encoder/POPE: it is not on this machine" in line
     assert "hf download --repo-type dataset lmms-lab-encoder/POPE" in line and "Traceback" not in err

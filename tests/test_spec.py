@@ -156,8 +156,8 @@ def test_an_overridden_field_is_named_as_the_user_wrote_it() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[1, 2]", "found list, expected a mapping"),
-        ("", "found NoneType, expected a mapping"),
+        ("[1, 2]", "found a list, expected"),
+        ("", "found an empty file, expected"),
         ("base_model: [", "cannot be read"),
         ("seed: 1\nbase_model: x\nseed: 2", "key given twice: seed"),
     ],
@@ -201,6 +201,12 @@ def test_unknown_spec_names_the_nearest(tmp_path: Path, monkeypatch: pytest.Monk
         ("rule: true", "expected text"),
         ("seed: 99999999999999999999", "at most 9223372036854775807"),
         ("3: 4", "found 3 as a key, expected a word"),
+        ("weights: [0.9, 0.3]", "weights: found [0.9, 0.3], expected both by name: {model: 0.9, base_model: 0.3}"),
+        ("weights: 0.9+0.3", "expected both by name: {model: 0.9, base_model: 0.3}"),
+        (
+            "modules: q_proj, k_proj",
+            "found 'q_proj, k_proj', expected names joined by +: write q_proj+k_proj, or a list",
+        ),
     ],
 )
 def test_values_that_read_as_something_else(tmp_path: Path, line: str, says: str) -> None:
@@ -208,6 +214,25 @@ def test_values_that_read_as_something_else(tmp_path: Path, line: str, says: str
     path = tmp_path / "spec.yaml"
     path.write_text(f"{yaml.safe_dump(content)}{line}\n")
     assert says in "\n".join(problems(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("base_model:org/base\n", "a space belongs behind each colon"), ("", "an empty file"), ("- a\n", "found a list")],
+)
+def test_a_file_without_fields(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "spec.yaml").write_text(content)
+    (problem,) = problems(tmp_path / "spec.yaml")
+    assert says in problem and "expected fields, one a line, as `base_model: org/name`" in problem
+
+
+def test_a_home_folder_is_that_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(GOOD))
+    assert load_spec("~/spec.yaml") == load_spec(GOOD)
+    assert "no file other.yaml in" in problems("~/other.yaml")[0]
+    assert problems("~nobody-of-this-name/spec.yaml")
+    assert "found no name, expected a packaged spec" in problems("")[0]
 
 
 def test_a_range_in_words_is_one_in_a_file(tmp_path: Path) -> None:

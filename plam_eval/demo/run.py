@@ -23,7 +23,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from plam_eval.demo import hub
-from plam_eval.errors import PlamError
+from plam_eval.errors import InputError, PlamError
 from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.findings import Findings, read_findings
 from plam_eval.evaluation.scan import SPEC
@@ -98,9 +98,13 @@ def run(
 
     What is finished for the same suite, pair and versions is not repeated. `limit`: evaluate fewer documents.
 
-    Raises DemoError when a command fails or writes no results: lmms-eval's exits 0 all the same. FolderError: the
-    folder cannot be written, or holds something else where the demo's folders are to be.
+    Raises DemoError when a command fails or writes no results: lmms-eval's exits 0 all the same. InputError: an odd
+    number of documents. FolderError: the folder cannot be written, or holds something else where the demo's folders are
+    to be.
     """
+    for name, count in (("documents", documents), ("scanned", scanned), ("limit", limit or 2)):
+        if count % 2:  # known before the scan is paid for
+            raise InputError(f"{name} is {count}, but MME asks two questions of an image; give an even number")
     check_writable(folder)
     console = Terminal()
     suite = prepare(folder / "suite", scanned + documents)

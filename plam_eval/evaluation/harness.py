@@ -301,9 +301,25 @@ def parse_model_args(model_args: str) -> dict[str, Any]:
     """`key=value,...` as lmms-eval's command line reads it."""
     from lmms_eval.utils import simple_parse_args_string
 
-    read_words(model_args, "model_args")  # for what lmms-eval drops, or ends in a traceback
-    found: dict[str, Any] = simple_parse_args_string(model_args)
-    return {key.strip(): value for key, value in found.items()}
+    # Without the spaces around commas and equals signs, which lmms-eval takes for parts of values and keys.
+    words = read_words(model_args, "model_args")
+    found: dict[str, Any] = simple_parse_args_string(",".join(f"{key}={value}" for key, value in words.items()))
+    return found
+
+
+def check_model(model_id: str, arguments: Mapping[str, Any], *, force_simple: bool = False) -> None:
+    """What can be known to be wrong with the arguments of one of our wrappers before anything is loaded.
+
+    Raises:
+        ArgumentError, InputError: names and values of arguments. CheckpointError, SpecError, MergeError: what the
+            headers of the checkpoints show.
+    """
+    from lmms_eval.models import get_model
+
+    install()
+    check = getattr(get_model(model_id, force_simple=force_simple), "check", None)
+    if check is not None:  # vLLM's checks itself when it is made, before its engine starts
+        check(**arguments)
 
 
 def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int = 1, force_simple: bool = False) -> Any:
@@ -355,6 +371,8 @@ def check_tasks(
     """
     read_words(gen_kwargs or "", "gen_kwargs")
     include = str(include_path) if include_path else None
+    if include is not None and not Path(include).is_dir():
+        raise EvaluationError(f"include_path {include}: no such folder; expected the folder of your task files")
     return _checked(tuple(_names(tasks)), limit, offset, include, prompt_id(model), str(Path.cwd()), by_document)
 
 
@@ -375,7 +393,11 @@ def _checked(
     manager = _task_manager(include_path)
     manager.model_name = model
     _check_names(tasks, manager.all_tasks)
-    _check_pairs(limit, _leaves(manager, tasks))
+    leaves = _leaves(manager, tasks)
+    _check_pairs(limit, leaves)
+    never = {leaf: known_tasks.TASKS[leaf].unscored for leaf in sorted(leaves) if leaf in known_tasks.TASKS}
+    if len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
+        raise EvaluationError(_nothing_scored(never))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
     with _one_attempt():
         try:
@@ -393,14 +415,18 @@ def _checked(
     if empty := [task for task, count in documents.items() if not count]:
         raise EvaluationError(f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one")
     if unscored and len(unscored) == len(documents):
-        reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
-        raise EvaluationError(f"no score per document is known for any of these tasks:\n{reasons}")
+        raise EvaluationError(_nothing_scored(unscored))
     scored = []
     for name in tasks:
         leaves = sorted(_leaves(manager, [name]))
         without = [leaf for leaf in leaves if leaf in documents and leaf not in unscored]
         scored += without if set(leaves) & set(unscored) else [name]
     return CheckedTasks(documents, clusters, unscored, tuple(scored))
+
+
+def _nothing_scored(unscored: Mapping[str, str]) -> str:
+    reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
+    return f"no score per document is known for any of these tasks:\n{reasons}"
 
 
 def _not_loaded(manager: Any, tasks: Sequence[str], error: Exception) -> str:
@@ -569,14 +595,19 @@ def _check_pairs(limit: int | None, tasks: Iterable[str]) -> None:
         raise EvaluationError(f"limit is {limit}, but MME scores documents in pairs; give an even number")
 
 
-def _check_names(names: Iterable[str], known: list[str]) -> None:
+def _check_names(names: Sequence[str], known: list[str]) -> None:
     unknown = [name for name in names if name not in known]
+    if not names:
+        raise TaskNameError("tasks: found no name, expected names of tasks or groups, separated by commas")
     if unknown:
         hints = []
         for name in unknown:
             near = difflib.get_close_matches(name, known, n=3)
             hints.append(f"{name!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
-        raise TaskNameError(f"no task or group of this name: {'; '.join(hints)}")
+        apart = any(mark in name for name in unknown for mark in " ;\t")
+        raise TaskNameError(
+            f"no task or group of this name: {'; '.join(hints)}{'; names are separated by commas' if apart else ''}"
+        )
 
 
 def _check_results(results: dict[str, Any], samples: dict[str, list[dict[str, Any]]]) -> None:

@@ -159,8 +159,7 @@ def check(
         EvaluationError: as `harness.check_tasks`. FolderError: `output` cannot be written, or holds files of these
             names that are no scan's.
     """
-    files.check_writable(output)
-    files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *_CURVE, "answers.rank0.jsonl"), SETTINGS)
+    check_folder(output)
     return harness.check_tasks(
         tasks,
         limit=limit,
@@ -170,6 +169,12 @@ def check(
         model=model,
         by_document=True,
     )
+
+
+def check_folder(output: str | Path) -> None:
+    """Raise FolderError where `output` cannot be written, or holds files of a scan's names that are no scan's."""
+    files.check_writable(output)
+    files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *_CURVE, "answers.rank0.jsonl"), SETTINGS)
 
 
 def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -194,11 +199,13 @@ def check_cuts(cuts: str | None, pretrained: str, revision: str | None = None) -
     """Raise ProbeError for cuts that a checkpoint's decoder has not, from file headers: loading it takes minutes."""
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import decoder_names
-    from plam_eval.probing.scan import parse_cuts
+    from plam_eval.probing.scan import ProbeError, parse_cuts
 
     layers = {layer for layer, _ in decoder_names(Checkpoint.open(pretrained, revision=revision))}
     if layers:  # of a layout whose names are known
-        parse_cuts(cuts, max(layers) + 1)
+        number = max(layers) + 1
+        if parse_cuts(cuts, number) == (number,):
+            raise ProbeError(f"cuts {cuts!r}: {number} hides the image nowhere; expected a layer below it, too")
 
 
 def conclude(

@@ -2,7 +2,7 @@
 
 A sweep is a grid of merges (layer ranges, weights, modules) with controls beside each, and the plain model. Cells are
 finished one by one, each moved into place when it is complete, so that a sweep that was killed goes on with the first
-unfinished cell. What the cells say is read back from their folders (`read_sweep`).
+unfinished cell. What the cells say is read back from their folders (`findings.read_findings`).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from plam_eval.spec import (
     PlateauSpec,
     hint,
     load_spec,
+    not_a_mapping,
     number,
     range_hint,
     whole_number,
@@ -208,7 +209,9 @@ class SweepConfig(BaseModel):
                 why = system_error(error) if isinstance(error, OSError) else str(error)
                 raise SweepError(f"{origin} cannot be read: {why}") from error
             if not isinstance(data, dict):
-                raise SweepError(f"{origin}: found {type(data).__name__}, expected a mapping of keys")
+                raise SweepError(
+                    f"{origin}: found {not_a_mapping(data)}, expected keys, one a line, as `tasks: [pope]`"
+                )
             if strange := [key for key in data if not isinstance(key, str)]:
                 raise SweepError(f"{origin}: found {quoted(strange[0])} as a key, expected a word")
         data = {**data, **{key: value for key, value in given.items() if value is not None}}
@@ -294,14 +297,35 @@ class Grid:
         return cls(cells, controls)
 
     def with_earlier(self, earlier: Grid) -> Grid:
-        """These cells, and those of an earlier call: whatever was tried counts."""
-        digests = {cell.spec.digest() if cell.spec else None for cell in self.cells}
-        more = [cell for cell in earlier.cells if (cell.spec.digest() if cell.spec else None) not in digests]
-        if taken := {cell.name for cell in self.cells} & {cell.name for cell in more}:
+        """These cells, and those of an earlier call: whatever was tried counts. One merge keeps its earlier name.
+
+        Raises SweepError where one is a sweep and the other the pair of a comparison, or one name has two merges.
+        """
+        if (paired := earlier._is_pair()) is not None and self._is_pair() not in (None, paired):
+            held, called = ("compare", "sweep") if paired else ("sweep", "compare")
+            raise SweepError(f"holds what `plam {held}` has found, and this is `plam {called}`; name another --output")
+        before = {cell.spec.digest() if cell.spec else None: cell for cell in earlier.cells}
+        cells, named = [], dict[str, str]()
+        for cell in self.cells:
+            same = before.pop(cell.spec.digest() if cell.spec else None, None)
+            named[cell.name] = same.name if same else cell.name
+            kind = "merged" if same and "merged" in (same.kind, cell.kind) else cell.kind
+            cells.append(replace(cell, name=named[cell.name], kind=kind))
+        more = [*before.values()]
+        if taken := {cell.name for cell in cells} & {cell.name for cell in more}:
             raise SweepError(
                 f"{', '.join(sorted(taken))}: finished before with another merge; name another --output, or delete it"
             )
-        return Grid((*self.cells, *more), {**earlier.controls, **self.controls})
+        controls = {
+            named[name]: {rule: tuple(named.get(n, n) for n in names) for rule, names in by_rule.items()}
+            for name, by_rule in self.controls.items()
+        }
+        return Grid((*cells, *more), {**earlier.controls, **controls})
+
+    def _is_pair(self) -> bool | None:
+        """Whether the merges are that of `pair_grid`; None where there are none."""
+        merges = [cell.name for cell in self.cells if cell.spec]
+        return MERGED in merges if merges else None
 
 
 def make_grid(config: SweepConfig, num_layers: int) -> Grid:
@@ -390,6 +414,12 @@ def _starting_spec(config: SweepConfig, given: Mapping[str, Any]) -> PlateauSpec
     if config.base_model is not None:
         overrides["base"] = config.base_model
     if given.get("plateau", "none") == "none" and not {"base", "layers"} <= set(overrides):
+        if ignored := {key: value for key, value in given.items() if key != "plateau"}:
+            words = ", ".join(f"{key}={value}" for key, value in ignored.items())
+            raise SweepError(
+                f"model_args: found {words} without a plateau to override; give a plateau, or --base and --layers "
+                "(with --weights, --modules, --controls)"
+            )
         return None
     spec = load_spec(given.get("plateau"), overrides)
     if spec is not None and spec.rule != "weighted_sum":
@@ -563,7 +593,10 @@ def _going_on(folder: Path, settings: Mapping[str, Any], grid: Grid) -> Grid:
                 f"{folder / PLAN}: has cells of the base {', '.join(sorted(unknown))}, which this sweep does not name; "
                 "name another --output"
             )
-        return grid.with_earlier(earlier)
+        try:
+            return grid.with_earlier(earlier)
+        except SweepError as error:
+            raise SweepError(f"{folder}: {error}") from None
     if not any((read_cell(folder, cell) or {}).get("status") == FINISHED for cell in earlier.cells):
         return grid
     raise SweepError(
@@ -627,10 +660,11 @@ def pair_grid(config: SweepConfig) -> Grid:
 def load_model(config: SweepConfig) -> Any:
     """The plain model in its wrapper, as lmms-eval's command line would make it.
 
-    Raises EvaluationError, before anything is loaded, as `harness.check_tasks`.
+    Raises, before anything is loaded, what `harness.check_model` and `harness.check_tasks` raise.
     """
-    check_tasks(config)
     arguments, _ = split_arguments(config.model_args)
+    harness.check_model(config.model, arguments, force_simple=config.force_simple)
+    check_tasks(config)
     return harness.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
 
 

@@ -64,8 +64,12 @@ def instead(files: Collection[str], adapter: Any = None) -> str:
         adapter: content of adapter_config.json, if it is there and can be read.
     """
 
+    nested = sorted({name.split("/")[0] for name in files if name.endswith("/config.json")})
+    # Where there are checkpoints below it, the weights below it are theirs.
+    looked_at = [name for name in files if not nested or "/" not in name or name.startswith(("snapshots/", "blobs/"))]
+
     def some(*patterns: str) -> list[str]:
-        return sorted(name for name in files if any(fnmatchcase(name, pattern) for pattern in patterns))
+        return sorted(name for name in looked_at if any(fnmatchcase(name, pattern) for pattern in patterns))
 
     if ADAPTER in files:
         model = adapter.get("base_model_name_or_path") if isinstance(adapter, Mapping) else None
@@ -97,7 +101,7 @@ def instead(files: Collection[str], adapter: Any = None) -> str:
         return f"holds weights in another format ({_list(found)}); save the model with save_pretrained, as safetensors"
     if not files:
         return "is empty; expected config.json and weights, as save_pretrained writes them"
-    if nested := sorted({name.split("/")[0] for name in files if name.endswith("/config.json")}):
+    if nested:
         return f"holds checkpoints in folders below it ({_list(nested)}), none itself; pass the one that you mean"
     return f"holds no weights, only {_list(sorted(files))}; expected one of {', '.join(CANDIDATES)}"
 

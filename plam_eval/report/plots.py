@@ -214,7 +214,7 @@ _RULES = {  # colours and marks of a merge and its controls
 }
 _OTHER_RULE = ("#6A3D9A", "D")  # of a rule that somebody registered
 _NOTHING = "#F0F0F0"
-_PER_ROW = 12  # merges beside each other in `controls_figure`
+_PER_ROW = 12  # merges beside each other in `controls`
 _WIDE = 12  # columns of a heat map from which on their names are upright
 
 

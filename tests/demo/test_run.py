@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from plam_eval.demo import run as demo
-from plam_eval.errors import FolderError
+from plam_eval.errors import FolderError, InputError
 from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.records import read_run
 from plam_eval.terminal import Terminal
@@ -119,6 +119,15 @@ def test_a_failing_command_is_an_error_with_the_log(tmp_path: Path, monkeypatch:
 
 
 # Without an evaluation
+
+
+@pytest.mark.parametrize("given", [{"documents": 31}, {"scanned": 3}, {"limit": 3}])
+def test_odd_numbers_are_refused_before_anything_is_written(tmp_path: Path, given: dict[str, int]) -> None:
+    ((name, count),) = given.items()
+    with pytest.raises(InputError, match=f"{name} is {count}, but MME asks two questions of an image"):
+        demo.run(tmp_path / "demo", **given)
+    assert not (tmp_path / "demo").exists()
+
 
 _PARENT = """
 import sys, time

@@ -29,7 +29,7 @@ PLAIN_DOCUMENTS = documents(["pope"], 4, right=3)
 
 def checkpoint(folder: Path, value: float = 0.0) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
     save_file({"w": torch.full((4,), value)}, folder / "model.safetensors")
     return folder
 

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from plam_eval.evaluation.sweep import Cell, Grid, SweepConfig, SweepError, layer_ranges, make_grid, module_group
+from plam_eval.evaluation.sweep import (
+    Cell,
+    Grid,
+    SweepConfig,
+    SweepError,
+    layer_ranges,
+    make_grid,
+    module_group,
+    pair_grid,
+)
 from plam_eval.spec import GROUPS, PlateauSpec, SpecError, load_spec
 
 ARGS = "pretrained=mllm,base=org/base,layers=6:8"
@@ -190,10 +199,42 @@ def test_cells_of_an_earlier_call_are_kept() -> None:
     assert late.with_earlier(late) == late
 
 
+def test_a_merge_that_was_a_control_keeps_its_name() -> None:
+    early = grid(controls="normalized")  # 0.9 + 0.3 divided by its sum
+    late = grid(weights="0.75+0.25", controls="self_scale,noise")
+    both = late.with_earlier(early)
+    assert Grid.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+    (normalized,) = names(early, "control")
+    assert names(both, "merged") == [normalized, "layers-6-8_qkvo_0.9+0.3"]
+    assert both.controls["layers-6-8_qkvo_0.9+0.3"] == {"normalized": (normalized,)}
+    assert both.controls[normalized] == late.controls["layers-6-8_qkvo_0.75+0.25"]
+    assert early.with_earlier(both).controls.keys() == both.controls.keys()
+
+
+def test_a_comparison_and_a_sweep_do_not_share_a_folder() -> None:
+    swept, pair = grid(controls="self_scale"), pair_grid(config())
+    with pytest.raises(SweepError, match="holds what `plam sweep` has found, and this is `plam compare`; name another"):
+        pair.with_earlier(swept)
+    with pytest.raises(SweepError, match="holds what `plam compare` has found, and this is `plam sweep`"):
+        swept.with_earlier(pair)
+    assert pair.with_earlier(pair) == pair
+
+
 def test_one_name_for_two_merges_is_refused() -> None:
     early, late = grid(), grid(base_model="org/another")
     with pytest.raises(SweepError, match=r"layers-6-8_qkvo_0\.9\+0\.3: finished before with another merge"):
         late.with_earlier(early)
+
+
+@pytest.mark.parametrize("word", ["base_weight=0.5", "rule=noise", "modules=qk", "plateau=none,base=org/base"])
+def test_overrides_of_nothing_are_refused(word: str) -> None:
+    said = refused(model_args=f"pretrained=mllm,{word}", layers="6:8", **({} if "base=" in word else BASE))
+    assert (
+        f"found {word.removeprefix('plateau=none,')} without a plateau to override; give a plateau, or --base" in said
+    )
+
+
+BASE = {"base_model": "org/base"}
 
 
 def test_what_cannot_be_a_grid() -> None:
@@ -293,7 +334,7 @@ def test_bad_values(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- a", "found list, expected a mapping"), ("", "found NoneType"), ("a: [", "cannot be read")],
+    [("- a", "found a list, expected"), ("", "found an empty file"), ("a: [", "cannot be read")],
 )
 def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "sweep.yaml").write_text(content)

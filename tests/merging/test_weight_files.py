@@ -223,6 +223,12 @@ def lfs_config(folder: Path) -> None:
         ),
         (only(), "it is empty; expected config.json and weights"),
         (only("checkpoint-500/config.json"), r"checkpoints in folders below it \(checkpoint-500\), none itself"),
+        (
+            only("README.md", "inner/config.json", "inner/model.safetensors", "old/config.json", "old/model.gguf"),
+            r"checkpoints in folders below it \(inner, old\), none itself; pass the one that you mean",
+        ),
+        (only("README.md", "Q4/model-Q4.gguf"), r"holds GGUF weights \(Q4/model-Q4\.gguf\)"),
+        (only("refs/main", f"snapshots/{'ab' * 20}/config.json"), "pass the hub id, or the folder of a commit in it"),
         (lfs, r"model\.safetensors: is a git-lfs pointer, not the file; run `git lfs pull`"),
         (lfs_config, r"config\.json: is a git-lfs pointer"),
     ],
