@@ -187,7 +187,7 @@ def scan_words(pretrained: object = "m", **changed: str) -> list[str]:
         ({"tasks": "pope mme"}, "names are separated by commas"),
         ({"tasks": "pope,coco2017_cap_val", "include_path": "nowhere"}, "include_path nowhere: no such folder"),
         ({"tasks": "coco2017_cap_val,mmmu_pro_composite"}, "captions are scored over all documents together"),
-        ({"cuts": "4"}, "cuts '4': 4 hides the image nowhere; expected a layer below it, too"),
+        ({"cuts": "4"}, "cuts: found only 4, the unmasked model; expected at least one below it"),
     ],
 )
 def test_a_scan_is_checked_before_its_model_is_loaded(

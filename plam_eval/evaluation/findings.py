@@ -272,9 +272,11 @@ def _evaluated(
             f"{len(others)} settings: sign flips give no p below {stats.SMALLEST_P:g}, so p Holm cannot fall below "
             f"{SIGNIFICANT}",
         )
+    whole = runs[PLAIN].samples
     runs, left_out = records.scored(runs)
+    runs, short = _with_documents_to_report(runs, whole, select)
     others = {name: run for name, run in runs.items() if name != PLAIN}
-    warnings = (*warnings, *left_out, *records.mixed_directions(runs[PLAIN].directions))
+    warnings = (*warnings, *left_out, *short, *records.mixed_directions(runs[PLAIN].directions))
     chosen_on, reported_on = split(runs[PLAIN].samples, select)
     reported = {name: replace(run, samples=_rows(run, reported_on)) for name, run in runs.items()}
     beside = [
@@ -343,6 +345,34 @@ def split(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.D
             "evaluate more"
         )
     return keys[chosen], keys[~chosen]
+
+
+def _with_documents_to_report(
+    runs: dict[str, Run], whole: pd.DataFrame, select: int | None
+) -> tuple[dict[str, Run], list[str]]:
+    """Runs without the tasks of which a judge left so few documents that none is there to report on, and their names.
+
+    Args:
+        whole: the documents before those without a verdict were left out.
+    """
+
+    def enough(samples: pd.DataFrame, task: str) -> bool:
+        try:
+            split(samples[samples["task"] == task], select)
+        except InputError:
+            return False
+        return True
+
+    kept = runs[PLAIN].samples
+    short = [task for task in runs[PLAIN].tasks if not enough(kept, task) and enough(whole, task)]
+    if not short or len(short) == len(runs[PLAIN].tasks):
+        return runs, []
+    left = [task for task in runs[PLAIN].tasks if task not in short]
+    notes = [
+        f"{task}: left out, its documents that a judge came to a verdict on are all among the {select} to choose on"
+        for task in short
+    ]
+    return {name: run.only(left) for name, run in runs.items()}, notes
 
 
 def _rows(run: Run, keys: pd.DataFrame) -> pd.DataFrame:

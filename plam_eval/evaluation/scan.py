@@ -97,7 +97,6 @@ def scan(
         FolderError: `output` cannot be written, or holds something else. EvaluationError: as `evaluate`.
     """
     from plam_eval.probing.decoder import decoder_layers
-    from plam_eval.probing.scan import parse_cuts
 
     check_criteria(margin, confidence, kl_threshold)
     checked = check(
@@ -113,7 +112,7 @@ def scan(
         for task, why in checked.unscored.items():
             logger.warning("{}: left out of the scan, no score per document is known: {}", task, why)
     layers = len(decoder_layers(model.model))
-    chosen = parse_cuts(cuts, layers)
+    chosen = _cuts_to_scan(cuts, layers)
     folder = Path(output)
     settings = _settings(model, chosen, layers, gen_kwargs)
     with files.locked(folder, LOCK, ScanError) if model.rank == 0 else nullcontext():
@@ -199,13 +198,21 @@ def check_cuts(cuts: str | None, pretrained: str, revision: str | None = None) -
     """Raise ProbeError for cuts that a checkpoint's decoder has not, from file headers: loading it takes minutes."""
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import decoder_names
-    from plam_eval.probing.scan import ProbeError, parse_cuts
 
     layers = {layer for layer, _ in decoder_names(Checkpoint.open(pretrained, revision=revision))}
     if layers:  # of a layout whose names are known
-        number = max(layers) + 1
-        if parse_cuts(cuts, number) == (number,):
-            raise ProbeError(f"cuts {cuts!r}: {number} hides the image nowhere; expected a layer below it, too")
+        _cuts_to_scan(cuts, max(layers) + 1)
+
+
+def _cuts_to_scan(cuts: str | None, layers: int) -> tuple[int, ...]:
+    """The cuts that text names. Raises ProbeError where they make no curve, which is known before documents are."""
+    from plam_eval.probing.decoder import ProbeError
+    from plam_eval.probing.scan import parse_cuts
+
+    chosen = parse_cuts(cuts, layers)
+    if len(chosen) == 1:
+        raise ProbeError(f"cuts: found only {layers}, the unmasked model; expected at least one below it, to compare")
+    return chosen
 
 
 def conclude(

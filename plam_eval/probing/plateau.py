@@ -379,6 +379,11 @@ class Stages(_Record):
         return cls.model_validate(dict(fields))
 
 
+def percent(confidence: float) -> str:
+    """A confidence in words: 95%, 99.9%; never rounded up to 100%."""
+    return f"{100 * confidence:.10g}%"
+
+
 def check_criteria(margin: float, confidence: float, kl_threshold: float = KL_THRESHOLD) -> None:
     """Raise InputError for criteria that `find_plateau` cannot use; a scan asks before it answers anything."""
     if not 0 < margin < 1:
@@ -516,7 +521,7 @@ def what_can_be_found(
     if not documents:
         return []
     enough, task = _least(len(documents), margin, confidence), min(documents, key=documents.__getitem__)
-    rule = f"margin {margin:g}, {confidence:.0%} confidence"
+    rule = f"margin {margin:g}, {percent(confidence)} confidence"
     if documents[task] < enough:
         return [
             f"{documents[task]} documents of {task} cannot show a plateau even where no answer changes: at least "
@@ -531,11 +536,12 @@ def what_can_be_found(
             low, high = (middle, high) if fine else (low, middle)
         limits.append(low)
     independently, alike = (f"{100 * limit:.1f} %" for limit in limits)
-    tasks = "task" if len(documents) == 1 else "tasks"
+    tasks, cuts = "task" if len(documents) == 1 else "tasks", "cut" if late == 1 else "cuts"
     return [
         f"{sum(documents.values())} documents of {len(documents)} {tasks} (those on one image count as one) find a "
-        f"plateau of {late} cuts in four scans of five if, at each of them, up to about {independently} of the answers "
-        f"change, independently from cut to cut, or {alike}, nine in ten of them the same at the next cut ({rule}).",
+        f"plateau of {late} {cuts} in four scans of five if, at each of them, up to about {independently} of the "
+        f"answers change, independently from cut to cut, or {alike}, nine in ten of them the same at the next cut "
+        f"({rule}).",
         "Where more change, it is found too late or not at all. A guide, from simulated right or wrong answers.",
     ]
 
@@ -578,7 +584,7 @@ class _Facts:
 
 def _outcome(facts: _Facts) -> tuple[Outcome, str]:
     curve, cuts, margin = facts.curve, facts.curve.cuts, facts.margin
-    first, sure = facts.first, f"{facts.confidence:.0%}"
+    first, sure = facts.first, percent(facts.confidence)
     least = f"{facts.groups} independent documents in the smallest task"
 
     def at(index: int) -> str:
@@ -707,7 +713,8 @@ def to_spec(
     if source is None:
         source = (
             f"Scan of {model or 'the model'}: {sum(stages.documents.values())} documents of {len(stages.documents)} "
-            f"task(s), margin {stages.margin:g}, {stages.confidence:.0%} confidence. The weights are not from the scan."
+            f"task(s), margin {stages.margin:g}, {percent(stages.confidence)} confidence. The weights are not from the "
+            "scan."
         )
     spec = load_spec(
         {

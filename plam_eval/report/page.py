@@ -187,8 +187,8 @@ def _compare(runs: Mapping[str, Run]) -> _Comparisons | None:
             comparable, left_out = records.scored(comparable) if len(comparable) > 1 else ({}, [])
         except RecordError:
             name = [*comparable][-1]
-            others = ", ".join([*comparable][:-1])
-            problems[name] = [f"no document has a score in {name} and in all of {others}; report on fewer of them"]
+            before = ", ".join([*comparable][:-1])
+            problems[name] = [f"no document has a score in {name} and in all of {before}; report on fewer of them"]
             del comparable[name]
         else:
             break

@@ -92,7 +92,7 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
         color="black",
         linewidth=1.0,
         linestyle=":",
-        label=f"unmasked plus {stages.confidence:.0%} lower bound of the paired difference",
+        label=f"unmasked plus {100 * stages.confidence:.10g}% lower bound of the paired difference",
     )
     accuracy.axhline(unmasked, color="black", linewidth=0.8, alpha=0.6)
     limit = accuracy.axhline(

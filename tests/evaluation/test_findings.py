@@ -17,6 +17,7 @@ from plam_eval.evaluation import stats
 from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split, write_table
 from plam_eval.evaluation.records import IncomparableError
 from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
+from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"
 OTHER = "layers-0-8_qkvo_0.9+0.3"
@@ -172,6 +173,21 @@ def test_a_mean_of_both_directions_is_warned_of(tmp_path: Path) -> None:
 
 
 # Selection
+
+
+def test_a_task_that_a_judge_left_no_documents_of_to_report_on_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = Score("exact_match", number, unjudged=frozenset({-1.0}))
+    monkeypatch.setitem(TASKS, "judged", Task(judged, ONE_EACH))
+    sweep = Sweep(tmp_path, controls="none", select=10)
+    sweep.cell_of("plain", {"gqa": base_answers(), "judged": base_answers()})
+    verdicts: Any = [1.0] * 5 + [-1.0] * (N - 5)
+    sweep.cell_of(SPEC, {"gqa": changed(wrong(30, 12)), "judged": verdicts})
+    found = sweep.read()
+    assert [task.task for task in found.compared[SPEC]] == ["gqa", "overall"]
+    expected = "judged: left out, its documents that a judge came to a verdict on are all among the 10 to choose on"
+    assert expected in found.warnings
 
 
 def test_chosen_on_the_first_documents_and_reported_on_the_others(tmp_path: Path) -> None:

@@ -197,6 +197,8 @@ def test_scans_of_different_settings_are_not_mixed(lm, in_suite, tmp_path):
 
 
 def test_errors_come_before_work_or_name_the_document(lm, in_suite, tmp_path):
+    with pytest.raises(ProbeError, match="found only 8, the unmasked model; expected at least one below it"):
+        scan(lm, "pope", tmp_path / "zero", cuts="8", limit=2)
     with pytest.raises(ProbeError, match="expected layers from 0 to 8"):
         scan(lm, "pope", tmp_path / "one", cuts="0,9", limit=2)
     with pytest.raises(EvaluationError, match="did you mean"):

@@ -398,6 +398,9 @@ def test_what_can_be_found_is_said_in_sentences() -> None:
         assert chance({"pope": 1000}, limit - 0.001)[which] >= 0.8 > chance({"pope": 1000}, limit + 0.001)[which]
     assert "1000 documents of 1 task " in enough[0] and "plateau of 8 cuts" in enough[0]
     assert what_can_be_found({}) == []
+    (sure,) = what_can_be_found({"pope": 300}, confidence=0.999)
+    assert sure.endswith("342 in each task are needed (margin 0.02, 99.9% confidence).")
+    assert "plateau of 1 cut in four" in what_can_be_found({"pope": 1000}, late=1)[0]
 
 
 def test_the_guides_table_is_what_the_code_gives() -> None:
