@@ -58,8 +58,8 @@ def doctor(
     base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
     layers: Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")] = None,
     modules: Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")] = None,
-    model_weight: Annotated[float | None, typer.Option(help="Override of the MLLM's weight.")] = None,
-    base_weight: Annotated[float | None, typer.Option(help="Override of the base LLM's weight.")] = None,
+    model_weight: Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")] = None,
+    base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
     rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
 ) -> None:
@@ -78,8 +78,8 @@ def doctor(
     fine = checks.check_installation(console)
     if vllm:
         fine = checks.check_vllm(console) and fine
-    if plateau or any(value is not None for value in overrides.values()):
-        checks.check_merge(console, model, plateau or "none", overrides)
+    if plateau is not None or any(value is not None for value in overrides.values()):
+        checks.check_merge(console, model, "none" if plateau is None else plateau, overrides)
     elif model:
         raise InputError("--model without a spec: name one with --plateau, or give --base and --layers")
     if not fine:

@@ -206,6 +206,25 @@ def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_s
 
 
 @pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--plateau", "demo", "--base-weight", "0,3"],
+            "(override base_weight=): found '0,3'; a decimal fraction has a",
+        ),
+        (["--plateau", "demo", "--base-weight", "30%"], "found '30%', expected a number such as 0.9"),
+        (["--plateau", ""], "found no name, expected a packaged spec, a YAML file or none"),
+    ],
+)
+def test_the_doctor_says_what_to_write(
+    plam: Call, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    code, out, err = plam("doctor", *words)
+    assert code == 1 and says in err and not out
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"model_args": "pretrained=nowhere/at/all"}, "pretrained=nowhere/at/all: no such folder"),

@@ -393,10 +393,10 @@ def _checked(
     manager = _task_manager(include_path)
     manager.model_name = model
     _check_names(tasks, manager.all_tasks)
-    leaves = _leaves(manager, tasks)
-    _check_pairs(limit, leaves)
-    never = {leaf: known_tasks.TASKS[leaf].unscored for leaf in sorted(leaves) if leaf in known_tasks.TASKS}
-    if len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
+    below = _leaves(manager, tasks)
+    _check_pairs(limit, below)
+    never = {leaf: known_tasks.TASKS[leaf].unscored for leaf in sorted(below) if leaf in known_tasks.TASKS}
+    if len(never) == len(below) and all(never.values()):  # without fetching a dataset to find it out
         raise EvaluationError(_nothing_scored(never))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
     with _one_attempt():
