@@ -418,9 +418,9 @@ def _checked(
         raise EvaluationError(_nothing_scored(unscored))
     scored = []
     for name in tasks:
-        below = sorted(_leaves(manager, [name]))
-        without = [leaf for leaf in below if leaf in documents and leaf not in unscored]
-        scored += without if set(below) & set(unscored) else [name]
+        members = sorted(_leaves(manager, [name]))
+        without = [leaf for leaf in members if leaf in documents and leaf not in unscored]
+        scored += without if set(members) & set(unscored) else [name]
     return CheckedTasks(documents, clusters, unscored, tuple(scored))
 
 
