@@ -36,6 +36,11 @@ def test_comparison() -> None:
     assert "\x1b" not in out
 
 
+def test_where_lower_is_better_it_is_said() -> None:
+    out = printed(tables.comparison([row("wer"), row("gqa"), row(OVERALL)], directions={"wer": -1, "gqa": 1}))
+    assert out.count("(lower is better)") == 1 and "wer (lower is better)" in out
+
+
 def test_plan() -> None:
     cell = SimpleNamespace(name=NASTY, kind="[x]")
     job: Any = SimpleNamespace(
