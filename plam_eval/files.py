@@ -37,7 +37,9 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         write(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a write to an open file does not say which
         partial.unlink(missing_ok=True)
         raise
 

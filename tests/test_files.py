@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plam_eval.errors import DamagedFileError, FolderError, OutsideError
+from plam_eval.errors import DamagedFileError, FolderError, OutsideError, system_error
 from plam_eval.files import (
     MARKER,
     check_free,
@@ -195,3 +195,16 @@ def test_a_lock_ends_with_its_process(tmp_path):
     with pytest.raises(FolderError, match="found a link"), locked(tmp_path, "y.lock"):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError) as error:
+        write_in_one_step(tmp_path / "curve.png", full)
+    assert system_error(error.value) == (
+        f"{tmp_path / 'curve.png'}: No space left on device; free some space, and the same command goes on where it was"
+    )
+    assert not list(tmp_path.iterdir())
