@@ -14,9 +14,9 @@ import pandas as pd
 
 from plam_eval.errors import InputError
 from plam_eval.evaluation import records, stats
-from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.records import IncomparableError, Run
 from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep import DAMAGED, PLAIN, Grid, module_group, read_plan, read_state
+from plam_eval.evaluation.sweep import CELLS, DAMAGED, PLAIN, Grid, module_group, read_plan, read_state
 from plam_eval.files import write_in_one_step
 
 SIGNIFICANT = 0.05
@@ -177,9 +177,9 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
         select: choose on so many documents of each task, instead of as the sweep's config says; 0 chooses on all.
 
     Raises:
-        SweepError: no sweep there. DamagedFileError: its plan cannot be read. IncomparableError: cells that asked
-            differently. RecordError: no task has a score. ValueError: `select` leaves nothing to report on. A damaged
-            cell counts as unfinished.
+        SweepError: no sweep there. DamagedFileError: its plan cannot be read. RecordError: no task has a score.
+            ValueError: `select` leaves nothing to report on. A damaged cell counts as unfinished, and so does one that
+            asked otherwise than plain.
     """
     folder = Path(folder)
     plan = read_plan(folder)
@@ -215,11 +215,15 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
         rows.append(row)
         together.append(record.get("together") or {})
     cells = pd.DataFrame(rows)
-    warnings = _of_damaged(cells) + _of_answers_together(together)
-    if PLAIN in runs:
-        for name, run in runs.items():
-            warnings += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], run, (PLAIN, name))]
-    warnings += records.notes_of(runs)
+    differ = []
+    for name in list(runs) if PLAIN in runs else ():
+        try:
+            differ += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], runs[name], (PLAIN, name))]
+        except IncomparableError as error:
+            remedy = f"delete {folder / CELLS / name}, and the same sweep evaluates it again"
+            cells.loc[cells["cell"] == name, ["status", "error"]] = [DAMAGED, f"{error}\n{remedy}"]
+            del runs[name]
+    warnings = _of_damaged(cells) + _of_answers_together(together) + differ + records.notes_of(runs)
     return _evaluated(folder, plan, grid, cells, runs, select or None, tuple(warnings))
 
 

@@ -47,9 +47,16 @@ def sha256_of(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _blob(path: Path) -> str | None:
-    """Of a file in the hub's cache, the name of its blob: for large files (LFS, Xet) that is the SHA-256."""
+    """Of a file in the hub's cache, the name of its blob: for large files (LFS, Xet) that is the SHA-256.
+
+    In a folder that only looks like the cache, somebody else may have chosen the name.
+    """
+    from huggingface_hub import constants
+
     real = path.resolve()
-    return real.name if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name) else None
+    if real.parent.name != "blobs" or not path.is_symlink() or not _SHA256.fullmatch(real.name):
+        return None
+    return real.name if real.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()) else None
 
 
 def _read(path: Path, progress: tqdm) -> str:

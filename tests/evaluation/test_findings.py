@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import pytest
 
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split, write_table
-from plam_eval.evaluation.records import IncomparableError
 from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
 from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
@@ -325,14 +325,18 @@ def test_plain_and_a_control_choose_nothing(tmp_path: Path) -> None:
     assert row(found, SCALE)["gained"] == 12
 
 
-def test_a_cell_that_asked_otherwise_is_named(tmp_path: Path) -> None:
+def test_a_cell_that_asked_otherwise_is_left_out_and_named(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     sweep.cell("plain")
     sweep.cell(SPEC, prompt="!")
-    with pytest.raises(
-        IncomparableError, match=r"plain and layers-6-8_qkvo_0\.9\+0\.3 cannot be compared(.|\n)*prompts"
-    ):
-        sweep.read()
+    sweep.cell(SCALE, changed(wrong(0, 12)))
+    found = sweep.read()
+    asked = row(found, SPEC)
+    assert asked["status"] == "damaged" and set(found.runs) == {"plain", SCALE}
+    assert re.search(r"plain and layers-6-8_qkvo_0\.9\+0\.3 cannot be compared(.|\n)*prompts", asked["error"])
+    assert asked["error"].endswith(f"delete {found.folder / 'cells' / SPEC}, and the same sweep evaluates it again")
+    assert any(asked["error"] in warning for warning in found.warnings)
+    assert row(found, SCALE)["gained"] == 12
 
 
 def test_warnings_name_their_cell(tmp_path: Path) -> None:

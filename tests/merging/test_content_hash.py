@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from plam_eval.merging import content_hash
 from plam_eval.merging.content_hash import sha256_of
@@ -62,8 +63,10 @@ def test_small_files_leave_nothing_behind(file: Path, tmp_path: Path) -> None:
     assert right(file) and not (tmp_path / "cache").exists()
 
 
-def test_a_blob_of_the_hub_is_known_by_its_name(tmp_path: Path) -> None:
-    """Large files only: the others are named by another hash, of 40 digits."""
+@pytest.mark.parametrize("cache", [".", "elsewhere"])
+def test_a_blob_of_the_hub_is_known_by_its_name(cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files only: the others are named by another hash, of 40 digits. A folder of others may claim any name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache))
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "commit"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
@@ -71,4 +74,5 @@ def test_a_blob_of_the_hub_is_known_by_its_name(tmp_path: Path) -> None:
         (blobs / name).write_bytes(content)
         (snapshot / content.decode()).symlink_to(f"../../blobs/{name}")
     large, small = snapshot / "large", snapshot / "small"
-    assert sha256_of([large, small]) == {large: "ab" * 32, small: hashlib.sha256(b"small").hexdigest()}
+    name = "ab" * 32 if cache == "." else hashlib.sha256(b"large").hexdigest()
+    assert sha256_of([large, small]) == {large: name, small: hashlib.sha256(b"small").hexdigest()}
