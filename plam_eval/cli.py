@@ -400,7 +400,7 @@ def _show_failures(found: Any, console: Terminal) -> None:
         log = found.folder / "cells" / row["cell"] / "log.txt"
         console.say(labelled(row["status"], "red", f"{row['cell']}: {row['error']} ({log})"))
     if len(failed):
-        console.say("The same command tries them again.")
+        console.say("The same command tries them again, after what is said above, if anything.")
         raise typer.Exit(1)
 
 
