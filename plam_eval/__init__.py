@@ -2,3 +2,5 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 """
+
+from plam_eval import _checkout as _checkout

@@ -11,10 +11,13 @@ import sysconfig
 import venv
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from plam_eval._checkout import is_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "lmms_eval", "vllm", "datasets", "accelerate", "pandas")
@@ -50,9 +53,17 @@ def test_the_constraints_are_versions_that_the_package_allows():
         assert pinned[canonicalize_name(each.name)] in each.specifier, each
 
 
+class Installed(NamedTuple):
+    """The interpreter and packages of an environment, and the checkout that plam-eval was installed from."""
+
+    python: Path
+    site: Path
+    checkout: Path
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """(python, site-packages) of a fresh environment: our wheel, and the running environment's packages behind it."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """A fresh environment: our wheel, and the running environment's packages behind it."""
     folder = tmp_path_factory.mktemp("install")
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "out", "runs")
@@ -73,11 +84,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     # tools/setup_env.py may have written for torchvision is named here.
     mend = "import plam_torchvision_mend\n" if (Path(behind) / "plam_torchvision_mend.py").exists() else ""
     (site / "behind.pth").write_text(f"{behind}\n{mend}")
-    return executable, site
+    return Installed(executable, site, source)
 
 
 def test_wheel_leaves_no_generic_names(installed):
-    _, site = installed
+    site = installed.site
     names = {path.name for path in site.iterdir()}
     assert "plam_eval" in names
     assert not names & {"tasks", "configs", "model_wrappers", "tests", "benchmarks", "docs", "tools", "demo"}
@@ -90,8 +101,8 @@ def test_wheel_leaves_no_generic_names(installed):
     assert not missing, "packages missing from [tool.setuptools] packages in pyproject.toml"
 
 
-def test_lmms_eval_finds_our_models_and_tasks(installed, tmp_path):
-    executable, site = installed
+@pytest.mark.parametrize("start", ["elsewhere", "checkout"])
+def test_lmms_eval_finds_our_models_and_tasks(installed, start, tmp_path):
     code = """
 import json
 from lmms_eval.models import get_model, list_available_models
@@ -106,13 +117,84 @@ print(json.dumps({
     "task": manager.task_index["plam9"]["yaml_path"],
 }))
 """
-    found = json.loads(python(executable, code, tmp_path))
+    found = json.loads(python(installed.python, code, installed.checkout if start == "checkout" else tmp_path))
     assert found["classes"] == ["PlamLlavaChat", "PlamLlava"]
     assert {"plam_llava", "plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl", "plam_internvl"} <= set(found["models"])
     for path in (found["file"], found["task"]):
-        assert Path(path).is_relative_to(site)
+        assert Path(path).is_relative_to(installed.checkout if start == "checkout" else installed.site)
 
 
 def test_wheel_imports_as_little_as_the_checkout(installed, tmp_path):
-    executable, _ = installed
-    assert imported_by(executable, "plam_eval.model_wrappers.manifest", tmp_path) == set()
+    assert imported_by(installed.python, "plam_eval.model_wrappers.manifest", tmp_path) == set()
+
+
+# Ends without a word where everything is found, and names what is missing.
+LOOK = """
+from importlib import resources
+import plam_eval.configs, plam_eval.model_wrappers.manifest, plam_eval.tasks
+from plam_eval.spec import load_spec, packaged_specs
+load_spec("demo")
+files = {"configs": "sweeps/plateau.yaml", "tasks": "plam9.yaml", "report": "page.html.j2"}
+files["demo"] = "pair/mllm/model.safetensors"
+for folder, file in files.items():
+    assert (resources.files(f"plam_eval.{folder}") / file).is_file(), (folder, file)
+assert len(packaged_specs()) > 5
+"""
+
+
+@pytest.mark.parametrize("how", ["wheel", "editable"])
+@pytest.mark.parametrize("start", ["elsewhere", "checkout", "PYTHONPATH"])
+def test_folders_and_data_files_are_found(installed, how, start, tmp_path):
+    executable = {"wheel": installed.python, "editable": sys.executable}[how]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if start == "PYTHONPATH":
+        environment["PYTHONPATH"] = str(installed.checkout)
+    where = "import plam_eval, plam_eval.tasks\nprint(plam_eval.__file__)\nprint(plam_eval.tasks.__file__)"
+    done = subprocess.run(
+        [executable, "-c", LOOK + where],
+        cwd=installed.checkout if start == "checkout" else tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    # Nothing of another checkout or installation is mixed in.
+    expected = installed.checkout if start != "elsewhere" else installed.site if how == "wheel" else ROOT
+    assert all(Path(line).is_relative_to(expected) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["-m"],
+        ["-m", "torch.distributed.run", "--nproc_per_node", "1", "-m"],
+        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"],
+    ],
+    ids=["python", "torchrun", "accelerate"],
+)
+def test_launchers_find_the_folders_in_the_checkout(installed, launcher):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    module = "plam_eval.model_wrappers.manifest"  # is found, and does nothing, or is not
+    done = subprocess.run(
+        [installed.python, *launcher, module],
+        cwd=installed.checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_a_checkout_of_ours_is_one(installed, tmp_path):
+    assert is_checkout(ROOT / "plam_eval") and is_checkout(installed.checkout / "plam_eval")
+    assert not is_checkout(installed.site / "plam_eval")
+    for name in ("plam_eval", "configs", "model_wrappers", "tasks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    assert not is_checkout(tmp_path / "plam_eval")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
+    assert not is_checkout(tmp_path / "plam_eval")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "plam-eval"\n')
+    assert is_checkout(tmp_path / "plam_eval")
