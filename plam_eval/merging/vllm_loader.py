@@ -34,9 +34,10 @@ from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
 from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.versions import VLLM_TESTED
 
 LOAD_FORMAT = "plam"
-TESTED_VERSIONS = ("0.32.0",)
+TESTED_VERSIONS = VLLM_TESTED
 REFUSALS = (ValueError, VLLMClientError)
 """What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
 
