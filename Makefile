@@ -3,27 +3,40 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 
-.PHONY: help env demo test lint clean
+.PHONY: help demo test lint resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
 	@echo "make lint   ruff and mypy"
+	@echo "make resolve   resolve what docs/install.md claims, for every Python and platform (needs an index)"
+	@echo "make lock-gpu  write tools/lock-gpu.txt anew (needs an index)"
 	@echo "make clean  remove what demo and test wrote (keeps .venv)"
 
-env:
-	@python3 tools/setup_env.py
-
-demo: env
+demo:
+	@python3 tools/setup_env.py demo
 	$(BIN)/plam demo --output out/demo
 
-test: env
+test:
+	@python3 tools/setup_env.py test
 	$(BIN)/python -m pytest
 
-lint: env
+lint:
+	@python3 tools/setup_env.py test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(BIN)/uv:
+	@python3 tools/setup_env.py test
+	$(BIN)/python -m pip install --quiet uv
+
+resolve: $(BIN)/uv
+	PLAM_RESOLVE=$${PLAM_RESOLVE:-1} $(BIN)/python -m pytest tests/test_versions.py
+
+lock-gpu: $(BIN)/uv
+	$(BIN)/uv pip compile --quiet --python-platform x86_64-manylinux_2_35 --python-version 3.12 --extra vllm --extra ray \
+	    --custom-compile-command "make lock-gpu" --output-file tools/lock-gpu.txt pyproject.toml
 
 clean:
 	rm -rf out build .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -458,7 +458,7 @@ def explained(error: BaseException) -> str | None:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         return f"out of memory ({first}); give a smaller dtype, device_map=auto, or a smaller --together"
     if isinstance(error, ModuleNotFoundError) and error.name in ("vllm", "ray"):
-        return f"{error.name} is not installed: pip install 'plam-eval[{error.name}]'"
+        return f"{error.name} is not installed: pip install '.[{error.name}]' in a checkout of plam-eval"
     if type(error).__module__.partition(".")[0] == "httpx":
         return f"the network failed ({type(error).__name__}: {error}); the same command goes on where it was"
     return None

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +24,34 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+
+
+_NAMES = {"vllm": "vLLM", "ray": "Ray"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            for module in mark.args:
+                if importlib.util.find_spec(module) is None:
+                    item.add_marker(pytest.mark.skip(reason=f"{_NAMES.get(module, module)} is not installed"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was skipped and why, and why a part that was missing could not be had."""
+    skipped = Counter[tuple[str, bool]]()
+    for report in terminalreporter.getreports("skipped"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        skipped[reason.removeprefix("Skipped: "), isinstance(report, pytest.CollectReport)] += 1
+    for (reason, whole), count in sorted(skipped.items()):
+        what = "file" if whole else "test"
+        terminalreporter.write_line(f"skipped {count} {what}{'s' * (count > 1)}: {reason}")
+    try:
+        absent = json.loads(Path(sys.prefix, ".plam-eval-setup").read_text())["absent"]
+    except (OSError, ValueError, KeyError, TypeError):
+        absent = []
+    for line in absent:
+        terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish() -> None:

@@ -63,7 +63,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], list[s
 
 
 def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> None:
-    for message in (NASTY, "pip install 'plam-eval[ray]'", "expected [start, end] in /a/[parts]/b", "[/INST] [USER]"):
+    for message in (NASTY, "pip install '.[ray]'", "expected [start, end] in /a/[parts]/b", "[/INST] [USER]"):
         code, out, err = plam(*failing(EvaluationError(message)))
         assert (code, out, err) == (1, "", f"error: {message if message != NASTY else SHOWN}\n")
 
@@ -103,7 +103,7 @@ def test_every_error_of_ours_is_one_message(plam: Call, failing: Any, error: Pla
         (FileExistsError(errno.EEXIST, "File exists", "/a"), "/a: File exists; something of this name is in the way"),
         (OSError("[x/y] is not the id of a model"), "OSError: [x/y] is not the id of a model"),
         (MemoryError(), "out of memory (MemoryError)"),
-        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "pip install 'plam-eval[vllm]'"),
+        (ModuleNotFoundError("No module named 'vllm'", name="vllm"), "pip install '.[vllm]' in a checkout"),
     ],
 )
 def test_errors_of_the_system_are_one_line(plam: Call, failing: Any, error: Exception, says: str) -> None:

@@ -57,7 +57,7 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     try:
         import ray
     except ImportError as error:
-        raise SweepError(f"--ray needs Ray: pip install 'plam-eval[ray]' ({error})") from error
+        raise SweepError(f"--ray needs Ray: pip install '.[ray]' in a checkout of plam-eval ({error})") from error
 
     sweep.check_tasks(job.config)
     arguments, _ = sweep.split_arguments(job.config.model_args)

@@ -220,6 +220,7 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
     assert len(table) == 1 + CELLS and (tmp_path / "controls.parquet").is_file()
 
 
+@pytest.mark.needs("ray")
 def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     output = plam(*words(tmp_path, "--ray", "--workers", "2"))
     assert answers(tmp_path) == answers(finished)
@@ -229,6 +230,7 @@ def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     assert ours.cells[columns].equals(theirs.cells[columns])
 
 
+@pytest.mark.needs("ray")
 def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path, "--ray", "--workers", "1")]
     process = subprocess.Popen(command, cwd=suite, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -252,6 +254,7 @@ def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
 
 
+@pytest.mark.needs("ray")
 def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in_suite, tmp_path):
     import ray
 

@@ -345,10 +345,13 @@ def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path,
     assert "its prompt changed" in done["plain"]["error"]
 
 
-def test_where_there_is_no_answering_together(in_suite, tmp_path):
+def test_plam_vllm_does_not_answer_together(in_suite, tmp_path):
     with pytest.raises(SweepError, match="plam_vllm answers for one merge at a time"):
         job(tmp_path, model="plam_vllm")
-    pytest.importorskip("ray")
+
+
+@pytest.mark.needs("ray")
+def test_ray_workers_do_not_answer_together(in_suite, tmp_path):
     from plam_eval.evaluation import workers
 
     with pytest.raises(SweepError, match="shares out single cells"):

@@ -26,6 +26,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
 from plam_eval.merging import vllm_loader
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import merge_in_place, merged_weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -129,7 +128,7 @@ def test_transformers_and_we_read_the_same_weights(
     assert all(torch.equal(checkpoint.tensor(name), theirs[name]) for name in theirs)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+@pytest.mark.needs("vllm")
 @pytest.mark.parametrize(("arrange", "refused", "says"), FOLDERS)
 def test_vllm_reads_the_same_files_or_is_refused(
     folder: Path, arrange: Callable[[Path], None], refused: str, says: str
@@ -274,7 +273,7 @@ def test_links_in_a_folder_are_followed(folder: Path, tmp_path: Path) -> None:
         assert "token" not in str(error.value)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
+@pytest.mark.needs("vllm")
 def test_plam_vllm_refuses_before_its_engine_starts(pico: Callable[[str], PicoPair], tmp_path: Path) -> None:
     from plam_eval.model_wrappers.vllm import PlamVLLMChat
 

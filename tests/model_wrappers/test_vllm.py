@@ -16,6 +16,8 @@ from plam_eval.spec import load_spec
 from tests.engines import FAST
 from tests.model_wrappers.test_remote_code import plant
 
+pytestmark = pytest.mark.needs("vllm")
+
 PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
 NINE = "plam9"
 LIMIT = 6

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.testclient import TestClient
