@@ -35,8 +35,9 @@ resolve: $(BIN)/uv
 	PLAM_RESOLVE=$${PLAM_RESOLVE:-1} $(BIN)/python -m pytest tests/test_versions.py
 
 lock-gpu: $(BIN)/uv
-	$(BIN)/uv pip compile --quiet --python-platform x86_64-manylinux_2_35 --python-version 3.12 --extra vllm --extra ray \
-	    --custom-compile-command "make lock-gpu" --output-file tools/lock-gpu.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --no-annotate --python-platform x86_64-manylinux_2_35 --python-version 3.12 \
+	    --extra vllm --extra ray --custom-compile-command "make lock-gpu" --output-file tools/lock-gpu.txt \
+	    pyproject.toml tools/lock-gpu.in
 
 clean:
 	rm -rf out build .pytest_cache .ruff_cache .mypy_cache .hypothesis
