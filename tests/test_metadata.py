@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from plam_eval.versions import BY_NAME, LINUX, PYTHONS
+from tests.helpers.distribution import installed
 from tests.test_versions import needed
 
 ROOT = Path(__file__).resolve().parent.parent
-ABOUT = metadata.metadata("plam-eval")
+ABOUT = installed().metadata
 
 
 def test_metadata_names_authors_pythons_and_the_paper():

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,10 @@ from packaging.utils import canonicalize_name
 
 from plam_eval import versions
 from plam_eval.versions import BY_NAME, EXTRAS, LINUX, MACOS, PARTS, PLATFORMS, PYTHON, PYTHONS, WINDOWS, Platform
+from tests.helpers.distribution import installed
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = [Requirement(text) for text in metadata.requires("plam-eval") or []]
+REQUIREMENTS = [Requirement(text) for text in installed().requires or []]
 COMBINATIONS = [(python, where, extra) for extra in EXTRAS for where in PLATFORMS for python in PYTHONS]
 
 
@@ -52,7 +52,7 @@ def test_the_table_knows_every_bound():
     }
     elsewhere = {"huggingface-hub", "pandas", "pydantic", "rich", "typer"}  # of which nothing here depends on more
     assert bounded - elsewhere <= BY_NAME.keys()
-    assert metadata.metadata("plam-eval")["Requires-Python"] == PYTHON.allowed
+    assert installed().metadata["Requires-Python"] == PYTHON.allowed
 
 
 def test_what_was_tested_is_allowed_and_the_pins_were_tested():
