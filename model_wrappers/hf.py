@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from plam_eval import threads
 from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
@@ -60,7 +61,7 @@ class HFPlateauMixin(PlateauMixin):
     - `max_error_share`: share of generations that may raise before the run fails; default 0.
 
     Raises:
-        SpecError, MergeError: before the model is loaded where headers show it, otherwise with the model unchanged.
+        SpecError, MergeError: before the model is loaded where headers show it, otherwise there is no wrapper to use.
         ArgumentError: an argument that nobody takes, or text where it wants a number.
     """
 
@@ -109,13 +110,19 @@ class HFPlateauMixin(PlateauMixin):
             except ImportError as error:  # FlashAttention, for one
                 first = str(error).strip().partition("\n")[0]
                 raise InputError(f"{self.model_id} cannot be loaded as asked: {first}") from error
+        if place.startswith("cpu"):
+            size = sum(parameter.numel() for parameter in self.model.parameters())
+            if (number := threads.wanted(size)) is not None:
+                torch.set_num_threads(number)
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self._generate = self.model.generate
         self.model.generate = self._watched_generate
         trusted = {"trust_remote_code": True} if trust_remote_code else {}
         self._begin(checkpoint, {**kwargs, **trusted}, max_error_share)
+        self._is_loaded = False
         self.merge(spec)
+        self._is_loaded = True
 
     @classmethod
     def check(
@@ -135,6 +142,7 @@ class HFPlateauMixin(PlateauMixin):
         check_share(max_error_share)
         check_trust(trust_remote_code)
         _dtype(dtype)
+        threads.wanted(0)  # what PLAM_THREADS says, if it says anything
         attention = kwargs.get("attn_implementation")
         if isinstance(attention, str) and attention not in _ATTENTION and not re.search("[/|]", attention):  # kernels
             raise InputError(f"attn_implementation is {attention!r}; {hint(attention, _ATTENTION)}")
@@ -159,7 +167,10 @@ class HFPlateauMixin(PlateauMixin):
         return str(self.model.dtype).removeprefix("torch.")
 
     def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
-        return merge_in_place(self.model, spec, checkpoint=self.checkpoint, base=base)
+        # A wrapper whose constructor raises is nobody's, and its model with it.
+        return merge_in_place(
+            self.model, spec, checkpoint=self.checkpoint, base=base, thrown_away_on_error=not self._is_loaded
+        )
 
     def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from plam_eval import threads
 from plam_eval.demo import hub
 from plam_eval.errors import InputError, PlamError
 from plam_eval.evaluation import records, sweep
@@ -187,7 +188,11 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal
 @contextmanager
 def _attended(module: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module arguments` in a folder, in a group of processes that ends when this process or block does."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    environment = (
+        os.environ
+        | threads.environment()
+        | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    )
     process = subprocess.Popen(
         [sys.executable, "-m", "plam_eval.demo.attended", module, *arguments],
         cwd=folder,

@@ -9,6 +9,8 @@ Four functions of lmms-eval 0.7 are wrapped, each once and only where no hook ex
   sample logs say which documents share an image, and a run with too many failed generations ends in an error.
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own.
 
+How tasks are loaded is made faster (`harness.loading`), with the same tasks as outcome.
+
 Models that are not ours pass through all four untouched. Importing this module imports neither torch nor lmms-eval.
 """
 
@@ -32,6 +34,7 @@ from typing import Any
 from plam_eval.arguments import read_words
 from plam_eval.errors import PlamError
 from plam_eval.evaluation.dataset_errors import dataset_error
+from plam_eval.harness import loading
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.model_wrappers.manifest import WRAPPERS
 
@@ -72,9 +75,11 @@ def task_folder() -> str:
 
 
 def extend_task_manager() -> None:
-    """Our tasks without `--include_path`, and the wrapped model's prompts for our model ids."""
+    """Our tasks without `--include_path`, the wrapped model's prompts for our model ids, and tasks loaded faster."""
     from lmms_eval.tasks import TaskManager
 
+    loading.patch_yaml_loading()
+    loading.patch_dataset_loading()
     if not _once(TaskManager, "__init__"):
         return
     stock = TaskManager.__init__

@@ -26,6 +26,8 @@ SMALLEST_P = 2 / (_FLIPS + 1)
 _NOTICED = 0.01  # a difference of one point, for `Paired.needed`
 _FIRST, _SECOND = "the first run", "the second run"  # names where the caller gives none
 _CELLS = 1 << 23  # random signs held at once
+_SINGLY = 64  # up to so many differences signs are drawn one by one, which costs little
+_REPEATED = 20  # a binomial number takes as long as so many signs, about
 
 
 def proportion_interval(right: int, total: int) -> tuple[float, float]:
@@ -85,7 +87,7 @@ def sign_flip(differences: Floats) -> float:
     """Two-sided p of a mean difference when each difference might as well have had the other sign (Fisher 1935).
 
     Exact up to 14 differences other than zero, from 19,999 random flips beyond (then p is at least 1e-4). Twice the
-    smaller tail. A hundred thousand differences take seconds.
+    smaller tail.
     """
     found = differences[_differ(differences)]
     if len(found) < 2:  # one difference may as well have had the other sign
@@ -103,14 +105,26 @@ def _flipped(values: Floats) -> Floats:
     if 2**number <= _FLIPS:
         patterns = np.arange(2**number)[:, None] >> np.arange(number) & 1
         return np.asarray((2.0 * patterns - 1) @ values)
-    generator, sums = np.random.default_rng(0), np.empty(_FLIPS)
-    step = max(1, _CELLS // number)
-    for start in range(0, _FLIPS, step):
+    generator, sums = np.random.default_rng(0), np.zeros(_FLIPS)
+    if number > _SINGLY:  # of many differences of one size a binomial number keeps its sign
+        values, sizes, counts = _repeated(values)
+        sums += (2.0 * generator.binomial(counts, 0.5, (_FLIPS, len(sizes))) - counts) @ sizes
+    step = max(1, _CELLS // max(1, len(values)))
+    for start in range(0, _FLIPS if len(values) else 0, step):
         rows = min(step, _FLIPS - start)
-        octets = generator.integers(0, 256, (rows, -(-number // 8)), dtype=np.uint8)
-        kept = np.unpackbits(octets, axis=1, count=number).astype(float)
-        sums[start : start + rows] = 2 * (kept @ values) - values.sum()
+        octets = generator.integers(0, 256, (rows, -(-len(values) // 8)), dtype=np.uint8)
+        kept = np.unpackbits(octets, axis=1, count=len(values)).astype(float)
+        sums[start : start + rows] += 2 * (kept @ values) - values.sum()
     return sums
+
+
+def _repeated(values: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
+    """Values of sizes that are rare, and the sizes of the others with how many there are of each; no signs."""
+    found = np.sort(np.abs(values))
+    first = np.flatnonzero(np.diff(found, prepend=-1.0) > 1e-12 * found[-1])  # rounding aside
+    counts = np.diff(first, append=len(found))
+    sizes, many = np.add.reduceat(found, first) / counts, counts > _REPEATED
+    return found[np.repeat(~many, counts)], sizes[many], counts[many]
 
 
 def _differ(differences: Floats) -> NDArray[np.bool_]:

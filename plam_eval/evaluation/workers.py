@@ -13,7 +13,7 @@ from plam_eval.evaluation import sweep
 from plam_eval.evaluation.sweep import Cell, Job, SweepConfig, SweepError
 
 # What a worker on another machine needs of this process's environment.
-_PASSED_ON = ("HF_", "TOKENIZERS_", "VLLM_", "PLAM_", "OPENBLAS_")
+_PASSED_ON = ("HF_", "TOKENIZERS_", "VLLM_", "PLAM_", "OMP_", "MKL_", "OPENBLAS_")
 
 
 class _Worker:

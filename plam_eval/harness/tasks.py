@@ -9,8 +9,6 @@ Importing this module imports neither torch nor lmms-eval.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +17,7 @@ from statistics import fmean as mean
 from typing import Any
 
 from plam_eval.errors import PlamError
+from plam_eval.harness import scoring
 
 Entry = Any
 """What a task logs for one document under the name of a metric."""
@@ -165,24 +164,12 @@ def _mmbench(entry: Entry) -> float:
     """MMBench logs the answer and no score; this is the judge-free scoring of its static variant."""
     if not isinstance(entry, dict):
         raise TypeError(f"found {type(entry).__name__}, expected a mapping")
-    return _mmbench_of(json.dumps(entry, sort_keys=True, default=str))
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def _mmbench_of(entry: str) -> float:
-    """Once for every different answer: the evaluator takes a data frame, and a sweep gives many answers many times."""
-    import pandas as pd
-    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
-
-    row = json.loads(entry)
-    return float(mmbench_evaluator.eval_sub_data(pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True))
+    return scoring.mmbench(entry)
 
 
 def _mmmu(entry: Entry) -> float:
     """MMMU logs the parsed answer; whether it is right depends on the type of question."""
-    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
-
-    return float(evaluate_mmmu([entry])[1]["acc"])
+    return scoring.mmmu(entry)
 
 
 _ROTATED = 1_000_000  # MMBench adds multiples of it to the index of a question whose choices it has rotated

@@ -11,7 +11,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ from plam_eval.merging.plan import (
     locate,
     plan_merge,
 )
-from plam_eval.merging.rules import RULES, generator_of, norm, register_rule
+from plam_eval.merging.rules import ELEMENTWISE, RULES, generator_of, norm, register_rule
 from plam_eval.spec import MODULES, PlateauSpec
 from plam_eval.terminal import PlainTable, Terminal
 
@@ -60,46 +61,87 @@ class _Operand:
     tensor: Tensor
     where: str  # tensor, checkpoint and file, for messages
 
-    def copy(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return self.tensor.to(device=device, dtype=dtype, copy=True)
-
 
 @dataclass
 class _Merged:
-    value: Tensor
-    plain: Tensor  # W_mllm in the same dtype
     change: float  # ||value - plain||_F
-    norm: float  # ||plain||_F
+    norm: float  # ||plain||_F, plain being W_mllm in the same dtype
 
 
-def _merge(
-    spec: PlateauSpec, key: Key, model: _Operand, base: _Operand, dtype: torch.dtype, device: torch.device
-) -> _Merged:
-    """One tensor: computed on `device`, rounded once to `dtype`. Raises `MergeError` on NaN or Inf.
+_PART = 1 << 20  # elements on a CPU, so that what a part needs stays in its caches
+_LARGE_PART = 1 << 26  # elsewhere, where each part waits for the device
+
+
+class _Space:
+    """The memory that merging needs, taken once: operands of a part in working precision, and its rounded result."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
+
+    def take(self, which: int, like: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        """Vector number `which` of `size` elements, with whatever it held last."""
+        key = like.device, dtype, which
+        if key not in self._held or len(self._held[key]) < size:
+            self._held[key] = torch.empty(size, dtype=dtype, device=like.device)
+        return self._held[key][:size]
+
+
+def _merge(spec: PlateauSpec, key: Key, model: _Operand, base: _Operand, out: Tensor, space: _Space) -> _Merged:
+    """One tensor: computed on the device of `out`, and rounded once into it, part by part.
 
     In float32, or in float64 where one of the operands is stored in it, whose extra bits a cast would round first.
+    `out` may be the MLLM's own tensor. Raises `MergeError` on NaN or Inf, which may leave `out` written in part.
     """
     working = torch.float64 if torch.float64 in (model.tensor.dtype, base.tensor.dtype) else torch.float32
-    w_mllm, w_base = model.copy(device, working), base.copy(device, working)
-    faults = [
+    rule, generator = RULES[spec.rule], generator_of(spec.seed, key)
+    whole = spec.rule not in ELEMENTWISE
+    flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
+    stored, other = model.tensor.reshape(-1), base.tensor.reshape(-1)
+    size = flat.numel() if whole else min(flat.numel(), _PART if out.device.type == "cpu" else _LARGE_PART)
+    change = total = 0.0
+    for start in range(0, flat.numel(), max(1, size)):
+        part = slice(start, min(start + size, flat.numel()))
+        length = part.stop - start
+        one, two = (space.take(which, out, length, working) for which in (0, 1))
+        one.copy_(stored[part])
+        two.copy_(other[part])
+        squares = _square(one)
+        if not (math.isfinite(squares) and math.isfinite(_square(two))):
+            raise MergeError(*_not_finite(model, base))
+        shape = out.shape if whole else (length,)
+        merged = rule(one.view(shape), two.view(shape), spec.weights, generator).reshape(-1)
+        rounded = space.take(2, out, length, out.dtype).copy_(merged)
+        one.copy_(stored[part])
+        if stored.dtype != out.dtype:  # then plain is rounded, too
+            one.copy_(space.take(3, out, length, out.dtype).copy_(one))
+            squares = _square(one)
+        two.copy_(rounded).sub_(one)
+        difference = _square(two)
+        if not math.isfinite(difference):
+            raise MergeError(
+                f"{model.where}: the merged tensor overflows {out.dtype}; use smaller weights or another dtype"
+            )
+        flat[part].copy_(rounded)
+        change, total = change + difference, total + squares
+    if not out.is_contiguous():
+        out.copy_(flat.view(out.shape))
+    return _Merged(math.sqrt(change), math.sqrt(total))
+
+
+def _square(vector: Tensor) -> float:
+    """Sum of squares: NaN or infinite exactly where an element is, also where float32 overflows or underflows."""
+    found = float(torch.dot(vector, vector))
+    if found == 0 or not math.isfinite(found):
+        return norm(vector) ** 2 if bool(torch.isfinite(vector).all()) else math.nan
+    return found
+
+
+def _not_finite(*operands: _Operand) -> list[str]:
+    return [
         f"{operand.where} holds NaN or Inf; expected finite weights. Download it again"
-        for operand, tensor in ((model, w_mllm), (base, w_base))
-        if not _finite(tensor)
+        for operand in operands
+        if not bool(torch.isfinite(operand.tensor).all())
     ]
-    if faults:
-        raise MergeError(*faults)
-    value = RULES[spec.rule](w_mllm, w_base, spec.weights, generator_of(spec.seed, key))
-    del w_mllm, w_base  # before the next allocation
-    value = value.to(dtype)
-    if not _finite(value):
-        raise MergeError(f"{model.where}: the merged tensor overflows {dtype}; use smaller weights or another dtype")
-    plain = model.tensor.to(device=device, dtype=dtype)
-    return _Merged(value, plain, norm(value, plain), norm(plain))
-
-
-def _finite(tensor: Tensor) -> bool:
-    # Any NaN or Inf makes the sum one; the element-wise look settles a sum that merely overflowed.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 # ---- report ----------------------------------------------------------------------------------------------------------
@@ -196,50 +238,79 @@ class _State:
     merged: frozenset[Key] = frozenset()
 
 
-class _Journal:
-    """Writes parameters and, on any error, puts every one back.
+@dataclass(frozen=True)
+class _LastMerge:
+    """Of the merge that a module holds: what brings its merged tensors back, were the next one to fail."""
 
-    The value a parameter had is appended to an unnamed temporary file before it is overwritten. Checking everything in
-    a first pass and writing in a second would read both checkpoints twice and still leave the model half merged by a
-    read error or a Ctrl-C in the second; restoring from the checkpoints relies on the very files that just failed, and
-    cannot bring back a model merged from its parameters. Measured: a tenth more processor time, against twice as much.
-    Memory: one tensor at a time, provided that TMPDIR is not in memory itself.
+    spec: PlateauSpec
+    base: Checkpoint
+    base_names: dict[Key, str]
+
+
+_LAST: weakref.WeakKeyDictionary[nn.Module, _LastMerge] = weakref.WeakKeyDictionary()
+# Not on the module: its files are open, so a copy of the module could not have it.
+
+
+class _Undo:
+    """On any error, puts back every parameter that was noted.
+
+    What a parameter held is in a checkpoint, if it was plain (and has just been found equal to its tensor there), or is
+    what the last merge made of two checkpoints; these are read again. Where there is no checkpoint, or not both, it is
+    appended to an unnamed temporary file before it is overwritten. Memory: one tensor at a time, provided that TMPDIR
+    is not in memory itself.
     """
 
-    def __init__(self, needed: int) -> None:
+    def __init__(self, jobs: Sequence[_Job], state: _State, source: Source, last: _LastMerge | None) -> None:
+        self._merged, self._source, self._last = state.merged, source, last
+        self._entries: list[tuple[_Job, int]] = []
+        needed = sum(job.parameter.nbytes for job in jobs if not self._is_stored(job))
         folder = tempfile.gettempdir()
-        free = shutil.disk_usage(folder).free
-        if free < needed:
+        if needed and (free := shutil.disk_usage(folder).free) < needed:
             raise MergeError(
                 f"{folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed to be able to undo the merge; free "
                 "some, or set TMPDIR to a folder with room"
             )
-        self._entries: list[tuple[Tensor, int]] = []
+        self._needed = needed
 
-    def __enter__(self) -> _Journal:
-        self._file = tempfile.TemporaryFile(prefix="plam-undo-")
+    def _is_stored(self, job: _Job) -> bool:
+        """Whether what a parameter holds can be had from checkpoints again."""
+        if not isinstance(self._source, Checkpoint):
+            return False
+        return job.key not in self._merged or (self._last is not None and job.key in self._last.base_names)
+
+    def __enter__(self) -> _Undo:
+        self._file = tempfile.TemporaryFile(prefix="plam-undo-") if self._needed else io.BytesIO()
         return self
 
-    @torch.inference_mode()  # which may write normal parameters and those of a model loaded under it alike
-    def write(self, parameter: Tensor, value: Tensor) -> None:
-        offset = self._file.tell()
-        self._file.write(parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
-        self._file.flush()  # a full disk shows here, before the parameter is touched
-        self._entries.append((parameter, offset))
-        parameter.copy_(value)
+    def note(self, job: _Job) -> None:
+        """To be called before a parameter is written to."""
+        offset = -1
+        if not self._is_stored(job):
+            offset = self._file.tell()
+            self._file.write(job.parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
+            self._file.flush()  # a full disk shows here, before the parameter is touched
+        self._entries.append((job, offset))
 
     @torch.inference_mode()
     def _undo(self) -> None:
+        space = _Space()
         while self._entries:
-            parameter, offset = self._entries[-1]
+            job, offset = self._entries[-1]
             try:
-                self._file.seek(offset)
-                old = torch.frombuffer(bytearray(self._file.read(parameter.nbytes)), dtype=parameter.dtype)
-                parameter.copy_(old.view(parameter.shape))
+                if offset >= 0:
+                    self._file.seek(offset)
+                    old = torch.frombuffer(bytearray(self._file.read(job.parameter.nbytes)), dtype=job.parameter.dtype)
+                    job.parameter.copy_(old.view(job.parameter.shape))
+                elif job.key in self._merged and self._last is not None:
+                    model = _operand(self._source, job.model_name)
+                    base = _operand(self._last.base, self._last.base_names[job.key])
+                    _merge(self._last.spec, job.key, model, base, job.parameter, space)
+                else:
+                    job.parameter.copy_(self._source.tensor(job.model_name))
                 self._entries.pop()
             except KeyboardInterrupt:
                 continue  # an impatient second Ctrl-C must not leave the model half restored
-            except OSError as error:
+            except (OSError, MergeError) as error:
                 raise RuntimeError("the merge failed and could not be undone: load the model again") from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -248,12 +319,26 @@ class _Journal:
                 self._undo()
 
 
+class _NoUndo:
+    """For a model that its owner throws away when the merge fails."""
+
+    def __enter__(self) -> _NoUndo:
+        return self
+
+    def note(self, job: _Job) -> None:
+        """Nothing has to be kept."""
+
+    def __exit__(self, *raised: object) -> None:
+        """Nothing is put back."""
+
+
 def merge_in_place(
     module: nn.Module,
     spec: PlateauSpec | None,
     *,
     checkpoint: str | Path | Checkpoint | None = None,
     base: str | Path | Checkpoint | None = None,
+    thrown_away_on_error: bool = False,
 ) -> MergeReport:
     """Bring a loaded model to the state that `spec` describes, whatever spec it was merged by before.
 
@@ -267,10 +352,13 @@ def merge_in_place(
             Remembered on the module, so that later calls need not repeat it. Without it W_mllm is the parameter
             itself, and the model can be merged only once.
         base: folder or hub id of the base LLM, `spec.base_model` unless given.
+        thrown_away_on_error: whoever calls this drops the model when it raises, so nothing is kept for a way back.
 
     Raises:
         MergeError: listing every fault. On this and on any other error, KeyboardInterrupt included, every parameter is
-            bit-identical to before the call.
+            bit-identical to before the call, unless `thrown_away_on_error`. What headers show (names, shapes, dtypes)
+            is found before anything is written; weights that are not finite are found as they are merged.
+        RuntimeError: it failed, and the checkpoints that it has to be undone from could not be read any more.
     """
     started = time.perf_counter()
     work = _prepare(module, spec, checkpoint, base)
@@ -279,21 +367,23 @@ def merge_in_place(
     if isinstance(source, Checkpoint):
         new_state = replace(new_state, checkpoint=source.location, revision=source.commit, identity=source.identity())
     read_before = source.bytes_read + (base_source.bytes_read if base_source else 0)
-    changes = _Changes()
+    changes, space = _Changes(), _Space()
     size = sum(job.parameter.nbytes for job in jobs)
+    undo = _NoUndo() if thrown_away_on_error else _Undo(jobs, state, source, _LAST.get(module))
     try:
-        with _Journal(size) as journal:
+        with undo:
             for job in tqdm(jobs, "merging", unit="tensor", leave=False, disable=None if size > 1 << 28 else True):
                 with faults.collect():
-                    value = _value(job, spec, source, base_source, job.key in state.merged, changes)
-                    if not faults:  # once one tensor is at fault the rest is only looked at, to report every fault
-                        journal.write(job.parameter, value)
-                    del value
+                    # Once one tensor is at fault the rest is only looked at, to report every fault.
+                    _bring(job, work, spec, changes, space, None if faults else undo)
             faults.raise_any()
             setattr(module, _STATE, new_state)
     except BaseException:
         setattr(module, _STATE, state)
         raise
+    _LAST.pop(module, None)
+    if spec is not None and base_source is not None and isinstance(source, Checkpoint):
+        _LAST[module] = _LastMerge(spec, base_source, {job.key: job.base_name for job in jobs if job.base_name})
 
     return MergeReport(
         spec=spec.to_dict() if spec else None,
@@ -327,14 +417,14 @@ def merged_values(
         MergeError: as `merge_in_place`.
     """
     work = _prepare(module, spec, checkpoint, base)
-    faults, changes, values = Faults(), _Changes(), dict[str, Tensor]()
+    faults, changes, space, values = Faults(), _Changes(), _Space(), dict[str, Tensor]()
     for job in work.jobs:
         if known and job.parameter_name in known:
             values[job.parameter_name] = known[job.parameter_name]
         elif job.base_name is not None:
             with faults.collect():
-                merged = job.key in work.state.merged
-                values[job.parameter_name] = _value(job, spec, work.source, work.base, merged, changes)
+                values[job.parameter_name] = value = torch.empty_like(job.parameter, requires_grad=False)
+                _bring(replace(job, parameter=value), work, spec, changes, space, _NoUndo(), found_in=job.parameter)
     faults.raise_any()
     return values
 
@@ -410,21 +500,52 @@ def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: _St
     ]
 
 
-def _value(
-    job: _Job, spec: PlateauSpec | None, source: Source, base: Checkpoint | None, was_merged: bool, changes: _Changes
-) -> Tensor:
-    """What to write into one parameter, in its dtype and on its device. Raises `MergeError`."""
-    model = _operand(source, job.model_name)
-    if spec is None or base is None or job.base_name is None:
-        return model.tensor.to(device=job.parameter.device, dtype=job.parameter.dtype)
-    merged = _merge(spec, job.key, model, _operand(base, job.base_name), job.parameter.dtype, job.parameter.device)
-    if not was_merged and not torch.equal(job.parameter, merged.plain):
+@torch.inference_mode()  # which may write normal parameters and those of a model loaded under it alike
+def _bring(
+    job: _Job,
+    work: _Work,
+    spec: PlateauSpec | None,
+    changes: _Changes,
+    space: _Space,
+    undo: _Undo | _NoUndo | None,
+    found_in: Tensor | None = None,
+) -> None:
+    """Write one parameter, noted in `undo` before; None only looks whether it could be. Raises `MergeError`.
+
+    Args:
+        found_in: the parameter as it is loaded, if that is not the one that is written.
+    """
+    model, parameter = _operand(work.source, job.model_name), job.parameter
+    if spec is None or work.base is None or job.base_name is None:
+        if undo is not None:
+            undo.note(job)
+            parameter.copy_(model.tensor)
+        return
+    base = _operand(work.base, job.base_name)
+    if job.key not in work.state.merged and not _holds(parameter if found_in is None else found_in, model.tensor):
+        if faults := _not_finite(model, base):  # which explains it
+            raise MergeError(*faults)
         raise MergeError(
-            f"{job.parameter_name} of the loaded model is not {model.where} in {job.parameter.dtype}; expected a plain "
+            f"{job.parameter_name} of the loaded model is not {model.where} in {parameter.dtype}; expected a plain "
             "load of the checkpoint. Pass the checkpoint that the model was loaded from, or none"
         )
-    changes.add(job.key[0], merged)
-    return merged.value
+    if undo is None:
+        parameter = torch.empty_like(parameter)
+    else:
+        undo.note(job)
+    changes.add(job.key[0], _merge(spec, job.key, model, base, parameter, space))
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _holds(parameter: Tensor, stored: Tensor) -> bool:
+    """Whether a parameter is a stored tensor, cast, bit by bit."""
+    if stored.data_ptr() == parameter.data_ptr() and stored.dtype == parameter.dtype:
+        return True  # it is the source of its own plain values
+    plain = stored.to(device=parameter.device, dtype=parameter.dtype)
+    bits = _BITS[parameter.element_size()]
+    return torch.equal(parameter.detach().contiguous().view(bits), plain.contiguous().view(bits))
 
 
 def _operand(source: Source, name: str) -> _Operand:
@@ -515,7 +636,7 @@ def _stream(
     on_report: Callable[[MergeReport], None] | None,
 ) -> Iterator[tuple[str, Tensor]]:
     started, read_before = time.perf_counter(), base.bytes_read
-    changes, seen, bytes_in = _Changes(), dict[Key, str](), 0
+    changes, space, seen, bytes_in = _Changes(), _Space(), dict[Key, str](), 0
     stems = tuple(MODULES[module] + "." for module in spec.modules)
     for name, tensor in weights:
         key = decoder_tensor(name)
@@ -534,11 +655,11 @@ def _stream(
                 f"{list(base.shape(there[key]))}; expected equal shapes"
             )
         seen[key] = name
-        operand = _Operand(tensor, name)
-        merged = _merge(spec, key, operand, _operand(base, there[key]), dtype or tensor.dtype, tensor.device)
+        value = torch.empty_like(tensor, dtype=dtype or tensor.dtype, requires_grad=False)
+        merged = _merge(spec, key, _Operand(tensor, name), _operand(base, there[key]), value, space)
         changes.add(key[0], merged)
         bytes_in += tensor.nbytes
-        yield name, merged.value
+        yield name, value
     missing = [f"layer {layer}, {suffix}: never came" for layer, suffix in sorted(there.keys() - seen.keys())]
     if missing:
         raise MergeError(*missing)

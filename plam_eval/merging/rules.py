@@ -18,13 +18,24 @@ from plam_eval.spec import Weights
 # is on the CPU, the tensors may be elsewhere.
 Rule = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
 RULES: dict[str, Rule] = {}
+ELEMENTWISE: set[str] = set()
+"""Rules by which an element of the result depends on the same element of the operands alone, whatever the part."""
 
 _PART = 1 << 18  # elements
 
 
-def register_rule(name: str, rule: Rule, *, draws: bool = False) -> None:
-    """Make a rule known to specs by name. `draws`: it uses the generator, so the spec's seed enters its digest."""
+def register_rule(name: str, rule: Rule, *, draws: bool = False, elementwise: bool = False) -> None:
+    """Make a rule known to specs by name.
+
+    Args:
+        draws: it uses the generator, so the spec's seed enters its digest.
+        elementwise: each element of the result depends on the same element of the operands alone, so that tensors may
+            be handed to the rule in parts, as vectors; others are handed over whole.
+    """
     RULES[name] = rule
+    ELEMENTWISE.discard(name)
+    if elementwise:
+        ELEMENTWISE.add(name)
     specs.RULES[name] = draws
 
 
@@ -57,8 +68,9 @@ def noise(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Gen
     return w_mllm.add_(w_base.mul_(change / norm(w_base)))
 
 
-for _rule, _draws in ((weighted_sum, False), (self_scale, False), (normalized, False), (noise, True)):
-    register_rule(_rule.__name__, _rule, draws=_draws)
+for _rule in (weighted_sum, self_scale, normalized):
+    register_rule(_rule.__name__, _rule, elementwise=True)
+register_rule("noise", noise, draws=True)
 
 
 def norm(tensor: Tensor, minus: Tensor | None = None) -> float:

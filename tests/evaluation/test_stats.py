@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,27 @@ def test_sign_flip_agrees_with_mcnemar_on_independent_right_and_wrong(gained: in
 def test_small_sign_flip_is_exactly_mcnemar(gained: int, lost: int) -> None:
     differences = np.repeat([1.0, -1.0, 0.0], [gained, lost, 30])
     assert stats.sign_flip(differences) == pytest.approx(mcnemar(gained, lost))
+
+
+@pytest.mark.parametrize("sizes", [(1.0,), (1 / 3, 2 / 3, 1 / 7)], ids=["one-size", "sizes"])
+def test_signs_of_equal_differences_are_drawn_together_from_the_same_distribution(sizes, monkeypatch) -> None:
+    generator = np.random.default_rng(3)
+    values = generator.choice(sizes, 400) * generator.choice([-1.0, 1.0], 400)
+    values = np.concatenate([values, generator.normal(0, 0.3, 30)])  # and some that are alone with their size
+    together = stats._flipped(values)
+    rare, repeated, counts = stats._repeated(values)
+    assert len(rare) == 30 and repeated == pytest.approx(sorted(sizes)) and counts.sum() == 400
+    monkeypatch.setattr(stats, "_SINGLY", len(values))
+    singly = stats._flipped(values)
+    assert scipy.stats.ks_2samp(together, singly).pvalue > 0.01
+    assert together.std() == pytest.approx(np.sqrt(np.sum(values**2)), rel=0.03)
+
+
+def test_a_hundred_thousand_differences_take_no_time() -> None:
+    values = np.tile([1.0, -1.0, 1.0, 0.5, -0.5], 20_000)
+    started = time.process_time()
+    assert stats.sign_flip(values) == pytest.approx(2 / 20_000)
+    assert time.process_time() - started < 2  # one by one: half a minute
 
 
 def test_sign_flip_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file as load_numpy
-from torch import nn
+from torch import Tensor, nn
 
+from plam_eval import spec as specs
+from plam_eval.merging import merge as merging
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import RULES, MergeError, MergeReport, merge_in_place, merged_weights, plan_merge
 from plam_eval.merging.names import decoder_tensor
-from plam_eval.spec import MODULES, PlateauSpec, load_spec
+from plam_eval.merging.rules import generator_of
+from plam_eval.spec import MODULES, PlateauSpec, Weights, load_spec
 from tests.merging.conftest import Pair, bits, changed, load, shard, write_llama
 from tests.pico import FAMILIES, PicoPair, write_pico
 
@@ -334,3 +340,66 @@ def test_stream_must_bring_every_tensor_once(llamas: Pair, change: dict[str, str
 def test_stream_refuses_what_does_not_fit(llamas: Pair, tensor: torch.Tensor, name: str, expected: str) -> None:
     with pytest.raises(MergeError, match=expected):
         list(merged_weights([(name, tensor)], llamas.spec(), Checkpoint.open(llamas.base), None))
+
+
+# ---- in parts --------------------------------------------------------------------------------------------------------
+
+
+def _at_once(spec: PlateauSpec, key: tuple[int, str], mllm: Tensor, base: Tensor, dtype: torch.dtype) -> Tensor:
+    """The merge as it is defined: whole tensors in float32 (float64 where one is stored in it), rounded once."""
+    wide = torch.float64 if torch.float64 in (mllm.dtype, base.dtype) else torch.float32
+    operands = mllm.to(wide, copy=True), base.to(wide, copy=True)
+    return RULES[spec.rule](*operands, spec.weights, generator_of(spec.seed, key)).to(dtype)
+
+
+@given(
+    shape=st.sampled_from([(1,), (7,), (64,), (65,), (5, 13), (12, 32)]),
+    rule=st.sampled_from(["weighted_sum", "self_scale", "normalized", "noise"]),
+    stored=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    other=st.sampled_from([torch.bfloat16, torch.float32]),
+    running=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    weights=st.sampled_from([(0.9, 0.3), (0.7, 0.3), (1, 0), (0, 1), (1, 0.1), (-0.5, 1.25)]),
+    seed=st.integers(0, 1000),
+    transposed=st.booleans(),
+)
+@settings(deadline=None, max_examples=300)
+def test_parts_give_the_bits_of_the_whole(shape, rule, stored, other, running, weights, seed, transposed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mllm, base = ((torch.randn(shape, generator=generator) * 0.3).to(dtype) for dtype in (stored, other))
+    mllm[mllm < -0.4] = -0.0
+    spec = load_spec(None, {"base": "b", "layers": "0:1", "rule": rule})
+    spec = spec.model_copy(update={"weights": Weights(model=weights[0], base_model=weights[1])})
+    key = (3, "self_attn.q_proj.weight")
+    expected = _at_once(spec, key, mllm, base, running)
+    out = torch.empty(shape[::-1], dtype=running).T if transposed else torch.empty(shape, dtype=running)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merging, "_PART", 64)
+        operands = (merging._Operand(tensor, "x") for tensor in (mllm, base))
+        found = merging._merge(spec, key, *operands, out, merging._Space())
+    assert out.contiguous().view(torch.uint8).equal(expected.view(torch.uint8))
+    plain = mllm.to(running).double()
+    assert found.norm == pytest.approx(float(plain.norm()), rel=1e-5)
+    assert found.change == pytest.approx(float((expected.double() - plain).norm()), rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_squares_that_float32_cannot_hold(size: float) -> None:
+    values = torch.full((100,), size)
+    assert merging._square(values) == pytest.approx(100 * size**2, rel=1e-6)
+    values[50] = torch.inf
+    assert not math.isfinite(merging._square(values))
+    assert merging._square(torch.zeros(3)) == 0
+
+
+def test_a_rule_of_somebody_elses_sees_whole_tensors(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = set()
+
+    def rule(mllm: Tensor, base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
+        shapes.add(tuple(mllm.shape))
+        return mllm - mllm.mean()
+
+    monkeypatch.setitem(RULES, "own", rule)
+    monkeypatch.setitem(specs.RULES, "own", False)
+    monkeypatch.setattr(merging, "_PART", 8)
+    merge_in_place(load(llamas.mllm), llamas.spec(modules="q_proj", rule="own"), checkpoint=llamas.mllm)
+    assert shapes == {(32, 32), (32,)}

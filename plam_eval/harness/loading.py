@@ -1,0 +1,165 @@
+"""How lmms-eval loads tasks, with two waits taken out: YAML through libyaml, and each dataset once in a process.
+
+Both change when work is done and never what comes of it. lmms-eval indexes about two thousand YAML files at every start
+with the reader of PyYAML that is written in Python; its reader over libyaml gives the same objects in a tenth of the
+time. And it builds the datasets of all tasks again for every evaluation, which a sweep asks for cell by cell; the task
+objects themselves, which evaluations write to, are made anew as ever.
+
+Importing this module imports neither torch nor lmms-eval.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+
+def patch_yaml_loading() -> None:
+    """`lmms_eval.utils.load_yaml_config` reads the files that lmms-eval and this package bring along by libyaml.
+
+    Files of other folders go the stock way: libyaml is a little more lenient, and what a file of the user's is refused
+    for should not depend on it. So does a file that libyaml does not read, for PyYAML's message, and everything where
+    PyYAML was built without it.
+    """
+    import yaml
+    from lmms_eval import utils
+
+    stock = utils.load_yaml_config
+    if not yaml.__with_libyaml__ or hasattr(stock, "_plam_eval"):
+        return
+    loaders = {"simple": _loader(utils.ignore_constructor), "full": _loader(utils.import_function)}
+    folders = [folder for package in ("lmms_eval", "plam_eval.tasks") for folder in _folders(package)]
+
+    @functools.wraps(stock)
+    def load_yaml_config(
+        yaml_path: Any = None, yaml_config: Any = None, yaml_dir: Any = None, mode: str = "full"
+    ) -> Any:
+        file_path = Path(yaml_path).absolute() if yaml_config is None else None
+        if file_path is not None and mode in loaders and any(file_path.is_relative_to(folder) for folder in folders):
+            try:
+                with Path(yaml_path).open("rb") as file:
+                    yaml_config = yaml.load(file, Loader=loaders[mode])
+            except yaml.YAMLError:
+                yaml_config = None  # read again below, and refused in PyYAML's words
+        return stock(yaml_path, yaml_config, yaml_dir, mode)
+
+    load_yaml_config._plam_eval = True  # type: ignore[attr-defined]
+    utils.load_yaml_config = load_yaml_config
+
+
+def _loader(function: Callable[[Any, Any], Any]) -> Any:
+    """`yaml.FullLoader` over libyaml, with `function` as the constructor of lmms-eval's own tag."""
+    import yaml
+
+    class Loader(yaml.CFullLoader):
+        def __init__(self, stream: Any) -> None:
+            super().__init__(stream)
+            self.name = stream.name  # where lmms-eval looks for the code that `!function` names
+
+    Loader.add_constructor("!function", function)
+    return Loader
+
+
+def _folders(package: str) -> list[Path]:
+    found = importlib.util.find_spec(package)
+    return [Path(folder).absolute() for folder in (found.submodule_search_locations or ())] if found else []
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+_KEPT: OrderedDict[Any, Any] = OrderedDict()
+_MOST_KEPT = 256
+# What a task asks for beyond a dataset: archives that are unpacked, code that is run, files made at every load.
+_OWN_WAYS = ("From_YouTube", "video", "builder_script", "load_from_disk", "force_download")
+
+
+def patch_dataset_loading() -> None:
+    """`ConfigurableTask.download` builds the datasets of a task once in a process.
+
+    They are Arrow tables that nobody writes to; each task object gets dictionaries of its own to hold them. A task
+    that is loaded again gets the same tables if it asks for the same dataset, processed by the same code, in the same
+    place, and if no file of a local dataset has changed since.
+    """
+    from lmms_eval.api.task import ConfigurableTask
+
+    stock = ConfigurableTask.download
+    if hasattr(stock, "_plam_eval"):
+        return
+
+    @functools.wraps(stock)  # its attributes too: `retry` is what an evaluation that must not wait changes
+    def download(self: Any, dataset_kwargs: Any = None) -> None:
+        key = _dataset_key(self, dataset_kwargs)
+        kept = _KEPT.get(key) if key is not None else None
+        if kept is None:
+            stock(self, dataset_kwargs)
+            if key is not None and _can_be_kept(self):
+                left = dict(dataset_kwargs) if dataset_kwargs is not None else None
+                same = self.dataset_no_image is self.dataset
+                _KEPT[key] = (_copy(self.dataset), None if same else _copy(self.dataset_no_image), left)
+                while len(_KEPT) > _MOST_KEPT:
+                    _KEPT.popitem(last=False)
+            return
+        _KEPT.move_to_end(key)
+        dataset, without_images, left = kept
+        self.dataset = _copy(dataset)
+        self.dataset_no_image = self.dataset if without_images is None else _copy(without_images)
+        if dataset_kwargs is not None:  # lmms-eval takes out what it has used, and logs the others
+            dataset_kwargs.clear()
+            dataset_kwargs.update(left)
+
+    download._plam_eval = True  # type: ignore[attr-defined]
+    ConfigurableTask.download = download
+
+
+def _copy(dataset: Any) -> Any:
+    return type(dataset)(dataset)
+
+
+def _can_be_kept(task: Any) -> bool:
+    """Whether a task holds nothing but tables: its own code may make lists of documents of them, and change those."""
+    from datasets import Dataset
+
+    tables = [*task.dataset.values(), *task.dataset_no_image.values()]
+    return all(isinstance(table, Dataset) for table in tables)
+
+
+def _dataset_key(task: Any, dataset_kwargs: Any) -> Any:
+    """What the tables of a task depend on; None where that cannot be said."""
+    from lmms_eval.api.task import _resolve_hf_datasets_cache_dir
+
+    config, options = task.config, dict(dataset_kwargs or {})
+    if any(options.get(name) for name in (*_OWN_WAYS, "data_files", "data_dir")):
+        return None
+    code = None
+    if (process := config.process_docs) is not None:
+        body = getattr(process, "__code__", None)
+        if body is None or process.__closure__ or not Path(body.co_filename).is_file():
+            return None
+        code = body.co_filename, Path(body.co_filename).stat().st_mtime_ns, process.__qualname__
+    splits = config.training_split, config.validation_split, config.test_split, config.fewshot_split
+    return (
+        str(Path.cwd()),
+        str(_resolve_hf_datasets_cache_dir()),
+        task.DATASET_PATH,
+        task.DATASET_NAME,
+        repr(sorted(options.items())),
+        code,
+        splits if code else None,
+        bool(getattr(config, "process_results_use_image", False)),
+        tuple(_files(str(task.DATASET_PATH))),
+    )
+
+
+def _files(folder: str) -> Iterator[tuple[str, int, int]]:
+    """What tells whether a local dataset is still the one that was read."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            stat = Path(parent, name).stat()
+            yield str(Path(parent, name)), stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,128 @@
+"""Scores that MMBench and MMMU give a logged answer, by lmms-eval's own functions, without importing all of lmms-eval.
+
+`import lmms_eval.tasks` takes longer than a report of a small sweep. Three functions are wanted of it, in files that
+need nothing of the rest: these are loaded by their place. Where another version of lmms-eval has them elsewhere, or
+where they need more, they are imported in the usual way.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import importlib
+import importlib.util
+import symtable
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def mmbench(row: Mapping[str, Any]) -> float:
+    """What MMBench's static evaluation gives one answer: 1 for right, 0 for wrong.
+
+    Its evaluator takes a data frame, which costs a hundred times as much as reading the answer; these are the steps of
+    `MMBench_Evaluator.eval_sub_data` for a frame of this one row, whose answer is `row["answer"]`.
+    """
+    evaluator, answer = _mmbench_evaluator(), row["answer"]
+    found = evaluator.prefetch_answer(row)
+    if not found:
+        choices = sorted(evaluator.build_choices(row))
+        found = _function("lmms_eval.tasks._task_utils.mcq_extract", "extract_mcq_answer")(
+            row["prediction"], choices=choices
+        )
+    return float(bool(found) and found == answer)
+
+
+def mmmu(entry: Mapping[str, Any]) -> float:
+    """What MMMU gives one answer, which its log holds parsed: 1 for right, 0 for wrong."""
+    return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
+
+
+@functools.lru_cache(maxsize=1)
+def _mmbench_evaluator() -> Any:
+    return _function("lmms_eval.tasks.mmbench.mmbench_evals", "MMBench_Evaluator")()
+
+
+@functools.lru_cache(maxsize=8)
+def _function(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of a module, alone if its file allows it, else from the module."""
+    if module not in sys.modules and (file := _file_of(module)) is not None:
+        found: Callable[..., Any] | None = _alone(file, name)
+        if found is not None:
+            return found
+    imported: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return imported
+
+
+def _file_of(module: str) -> Path | None:
+    package, *inner = module.split(".")
+    found = importlib.util.find_spec(package)  # of a top-level package, which is not imported for it
+    folders = found.submodule_search_locations if found is not None else None
+    file = Path(next(iter(folders or [""])), *inner).with_suffix(".py")
+    return file if file.is_file() else None
+
+
+def _alone(file: Path, name: str) -> Any:
+    """`name` of a file with what it needs of that file: definitions, imports of other packages, and values.
+
+    None where there is no such definition, or where it needs something of lmms-eval's.
+    """
+    source = file.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    by_name: dict[str, ast.stmt] = {}
+    for statement in tree.body:
+        for bound in _bound(statement):
+            by_name[bound] = statement
+    needs = {table.get_name(): _globals(table) for table in symtable.symtable(source, str(file), "exec").get_children()}
+    wanted, todo = [name], [name]
+    while todo:
+        statement_name = todo.pop()
+        if statement_name not in by_name:
+            return None
+        statement = by_name[statement_name]
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            modules = [statement.module] if isinstance(statement, ast.ImportFrom) else [a.name for a in statement.names]
+            if any(module is None or module.partition(".")[0] == "lmms_eval" for module in modules):
+                return None
+            used: set[str] = set()
+        elif statement_name in needs:
+            used = needs[statement_name] | _names(getattr(statement, "decorator_list", []))
+        else:
+            used = _names([statement])
+        more = {each for each in used if not hasattr(builtins, each)} - set(wanted)
+        wanted += sorted(more)
+        todo += sorted(more)
+    kept = [statement for statement in tree.body if set(_bound(statement)) & set(wanted)]
+    space: dict[str, Any] = {"__name__": f"{__name__}.{file.stem}", "__file__": str(file)}
+    exec(compile(ast.Module(kept, []), str(file), "exec"), space)
+    return space[name]
+
+
+def _bound(statement: ast.stmt) -> list[str]:
+    """Names that a statement at the top of a file gives a value."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return [statement.name]
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        return [target.id for target in targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _names(nodes: list[Any]) -> set[str]:
+    """Names that are read in these nodes."""
+    return {
+        inner.id
+        for node in nodes
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load)
+    }
+
+
+def _globals(table: symtable.SymbolTable) -> set[str]:
+    """Names that a definition, with all inside it, takes from around it."""
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
+    return own.union(*(_globals(inner) for inner in table.get_children()))

@@ -1,0 +1,42 @@
+"""How many threads torch computes with on a CPU.
+
+A small model answers in thousands of small operations, and each of them ends when its last thread does: on a machine
+with other work that is whenever that thread is given its turn. One thread is as fast on an idle machine, and several
+times as fast on a busy one. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+
+from plam_eval.errors import InputError
+
+OWN = "PLAM_THREADS"
+STANDARD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SMALL = 100_000_000
+"""Parameters up to which a model is small: its operations are too short to be worth a barrier."""
+
+
+def wanted(parameters: int) -> int | None:
+    """Threads for a model of so many parameters on a CPU; None leaves torch's own number.
+
+    `PLAM_THREADS` says it for every model. Where one of the standard variables is set, it stands.
+
+    Raises:
+        InputError: `PLAM_THREADS` is no whole number of at least 1.
+    """
+    said = os.environ.get(OWN, "").strip()
+    if said:
+        if not (said.isascii() and said.isdigit()) or not 1 <= int(said) <= 4096:
+            raise InputError(f"{OWN} is {said!r}; expected a whole number of threads, from 1 on, or nothing")
+        return int(said)
+    if any(os.environ.get(name, "").strip() for name in STANDARD):
+        return None
+    return 1 if parameters <= SMALL else None
+
+
+def environment() -> dict[str, str]:
+    """What makes a process of ours compute with one thread, for commands on small models; {} where the user says."""
+    if any(os.environ.get(name, "").strip() for name in (OWN, *STANDARD)):
+        return {}
+    return dict.fromkeys(STANDARD, "1")

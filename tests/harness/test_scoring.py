@@ -1,0 +1,93 @@
+"""Single answers are scored as lmms-eval's own functions score them, without importing it."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from plam_eval.harness import scoring
+
+LINES = (
+    "B", "b", "B.", "(B)", "The answer is B because A is too small.", "A triangle has three sides.", "cat", "a CAT, or",
+    "B or C.", "", " ", "D", "E", "Answer: C", "dog and cat", "nan", "none of these", "A B", "(C). horse", "答案是B",
+)  # fmt: skip
+
+
+def _rows() -> list[dict[str, object]]:
+    draw = random.Random(0)
+    options = ["dog", "cat", "7", "", "nan", "none", None, float("nan"), 3, 2.5, True, "A"]
+    return [
+        {
+            "index": draw.randrange(5_000_000),
+            "answer": draw.choice("ABCD"),
+            "prediction": line,
+            "question": "?",
+            "hint": None,
+            **{letter: draw.choice(options) for letter in "ABCD"},
+        }
+        for line in LINES
+        for _ in range(12)
+    ]
+
+
+def test_mmbench_is_scored_as_its_evaluator_does():
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    rows = _rows()
+    stock = [
+        mmbench_evaluator.eval_sub_data(pd.DataFrame([row]), {row["index"]: row["answer"]}, static_only=True)
+        for row in rows
+    ]
+    assert [scoring.mmbench(row) for row in rows] == stock
+    assert 0 < sum(stock) < len(stock)
+
+
+def test_mmmu_is_scored_as_its_task_does():
+    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
+
+    entries = [
+        {"id": "x", "question_type": kind, "answer": answer, "parsed_pred": [parsed]}
+        for kind, answer, parsed in (
+            ("multiple-choice", "B", "B"),
+            ("multiple-choice", "B", "A"),
+            ("multiple-choice", ["A", "B"], "B"),
+            ("open", "3.5", [3.5, "x"]),
+            ("open", "1,000", [1000.0]),
+            ("open", ["Cat", "dog"], ["a cat"]),
+            ("open", "b", [" b "]),
+            ("open", "cat", ["horse", 1.0]),
+        )
+    ]
+    alone = scoring._alone(scoring._file_of("lmms_eval.tasks.mmmu.utils"), "evaluate_mmmu")
+    assert alone is not None and alone is not evaluate_mmmu
+    for entry in entries:
+        expected = evaluate_mmmu([entry])[1]["acc"]
+        assert alone([entry])[1]["acc"] == scoring.mmmu(entry) == expected
+
+
+def test_what_cannot_be_had_alone_is_imported(tmp_path):
+    file = tmp_path / "other.py"
+    file.write_text(
+        "import math\nfrom lmms_eval.utils import sanitize_list\nTAU = math.tau\n\n"
+        "def own(x):\n    return helper(x) + TAU\n\ndef helper(x):\n    return [y for y in (x,)][0]\n\n"
+        "def needs(x):\n    return sanitize_list(x)\n"
+    )
+    assert scoring._alone(file, "own")(1) == pytest.approx(7.28318, abs=1e-4)
+    assert scoring._alone(file, "needs") is None
+    assert scoring._alone(file, "absent") is None
+
+
+def test_reading_scores_imports_neither_lmms_eval_nor_torch():
+    code = (
+        "import sys; from plam_eval.harness import tasks\n"
+        "row = dict(index=1, answer='B', prediction='I think (B)', A='dog', B='cat', C='x', D='y')\n"
+        "assert tasks.TASKS['mmbench_en_dev'].score.of({'gpt_eval_score': row}) == 1\n"
+        "entry = dict(id='1', question_type='open', answer='2', parsed_pred=[[2.0]])\n"
+        "assert tasks.TASKS['mmmu_val'].score.of({'mmmu_acc': entry}) == 1\n"
+        "assert not {'lmms_eval', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
