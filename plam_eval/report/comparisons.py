@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import IncomparableError, RecordError, Run
 from plam_eval.evaluation.stats import Paired
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

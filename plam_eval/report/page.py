@@ -1,52 +1,43 @@
 """`plam report`: runs, scans and sweeps on one HTML page that needs nothing beside it, and their tables as files.
 
-What stands on the page is decided here and put into blocks; `page.html.j2` gives each kind of block its form.
+What stands on the page is decided by `sections`, in blocks; `page.html.j2` gives each kind of block its form,
+`page.css` its look. `page.js` sorts and filters tables; without it nothing is missing.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import FolderError
 from plam_eval.evaluation import findings
 from plam_eval.evaluation.findings import Findings
 from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
-from plam_eval.report.blocks import (
-    Paragraph,
-    Section,
-    breakable,
-    minus_signs,
-    printable,
-    records_of,
-)
+from plam_eval.report.blocks import Answer, Section, breakable, printable, records_of
 from plam_eval.report.comparisons import Comparisons, compare
-from plam_eval.report.files import tables_of
+from plam_eval.report.files import Tables, tables_of
+from plam_eval.report.sections import warnings
 from plam_eval.report.sections.cells import all_cells
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.controls import beside_controls
 from plam_eval.report.sections.form import in_form
-from plam_eval.report.sections.head import (
-    missing,
-    runs_answers,
-    runs_question,
-    scan_answer,
-    scan_question,
-    sweep_question,
-    title_of,
-)
-from plam_eval.report.sections.parts import selection_note
+from plam_eval.report.sections.head import answers, facts, links, questions, title_of
+from plam_eval.report.sections.parts import chosen_beside, chosen_note
 from plam_eval.report.sections.provenance import provenance_section
 from plam_eval.report.sections.ranges import heat_map
 from plam_eval.report.sections.reading import reading_section
 from plam_eval.report.sections.runs import runs_sections
 from plam_eval.report.sections.scan import scan_section
-from plam_eval.report.sections.tasks import task_by_task
-from plam_eval.report.sections.warnings import warnings_section
+from plam_eval.report.sections.tasks import stock_metrics, task_by_task
 from plam_eval.report.sources import Sources, read_sources
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 PAGE, TABLES = "index.html", "tables"
 
@@ -71,7 +62,7 @@ def write_report(
             working directory. What a sweep's folder says of it is shown, and not gone to.
         include_path: folder of further tasks, whose Python code is run to find example images. The one that a folder
             was evaluated with is shown, and nothing is loaded from it.
-        examples: gained documents to show, and lost ones.
+        examples: gained documents that are seen at once, and lost ones; more are behind them. None with 0.
 
     Returns:
         The page's path.
@@ -86,11 +77,11 @@ def write_report(
     sources = read_sources([Path(folder) for folder in folders], select)
     compared = compare(sources.runs)
     tables = tables_of(sources, compared)
-    page = _page(sources, compared, title, Looking(data, include_path, examples), sorted(tables))
+    page = _page(sources, compared, title, Looking(data, include_path, examples), tables)
     folder = inside(output, TABLES, str(output))
-    check_free(output, (f"{TABLES}/{name}{suffix}" for name in tables for suffix in (".csv", ".parquet")), PAGE)
+    check_free(output, (f"{TABLES}/{name}{suffix}" for name in tables.frames for suffix in (".csv", ".parquet")), PAGE)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
+    for name, table in tables.frames.items():
         findings.write_table(table, folder / name)
     write_in_one_step(path, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
     return path
@@ -113,69 +104,77 @@ def _page(
     compared: Comparisons | None,
     title: str | None,
     looking: Looking,
-    tables: Sequence[str],
+    tables: Tables,
 ) -> str:
     import jinja2
+    from markupsafe import Markup
 
-    question: list[str] = []
-    answers: list[tuple[str, str]] = []
+    noted = warnings.of_notes(sources)
+    warned = {f"scan {name}": warnings.of_scan(scanned.stages.warnings) for name, scanned in sources.scans.items()}
+    warned |= {f"sweep {name}": warnings.of_sweep(found) for name, found in sources.sweeps.items()}
+    if sources.runs:
+        warned["runs"] = warnings.of_runs(sources.runs, compared)
     sections: list[Section] = []
-    several = len(sources.sweeps) + len(sources.scans) + bool(sources.runs) > 1
-    said: list[Sequence[str]] = []
     for name, scanned in sources.scans.items():
-        question.append(scan_question(scanned, said))
-        answers.append((name if several else "", scan_answer(scanned)))
         sections.append(scan_section(scanned, f": {name}" if len(sources.scans) > 1 else ""))
     for name, found in sources.sweeps.items():
-        question.append(sweep_question(found, said))
-        answers.append((name if several else "", found.verdict()))
         suffix = f": {name}" if len(sources.sweeps) > 1 else ""
-        sections += _sweep_sections(found, suffix, looking)
+        sections += _sweep_sections(found, suffix, looking, tables.names.get((name, "changed"), ""))
     if sources.runs:
-        question.append(runs_question(sources.runs, compared, said))
-        answers += [("", text) for text in runs_answers(sources.runs, compared)]
-        sections += runs_sections(sources.runs, compared, looking)
-    question += missing(sources, compared)
-    sections += warnings_section(sources, compared)
+        sections += runs_sections(sources.runs, compared, looking, tables.names.get(("runs", "changed"), ""))
+    sections += warnings.section([noted, *warned.values()])
     sections.append(provenance_section(sources))
     sections.append(Section("How to read this page", reading_section(sources)))
-    template = resources.files("plam_eval.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    style, script, template = map(_part, ("page.css", "page.js", "page.html.j2"))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"printable": printable, "breakable": breakable}
+    environment.filters |= {"printable": printable, "breakable": breakable, "hash": _hash}
     return environment.from_string(template).render(
         title=title or title_of(sources),
-        question=question,
-        answers=[(name, minus_signs(text)) for name, text in answers],
+        style=Markup(style),
+        script=Markup(script),
+        facts=facts(sources),
+        links=links(),
+        question=questions(sources, compared),
+        answers=answers(sources, compared, warned),
+        noted=Answer("", "", (), noted.beside, len(noted.further)),
         sections=sections,
-        tables=tables,
+        tables=sorted(tables.frames),
         folder=TABLES,
     )
 
 
-# --- a sweep ----------------------------------------------------------------------------------------------------------
+def _part(name: str) -> str:
+    return resources.files("plam_eval.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _sweep_sections(found: Findings, suffix: str, looking: Looking) -> list[Section]:
+def _hash(text: str) -> Markup:
+    """By which a content security policy allows a style or a script, and no other."""
+    from markupsafe import Markup
+
+    return Markup("sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
+
+
+def _sweep_sections(found: Findings, suffix: str, looking: Looking, changed: str) -> list[Section]:
     cells = {str(row["cell"]): row for row in records_of(found.cells)}
-    chosen = found.selection.cell if found.selection else None
-    note = [Paragraph(selection_note(found.selection, cells), "note")] if found.selection else []
     parts: list[tuple[str, list[Any]]] = []
     if drawn := heat_map(found, cells):
-        parts.append(("Layer ranges and weights", [drawn, *note]))
+        parts.append(("Layer ranges and weights", [drawn]))
     if beside := beside_controls(found, cells):
-        parts.append(("Beside the controls", [*beside, *note]))
-    if chosen is not None:
-        rows = task_by_task(found.compared[chosen], PLAIN, "merged", found.runs[PLAIN].directions)
-        parts.append(("Task by task", [*note, *rows]))
+        parts.append(("Beside the controls", beside))
+    if found.selection is not None:
+        note = chosen_note(found, cells)
+        runs = chosen_beside(found)
+        rows = found.compared[found.selection.cell]
+        parts.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions)]))
+        held = ", and over all documents that were evaluated, those chosen on among them"
+        if metrics := stock_metrics(runs, held if found.selection.held_out else ""):
+            parts.append(("Stock metrics", metrics))
     if found.compared:
         parts.append(("Answers in the form asked for", in_form(found, cells)))
-    parts.append(("All cells", [*all_cells(found, cells), *note]))
-    if chosen is not None and looking.examples:
-        changed = changed_documents(found.runs[PLAIN], found.runs[chosen], ("plain", "merged"), looking, found.plan)
-        parts.append(("What was gained and lost", [*note, *changed]))
+    parts.append(("All cells", all_cells(found, cells)))
+    if found.selection is not None and looking.examples:
+        shown = dict([*runs.items()][:3])  # plain, merged, and the scale control or else the first there is
+        parts.append(("What was gained and lost", [*note, *changed_documents(shown, looking, changed, found.plan)]))
     return [Section(f"{title}{suffix}", tuple(blocks)) for title, blocks in parts]
-
-
-# --- warnings, provenance, how to read --------------------------------------------------------------------------------

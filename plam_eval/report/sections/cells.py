@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED, PLAIN
@@ -19,11 +19,6 @@ from plam_eval.report.blocks import (
     signed,
     text_of,
 )
-
-if TYPE_CHECKING:
-    pass
-
-
 from plam_eval.report.sections.parts import PAIRED
 
 
@@ -56,6 +51,7 @@ def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
         },
         words=() if done else {"status"},
         look=look,
+        kind=lambda row: {"merged": "merge", "control": "control"}.get(row["kind"], str(row["kind"])),
     )
     listings = []
     for status, title in ((FAILED, "What failed"), (DAMAGED, "What is damaged, and was left out")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.sweep import PLAIN
@@ -17,13 +17,8 @@ from plam_eval.report.blocks import (
     signed,
 )
 from plam_eval.report.plots import Estimate
-from plam_eval.spec import RULES
-
-if TYPE_CHECKING:
-    pass
-
-
 from plam_eval.report.sections.parts import PAIRED, place
+from plam_eval.spec import RULES
 
 _CONTROLS = {
     "self_scale": "the model's own weights times the same sum",
@@ -79,6 +74,7 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
                 "answers that differ": lambda row: f"{row['answers_differ']} of {row['documents']}",
             },
             words={"control"},
+            kind=lambda row: str(row["rule"]),
             look=lambda row: "chosen" if row["merged"] == chosen else "",
         )
         blocks.append(table)

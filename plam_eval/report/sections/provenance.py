@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.evaluation import scan
 from plam_eval.evaluation.findings import Findings, describe
@@ -19,13 +19,8 @@ from plam_eval.report.blocks import (
     records_of,
     text_of,
 )
-from plam_eval.report.sources import Sources
-
-if TYPE_CHECKING:
-    pass
-
-
 from plam_eval.report.sections.head import model_of
+from plam_eval.report.sources import Sources
 
 
 def _content(found: Findings, what: str, name: str | None = None) -> dict[str, str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.report.blocks import (
     Paragraph,
 )
 from plam_eval.report.sources import Sources
-
-if TYPE_CHECKING:
-    pass
 
 
 def reading_section(sources: Sources) -> tuple[Any, ...]:

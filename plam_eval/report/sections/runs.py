@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.findings import describe
@@ -27,21 +27,19 @@ from plam_eval.report.blocks import (
     signed,
     text_of,
 )
-from plam_eval.report.plots import Estimate
-
-if TYPE_CHECKING:
-    pass
-
-
 from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.parts import PAIRED
-from plam_eval.report.sections.tasks import task_by_task
+from plam_eval.report.sections.tasks import stock_metrics, task_by_task
 
+_BESIDE = 6  # runs whose stock metrics stand beside each other
 _DETAILED = 6  # comparisons of plain run folders that get a section of their own
 
 
-def runs_sections(runs: Mapping[str, Run], compared: Comparisons | None, looking: Looking) -> list[Section]:
+def runs_sections(
+    runs: Mapping[str, Run], compared: Comparisons | None, looking: Looking, changed: str
+) -> list[Section]:
     tables = records.tables(dict(runs))
     if compared is None:
         rows = records_of(tables.tasks)
@@ -60,7 +58,7 @@ def runs_sections(runs: Mapping[str, Run], compared: Comparisons | None, looking
             },
         )
         shown = picture(figure, "Score of every task.", "Lines are 95% intervals, where answers are right or wrong.")
-        return [Section("Task by task", (shown, table))]
+        return [Section("Task by task", (shown, table)), *_stock(runs)]
     reference = compared.reference
     blocks: list[Any] = []
     if len(compared.rows) > 1:
@@ -93,7 +91,7 @@ def runs_sections(runs: Mapping[str, Run], compared: Comparisons | None, looking
     for name, found in list(compared.rows.items())[:_DETAILED]:
         blocks = task_by_task(found, reference, name, runs[reference].directions)
         if looking.examples:
-            blocks += changed_documents(runs[reference], runs[name], (reference, name), looking)
+            blocks += changed_documents({reference: runs[reference], name: runs[name]}, looking, changed)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))
     shares = tables.tasks.groupby("run")["parsable"].mean()
     table = grid(
@@ -112,7 +110,14 @@ def runs_sections(runs: Mapping[str, Run], compared: Comparisons | None, looking
         },
         words={"model", "merge", "mode", "dtype", "date"},
     )
-    return [*sections, Section("All runs", (table,))]
+    return [*sections, *_stock(runs), Section("All runs", (table,))]
+
+
+def _stock(runs: Mapping[str, Run]) -> list[Section]:
+    beside = dict([*runs.items()][:_BESIDE])
+    more = f"; of {len(runs)} runs the first {_BESIDE}, all are in the table metrics" if len(runs) > _BESIDE else ""
+    blocks = stock_metrics(beside, f"{more}")
+    return [Section("Stock metrics", tuple(blocks))] if blocks else []
 
 
 def _merge(row: Mapping[str, Any]) -> str:

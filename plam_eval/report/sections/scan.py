@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plam_eval.evaluation import scan
 from plam_eval.evaluation.scan import Scan
@@ -16,41 +16,33 @@ from plam_eval.report.blocks import (
     count_of,
     grid,
     interval,
-    minus_signs,
     number,
     percent,
     picture,
     records_of,
-    sentence,
     signed,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def scan_section(found: Scan, suffix: str) -> Section:
     curve, stages = found.curve, found.stages
-    kl = f"layer {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
+    kl = f"layers {stages.kl_cut}:{stages.num_layers}" if stages.kl_cut < stages.num_layers else "no plateau"
     table = curve.table()
     last = stages.num_layers
     blocks: list[Any] = [
         picture(
             plots.curve_figure(curve, stages),
-            f"Accuracy, parsable answers and KL divergence by cut layer. {sentence(stages.reason)}",
+            "Accuracy, parsable answers and KL divergence by cut layer. Its numbers are in the table below.",
             "At the left the image is hidden in every layer, at the right in none. Above: accuracy, and the 95% "
             "interval of its mean over tasks. Below: the share of answers in the form asked for, and how far the first "
             "answer token's distribution is from that of the unmasked model.",
         ),
-        Paragraph(minus_signs(sentence(stages.reason))),
         Paragraph(f"Second opinion, by KL at or under {stages.kl_threshold:g} nats: {kl}.", "note"),
         grid(
             f"Mean over {count_of(len(curve.tasks), 'task')} of {count_of(sum(curve.documents.values()), 'document')}",
             records_of(table[table["task"] == OVERALL]),
             {
-                "image seen in": lambda row: (
-                    "all layers" if row["cut"] == last else f"layers below {row['cut']}" if row["cut"] else "no layer"
-                ),
+                "image seen in": lambda row: f"layers 0:{row['cut']}" if row["cut"] else "no layer",
                 "accuracy": lambda row: number(row["accuracy"]),
                 "95%": lambda row: interval(row["low"], row["high"], plus=False),
                 "against unmasked": lambda row: NONE if row["cut"] == last else signed(row["difference"]),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from plam_eval.evaluation import stats
+from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
 from plam_eval.report.blocks import (
+    NONE,
     Paragraph,
     grid,
     interval,
+    minus_signs,
     number,
     percent,
     picture,
@@ -19,11 +22,6 @@ from plam_eval.report.blocks import (
     signed,
 )
 from plam_eval.report.plots import Estimate
-
-if TYPE_CHECKING:
-    pass
-
-
 from plam_eval.report.sections.parts import PAIRED
 
 
@@ -71,3 +69,42 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
         )
         blocks.append(Paragraph(text, "note"))
     return blocks
+
+
+def stock_metrics(runs: Mapping[str, Run], note: str) -> list[Any]:
+    """What lmms-eval itself reports of each task, run beside run; nothing where it reports no numbers.
+
+    Args:
+        runs: by the names of their columns.
+        note: which documents these are of.
+    """
+    metrics = records.tables(dict(runs)).metrics
+    if metrics.empty:
+        return []
+    table = {name: rows.set_index(["task", "metric"])["value"] for name, rows in metrics.groupby("run", sort=False)}
+    rows = list(dict.fromkeys(zip(metrics["task"], metrics["metric"], strict=True)))
+    better: dict[tuple[str, str], Any] = {}
+    for run in runs.values():
+        for task, known in (run.results.get("higher_is_better") or {}).items():
+            better |= {(task, metric): higher for metric, higher in (known or {}).items()}
+    words: dict[Any, str] = {True: "higher", False: "lower"}
+
+    def column(name: str) -> Callable[[Any], str]:
+        values = table.get(name)
+        return lambda row: NONE if values is None or row not in values else minus_signs(f"{values[row]:,.5g}")
+
+    shown = grid(
+        "Stock metrics, by task",
+        rows,
+        {
+            "task": lambda row: row[0],
+            "metric": lambda row: row[1],
+            "better": lambda row: words.get(better.get(row), NONE),
+            **{name: column(name) for name in runs},
+        },
+        words={"metric", "better"},
+    )
+    return [
+        Paragraph(f"As lmms-eval reports them, each on its own scale{note}. They have no intervals here.", "note"),
+        shown,
+    ]
