@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MINUS, NONE, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
-_FULL = 6000  # letters of a prompt or answer that are on the page at all
 _DPI = 96  # CSS pixels per inch of a figure
 
 
@@ -35,10 +33,11 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Row:
-    """`look`: "", "chosen", "total", "quiet" or "failed"."""
+    """`look`: "", "chosen", "total", "quiet" or "failed"; rows of one `kind` can be shown alone."""
 
     cells: tuple[str, ...]
     look: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: a data URI, what it shows in words, and its width in CSS pixels."""
+    """A figure: its drawing as markup of the page, which says in words what it shows, and how small it may get.
+
+    `least`: "" (as small as the window), "s", "m" or "l"; from there on it is scrolled.
+    """
 
     kind: ClassVar[str] = "picture"
-    source: str
-    alt: str
+    drawing: Markup
+    name: str
     caption: str
-    width: int
+    least: str
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
+    """Documents: those that are seen at once, `more` behind a title that opens them, and what is said of the others."""
+
     kind: ClassVar[str] = "examples"
     title: str
     examples: tuple[Example, ...]
+    more: tuple[Example, ...] = ()
+    more_title: str = ""
+    rest: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,35 @@ class Listing:
 class Section:
     title: str
     blocks: tuple[Any, ...]
+    anchor: str = ""
+
+    @property
+    def lead(self) -> tuple[Any, ...]:
+        """What stays with the title where pages are turned: the first paragraphs, and the figure that follows them."""
+        return self.blocks[: self._parted]
+
+    @property
+    def rest(self) -> tuple[Any, ...]:
+        return self.blocks[self._parted :]
+
+    @property
+    def _parted(self) -> int:
+        first = next((at for at, block in enumerate(self.blocks) if not isinstance(block, Paragraph)), len(self.blocks))
+        return first + (first < len(self.blocks) and isinstance(self.blocks[first], Picture))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a source says in a sentence or two, how to take it, and what qualifies it.
+
+    `name` tells sources apart. `further` is the number of warnings that stand in their own section.
+    """
+
+    name: str
+    text: str
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    further: int = 0
 
 
 # --- making them ------------------------------------------------------------------------------------------------------
@@ -122,9 +158,10 @@ def grid(
     *,
     words: Iterable[str] = (),
     look: Callable[[Any], str] = lambda item: "",
+    kind: Callable[[Any], str] = lambda item: "",
 ) -> Grid:
     """A table of one row per item. `columns` say what each shows of it; `words` are those that hold no numbers."""
-    rows = tuple(Row(tuple(show(item) for show in columns.values()), look(item)) for item in items)
+    rows = tuple(Row(tuple(show(item) for show in columns.values()), look(item), kind(item)) for item in items)
     return Grid(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
 
 
@@ -133,8 +170,14 @@ def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def picture(figure: Figure, alt: str, caption: str) -> Picture:
-    width = math.ceil(figure.get_figwidth() * _DPI)
-    return Picture(data_uri("image/svg+xml", plots.to_svg(figure)), minus_signs(alt), caption, width)
+    """A figure in the page's own colours. `alt` says in words what it shows, in its first sentence for short."""
+    from markupsafe import Markup
+
+    width = figure.get_figwidth() * _DPI
+    least = "" if width <= 520 else "s" if width < 900 else "m" if width < 1100 else "l"
+    alt = minus_signs(alt)
+    drawing = Markup(plots.to_markup(figure, printable(alt)))
+    return Picture(drawing, alt.partition(". ")[0].rstrip("."), caption, least)
 
 
 def data_uri(kind: str, content: bytes) -> str:
@@ -218,11 +261,12 @@ def cut_short(text: str, length: int = 600) -> str:
     return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more letters)"
 
 
-def clip(text: str, length: int) -> Clip:
+def clip(text: str, length: int, whole: int) -> Clip:
+    """The first `length` letters of a text, and behind them as many as `whole`."""
     text = text.strip("\n") or "(nothing)"
     if len(text) <= length:
         return Clip(text, None, 0)
-    return Clip(text[:length], text[:_FULL], max(0, len(text) - _FULL))
+    return Clip(text[:length], text[:whole], max(0, len(text) - whole))
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -9,11 +10,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#6A3D9A")
 _STYLES = ("-", "--", ":", "-.")
 _STAGES = {"modal separation": "#E8E8E8", "modal alignment": "#FDF0CF", "modal degradation (plateau)": "#D6E8F5"}
+_LIMIT = "#B2182B"
+_BETTER, _WORSE, _HATCH, _QUIET = "#2166AC", "#B3182C", "#8A8F96", "#555555"
 _OVERALL = "overall"
 _KL_FLOOR = 1e-6  # nats: where the logarithmic axis ends
 
@@ -97,13 +103,13 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
     accuracy.axhline(unmasked, color="black", linewidth=0.8, alpha=0.6)
     limit = accuracy.axhline(
         unmasked - stages.margin,
-        color="#B2182B",
+        color=_LIMIT,
         linewidth=1.2,
         linestyle=(0, (6, 3)),
         label=f"unmasked minus margin ({stages.margin:g})",
     )
-    kl.axhline(stages.kl_threshold, color="#B2182B", linewidth=1.0, linestyle=(0, (6, 3)))
-    kl.axvline(stages.kl_cut, color="#B2182B", linewidth=1.0, linestyle=":")
+    kl.axhline(stages.kl_threshold, color=_LIMIT, linewidth=1.0, linestyle=(0, (6, 3)))
+    kl.axvline(stages.kl_cut, color=_LIMIT, linewidth=1.0, linestyle=":")
     kl.annotate(
         f"KL rule: cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "KL rule: no plateau",
         (stages.kl_cut, 1),
@@ -113,7 +119,7 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
         ha="right" if stages.kl_cut > stages.num_layers / 2 else "left",
         va="top",
         fontsize=8,
-        color="#B2182B",
+        color=_LIMIT,
         bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
     )
 
@@ -186,7 +192,7 @@ def _headline(stages: Stages) -> str:
 
 
 def _layers(start: int, end: int) -> str:
-    return f"layer {start}" if end == start + 1 else f"layers {start} to {end - 1}"
+    return f"layers {start}:{end}"
 
 
 def _ticks(axes: Axes, cuts: list[int], layers: int) -> None:
@@ -213,7 +219,22 @@ _RULES = {  # colours and marks of a merge and its controls
     "noise": ("noise", "#8C6D00", "x"),
 }
 _OTHER_RULE = ("#6A3D9A", "D")  # of a rule that somebody registered
-_NOTHING = "#F0F0F0"
+# Variables of the page's style, by the colours that figures are drawn in.
+_VARIABLES = {
+    "#000000": "ink",
+    "#ffffff": "page",
+    "#b0b0b0": "grid",  # matplotlib's own
+    _QUIET: "ink-soft",
+    _LIMIT: "limit",
+    _BETTER: "better",
+    _WORSE: "worse",
+    _HATCH: "hatch",
+    **{colour: f"c{number}" for number, colour in enumerate(_COLOURS, 1)},
+    **dict(zip(_STAGES.values(), ("separation", "alignment", "plateau"), strict=True)),
+}
+_VARIABLE_OF = {colour.lower(): f"var(--{name}, {colour.lower()})" for colour, name in _VARIABLES.items()}
+_OPAQUE = 0.6  # of a heat map's strongest colour: figures on it stay readable, on a light page and a dark one
+_FAINT = 0.15  # of the strongest of those that are not shown to differ
 _PER_ROW = 12  # merges beside each other in `controls`
 _WIDE = 12  # columns of a heat map from which on their names are upright
 
@@ -231,71 +252,165 @@ def to_svg(figure: Figure) -> bytes:
     """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
     buffer = io.BytesIO()
     _names_as_text(figure)
-    with matplotlib.rc_context({"svg.hashsalt": "plam-eval", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "plam-eval", "svg.fonttype": "path", "hatch.linewidth": 0.6}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 
+def to_markup(figure: Figure, title: str) -> str:
+    """A figure as SVG to stand within a page, whose style gives it its colours: variables such as `--ink`.
+
+    It refers to nothing outside, and holds no style of its own, which a strict content security policy would forbid.
+
+    Args:
+        title: what it shows, in words.
+    """
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    content = to_svg(figure)
+    root = ElementTree.fromstring(content)
+    mark = f"f{hashlib.sha256(content + title.encode()).hexdigest()[:8]}-"  # ids of a page's figures are told apart
+    used = set(re.findall(rb'(?:href="#|url\(#)([^")]+)', content))
+    for parent in [*root.iter()]:
+        for child in [*parent]:
+            if _local(child.tag) in ("metadata", "style") or (_local(child.tag) == "defs" and not _holds(child)):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        attributes: dict[str, str] = {}
+        for name, value in element.attrib.items():
+            name = _local(name)
+            if name == "style":
+                attributes |= _declared(value, mark)
+            elif name == "id":
+                if value.encode() in used:
+                    attributes[name] = mark + value
+            elif name == "href":
+                attributes[name] = f"#{mark}{value.removeprefix('#')}"
+            elif name in ("d", "x", "y", "width", "height"):
+                attributes[name] = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
+            else:
+                attributes[name] = value.replace("url(#", f"url(#{mark}")
+        element.attrib.clear()
+        element.attrib.update(attributes)
+    wide, high = (round(inches * 96) for inches in figure.get_size_inches())
+    box = root.get("viewBox", "")
+    root.attrib.clear()
+    root.attrib |= {
+        "viewBox": box,
+        "width": str(wide),
+        "height": str(high),
+        "role": "img",
+        "fill": _VARIABLE_OF["#000000"],
+    }
+    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "aria-label": title}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _local(name: str) -> str:
+    """A name without its namespace: there are none within a page."""
+    return name.rpartition("}")[2]
+
+
+def _holds(defs: ElementTree.Element) -> bool:
+    return any(_local(child.tag) != "style" for child in defs)
+
+
+def _declared(style: str, mark: str) -> dict[str, str]:
+    """Declarations of a style attribute as attributes of their own, colours as the page's variables."""
+    pairs = (part.partition(":") for part in style.split(";") if part.strip())
+    found = {name.strip(): value.strip().replace("url(#", f"url(#{mark}") for name, _, value in pairs}
+    return {name: _VARIABLE_OF.get(value.lower(), value) for name, value in found.items()}
+
+
 def heat_map(
-    values: Sequence[Sequence[float | None]],
+    cells: Sequence[Sequence[Estimate | None]],
     rows: Sequence[str],
     columns: Sequence[str],
     *,
     marked: Sequence[Sequence[bool]],
     words: Mapping[tuple[int, int], str] | None = None,
     chosen: tuple[int, int] | None = None,
-    scale: float = 0.01,
     label: str = "difference against plain",
 ) -> Figure:
-    """Differences as colours around 0 with their values in them; blue is above, red below, white is none.
+    """Differences with colours as strong as their intervals allow; blue is above, red below.
+
+    A difference has full colour where no other that is shown is larger, and where it is at least twice as large as
+    intervals are wide to either side (their median). One whose interval holds 0, or that has none, is not shown to
+    differ: it is hatched, and pale whatever its size.
 
     Args:
-        values: by row and column; None or NaN where there is no value.
+        cells: by row and column; None where there is no value.
         marked: whether a value gets an asterisk.
         words: what to write where there is no value, by (row, column).
         chosen: the cell with a frame.
-        scale: the difference that has full colour, if none is larger.
     """
-    numbers = np.array([[math.nan if value is None else value for value in row] for row in values], dtype=float)
+    given = [cell for row in cells for cell in row if cell is not None and not math.isnan(cell.value)]
+    widths = [(cell.high - cell.low) / 2 for cell in given if not math.isnan(cell.low)]
+    most = max([abs(cell.value) for cell in given if differs(cell)] + [2 * float(np.median(widths or [0])), 1e-6])
     upright = len(columns) > _WIDE
-    cell = 0.47 if upright else 0.72
+    cell_width = 0.47 if upright else 0.72
     names = max(map(len, rows), default=0) * 0.075 + 0.2
-    width = max(5.2, names + cell * len(columns) + 0.4)
-    height = 0.36 * len(rows) + (0.62 if upright else 0.4) + 0.75
+    width = max(5.2, names + cell_width * len(columns) + 0.4)
+    height = 0.36 * len(rows) + (0.62 if upright else 0.4) + 1.0
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colours = matplotlib.colormaps["RdBu"].with_extremes(bad=_NOTHING)
-    most = float(np.nanmax(np.abs([*numbers.flat, 1e-6, scale])))
-    image = axes.imshow(np.ma.masked_invalid(numbers), cmap=colours, vmin=-most, vmax=most, aspect="auto")
-    for row, column in np.ndindex(*numbers.shape):
-        value = numbers[row, column]
-        if math.isnan(value):
-            text, colour = (words or {}).get((row, column), ""), "#555555"
+    for row, column in np.ndindex(len(rows), len(columns)):
+        cell = cells[row][column]
+        known = cell is not None and not math.isnan(cell.value)
+        hatched = known and cell is not None and not differs(cell)
+        if cell is None or not known:
+            text, weight, colour = (words or {}).get((row, column), ""), "normal", _QUIET
         else:
-            text = _signed(value) + ("*" if marked[row][column] else "")
-            colour = "white" if abs(value) > 0.68 * most else "black"
-        weight = "bold" if not math.isnan(value) and marked[row][column] else "normal"
-        size = 7 if upright else 9
-        written = axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, weight=weight)
+            text = _signed(cell.value) + ("*" if marked[row][column] else "")
+            weight, colour = "bold" if marked[row][column] else "normal", "black"
+            axes.add_patch(_square(row, column, facecolor=_tint(cell.value / most, hatched=hatched), linewidth=0))
+        if hatched:
+            axes.add_patch(_square(row, column, fill=False, hatch="////", edgecolor=_HATCH, linewidth=0, alpha=0.8))
+        elif not known:
+            axes.add_patch(_square(row, column, fill=False, edgecolor=_HATCH, linewidth=0.5, alpha=0.5))
+        written = axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=7 if upright else 9,
+            color=colour,
+            weight=weight,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1} if hatched else None,
+        )
         _plainly(written)
     axes.set_xticks(
         range(len(columns)), list(map(shown, columns)), rotation=90 if upright else 0, fontsize=8 if upright else 9
     )
     axes.set_yticks(range(len(rows)), list(map(shown, rows)), fontsize=9)
     _plainly(*axes.get_xticklabels(), *axes.get_yticklabels())
-    axes.set_xlabel("decoder layers, from : up to, not including", fontsize=9, loc="left")
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("decoder layers", fontsize=9, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="minor", length=0)
+    handles: list[Line2D | Patch] = []
     if chosen is not None:
-        frame = Rectangle((chosen[1] - 0.46, chosen[0] - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2)
-        axes.add_patch(frame)
+        axes.add_patch(_square(*chosen, fill=False, edgecolor="black", linewidth=2))
+        handles.append(Patch(fill=False, edgecolor="black", linewidth=2, label="chosen"))
+    if any(not differs(cell) for cell in given):
+        name = "not shown to differ: the 95% interval holds 0"
+        handles.append(Patch(fill=False, hatch="//////", edgecolor=_HATCH, linewidth=0, label=name))
+    if handles:
+        _legend(figure, handles, loc="outside lower left", ncols=len(handles))
+    shades = ListedColormap([_tint(strength, hatched=False) for strength in np.linspace(-1, 1, 41)])
     bar = figure.colorbar(
-        image, ax=axes, location="bottom", shrink=min(1.0, 3.2 / width), anchor=(0.0, 1.0), aspect=30, pad=0.02
+        ScalarMappable(Normalize(-most, most), shades),
+        ax=axes,
+        location="bottom",
+        shrink=min(1.0, 3.2 / width),
+        anchor=(0.0, 1.0),
+        aspect=30,
+        pad=0.02,
     )
     bar.set_label(label, fontsize=8)
     _plainly(bar.ax.xaxis.label)
@@ -304,6 +419,21 @@ def heat_map(
     bar.locator = matplotlib.ticker.MaxNLocator(5, symmetric=True)
     bar.update_ticks()
     return figure
+
+
+def differs(cell: Estimate) -> bool:
+    """Whether an estimate's interval is there and does not hold 0."""
+    return not math.isnan(cell.low) and not cell.low <= 0 <= cell.high
+
+
+def _tint(strength: float, *, hatched: bool) -> tuple[float, float, float, float]:
+    """Blue above 0, red below, the stronger the more opaque: what lies under it is the page, light or dark."""
+    most = _FAINT if hatched else _OPAQUE
+    return to_rgba(_BETTER if strength > 0 else _WORSE, round(most * min(abs(strength), 1), 3))
+
+
+def _square(row: int, column: int, **look: Any) -> Rectangle:
+    return Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, **look)
 
 
 def forest(

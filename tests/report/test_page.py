@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +20,7 @@ from plam_eval.evaluation.findings import read_findings
 from plam_eval.report import plots
 from plam_eval.report.blocks import picture, printable
 from plam_eval.report.page import write_report
+from plam_eval.report.sections import changed as sections_changed
 from plam_eval.report.sources import ReportError
 from tests.report.fabricate import Document, changed, documents, write_run, write_sweep
 from tests.report.test_plots import scan as curve_of
@@ -38,6 +41,9 @@ class Page(HTMLParser):
         self.references: list[tuple[str, str, str]] = []
         self.tags: list[str] = []
         self.headings: list[str] = []
+        self.drawings: list[dict[str, str]] = []
+        self.styled: list[str] = []
+        self.ids: list[str] = []
         self._open: list[str] = []
         self.feed(self.source)
         self.close()
@@ -46,6 +52,12 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        given = {name: value or "" for name, value in attrs}
+        if tag == "svg":
+            self.drawings.append(given)
+        if "style" in given or any(name.startswith("on") for name in given):
+            self.styled.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
         for name, value in attrs:
             if name in ("src", "href", "srcset", "action", "data"):
                 self.references.append((tag, name, value or ""))
@@ -56,7 +68,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self._open:
+        if not {"style", "script"} & set(self._open):
             self.words.append(data)
         if "h2" in self._open:
             self.headings.append(data)
@@ -64,6 +76,16 @@ class Page(HTMLParser):
     @property
     def images(self) -> list[str]:
         return [value for tag, _, value in self.references if tag == "img"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of `some_sweep`, in out; the sweep's folder is beside it."""
+    folder = tmp_path_factory.mktemp("swept")
+    some_sweep(folder / "sweep")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for")))
+        return write_report([folder / "sweep"], folder / "out")
 
 
 @pytest.fixture
@@ -90,26 +112,25 @@ def some_sweep(folder: Path, **given: Any) -> list[Document]:
     return plain
 
 
-def test_sweep(tmp_path: Path, no_images: None) -> None:
-    some_sweep(tmp_path / "sweep")
-    path = write_report([tmp_path / "sweep"], tmp_path / "out")
-    assert path == tmp_path / "out" / "index.html"
-    page, found = Page(path), read_findings(tmp_path / "sweep")
+def test_sweep(swept: Path) -> None:
+    assert swept.name == "index.html"
+    page, found = Page(swept), read_findings(swept.parent.parent / "sweep")
     assert page.headings == [
-        *("Layer ranges and weights", "Beside the controls", "Task by task", "Answers in the form asked for"),
-        *("All cells", "What was gained and lost", "Warnings", "Where it comes from", "How to read this page"),
+        *("Layer ranges and weights", "Beside the controls", "Task by task", "Stock metrics"),
+        *("Answers in the form asked for", "All cells", "What was gained and lost", "Where it comes from"),
+        "How to read this page",
     ]
     assert "<title>pair/mllm merged with pair/base</title>" in page.source and '<html lang="en">' in page.source
     assert re.sub(r"-(?=0\.)", "\N{MINUS SIGN}", found.verdict()) in page.text
     assert "2 merges and 2 controls beside the plain model, on 40 documents of 2 tasks (pope, mmstar)." in page.text
     assert "Of 5 cells, 1 not finished; 1 of these failed. No scan is among the folders" in page.text
-    optimistic = (
-        "It scored best of 2 merges, chosen on the same 40 documents that these figures are of: they are optimistic"
-    )
-    assert page.text.count(optimistic) == 5  # wherever a figure of the chosen cell is shown
+    optimistic = "Figures on this page are of the 40 documents on which it was chosen: its own are optimistic."
+    assert page.text.count(optimistic) == 1
+    chosen = "Merged: layers 6:8, qkvo, 0.9 + 0.3 (optimistic: see the answer above)."
+    assert page.text.count(chosen) == 2  # where no other cell is shown
     assert "Gained: 6" in page.text and "Lost: 1" in page.text and "Is there a cat in picture 3 of mmstar?" in page.text
-    assert "rope_theta differs (layers-6-8_qkvo_0.9+0.3, " in page.text
-    assert len(page.images) == 3 and page.source.count("alt=") == 3
+    assert "rope_theta differs (every cell but plain)" in page.text
+    assert len(page.drawings) == 3 and all(drawing["aria-label"] for drawing in page.drawings) and not page.images
     # provenance
     assert "cd /no/such/folder" in page.text and "plam sweep --model plam_llava --output 'a b'" in page.text
     assert (
@@ -119,24 +140,133 @@ def test_sweep(tmp_path: Path, no_images: None) -> None:
     assert all(digest in page.text for digest in found.cells["digest"].dropna())
 
 
-def test_page_loads_nothing(tmp_path: Path, no_images: None) -> None:
-    some_sweep(tmp_path / "sweep")
-    page = Page(write_report([tmp_path / "sweep"], tmp_path / "out"))
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+def test_page_loads_nothing(swept: Path) -> None:
+    page = Page(swept)
+    assert not {"link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     for tag, name, value in page.references:
-        if tag == "a":
-            assert name == "href" and (value.startswith("#s") or (tmp_path / "out" / value).is_file()), value
+        if value.startswith("#"):
+            assert value[1:] in page.ids, value
+        elif tag == "a":
+            assert name == "href" and (value.startswith("https://") or (swept.parent / value).is_file()), value
         else:
             assert value.startswith("data:image/"), (tag, value[:60])
-    assert not re.search(r"url\(|@import", page.source)
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|import\(|eval\(|innerHTML", page.source)
+    assert len(page.ids) == len(set(page.ids))
 
 
-def test_tables_are_those_of_the_findings(tmp_path: Path, no_images: None) -> None:
+def test_only_the_pages_own_script_and_style_may_run(swept: Path) -> None:
+    page = Page(swept)
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page.source)
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    for rule, tag in (("script-src", "script"), ("style-src", "style")):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert page.styled == []  # no attribute that such a policy would forbid
+    assert page.source.index("Content-Security-Policy") < page.source.index("<style>")
+
+
+def test_when_with_what_and_where_to_read_on(swept: Path) -> None:
+    page = Page(swept)
+    own = metadata.version("plam-eval")
+    assert f"Evaluated 2026-01-01 · plam-eval 0.1.0 · lmms-eval 0.7.3 · page by plam-eval {own}" in page.text
+    assert ("a", "href", "https://arxiv.org/abs/2601.07645") in page.references
+
+
+def answer_boxes(page: Page) -> list[str]:
+    return re.findall(r'<div class="answer">(.*?)</div>', page.source, re.DOTALL)
+
+
+def test_warnings_stand_with_the_answer_that_they_qualify(tmp_path: Path, no_images: None) -> None:
+    write_scan(tmp_path / "all" / "scan")
+    stages = json.loads((tmp_path / "all" / "scan" / scan.STAGES).read_text())
+    stages["stages"]["warnings"] = ["at cut 4 single tasks are worse: pope (-0.075)"]
+    (tmp_path / "all" / "scan" / scan.STAGES).write_text(json.dumps(stages))
+    plain = some_sweep(tmp_path / "all" / "sweep")
+    lost = {("mmstar", number): ("x", 0.0) for number in range(9)}
+    gained = {("pope", number): (["no", "yes"][number % 2], 1.0) for number in range(12, 20)}
+    some_sweep(tmp_path / "all" / "sweep", cells={MERGED: changed(plain, gained | lost), WHOLE: changed(plain, lost)})
+    file = tmp_path / "all" / "sweep" / "cells" / WHOLE / "run" / "20260101_000000_results.json"
+    results = json.loads(file.read_text())
+    results["plam_eval"]["altered_answers"] = ["pope 3"]
+    file.write_text(json.dumps(results))
+    page = Page(write_report([tmp_path / "all"], tmp_path / "out"))
+    of_scan, of_sweep = answer_boxes(page)
+    assert "at cut 4 single tasks are worse: pope (−0.075)" in of_scan
+    assert "worse than plain in single tasks: mmstar −0.450 (95% " in of_sweep
+    assert "rope_theta differs" in of_sweep and "could not be written" not in of_sweep  # which is of another cell
+    assert '<a href="#warnings">1 more below</a>' in of_sweep
+    assert "Further warnings" in page.headings and "were altered (layers 0:8, qkvo, 0.9 + 0.3)" in page.text
+    assert page.text.count("rope_theta differs") == 1
+
+
+def test_a_range_has_one_spelling(tmp_path: Path, no_images: None) -> None:
+    write_scan(tmp_path / "all" / "scan")
+    some_sweep(tmp_path / "all" / "sweep")
+    page = Page(write_report([tmp_path / "all"], tmp_path / "out"))
+    assert "The plateau is layers 4:8 of 8" in page.text and "layers 6:8, qkvo" in page.text
+    assert page.text.count("from a up to, but not including, b") == 1
+    prose = page.source[: page.source.index("Where it comes from</h2>")]  # below are files' and folders' own names
+    assert not re.search(r"layers? \d+ to|\[\d+, ?\d+\)|layers below|layers-\d", prose)
+
+
+def test_stock_metrics_side_by_side(tmp_path: Path, no_images: None) -> None:
     some_sweep(tmp_path / "sweep")
-    write_report([tmp_path / "sweep"], tmp_path / "out")
-    tables, found = tmp_path / "out" / "tables", read_findings(tmp_path / "sweep")
+    page = Page(write_report([tmp_path / "sweep"], tmp_path / "out", select=14))
+    table = page.text.partition("Stock metrics, by task")[2].partition("Answers in the form")[0]
+    assert table.replace("_ ", "_").split() == [
+        *("task", "metric", "better", "plain", "merged", "self_scale"),
+        *("pope", "other", "–", "0.5", "0.5", "0.5"),
+        *("pope", "pope_accuracy", "higher", "0.6", "0.9", "0.6"),
+        *("mmstar", "other", "–", "0.5", "0.5", "0.5"),
+    ]
+    assert (
+        "over all documents that were evaluated, those chosen on among them. They have no intervals here." in page.text
+    )
+
+
+def test_every_changed_document_is_on_the_page_or_in_the_table(
+    tmp_path: Path, no_images: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = documents(["pope"], 40, right=20)
+    gained = {("pope", number): (["no", "yes"][number % 2], 1.0) for number in range(20, 37)}
+    lost = {("pope", 3): ("no", 0.0)}
+    other = {("pope", 38): ("maybe", 0.0)}
+    cells = {"plain": plain, MERGED: changed(plain, gained | lost | other), CONTROL: changed(plain, lost)}
+    write_sweep(tmp_path / "sweep", cells, layers="6:8")
+    path = write_report([tmp_path / "sweep"], tmp_path / "out")
+    page = Page(path)
+    assert "Gained: 6 of 17" in page.text and "11 more that were gained" in page.text
+    assert [f"pope, document {n}" in page.text for n in (20, 36, 37)] == [True, True, False]
+    assert page.source.count('<article class="example">') == 18
+    assert "1 more answer changed without a change of score; all are listed in the table changed" in page.text
+    (card,) = re.findall(r"<h4>pope, document 3</h4>.*?</article>", page.source, re.DOTALL)
+    words = " ".join(re.sub("<[^>]*>", " ", card).split())
+    assert words.endswith("target yes plain right yes merged wrong no self_scale wrong no")
+    table = pd.read_csv(path.parent / "tables" / "changed.csv")
+    assert table["change"].value_counts().to_dict() == {"gained": 17, "lost": 1, "other answer": 1}
+    assert list(table.columns) == [
+        *("task", "doc_id", "change", "prompt", "target", "plain_answer", "plain_score"),
+        *("merged_answer", "merged_score", "self_scale_answer", "self_scale_score"),
+    ]
+    monkeypatch.setattr(sections_changed, "_MOST", 10)
+    page = Page(write_report([tmp_path / "sweep"], tmp_path / "out", examples=2))
+    assert "Gained: 2 of 17" in page.text and "8 more that were gained" in page.text
+    assert "On this page are 10 of the 17 gained; all are listed in the table changed" in page.text
+
+
+def test_tables_can_be_sorted_by_what_they_hold(swept: Path) -> None:
+    """The script reads its keys from cells; rows say of which kind they are."""
+    page = Page(swept)
+    assert page.source.count('data-kind="merge"') == 2 and page.source.count('data-kind="control"') == 2
+    assert not {"button", "input", "select"} & set(page.tags)  # without the script there is nothing to press in vain
+
+
+def test_tables_are_those_of_the_findings(swept: Path) -> None:
+    tables, found = swept.parent / "tables", read_findings(swept.parent.parent / "sweep")
     assert {path.stem for path in tables.iterdir()} == {
-        *("cells", "tasks", "controls", "runs", "accuracy", "metrics", "samples")
+        *("cells", "tasks", "controls", "changed", "runs", "accuracy", "metrics", "samples")
     }
     for name in ("cells", "tasks", "controls"):
         assert_frame_equal(pd.read_parquet(tables / f"{name}.parquet"), getattr(found, name), check_dtype=False)
@@ -155,8 +285,8 @@ def test_tables_are_those_of_the_findings(tmp_path: Path, no_images: None) -> No
 def test_chosen_on_other_documents(tmp_path: Path, no_images: None) -> None:
     some_sweep(tmp_path / "sweep")
     page = Page(write_report([tmp_path / "sweep"], tmp_path / "out", select=14, title="A <title>"))
-    note = "It scored best of 2 merges on 28 other documents (+0.036 there); figures here are of the 12 documents held"
-    assert page.text.count(note) == 5 and "optimistic" not in page.text
+    note = "It was chosen on 28 other documents (+0.036 there); figures on this page are of the 12 documents held out."
+    assert page.text.count(note) == 1 and "optimistic" not in page.text
     assert "on 40 documents of 2 tasks" in page.text and "A &lt;title&gt;" in page.source
 
 
@@ -174,7 +304,7 @@ def test_one_merge_without_controls(tmp_path: Path, no_images: None) -> None:
 def test_nothing_finished(tmp_path: Path) -> None:
     write_sweep(tmp_path / "new", {})
     page = Page(write_report([tmp_path / "new"], tmp_path / "out"))
-    assert page.headings == ["All cells", "Where it comes from", "How to read this page"] and not page.images
+    assert page.headings == ["All cells", "Where it comes from", "How to read this page"] and not page.drawings
     assert "Nothing to say yet" in page.text and "Of 5 cells, 5 not finished." in page.text
     assert (tmp_path / "out" / "tables" / "cells.csv").is_file()
 
@@ -190,7 +320,7 @@ def test_text_of_others_stays_text(tmp_path: Path, no_images: None) -> None:
     merged = changed(odd, lost | gained)
     some_sweep(tmp_path / "odd", cells=dict.fromkeys(("plain", CONTROL, WHOLE), odd) | {MERGED: merged})
     page = Page(write_report([tmp_path / "odd"], tmp_path / "out", title="<script>"))
-    assert "script" not in page.tags and page.source.count("<script") == 0
+    assert page.tags.count("script") == 1 and page.source.count("<script") == 1  # the page's own
     assert "alert('answer')" in page.text and "<script>alert('cell')</script> no disk left" in page.text
     assert "\u241b[31m\u2400 & <img src=x onerror=alert(1)> 3" in page.text
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", page.source)
@@ -238,15 +368,15 @@ def test_images_come_from_the_dataset_that_was_evaluated(suite: Path, tmp_path: 
     folders = [tmp_path / "plain", tmp_path / "merged"]
     page = Page(write_report(folders, tmp_path / "out", data=suite))
     assert Path.cwd() == here
-    assert len(page.images) == 1 + 2 and page.images[1] != page.images[2]
-    assert all(image.startswith(("data:image/png", "data:image/jpeg")) for image in page.images[1:])
+    assert len(page.images) == 2 and page.images[0] != page.images[1]
+    assert all(image.startswith(("data:image/png", "data:image/jpeg")) for image in page.images)
     assert page.source.count('class="small"') == 2 and "image-rendering: pixelated" in page.source
     assert "Images are missing. mmstar: the dataset that was found holds other questions." in page.text
     assert "Lost: 3" in page.text and "Gained: none." in page.text
 
     page = Page(write_report(folders, tmp_path / "out", data=tmp_path, examples=1))
-    assert len(page.images) == 1 and "Lost: 1 of 3" in page.text
-    assert "Images are missing. pope: its dataset is not on this machine. Sample logs hold no images" in page.text
+    assert not page.images and "Lost: 1 of 3" in page.text
+    assert "its dataset is not on this machine. Sample logs hold no images" in page.text
 
 
 # --- folders of somebody else -----------------------------------------------------------------------------------------
@@ -395,12 +525,12 @@ def test_figures_hold_no_control_characters() -> None:
     groups = {
         "layers\x1b\n0.9": [plots.Estimate("noise", 0.1, 0.0, 0.2), plots.Estimate("my\x1brule$_$", 0.1, 0.0, 0.2)]
     }
-    heat = plots.heat_map([[0.1]], ["a\x1b$_$"], ["b\x1b"], marked=[[False]])
+    heat = plots.heat_map([[plots.Estimate("", 0.1, 0.0, 0.2)]], ["a\x1b$_$"], ["b\x1b"], marked=[[False]])
     for figure in (plots.forest(estimates, label="b\x1b$_$"), plots.controls(groups), heat):
-        shown = picture(figure, "alt", "caption").source
-        svg = base64.b64decode(shown.partition(",")[2]).decode()
+        assert r"\x1b" in plots.to_svg(figure).decode()
+        svg = picture(figure, "alt <b>\x1b", "caption").drawing
         ElementTree.fromstring(svg)
-        assert "\x1b" not in svg and r"\x1b" in svg
+        assert "\x1b" not in svg and "alt &lt;b&gt;\u241b" in svg
 
 
 @pytest.mark.parametrize("letter", ["\x00", "\x1b", "\x7f", "\x9b", "\u202e", "\u2066", "\ufffe"])
@@ -480,7 +610,7 @@ def test_a_run_of_tasks_without_scores(tmp_path: Path, no_images: None) -> None:
 def test_one_run(tmp_path: Path) -> None:
     write_run(tmp_path / "plain" / "model", documents(TASKS, 20, right=15))
     page = Page(write_report([tmp_path / "plain"], tmp_path / "out"))
-    assert page.headings == ["Task by task", "Where it comes from", "How to read this page"]
+    assert page.headings == ["Task by task", "Stock metrics", "Where it comes from", "How to read this page"]
     assert "How does pair/mllm (plain) answer 40 documents of 2 tasks (pope, mmstar)?" in page.text
     assert "It scores 0.750, the mean over 2 tasks." in page.text and "There is no other run" in page.text
     assert "0.531 to 0.888" in page.text  # Wilson, of 15 in 20
@@ -501,9 +631,9 @@ def test_scan(tmp_path: Path) -> None:
     page = Page(write_report([tmp_path / "scan"], tmp_path / "out"))
     found = scan.load(tmp_path / "scan")
     assert page.headings == ["Where the image is used", "Where it comes from", "How to read this page"]
-    assert f"The plateau is layers 4 to 7 of 8: {found.stages.reason}" in page.text.replace("\N{MINUS SIGN}", "-")
+    assert f"The plateau is layers 4:8 of 8: {found.stages.reason}" in page.text.replace("\N{MINUS SIGN}", "-")
     assert "so what merging does is not shown" in page.text and "base_model: pair/base" in page.text
-    assert len(page.images) == 1
+    assert len(page.drawings) == 1
     assert_frame_equal(
         pd.read_parquet(tmp_path / "out" / "tables" / "curve.parquet"), found.curve.table(), check_dtype=False
     )

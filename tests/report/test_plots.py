@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -111,10 +113,10 @@ def test_stages_are_shaded_on_every_panel_and_named_with_their_layers(layers: in
             "modal alignment": (quarter, half),
             "modal degradation (plateau)": (half, layers),
         }
-    assert f"modal separation: layers 0 to {quarter - 1}" in legend(figure)
-    assert f"modal alignment: layers {quarter} to {half - 1}" in legend(figure)
-    assert f"modal degradation (plateau): layers {half} to {layers - 1}" in legend(figure)
-    assert figure.get_suptitle() == f"Plateau: layers {half} to {layers - 1} of {layers} (1800 documents of 9 tasks)"
+    assert f"modal separation: layers 0:{quarter}" in legend(figure)
+    assert f"modal alignment: layers {quarter}:{half}" in legend(figure)
+    assert f"modal degradation (plateau): layers {half}:{layers}" in legend(figure)
+    assert figure.get_suptitle() == f"Plateau: layers {half}:{layers} of {layers} (1800 documents of 9 tasks)"
     ticks = drawn(figure)[2].get_xticks().tolist()
     assert ticks[0] == 0 and ticks[-1] == layers and len(ticks) <= 19
 
@@ -232,9 +234,24 @@ def test_no_pyplot() -> None:
 # --- differences ------------------------------------------------------------------------------------------------------
 
 
+def cell(value: float, reach: float = 0.01) -> Estimate:
+    return Estimate("", value, value - reach, value + reach)
+
+
+def fills(figure: Figure) -> list[tuple[float, ...]]:
+    """Colours of a heat map's squares, with their opacity, in the order of its cells."""
+    return [patch.get_facecolor() for patch in figure.axes[0].patches if patch.get_fill()]
+
+
+def hatches(figure: Figure) -> list[tuple[int, int]]:
+    """(row, column) of what is hatched."""
+    found = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+    return [(math.floor(patch.get_y() + 0.5), math.floor(patch.get_x() + 0.5)) for patch in found]  # type: ignore[attr-defined]
+
+
 def test_heat_map() -> None:
     figure = plots.heat_map(
-        [[0.02, -0.04, None], [0.0, math.nan, -0.0001]],
+        [[cell(0.02), cell(-0.04), None], [cell(0.0), cell(math.nan), cell(-0.0001)]],
         ["0.9 + 0.3", "$x$"],
         ["0:8", "4:8", "6:8"],
         marked=[[False, True, False], [False, False, False]],
@@ -244,14 +261,27 @@ def test_heat_map() -> None:
     axes = figure.axes[0]
     minus = "\N{MINUS SIGN}"
     assert [t.get_text() for t in axes.texts] == ["+0.020", f"{minus}0.040*", "failed", "0.000", "", "0.000"]
-    (image,) = axes.images
-    assert image.get_clim() == (-0.04, 0.04)  # centred on none
-    blue, white, red = (np.asarray(image.cmap(image.norm(value))) for value in (0.04, 0.0, -0.04))
-    assert blue[2] > blue[0] and red[0] > red[2] and white[:3].min() > 0.95
+    blue, red, *_ = fills(figure)
+    assert blue[2] > blue[0] and red[0] > red[2] and red[3] == pytest.approx(2 * blue[3])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0:8", "4:8", "6:8"]
-    (frame,) = axes.patches
-    assert math.floor(frame.get_x() + 0.5) == 1 and math.floor(frame.get_y() + 0.5) == 0
+    (frame,) = [patch for patch in axes.patches if patch.get_linewidth() == 2]
+    assert math.floor(frame.get_x() + 0.5) == 1 and math.floor(frame.get_y() + 0.5) == 0  # type: ignore[attr-defined]
     assert not any(label.get_parse_math() for label in axes.get_yticklabels())  # "$x$" is no formula
+    assert hatches(figure) == [(1, 0), (1, 2)]
+
+
+def test_what_is_not_shown_to_differ_is_hatched_and_pale_whatever_its_size() -> None:
+    figure = plots.heat_map(
+        [[cell(0.05, 0.06), cell(0.03, 0.01), Estimate("", 0.04, math.nan, math.nan)]],
+        ["a"],
+        ["0:8", "4:8", "6:8"],
+        marked=[[False] * 3],
+    )
+    uncertain, certain, unknown = (colour[3] for colour in fills(figure))
+    assert hatches(figure) == [(0, 0), (0, 2)] and certain > 2 * max(uncertain, unknown) > 0
+    assert [text for text in legend(figure) if "not shown to differ: the 95% interval holds 0" in text]
+    sure = plots.heat_map([[cell(0.05), cell(0.03)]], ["a"], ["0:8", "4:8"], marked=[[False] * 2])
+    assert hatches(sure) == [] and not legend(sure)
 
 
 def test_figures_made_alike_give_equal_bytes() -> None:
@@ -260,15 +290,50 @@ def test_figures_made_alike_give_equal_bytes() -> None:
 
 
 def test_small_differences_are_pale() -> None:
-    figure = plots.heat_map([[0.004, -0.004]], ["a"], ["0:8", "4:8"], marked=[[False, False]], scale=0.03)
-    assert figure.axes[0].images[0].get_clim() == (-0.03, 0.03)
-    none = plots.heat_map([[None, 0.0]], ["a"], ["0:8", "4:8"], marked=[[False, False]], scale=math.nan)
+    """Full colour is for what is twice as large as its interval reaches."""
+    (barely,) = fills(plots.heat_map([[cell(0.011, 0.01)]], ["a"], ["0:8"], marked=[[False]]))
+    (clearly,) = fills(plots.heat_map([[cell(0.02, 0.01)]], ["a"], ["0:8"], marked=[[False]]))
+    (largest,) = fills(plots.heat_map([[cell(0.2, 0.01)]], ["a"], ["0:8"], marked=[[False]]))
+    assert barely[3] == pytest.approx(0.55 * clearly[3]) and clearly == largest
+    none = plots.heat_map([[None, Estimate("", 0.0, math.nan, math.nan)]], ["a"], ["0:8", "4:8"], marked=[[False] * 2])
     assert plots.to_svg(none)
+
+
+def test_a_figure_takes_its_colours_from_the_page() -> None:
+    made = plots.heat_map([[cell(0.02), cell(0.001)]], ["a & <b>"], ["0:8", "4:8"], marked=[[False] * 2], chosen=(0, 0))
+    markup = plots.to_markup(made, 'what it "shows" <i>')
+    root = ElementTree.fromstring(markup)
+    assert root.tag == "svg" and root.get("aria-label") == 'what it "shows" <i>' and root.get("role") == "img"
+    elements = [*root.iter()]
+    assert not any("style" in element.attrib or element.tag in ("style", "script", "metadata") for element in elements)
+    colours = {element.get(name) for element in elements for name in ("fill", "stroke")} - {None}
+    assert {"var(--better, #2166ac)", "var(--ink, #000000)", "var(--hatch, #8a8f96)"} <= colours
+    assert not [c for c in colours if c and c.startswith("#")], "a colour that would not change with the page's"
+    ids = {element.get("id") for element in elements if element.get("id")}
+    referred = set(re.findall(r'(?:href="|url\()#([^")]+)', markup))
+    assert referred and referred == ids
+    assert not re.search(r'(?:href="|url\()(?!#)|<!--|xmlns', markup)
+
+
+def test_every_colour_of_figures_is_one_of_the_page(tmp_path: Path) -> None:
+    curve = scan(8, NINE)
+    rules = ("weighted_sum", "noise", "self_scale", "normalized", "my_rule")
+    figures = [
+        curve_figure(curve, find_plateau(curve)),
+        plots.forest([cell(0.1)], overall=cell(0.2)),
+        plots.controls({"6:8": [Estimate(rule, 0.01, 0.0, 0.02) for rule in rules]}),
+    ]
+    style = resources.files("plam_eval.report").joinpath("page.css").read_text(encoding="utf-8")
+    for figure in figures:
+        markup = plots.to_markup(figure, "what it shows")
+        assert not re.search(r'(?:fill|stroke)="#', markup)
+        for name in re.findall(r"var\(--([\w-]+),", markup):
+            assert len(re.findall(rf"--{name}: ", style)) == 3, f"{name}: light, dark and print"
 
 
 def test_heat_map_of_many_columns_is_wide_and_its_names_upright() -> None:
     columns = [f"{start}:36" for start in range(36)]
-    figure = plots.heat_map([[0.01] * 36], ["0.9 + 0.3"], columns, marked=[[False] * 36])
+    figure = plots.heat_map([[cell(0.01)] * 36], ["0.9 + 0.3"], columns, marked=[[False] * 36])
     assert figure.get_figwidth() > 15
     assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {90.0}
 

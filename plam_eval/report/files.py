@@ -1,0 +1,85 @@
+"""The tables behind a page, as files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pandas as pd
+
+from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.records import Run
+from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.sections.changed import changed_table
+from plam_eval.report.sections.parts import chosen_beside
+from plam_eval.report.sources import Sources
+
+_PREFIX = 60  # letters of a folder's name in those of its tables
+
+
+class Tables(NamedTuple):
+    """Tables by the name of their file, and those names by the source (a sweep's, a scan's, "runs") and the table."""
+
+    frames: dict[str, pd.DataFrame]
+    names: dict[tuple[str, str], str]
+
+
+def tables_of(sources: Sources, compared: Comparisons | None) -> Tables:
+    parts: list[tuple[str, dict[str, pd.DataFrame]]] = []
+    for name, found in sources.sweeps.items():
+        tables = {"cells": found.cells, "tasks": found.tasks, "controls": found.controls}
+        tables |= _run_tables(found.runs) if found.runs else {}
+        if found.selection is not None:
+            tables["changed"] = changed_table(chosen_beside(found))
+        parts.append((name, tables))
+    for name, scanned in sources.scans.items():
+        parts.append((name, {"curve": scanned.curve.table()}))
+    if sources.runs:
+        tables = _run_tables(sources.runs)
+        if compared is not None and compared.rows:
+            tables["tasks"] = pd.concat(
+                [stats.frame(rows).assign(run=name, against=compared.reference) for name, rows in compared.rows.items()]
+            )
+            changed = [
+                changed_table({"reference": sources.runs[compared.reference], "compared": sources.runs[name]}).assign(
+                    run=name, against=compared.reference
+                )
+                for name in compared.rows
+            ]
+            tables["changed"] = pd.concat(changed, ignore_index=True)
+        parts.append(("runs", tables))
+    counts = Counter(table for _, tables in parts for table in tables)
+    named: dict[str, pd.DataFrame] = {}
+    names: dict[tuple[str, str], str] = {}
+    prefixes: set[str] = set()
+    for part, tables in parts:
+        shared = any(counts[table] > 1 for table in tables)
+        prefix = plain = re.sub(r"[^\w.+-]", "-", part)[:_PREFIX].lstrip(".")
+        while prefix in prefixes:  # names that differ only in what a file's may not hold
+            prefix = f"{plain}-{len(prefixes) + 1}"
+        prefixes.add(prefix)
+        for table, frame in tables.items():
+            name = names[part, table] = f"{prefix}-{table}" if shared else table
+            named[name] = frame
+    return Tables(named, names)
+
+
+def _run_tables(runs: Mapping[str, Run]) -> dict[str, pd.DataFrame]:
+    tables = records.tables(dict(runs))
+    samples = tables.samples.assign(parsable=tables.samples["parsable"].astype("boolean"))
+    found = {"runs": tables.runs, "accuracy": tables.tasks, "metrics": tables.metrics, "samples": samples}
+    return {name: _storable(frame) for name, frame in found.items()}
+
+
+def _storable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns that hold values of several types, or dictionaries, as text: parquet wants one type."""
+    frame = frame.copy()
+    for name, column in frame.items():
+        types = {type(value) for value in column if value is not None}
+        if column.dtype == object and (len(types) > 1 or types & {dict, list}):
+            texts = [None if v is None else v if isinstance(v, str) else json.dumps(v) for v in column]
+            frame[name] = pd.Series(texts, index=frame.index)
+    return frame

@@ -1,0 +1,61 @@
+"""All cells of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plam_eval.evaluation.findings import Findings, describe
+from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED, PLAIN
+from plam_eval.report.blocks import (
+    SPACE,
+    Listing,
+    count_of,
+    cut_short,
+    grid,
+    number,
+    p_value,
+    percent,
+    signed,
+    text_of,
+)
+from plam_eval.report.sections.parts import PAIRED
+
+
+def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    chosen = found.selection.cell if found.selection else None
+
+    def look(row: Any) -> str:
+        if row["status"] in (FAILED, DAMAGED):
+            return "failed"
+        return "chosen" if row["cell"] == chosen else "quiet" if row["kind"] == "control" else ""
+
+    reported = len(found.runs[PLAIN].samples) if found.compared else 0
+    done = all(row["status"] == FINISHED for row in cells.values())
+    against_plain: dict[str, Callable[[Any], str]] = {
+        "score": lambda row: number(row["second"]),
+        "difference": lambda row: signed(row["difference"]),
+        **PAIRED,
+        f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
+        "parsable": lambda row: percent(row["parsable_second"]),
+    }
+    table = grid(
+        f"Every cell against plain, mean over tasks of {count_of(reported, 'document')}" if reported else "Every cell",
+        list(cells.values()),
+        {
+            "cell": describe,
+            **({} if done else {"status": lambda row: "not run" if row["status"] == "missing" else str(row["status"])}),
+            **(against_plain if reported else {}),
+            "change of weights": lambda row: percent(row["relative_change"]),
+            "seconds": lambda row: number(row["merge_seconds"] + row["evaluate_seconds"], 1),
+        },
+        words=() if done else {"status"},
+        look=look,
+        kind=lambda row: {"merged": "merge", "control": "control"}.get(row["kind"], str(row["kind"])),
+    )
+    listings = []
+    for status, title in ((FAILED, "What failed"), (DAMAGED, "What is damaged, and was left out")):
+        rows = [row for row in cells.values() if row["status"] == status]
+        lines = tuple(f"{describe(row)}: {cut_short(text_of(row['error']))}" for row in rows)
+        listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
+    return [table, *listings]

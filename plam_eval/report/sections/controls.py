@@ -1,0 +1,81 @@
+"""Beside the controls: each merge next to changes that hold nothing of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from plam_eval.evaluation.findings import Findings, describe
+from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.report import plots
+from plam_eval.report.blocks import (
+    grid,
+    is_known,
+    number,
+    picture,
+    records_of,
+    signed,
+)
+from plam_eval.report.plots import Estimate
+from plam_eval.report.sections.parts import PAIRED, place
+from plam_eval.spec import RULES
+
+_CONTROLS = {
+    "self_scale": "the model's own weights times the same sum",
+    "normalized": "the merge with weights that sum to one",
+    "noise": "a random change of the same size",
+}
+
+
+def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    chosen = found.selection.cell if found.selection else None
+    several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
+    groups: dict[str, list[Estimate]] = {}
+    bold = None
+    for name, by_rule in sorted(found.plan["grid"]["controls"].items(), key=lambda item: place(cells[item[0]])):
+        row = cells[name]
+        label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
+        label += f"\n{row['modules']}" if several else ""
+        roles = [("weighted_sum", name), *((rule, control) for rule, beside in by_rule.items() for control in beside)]
+        estimates = [
+            Estimate(role, *(float(cells[cell][key]) for key in ("difference", "low", "high")))
+            for role, cell in roles
+            if cell != PLAIN and is_known(cells[cell]["difference"])
+        ]
+        if len(estimates) > 1:
+            groups[label] = estimates
+            bold = label if name == chosen else bold
+    if not groups:
+        return []
+    shown = {estimate.name for estimates in groups.values() for estimate in estimates}
+    meanings = [f"{rule}, {meaning}" for rule, meaning in _CONTROLS.items() if rule in shown]
+    blocks: list[Any] = [
+        picture(
+            plots.controls(groups, chosen=bold),
+            "Differences against plain of each merge and of its controls, with 95% intervals. Their numbers are in "
+            "the table of all cells.",
+            f"Lines are 95% intervals. Beside each merge stand {'; '.join(meanings)}. What only the base can do would "
+            "set the merge apart from them.",
+        )
+    ]
+    if len(found.controls):
+        table = grid(
+            "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
+            records_of(found.controls),
+            {
+                "merge": lambda row: describe(cells[row["merged"]]),
+                "control": lambda row: (
+                    f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]] else row["rule"]
+                ),
+                "merge scores": lambda row: number(row["second"]),
+                "control scores": lambda row: number(row["first"]),
+                "merge minus control": lambda row: signed(row["difference"]),
+                **PAIRED,
+                "answers that differ": lambda row: f"{row['answers_differ']} of {row['documents']}",
+            },
+            words={"control"},
+            kind=lambda row: str(row["rule"]),
+            look=lambda row: "chosen" if row["merged"] == chosen else "",
+        )
+        blocks.append(table)
+    return blocks

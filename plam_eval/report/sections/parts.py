@@ -1,0 +1,64 @@
+"""What several sections use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from plam_eval.evaluation.findings import Findings, Selection, describe
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.report.blocks import (
+    NONE,
+    Paragraph,
+    count_of,
+    interval,
+    p_value,
+    signed,
+    text_of,
+)
+
+
+def selection_note(selection: Selection) -> str:
+    """How the chosen cell was chosen, and on what."""
+    reported = count_of(sum(selection.reported_on.values()), "document")
+    if selection.tried == 1:
+        return f"It is the only merge there is, so nothing was chosen; figures are of {reported}."
+    if not selection.held_out:
+        return f"Figures on this page are of the {reported} on which it was chosen: its own are optimistic."
+    others = count_of(sum(selection.chosen_on.values()), "other document")
+    there = signed(selection.difference_chosen)
+    return f"It was chosen on {others} ({there} there); figures on this page are of the {reported} held out."
+
+
+def chosen_note(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Paragraph]:
+    """Which cell is meant, in sections that show no other."""
+    if found.selection is None:
+        return []
+    optimistic = found.selection.tried > 1 and not found.selection.held_out
+    more = " (optimistic: see the answer above)" if optimistic else ""
+    return [Paragraph(f"Merged: {describe(cells[found.selection.cell])}{more}.", "note")]
+
+
+def chosen_beside(found: Findings) -> dict[str, Run]:
+    """Plain, the chosen merge, and its finished controls, the scale control first, by short names."""
+    assert found.selection is not None
+    controls = {}
+    for rule, cells in found.plan["grid"]["controls"].get(found.selection.cell, {}).items():
+        for number, cell in enumerate(cells, 1):
+            if cell in found.runs and cell != PLAIN:
+                controls[rule if len(cells) == 1 else f"{rule} {number}"] = found.runs[cell]
+    ordered = dict(sorted(controls.items(), key=lambda item: item[0] != "self_scale"))
+    return {PLAIN: found.runs[PLAIN], "merged": found.runs[found.selection.cell], **ordered}
+
+
+def place(row: Mapping[str, Any]) -> tuple[int, int]:
+    return int(row["start"]), int(row["end"])
+
+
+PAIRED: dict[str, Callable[[Any], str]] = {  # columns that every comparison has
+    "95%": lambda row: interval(row["low"], row["high"]),
+    "gained": lambda row: text_of(row["gained"]) or NONE,
+    "lost": lambda row: text_of(row["lost"]) or NONE,
+    "p": lambda row: p_value(row["p"]),
+}

@@ -1,0 +1,64 @@
+"""Layer ranges and weights: a heat map of the merges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from plam_eval.evaluation.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.sweep import DAMAGED, FAILED
+from plam_eval.report import plots
+from plam_eval.report.blocks import (
+    Picture,
+    is_known,
+    picture,
+)
+from plam_eval.report.plots import Estimate
+from plam_eval.report.sections.parts import place
+
+
+def heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:
+    merged = [row for row in cells.values() if row["kind"] == "merged"]
+    if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
+        return None
+    several = len({row["modules"] for row in merged}) > 1
+    ranges = sorted({place(row) for row in merged})
+    pairs = list(dict.fromkeys((row["modules"], row["model_weight"], row["base_weight"]) for row in merged))
+    estimates: list[list[Estimate | None]] = [[None] * len(ranges) for _ in pairs]
+    marked = [[False] * len(ranges) for _ in pairs]
+    words: dict[tuple[int, int], str] = {}
+    framed = None
+    for row in merged:
+        at = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
+        across = ranges.index(place(row))
+        if is_known(row["difference"]):
+            estimates[at][across] = Estimate("", *(float(row[key]) for key in ("difference", "low", "high")))
+            marked[at][across] = bool(row["p_holm"] < SIGNIFICANT)
+        else:
+            words[at, across] = row["status"] if row["status"] in (FAILED, DAMAGED) else "not run"
+        if found.selection is not None and row["cell"] == found.selection.cell:
+            framed = (at, across)
+    figure = plots.heat_map(
+        estimates,
+        [f"{modules}, {one:g} + {two:g}" if several else f"{one:g} + {two:g}" for modules, one, two in pairs],
+        [f"{start}:{end}" for start, end in ranges],
+        marked=marked,
+        words=words,
+        chosen=framed,
+        label="difference against plain, mean over tasks",
+    )
+    count = sum(map(sum, marked))
+    known = [cell for cells_of in estimates for cell in cells_of if cell is not None]
+    hatched = sum(not plots.differs(cell) for cell in known)
+    rows = "Rows: modules, weight of the model + weight of the base." if several else "Rows: weights, model + base."
+    caption = (
+        f"{rows} Hatched and pale, whatever the size: the 95% interval holds 0, no difference is shown ({hatched} of "
+        f"{len(known)}). Full colour takes a difference of twice what the intervals reach to either side. They are of "
+        "one cell at a time: of twenty without any effect, about one would not be hatched. * Holm p below 0.05, "
+        f"adjusted for all cells{'' if count else ', which none reaches'}."
+    )
+    alt = (
+        f"Heat map of the difference against plain by layer range and weights; {count} of {len(merged)} cells are "
+        f"marked, {hatched} not shown to differ. Its numbers are in the table of all cells."
+    )
+    return picture(figure, alt, caption)

@@ -1,0 +1,63 @@
+"""Where the image is used: the masking curve and its stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plam_eval.evaluation import scan
+from plam_eval.evaluation.scan import Scan
+from plam_eval.evaluation.stats import OVERALL
+from plam_eval.report import plots
+from plam_eval.report.blocks import (
+    NONE,
+    Listing,
+    Paragraph,
+    Section,
+    count_of,
+    grid,
+    interval,
+    number,
+    percent,
+    picture,
+    records_of,
+    signed,
+)
+
+
+def scan_section(found: Scan, suffix: str) -> Section:
+    curve, stages = found.curve, found.stages
+    kl = f"layers {stages.kl_cut}:{stages.num_layers}" if stages.kl_cut < stages.num_layers else "no plateau"
+    table = curve.table()
+    last = stages.num_layers
+    blocks: list[Any] = [
+        picture(
+            plots.curve_figure(curve, stages),
+            "Accuracy, parsable answers and KL divergence by cut layer. Its numbers are in the table below.",
+            "At the left the image is hidden in every layer, at the right in none. Above: accuracy, and the 95% "
+            "interval of its mean over tasks. Below: the share of answers in the form asked for, and how far the first "
+            "answer token's distribution is from that of the unmasked model.",
+        ),
+        Paragraph(f"Second opinion, by KL at or under {stages.kl_threshold:g} nats: {kl}.", "note"),
+        grid(
+            f"Mean over {count_of(len(curve.tasks), 'task')} of {count_of(sum(curve.documents.values()), 'document')}",
+            records_of(table[table["task"] == OVERALL]),
+            {
+                "image seen in": lambda row: f"layers 0:{row['cut']}" if row["cut"] else "no layer",
+                "accuracy": lambda row: number(row["accuracy"]),
+                "95%": lambda row: interval(row["low"], row["high"], plus=False),
+                "against unmasked": lambda row: NONE if row["cut"] == last else signed(row["difference"]),
+                "95% of that": lambda row: (
+                    NONE if row["cut"] == last else interval(row["difference_low"], row["difference_high"])
+                ),
+                "parsable": lambda row: percent(row["parsable"]),
+                "KL (nats)": lambda row: number(row["kl"], 4),
+                "layers from here": lambda row: stages.stage_from(int(row["cut"])),
+            },
+            words={"layers from here"},
+            look=lambda row: "total" if row["cut"] == last else "",
+        ),
+    ]
+    spec = found.folder / scan.SPEC
+    if spec.is_file():
+        blocks.append(Listing("The spec that follows from it", tuple(spec.read_text(encoding="utf-8").splitlines())))
+    return Section(f"Where the image is used{suffix}", tuple(blocks))

@@ -1,0 +1,110 @@
+"""Task by task: two runs, plain and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.stats import OVERALL, Paired
+from plam_eval.report import plots
+from plam_eval.report.blocks import (
+    NONE,
+    Paragraph,
+    grid,
+    interval,
+    minus_signs,
+    number,
+    percent,
+    picture,
+    records_of,
+    signed,
+)
+from plam_eval.report.plots import Estimate
+from plam_eval.report.sections.parts import PAIRED
+
+
+def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int]) -> list[Any]:
+    """Task by task: figure and table."""
+    tasks, overall = rows[:-1], rows[-1]
+    many = len(tasks) > 1
+    figure = plots.forest(
+        [Estimate(row.task, row.difference, row.low, row.high) for row in tasks],
+        overall=Estimate("mean over tasks", overall.difference, overall.low, overall.high) if many else None,
+        label=f"{second} minus {first}",
+    )
+    alt = (
+        f"Difference {second} minus {first} with 95% intervals by task; mean over tasks "
+        f"{signed(overall.difference)}, {interval(overall.low, overall.high)}."
+    )
+    caption = "Lines are 95% intervals, one task at a time. Where one crosses 0, no difference is shown."
+
+    def name(row: Any) -> str:
+        falling = directions.get(row["task"]) == -1
+        return "mean over tasks" if row["task"] == OVERALL else row["task"] + (" (lower is better)" if falling else "")
+
+    table = grid(
+        f"{second} against {first}, by task; p of single tasks is not adjusted",
+        records_of(stats.frame(rows if many else tasks)),
+        {
+            "task": name,
+            "n": lambda row: f"{row['documents']:,}",
+            first: lambda row: number(row["first"]),
+            second: lambda row: number(row["second"]),
+            "difference": lambda row: signed(row["difference"]),
+            **PAIRED,
+            "test": lambda row: {"mcnemar": "McNemar", "sign-flip": "sign flips"}[row["test"]],
+            f"parsable, {first}": lambda row: percent(row["parsable_first"]),
+            f"parsable, {second}": lambda row: percent(row["parsable_second"]),
+        },
+        words={"test"},
+        look=lambda row: "total" if row["task"] == OVERALL else "",
+    )
+    blocks: list[Any] = [picture(figure, alt, caption), table]
+    if overall.needed is not None:
+        text = (
+            f"To find a true difference of 0.01 in the mean four times in five would take about {overall.needed:,} "
+            f"documents like these; here are {overall.documents:,}."
+        )
+        blocks.append(Paragraph(text, "note"))
+    return blocks
+
+
+def stock_metrics(runs: Mapping[str, Run], note: str) -> list[Any]:
+    """What lmms-eval itself reports of each task, run beside run; nothing where it reports no numbers.
+
+    Args:
+        runs: by the names of their columns.
+        note: which documents these are of.
+    """
+    metrics = records.tables(dict(runs)).metrics
+    if metrics.empty:
+        return []
+    table = {name: rows.set_index(["task", "metric"])["value"] for name, rows in metrics.groupby("run", sort=False)}
+    rows = list(dict.fromkeys(zip(metrics["task"], metrics["metric"], strict=True)))
+    better: dict[tuple[str, str], Any] = {}
+    for run in runs.values():
+        for task, known in (run.results.get("higher_is_better") or {}).items():
+            better |= {(task, metric): higher for metric, higher in (known or {}).items()}
+    words: dict[Any, str] = {True: "higher", False: "lower"}
+
+    def column(name: str) -> Callable[[Any], str]:
+        values = table.get(name)
+        return lambda row: NONE if values is None or row not in values else minus_signs(f"{values[row]:,.5g}")
+
+    shown = grid(
+        "Stock metrics, by task",
+        rows,
+        {
+            "task": lambda row: row[0],
+            "metric": lambda row: row[1],
+            "better": lambda row: words.get(better.get(row), NONE),
+            **{name: column(name) for name in runs},
+        },
+        words={"metric", "better"},
+    )
+    return [
+        Paragraph(f"As lmms-eval reports them, each on its own scale{note}. They have no intervals here.", "note"),
+        shown,
+    ]

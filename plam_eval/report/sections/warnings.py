@@ -1,0 +1,137 @@
+"""What a reader should know of the runs: beside the answer that it qualifies, and what is left of it at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plam_eval.evaluation import records
+from plam_eval.evaluation.findings import Findings, describe
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.stats import OVERALL, Paired
+from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.report.blocks import Listing, Section, count_of, cut_short, interval, minus_signs, records_of, signed
+from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.sources import Sources
+
+ANCHOR = "warnings"
+_BESIDE = 5  # warnings that stand with one answer
+_PLACES = 4  # runs that a warning names
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Warnings of one source: those that stand with its answer, and those that are left for the end of the page."""
+
+    beside: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
+
+
+def of_notes(sources: Sources) -> Warned:
+    """What was left out of the folders, which no answer is of."""
+    return _parted([minus_signs(cut_short(note)) for note in sources.notes], ())
+
+
+def of_scan(warnings: Iterable[str]) -> Warned:
+    return _parted([minus_signs(cut_short(warning)) for warning in warnings], ())
+
+
+def of_sweep(found: Findings) -> Warned:
+    """Those of the plain model, of the chosen merge and its controls, and of all cells stand with the answer."""
+    texts: dict[str, list[str]] = {}  # by warning: the cells it is of
+    notes = [note for run in found.runs.values() for note in run.notes]
+    for warning in found.warnings:
+        if warning.endswith((records.UNKNOWN_CLUSTERS, *notes)):  # below, with the cells it is of
+            continue
+        cell, _, text = warning.partition(": ")
+        inside = cell in found.runs and text
+        texts.setdefault(text if inside else warning, []).extend([cell] if inside else [])
+    _of_runs(found.runs, texts)
+    names = {str(row["cell"]): describe(row) for row in records_of(found.cells)}
+    chosen = found.selection.cell if found.selection else None
+    by_rule = found.plan["grid"]["controls"].get(chosen, {}) if chosen else {}
+    meant = {PLAIN, chosen, *(control for controls in by_rule.values() for control in controls)}
+    near: list[str] = []
+    far: list[str] = []
+    if chosen is not None:
+        near += worse_tasks(found.compared[chosen], found.runs[PLAIN].directions)
+    for text, where in records.joined(texts).items():
+        close = not where or meant & set(where)
+        every = len(where) == len(found.runs) - 1 and PLAIN not in where
+        places = ["every cell but plain"] if every and len(where) > 1 else [names.get(cell, cell) for cell in where]
+        (near if close else far).append(_line(text, places, len(found.runs)))
+    return _parted(near, far)
+
+
+def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
+    """Of run folders, and of what keeps them from being compared as they are."""
+    texts: dict[str, list[str]] = {}
+    _of_runs(runs, texts)
+    near = []
+    if compared is not None:
+        for name, warnings in compared.warnings.items():
+            for warning in warnings:
+                texts.setdefault(warning, []).append(name)
+        for name, rows in compared.rows.items():
+            near += [
+                f"{name}: {text}" for text in worse_tasks(rows, runs[compared.reference].directions, compared.reference)
+            ]
+    lines = [_line(text, where, len(runs)) for text, where in records.joined(texts).items()]
+    return _parted([*near, *lines], ())
+
+
+def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference: str = PLAIN) -> list[str]:
+    """A mean can hide that single tasks are worse: those whose interval lies on the worse side of 0."""
+    tasks = [row for row in rows if row.task != OVERALL]
+    if len(tasks) < 2:
+        return []
+    worse = []
+    for row in tasks:
+        bound = row.high if directions.get(row.task, 1) > 0 else -row.low
+        if bound < 0:
+            worse.append(f"{row.task} {signed(row.difference)} (95% {interval(row.low, row.high)})")
+    if not worse:
+        return []
+    shown = ", ".join(worse[:_PLACES]) + (f" and {len(worse) - _PLACES} others" if len(worse) > _PLACES else "")
+    return [
+        f"worse than {reference} in single tasks: {shown}; each interval is of one task, not adjusted for {len(tasks)}"
+    ]
+
+
+def section(parts: Iterable[Warned]) -> list[Section]:
+    """What does not stand with an answer."""
+    lines = tuple(dict.fromkeys(line for part in parts for line in part.further))
+    if not lines:
+        return []
+    listing = Listing(count_of(len(lines), "further warning"), lines, code=False, open=True)
+    return [Section("Further warnings", (listing,), ANCHOR)]
+
+
+def _parted(near: Sequence[str], far: Sequence[str]) -> Warned:
+    return Warned(tuple(near[:_BESIDE]), (*near[_BESIDE:], *far))
+
+
+def _line(text: str, where: Sequence[str], of: int) -> str:
+    if not where or len(where) == of > 1:
+        return minus_signs(cut_short(text))
+    places = "; ".join(where) if len(where) <= _PLACES else f"{'; '.join(where[:3])} and {len(where) - 3} others"
+    return minus_signs(f"{cut_short(text)} ({places})")
+
+
+def _of_runs(runs: Mapping[str, Run], texts: dict[str, list[str]]) -> None:
+    for name, run in runs.items():
+        for warning in _run_warnings(run):
+            texts.setdefault(warning, []).append(name)
+
+
+def _run_warnings(run: Run) -> list[str]:
+    merge: Mapping[str, Any] = (run.block.get("provenance") or {}).get("merge") or {}
+    found = [str(warning) for warning in merge.get("warnings") or []]
+    found += [*run.notes, *(f"{task}: {records.LEFT_OUT}: {why}" for task, why in run.unscored.items())]
+    generation = run.block.get("generation") or {}
+    if generation.get("failed"):
+        found.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")
+    if altered := run.block.get("altered_answers"):
+        found.append(f"{count_of(len(altered), 'answer')} could not be written as given and were altered")
+    return found
