@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from plam_eval.errors import PlamError
 
@@ -112,6 +113,15 @@ def has_visual_input(inputs: Mapping[str, Any]) -> bool:
         elif value is not None and any(part in name for part in _VISUAL_INPUTS):
             return True
     return False
+
+
+def cache_in(given: Mapping[str, Any]) -> tuple[str, Cache | None]:
+    """(name, KV cache) among the keyword arguments, or the outputs, of a model or a decoder layer.
+
+    Found by its class: transformers calls it `past_key_values` up to 5.23 and `cache` from 5.24 on, and what is looked
+    up under the wrong name is None. Without one the name is empty.
+    """
+    return next(((name, value) for name, value in given.items() if isinstance(value, Cache)), ("", None))
 
 
 def attention_backend(model: nn.Module) -> str:

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList, StopStringCriteria
 from transformers.cache_utils import DynamicLayer
 
-from plam_eval.probing.decoder import ProbeError
+from plam_eval.probing.decoder import ProbeError, cache_in
 
 _UNSUPPORTED = (
     "assistant_model",
+    "cache",
     "custom_generate",
     "inputs_embeds",
     "negative_prompt_ids",
@@ -64,7 +65,7 @@ def check_settings(caller: str, config: GenerationConfig, model_kwargs: Mapping[
         )
         if value != wanted and value is not None
     ]
-    cache = model_kwargs.get("past_key_values")
+    _, cache = cache_in(model_kwargs)
     if (
         type(cache) is not DynamicCache
         or cache.offloading
@@ -78,6 +79,15 @@ def check_settings(caller: str, config: GenerationConfig, model_kwargs: Mapping[
         )
 
 
+def document_dim(name: str, value: Tensor) -> int:
+    """The dimension that counts documents in what a model or a decoder layer is given by this name.
+
+    M-RoPE puts its sections before them: in position_ids, and up to transformers 5.16 in position_embeddings too.
+    """
+    behind = {"position_ids": 2, "position_embeddings": 3}.get(name)  # documents, tokens, and the head size
+    return 0 if behind is None else max(value.dim() - behind, 0)
+
+
 def of_rows(model_kwargs: Mapping[str, Any], index: Tensor, size: int) -> dict[str, Any]:
     """The loop's keyword arguments for rows instead of documents, or for some rows.
 
@@ -89,7 +99,7 @@ def of_rows(model_kwargs: Mapping[str, Any], index: Tensor, size: int) -> dict[s
     def pick(name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.dim():
             return value
-        dim = value.dim() - 2 if name == "position_ids" else 0  # 2-D, or with sections of M-RoPE before the documents
+        dim = document_dim(name, value)
         return value.index_select(dim, index.to(value.device)) if value.shape[dim] == size else value
 
     return {name: pick(name, value) for name, value in model_kwargs.items()}

@@ -16,14 +16,18 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,
+    cache_in,
+    decoder,
     decoder_layers,
     has_visual_input,
+    text_config,
     vision_positions,
     vision_token_ids,
 )
@@ -51,6 +55,8 @@ def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
     vision_token_ids(model)
     if not isinstance(from_layer, int) or not 0 <= from_layer <= len(layers):
         raise ProbeError(f"from_layer is {from_layer!r}; expected an integer from 0 to {len(layers)}")
+    if from_layer < len(layers):
+        check_mask(model)
     attention_backend(model)
     with probing(model):
         handles = _hide(model, layers, from_layer) if from_layer < len(layers) else []
@@ -119,17 +125,25 @@ class _Seen:
 
 @dataclass
 class _Call:
-    """One forward call of the model: its vision tokens, and what its layers have worked out."""
+    """One forward call of the model: its vision tokens, and what its layers have worked out.
+
+    Attributes:
+        cached: whether the call was given a KV cache, so that its layers have to be given one too.
+        layers: how many decoder layers have had their mask changed.
+    """
 
     vision: Tensor
+    cached: bool
     seen: _Seen | None = None
     masks: dict[Any, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+    layers: int = 0
 
 
 class _Hider:
-    def __init__(self, model: nn.Module, backend: str) -> None:
+    def __init__(self, model: nn.Module, backend: str, layers: int) -> None:
         self.model = model
         self.backend = backend
+        self.layers = layers
         self.call: _Call | None = None
         self.caches: weakref.WeakKeyDictionary[Any, _Seen] = weakref.WeakKeyDictionary()
 
@@ -141,10 +155,25 @@ class _Hider:
                 "input_ids and pixel values instead of inputs_embeds"
             )
         vision = vision_positions(self.model, input_ids)
-        self.call = _Call(vision if has_visual_input(kwargs) else torch.zeros_like(vision))
+        cache = cache_in(kwargs)[1]
+        attended = kwargs.get("attention_mask")
+        if cache is None and isinstance(attended, Tensor) and attended.shape[-1] > input_ids.shape[1]:
+            raise ProbeError(
+                f"{type(self.model).__name__} was called with {input_ids.shape[1]} tokens and an attention_mask of "
+                f"{attended.shape[-1]}, so it has a past, but with no KV cache of transformers' class Cache; expected "
+                "one, by name"
+            )
+        self.call = _Call(vision if has_visual_input(kwargs) else torch.zeros_like(vision), cache is not None)
 
-    def end(self, *_: Any) -> None:
-        self.call = None
+    def end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call, self.call = self.call, None
+        if output is None or call is None or not call.vision.any():  # no output: the call raised
+            return
+        if call.layers != self.layers:
+            raise ProbeError(
+                f"{type(self.model).__name__} passed {call.layers} of the {self.layers} decoder layers that should "
+                "not see the image with their masks changed; expected all, each called once"
+            )
 
     def hide(self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.call is None:
@@ -153,7 +182,14 @@ class _Hider:
                 "model that was given to it"
             )
         hidden = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)[1]
+        if "attention_mask" not in kwargs or (cache is None and self.call.cached):
+            missing = "attention_mask" if "attention_mask" not in kwargs else "the KV cache"
+            raise ProbeError(
+                f"{type(self.model).__name__} calls its decoder layers with {', '.join(kwargs) or 'nothing'} by name; "
+                f"expected {missing} among them. This version of transformers lays out its layers otherwise than the "
+                "probe knows: install one that `plam doctor` names as tested"
+            )
         rows = hidden.shape[1]
         past, columns, first = 0, rows, 0
         if cache is not None:
@@ -165,7 +201,8 @@ class _Hider:
             self.call.seen = self._seen(self.call.vision, cache, past, hidden)
         if not self.call.seen.any:
             return None
-        given = kwargs.get("attention_mask")
+        self.call.layers += 1
+        given = kwargs["attention_mask"]
         key = (id(given), columns, first, hidden.device)
         if key not in self.call.masks:
             mask = square_mask(given, hidden, columns, past, self.backend)
@@ -199,12 +236,110 @@ class _Hider:
 
 
 def _hide(model: nn.Module, layers: nn.ModuleList, from_layer: int) -> list[RemovableHandle]:
-    hider = _Hider(model, attention_backend(model))
+    hider = _Hider(model, attention_backend(model), len(layers) - from_layer)
     return [
         model.register_forward_pre_hook(hider.begin, with_kwargs=True),
-        model.register_forward_hook(hider.end, always_call=True),
-        *(
-            layers[index].register_forward_pre_hook(partial(hider.hide, index), with_kwargs=True)
-            for index in range(from_layer, len(layers))
-        ),
+        model.register_forward_hook(hider.end, with_kwargs=True, always_call=True),
+        *_hooks(hider, layers, from_layer),
     ]
+
+
+def _hooks(hider: _Hider, layers: nn.ModuleList, from_layer: int) -> list[RemovableHandle]:
+    return [
+        layers[index].register_forward_pre_hook(partial(hider.hide, index), with_kwargs=True)
+        for index in range(from_layer, len(layers))
+    ]
+
+
+# ---- the self-check --------------------------------------------------------------------------------------------------
+
+_CHECKED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
+_TOKENS = 6
+_HIDDEN = slice(1, 3)  # the positions that stand for an image in the tiny input
+_AFTER = slice(3, None)
+
+
+def check_mask(model: nn.Module) -> None:
+    """Try out, on the model's own decoder, that what is hidden has no influence; once per model and backend.
+
+    Six random embeddings pass the decoder, two of which stand for an image: plainly, with nothing hidden, and with
+    those two hidden from every layer. The last token comes by itself, on the KV cache of the others, as a generated
+    one does. Required are
+
+    - with nothing hidden, the plain model's outputs bit by bit;
+    - unhidden, other outputs of the tokens behind once the two are others;
+    - hidden, the same outputs bit by bit, or (where kernels add up in another order, as mixtures of experts do) a
+      gradient that is zero.
+
+    Raises:
+        ProbeError: naming the model, transformers' version, and what was not as required.
+    """
+    backend = attention_backend(model)
+    if backend in _CHECKED.setdefault(decoder(model), set()):
+        return
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            fault = _fault(model, backend)
+    except ProbeError:
+        raise
+    except Exception as error:
+        fault = f"its decoder does not run on embeddings alone ({type(error).__name__}: {error})"
+    if fault:
+        raise ProbeError(
+            f"{type(model).__name__} (transformers {transformers.__version__}, {backend} attention): {fault}. What the "
+            "probe found would not be the masked model's. Try the other one of sdpa and eager attention "
+            '(attn_implementation="eager"), or a version of transformers that `plam doctor` names as tested'
+        )
+    _CHECKED[decoder(model)].add(backend)
+
+
+def _fault(model: nn.Module, backend: str) -> str | None:
+    """What is not as the mask's meaning requires, or None."""
+    weight: Any = model.get_input_embeddings().weight  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(2, _TOKENS, text_config(model).hidden_size, generator=generator)
+    dtype: Any = weight.dtype if weight.dtype.is_floating_point else model.dtype
+    one = drawn[:1].to(weight.device, dtype)
+    other = one.clone()
+    other[:, _HIDDEN] = drawn[1:, _HIDDEN].to(one)
+    none, two = torch.zeros(1, _TOKENS, dtype=torch.bool), torch.zeros(1, _TOKENS, dtype=torch.bool)
+    two[:, _HIDDEN] = True
+
+    plain = _outputs(model, one)
+    if not torch.equal(plain, _outputs(model, one, backend, none)):
+        return "with no token hidden its outputs are not the plain model's"
+    if torch.equal(plain, _outputs(model, other)):
+        return "its outputs do not depend on the tokens before them"
+    if torch.equal(_outputs(model, one, backend, two), _outputs(model, other, backend, two)):
+        return None
+    with torch.enable_grad():
+        embeddings = one.clone().requires_grad_()
+        outputs = _outputs(model, embeddings, backend, two)
+        towards = torch.randn(outputs.shape, generator=generator).to(outputs)
+        (gradient,) = torch.autograd.grad((outputs * towards).sum(), embeddings)
+    if bool(gradient[:, _HIDDEN].any()):
+        return "hidden tokens still reach those behind them: its layers pass by the mask or the KV cache given to them"
+    return None
+
+
+def _outputs(model: nn.Module, embeddings: Tensor, backend: str = "", vision: Tensor | None = None) -> Tensor:
+    """Of the decoder, for the tokens behind the hidden ones: (1, tokens, hidden size). Without `vision`, plainly."""
+    module, layers = decoder(model), decoder_layers(model)
+    hider = _Hider(model, backend, len(layers))
+    handles = [] if vision is None else _hooks(hider, layers, 0)
+    past: dict[str, Any] = {}
+    parts = []
+    try:
+        for tokens in (slice(0, -1), slice(-1, None)):
+            if vision is not None:
+                hider.call = _Call(vision[:, tokens].to(embeddings.device), bool(past))
+            out = module(inputs_embeds=embeddings[:, tokens], use_cache=True, **past)
+            name, cache = cache_in(out)
+            if cache is None:
+                raise ProbeError(f"{type(module).__name__} returns no KV cache; expected one among its outputs")
+            past = {name: cache}
+            parts.append(out.last_hidden_state)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(parts, dim=1)[:, _AFTER]

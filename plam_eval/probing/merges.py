@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import is_merged, merged_values
-from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers
-from plam_eval.probing.generation import check_call, check_settings, of_rows, own_stop_strings
+from plam_eval.probing.decoder import ProbeError, cache_in, decoder, decoder_layers
+from plam_eval.probing.generation import check_call, check_settings, document_dim, of_rows, own_stop_strings
 from plam_eval.probing.masking import probing
 from plam_eval.spec import PlateauSpec
 
@@ -182,7 +182,7 @@ def _generate(
         with rows.prefilling():
             outputs = model(**inputs, return_dict=True)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
-        logits = logits[rows.finish_prompt(outputs.past_key_values).to(device)]
+        logits = logits[rows.finish_prompt(cache_in(outputs)[1]).to(device)]
         model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
         count = len(merges.specs) * documents
         model_kwargs = of_rows(model_kwargs, torch.arange(count, device=device) % documents, documents)
@@ -192,19 +192,19 @@ def _generate(
         answers: list[Tensor] = []
         lengths = torch.zeros(count, dtype=torch.long, device=device)
         while True:
-            chosen = logits_processor(ids, logits).argmax(-1)  # type: ignore[arg-type]
-            ids = torch.cat([ids, chosen[:, None]], dim=-1)
+            chosen = _processed(logits_processor, ids, logits, places, documents).argmax(-1)
             answers.append(ids.new_zeros(count).index_copy_(0, places, chosen))
+            ids = torch.cat([ids, answers[-1][:, None]], dim=-1)
             lengths[places] += 1
-            going = ~stopping_criteria(ids, None)
+            going = ~stopping_criteria(ids[places], None)
             if not bool(going.any()):
                 break
             if not bool(going.all()):
                 kept = going.nonzero()[:, 0]
-                ids, places = ids[kept], places[kept]
+                places = places[kept]
                 model_kwargs = of_rows(model_kwargs, kept, len(going))
-                rows.select(kept, model_kwargs["past_key_values"])
-            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **model_kwargs)
+                rows.select(kept, cache_in(model_kwargs)[1])
+            inputs = model.prepare_inputs_for_generation(ids[places], next_sequence_length=1, **model_kwargs)
             outputs = model(**inputs, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
@@ -217,6 +217,29 @@ def _generate(
         tokens = tokens.masked_fill(ended, int(padding))
     shape = len(merges.specs), documents
     return MergeAnswers(tokens.unflatten(0, shape), lengths.unflatten(0, shape))
+
+
+def _processed(processor: LogitsProcessorList, ids: Tensor, logits: Tensor, places: Tensor, documents: int) -> Tensor:
+    """The logits of the rows still being written, as the processors leave them.
+
+    Processors may hold something for each document of the batch that `generate` was given, so they are called for each
+    spec in turn, on all documents. What they make of a finished answer is dropped.
+
+    Args:
+        ids: (specs * documents, tokens).
+        logits: (rows, vocabulary).
+        places: (rows,), which of `ids` a row goes on with.
+    """
+    if not processor:
+        return logits
+    processed = logits.clone()
+    for spec in (places // documents).unique().tolist():
+        rows = (places // documents == spec).nonzero()[:, 0]
+        own = logits[rows[:1]].repeat(documents, 1)
+        own[places[rows] % documents] = logits[rows]
+        own = processor(ids[spec * documents : (spec + 1) * documents], own)  # type: ignore[arg-type]
+        processed[rows] = own[places[rows] % documents]
+    return processed
 
 
 class _Rows:
@@ -294,10 +317,10 @@ class _Rows:
             return tuple(self._repeated(name, part, times) for part in value)
         if not isinstance(value, Tensor) or self.documents == 1 or times == 1 or name not in _PER_DOCUMENT:
             return value
-        dim = value.dim() - 2 if name == "position_ids" else 0
+        dim = document_dim(name, value)
         return torch.cat([value] * times, dim=dim) if value.shape[dim] == self.documents else value
 
-    def finish_prompt(self, cache: DynamicCache) -> Tensor:
+    def finish_prompt(self, cache: Any) -> Tensor:
         """From now on every spec has rows of its own; returns those of the prompt's end that they come from."""
         if len(self.shared_below) != len(self.layers):
             raise ProbeError(
@@ -305,17 +328,17 @@ class _Rows:
             )
         for layer, shared in zip(cache.layers, self.shared_below, strict=True):
             if shared != list(range(len(shared))):
-                layer.batch_select_indices(self._rows_of(shared, layer.keys.device))  # type: ignore[union-attr]
+                layer.batch_select_indices(self._rows_of(shared, layer.keys.device))
         last = self._rows_of(self.shared, torch.device("cpu"))
         self._set([spec for spec in range(len(self.merges.specs)) for _ in range(self.documents)])
         return last
 
     # Generated tokens.
 
-    def select(self, kept: Tensor, cache: DynamicCache) -> None:
+    def select(self, kept: Tensor, cache: Any) -> None:
         """Go on with some of the rows."""
         for layer in cache.layers:
-            layer.batch_select_indices(kept.to(layer.keys.device))  # type: ignore[union-attr]
+            layer.batch_select_indices(kept.to(layer.keys.device))
         self._set([self.specs[row] for row in kept.tolist()])
 
     # Weights.

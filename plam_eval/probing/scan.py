@@ -40,6 +40,7 @@ from plam_eval.errors import quoted
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,
+    cache_in,
     decoder,
     decoder_layers,
     has_visual_input,
@@ -47,8 +48,8 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
-from plam_eval.probing.generation import check_call, check_settings, of_rows, own_stop_strings
-from plam_eval.probing.masking import closed_value, probing, square_mask
+from plam_eval.probing.generation import check_call, check_settings, document_dim, of_rows, own_stop_strings
+from plam_eval.probing.masking import check_mask, closed_value, probing, square_mask
 
 _CUTS = re.compile(r"\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*)?)?")
 
@@ -130,6 +131,7 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
             "values, because cuts share them. Use mask_vision and generate, one cut at a time"
         )
     check_call("generate_all_cuts", generate_kwargs)
+    check_mask(model)
     with probing(model):
         answers: CutAnswers = model.generate(  # type: ignore[operator]
             **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen)
@@ -162,14 +164,16 @@ def _generate(
     check_settings("generate_all_cuts", generation_config, model_kwargs)
     prompt = _Prompt.of(model, input_ids, model_kwargs)
     rows = _Rows.of(cuts, prompt)
-    scan = _Scan(model, cuts, prompt, model_kwargs["past_key_values"])
+    cache_name, shared = cache_in(model_kwargs)
+    assert isinstance(shared, DynamicCache)  # says check_settings
+    scan = _Scan(model, cuts, prompt, shared)
 
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
     with scan.prefilling():
         outputs = model(**inputs, return_dict=True)
     model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
     model_kwargs = of_rows(model_kwargs, rows.documents, input_ids.shape[0])
-    model_kwargs["past_key_values"] = scan.cache
+    model_kwargs[cache_name] = scan.cache
 
     logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
     del outputs
@@ -186,7 +190,7 @@ def _generate(
                 rows, model_kwargs = rows.select(keep), of_rows(model_kwargs, kept, len(keep))
                 scan.select(kept, rows)
             inputs = model.prepare_inputs_for_generation(
-                answers.ids_of(rows), next_sequence_length=1, **{**model_kwargs, "past_key_values": scan.cache}
+                answers.ids_of(rows), next_sequence_length=1, **{**model_kwargs, cache_name: scan.cache}
             )
             outputs = scan.step(inputs)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
@@ -506,11 +510,17 @@ class _Scan:
         shared = self.prompt.ends_in_vision.to(ends.device)[:, None, None].repeat(cut, 1, 1)
         return torch.cat([torch.where(shared, ends_cut.repeat(cut, 1, 1), self.hidden[:, -1:]), ends])
 
-    def _after_rows(self, value: Tensor) -> Tensor:
-        """Of (documents or 1, tokens, ...), the text behind the first vision token: (seeing, P, ...)."""
+    def _after_rows(self, value: Tensor, dim: int = 0) -> Tensor:
+        """Of (..., documents or 1, tokens, ...), the text behind the first vision token: (..., seeing, P, ...).
+
+        Args:
+            dim: that of the documents.
+        """
         after = self.prompt.after.to(value.device)
         seeing = torch.tensor(self.prompt.seeing, device=value.device)
-        return value.expand(self.prompt.documents, *value.shape[1:])[seeing[:, None], after]
+        value = value.movedim((dim, dim + 1), (0, 1))
+        value = value.expand(self.prompt.documents, *value.shape[1:])[seeing[:, None], after]
+        return value.movedim((0, 1), (dim, dim + 1))
 
     def _run(self, index: int, layer: nn.Module, plain: Tensor, kwargs: dict[str, Any]) -> Tensor:
         assert self.hidden is not None
@@ -519,6 +529,12 @@ class _Scan:
         before = self.prompt.before.to(plain.device)
         prompt_keys, prompt_values = (states.transpose(1, 2)[seeing, before] for states in keys.prompt())
         keys.before = prompt_keys.transpose(1, 2), prompt_values.transpose(1, 2)
+        cache_name, _ = cache_in(kwargs)
+        if not cache_name or "attention_mask" not in kwargs:
+            raise ProbeError(
+                f"{type(layer).__name__} was called with {', '.join(kwargs) or 'nothing'} by name; expected a KV cache "
+                "and attention_mask among them. Use mask_vision and generate"
+            )
         if self.extra is None:
             self.extra = self._of_cut_rows(plain, kwargs)
         documents = torch.arange(len(seeing), device=plain.device).repeat(len(self.hidden) // len(seeing))
@@ -528,8 +544,8 @@ class _Scan:
         try:
             parts = []
             for hidden, keys.prefilling in zip(self.hidden.split(size), documents.split(size), strict=True):
-                own = {name: _take(value, keys.prefilling) for name, value in self.extra.items()}
-                parts.append(layer(hidden, **{**kwargs, **own, "past_key_values": self.cache}))
+                own = {name: _take(name, value, keys.prefilling) for name, value in self.extra.items()}
+                parts.append(layer(hidden, **{**kwargs, **own, cache_name: self.cache}))
         finally:
             self.inside, keys.prefilling = False, None
         if keys.join() != len(self.hidden):
@@ -539,13 +555,15 @@ class _Scan:
     def _of_cut_rows(self, plain: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's masks and positions for the text behind the first vision token: (seeing, ...) each."""
 
-        def behind(value: Any) -> Any:
-            return tuple(behind(part) for part in value) if isinstance(value, tuple) else self._after_rows(value)
+        def behind(name: str, value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(behind(name, part) for part in value)
+            return self._after_rows(value, document_dim(name, value))
 
         own = {"attention_mask": self._mask(plain, kwargs.get("attention_mask"))}
         for name in ("position_embeddings", "position_ids"):
             if kwargs.get(name) is not None:
-                own[name] = behind(kwargs[name])
+                own[name] = behind(name, kwargs[name])
         strange = [
             name
             for name, value in kwargs.items()
@@ -653,8 +671,10 @@ class _Scan:
         return torch.cat(outputs).reshape(count, 1, heads, -1)
 
 
-def _take(value: Any, rows: Tensor) -> Any:
-    return tuple(_take(part, rows) for part in value) if isinstance(value, tuple) else value[rows.to(value.device)]
+def _take(name: str, value: Any, rows: Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_take(name, part, rows) for part in value)
+    return value.index_select(document_dim(name, value), rows.to(value.device))
 
 
 def _closed(scores: Tensor, real: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
-from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.masking import mask_vision
+from plam_eval.probing.decoder import ProbeError, cache_in
+from plam_eval.probing.masking import check_mask, mask_vision
 from tests.pico import FAMILIES
 from tests.probing.conftest import Mllm, picture
 
@@ -215,13 +216,14 @@ def test_a_prompt_may_come_in_pieces(mllm):
     middle = int(vision[0].nonzero()[vision.sum() // 2 - 1]) + 3
     with mask_vision(found.model, 1):
         expected = found.model(**whole).logits
+        name, _ = cache_in(found.model(**whole, use_cache=True))
         cache, pieces = DynamicCache(config=found.model.config), []
         for image, (start, end) in enumerate([(0, middle), (middle, whole["input_ids"].shape[1])]):
             piece = found.model(
                 input_ids=whole["input_ids"][:, start:end],
                 attention_mask=whole["attention_mask"][:, :end],
                 pixel_values=whole["pixel_values"][image : image + 1],
-                past_key_values=cache,
+                **{name: cache},
             )
             pieces.append(piece.logits)
         again = found.model(**whole).logits  # a new cache is a new start
@@ -237,8 +239,8 @@ def test_a_generated_placeholder_is_text(mllm):
     vision = placeholders(found, longer["input_ids"])
     vision[:, -3:] = False
     with mask_vision(found.model, 1):
-        cache = found.model(**inputs, use_cache=True).past_key_values
-        got = found.model(input_ids=new, attention_mask=longer["attention_mask"], past_key_values=cache).logits
+        name, cache = cache_in(found.model(**inputs, use_cache=True))
+        got = found.model(input_ids=new, attention_mask=longer["attention_mask"], **{name: cache}).logits
     decoder, spliced = found.model.get_decoder(), []
     handle = decoder.register_forward_pre_hook(lambda _, args, kwargs: spliced.append(kwargs), with_kwargs=True)
     found.model(**inputs)
@@ -301,15 +303,114 @@ def test_calls_whose_vision_tokens_cannot_be_told_are_refused(mllm):
     found = mllm("llava")
     inputs = found.batch(["Look: ", picture(0), " red?"])
     length = inputs["input_ids"].shape[1]
-    outside = found.model(**inputs, use_cache=True).past_key_values
+    name, outside = cache_in(found.model(**inputs, use_cache=True))
     step = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": torch.ones(1, length + 1, dtype=torch.long)}
     with mask_vision(found.model, 1):
         with pytest.raises(ProbeError, match=f"KV cache holds {length} tokens of which 0 were fed inside"):
-            found.model(**step, past_key_values=outside)
+            found.model(**step, **{name: outside})
+        with pytest.raises(ProbeError, match="so it has a past, but with no KV cache"):
+            found.model(**step)
         with pytest.raises(ProbeError, match="without input_ids"):
             found.model(inputs_embeds=torch.zeros(1, 3, 64))
         with pytest.raises(ProbeError, match="outside a call of LlavaForConditionalGeneration"):
             found.model.model(**inputs)
         with pytest.raises(ProbeError, match="StaticCache is not supported"):
             cache = StaticCache(config=found.model.config.text_config, max_cache_len=length + 2)
-            found.model(**inputs, past_key_values=cache)
+            found.model(**inputs, **{name: cache})
+
+
+# ---- layers that do not do as they are told --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rewired(pico):
+    """`rewired(index, change)`: a pico model one of whose decoder layers gets its keyword arguments from `change`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    def load(index: int, change, attention: str = "sdpa") -> Mllm:
+        folder = pico("llava").mllm
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        ).eval()
+        layer = model.get_decoder().layers[index]
+        forward = layer.forward
+        layer.forward = lambda *args, **kwargs: forward(*args, **change(kwargs))
+        return Mllm("llava", model, AutoProcessor.from_pretrained(folder))
+
+    return load
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_layer_that_passes_by_its_mask_is_found_before_anything_is_answered(attention, rewired):
+    """As when a new version of transformers names the mask otherwise: the layer runs on, and hides nothing."""
+    found = rewired(2, lambda kwargs: {**kwargs, "attention_mask": None}, attention)
+    for cut in (0, 3):
+        with pytest.raises(ProbeError, match=r"LlavaFor.*transformers 5.*hidden tokens still reach"):
+            mask_vision(found.model, cut).__enter__()
+    with mask_vision(found.model, found.layers):  # hides nothing, and so has nothing to check
+        pass
+
+
+def test_a_layer_without_its_cache_is_found(rewired):
+    """The prompt would be masked right, and generated tokens not at all."""
+
+    def without_cache(kwargs):
+        return {name: value for name, value in kwargs.items() if name != cache_in(kwargs)[0]}
+
+    with pytest.raises(ProbeError, match=r"hidden tokens still reach|does not run"):
+        mask_vision(rewired(0, without_cache).model, 0).__enter__()
+
+
+def test_a_mixture_that_adds_up_in_another_order_is_no_leak(mllm, monkeypatch):
+    """Where outputs differ in the last bits the gradient decides."""
+    found = mllm("llava")
+    monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
+    noise = iter(range(1, 100))
+    norm = found.model.get_decoder().norm
+    handle = norm.register_forward_hook(lambda _, args, output: output * (1 + 1e-6 * next(noise)))
+    try:
+        with pytest.raises(ProbeError, match="with no token hidden its outputs are not the plain model's"):
+            check_mask(found.model)
+    finally:
+        handle.remove()
+
+    def by_first_hidden(_, args, output):  # depends on what is hidden, as the order of experts does, but by no path
+        return output * (1 + 1e-6 * float(args[0].detach()[0, 1 if args[0].shape[1] > 1 else 0, 0]))
+
+    handle = norm.register_forward_hook(by_first_hidden)
+    try:
+        check_mask(found.model)
+    finally:
+        handle.remove()
+
+
+def test_the_check_runs_once_and_leaves_nothing_behind(mllm, monkeypatch):
+    monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
+    found, calls = mllm("qwen3_vl"), []
+    found.model(**found.batch(["text"]))  # transformers hangs hooks of its own on a model when it is first called
+    before = hooks(found)
+    handle = found.model.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        check_mask(found.model)
+    handle.remove()
+    assert 0 < len(calls) <= 10 and hooks(found) == before
+    assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+def test_layers_called_in_a_way_the_probe_does_not_know_are_refused_by_name(mllm, monkeypatch):
+    found = mllm("llava")
+    inputs = found.batch(["Look: ", picture(0), " red?"])
+    layer = found.model.get_decoder().layers[1]
+    with mask_vision(found.model, 1):
+        call = layer._call_impl
+
+        def renamed(hidden, **kwargs):
+            mask = kwargs.pop("attention_mask")
+            return call(hidden, **kwargs, mask_of_another_name=mask)
+
+        monkeypatch.setattr(layer, "_call_impl", renamed)
+        with pytest.raises(ProbeError, match="mask_of_another_name by name; expected attention_mask among them"):
+            found.model(**inputs)
+        monkeypatch.setattr(layer, "_call_impl", lambda hidden, **kwargs: hidden)
+        with pytest.raises(ProbeError, match="passed 2 of the 3 decoder layers"):
+            found.model(**inputs)
