@@ -119,8 +119,9 @@ def check_merge(console: Terminal, model: str | None, plateau: str, overrides: M
     table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("model", name)
-    table.add_row("base", spec.base_model)
+    for side, opened in (("model", checkpoint), ("base", base)):
+        at = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
+        table.add_row(side, f"{opened.name}{at}")
     table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
     table.add_row("layers", f"[{spec.layer_range[0]}, {spec.layer_range[1]})")
     table.add_row("digest", spec.digest()[:16])

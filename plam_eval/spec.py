@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from plam_eval import hub
 from plam_eval.errors import PlamError, quoted, system_error
 from plam_eval.yaml_reader import parse_yaml, read_yaml
 
@@ -166,6 +167,13 @@ class PlateauSpec(_Record):
     def _text(cls, value: Any) -> Any:
         if isinstance(value, (int, float)):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
+        return value
+
+    @field_validator("model", "base_model")
+    @classmethod
+    def _revision(cls, value: str | None) -> str | None:
+        if problem := hub.name_problem(value or ""):
+            raise ValueError(problem)
         return value
 
     @field_validator("weights", mode="before")

@@ -14,8 +14,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from plam_eval import hub
 from plam_eval.errors import DamagedFileError, OutsideError, PlamError
 from plam_eval.files import inside, read_json
+from plam_eval.hub import first_line as _first_line
 from plam_eval.merging import content_hash, weight_files
 
 _DTYPES = {
@@ -158,7 +160,7 @@ class Checkpoint:
     refused. What it reads is data: names in it lead to no file outside the folder, and no code in it runs.
 
     Attributes:
-        name: the folder or hub id, as it was given.
+        name: the folder or hub id, as it was given, with the branch or tag (`owner/name@v1`) if one was.
         config: content of config.json.
         bytes_read: bytes of all tensors read so far.
     """
@@ -184,18 +186,19 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path | Checkpoint, revision: str | None = None, *, role: str = "") -> Checkpoint:
-        """Open a checkpoint folder, or a model of the hub (optionally at a branch, tag or commit).
+        """Open a checkpoint folder, or a model of the hub: `owner/name`, or `owner/name@revision`.
 
-        From the hub only config.json, the index and, later, the shards that are asked for are downloaded. Symbolic
-        links in a folder are followed, as the hub's cache is made of them: what they lead to is only ever read as
-        weights or JSON, and quoted nowhere.
+        A folder of that very name comes first, also if there is an "@" in it. From the hub only config.json, the index
+        and, later, the shards that are asked for are downloaded. Symbolic links in a folder are followed, as the hub's
+        cache is made of them: what they lead to is only ever read as weights or JSON, and quoted nowhere.
 
         Args:
+            revision: branch, tag or commit, in place of one in the name.
             role: name of the argument that `source` was given as, such as "pretrained", for messages.
 
         Raises:
             CheckpointError: no such folder or model, no config.json, no weights or more than one set of them, damaged
-                files, or not cached while offline.
+                files, or not cached while offline; a revision that is none, of a folder, or another than in the name.
         """
         if isinstance(source, Checkpoint):
             return source
@@ -208,12 +211,39 @@ class Checkpoint:
                 f"{argument}: cannot be looked up ({error}); expected a folder or a hub id"
             ) from error
         if is_folder:
+            if revision is not None:
+                raise CheckpointError(
+                    f"{argument}: is a folder, which has no revisions, and revision={revision} is given; leave it out, "
+                    "or give the hub id"
+                )
             return cls(_Folder(str(source), folder, argument))
         if is_file:
             raise CheckpointError(f"{argument}: is a file; pass the folder that holds it")
-        if isinstance(source, Path) or folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise CheckpointError(f"{argument}: no such folder; expected a checkpoint folder or a hub id (owner/name)")
-        return cls(_Hub(source, revision, argument, role))
+        repository, named = hub.split_revision(str(source))
+        if (
+            isinstance(source, Path)
+            or folder.is_absolute()
+            or source.startswith((".", "~"))
+            or repository.count("/") > 1
+        ):
+            raise CheckpointError(
+                f"{argument}: no such folder; expected a checkpoint folder, or a hub id such as owner/name or "
+                "owner/name@revision"
+            )
+        for given, where in ((named, argument), (revision, f"{argument}: revision")):
+            problem = None if given is None else hub.revision_problem(given)
+            if problem:
+                raise CheckpointError(f"{where}: {problem}")
+        if named is not None and revision is not None and named != revision:
+            raise CheckpointError(
+                f"{argument}: names the revision {named!r}, and revision={revision} is given; give one of them"
+            )
+        return cls(_Hub(repository, named or revision, argument, role, named is not None))
+
+    @property
+    def loaded_by(self) -> str:
+        """What transformers and vLLM open it by, together with `commit`: the folder as given, or the hub id."""
+        return self.name if isinstance(self._source, _Folder) else self.location
 
     @property
     def location(self) -> str:
@@ -224,6 +254,11 @@ class Checkpoint:
     def commit(self) -> str | None:
         """Commit on the hub; None for a folder."""
         return self._source.commit
+
+    @property
+    def recorded_commit(self) -> str | None:
+        """Commit on the hub, also of a folder in the hub's own cache; None where the files are of no commit."""
+        return self._source.recorded_commit
 
     @property
     def model_name(self) -> str:
@@ -476,6 +511,8 @@ class _Folder:
         self.name, self._folder, self.argument, self.location = name, folder, argument, str(folder.resolve())
         cached = _HUB_CACHE.search(str(folder.absolute())) or _HUB_CACHE.search(self.location)
         self.model_name = cached[1].replace("--", "/") if cached else Path(self.location).name
+        known = _HUB_CACHE.search(self.location) if content_hash.in_hub_cache(folder) else None
+        self.recorded_commit = known[2] if known else None
 
     def find(self, file: str) -> Path | None:
         path = self._folder / file
@@ -515,9 +552,13 @@ class _Folder:
 
 
 class _Hub:
-    def __init__(self, name: str, revision: str | None, argument: str, role: str) -> None:
-        self.name, self.location, self.model_name, self.revision = name, name, name, revision
-        self.argument, self._role = argument, role
+    def __init__(self, repository: str, revision: str | None, argument: str, role: str, named: bool) -> None:
+        """`named`: whether the revision stood behind the name."""
+        # A commit that was found belongs to no name that a user gave: every later look at the same files has it.
+        shown = revision if revision and (named or not hub.COMMIT.fullmatch(revision)) else None
+        self.name = f"{repository}@{shown}" if shown else repository
+        self.location = self.model_name = repository
+        self.revision, self.argument, self._role = revision, argument, role
         self.commit: str | None = None
         self._tree: dict[str, Any] | None = None
         self.remedy = (
@@ -525,13 +566,17 @@ class _Hub:
             f"{'revision ' + revision if revision else 'its default branch'}"
         )
 
+    @property
+    def recorded_commit(self) -> str | None:
+        return self.commit
+
     def find(self, file: str) -> Path | None:
         """The file in the local cache, downloaded if need be; None when the repository has no such file."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
-            path = Path(hf_hub_download(self.name, file, revision=self.commit or self.revision))
+            path = Path(hf_hub_download(self.location, file, revision=self.commit or self.revision))
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but says nothing of the repository
             raise self._refused(file, error) from error
         except EntryNotFoundError:
@@ -545,7 +590,7 @@ class _Hub:
     def _cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.name, file, revision=self.commit)
+        found = try_to_load_from_cache(self.location, file, revision=self.commit)
         return Path(found) if isinstance(found, str) else None
 
     def listing(self) -> frozenset[str]:
@@ -563,7 +608,7 @@ class _Hub:
                     self._tree = cached
                 else:
                     revision = self.commit or self.revision
-                    tree = HfApi().list_repo_tree(self.name, recursive=True, revision=revision)
+                    tree = HfApi().list_repo_tree(self.location, recursive=True, revision=revision)
                     self._tree = {entry.path: entry for entry in tree if hasattr(entry, "size")}
             except Exception as error:
                 if not weight_files.choose(cached):
@@ -582,12 +627,12 @@ class _Hub:
         if self._cached(file) or not file.endswith(".safetensors"):
             return None
         try:
-            return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit))
+            return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.location, file, revision=self.commit))
         except Exception as error:
             raise self._refused(file, error) from error
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
-        return {"hub": self.name, "commit": self.commit}
+        return {"hub": self.location, "commit": self.commit}
 
     def hashes(self, files: Iterable[str]) -> dict[str, str]:
         paths = {file: path for file in files if (path := self._cached(file))}
@@ -601,54 +646,15 @@ class _Hub:
 
     def _refused(self, file: str, error: Exception) -> CheckpointError:
         """What the hub, or the way there, said; each with its own remedy."""
-        from huggingface_hub import constants, errors
-
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        elsewhere = f"download it elsewhere and pass the folder{f' as {self._role}=' if self._role else ''}"
-        page = f"{constants.ENDPOINT}/{self.name}"
-        if isinstance(cause, errors.HFValidationError):
-            why = f"is no folder, and no hub id (owner/name) either: {_first_line(cause)}"
-        elif isinstance(cause, errors.GatedRepoError):
-            why = (
-                f"its repository is gated: accept its licence at {page}, log in with `hf auth login` (or set HF_TOKEN) "
-                "as the user who did, and try again"
-            )
-        elif isinstance(cause, errors.RevisionNotFoundError):
-            why = f"its repository has no revision {self.revision!r}; branches, tags and commits: {page}/tree/main"
-        elif isinstance(cause, errors.RepositoryNotFoundError):
-            why = (
-                f"is no folder, and the hub has no such repository, or shows it to its members only; check the name "
-                f"({page}), and if it is private, log in with `hf auth login`"
-            )
-        elif status == 401:
-            why = (
-                "the hub refuses the token that was sent with the request (401), which is wrong or has expired; log in "
-                "again with `hf auth login`, or correct HF_TOKEN"
-            )
-        elif constants.is_offline_mode():
-            why = (
-                f"{file} is not in the local cache, and HF_HUB_OFFLINE is set (the name is no folder either); unset it "
-                f"to download, or {elsewhere}"
-            )
-        elif isinstance(cause, errors.SafetensorsParsingError):
-            why = f"{file} on the hub has a header that cannot be read ({_first_line(cause)}); it is damaged there"
-        else:
-            said = f"answered {status}" if status else "cannot be reached"
-            why = (
-                f"{file} is not in the local cache, and the hub at {constants.ENDPOINT} {said} "
-                f"({type(cause).__name__}: {_first_line(cause)}); check network and proxy, or {elsewhere}"
-            )
-        return CheckpointError(f"{self.argument}: {why}")
+        remedy = f"download it elsewhere and pass the folder{f' as {self._role}=' if self._role else ''}"
+        return CheckpointError(
+            f"{self.argument}: {hub.refusal(self.location, self.revision, file, error, remedy=remedy)}"
+        )
 
 
 def _names(names: Iterable[str]) -> str:
     shown = sorted(names)
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _pointer(path: Path) -> str | None:

@@ -28,6 +28,7 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as VLLM_VERSION
 
+from plam_eval import hub
 from plam_eval.errors import PlamError
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
@@ -71,6 +72,15 @@ class BaseFiles(TypedDict):
 
 def _open_base(spec: PlateauSpec, files: BaseFiles | None) -> Checkpoint:
     return Checkpoint.open(files["location"], revision=files["commit"]) if files else Checkpoint.open(spec.base_model)
+
+
+def _open_model(config: Any) -> Checkpoint:
+    """The checkpoint of an engine's arguments or model config.
+
+    While offline vLLM puts the folder of the hub's cache in the place of the name, and leaves the revision beside it.
+    """
+    revision = None if hub.is_folder(str(config.model)) else config.revision
+    return Checkpoint.open(config.model, revision=revision, role="model")
 
 
 def _base_files(base: Checkpoint) -> BaseFiles:
@@ -146,7 +156,7 @@ class PlamModelLoader(DefaultModelLoader):
         if getattr(model_config, "runner_type", None) == "draft":  # a speculative draft model has no plateau
             yield from weights
             return
-        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision, role="model")
+        checkpoint = _open_model(model_config)
         checkpoint.check_read_by_vllm()
         self._checkpoint = checkpoint
         files = _Files.of(checkpoint)
@@ -179,8 +189,8 @@ def _named(
     report: MergeReport, checkpoint: Checkpoint, spec: PlateauSpec | None, warnings: tuple[str, ...]
 ) -> MergeReport:
     """The report of a stream of tensors, with what only its caller knows: names of models, warnings of the plan."""
-    base = spec.base_model if spec is not None else None
-    return dataclasses.replace(report, model=checkpoint.name, base_model=base, warnings=warnings)
+    base, commit = spec.base_model if spec is not None else None, checkpoint.recorded_commit
+    return dataclasses.replace(report, model=checkpoint.name, model_commit=commit, base_model=base, warnings=warnings)
 
 
 def _check_files(checkpoint: Checkpoint, loaded: list[str]) -> None:
@@ -218,8 +228,31 @@ def register() -> None:
             _prepare(self)
         return stock(self, *args, **kwargs)
 
+    _find_revisions_offline()
     create_engine_config._plam_eval = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+
+
+def _find_revisions_offline() -> None:
+    """While offline vLLM looks the model's name up before it makes its configs, and so before `_prepare` sees it."""
+    from vllm.engine import arg_utils
+
+    stock = getattr(arg_utils, "get_model_path", None)
+    if stock is None:  # then it is looked up elsewhere, and only names without a revision are found
+        return
+
+    @functools.wraps(stock)
+    def get_model_path(model: Any, revision: str | None = None) -> Any:
+        repository, named = hub.split_revision(str(model))
+        if named is None or Path(model).exists():
+            return stock(model, revision)
+        if problem := hub.revision_problem(named):
+            raise MergeError(f"model={model}: {problem}")
+        if revision not in (None, named):
+            raise MergeError(f"model={model}: names another revision than revision={revision}; give one of them")
+        return stock(repository, named)
+
+    arg_utils.get_model_path = get_model_path
 
 
 def _prepare(arguments: Any) -> None:
@@ -230,7 +263,7 @@ def _prepare(arguments: Any) -> None:
     options, rest = _split(arguments.model_loader_extra_config)
     options.pop(_BASE, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
-    model = Checkpoint.open(arguments.model, revision=arguments.revision, role="model")
+    model = _open_model(arguments)
     model.check_read_by_vllm()
     files: BaseFiles | None = None
     if spec is not None:
@@ -243,7 +276,8 @@ def _prepare(arguments: Any) -> None:
                 f"{arguments.model}: vLLM would load it from ModelScope (VLLM_USE_MODELSCOPE is set), and merging "
                 "reads the Hugging Face hub; download it and pass the folder, or unset VLLM_USE_MODELSCOPE"
             )
-        arguments.revision = model.commit  # a branch may move before vLLM, or a worker, looks where it leads
+        # A branch may move before vLLM, or a worker, looks where it leads; and vLLM knows no revisions behind a name.
+        arguments.model, arguments.revision = model.loaded_by, model.commit
     arguments.model_loader_extra_config = {
         **rest,
         "plateau": spec.to_dict() if spec is not None else None,
@@ -431,10 +465,8 @@ class _Reload:
 
     def _run(self) -> _State:
         model_config = self.worker.vllm_config.model_config
-        if self.old.model is not None:
-            checkpoint = self.old.model.open()
-        else:  # loaded by another load_format than ours
-            checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        # There is no old one where another load_format than ours has loaded it.
+        checkpoint = self.old.model.open() if self.old.model is not None else _open_model(model_config)
         base, warnings = None, tuple[str, ...]()
         bases = dict(self.old.bases)
         if self.spec is not None:
@@ -538,7 +570,7 @@ def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
         return None
     config = vllm_config.model_config
     base = Checkpoint.open(spec.base_model)
-    plan_merge(spec, model=Checkpoint.open(config.model, revision=config.revision), base=base)
+    plan_merge(spec, model=_open_model(config), base=base)
     return _base_files(base)
 
 

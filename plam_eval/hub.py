@@ -1,0 +1,122 @@
+"""The Hugging Face hub: how its repositories are named, `owner/name@revision`, and what it refuses, in words.
+
+Imports huggingface_hub inside of functions only: a spec can be read where nothing is looked for on the hub.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+=-]{0,199}", re.ASCII)
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Repository and revision of `owner/name@revision`; no revision where there is no "@"."""
+    repository, at, revision = name.partition("@")
+    return repository, revision if at else None
+
+
+def is_repository(name: str) -> bool:
+    """Whether this has the form of `owner/name`, without a revision."""
+    return bool(_REPOSITORY.fullmatch(name))
+
+
+def repository_of(name: str) -> str:
+    """`owner/name` of a name with or without a revision; what is no such name comes back as it is."""
+    repository, _ = split_revision(name)
+    return repository if is_repository(repository) else name
+
+
+def revision_problem(revision: object) -> str | None:
+    """Why this cannot be a branch, tag or commit; None where it can.
+
+    The hub's cache keeps a file of a branch's name, so that text which leads out of a folder must not get there.
+    """
+    expected = "expected a branch, a tag or a commit, such as main, v1.0 or refs/pr/3"
+    if not isinstance(revision, str):  # lmms-eval reads digits as a number, and drops zeros in front
+        return f"found {revision!r}, which was read as no text; write it behind the name, as owner/name@{revision}"
+    if not revision:
+        return f"found nothing, {expected}"
+    parts = revision.split("/")
+    plain = _REVISION.fullmatch(revision) and ".." not in revision
+    if not plain or not all(parts) or any(part.startswith(".") or part.endswith((".", ".lock")) for part in parts):
+        return f"found {revision[:80]!r}, {expected}"
+    return None
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder, which then comes before a hub id of the same name."""
+    try:
+        return bool(name.strip()) and Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long a name, an unknown user, a null byte
+        return False
+
+
+def name_problem(name: str) -> str | None:
+    """What is wrong with the revision in a model's name; None where there is none, or the name is a folder's."""
+    repository, revision = split_revision(name)
+    if revision is None or not is_repository(repository) or is_folder(name):
+        return None
+    problem = revision_problem(revision)
+    return f"{name[:120]!r}: behind the @ {problem}" if problem else None
+
+
+def refusal(repository: str, revision: str | None, file: str, error: Exception, *, remedy: str) -> str:
+    """What the hub, or the way there, said when a file was asked for, each with what to do.
+
+    Args:
+        file: the file, or in words what else was asked for.
+        remedy: what to do where the hub is out of reach.
+    """
+    from huggingface_hub import constants, errors
+
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    page = f"{constants.ENDPOINT}/{repository}"
+    at = f" at revision {revision}" if revision else ""
+    if isinstance(cause, errors.HFValidationError):
+        return f"is no folder, and no hub id (owner/name) either: {first_line(cause)}"
+    if isinstance(cause, errors.GatedRepoError):
+        return (
+            f"its repository is gated: accept its licence at {page}, log in with `hf auth login` (or set HF_TOKEN) "
+            "as the user who did, and try again"
+        )
+    if isinstance(cause, errors.RevisionNotFoundError):
+        return f"its repository has no revision {revision!r}; branches, tags and commits: {page}/tree/main"
+    if isinstance(cause, errors.RepositoryNotFoundError):
+        return (
+            f"is no folder, and the hub has no such repository, or shows it to its members only; check the name "
+            f"({page}), and if it is private, log in with `hf auth login`"
+        )
+    if status == 401:
+        return (
+            "the hub refuses the token that was sent with the request (401), which is wrong or has expired; log in "
+            "again with `hf auth login`, or correct HF_TOKEN"
+        )
+    if constants.is_offline_mode():
+        return (
+            f"{file} is not in the local cache{at}, and HF_HUB_OFFLINE is set (the name is no folder either); unset it "
+            f"to download, or {remedy}"
+        )
+    if isinstance(cause, errors.SafetensorsParsingError):
+        return f"{file} on the hub has a header that cannot be read ({first_line(cause)}); it is damaged there"
+    said = f"answered {status}" if status else "cannot be reached"
+    return (
+        f"{file} is not in the local cache{at}, and the hub at {constants.ENDPOINT} {said} "
+        f"({type(cause).__name__}: {first_line(cause)}); check network and proxy, or {remedy}"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def commit_of(path: Path) -> str | None:
+    """The commit of a file that huggingface_hub has put into its cache; None where its folder says none."""
+    snapshot = path.parent
+    while snapshot.parent.name != "snapshots" and snapshot != snapshot.parent:
+        snapshot = snapshot.parent
+    return snapshot.name if COMMIT.fullmatch(snapshot.name) else None
