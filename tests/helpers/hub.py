@@ -55,6 +55,8 @@ class Hub:
                     return self.refuse(*hub.refusal)
                 if self.path.startswith("/api/models/"):
                     return self.tree()
+                if self.path.count("/") < 5:  # of what a library tells the hub about itself
+                    return self.refuse(404, "", "")
                 _, owner, repo, _, revision, file = self.path.split("/", 5)
                 found = hub.at(f"{owner}/{repo}", unquote(revision))
                 path = found.folder / unquote(file) if found else None
@@ -80,12 +82,15 @@ class Hub:
                     self.wfile.write(part)
 
             def tree(self) -> None:
-                _, _, _, owner, repo, _, revision, *_ = urlsplit(self.path).path.split("/", 7)
+                _, _, _, owner, repo, _, revision, *below = urlsplit(self.path).path.split("/", 7)
                 found = hub.at(f"{owner}/{repo}", unquote(revision))
                 if found is None:
                     known = (hub.root / owner / repo).is_dir()
                     return self.refuse(404, "RevisionNotFound" if known else "RepoNotFound", "")
-                paths = sorted(path for path in found.folder.rglob("*") if path.is_file())
+                folder = found.folder.joinpath(*map(unquote, below))
+                if not folder.is_dir():
+                    return self.refuse(404, "EntryNotFound", "")
+                paths = sorted(path for path in folder.rglob("*") if path.is_file())
                 entries = [
                     {
                         "type": "file",
@@ -162,5 +167,6 @@ def serving(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     try:
         yield hub
     finally:
+        _http.close_session()  # the next server may get the same port, and the old connections lead to this one
         hub.server.shutdown()
         hub.server.server_close()
