@@ -151,7 +151,10 @@ class HFPlateauMixin(PlateauMixin):
             _check_kind(cls.model_id, checkpoint)
         spec = load_spec(plateau, overrides)
         if spec is not None:  # headers are enough to find most faults, before minutes of loading
-            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model, role="base"))
+            base = Checkpoint.open(spec.base_model, role="base")
+            plan = plan_merge(spec, model=checkpoint, base=base)
+            base.announce(tensor.base_name for tensor in plan.tensors)
+        checkpoint.announce()
         return checkpoint, spec
 
     @property

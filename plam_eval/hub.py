@@ -110,6 +110,81 @@ def refusal(repository: str, revision: str | None, file: str, error: Exception, 
     )
 
 
+class RangeError(OSError):
+    """A file of the hub that cannot be read in parts."""
+
+
+class RemoteFile:
+    """A file of the hub that is read in parts, by range requests; as much of a file as zipfile asks for."""
+
+    _LEAST = 1 << 16  # bytes of a request
+    _MOST = 1 << 26  # bytes of all of them
+
+    def __init__(self, repository: str, file: str, revision: str | None, size: int) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+        self._url, self._size, self._at = hf_hub_url(repository, file, revision=revision), size, 0
+        self._headers = {**build_hf_headers(), "accept-encoding": "identity"}
+        self._parts: list[tuple[int, bytes]] = []
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def read(self, count: int = -1) -> bytes:
+        """Raises RangeError where the server sends no parts, and huggingface_hub's errors."""
+        first = min(self._at, self._size)
+        last = self._size if count is None or count < 0 else min(first + count, self._size)
+        if last == first:
+            return b""
+        self._at = last
+        for start, content in self._parts:
+            if start <= first and last <= start + len(content):
+                return content[first - start : last - start]
+        start = max(0, min(first, self._size - self._LEAST))
+        content = self._fetch(start, min(max(last, start + self._LEAST), self._size))
+        self._parts.append((start, content))
+        return content[first - start : last - start]
+
+    def _fetch(self, first: int, last: int) -> bytes:
+        from huggingface_hub.utils import get_session, hf_raise_for_status
+
+        if sum(len(content) for _, content in self._parts) + last - first > self._MOST:
+            raise RangeError(f"what describes its tensors takes more than {self._MOST} bytes")
+        headers = {**self._headers, "range": f"bytes={first}-{last - 1}"}
+        with get_session().stream("GET", self._url, headers=headers, follow_redirects=True, timeout=30) as response:
+            if response.status_code >= 400:
+                response.read()
+                hf_raise_for_status(response)
+            if response.status_code != 206:
+                raise RangeError("the server sends the file as a whole only")
+            content = bytearray()
+            for part in response.iter_bytes():
+                content += part
+                if len(content) >= last - first:
+                    break
+        if len(content) != last - first:
+            raise RangeError(f"the server sent {len(content)} bytes of {last - first}")
+        return bytes(content)
+
+
+def in_words(size: int | None) -> str:
+    """A number of bytes, for a reader."""
+    if size is None:
+        return "of unknown size"
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
 def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
 

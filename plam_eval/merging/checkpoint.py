@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,7 +20,7 @@ from plam_eval import hub
 from plam_eval.errors import DamagedFileError, OutsideError, PlamError
 from plam_eval.files import inside, read_json
 from plam_eval.hub import first_line as _first_line
-from plam_eval.merging import content_hash, weight_files
+from plam_eval.merging import bin_header, content_hash, weight_files
 
 _DTYPES = {
     "F64": torch.float64,
@@ -37,6 +39,9 @@ _DTYPES = {
 _JSON_LIMIT = 1 << 28  # bytes; the index of the largest models has some ten million
 _LISTED = 10_000  # names in a folder that are looked at
 _HUB_CACHE = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})")
+
+_ANNOUNCED: set[tuple[str, str | None, str]] = set()
+"""Hub id, commit and name of files that were announced."""
 
 T = TypeVar("T")
 
@@ -135,10 +140,10 @@ class _BinFile:
 
 
 class _RemoteHeader:
-    """The header of a safetensors file on the hub, fetched by a range request: shapes without the weights."""
+    """The header of a file on the hub, fetched by range requests: shapes without the weights."""
 
-    def __init__(self, metadata: Any) -> None:
-        self._tensors = metadata.tensors
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._tensors = tensors
 
     def names(self) -> Iterable[str]:
         return self._tensors.keys()
@@ -147,7 +152,8 @@ class _RemoteHeader:
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> torch.dtype | str:
-        return str(self._tensors[name].dtype)
+        dtype: torch.dtype | str = self._tensors[name].dtype
+        return dtype
 
     def tensor(self, name: str) -> Tensor:
         raise RuntimeError(f"{name}: only the header was fetched; call Checkpoint.prefetch first")
@@ -459,6 +465,8 @@ class Checkpoint:
             CheckpointError: listing every file that is missing, truncated or corrupt.
         """
         faults = []
+        names = list(names)
+        self.announce(names)
         for file in sorted({self.file(name) for name in names}):
             try:
                 self._open(file)
@@ -466,6 +474,21 @@ class Checkpoint:
                 faults += error.faults
         if faults:
             raise CheckpointError(*faults)
+
+    def announce(self, names: Iterable[str] | None = None) -> None:
+        """Say how much reading these tensors (all by default) will download, once for each file, before it begins."""
+        files = self.weight_files if names is None else {self.file(name) for name in names}
+        missing = self._source.missing(files)
+        new = {file: size for file, size in missing.items() if (self.location, self.commit, file) not in _ANNOUNCED}
+        _ANNOUNCED.update((self.location, self.commit, file) for file in new)
+        if new and os.environ.get("LOCAL_RANK", "0") == "0":
+            sizes = [size for size in new.values() if size is not None]
+            size = hub.in_words(sum(sizes) if len(sizes) == len(new) else None)
+            print(
+                f"Downloads {size} of {self.name} (commit {str(self.commit)[:12]}) into the hub's cache: {_names(new)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -532,6 +555,9 @@ class _Folder:
 
     def header(self, file: str) -> TensorFile | None:
         return None
+
+    def missing(self, files: Iterable[str]) -> dict[str, int | None]:
+        return {}
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -621,15 +647,50 @@ class _Hub:
         return dict.fromkeys(_Folder(self.name, config.parent, self.argument).listing()) if config else {}
 
     def header(self, file: str) -> TensorFile | None:
-        """Header of a file that is not in the local cache; None when it is cached, or has to be downloaded for it."""
-        from huggingface_hub import HfApi
+        """Header of a file that is not in the local cache; None when it is cached."""
+        from huggingface_hub import HfApi, constants
 
-        if self._cached(file) or not file.endswith(".safetensors"):
+        if self._cached(file):
             return None
+        size = None
         try:
-            return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.location, file, revision=self.commit))
+            if file.endswith(".safetensors"):
+                metadata = HfApi().parse_safetensors_file_metadata(self.location, file, revision=self.commit)
+                return _RemoteHeader(metadata.tensors)
+            if constants.is_offline_mode():
+                raise ConnectionError("offline")
+            size = self.size(file)
+            if size is None:
+                raise bin_header.BinHeaderError("the hub does not say how large it is")
+            remote: Any = hub.RemoteFile(self.location, file, self.commit, size)
+            return _RemoteHeader(bin_header.read_header(remote))
+        except bin_header.LegacyError as error:
+            raise CheckpointError(
+                f"{self.argument}: {file} on the hub ({hub.in_words(size)}, not downloaded) cannot be used: {error}; "
+                "expected safetensors, or a file that torch.save has written since"
+            ) from error
+        except (bin_header.BinHeaderError, hub.RangeError) as error:
+            at = f" --revision {self.commit}" if self.revision else ""
+            raise CheckpointError(
+                f"{self.argument}: the shapes in {file} cannot be told without all of it, {hub.in_words(size)}, and "
+                f"nothing is downloaded unasked ({error}); `hf download {self.location} {file}{at}` downloads it, and "
+                "the same command goes on"
+            ) from error
         except Exception as error:
             raise self._refused(file, error) from error
+
+    def size(self, file: str) -> int | None:
+        """Bytes of a file, as far as the hub says."""
+        size = getattr(self._files().get(file), "size", None)
+        return size if isinstance(size, int) else None
+
+    def missing(self, files: Iterable[str]) -> dict[str, int | None]:
+        """Those that reading would download, and their sizes."""
+        from huggingface_hub import constants
+
+        if constants.is_offline_mode():
+            return {}
+        return {file: self.size(file) for file in sorted(files) if not self._cached(file)}
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
         return {"hub": self.location, "commit": self.commit}

@@ -268,8 +268,10 @@ def _prepare(arguments: Any) -> None:
     files: BaseFiles | None = None
     if spec is not None:
         base = Checkpoint.open(spec.base_model, role="base")
-        plan_merge(spec, model=model, base=base)
+        plan = plan_merge(spec, model=model, base=base)
+        base.announce(tensor.base_name for tensor in plan.tensors)
         files = _base_files(base)
+    model.announce()
     if model.commit is not None:
         if envs.VLLM_USE_MODELSCOPE:
             raise MergeError(

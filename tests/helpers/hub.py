@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +79,8 @@ class Hub:
                 sent = self.command == "GET"
                 hub.requests.append((self.command, file, len(part) if sent else 0))
                 if sent:
-                    self.wfile.write(part)
+                    with suppress(BrokenPipeError, ConnectionResetError):  # of a client that has seen enough
+                        self.wfile.write(part)
 
             def tree(self) -> None:
                 _, _, _, owner, repo, _, revision, *below = urlsplit(self.path).path.split("/", 7)
