@@ -53,7 +53,9 @@ def demo(
 
 @app.command()
 def doctor(
-    plateau: Annotated[str | None, typer.Option(help="Plateau spec: packaged name or file.")] = None,
+    plateau: Annotated[
+        str | None, typer.Option(help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
     base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
     layers: Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")] = None,

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from plam_eval.errors import InputError
+from plam_eval.hub import in_words
 from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
 from plam_eval.terminal import PlainTable, Terminal, text
@@ -137,6 +138,14 @@ def check_merge(console: Terminal, model: str | None, plateau: str, overrides: M
     table.add_row(
         "to read", f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
     )
+    for side, files in (
+        ("model", checkpoint.to_download()),
+        ("base", base.to_download(tensor.base_name for tensor in plan.tensors)),
+    ):
+        if files:
+            sizes = [size for size in files.values() if size is not None]
+            said = in_words(sum(sizes) if len(sizes) == len(files) else None)
+            table.add_row("to download", f"{said} of the {side}, {len(files)} file(s), before a merge can begin")
     seconds = _seconds(plan.tensors[0].shape, size)
     said = f"about {seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
     table.add_row("time", f"{said} of arithmetic here, besides reading the files")

@@ -5,9 +5,13 @@ Imports huggingface_hub inside of functions only: a spec can be read where nothi
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
+from plam_eval.errors import PlamError
+
+_LISTED = 10_000  # files of a repository that are looked at
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+=-]{0,199}", re.ASCII)
@@ -62,6 +66,67 @@ def name_problem(name: str) -> str | None:
         return None
     problem = revision_problem(revision)
     return f"{name[:120]!r}: behind the @ {problem}" if problem else None
+
+
+class HubError(PlamError, ValueError):
+    """A file of the hub that cannot be had; the message says why, and what to do."""
+
+
+def small_file(repository: str, file: str, revision: str | None, largest: int) -> tuple[Path, str | None]:
+    """A file in the hub's cache, downloaded if need be, and the commit that it is of.
+
+    Args:
+        largest: bytes above which it is not downloaded.
+
+    Raises:
+        HubError: no such repository, revision or file (then with the files of the same kind that there are), too
+            large, or not cached while the hub is out of reach.
+    """
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    missing = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
+    unreachable: Exception | None = None
+    try:
+        if not constants.is_offline_mode():
+            try:
+                size = get_hf_file_metadata(hf_hub_url(repository, file, revision=revision)).size
+            except (*missing, errors.HFValidationError):
+                raise
+            except Exception as error:  # of the network, whose library differs between versions of huggingface_hub
+                unreachable = error
+            else:
+                if size is None or size > largest:
+                    raise HubError(f"{file} in {repository} has {in_words(size)}, expected at most {largest} bytes")
+        offline = unreachable is not None
+        path = Path(hf_hub_download(repository, file, revision=revision, local_files_only=offline))
+    except HubError:
+        raise
+    except errors.LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but says nothing of the hub
+        remedy = "download it elsewhere and pass the file"
+        raise HubError(refusal(repository, revision, file, unreachable or error, remedy=remedy)) from error
+    except errors.EntryNotFoundError as error:
+        raise HubError(_instead(repository, file, revision)) from error
+    except Exception as error:
+        raise HubError(refusal(repository, revision, file, error, remedy="pass a file")) from error
+    return path, commit_of(path)
+
+
+def _instead(repository: str, file: str, revision: str | None) -> str:
+    """What a repository holds where a file is not."""
+    from huggingface_hub import HfApi
+
+    suffix = Path(file).suffix
+    try:
+        tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
+        names = [entry.path for entry in itertools.islice(tree, _LISTED)]
+    except Exception as error:  # the file is missing, whatever else fails
+        return f"{repository} has no {file}, and its files cannot be listed ({first_line(error)})"
+    alike = [name for name in names if name.endswith(suffix)]
+    shown = ", ".join(alike[:10]) + (f" and {len(alike) - 10} more" if len(alike) > 10 else "")
+    at = f"{repository}@{revision}" if revision else repository
+    if not alike:
+        return f"{at} has no {file}, and no other {suffix} file"
+    return f"{at} has no {file}; it has {shown}. Write {at}:{alike[0]}"
 
 
 def refusal(repository: str, revision: str | None, file: str, error: Exception, *, remedy: str) -> str:

@@ -475,10 +475,13 @@ class Checkpoint:
         if faults:
             raise CheckpointError(*faults)
 
+    def to_download(self, names: Iterable[str] | None = None) -> dict[str, int | None]:
+        """Files that reading these tensors (all by default) will download, and bytes of each, None where not known."""
+        return self._source.missing(self.weight_files if names is None else {self.file(name) for name in names})
+
     def announce(self, names: Iterable[str] | None = None) -> None:
         """Say how much reading these tensors (all by default) will download, once for each file, before it begins."""
-        files = self.weight_files if names is None else {self.file(name) for name in names}
-        missing = self._source.missing(files)
+        missing = self.to_download(names)
         new = {file: size for file, size in missing.items() if (self.location, self.commit, file) not in _ANNOUNCED}
         _ANNOUNCED.update((self.location, self.commit, file) for file in new)
         if new and os.environ.get("LOCAL_RANK", "0") == "0":
