@@ -35,7 +35,8 @@ class VLLMPlateauMixin(PlateauMixin):
     - `device`: only to agree with what vLLM runs on, which the installed build decides.
 
     Raises:
-        SpecError, MergeError: before the engine starts where headers show it.
+        SpecError, MergeError: before the engine starts where headers show it. LayoutError: the installed vLLM is
+            another than this was written for.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class VLLMPlateauMixin(PlateauMixin):
         from vllm.platforms import current_platform
 
         from plam_eval.merging import vllm_loader
+        from plam_eval.serving import layout
 
+        layout.check(layout.LOADING, layout.OFFLINE, layout.ANSWERING)
         parameters = dict(inspect.signature(stock_class(type(self))).parameters)
         default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}

@@ -82,6 +82,7 @@ def check_vllm(console: Terminal) -> bool:
     console.say(f"vLLM: {version}")
     try:
         from plam_eval.merging import vllm_loader
+        from plam_eval.serving import layout
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         console.say(text(f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}", "red"))
         return False
@@ -91,15 +92,17 @@ def check_vllm(console: Terminal) -> bool:
         state = "not registered; install plam-eval again" if group in missing else "registered"
         console.say(text(f"{what}: {state} ({group})", "red" if group in missing else ""))
     if vllm_loader.VLLM_VERSION.split("+")[0] not in vllm_loader.TESTED_VERSIONS:
-        tested = ", ".join(vllm_loader.TESTED_VERSIONS)
-        console.warn([f"plam-eval was tested with vLLM {tested}, not with this version"])
+        console.warn([vllm_loader.untested()])
+    problems = layout.problems(layout.EVERYTHING, layout.installed)
+    for problem in problems:
+        console.say(text(f"not as expected: {problem}", "red"))
     way, why = vllm_loader.remerge_way()
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",
         "all": "every tensor is read and loaded again, through vLLM's reload_weights",
     }
     console.say(f"re-merge of a running engine: {how[way]} ({why})")
-    return not missing
+    return not missing and not problems
 
 
 def check_merge(console: Terminal, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:

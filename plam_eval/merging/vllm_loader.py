@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
@@ -34,10 +33,13 @@ from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
+from plam_eval.serving import layout
 from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, load_spec
 
 LOAD_FORMAT = "plam"
 TESTED_VERSIONS = ("0.32.0",)
+READ_VERSIONS = ("0.33.0",)
+"""Never run here: there is no CPU build. What is used of them was compared with the tested ones in their source."""
 REFUSALS = (ValueError, VLLMClientError)
 """What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
 
@@ -140,10 +142,12 @@ class PlamModelLoader(DefaultModelLoader):
     shards them, so that every tensor-parallel size holds slices of the same bits.
 
     Raises:
-        SpecError, MergeError: before the first tensor is loaded where headers show it.
+        SpecError, MergeError: before the first tensor is loaded where headers show it. LayoutError: the installed vLLM
+            is another than this was written for.
     """
 
     def __init__(self, load_config: Any) -> None:
+        layout.check(layout.LOADING)
         options, rest = _split(load_config.model_loader_extra_config)
         self._base_files: BaseFiles | None = options.pop(_BASE, None)
         self.spec = load_spec(options.pop("plateau", None), options)
@@ -260,6 +264,7 @@ def _prepare(arguments: Any) -> None:
 
     The workers get the spec itself, which need not exist as a file where they run.
     """
+    layout.check(layout.LOADING)
     options, rest = _split(arguments.model_loader_extra_config)
     options.pop(_BASE, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
@@ -291,7 +296,7 @@ def _prepare(arguments: Any) -> None:
     else:
         arguments.worker_extension_cls = extension
     if not _is_tested():
-        logger.warning("plam-eval was tested with vLLM %s, not with %s", ", ".join(TESTED_VERSIONS), VLLM_VERSION)
+        logger.warning("%s", untested())
 
 
 # ---- re-merging, in a worker -----------------------------------------------------------------------------------------
@@ -301,22 +306,21 @@ def _is_tested() -> bool:
     return VLLM_VERSION.split("+")[0] in TESTED_VERSIONS
 
 
+def untested() -> str:
+    """What is known of an installed version that is none of `TESTED_VERSIONS`."""
+    tested = f"plam-eval was tested with vLLM {', '.join(TESTED_VERSIONS)} (CPU build), not with {VLLM_VERSION}"
+    read = VLLM_VERSION.split("+")[0] in READ_VERSIONS
+    return f"{tested}, of which what is used was compared in the source" if read else tested
+
+
 def remerge_way() -> tuple[str, str]:
     """How a running engine is re-merged under the installed vLLM: "layers" or "all", and why.
 
     "layers" reloads only the attention and MLP blocks whose weights change, through functions that vLLM does not
     promise to keep. "all" is vLLM's own `reload_weights`: every tensor is read and loaded again.
     """
-    try:
-        from vllm.model_executor.model_loader.reload.layerwise import (
-            finalize_layerwise_reload,
-            initialize_layerwise_reload,
-        )
-    except ImportError as error:
-        return "all", f"vLLM {VLLM_VERSION} has no layerwise reload ({error})"
-    taken = [*inspect.signature(initialize_layerwise_reload).parameters]
-    if taken != ["model"] or not callable(finalize_layerwise_reload):
-        return "all", f"vLLM {VLLM_VERSION} has another layerwise reload (takes {', '.join(taken)})"
+    if problems := layout.problems(layout.LAYERWISE, layout.installed):
+        return "all", f"vLLM {VLLM_VERSION} has another layerwise reload: {'; '.join(problems)}"
     if not _is_tested():
         return "all", f"vLLM {VLLM_VERSION} was never tested here ({', '.join(TESTED_VERSIONS)} was)"
     return "layers", f"vLLM {VLLM_VERSION} is a tested version"
@@ -350,7 +354,8 @@ class PlateauWorker:
         old = _state(self)
         if old.broken:
             return {"faults": [old.broken], "broken": old.broken}
-        faults = _unfit(self.vllm_config)  # type: ignore[attr-defined]
+        faults = layout.problems(layout.REMERGING, layout.installed)
+        faults = [f"vLLM {VLLM_VERSION}: {fault}" for fault in faults] or _unfit(self.vllm_config)  # type: ignore[attr-defined]
         if faults:
             return {"faults": faults}
         wanted = PlateauSpec.model_validate(spec) if spec is not None else None
@@ -621,8 +626,10 @@ def merge_engine(
         SpecError, MergeError: the old weights are still in place.
         EngineBrokenError: neither weights are; the engine refuses to generate.
         EngineDeadError: (vLLM's) the engine's process died.
-        RuntimeError: requests are running; nothing was changed.
+        RuntimeError: requests are running, or (LayoutError) the installed vLLM is another than this was written for;
+            nothing was changed.
     """
+    layout.check(layout.OFFLINE)
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
     base = check_merge(engine.vllm_config, spec)
