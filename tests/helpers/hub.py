@@ -83,11 +83,16 @@ class Hub:
                         self.wfile.write(part)
 
             def tree(self) -> None:
-                _, _, _, owner, repo, _, revision, *below = urlsplit(self.path).path.split("/", 7)
+                _, _, _, owner, repo, *rest = urlsplit(self.path).path.split("/", 7)
+                what, revision, *below = [*rest, "", "main"] if not rest else rest
                 found = hub.at(f"{owner}/{repo}", unquote(revision))
                 if found is None:
                     known = (hub.root / owner / repo).is_dir()
                     return self.refuse(404, "RevisionNotFound" if known else "RepoNotFound", "")
+                if what != "tree":
+                    files = [path for path in found.folder.rglob("*") if path.is_file()]
+                    siblings = [{"rfilename": path.relative_to(found.folder).as_posix()} for path in files]
+                    return self.send({"id": f"{owner}/{repo}", "sha": found.commit, "siblings": siblings})
                 folder = found.folder.joinpath(*map(unquote, below))
                 if not folder.is_dir():
                     return self.refuse(404, "EntryNotFound", "")
@@ -106,7 +111,10 @@ class Hub:
                     }
                     for path in paths
                 ]
-                content = json.dumps(entries).encode()
+                self.send(entries)
+
+            def send(self, answer: Any) -> None:
+                content = json.dumps(answer).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
