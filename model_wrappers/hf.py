@@ -53,6 +53,9 @@ class HFPlateauMixin(PlateauMixin):
 
     Arguments it takes from model_args; all others go to the stock class unchanged:
 
+    - `pretrained`: folder or hub id, `owner/name@revision` for a branch, tag or commit of the hub; `revision` says the
+      same beside it. The model, its config, tokenizer and processor are loaded from the one commit that it was found to
+      be, also where the stock class takes no revision.
     - `plateau`: name or path of a plateau spec, "none" (the default) for the plain model; `base`, `layers`, `modules`,
       `model_weight`, `base_weight`, `rule`, `seed` override single fields.
     - `device`: "cpu", "cuda", "cuda:1"; default: CUDA where there is one. `device_map`: as transformers takes it.
@@ -88,7 +91,7 @@ class HFPlateauMixin(PlateauMixin):
             **kwargs,
         )
         self.pretrained_name = checkpoint.name
-        kwargs = {key: value for key, value in kwargs.items() if key not in OVERRIDE_KEYS}
+        kwargs = {key: value for key, value in kwargs.items() if key not in (*OVERRIDE_KEYS, "revision")}
 
         # Without a launcher of lmms-eval (a scan or sweep under torchrun) this makes the process group, and processes
         # that finish early have to wait for the others for longer than NCCL's ten minutes.
@@ -104,9 +107,9 @@ class HFPlateauMixin(PlateauMixin):
         if wanted is not None and "dtype" in parameters:
             kwargs["dtype"] = wanted
         forced = {} if wanted is None or "dtype" in parameters else {"dtype": wanted}
-        with _one_process(stock), _loading_with(trust_remote_code, forced):
+        with _one_process(stock), _loading_with(trust_remote_code, forced, checkpoint):
             try:
-                super().__init__(pretrained=self.pretrained_name, device=place, device_map=mapped, **kwargs)
+                super().__init__(pretrained=checkpoint.loaded_by, device=place, device_map=mapped, **kwargs)
             except ImportError as error:  # FlashAttention, for one
                 first = str(error).strip().partition("\n")[0]
                 raise InputError(f"{self.model_id} cannot be loaded as asked: {first}") from error
@@ -138,7 +141,9 @@ class HFPlateauMixin(PlateauMixin):
         """The checkpoint and the spec that the constructor's arguments name; raises what can be known beforehand."""
         parameters = inspect.signature(stock_class(cls)).parameters
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
-        check_arguments(cls.model_id, kwargs, parameters, ("device", "device_map", "dtype", "trust_remote_code"))
+        check_arguments(
+            cls.model_id, kwargs, parameters, ("device", "device_map", "dtype", "revision", "trust_remote_code")
+        )
         check_share(max_error_share)
         check_trust(trust_remote_code)
         _dtype(dtype)
@@ -154,7 +159,10 @@ class HFPlateauMixin(PlateauMixin):
             _check_kind(cls.model_id, checkpoint)
         spec = load_spec(plateau, overrides)
         if spec is not None:  # headers are enough to find most faults, before minutes of loading
-            plan_merge(spec, model=checkpoint, base=Checkpoint.open(spec.base_model, role="base"))
+            base = Checkpoint.open(spec.base_model, role="base")
+            plan = plan_merge(spec, model=checkpoint, base=base)
+            base.announce(tensor.base_name for tensor in plan.tensors)
+        checkpoint.announce()
         return checkpoint, spec
 
     @property
@@ -316,14 +324,15 @@ _LOADERS = (
 
 
 @contextlib.contextmanager
-def _loading_with(trust_remote_code: bool, model: Mapping[str, Any]) -> Iterator[None]:
+def _loading_with(trust_remote_code: bool, model: Mapping[str, Any], checkpoint: Checkpoint) -> Iterator[None]:
     """transformers loads with these settings meanwhile, whatever its caller says.
 
     One stock wrapper hard-codes trust in a checkpoint's code, others leave the question to a prompt on the terminal,
-    and most hard-code bfloat16.
+    most hard-code bfloat16, and those that take a revision hand it to some loaders and not to others.
 
     Args:
         model: keyword arguments for the model alone, such as its dtype.
+        checkpoint: on the hub, whatever is loaded under its name is of its commit.
     """
     before = {loader: vars(loader)["from_pretrained"] for loader in _LOADERS}
 
@@ -331,7 +340,9 @@ def _loading_with(trust_remote_code: bool, model: Mapping[str, Any]) -> Iterator
         def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
             if "dtype" in settings:
                 kwargs.pop("torch_dtype", None)
-            return stock.__func__(cls, *args, **{**kwargs, **settings})
+            name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+            pinned = {"revision": checkpoint.commit} if checkpoint.commit and name == checkpoint.loaded_by else {}
+            return stock.__func__(cls, *args, **{**kwargs, **settings, **pinned})
 
         return classmethod(from_pretrained)
 

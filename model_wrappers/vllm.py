@@ -26,7 +26,8 @@ class VLLMPlateauMixin(PlateauMixin):
 
     Arguments it takes from model_args; all others go to vLLM's engine:
 
-    - `pretrained`, `plateau` and its overrides, `trust_remote_code`, `max_error_share`: as in the HF wrappers.
+    - `pretrained`, `revision`, `plateau` and its overrides, `trust_remote_code`, `max_error_share`: as in the HF
+      wrappers.
     - `max_new_tokens`: the limit where a task sets none; default 1024, as in lmms-eval's HF wrapper of LLaVA. A task's
       own limit holds, unlike in the stock class, which takes the larger of the two.
     - `until`: whether answers stop at the task's stop strings; default true. lmms-eval's chat-mode HF wrappers ignore
@@ -34,7 +35,8 @@ class VLLMPlateauMixin(PlateauMixin):
     - `device`: only to agree with what vLLM runs on, which the installed build decides.
 
     Raises:
-        SpecError, MergeError: before the engine starts where headers show it.
+        SpecError, MergeError: before the engine starts where headers show it. LayoutError: the installed vLLM is
+            another than this was written for.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class VLLMPlateauMixin(PlateauMixin):
         from vllm.platforms import current_platform
 
         from plam_eval.merging import vllm_loader
+        from plam_eval.serving import layout
 
+        layout.check(layout.LOADING, layout.OFFLINE, layout.ANSWERING)
         parameters = dict(inspect.signature(stock_class(type(self))).parameters)
         default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
@@ -68,17 +72,19 @@ class VLLMPlateauMixin(PlateauMixin):
                 "(which GPUs: CUDA_VISIBLE_DEVICES)"
             )
         self.pretrained_name = str(pretrained or default)
-        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.get("revision"), role="pretrained")
+        checkpoint = Checkpoint.open(self.pretrained_name, revision=kwargs.pop("revision", None), role="pretrained")
         checkpoint.check_read_by_vllm()
+        self.pretrained_name = checkpoint.name
         spec = load_spec(plateau, overrides)
         self.until = until
         self._loader = vllm_loader
         super().__init__(
-            model=self.pretrained_name,
+            model=checkpoint.loaded_by,
             max_new_tokens=max_new_tokens,
             trust_remote_code=trust_remote_code,
             load_format=vllm_loader.LOAD_FORMAT,
             model_loader_extra_config={"plateau": spec.to_dict() if spec is not None else None},
+            **({"revision": checkpoint.commit} if checkpoint.commit else {}),
             **kwargs,
         )
         self._chat = self.client.chat

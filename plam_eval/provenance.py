@@ -65,7 +65,8 @@ def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -
     from plam_eval.merging import content_hash
     from plam_eval.merging.checkpoint import CheckpointError
 
-    found = {"name": checkpoint.name, **(loaded or checkpoint.identity())}
+    commit = {"commit": checkpoint.recorded_commit} if checkpoint.recorded_commit else {}  # of a folder in the cache
+    found = {"name": checkpoint.name, **commit, **(loaded or checkpoint.identity())}
     if not content_hash.wanted():
         return found
     try:

@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from plam_eval import hub
 from plam_eval.errors import PlamError, quoted, system_error
-from plam_eval.yaml_reader import parse_yaml, read_yaml
+from plam_eval.yaml_reader import LARGEST_FILE, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
 MODULES: dict[str, str] = {
@@ -63,6 +64,10 @@ _DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 
 MOST_LAYERS = 10_000
 """No decoder has as many layers: what a file or a user gives is held against it before anything counts them."""
 _MOST_WORDS = 50
+HUB_FILE = "plateau.yaml"
+"""The spec of a repository on the hub, where no file is named; `plam scan` writes one of this name."""
+_SUFFIXES = (".yaml", ".yml")
+_FILE = re.compile(r"[A-Za-z0-9._/+=-]{1,200}", re.ASCII)
 LARGEST_SEED = 2**63 - 1
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 _TWO_NUMBERS = re.compile(r"\D*(\d{1,5})\D+(\d{1,5})\D*", re.ASCII)
@@ -166,6 +171,13 @@ class PlateauSpec(_Record):
     def _text(cls, value: Any) -> Any:
         if isinstance(value, (int, float)):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
+        return value
+
+    @field_validator("model", "base_model")
+    @classmethod
+    def _revision(cls, value: str | None) -> str | None:
+        if problem := hub.name_problem(value or ""):
+            raise ValueError(problem)
         return value
 
     @field_validator("weights", mode="before")
@@ -312,13 +324,45 @@ def packaged_specs() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
+class HubSpec(NamedTuple):
+    """A spec file on the hub: `owner/repo`, `owner/repo@revision`, `owner/repo:file.yaml`, `owner/repo@revision:file`.
+
+    Attributes:
+        written: as it was given; `file`: `HUB_FILE` where it names none.
+    """
+
+    written: str
+    repository: str
+    revision: str | None
+    file: str
+
+    @classmethod
+    def read(cls, written: str) -> HubSpec | None:
+        """None for text that has the form of something else, such as a file's path or a packaged name."""
+        name, colon, file = written.partition(":")
+        repository, revision = hub.split_revision(name)
+        if not hub.is_repository(repository) or (not colon and name.endswith(_SUFFIXES)):
+            return None
+        return cls(written, repository, revision, file if colon else HUB_FILE)
+
+    def problem(self) -> str | None:
+        """Why it can lead to no file; None where it can."""
+        if self.revision is not None and (problem := hub.revision_problem(self.revision)):
+            return f"behind the @ {problem}"
+        parts = self.file.split("/")
+        if not _FILE.fullmatch(self.file) or not self.file.endswith(_SUFFIXES) or {"", ".", ".."} & set(parts):
+            return f"behind the : found {quoted(self.file)}, expected a YAML file of the repository, such as {HUB_FILE}"
+        return None
+
+
 def load_spec(
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, overrides: Mapping[str, Any] | None = None
 ) -> PlateauSpec | None:
     """The spec that `plateau` names, with single fields replaced.
 
     Args:
-        plateau: name of a packaged spec, path of a YAML file, a mapping, a spec; None or "none" is the plain model.
+        plateau: name of a packaged spec; path of a YAML file; where there is neither, a spec on the hub (`HubSpec`);
+            a mapping, a spec; None or "none" is the plain model. A `Path` is only ever looked for as a file.
         overrides: keys of `OVERRIDE_KEYS`, values as in model_args (`layers="24:36"`, `modules="q_proj+k_proj"`) or as
             in YAML; None values count as not given. Without a plateau, `base` and `layers` together make a spec: q, k,
             v, o, 0.9 + 0.3 unless overridden.
@@ -407,6 +451,8 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     try:
         if str(plateau).startswith("~"):
             plateau = Path(plateau).expanduser()  # in model_args no shell does it
+        if isinstance(plateau, str) and (found := HubSpec.read(plateau)) and not Path(plateau).exists():
+            return origin, _on_the_hub(origin, found, names)
         if isinstance(plateau, str) and plateau in names:
             data = parse_yaml((resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8"))
         elif Path(plateau).is_dir():
@@ -432,10 +478,39 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
             raise
         why = system_error(error) if isinstance(error, OSError) else str(error)
         raise SpecError(origin, [f"cannot be read: {why}"]) from error
+    return origin, _fields(origin, data)
+
+
+def _on_the_hub(origin: str, named: HubSpec, names: list[str]) -> dict[str, Any]:
+    """Unchecked content of a spec file on the hub; its source says which file of which commit it was."""
+    if problem := named.problem():
+        raise SpecError(origin, [problem])
+    try:
+        path, commit = hub.small_file(named.repository, named.file, named.revision, LARGEST_FILE)
+    except hub.HubError as error:
+        here = (
+            f"no packaged spec of that name, and no file {Path(named.written).name} in "
+            f"{Path(named.written).absolute().parent}; {hint(named.written, [*names, 'none'])}"
+        )
+        raise SpecError(origin, [here, f"on the hub: {named.repository}: {error}"]) from error
+    try:
+        data = _fields(origin, read_yaml(path))
+    except (OSError, ValueError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(origin, [f"{named.file} in {named.repository} cannot be read: {error}"]) from error
+    at = f"from {named.repository}@{commit or named.revision}:{named.file}"
+    source = data.get("source")
+    if source is None or isinstance(source, str):
+        data["source"] = f"{source} ({at})" if source else at
+    return data
+
+
+def _fields(origin: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SpecError(
             origin, [f"found {not_a_mapping(data)}, expected fields, one a line, as `base_model: org/name`"]
         )
     if strange := [key for key in data if not isinstance(key, str)]:
         raise SpecError(origin, [f"found {quoted(key)} as a key, expected a word" for key in strange])
-    return origin, data
+    return data

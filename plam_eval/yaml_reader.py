@@ -16,7 +16,7 @@ import yaml
 
 from plam_eval.errors import DamagedFileError, quoted
 
-_MOST_BYTES = 1 << 20
+LARGEST_FILE = 1 << 20  # bytes
 _DEEPEST = 32
 _MOST_DIGITS = 40
 
@@ -40,9 +40,9 @@ def read_yaml(path: str | Path) -> Any:
         OSError: it cannot be opened.
     """
     with Path(path).open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise YamlError(f"it is larger than {_MOST_BYTES} bytes; expected a list of settings")
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise YamlError(f"it is larger than {LARGEST_FILE} bytes; expected a list of settings")
     try:
         return parse_yaml(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -130,7 +130,9 @@ class Run:
             "model_args": config.get("model_args"),
             "plain": block.get("plain"),
             "digest": provenance.get("digest"),
+            "model_commit": (provenance.get("checkpoint") or {}).get("commit"),
             "base_model": spec.get("base_model"),
+            "base_commit": (provenance.get("base") or {}).get("commit"),
             "layers": f"{layers[0]}:{layers[1]}" if layers else None,
             "modules": "+".join(spec["modules"]) if spec else None,
             "model_weight": weights.get("model"),
@@ -606,7 +608,7 @@ def _used_settings(run: Run) -> list[str] | None:
 def _warnings(first: Run, second: Run) -> list[str]:
     found = []
     one, other = first.summary(), second.summary()
-    for key in ("model", "pretrained", "dtype", "lmms_eval", "transformers", "torch"):
+    for key in ("model", "pretrained", "model_commit", "dtype", "lmms_eval", "transformers", "torch"):
         if one[key] != other[key] and None not in (one[key], other[key]):
             found.append(f"{key} differs: {one[key]} and {other[key]}")
     versions = [run.results.get("versions") or {} for run in (first, second)]

@@ -20,11 +20,12 @@ from loguru import logger
 from tqdm import tqdm
 
 from plam_eval import files
-from plam_eval.errors import DamagedFileError
+from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.findings import write_csv
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.harness.tasks import NoScoreError, score_of_task
+from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
 from plam_eval.probing.plateau import (
     KL_THRESHOLD,
     OVERALL,
@@ -253,7 +254,9 @@ def conclude(
     spec = None
     base_model = base_model or _known_base(folder, str(settings["pretrained"]))
     if stages.plateau is not None and base_model is not None and settings["spec"] is None:
-        spec = to_spec(stages, model=settings["pretrained"], base_model=base_model, scan=folder.name)
+        found = {"model": settings.get("commit"), "base_model": _commit_of(base_model)}
+        commits = {side: commit for side, commit in found.items() if commit}
+        spec = to_spec(stages, model=settings["pretrained"], base_model=base_model, scan=folder.name, commits=commits)
         files.write_in_one_step(folder / SPEC, lambda path: write_spec(spec, path))
     else:
         (folder / SPEC).unlink(missing_ok=True)
@@ -365,7 +368,30 @@ def _settings(model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwa
         "cuts": list(cuts),
         "gen_kwargs": gen_kwargs,
         "versions": versions(),
+        **({"commit": model.checkpoint.recorded_commit} if model.checkpoint.recorded_commit else {}),
     }
+
+
+def check_base(base_model: str | None) -> None:
+    """Raise InputError for a base with a revision that is none, which the spec would be refused for after the scan."""
+    if problem := name_problem(base_model or ""):
+        raise InputError(f"base: {problem}")
+
+
+def _commit_of(base_model: str) -> str | None:
+    """The commit on the hub that a base's name leads to now; None for a folder, or where that cannot be found out."""
+    from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
+
+    repository, revision = split_revision(base_model)
+    if is_folder(base_model) or not is_repository(repository):
+        return None
+    if COMMIT.fullmatch(revision or ""):
+        return revision
+    try:
+        return Checkpoint.open(base_model, role="base").recorded_commit
+    except CheckpointError as error:
+        logger.warning("the commit of the base is not recorded: {}", error)
+        return None
 
 
 def _known_base(folder: Path, pretrained: str) -> str | None:
@@ -374,7 +400,8 @@ def _known_base(folder: Path, pretrained: str) -> str | None:
             if (before := _concluded(folder)[1]) is not None:
                 return before
     specs = (load_spec(name) for name in packaged_specs())
-    return next((spec.base_model for spec in specs if spec is not None and spec.model == pretrained), None)
+    repository = repository_of(pretrained)  # of whichever revision
+    return next((spec.base_model for spec in specs if spec is not None and spec.model == repository), None)
 
 
 # ---- answers on disk -------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,9 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from plam_eval import hub
 from plam_eval.errors import DamagedFileError, OutsideError, PlamError
 from plam_eval.files import inside, read_json
-from plam_eval.merging import content_hash, weight_files
+from plam_eval.hub import first_line as _first_line
+from plam_eval.merging import bin_header, content_hash, weight_files
 
 _DTYPES = {
     "F64": torch.float64,
@@ -35,6 +39,9 @@ _DTYPES = {
 _JSON_LIMIT = 1 << 28  # bytes; the index of the largest models has some ten million
 _LISTED = 10_000  # names in a folder that are looked at
 _HUB_CACHE = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})")
+
+_ANNOUNCED: set[tuple[str, str | None, str]] = set()
+"""Hub id, commit and name of files that were announced."""
 
 T = TypeVar("T")
 
@@ -133,10 +140,10 @@ class _BinFile:
 
 
 class _RemoteHeader:
-    """The header of a safetensors file on the hub, fetched by a range request: shapes without the weights."""
+    """The header of a file on the hub, fetched by range requests: shapes without the weights."""
 
-    def __init__(self, metadata: Any) -> None:
-        self._tensors = metadata.tensors
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._tensors = tensors
 
     def names(self) -> Iterable[str]:
         return self._tensors.keys()
@@ -145,7 +152,8 @@ class _RemoteHeader:
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> torch.dtype | str:
-        return str(self._tensors[name].dtype)
+        dtype: torch.dtype | str = self._tensors[name].dtype
+        return dtype
 
     def tensor(self, name: str) -> Tensor:
         raise RuntimeError(f"{name}: only the header was fetched; call Checkpoint.prefetch first")
@@ -158,7 +166,7 @@ class Checkpoint:
     refused. What it reads is data: names in it lead to no file outside the folder, and no code in it runs.
 
     Attributes:
-        name: the folder or hub id, as it was given.
+        name: the folder or hub id, as it was given, with the branch or tag (`owner/name@v1`) if one was.
         config: content of config.json.
         bytes_read: bytes of all tensors read so far.
     """
@@ -184,18 +192,19 @@ class Checkpoint:
 
     @classmethod
     def open(cls, source: str | Path | Checkpoint, revision: str | None = None, *, role: str = "") -> Checkpoint:
-        """Open a checkpoint folder, or a model of the hub (optionally at a branch, tag or commit).
+        """Open a checkpoint folder, or a model of the hub: `owner/name`, or `owner/name@revision`.
 
-        From the hub only config.json, the index and, later, the shards that are asked for are downloaded. Symbolic
-        links in a folder are followed, as the hub's cache is made of them: what they lead to is only ever read as
-        weights or JSON, and quoted nowhere.
+        A folder of that very name comes first, also if there is an "@" in it. From the hub only config.json, the index
+        and, later, the shards that are asked for are downloaded. Symbolic links in a folder are followed, as the hub's
+        cache is made of them: what they lead to is only ever read as weights or JSON, and quoted nowhere.
 
         Args:
+            revision: branch, tag or commit, in place of one in the name.
             role: name of the argument that `source` was given as, such as "pretrained", for messages.
 
         Raises:
             CheckpointError: no such folder or model, no config.json, no weights or more than one set of them, damaged
-                files, or not cached while offline.
+                files, or not cached while offline; a revision that is none, of a folder, or another than in the name.
         """
         if isinstance(source, Checkpoint):
             return source
@@ -208,12 +217,39 @@ class Checkpoint:
                 f"{argument}: cannot be looked up ({error}); expected a folder or a hub id"
             ) from error
         if is_folder:
+            if revision is not None:
+                raise CheckpointError(
+                    f"{argument}: is a folder, which has no revisions, and revision={revision} is given; leave it out, "
+                    "or give the hub id"
+                )
             return cls(_Folder(str(source), folder, argument))
         if is_file:
             raise CheckpointError(f"{argument}: is a file; pass the folder that holds it")
-        if isinstance(source, Path) or folder.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise CheckpointError(f"{argument}: no such folder; expected a checkpoint folder or a hub id (owner/name)")
-        return cls(_Hub(source, revision, argument, role))
+        repository, named = hub.split_revision(str(source))
+        if (
+            isinstance(source, Path)
+            or folder.is_absolute()
+            or source.startswith((".", "~"))
+            or repository.count("/") > 1
+        ):
+            raise CheckpointError(
+                f"{argument}: no such folder; expected a checkpoint folder, or a hub id such as owner/name or "
+                "owner/name@revision"
+            )
+        for given, where in ((named, argument), (revision, f"{argument}: revision")):
+            problem = None if given is None else hub.revision_problem(given)
+            if problem:
+                raise CheckpointError(f"{where}: {problem}")
+        if named is not None and revision is not None and named != revision:
+            raise CheckpointError(
+                f"{argument}: names the revision {named!r}, and revision={revision} is given; give one of them"
+            )
+        return cls(_Hub(repository, named or revision, argument, role, named is not None))
+
+    @property
+    def loaded_by(self) -> str:
+        """What transformers and vLLM open it by, together with `commit`: the folder as given, or the hub id."""
+        return self.name if isinstance(self._source, _Folder) else self.location
 
     @property
     def location(self) -> str:
@@ -224,6 +260,11 @@ class Checkpoint:
     def commit(self) -> str | None:
         """Commit on the hub; None for a folder."""
         return self._source.commit
+
+    @property
+    def recorded_commit(self) -> str | None:
+        """Commit on the hub, also of a folder in the hub's own cache; None where the files are of no commit."""
+        return self._source.recorded_commit
 
     @property
     def model_name(self) -> str:
@@ -424,6 +465,8 @@ class Checkpoint:
             CheckpointError: listing every file that is missing, truncated or corrupt.
         """
         faults = []
+        names = list(names)
+        self.announce(names)
         for file in sorted({self.file(name) for name in names}):
             try:
                 self._open(file)
@@ -431,6 +474,24 @@ class Checkpoint:
                 faults += error.faults
         if faults:
             raise CheckpointError(*faults)
+
+    def to_download(self, names: Iterable[str] | None = None) -> dict[str, int | None]:
+        """Files that reading these tensors (all by default) will download, and bytes of each, None where not known."""
+        return self._source.missing(self.weight_files if names is None else {self.file(name) for name in names})
+
+    def announce(self, names: Iterable[str] | None = None) -> None:
+        """Say how much reading these tensors (all by default) will download, once for each file, before it begins."""
+        missing = self.to_download(names)
+        new = {file: size for file, size in missing.items() if (self.location, self.commit, file) not in _ANNOUNCED}
+        _ANNOUNCED.update((self.location, self.commit, file) for file in new)
+        if new and os.environ.get("LOCAL_RANK", "0") == "0":
+            sizes = [size for size in new.values() if size is not None]
+            size = hub.in_words(sum(sizes) if len(sizes) == len(new) else None)
+            print(
+                f"Downloads {size} of {self.name} (commit {str(self.commit)[:12]}) into the hub's cache: {_names(new)}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -476,6 +537,8 @@ class _Folder:
         self.name, self._folder, self.argument, self.location = name, folder, argument, str(folder.resolve())
         cached = _HUB_CACHE.search(str(folder.absolute())) or _HUB_CACHE.search(self.location)
         self.model_name = cached[1].replace("--", "/") if cached else Path(self.location).name
+        known = _HUB_CACHE.search(self.location) if content_hash.in_hub_cache(folder) else None
+        self.recorded_commit = known[2] if known else None
 
     def find(self, file: str) -> Path | None:
         path = self._folder / file
@@ -496,6 +559,9 @@ class _Folder:
     def header(self, file: str) -> TensorFile | None:
         return None
 
+    def missing(self, files: Iterable[str]) -> dict[str, int | None]:
+        return {}
+
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
         digest = hashlib.sha256()
         for file in sorted(files):
@@ -515,9 +581,13 @@ class _Folder:
 
 
 class _Hub:
-    def __init__(self, name: str, revision: str | None, argument: str, role: str) -> None:
-        self.name, self.location, self.model_name, self.revision = name, name, name, revision
-        self.argument, self._role = argument, role
+    def __init__(self, repository: str, revision: str | None, argument: str, role: str, named: bool) -> None:
+        """`named`: whether the revision stood behind the name."""
+        # A commit that was found belongs to no name that a user gave: every later look at the same files has it.
+        shown = revision if revision and (named or not hub.COMMIT.fullmatch(revision)) else None
+        self.name = f"{repository}@{shown}" if shown else repository
+        self.location = self.model_name = repository
+        self.revision, self.argument, self._role = revision, argument, role
         self.commit: str | None = None
         self._tree: dict[str, Any] | None = None
         self.remedy = (
@@ -525,13 +595,17 @@ class _Hub:
             f"{'revision ' + revision if revision else 'its default branch'}"
         )
 
+    @property
+    def recorded_commit(self) -> str | None:
+        return self.commit
+
     def find(self, file: str) -> Path | None:
         """The file in the local cache, downloaded if need be; None when the repository has no such file."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
-            path = Path(hf_hub_download(self.name, file, revision=self.commit or self.revision))
+            path = Path(hf_hub_download(self.location, file, revision=self.commit or self.revision))
         except LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but says nothing of the repository
             raise self._refused(file, error) from error
         except EntryNotFoundError:
@@ -545,7 +619,7 @@ class _Hub:
     def _cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.name, file, revision=self.commit)
+        found = try_to_load_from_cache(self.location, file, revision=self.commit)
         return Path(found) if isinstance(found, str) else None
 
     def listing(self) -> frozenset[str]:
@@ -563,7 +637,7 @@ class _Hub:
                     self._tree = cached
                 else:
                     revision = self.commit or self.revision
-                    tree = HfApi().list_repo_tree(self.name, recursive=True, revision=revision)
+                    tree = HfApi().list_repo_tree(self.location, recursive=True, revision=revision)
                     self._tree = {entry.path: entry for entry in tree if hasattr(entry, "size")}
             except Exception as error:
                 if not weight_files.choose(cached):
@@ -576,18 +650,53 @@ class _Hub:
         return dict.fromkeys(_Folder(self.name, config.parent, self.argument).listing()) if config else {}
 
     def header(self, file: str) -> TensorFile | None:
-        """Header of a file that is not in the local cache; None when it is cached, or has to be downloaded for it."""
-        from huggingface_hub import HfApi
+        """Header of a file that is not in the local cache; None when it is cached."""
+        from huggingface_hub import HfApi, constants
 
-        if self._cached(file) or not file.endswith(".safetensors"):
+        if self._cached(file):
             return None
+        size = None
         try:
-            return _RemoteHeader(HfApi().parse_safetensors_file_metadata(self.name, file, revision=self.commit))
+            if file.endswith(".safetensors"):
+                metadata = HfApi().parse_safetensors_file_metadata(self.location, file, revision=self.commit)
+                return _RemoteHeader(metadata.tensors)
+            if constants.is_offline_mode():
+                raise ConnectionError("offline")
+            size = self.size(file)
+            if size is None:
+                raise bin_header.BinHeaderError("the hub does not say how large it is")
+            remote: Any = hub.RemoteFile(self.location, file, self.commit, size)
+            return _RemoteHeader(bin_header.read_header(remote))
+        except bin_header.LegacyError as error:
+            raise CheckpointError(
+                f"{self.argument}: {file} on the hub ({hub.in_words(size)}, not downloaded) cannot be used: {error}; "
+                "expected safetensors, or a file that torch.save has written since"
+            ) from error
+        except (bin_header.BinHeaderError, hub.RangeError) as error:
+            at = f" --revision {self.commit}" if self.revision else ""
+            raise CheckpointError(
+                f"{self.argument}: the shapes in {file} cannot be told without all of it, {hub.in_words(size)}, and "
+                f"nothing is downloaded unasked ({error}); `hf download {self.location} {file}{at}` downloads it, and "
+                "the same command goes on"
+            ) from error
         except Exception as error:
             raise self._refused(file, error) from error
 
+    def size(self, file: str) -> int | None:
+        """Bytes of a file, as far as the hub says."""
+        size = getattr(self._files().get(file), "size", None)
+        return size if isinstance(size, int) else None
+
+    def missing(self, files: Iterable[str]) -> dict[str, int | None]:
+        """Those that reading would download, and their sizes."""
+        from huggingface_hub import constants
+
+        if constants.is_offline_mode():
+            return {}
+        return {file: self.size(file) for file in sorted(files) if not self._cached(file)}
+
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
-        return {"hub": self.name, "commit": self.commit}
+        return {"hub": self.location, "commit": self.commit}
 
     def hashes(self, files: Iterable[str]) -> dict[str, str]:
         paths = {file: path for file in files if (path := self._cached(file))}
@@ -601,54 +710,15 @@ class _Hub:
 
     def _refused(self, file: str, error: Exception) -> CheckpointError:
         """What the hub, or the way there, said; each with its own remedy."""
-        from huggingface_hub import constants, errors
-
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        elsewhere = f"download it elsewhere and pass the folder{f' as {self._role}=' if self._role else ''}"
-        page = f"{constants.ENDPOINT}/{self.name}"
-        if isinstance(cause, errors.HFValidationError):
-            why = f"is no folder, and no hub id (owner/name) either: {_first_line(cause)}"
-        elif isinstance(cause, errors.GatedRepoError):
-            why = (
-                f"its repository is gated: accept its licence at {page}, log in with `hf auth login` (or set HF_TOKEN) "
-                "as the user who did, and try again"
-            )
-        elif isinstance(cause, errors.RevisionNotFoundError):
-            why = f"its repository has no revision {self.revision!r}; branches, tags and commits: {page}/tree/main"
-        elif isinstance(cause, errors.RepositoryNotFoundError):
-            why = (
-                f"is no folder, and the hub has no such repository, or shows it to its members only; check the name "
-                f"({page}), and if it is private, log in with `hf auth login`"
-            )
-        elif status == 401:
-            why = (
-                "the hub refuses the token that was sent with the request (401), which is wrong or has expired; log in "
-                "again with `hf auth login`, or correct HF_TOKEN"
-            )
-        elif constants.is_offline_mode():
-            why = (
-                f"{file} is not in the local cache, and HF_HUB_OFFLINE is set (the name is no folder either); unset it "
-                f"to download, or {elsewhere}"
-            )
-        elif isinstance(cause, errors.SafetensorsParsingError):
-            why = f"{file} on the hub has a header that cannot be read ({_first_line(cause)}); it is damaged there"
-        else:
-            said = f"answered {status}" if status else "cannot be reached"
-            why = (
-                f"{file} is not in the local cache, and the hub at {constants.ENDPOINT} {said} "
-                f"({type(cause).__name__}: {_first_line(cause)}); check network and proxy, or {elsewhere}"
-            )
-        return CheckpointError(f"{self.argument}: {why}")
+        remedy = f"download it elsewhere and pass the folder{f' as {self._role}=' if self._role else ''}"
+        return CheckpointError(
+            f"{self.argument}: {hub.refusal(self.location, self.revision, file, error, remedy=remedy)}"
+        )
 
 
 def _names(names: Iterable[str]) -> str:
     shown = sorted(names)
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _pointer(path: Path) -> str | None:

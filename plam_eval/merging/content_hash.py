@@ -51,12 +51,17 @@ def _blob(path: Path) -> str | None:
 
     In a folder that only looks like the cache, somebody else may have chosen the name.
     """
-    from huggingface_hub import constants
-
     real = path.resolve()
     if real.parent.name != "blobs" or not path.is_symlink() or not _SHA256.fullmatch(real.name):
         return None
-    return real.name if real.is_relative_to(Path(constants.HF_HUB_CACHE).resolve()) else None
+    return real.name if in_hub_cache(real) else None
+
+
+def in_hub_cache(path: Path) -> bool:
+    """Whether this lies in the hub's own cache, whose names its client has chosen."""
+    from huggingface_hub import constants
+
+    return path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
 
 
 def _read(path: Path, progress: tqdm) -> str:

@@ -153,7 +153,8 @@ class MergeReport:
 
     Attributes:
         spec, digest: the spec and its digest; None when the model went back to plain.
-        model, base_model: where W_mllm and W_base came from.
+        model, base_model: where W_mllm and W_base came from; `model_commit`, `base_commit`: of which commits of the
+            hub, None for what is not from there.
         tensors: merged tensors; `restored`: tensors put back to their plain values.
         bytes_read: bytes read from both checkpoints.
         relative_change: layer -> ||W_new - W_mllm||_F / ||W_mllm||_F over its merged tensors, after rounding.
@@ -169,6 +170,8 @@ class MergeReport:
     seconds: float
     relative_change: dict[int, float]
     warnings: tuple[str, ...] = ()
+    model_commit: str | None = None
+    base_commit: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -184,10 +187,10 @@ class MergeReport:
         table = PlainTable(title="Merge" if self.spec else "Back to plain", show_header=False, title_justify="left")
         table.add_column(style="bold")
         table.add_column(overflow="fold")
-        table.add_row("model", self.model)
+        table.add_row("model", _at(self.model, self.model_commit))
         if self.spec:
             weights, layers = self.spec["weights"], self.spec["layer_range"]
-            table.add_row("base", str(self.base_model))
+            table.add_row("base", _at(str(self.base_model), self.base_commit))
             table.add_row("rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base")
             table.add_row("layers", f"[{layers[0]}, {layers[1]})  {' '.join(self.spec['modules'])}")
             table.add_row("digest", str(self.digest)[:16])
@@ -205,6 +208,10 @@ class MergeReport:
         console = Terminal(file=io.StringIO(), width=100)
         console.print(self.table())
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+
+def _at(name: str, commit: str | None) -> str:
+    return f"{name} (commit {commit[:12]})" if commit and commit not in name else name
 
 
 class _Changes:
@@ -396,6 +403,8 @@ def merge_in_place(
         seconds=time.perf_counter() - started,
         relative_change=changes.relative(),
         warnings=work.plan.warnings if work.plan else (),
+        model_commit=source.recorded_commit if isinstance(source, Checkpoint) else None,
+        base_commit=base_source.recorded_commit if base_source else None,
     )
 
 
@@ -675,5 +684,6 @@ def _stream(
                 bytes_read=bytes_in + base.bytes_read - read_before,
                 seconds=time.perf_counter() - started,
                 relative_change=changes.relative(),
+                base_commit=base.recorded_commit,
             )
         )

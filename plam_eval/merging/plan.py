@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plam_eval import hub
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.names import Key, by_layer, decoder_prefixes, decoder_tensor
 from plam_eval.spec import MODULES, PlateauSpec, SpecError
@@ -338,6 +339,16 @@ def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: 
             faults.append(f"{text}; expected equal values, as between an MLLM and the very LLM it was built from")
 
 
+def _made_for(name: str, model: Checkpoint) -> bool:
+    """Whether a spec's `model` can mean this checkpoint: owners are left out, revisions count where both have one."""
+    repository = hub.repository_of(name)
+    if Path(repository).name != Path(model.model_name).name:
+        return False
+    revision = hub.split_revision(name)[1] if repository != name else None
+    mine = {hub.split_revision(model.name)[1], model.recorded_commit} - {None}
+    return revision is None or not mine or revision in mine
+
+
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor that a merge would change."""
@@ -385,7 +396,7 @@ def check(spec: PlateauSpec, model: Source, base: Checkpoint, target: Parameters
         compare_tensors(target, locate(target, spec, faults), model, at, faults)
     _compare_layers(model, base, spec, faults)
     _compare_configs(model, base, faults, warnings)
-    if spec.model and isinstance(model, Checkpoint) and Path(spec.model).name != Path(model.model_name).name:
+    if spec.model and isinstance(model, Checkpoint) and not _made_for(spec.model, model):
         warnings.append(f"the spec was made for {spec.model}, and this is {model.name}")
     faults.raise_any()
     tensors = tuple(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
@@ -28,16 +27,20 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as VLLM_VERSION
 
+from plam_eval import hub
 from plam_eval.errors import PlamError
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
+from plam_eval.serving import layout
 from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, load_spec
-from plam_eval.versions import VLLM_TESTED
+from plam_eval.versions import VLLM_READ, VLLM_TESTED
 
 LOAD_FORMAT = "plam"
 TESTED_VERSIONS = VLLM_TESTED
+READ_VERSIONS = VLLM_READ
+"""Never run here: there is no CPU build. What is used of them was compared with the tested ones in their source."""
 REFUSALS = (ValueError, VLLMClientError)
 """What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
 
@@ -72,6 +75,15 @@ class BaseFiles(TypedDict):
 
 def _open_base(spec: PlateauSpec, files: BaseFiles | None) -> Checkpoint:
     return Checkpoint.open(files["location"], revision=files["commit"]) if files else Checkpoint.open(spec.base_model)
+
+
+def _open_model(config: Any) -> Checkpoint:
+    """The checkpoint of an engine's arguments or model config.
+
+    While offline vLLM puts the folder of the hub's cache in the place of the name, and leaves the revision beside it.
+    """
+    revision = None if hub.is_folder(str(config.model)) else config.revision
+    return Checkpoint.open(config.model, revision=revision, role="model")
 
 
 def _base_files(base: Checkpoint) -> BaseFiles:
@@ -131,10 +143,12 @@ class PlamModelLoader(DefaultModelLoader):
     shards them, so that every tensor-parallel size holds slices of the same bits.
 
     Raises:
-        SpecError, MergeError: before the first tensor is loaded where headers show it.
+        SpecError, MergeError: before the first tensor is loaded where headers show it. LayoutError: the installed vLLM
+            is another than this was written for.
     """
 
     def __init__(self, load_config: Any) -> None:
+        layout.check(layout.LOADING)
         options, rest = _split(load_config.model_loader_extra_config)
         self._base_files: BaseFiles | None = options.pop(_BASE, None)
         self.spec = load_spec(options.pop("plateau", None), options)
@@ -147,7 +161,7 @@ class PlamModelLoader(DefaultModelLoader):
         if getattr(model_config, "runner_type", None) == "draft":  # a speculative draft model has no plateau
             yield from weights
             return
-        checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision, role="model")
+        checkpoint = _open_model(model_config)
         checkpoint.check_read_by_vllm()
         self._checkpoint = checkpoint
         files = _Files.of(checkpoint)
@@ -180,8 +194,8 @@ def _named(
     report: MergeReport, checkpoint: Checkpoint, spec: PlateauSpec | None, warnings: tuple[str, ...]
 ) -> MergeReport:
     """The report of a stream of tensors, with what only its caller knows: names of models, warnings of the plan."""
-    base = spec.base_model if spec is not None else None
-    return dataclasses.replace(report, model=checkpoint.name, base_model=base, warnings=warnings)
+    base, commit = spec.base_model if spec is not None else None, checkpoint.recorded_commit
+    return dataclasses.replace(report, model=checkpoint.name, model_commit=commit, base_model=base, warnings=warnings)
 
 
 def _check_files(checkpoint: Checkpoint, loaded: list[str]) -> None:
@@ -219,8 +233,31 @@ def register() -> None:
             _prepare(self)
         return stock(self, *args, **kwargs)
 
+    _find_revisions_offline()
     create_engine_config._plam_eval = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+
+
+def _find_revisions_offline() -> None:
+    """While offline vLLM looks the model's name up before it makes its configs, and so before `_prepare` sees it."""
+    from vllm.engine import arg_utils
+
+    stock = getattr(arg_utils, "get_model_path", None)
+    if stock is None:  # then it is looked up elsewhere, and only names without a revision are found
+        return
+
+    @functools.wraps(stock)
+    def get_model_path(model: Any, revision: str | None = None) -> Any:
+        repository, named = hub.split_revision(str(model))
+        if named is None or Path(model).exists():
+            return stock(model, revision)
+        if problem := hub.revision_problem(named):
+            raise MergeError(f"model={model}: {problem}")
+        if revision not in (None, named):
+            raise MergeError(f"model={model}: names another revision than revision={revision}; give one of them")
+        return stock(repository, named)
+
+    arg_utils.get_model_path = get_model_path
 
 
 def _prepare(arguments: Any) -> None:
@@ -228,23 +265,27 @@ def _prepare(arguments: Any) -> None:
 
     The workers get the spec itself, which need not exist as a file where they run.
     """
+    layout.check(layout.LOADING)
     options, rest = _split(arguments.model_loader_extra_config)
     options.pop(_BASE, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
-    model = Checkpoint.open(arguments.model, revision=arguments.revision, role="model")
+    model = _open_model(arguments)
     model.check_read_by_vllm()
     files: BaseFiles | None = None
     if spec is not None:
         base = Checkpoint.open(spec.base_model, role="base")
-        plan_merge(spec, model=model, base=base)
+        plan = plan_merge(spec, model=model, base=base)
+        base.announce(tensor.base_name for tensor in plan.tensors)
         files = _base_files(base)
+    model.announce()
     if model.commit is not None:
         if envs.VLLM_USE_MODELSCOPE:
             raise MergeError(
                 f"{arguments.model}: vLLM would load it from ModelScope (VLLM_USE_MODELSCOPE is set), and merging "
                 "reads the Hugging Face hub; download it and pass the folder, or unset VLLM_USE_MODELSCOPE"
             )
-        arguments.revision = model.commit  # a branch may move before vLLM, or a worker, looks where it leads
+        # A branch may move before vLLM, or a worker, looks where it leads; and vLLM knows no revisions behind a name.
+        arguments.model, arguments.revision = model.loaded_by, model.commit
     arguments.model_loader_extra_config = {
         **rest,
         "plateau": spec.to_dict() if spec is not None else None,
@@ -256,7 +297,7 @@ def _prepare(arguments: Any) -> None:
     else:
         arguments.worker_extension_cls = extension
     if not _is_tested():
-        logger.warning("plam-eval was tested with vLLM %s, not with %s", ", ".join(TESTED_VERSIONS), VLLM_VERSION)
+        logger.warning("%s", untested())
 
 
 # ---- re-merging, in a worker -----------------------------------------------------------------------------------------
@@ -266,22 +307,21 @@ def _is_tested() -> bool:
     return VLLM_VERSION.split("+")[0] in TESTED_VERSIONS
 
 
+def untested() -> str:
+    """What is known of an installed version that is none of `TESTED_VERSIONS`."""
+    tested = f"plam-eval was tested with vLLM {', '.join(TESTED_VERSIONS)} (CPU build), not with {VLLM_VERSION}"
+    read = VLLM_VERSION.split("+")[0] in READ_VERSIONS
+    return f"{tested}, of which what is used was compared in the source" if read else tested
+
+
 def remerge_way() -> tuple[str, str]:
     """How a running engine is re-merged under the installed vLLM: "layers" or "all", and why.
 
     "layers" reloads only the attention and MLP blocks whose weights change, through functions that vLLM does not
     promise to keep. "all" is vLLM's own `reload_weights`: every tensor is read and loaded again.
     """
-    try:
-        from vllm.model_executor.model_loader.reload.layerwise import (
-            finalize_layerwise_reload,
-            initialize_layerwise_reload,
-        )
-    except ImportError as error:
-        return "all", f"vLLM {VLLM_VERSION} has no layerwise reload ({error})"
-    taken = [*inspect.signature(initialize_layerwise_reload).parameters]
-    if taken != ["model"] or not callable(finalize_layerwise_reload):
-        return "all", f"vLLM {VLLM_VERSION} has another layerwise reload (takes {', '.join(taken)})"
+    if problems := layout.problems(layout.LAYERWISE, layout.installed):
+        return "all", f"vLLM {VLLM_VERSION} has another layerwise reload: {'; '.join(problems)}"
     if not _is_tested():
         return "all", f"vLLM {VLLM_VERSION} was never tested here ({', '.join(TESTED_VERSIONS)} was)"
     return "layers", f"vLLM {VLLM_VERSION} is a tested version"
@@ -315,7 +355,8 @@ class PlateauWorker:
         old = _state(self)
         if old.broken:
             return {"faults": [old.broken], "broken": old.broken}
-        faults = _unfit(self.vllm_config)  # type: ignore[attr-defined]
+        faults = layout.problems(layout.REMERGING, layout.installed)
+        faults = [f"vLLM {VLLM_VERSION}: {fault}" for fault in faults] or _unfit(self.vllm_config)  # type: ignore[attr-defined]
         if faults:
             return {"faults": faults}
         wanted = PlateauSpec.model_validate(spec) if spec is not None else None
@@ -432,10 +473,8 @@ class _Reload:
 
     def _run(self) -> _State:
         model_config = self.worker.vllm_config.model_config
-        if self.old.model is not None:
-            checkpoint = self.old.model.open()
-        else:  # loaded by another load_format than ours
-            checkpoint = Checkpoint.open(model_config.model, revision=model_config.revision)
+        # There is no old one where another load_format than ours has loaded it.
+        checkpoint = self.old.model.open() if self.old.model is not None else _open_model(model_config)
         base, warnings = None, tuple[str, ...]()
         bases = dict(self.old.bases)
         if self.spec is not None:
@@ -539,7 +578,7 @@ def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
         return None
     config = vllm_config.model_config
     base = Checkpoint.open(spec.base_model)
-    plan_merge(spec, model=Checkpoint.open(config.model, revision=config.revision), base=base)
+    plan_merge(spec, model=_open_model(config), base=base)
     return _base_files(base)
 
 
@@ -588,8 +627,10 @@ def merge_engine(
         SpecError, MergeError: the old weights are still in place.
         EngineBrokenError: neither weights are; the engine refuses to generate.
         EngineDeadError: (vLLM's) the engine's process died.
-        RuntimeError: requests are running; nothing was changed.
+        RuntimeError: requests are running, or (LayoutError) the installed vLLM is another than this was written for;
+            nothing was changed.
     """
+    layout.check(layout.OFFLINE)
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
     base = check_merge(engine.vllm_config, spec)

@@ -689,6 +689,7 @@ def to_spec(
     modules: Iterable[str] = GROUPS["qkvo"],
     scan: str | None = None,
     source: str | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> PlateauSpec:
     """A spec that merges in the plateau, with its evidence.
 
@@ -699,6 +700,7 @@ def to_spec(
         weights: `Weights`, or a mapping with its fields. A scan says nothing about them.
         scan: where the scan is, for the evidence.
         source: the spec's free text; a sentence on the scan if left out.
+        commits: of "model" and "base_model" on the hub at the time of the scan, for the evidence.
 
     Raises:
         ValueError: there is no plateau; the message is the reason. SpecError: the spec has another fault.
@@ -706,6 +708,8 @@ def to_spec(
     if stages.plateau is None:
         raise InputError(f"no spec without a plateau. {stages.reason}")
     evidence: dict[str, Any] = {"scan": scan} if scan else {}
+    if commits:
+        evidence["commits"] = dict(commits)
     fields = stages.to_dict()
     for derived in ("num_layers", "plateau", "outcome"):  # told by the layer range, and by there being a spec
         del fields[derived]

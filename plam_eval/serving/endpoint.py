@@ -19,6 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.merging.merge import MergeReport
 from plam_eval.merging.vllm_loader import WATCH_SECONDS, BaseFiles, EngineBrokenError, check_merge, outcome_of
+from plam_eval.serving import layout
 from plam_eval.serving.gate import MAX_BYTES, Gate, parse
 from plam_eval.spec import PlateauSpec
 
@@ -85,7 +86,11 @@ class MergeEndpoint:
         app.add_route("/plam/merge", self._answer(self._merge), methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Raises ValueError when an environment variable of ours names what is not there: the server does not start."""
+        """Raises ValueError when an environment variable of ours names what is not there: the server does not start.
+
+        LayoutError: the installed vLLM is another than this was written for.
+        """
+        layout.check(layout.SERVING)
         self._engine = engine_client
         self._gate = Gate.of(os.environ, _base_at_start(engine_client.vllm_config))
         self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]

@@ -6,13 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import torch
@@ -21,12 +16,8 @@ from safetensors.torch import load_file, save_file
 from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError, _fingerprint
 from plam_eval.merging.merge import merge_in_place, plan_merge
 from plam_eval.merging.plan import decoder_geometry
+from tests.helpers.hub import COMMIT, Hub, serving, sha256
 from tests.merging.conftest import Pair, load, shard, write_llama
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -189,113 +180,13 @@ def test_geometry_fills_in_what_a_config_leaves_to_its_class() -> None:
 
 # ---- the hub ---------------------------------------------------------------------------------------------------------
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """The part of the hub's HTTP interface that downloads files, serving the folders `root/<owner>/<name>`."""
-
-    def __init__(self, root: Path) -> None:
-        self.requests: list[tuple[str, str, int]] = []  # method, file, bytes sent
-        self.refusal: tuple[int, str, str] | None = None  # status, error code and message of every answer
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self) -> None:
-                if hub.refusal is not None:
-                    return self.refuse(*hub.refusal)
-                if self.path.startswith("/api/models/"):
-                    return self.tree()
-                _, owner, repo, _, revision, file = self.path.split("/", 5)
-                folder = root / owner / repo
-                known = folder.is_dir() and revision in ("main", "v1", COMMIT)
-                content = (folder / file).read_bytes() if known and (folder / file).is_file() else None
-                part, status = content or b"", 200 if content is not None else 404
-                span = self.headers.get("range")
-                if content is not None and span:
-                    first, last = span.removeprefix("bytes=").split("-")
-                    part, status = content[int(first) : int(last) + 1 if last else None], 206
-                self.send_response(status)
-                if content is None:
-                    self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-                self.send_header("X-Repo-Commit", COMMIT)
-                self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
-                self.send_header("Content-Length", str(len(part)))
-                self.end_headers()
-                sent = self.command == "GET"
-                hub.requests.append((self.command, file, len(part) if sent else 0))
-                if sent:
-                    self.wfile.write(part)
-
-            def tree(self) -> None:
-                _, _, _, owner, repo, _, _ = urlsplit(self.path).path.split("/", 6)
-                paths = sorted(path for path in (root / owner / repo).rglob("*") if path.is_file())
-                entries = [
-                    {
-                        "type": "file",
-                        "path": path.relative_to(root / owner / repo).as_posix(),
-                        "size": path.stat().st_size,
-                        "oid": "0" * 40,
-                        **(
-                            {"lfs": {"oid": sha256(path), "size": path.stat().st_size, "pointerSize": 1}}
-                            if path.suffix == ".safetensors"
-                            else {}
-                        ),
-                    }
-                    for path in paths
-                ]
-                content = json.dumps(entries).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def refuse(self, status: int, code: str, message: str) -> None:
-                self.send_response(status)
-                self.send_header("X-Error-Code", code)
-                self.send_header("X-Error-Message", message)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            do_GET = do_HEAD = answer
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def downloaded(self) -> dict[str, int]:
-        sums: dict[str, int] = {}
-        for method, file, count in self.requests:
-            if method == "GET" and count:
-                sums[file] = sums.get(file, 0) + count
-        return sums
-
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants, hf_api
-    from huggingface_hub.utils import _http
-
     shard(write_llama(tmp_path / "hub" / "org" / "base", 2))
     write_llama(tmp_path / "hub" / "org" / "one-file", 2)
-    hub = Hub(tmp_path / "hub")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(hf_api.constants, "ENDPOINT", hub.url)
-    patient = SimpleNamespace(**{**vars(_http.time), "sleep": lambda seconds: None})
-    monkeypatch.setattr(_http, "time", patient)  # it tries again for half a minute
-    yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    with serving(tmp_path / "hub", tmp_path / "cache", monkeypatch) as hub:
+        yield hub
 
 
 def test_only_the_shards_of_the_named_layers_are_downloaded(
