@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from loguru import logger
+from rich import box
 from tqdm import tqdm
 
 from plam_eval import files
@@ -52,7 +53,7 @@ class ScanError(EvaluationError):
     """A scan that cannot go on; the message says what was found and what to do. Finished documents are kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scan:
     """A finished scan: its folder, the curve, its stages, and the spec written from them (None without a plateau)."""
 
@@ -60,6 +61,19 @@ class Scan:
     curve: Curve
     stages: Stages
     spec: PlateauSpec | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: folder, spec (its file and content), stages, and the curve, a row for each task and cut."""
+        return {
+            "folder": str(self.folder),
+            "spec_file": str(self.folder / SPEC) if self.spec is not None else None,
+            "spec": self.spec.to_dict() if self.spec is not None else None,
+            "stages": self.stages.to_dict(),
+            "curve": self.curve.table().to_dict("records"),
+        }
+
+    def __repr__(self) -> str:
+        return f"Scan({self.folder}, {sum(self.curve.documents.values())} documents: {self.stages.reason})"
 
 
 def scan(
@@ -176,6 +190,22 @@ def check_folder(output: str | Path) -> None:
     files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *_CURVE, "answers.rank0.jsonl"), SETTINGS)
 
 
+def no_spec(folder: str | Path, pretrained: str, base_model: str | None, *, merged: bool = False) -> str | None:
+    """Why a scan will write no spec, and what to do, in a sentence; None where it may write one.
+
+    Args:
+        pretrained: the MLLM's checkpoint. base_model: the base LLM that was given. merged: a merged model is scanned.
+    """
+    if merged:
+        return "No plateau spec will be written: a merged model is scanned. For one, scan it with plateau=none."
+    if base_model is not None or _known_base(Path(folder), pretrained) is not None:
+        return None
+    return (
+        f"No plateau spec will be written: the base LLM of {pretrained} is not known. Give it with --base "
+        f"(base= in Python), or when the scan has ended: plam plateau {folder} --base BASE"
+    )
+
+
 def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Documents that have a score at every cut; tasks and documents that have none are left out, and named."""
     unscored = {task: why for part in gathered for task, why in part["unscored"].items()}
@@ -264,23 +294,8 @@ def conclude(
 def show(found: Scan, console: Terminal) -> None:
     """Print the curve of the mean over tasks, the stages, and what was written."""
     curve, stages = found.curve, found.stages
-    table = PlainTable(
-        title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left"
-    )
-    for name in ("image seen in", "accuracy", "95 %", "against unmasked", "parsable", "KL", "stage"):
-        table.add_column(name, justify="left" if name in ("image seen in", "stage") else "right", no_wrap=True)
-    rows = curve.table()
-    for row in rows[rows["task"] == OVERALL].itertuples():
-        table.add_row(
-            "all layers" if row.cut == stages.num_layers else f"layers below {row.cut}" if row.cut else "no layer",
-            f"{row.accuracy:.3f}",
-            f"{row.low:.3f} to {row.high:.3f}",
-            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
-            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
-            f"{row.kl:.4f}",
-            stages.stage_from(int(row.cut)),
-        )
-    console.print(table)
+    console.data |= found.to_dict()
+    console.show(_table(curve, stages), _table(curve, stages, narrow=True))
     console.say(stages.reason[:1].upper() + stages.reason[1:])
     kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
     console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
@@ -295,6 +310,28 @@ def show(found: Scan, console: Terminal) -> None:
             else "the base LLM is not known (--base)"
         )
         console.say(f"No spec was written: {why}")
+
+
+def _table(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
+    title = f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}"
+    form: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False} if narrow else {}
+    table = PlainTable(title=title, title_justify="left", **form)
+    first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
+    for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
+        table.add_column(name, justify="left" if name in (first, "stage") else "right", no_wrap=True)
+    names = ("all", "below", "none") if narrow else ("all layers", "layers below", "no layer")
+    rows = curve.table()
+    for row in rows[rows["task"] == OVERALL].itertuples():
+        table.add_row(
+            names[0] if row.cut == stages.num_layers else f"{names[1]} {row.cut}" if row.cut else names[2],
+            f"{row.accuracy:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
+            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
+            f"{row.kl:.4f}",
+            stages.stage_from(int(row.cut)),
+        )
+    return table
 
 
 def load(folder: Path) -> Scan:
