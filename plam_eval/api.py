@@ -95,9 +95,9 @@ def merge(
         What was merged: tensors, bytes read, seconds, and the relative change of each layer (a number without unit).
 
     Raises:
-        SpecError: listing every problem of the spec. MergeError: listing every tensor that does not fit, or that is
-            not the checkpoint's. CheckpointError: a checkpoint that is not there or cannot be read. ArgumentError:
-            `model` is none. The model is then as it was.
+        SpecError: listing every problem of the spec. MergeError: a base that is not there, or every tensor that does
+            not fit, or is not the checkpoint's. CheckpointError: no such checkpoint of `model`. ArgumentError: `model`
+            is none. The model is then as it was.
     """
     overrides = {
         "base": None if base is None else str(base),

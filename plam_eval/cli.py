@@ -217,6 +217,7 @@ def scan(
             wandb_args=wandb_args,
         )
         if found is not None:
+            console.data = found.to_dict()
             show(found, console)
 
 
@@ -239,6 +240,7 @@ def plateau(
         found = api.plateau(
             curve, tasks=tasks, base=base, margin=margin, confidence=confidence, kl_threshold=kl_threshold
         )
+        console.data = found.to_dict()
         show(found, console)
 
 

@@ -70,7 +70,7 @@ class Terminal(Console):
     def __init__(self, *, least_width: int = 0, **options: Any) -> None:  # quiet is rich's own
         super().__init__(markup=False, emoji=False, highlight=False, **options)
         self.data: dict[str, Any] = {}
-        known = self.is_terminal or "width" in options or os.environ.get("COLUMNS", "").isdecimal()
+        known = self.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
         if least_width > self.width and not known:
             self.width = least_width
 

@@ -294,7 +294,6 @@ def conclude(
 def show(found: Scan, console: Terminal) -> None:
     """Print the curve of the mean over tasks, the stages, and what was written."""
     curve, stages = found.curve, found.stages
-    console.data |= found.to_dict()
     console.show(_table(curve, stages), _table(curve, stages, narrow=True))
     console.say(stages.reason[:1].upper() + stages.reason[1:])
     kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
@@ -314,7 +313,9 @@ def show(found: Scan, console: Terminal) -> None:
 
 def _table(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
     title = f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}"
-    form: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False} if narrow else {}
+    form: dict[str, Any] = (
+        {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True} if narrow else {}
+    )
     table = PlainTable(title=title, title_justify="left", **form)
     first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
     for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
