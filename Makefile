@@ -3,12 +3,13 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test lint docs clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make clean  remove what demo and test wrote (keeps .venv)"
 
 env:
@@ -24,6 +25,9 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf out build .pytest_cache .ruff_cache .mypy_cache .hypothesis
