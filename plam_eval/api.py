@@ -143,6 +143,7 @@ def scan(
     cuts: str | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
+    batch_size: int = 1,
     force_simple: bool = False,
     base: str | None = None,
     margin: float = 0.02,
@@ -163,6 +164,8 @@ def scan(
         cuts: cut layers such as "0,4,8:28"; all by default.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
+        batch_size: documents in one generation, each under every cut; more than 1 for Qwen2.5-VL and Qwen3-VL
+            alone. A loaded wrapper must have been made with as much.
         force_simple: the wrapper's simple mode.
         base: base LLM for the spec. Without one, known from a packaged spec or an earlier scan, no spec is written.
         margin: accuracy (0 to 1) that a plateau may lose. confidence: of the one-sided bounds.
@@ -187,6 +190,7 @@ def scan(
         known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
     check_criteria(margin, confidence)
+    scans.check_batch(model_id, batch_size)
     arguments = harness.parse_model_args(write_words(model_args or "", "model_args"))
     scans.check_folder(output)
     logged = wandb.Settings.read(wandb_args)
@@ -208,13 +212,14 @@ def scan(
     with logged.run("scan", pretrained or model_id, settings) as log:
         wrapper = model
         if isinstance(model, str):
-            wrapper = harness.make_model(model, arguments, force_simple=force_simple)
+            wrapper = harness.make_model(model, arguments, batch_size=batch_size, force_simple=force_simple)
         try:
             done = scans.scan(
                 wrapper,
                 tasks,
                 output,
                 cuts=cuts,
+                batch_size=batch_size,
                 base_model=base,
                 margin=margin,
                 confidence=confidence,

@@ -182,6 +182,15 @@ def scan(
     cuts: Annotated[str | None, typer.Option(help='Cut layers, such as "0,4,8:28"; all by default.')] = None,
     gen_kwargs: _Settings = None,
     include_path: _Include = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch_size",
+            "--batch-size",
+            help="Documents in one generation; over 1 for Qwen2.5-VL and Qwen3-VL.",
+            min=1,
+        ),
+    ] = 1,
     force_simple: Annotated[
         bool, typer.Option("--force_simple", "--force-simple", help="The wrapper's simple mode.")
     ] = False,
@@ -210,6 +219,7 @@ def scan(
             cuts=cuts,
             gen_kwargs=gen_kwargs,
             include_path=include_path,
+            batch_size=batch_size,
             force_simple=force_simple,
             base=base,
             margin=margin,
