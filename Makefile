@@ -3,12 +3,13 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 
-.PHONY: help demo test lint resolve lock-gpu clean
+.PHONY: help demo test lint docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make resolve   resolve what docs/install.md claims, for every Python and platform (needs an index)"
 	@echo "make lock-gpu  write tools/lock-gpu.txt anew (needs an index)"
 	@echo "make clean  remove what demo and test wrote (keeps .venv)"
@@ -26,6 +27,10 @@ lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs:
+	@python3 tools/setup_env.py test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(BIN)/uv:
 	@python3 tools/setup_env.py test

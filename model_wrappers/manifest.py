@@ -6,6 +6,7 @@ removes every other package's models without a word.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,17 @@ def manifests() -> list[Any]:
             f"plam-eval: this lmms-eval's TaskManager could not be extended ({error!r}); "
             "name the tasks folder with --include_path"
         )
+    _list_in_lmms_eval()
     return [
         ModelManifest(model_id=w.model_id, simple_class_path=w.simple, chat_class_path=w.chat)
         for w in WRAPPERS.values()
     ]
+
+
+def _list_in_lmms_eval() -> None:
+    """Our ids into the tables that `lmms-eval models` prints, as lmms-eval puts those of its old plugins there."""
+    listed = sys.modules.get("lmms_eval.models")  # it is being imported: this runs at its end
+    for table, kind in (("AVAILABLE_CHAT_TEMPLATE_MODELS", "chat"), ("AVAILABLE_SIMPLE_MODELS", "simple")):
+        names = getattr(listed, table, None)
+        if isinstance(names, dict):
+            names.update({w.model_id: path for w in WRAPPERS.values() if (path := getattr(w, kind)) is not None})

@@ -1,6 +1,54 @@
 """plam-eval: plateau-guided model merging for multimodal LLMs, evaluated through lmms-eval.
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
+What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
+`read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from plam_eval import _checkout as _checkout
+
+if TYPE_CHECKING:
+    from plam_eval.api import (
+        compare,
+        load_spec,
+        merge,
+        plan_sweep,
+        plateau,
+        read_run,
+        read_scan,
+        read_sweep,
+        report,
+        scan,
+        sweep,
+    )
+
+__all__ = [
+    "compare",
+    "load_spec",
+    "merge",
+    "plan_sweep",
+    "plateau",
+    "read_run",
+    "read_scan",
+    "read_sweep",
+    "report",
+    "scan",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":  # a folder of modules, too, which is called like the function: see there
+        return importlib.import_module("plam_eval.report")
+    if name in __all__:
+        return getattr(importlib.import_module("plam_eval.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

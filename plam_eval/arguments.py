@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from plam_eval.errors import InputError, quoted
 
 _LONGEST_NUMBER = 40  # digits; Python takes no number of some thousand
@@ -53,6 +57,25 @@ def read_words(text: str, origin: str) -> dict[str, str]:
     if problems:
         raise InputError("\n".join([f"{origin}: {len(problems)} problem(s)", *(f"  - {line}" for line in problems)]))
     return found
+
+
+def write_words(arguments: str | Mapping[str, Any], origin: str) -> str:
+    """`key=value,...` of a mapping, as the command line would be given it; None values are left out. Text stays.
+
+    Raises:
+        InputError: a value that cannot be written so.
+    """
+    if isinstance(arguments, str):
+        return arguments
+    words = []
+    for key, value in arguments.items():
+        if value is None:
+            continue
+        written = json.dumps(value) if isinstance(value, (dict, list)) else str(value).removeprefix("torch.")
+        if len(split_words(written)) > 1:
+            raise InputError(f"{origin}: {key}: found {quoted(value)}; a value cannot hold a comma")
+        words.append(f"{key}={written}")
+    return ",".join(words)
 
 
 def _meant(key: str, value: str, word: str) -> str:

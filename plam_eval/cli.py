@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.speaking import speaking
 from plam_eval.terminal import Terminal, labelled, shown, text
 
 app = typer.Typer(
@@ -19,14 +22,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help and usage errors hold brackets and words of the user's
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 TRACEBACK = "--traceback"
 _MOST = 2**31 - 1  # documents
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(f"plam-eval {metadata.version('plam-eval')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
     traceback: Annotated[
         bool, typer.Option(TRACEBACK, help="Show where an error came from, too; also PLAM_TRACEBACK=1.")
     ] = False,
@@ -35,7 +49,63 @@ def _options(
     # `main` has taken the option out, wherever it stood; it is declared here to be in the help.
 
 
-@app.command()
+def _example(command: str) -> str:
+    """The end of a command's help; lines stay as they are."""
+    return f"\b\nExample:\n  {command}"
+
+
+def _wrappers(incomplete: str) -> list[str]:
+    """For shell completion."""
+    from plam_eval.model_wrappers.manifest import WRAPPERS
+
+    return [name for name in WRAPPERS if name.startswith(incomplete)]
+
+
+def _specs(incomplete: str) -> list[str]:
+    """For shell completion: packaged specs, and YAML files."""
+    from plam_eval.spec import packaged_specs
+
+    folder, _, start = incomplete.rpartition("/")
+    found = sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{start}*"))
+    files = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == ".yaml"]
+    return [*(name for name in packaged_specs() if name.startswith(incomplete)), *files]
+
+
+_Json = Annotated[
+    bool, typer.Option("--json", help="The result as JSON on standard output; all else on standard error.")
+]
+_Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Nothing but warnings and errors, on standard error (and --json).")
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(help="One of our wrappers, such as plam_llava or plam_vllm.", autocompletion=_wrappers),
+]
+_Arguments = Annotated[str | None, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")]
+_Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
+_Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=_MOST)]
+_Offset = Annotated[
+    int | None, typer.Option(help="Leave out as many documents of each task; none by default.", min=0, max=_MOST)
+]
+_Settings = Annotated[
+    str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
+]
+_Include = Annotated[Path | None, typer.Option("--include_path", "--include-path", help="Folder of further tasks.")]
+_Batch = Annotated[
+    int | None, typer.Option("--batch_size", "--batch-size", help="As for lmms-eval; 1 by default.", min=1)
+]
+_Simple = Annotated[
+    bool | None, typer.Option("--force_simple/--no-force_simple", help="The wrapper's simple mode.", show_default=False)
+]
+_Wandb = Annotated[
+    str | None,
+    typer.Option(
+        "--wandb_args", "--wandb-args", help="Log the result by wandb.init(key=value,...), as project=plam,name=first."
+    ),
+]
+
+
+@app.command(epilog=_example("plam demo --output out/demo"))
 def demo(
     output: Annotated[
         Path, typer.Option(help="Folder for the suite, the pair, the scan, the merge, the sweep and the page.")
@@ -44,17 +114,24 @@ def demo(
     scanned: Annotated[int, typer.Option(help="Documents per benchmark to scan, besides.", min=2, max=10_000)] = 120,
     limit: Annotated[int | None, typer.Option(help="Evaluate only the first documents of each.", min=1)] = None,
     fresh: Annotated[bool, typer.Option(help="Evaluate again what is already evaluated.")] = False,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Find the embedded pair's plateau, merge there, sweep ranges with controls, on nine offline benchmarks."""
     from plam_eval.demo import run
 
-    run.report(run.run(output.absolute(), documents=documents, scanned=scanned, limit=limit, fresh=fresh))
+    with speaking(as_json, quiet, least_width=_WIDE) as console:
+        done = run.run(
+            output.absolute(), documents=documents, scanned=scanned, limit=limit, fresh=fresh, console=console
+        )
+        run.report(done, console)
 
 
-@app.command()
+@app.command(epilog=_example("plam doctor --plateau qwen3-vl-8b --layers 28:36"))
 def doctor(
     plateau: Annotated[
-        str | None, typer.Option(help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.")
+        str | None,
+        typer.Option(help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.", autocompletion=_specs),
     ] = None,
     model: Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
     base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
@@ -64,11 +141,12 @@ def doctor(
     base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
     rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Say what is installed and works, and what a spec would merge (from file headers alone)."""
     from plam_eval import doctor as checks
 
-    console = Terminal()
     overrides: dict[str, Any] = {
         "base": base,
         "layers": layers,
@@ -77,86 +155,84 @@ def doctor(
         "base_weight": base_weight,
         "rule": rule,
     }
-    fine = checks.check_installation(console)
-    if vllm:
-        fine = checks.check_vllm(console) and fine
-    if plateau is not None or any(value is not None for value in overrides.values()):
-        checks.check_merge(console, model, "none" if plateau is None else plateau, overrides)
-    elif model:
-        raise InputError("--model without a spec: name one with --plateau, or give --base and --layers")
+    with speaking(as_json, quiet) as console:
+        fine = checks.check_installation(console)
+        if vllm:
+            fine = checks.check_vllm(console) and fine
+        if plateau is not None or any(value is not None for value in overrides.values()):
+            checks.check_merge(console, model, "none" if plateau is None else plateau, overrides)
+        elif model:
+            raise InputError("--model without a spec: name one with --plateau, or give --base and --layers")
     if not fine:
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=_example(
+        """plam scan --model plam_llava --model_args pretrained=llava-hf/llava-1.5-7b-hf \\
+    --tasks mmstar,pope --limit 500 --base lmsys/vicuna-7b-v1.5 --output scan"""
+    )
+)
 def scan(
-    model: Annotated[str, typer.Option(help="One of our HF wrappers, such as plam_llava.")],
+    model: Annotated[str, typer.Option(help="One of our HF wrappers, such as plam_llava.", autocompletion=_wrappers)],
     model_args: Annotated[str, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")],
     tasks: Annotated[str, typer.Option(help="Task or group names, separated by commas.")],
     output: Annotated[Path, typer.Option(help="Folder of the scan; a stopped scan there goes on.")] = Path("scan"),
-    limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=_MOST)] = None,
+    limit: _Limit = None,
     offset: Annotated[int, typer.Option(help="Leave out as many documents of each task.", min=0, max=_MOST)] = 0,
     cuts: Annotated[str | None, typer.Option(help='Cut layers, such as "0,4,8:28"; all by default.')] = None,
-    gen_kwargs: Annotated[
-        str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
-    ] = None,
-    include_path: Annotated[
-        Path | None, typer.Option("--include_path", "--include-path", help="Folder of further tasks.")
-    ] = None,
+    gen_kwargs: _Settings = None,
+    include_path: _Include = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch_size",
+            "--batch-size",
+            help="Documents in one generation; over 1 for Qwen2.5-VL and Qwen3-VL.",
+            min=1,
+        ),
+    ] = 1,
     force_simple: Annotated[
         bool, typer.Option("--force_simple", "--force-simple", help="The wrapper's simple mode.")
     ] = False,
-    base: Annotated[str | None, typer.Option(help="Base LLM for the spec; known for the packaged models.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base LLM for the spec; known for the packaged models. Without one no spec is written."),
+    ] = None,
     margin: Annotated[float, typer.Option(help="Accuracy that a plateau may lose.")] = 0.02,
     confidence: Annotated[float, typer.Option(help="Of the one-sided bounds.")] = 0.95,
+    wandb_args: _Wandb = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec."""
-    from plam_eval.evaluation import harness
-    from plam_eval.evaluation import scan as scans
-    from plam_eval.model_wrappers.manifest import WRAPPERS
-    from plam_eval.probing.plateau import check_criteria
+    from plam_eval import api
+    from plam_eval.evaluation.scan import show
 
-    if model not in WRAPPERS or model == "plam_vllm":
-        known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
-        raise InputError(f"model is {model!r}; a scan needs one of our HF wrappers: {known}")
-    _quiet_logs("INFO")
-    check_criteria(margin, confidence)
-    arguments = harness.parse_model_args(model_args)
-    scans.check_folder(output)
-    scans.check_base(base)
-    harness.check_model(model, arguments, force_simple=force_simple)
-    if cuts and arguments.get("pretrained"):
-        scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
-    scans.check(
-        output,
-        tasks,
-        limit=limit,
-        offset=offset,
-        include_path=include_path,
-        gen_kwargs=gen_kwargs,
-        model=model,
-    )
-    wrapper = harness.make_model(model, arguments, force_simple=force_simple)
-    found = scans.scan(
-        wrapper,
-        tasks,
-        output,
-        cuts=cuts,
-        limit=limit,
-        offset=offset,
-        gen_kwargs=gen_kwargs,
-        include_path=include_path,
-        base_model=base,
-        margin=margin,
-        confidence=confidence,
-    )
-    if found is not None:
-        scans.show(found, _wide())
-    if wrapper.world_size > 1:
-        harness.end_together()
+    with _working(as_json, quiet, least_width=100, logs="INFO") as console:
+        found = api.scan(
+            model,
+            model_args,
+            tasks,
+            output,
+            limit=limit,
+            offset=offset,
+            cuts=cuts,
+            gen_kwargs=gen_kwargs,
+            include_path=include_path,
+            batch_size=batch_size,
+            force_simple=force_simple,
+            base=base,
+            margin=margin,
+            confidence=confidence,
+            wandb_args=wandb_args,
+        )
+        if found is not None:
+            console.data = found.to_dict()
+            show(found, console)
 
 
-@app.command()
+@app.command(epilog=_example("plam plateau scan --margin 0.03 --tasks mmstar"))
 def plateau(
     curve: Annotated[Path, typer.Argument(help="Folder of a scan, or a file in it.")],
     tasks: Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")] = None,
@@ -164,38 +240,28 @@ def plateau(
     margin: Annotated[float, typer.Option(help="Accuracy that a plateau may lose.")] = 0.02,
     confidence: Annotated[float, typer.Option(help="Of the one-sided bounds.")] = 0.95,
     kl_threshold: Annotated[float | None, typer.Option(help="Nats, for the second opinion.")] = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Find the plateau again in a finished scan, by another margin or for other tasks; no model is needed."""
-    from plam_eval.evaluation import scan as scans
+    from plam_eval import api
+    from plam_eval.evaluation.scan import show
 
-    scans.check_base(base)
-    found = scans.conclude(
-        curve.parent if curve.is_file() else curve,
-        tasks=tasks.split(",") if tasks else None,
-        base_model=base,
-        margin=margin,
-        confidence=confidence,
-        **({} if kl_threshold is None else {"kl_threshold": kl_threshold}),
+    with speaking(as_json, quiet, least_width=100) as console:
+        found = api.plateau(
+            curve, tasks=tasks, base=base, margin=margin, confidence=confidence, kl_threshold=kl_threshold
+        )
+        console.data = found.to_dict()
+        show(found, console)
+
+
+@app.command(
+    epilog=_example(
+        """plam compare --model plam_qwen3_vl --tasks plam9 --output compare \\
+    --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b
+  plam compare runs/plain runs/merged --tasks mmstar"""
     )
-    scans.show(found, _wide())
-
-
-_Model = Annotated[str | None, typer.Option(help="One of our wrappers, such as plam_llava or plam_vllm.")]
-_Arguments = Annotated[str | None, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")]
-_Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
-_Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=_MOST)]
-_Offset = Annotated[int | None, typer.Option(help="Leave out as many documents of each task.", min=0, max=_MOST)]
-_Settings = Annotated[
-    str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
-]
-_Include = Annotated[str | None, typer.Option("--include_path", "--include-path", help="Folder of further tasks.")]
-_Batch = Annotated[int | None, typer.Option("--batch_size", "--batch-size", help="As for lmms-eval.", min=1)]
-_Simple = Annotated[
-    bool | None, typer.Option("--force_simple/--no-force_simple", help="The wrapper's simple mode.", show_default=False)
-]
-
-
-@app.command()
+)
 def compare(
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Two run folders to compare as they are, instead of a model.")
@@ -215,62 +281,50 @@ def compare(
     together: Annotated[
         bool, typer.Option("--together", help="Answer each document for both at once (HF wrappers).")
     ] = False,
+    wandb_args: _Wandb = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Plain against merged on the same documents, on one resident model: difference, interval, p, parsable answers."""
-    from plam_eval.evaluation import findings, harness, records, stats, sweep
+    from plam_eval import api
     from plam_eval.report import tables
 
-    console = Terminal(least_width=150)
-    if runs:
-        if len(runs) != 2 or model or model_args:
-            raise InputError("give two run folders, or --model with --model_args and --tasks")
-        first, second = (sweep.read_run(folder) for folder in runs)
-        if tasks:
-            first, second = (run.only(tasks.split(",")) for run in (first, second))
-        names = [str(folder) for folder in runs]
-        names = names if names[0] != names[1] else ["first", "second"]
-        warnings = records.check_comparable(first, second, names)
-        compared, left_out = records.scored(dict(zip(names, (first, second), strict=True)))
-        first, second = compared.values()
-        mixed = records.mixed_directions(first.directions)
-        console.warn([*warnings, *records.notes_of(compared), *left_out, *mixed])
-        rows = stats.compare(first.samples, second.samples, directions=first.directions)
-        console.print(tables.comparison(rows, "first", "second", first.directions))
-        return
-    if not model or not model_args or not tasks:
-        raise InputError("give --model, --model_args with a plateau, and --tasks; or two run folders")
-    config = sweep.SweepConfig.load(
-        model=model,
-        model_args=model_args,
-        tasks=tasks,
-        controls="none",
-        together=2 if together else None,
-        limit=limit,
-        offset=offset,
-        gen_kwargs=gen_kwargs,
-        include_path=include_path,
-        batch_size=batch_size,
-        force_simple=force_simple,
-    )
-    job = sweep.Job.plan(config, output, sweep.pair_grid(config))
-    _quiet_logs()
-    resident = sweep.load_model(config) if job.left() else None
-    if resident is not None:
-        sweep.run(job, resident)
-    if resident is None or resident.rank == 0:
-        found = findings.read_findings(output)
-        _show_failures(found, console)
-        found.write()
+    with _working(as_json, quiet) as console:
+        found = api.compare(
+            runs,
+            model=model,
+            model_args=model_args,
+            tasks=tasks,
+            output=output,
+            limit=limit,
+            offset=offset,
+            gen_kwargs=gen_kwargs,
+            include_path=include_path,
+            batch_size=batch_size,
+            force_simple=force_simple,
+            together=together,
+            wandb_args=wandb_args,
+        )
+        if found is None:
+            return
+        console.data = found.to_dict()
         console.warn(found.warnings)
-        console.print(tables.comparison(found.compared["merged"], directions=found.runs[sweep.PLAIN].directions))
-        console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
-        console.say(f"Run folders: {output / sweep.CELLS}")
-    if resident is not None and resident.world_size > 1:
-        harness.end_together()
+        names = ("first", "second") if runs else found.names
+        forms = (tables.comparison(found.rows, *names, found.directions, narrow=narrow) for narrow in (False, True))
+        console.show(*forms)
+        if not runs:
+            console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
+            console.say(f"Run folders: {found.folder}")
 
 
-@app.command(name="sweep")
-def sweep_command(
+@app.command(
+    epilog=_example(
+        """plam sweep --model plam_llava --tasks plam9 --select 100 --output sweep \\
+    --model_args pretrained=llava-hf/llava-1.5-7b-hf,plateau=scan/plateau.yaml \\
+    --layers plateau,early,middle --weights 0.9+0.3,0.7+0.3"""
+    )
+)
+def sweep(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a sweep; options below go over it.")] = None,
     model: _Model = None,
     model_args: _Arguments = None,
@@ -280,17 +334,21 @@ def sweep_command(
     layers: Annotated[
         str | None,
         typer.Option(
-            help="24:36, plateau, early, middle, late, all, starts[:STEP], windows:WIDTH[:STEP]; with commas."
+            help="With commas: 24:36, plateau (the default), early, middle, late, all, starts[:STEP], "
+            "windows:WIDTH[:STEP]."
         ),
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Of the MLLM and the base: 0.9+0.3,0.8+0.4")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Of the MLLM and the base: 0.9+0.3,0.8+0.4; the plateau's by default.")
+    ] = None,
     modules: Annotated[
-        str | None, typer.Option(help="qkvo, qk, vo, mlp, all, or names joined by +; with commas.")
+        str | None,
+        typer.Option(help="qkvo, qk, vo, mlp, all, or names joined by +; with commas; the plateau's by default."),
     ] = None,
     controls: Annotated[
         str | None, typer.Option(help="Beside every merge: self_scale,normalized,noise (all by default), or none.")
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Of the controls that draw; with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Of the controls that draw; with commas; 0 by default.")] = None,
     select: Annotated[
         int | None, typer.Option(help="Choose the best on so many documents of each task, report on the others.", min=0)
     ] = None,
@@ -302,73 +360,66 @@ def sweep_command(
     force_simple: _Simple = None,
     together: Annotated[
         int | None,
-        typer.Option(help="Answer for so many cells at once; their merged tensors are held in memory.", min=1),
+        typer.Option(
+            help="Answer for so many cells at once, 1 by default; their merged tensors are held in memory.", min=1
+        ),
     ] = None,
     use_ray: Annotated[bool, typer.Option("--ray", help="Cells as Ray tasks, a resident model per worker.")] = False,
     workers: Annotated[int | None, typer.Option(help="Of --ray; by default one per GPU.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    wandb_args: _Wandb = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Many merges and their controls on one resident model: layer ranges, weights and modules, compared with plain."""
-    from plam_eval.evaluation import findings, harness, sweep
+    from plam_eval import api
     from plam_eval.report import tables
 
-    console = Terminal(least_width=150)
-    read = sweep.SweepConfig.load(
-        config,
-        model=model,
-        model_args=model_args,
-        tasks=tasks,
-        base_model=base,
-        layers=layers,
-        weights=weights,
-        modules=modules,
-        controls=controls,
-        seeds=seeds,
-        select=select,
-        limit=limit,
-        offset=offset,
-        gen_kwargs=gen_kwargs,
-        include_path=include_path,
-        batch_size=batch_size,
-        force_simple=force_simple,
-        together=together,
-    )
-    job = sweep.Job.plan(read, output)
-    _quiet_logs()
-    if dry_run:
-        try:
-            checked = sweep.check_tasks(read)
-        except harness.TaskNameError:
-            raise
-        except harness.EvaluationError as error:
-            console.warn([f"documents not counted: {error}"])
-            checked = None
-        if checked is not None:
-            console.warn(f"{task}: no score per document is known: {why}" for task, why in checked.unscored.items())
-        console.print(tables.plan(job, checked.documents if checked is not None else None))
-        return
-    resident = None
-    if job.left() and use_ray:
-        from plam_eval.evaluation import workers as ray_workers
-
-        ray_workers.run(job, workers)
-    elif job.left():
-        resident = sweep.load_model(read)
-        sweep.run(job, resident)
-    if resident is None or resident.rank == 0:
-        job.write()
-        found = findings.read_findings(output)
-        found.write()
+    given: dict[str, Any] = {
+        "model": model,
+        "model_args": model_args,
+        "tasks": tasks,
+        "output": output,
+        "base": base,
+        "layers": layers,
+        "weights": weights,
+        "modules": modules,
+        "controls": controls,
+        "seeds": seeds,
+        "select": select,
+        "limit": limit,
+        "offset": offset,
+        "gen_kwargs": gen_kwargs,
+        "include_path": include_path,
+        "batch_size": batch_size,
+        "force_simple": force_simple,
+        "together": together,
+    }
+    with _working(as_json, quiet) as console:
+        if dry_run:
+            planned = api.plan_sweep(config, **given)
+            console.data = planned.to_dict()
+            console.warn(planned.warnings)
+            console.show(tables.plan(planned.job, planned.documents))
+            return
+        found = api.sweep(config, **given, ray=use_ray, workers=workers, wandb_args=wandb_args)
+        if found is None:
+            return
+        console.data = found.to_dict()
         console.warn(found.warnings)
-        console.print(tables.sweep(found))
+        console.show(tables.sweep(found), tables.sweep(found, narrow=True))
         console.say(found.verdict())
         console.say(f"Cells and tables: {output}; as a page: plam report {output}")
-        _show_failures(found, console)
-    if resident is not None and resident.world_size > 1:
-        harness.end_together()
+        for failure in found.failures():
+            status, _, rest = failure.partition(": ")
+            console.insist(labelled(status, "red", rest))
+        if found.failures():
+            console.insist("The same command tries them again, after what is said above, if anything.")
+    if found.failures():
+        raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=_example("plam report scan sweep --output report"))
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, scans, comparisons and sweeps.")],
     output: Annotated[Path, typer.Option(help="Folder for index.html and its tables.")] = Path("report"),
@@ -386,26 +437,33 @@ def report(
     ] = None,
     examples: Annotated[int, typer.Option(help="Gained and lost documents to show, of each.", min=0)] = 6,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
 ) -> None:
     """One self-contained HTML page, and its tables as CSV and parquet, from finished work."""
-    from plam_eval.report.page import write_report
+    from plam_eval import api
 
-    _quiet_logs()
-    page = write_report(
-        folders, output, title=title, select=select, data=data, include_path=include_path, examples=examples
-    )
-    Terminal().say(f"Report: {page}")
+    with _working(as_json, quiet) as console:
+        page = api.report(
+            folders, output, title=title, select=select, data=data, include_path=include_path, examples=examples
+        )
+        console.data = {"page": str(page), "tables": sorted(map(str, (page.parent / "tables").glob("*.*")))}
+        console.say(f"Report: {page}")
 
 
-def _show_failures(found: Any, console: Terminal) -> None:
-    """Name the cells that failed, and end with exit status 1 if there are any."""
-    failed = found.cells[found.cells["status"].isin(["failed", "damaged"])]
-    for row in failed.to_dict("records"):
-        log = found.folder / "cells" / row["cell"] / "log.txt"
-        console.say(labelled(row["status"], "red", f"{row['cell']}: {row['error']} ({log})"))
-    if len(failed):
-        console.say("The same command tries them again, after what is said above, if anything.")
-        raise typer.Exit(1)
+_WIDE = 150  # columns, where a pipe or a log has none: those of the table of a sweep
+
+
+@contextlib.contextmanager
+def _working(as_json: bool, quiet: bool, *, least_width: int = _WIDE, logs: str = "WARNING") -> Iterator[Terminal]:
+    """`speaking`, for a command that evaluates: with few logs, and the other processes waited for at its end."""
+    _quiet_logs("WARNING" if quiet else logs)
+    with speaking(as_json, quiet, least_width=least_width) as console:
+        yield console
+    if "torch" in sys.modules:
+        from plam_eval.evaluation import harness
+
+        harness.end_together()
 
 
 def _quiet_logs(level: str = "WARNING") -> None:
@@ -416,11 +474,6 @@ def _quiet_logs(level: str = "WARNING") -> None:
     stream = sys.stderr  # of now: a cell's goes into its log
     # Messages quote answers and names of files, so they pass through `shown`, which would take colours for data.
     logger.add(lambda line: print(shown(line), end="", file=stream), level=level, colorize=False)
-
-
-def _wide() -> Terminal:
-    """A console at least as wide as the table of a curve."""
-    return Terminal(least_width=100)
 
 
 def main() -> None:

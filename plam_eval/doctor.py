@@ -57,8 +57,10 @@ def check_installation(console: Terminal) -> bool:
     commit = f"commit {(git_commit() or 'unknown')[:12]}"
     table.add_row("plam-eval", f"{metadata.version('plam-eval')}", "", commit)
     table.add_row("python", platform.python_version(), versions.described("python", platform.python_version()), "")
+    parts = console.data.setdefault("installation", {"plam-eval": {"version": metadata.version("plam-eval")}})
     for module in (*_NEEDED, *_OPTIONAL):
         found = _installed(module)
+        parts[module] = {"version": found[1] if found else None, "works": False}
         if found is None:
             fine = fine and module in _OPTIONAL
             table.add_row(module, "", "", _absent(module))
@@ -79,10 +81,17 @@ def check_installation(console: Terminal) -> bool:
             # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
             fine = fine and module in _OPTIONAL
             works = text(f"no: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", "red")
+        parts[module] |= {
+            "distribution": name,
+            "works": works.plain == "yes",
+            "said": works.plain,
+            "standing": standing,
+        }
         table.add_row(name, version, text(standing, "red" if standing == "refused" else ""), works)
     console.print(table)
     console.warn(warnings)
-    console.say(_accelerators())
+    console.data |= {"works": fine, "accelerators": _accelerators(), "specs": packaged_specs()}
+    console.say(console.data["accelerators"])
     console.say(f"Packaged plateau specs: {', '.join(packaged_specs())}")
     return fine
 
@@ -124,6 +133,7 @@ def check_vllm(console: Terminal) -> bool:
     for problem in problems:
         console.say(text(f"not as expected: {problem}", "red"))
     way, why = vllm_loader.remerge_way()
+    console.data["vllm"] = {"version": found[1], "registered": not missing, "remerge": way}
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",
         "all": "every tensor is read and loaded again, through vLLM's reload_weights",
@@ -181,7 +191,18 @@ def check_merge(console: Terminal, model: str | None, plateau: str, overrides: M
     table.add_row("time", f"{said} of arithmetic here, besides reading the files")
     for warning in plan.warnings:
         table.add_row("warning", warning, style="yellow")
+    console.data["merge"] = {
+        "spec": spec.to_dict(),
+        "digest": spec.digest(),
+        "model": name,
+        "tensors": len(plan.tensors),
+        "model_bytes": plan.model_bytes,
+        "base_bytes": plan.base_bytes,
+        "warnings": list(plan.warnings),
+    }
     console.print(table)
+    if console.quiet:
+        console.warn(plan.warnings)
     if spec.source:
         console.say(f"Source: {spec.source}")
 

@@ -7,15 +7,20 @@ terminal obeys. Everything that prints uses the consoles and tables of this modu
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
+
+LEAST = 80
+"""Columns that every table fits in."""
 
 _SPECIAL = re.compile(r"[^\n\t\x20-\x7e]")
 _HARMLESS = "\u200c\u200d"  # joiners: a part of how some scripts and symbols are written
@@ -53,11 +58,20 @@ def labelled(label: str, style: str, value: object) -> Text:
 
 
 class Terminal(Console):
-    """A console to which strings are text: no markup, no emoji codes, no guessed highlighting, no control sequences."""
+    """A console to which strings are text: no markup, no emoji codes, no guessed highlighting, no control sequences.
 
-    def __init__(self, *, least_width: int = 0, **options: Any) -> None:
+    Args:
+        least_width: columns to count on where none are known: in a pipe or a log, which has no edge.
+        quiet: print nothing but what `warn` and `insist` are given.
+
+    `data` is what `--json` writes: whoever prints a result puts it there, too.
+    """
+
+    def __init__(self, *, least_width: int = 0, **options: Any) -> None:  # quiet is rich's own
         super().__init__(markup=False, emoji=False, highlight=False, **options)
-        if least_width > self.width:
+        self.data: dict[str, Any] = {}
+        known = self.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+        if least_width > self.width and not known:
             self.width = least_width
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -69,7 +83,23 @@ class Terminal(Console):
 
     def warn(self, warnings: Iterable[object]) -> None:
         for warning in warnings:
-            self.say(labelled("warning", "yellow", warning))
+            self.insist(labelled("warning", "yellow", warning))
+
+    def insist(self, value: str | Text) -> None:
+        """`say`, also where the console is quiet."""
+        quiet, self.quiet = self.quiet, False
+        self.say(value)
+        self.quiet = quiet
+
+    def show(self, *tables: Table) -> None:
+        """Print the first of these forms of a table that fits the console, or the last, at 80 columns or more."""
+        for table in tables:
+            if (
+                table is tables[-1]
+                or Measurement.get(self, self.options.update(width=10_000), table).maximum <= self.width
+            ):
+                self.print(table, width=max(self.width, LEAST), crop=False)
+                return
 
 
 class PlainTable(Table):

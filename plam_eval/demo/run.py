@@ -93,7 +93,13 @@ def sweep_command(plateau: str, limit: int, offset: int) -> list[str]:
 
 
 def run(
-    folder: Path, *, documents: int = 120, scanned: int = 120, limit: int | None = None, fresh: bool = False
+    folder: Path,
+    *,
+    documents: int = 120,
+    scanned: int = 120,
+    limit: int | None = None,
+    fresh: bool = False,
+    console: Terminal | None = None,
 ) -> Demo:
     """Scan the first `scanned` documents of each task; merge and sweep on the `documents` after them; make the page.
 
@@ -107,7 +113,7 @@ def run(
         if count % 2:  # known before the scan is paid for
             raise InputError(f"{name} is {count}, but MME asks two questions of an image; give an even number")
     check_writable(folder)
-    console = Terminal()
+    console = console or Terminal()
     suite = prepare(folder / "suite", scanned + documents)
     limit = limit or documents
     console.say(
@@ -248,27 +254,37 @@ def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
     return int((both["answer"] != both["answer_resident"]).sum()), len(both)
 
 
-def report(demo: Demo) -> None:
+def report(demo: Demo, console: Terminal | None = None) -> None:
     """Print the scan, the merge, the sweep and what to try next."""
     from plam_eval.evaluation import scan as scans
     from plam_eval.merging.merge import MergeReport
     from plam_eval.report import tables
 
-    console = Terminal(least_width=150)
+    console = console or Terminal(least_width=150)
     console.print()
-    scans.show(scans.load(demo.scan), console)
+    found = scans.load(demo.scan)
+    scans.show(found, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     provenance = demo.merged.block["provenance"]
     console.print()
     console.print(MergeReport.from_dict(provenance["merge"]).table())
-    found = read_findings(demo.sweep)
-    differ, documents = same_answers(demo, found)
+    swept = read_findings(demo.sweep)
+    differ, documents = same_answers(demo, swept)
     console.say(
         f"Through lmms-eval's command line and on the sweep's resident model: {differ} of {documents} answers differ."
     )
-    console.print(tables.sweep(found))
-    console.say(found.verdict())
+    console.show(tables.sweep(swept), tables.sweep(swept, narrow=True))
+    console.say(swept.verdict())
+    console.data = {
+        "suite": str(demo.suite),
+        "scan": found.to_dict(),
+        "merge": provenance["merge"],
+        "sweep": swept.to_dict(),
+        "answers": documents,
+        "answers_differ": differ,
+        "page": str(demo.page),
+    }
     console.say(f"Scan: {_near(demo.scan)}; sweep: {_near(demo.sweep)}")
     console.say(text(f"Report: {_near(demo.page)}", "bold"))
     config = demo.merged.results["config"]

@@ -16,7 +16,7 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import IncomparableError, Run
 from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep import CELLS, DAMAGED, PLAIN, Grid, module_group, read_plan, read_state
+from plam_eval.evaluation.sweep import CELLS, DAMAGED, FAILED, LOG, PLAIN, Grid, module_group, read_plan, read_state
 from plam_eval.files import write_in_one_step
 
 SIGNIFICANT = 0.05
@@ -43,7 +43,7 @@ class Selection:
     difference_chosen: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Findings:
     """A sweep's folder, evaluated.
 
@@ -119,6 +119,28 @@ class Findings:
             )
         return text
 
+    def failures(self) -> list[str]:
+        """Cells that failed or are damaged: which, why, and where their log is."""
+        failed = self.cells[self.cells["status"].isin([FAILED, DAMAGED])]
+        return [
+            f"{row['status']}: {row['cell']}: {row['error']} ({self.folder / CELLS / row['cell'] / LOG})"
+            for row in failed.to_dict("records")
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: folder, the three tables, selection, verdict, warnings, failures."""
+        return {
+            "folder": str(self.folder),
+            "verdict": self.verdict(),
+            "selection": asdict(self.selection) if self.selection else None,
+            **{name: getattr(self, name).to_dict("records") for name in ("cells", "tasks", "controls")},
+            "warnings": list(self.warnings),
+            "failures": self.failures(),
+        }
+
+    def __repr__(self) -> str:
+        return f"Findings({self.folder}, {len(self.cells)} cells: {self.verdict()})"
+
     @property
     def _higher_is_better(self) -> bool:
         return set(self.runs[PLAIN].directions.values()) != {-1}
@@ -157,10 +179,15 @@ def describe(row: Mapping[str, Any] | pd.Series) -> str:
     """A cell in words: "layers 6:8, qkvo, 0.9 + 0.3"."""
     if row["kind"] == "plain":
         return "plain"
-    words = f"layers {row['layers']}, {row['modules']}, {row['model_weight']:g} + {row['base_weight']:g}"
+    weights = f"{row['model_weight']:g} + {row['base_weight']:g}"
+    return ", ".join([f"layers {row['layers']}", row["modules"], weights, *describe_rule(row)])
+
+
+def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:
+    """The rule of a cell that is not the merge itself, and its seed if that is not the first."""
     if row["rule"] == "weighted_sum":
-        return words
-    return f"{words}, {row['rule']}" + (f", seed {row['seed']}" if row["seed"] else "")
+        return []
+    return [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
 
 
 def format_p(p: float) -> str:

@@ -302,18 +302,21 @@ def evaluate(
     return Run(results=results, samples=samples, results_file=file)
 
 
-def parse_model_args(model_args: str) -> dict[str, Any]:
-    """`key=value,...` as lmms-eval's command line reads it."""
+def parse_model_args(model_args: str, origin: str = "model_args") -> dict[str, Any]:
+    """`key=value,...` as lmms-eval's command line reads it; `origin`: where it was given, for messages."""
     from lmms_eval.utils import simple_parse_args_string
 
     # Without the spaces around commas and equals signs, which lmms-eval takes for parts of values and keys.
-    words = read_words(model_args, "model_args")
+    words = read_words(model_args, origin)
     found: dict[str, Any] = simple_parse_args_string(",".join(f"{key}={value}" for key, value in words.items()))
     return found
 
 
-def check_model(model_id: str, arguments: Mapping[str, Any], *, force_simple: bool = False) -> None:
+def check_model(model_id: str, arguments: Mapping[str, Any], *, force_simple: bool = False) -> Any:
     """What can be known to be wrong with the arguments of one of our wrappers before anything is loaded.
+
+    Returns:
+        The checkpoint and the spec that they name; None for `plam_vllm`, which checks them itself when it is made.
 
     Raises:
         ArgumentError, InputError: names and values of arguments. CheckpointError, SpecError, MergeError: what the
@@ -323,8 +326,7 @@ def check_model(model_id: str, arguments: Mapping[str, Any], *, force_simple: bo
 
     install()
     check = getattr(get_model(model_id, force_simple=force_simple), "check", None)
-    if check is not None:  # vLLM's checks itself when it is made, before its engine starts
-        check(**arguments)
+    return None if check is None else check(**arguments)  # vLLM's is made before its engine starts
 
 
 def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int = 1, force_simple: bool = False) -> Any:

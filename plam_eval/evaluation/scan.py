@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from loguru import logger
+from rich import box
 from tqdm import tqdm
 
 from plam_eval import files
@@ -53,7 +54,7 @@ class ScanError(EvaluationError):
     """A scan that cannot go on; the message says what was found and what to do. Finished documents are kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scan:
     """A finished scan: its folder, the curve, its stages, and the spec written from them (None without a plateau)."""
 
@@ -61,6 +62,19 @@ class Scan:
     curve: Curve
     stages: Stages
     spec: PlateauSpec | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: folder, spec (its file and content), stages, and the curve, a row for each task and cut."""
+        return {
+            "folder": str(self.folder),
+            "spec_file": str(self.folder / SPEC) if self.spec is not None else None,
+            "spec": self.spec.to_dict() if self.spec is not None else None,
+            "stages": self.stages.to_dict(),
+            "curve": self.curve.table().to_dict("records"),
+        }
+
+    def __repr__(self) -> str:
+        return f"Scan({self.folder}, {sum(self.curve.documents.values())} documents: {self.stages.reason})"
 
 
 def scan(
@@ -73,6 +87,7 @@ def scan(
     offset: int = 0,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
+    batch_size: int = 1,
     base_model: str | None = None,
     margin: float = 0.02,
     confidence: float = 0.95,
@@ -87,6 +102,7 @@ def scan(
         model: one of the HF wrappers, as it is: merged models can be scanned too, but give no spec.
         tasks, limit, offset, gen_kwargs, include_path: as in `harness.evaluate`.
         cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
+        batch_size: documents in one generation; more than 1 for wrappers that take batches, made with at least this.
         base_model: for the spec; see `conclude`.
         margin, confidence, kl_threshold: of `find_plateau`.
 
@@ -100,6 +116,7 @@ def scan(
     from plam_eval.probing.decoder import decoder_layers
 
     check_criteria(margin, confidence, kl_threshold)
+    check_batch(model.model_id, batch_size)
     checked = check(
         output,
         tasks,
@@ -115,14 +132,14 @@ def scan(
     layers = len(decoder_layers(model.model))
     chosen = _cuts_to_scan(cuts, layers)
     folder = Path(output)
-    settings = _settings(model, chosen, layers, gen_kwargs)
+    settings = _settings(model, chosen, layers, gen_kwargs, batch_size)
     with files.locked(folder, LOCK, ScanError) if model.rank == 0 else nullcontext():
         store = _open_store(folder, settings, model.rank)
         if model.rank == 0:
             late = min(8, len(chosen) - 1)
             for sentence in what_can_be_found(checked.clusters, margin, confidence, late=late):
                 print(sentence, file=sys.stderr, flush=True)
-        with _Recorder(model, chosen, store).installed() as recorder:
+        with _Recorder(model, chosen, store, batch_size).installed() as recorder:
             run = harness.evaluate(
                 model,
                 checked.scored,
@@ -175,6 +192,35 @@ def check_folder(output: str | Path) -> None:
     """Raise FolderError where `output` cannot be written, or holds files of a scan's names that are no scan's."""
     files.check_writable(output)
     files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *_CURVE, "answers.rank0.jsonl"), SETTINGS)
+
+
+def check_batch(model: str, batch_size: int) -> None:
+    """Raise InputError for a batch size that the wrapper of this id cannot have in a scan."""
+    if batch_size < 1 or (batch_size > 1 and model not in _BATCHED):
+        raise InputError(
+            f"batch_size is {batch_size}; {model} answers one document at a time, under every cut at once. Expected 1, "
+            f"or one of {', '.join(_BATCHED)}"
+        )
+
+
+_BATCHED = ("plam_qwen2_5_vl", "plam_qwen3_vl")
+"""Wrappers whose stock loop takes several documents, and pads them on the left: Qwen2-VL's pads on the right."""
+
+
+def no_spec(folder: str | Path, pretrained: str, base_model: str | None, *, merged: bool = False) -> str | None:
+    """Why a scan will write no spec, and what to do, in a sentence; None where it may write one.
+
+    Args:
+        pretrained: the MLLM's checkpoint. base_model: the base LLM that was given. merged: a merged model is scanned.
+    """
+    if merged:
+        return "No plateau spec will be written: a merged model is scanned. For one, scan it with plateau=none."
+    if base_model is not None or _known_base(Path(folder), pretrained) is not None:
+        return None
+    return (
+        f"No plateau spec will be written: the base LLM of {pretrained} is not known. Give it with --base "
+        f"(base= in Python), or when the scan has ended: plam plateau {folder} --base BASE"
+    )
 
 
 def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -267,23 +313,7 @@ def conclude(
 def show(found: Scan, console: Terminal) -> None:
     """Print the curve of the mean over tasks, the stages, and what was written."""
     curve, stages = found.curve, found.stages
-    table = PlainTable(
-        title=f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}", title_justify="left"
-    )
-    for name in ("image seen in", "accuracy", "95 %", "against unmasked", "parsable", "KL", "stage"):
-        table.add_column(name, justify="left" if name in ("image seen in", "stage") else "right", no_wrap=True)
-    rows = curve.table()
-    for row in rows[rows["task"] == OVERALL].itertuples():
-        table.add_row(
-            "all layers" if row.cut == stages.num_layers else f"layers below {row.cut}" if row.cut else "no layer",
-            f"{row.accuracy:.3f}",
-            f"{row.low:.3f} to {row.high:.3f}",
-            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
-            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
-            f"{row.kl:.4f}",
-            stages.stage_from(int(row.cut)),
-        )
-    console.print(table)
+    console.show(_table(curve, stages), _table(curve, stages, narrow=True))
     console.say(stages.reason[:1].upper() + stages.reason[1:])
     kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
     console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
@@ -298,6 +328,30 @@ def show(found: Scan, console: Terminal) -> None:
             else "the base LLM is not known (--base)"
         )
         console.say(f"No spec was written: {why}")
+
+
+def _table(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
+    title = f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}"
+    form: dict[str, Any] = (
+        {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True} if narrow else {}
+    )
+    table = PlainTable(title=title, title_justify="left", **form)
+    first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
+    for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
+        table.add_column(name, justify="left" if name in (first, "stage") else "right", no_wrap=True)
+    names = ("all", "below", "none") if narrow else ("all layers", "layers below", "no layer")
+    rows = curve.table()
+    for row in rows[rows["task"] == OVERALL].itertuples():
+        table.add_row(
+            names[0] if row.cut == stages.num_layers else f"{names[1]} {row.cut}" if row.cut else names[2],
+            f"{row.accuracy:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
+            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
+            f"{row.kl:.4f}",
+            stages.stage_from(int(row.cut)),
+        )
+    return table
 
 
 def load(folder: Path) -> Scan:
@@ -355,7 +409,9 @@ def _whole_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _settings(model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwargs: str | None) -> dict[str, Any]:
+def _settings(
+    model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwargs: str | None, batch_size: int
+) -> dict[str, Any]:
     """What answers depend on, apart from the documents."""
     return {
         "wrapper": model.model_id,
@@ -367,6 +423,7 @@ def _settings(model: HFPlateauMixin, cuts: tuple[int, ...], layers: int, gen_kwa
         "num_layers": layers,
         "cuts": list(cuts),
         "gen_kwargs": gen_kwargs,
+        **({"batch_size": batch_size} if batch_size > 1 else {}),  # which rounds sums in another order
         "versions": versions(),
         **({"commit": model.checkpoint.recorded_commit} if model.checkpoint.recorded_commit else {}),
     }
@@ -436,8 +493,10 @@ def _open_store(folder: Path, settings: dict[str, Any], rank: int) -> variants.A
 class _Recorder:
     """Stands in for a wrapper's `generate_until` and `end_run` while it is evaluated."""
 
-    def __init__(self, model: HFPlateauMixin, cuts: tuple[int, ...], store: variants.AnswerFile) -> None:
-        self.model, self.cuts, self.store = model, cuts, store
+    def __init__(
+        self, model: HFPlateauMixin, cuts: tuple[int, ...], store: variants.AnswerFile, batch_size: int
+    ) -> None:
+        self.model, self.cuts, self.store, self.batch_size = model, cuts, store, batch_size
         self.known = {(record["task"], record["doc_id"]): record for record in store.read(self._is_whole)}
         self.rows: list[dict[str, Any]] = []
         self.unscored: dict[str, str] = {}  # task -> why its documents have no score
@@ -467,44 +526,68 @@ class _Recorder:
             model.max_error_share = share
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        answers = []
-        for request in tqdm(requests, "answering under every cut", unit="document", disable=self.model.rank != 0):
-            key = request.task_name, request.doc_id
-            prompt = variants.prompt_of(request)
-            record = self.known.get(key)
-            if record is None:
-                record = {"task": key[0], "doc_id": key[1], "prompt": prompt, **self._answer(request)}
-                self.store.add(record)
-                self.known[key] = record
-            elif record["prompt"] != prompt:
+        asked = {(request.task_name, request.doc_id): request for request in requests}
+        prompts = {key: variants.prompt_of(request) for key, request in asked.items()}
+        for task, doc_id in asked.keys() & self.known.keys():
+            if self.known[task, doc_id]["prompt"] != prompts[task, doc_id]:
                 raise ScanError(
-                    f"document {key[1]} of {key[0]} is another than the one this scan has answered (its prompt "
+                    f"document {doc_id} of {task} is another than the one this scan has answered (its prompt "
                     "changed); name another --output"
                 )
-            self._asked.add(key)
-            answers.append(record["answers"][record["by_cut"][-1]])
-        return answers
+        left = [key for key in asked if key not in self.known]
+        bar = tqdm(total=len(asked), desc="answering under every cut", unit="document", disable=self.model.rank != 0)
+        with bar:
+            bar.update(len(asked) - len(left))
+            for keys in self._batches(left, asked):
+                for key, answer in zip(keys, self._answer([asked[key] for key in keys]), strict=True):
+                    record = {"task": key[0], "doc_id": key[1], "prompt": prompts[key], **answer}
+                    self.store.add(record)
+                    self.known[key] = record
+                bar.update(len(keys))
+        self._asked |= asked.keys()
+        records = [self.known[request.task_name, request.doc_id] for request in requests]
+        return [record["answers"][record["by_cut"][-1]] for record in records]
 
-    def _answer(self, request: Any) -> dict[str, Any]:
-        """Distinct answers in the order of their first cut, which of them each cut gave, and each cut's KL."""
-        from plam_eval.model_wrappers.mixin import writable
+    def _batches(self, keys: list[variants.Key], asked: Mapping[variants.Key, Any]) -> Iterator[list[variants.Key]]:
+        """Documents to be answered together: neighbours that are to be generated for alike."""
+        batch: list[variants.Key] = []
+        for key in keys:
+            if batch and (len(batch) == self.batch_size or asked[batch[0]].args[2] != asked[key].args[2]):
+                yield batch
+                batch = []
+            batch.append(key)
+        if batch:
+            yield batch
+
+    def _answer(self, requests: list[Any]) -> list[dict[str, Any]]:
+        """By document: distinct answers in the order of their first cut, which of them each cut gave, each cut's KL."""
         from plam_eval.probing.scan import CutAnswers, generate_all_cuts
 
         model: Any = self.model
         found: list[CutAnswers] = []
+        single = len(requests) == 1
 
         def all_cuts(**inputs: Any) -> Any:
             found.append(generate_all_cuts(model.model, self.cuts, **inputs))
-            return list(found[-1].tokens[:, 0])
+            return list(found[-1].tokens[:, 0] if single else found[-1].tokens)
 
-        texts = [writable(variants.text_of(answer)) for answer in variants.answer_all(model, request, all_cuts)]
+        if single:
+            given, rows = [variants.answer_all(model, requests[0], all_cuts)], [0]
+        else:
+            given, rows = variants.answer_batch(model, requests, all_cuts)
         if model.journal.errors:  # with several processes the wrapper only counts a failure
-            raise ScanError(
-                f"document {request.doc_id} of {request.task_name} could not be answered: {model.journal.errors[0]}"
-            )
+            which = ", ".join(f"{request.doc_id} of {request.task_name}" for request in requests)
+            document = "document" if single else "documents"
+            raise ScanError(f"{document} {which} could not be answered: {model.journal.errors[0]}")
+        return [self._compact(answers, found[0].kl[:, row]) for answers, row in zip(given, rows, strict=True)]
+
+    def _compact(self, given: list[Any], kl: Any) -> dict[str, Any]:
+        from plam_eval.model_wrappers.mixin import writable
+
+        texts = [writable(variants.text_of(answer)) for answer in given]
         answers = list(dict.fromkeys(texts))
-        kl = [round(float(value), 7) for value in found[0].kl[:, 0]]
-        return {"answers": answers, "by_cut": [answers.index(text) for text in texts], "kl": kl}
+        rounded = [round(float(value), 7) for value in kl]
+        return {"answers": answers, "by_cut": [answers.index(text) for text in texts], "kl": rounded}
 
     def end_run(self, tasks: dict[str, Any]) -> None:
         known = {key: record["answers"] for key, record in self.known.items() if key in self._asked}

@@ -69,6 +69,73 @@ def answer_all(model: Any, request: Any, generate: Callable[..., Sequence[Any]])
     return [answers[row] for row in rows]
 
 
+def answer_batch(
+    model: Any, requests: Sequence[Any], generate: Callable[..., Sequence[Any]]
+) -> tuple[list[list[Any]], list[int]]:
+    """As `answer_all`, for several documents in one generation.
+
+    Args:
+        requests: with equal generation settings, no more than the wrapper's batch size.
+        generate: gives (documents, new tokens) for each variant.
+
+    Returns:
+        By request: the answer of each variant, and the request's row in the batch. No answers at all where `generate`
+        raised and the wrapper only counted it.
+
+    Raises:
+        EvaluationError: as `answer_all`.
+    """
+    from plam_eval.model_wrappers.mixin import stock_class, with_own_settings
+
+    stock = stock_class(type(model)).generate_until
+    asked = _AskedOnce(model, generate)
+    with quiet(model), _processed_once(model) as again, asked.installed(asked):
+
+        def replayed(rows: Any) -> list[Any]:
+            again()
+            with asked.installed(_Replay(_continued(asked.prompts[0], rows))):
+                return list(stock(model, [with_own_settings(request) for request in requests]))
+
+        last = model.generated(partial(stock, model), list(requests))
+        if not asked.found and model.journal.errors:
+            return [], []
+        if len(asked.found) != 1 or len(asked.prompts[0]) != len(requests):
+            raise EvaluationError(
+                f"{model.model_id} called generate {len(asked.found)} times for {len(requests)} documents; expected "
+                "once, for all of them: give --batch_size 1"
+            )
+        tokens = asked.found[0]
+        rows = _rows_of(model, len(requests), tokens[-1], replayed)
+        known = [{tuple(tokens[-1][row].tolist()): answer} for row, answer in zip(rows, last, strict=True)]
+        while True:
+            # For each document one answer more whose text is not known yet, and what is known where all are.
+            turn, missing = tokens[-1].clone(), False
+            for found, row in zip(known, rows, strict=True):
+                more = (variant[row] for variant in tokens if tuple(variant[row].tolist()) not in found)
+                if (ids := next(more, None)) is not None:
+                    turn[row], missing = ids, True
+            if not missing:
+                break
+            for found, row, answer in zip(known, rows, replayed(turn), strict=True):
+                found.setdefault(tuple(turn[row].tolist()), answer)
+    return [[found[tuple(v[row].tolist())] for v in tokens] for found, row in zip(known, rows, strict=True)], rows
+
+
+def _rows_of(model: Any, count: int, like: Any, replayed: Callable[[Any], list[Any]]) -> list[int]:
+    """Which row of the batch each request is: stock loops sort. Every row is given its number for an answer."""
+    import torch
+
+    tokenizer = model.processor.tokenizer
+    written = [tokenizer(str(row), add_special_tokens=False)["input_ids"] for row in range(count)]
+    longest, pad = max(map(len, written)), tokenizer.pad_token_id
+    pad = tokenizer.eos_token_id if pad is None else pad
+    rows = torch.tensor([ids + [pad] * (longest - len(ids)) for ids in written], dtype=like.dtype)
+    found = [text_of(answer).strip() for answer in replayed(rows)]
+    if sorted(found) != sorted(map(str, range(count))):
+        raise EvaluationError(f"{model.model_id} gave {found} for the numbers of a batch's rows; give --batch_size 1")
+    return [int(text) for text in found]
+
+
 class _AskedOnce:
     """Stands in for `model.generate`: answers for all variants, and gives the loop the last one's answer.
 
@@ -117,7 +184,7 @@ def text_of(answer: Any) -> str:
 def _continued(prompt: Any, tokens: Any) -> Any:
     import torch
 
-    return torch.cat([prompt, tokens.to(prompt.device)[None]], dim=1)
+    return torch.cat([prompt, tokens.to(prompt.device).reshape(len(prompt), -1)], dim=1)
 
 
 def _remembering(request: Any) -> Any:

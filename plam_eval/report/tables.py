@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from rich import box
 
-from plam_eval.evaluation.findings import describe, format_p
+from plam_eval.evaluation.findings import describe, describe_rule, format_p
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import groups
 from plam_eval.terminal import PlainTable, text
@@ -17,35 +18,52 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.sweep import Job
 
 
+def _narrow(first: str, least: int, others: Sequence[str]) -> PlainTable:
+    """A table without rules between columns, of rows with two lines; `first` may be folded, down to `least` columns."""
+    table = PlainTable(caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first, min_width=least, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
 def comparison(
     rows: Sequence[Paired],
     first: str = "plain",
     second: str = "merged",
     directions: Mapping[str, int] | None = None,
+    *,
+    narrow: bool = False,
 ) -> PlainTable:
-    """One line per task and the mean over tasks last, as `stats.compare` gives them; `directions`: as it takes them."""
+    """One line per task and the mean over tasks last, as `stats.compare` gives them.
+
+    Args:
+        directions: as `stats.compare` takes them.
+        narrow: for 80 columns, in two lines per task.
+    """
     falling = {task for task, direction in (directions or {}).items() if direction < 0}
-    table = PlainTable(caption_justify="left")
-    table.add_column("task", no_wrap=True)
-    for name in ("n", first, second, "difference", "95 %", "gained", "lost", "p", "parsable"):
-        table.add_column(name, justify="right", no_wrap=True)
+    if narrow:
+        pairs = (f"{first}\n{second}", "difference\n95 %", "gained\nlost", "p", "parsable")
+        table = _narrow("task", 24, pairs)
+    else:
+        table = PlainTable(caption_justify="left")
+        table.add_column("task", no_wrap=True)
+        for name in ("n", first, second, "difference", "95 %", "gained", "lost", "p", "parsable"):
+            table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         overall = row.task == OVERALL
         if overall:
             table.add_section()
-        table.add_row(
-            "mean over tasks" if overall else row.task + (" (lower is better)" if row.task in falling else ""),
-            str(row.documents),
-            f"{row.first:.3f}",
-            f"{row.second:.3f}",
-            f"{row.difference:+.3f}",
-            _interval(row.low, row.high),
-            str(row.gained),
-            str(row.lost),
-            format_p(row.p),
-            "" if pd.isna(row.parsable_first) else f"{row.parsable_first:.0%} {row.parsable_second:.0%}",
-            style="bold" if overall else None,
-        )
+        name = "mean over tasks" if overall else row.task + (" (lower is better)" if row.task in falling else "")
+        shares = [] if pd.isna(row.parsable_first) else [f"{row.parsable_first:.0%}", f"{row.parsable_second:.0%}"]
+        scores, difference = [f"{row.first:.3f}", f"{row.second:.3f}"], f"{row.difference:+.3f}"
+        between, counts = _interval(row.low, row.high), [str(row.gained), str(row.lost)]
+        if narrow:
+            cells = ["\n".join(scores), f"{difference}\n{between}", "\n".join(counts), format_p(row.p)]
+            cells = [f"{name}\n  n = {row.documents}", *cells, "\n".join(shares)]
+        else:
+            cells = [name, str(row.documents), *scores, difference, between, *counts, format_p(row.p), " ".join(shares)]
+        table.add_row(*cells, style="bold" if overall else None)
     lines = [
         f"gained, lost: documents that {second} scores better on, or {first} does",
         "parsable: answers in the form asked for, of both; p: exact McNemar test, or sign flips of groups of documents",
@@ -56,32 +74,46 @@ def comparison(
     return table
 
 
-def sweep(found: Findings) -> PlainTable:
-    """One line per cell: against plain, and merges against their scale control."""
-    table = PlainTable(caption_justify="left")
-    table.add_column("setting", no_wrap=True)
-    for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", "minus self_scale"):
-        table.add_column(name, justify="right", no_wrap=True)
+def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
+    """One line per cell: against plain, and merges against their scale control; `narrow`: two, for 80 columns."""
+    if narrow:
+        pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", "minus\nself_scale")
+        table = _narrow("setting", 18, pairs)
+    else:
+        table = PlainTable(caption_justify="left")
+        table.add_column("setting", no_wrap=True)
+        for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", "minus self_scale"):
+            table.add_column(name, justify="right", no_wrap=True)
     beside = found.controls[found.controls["rule"] == "self_scale"].drop_duplicates("merged").set_index("merged")
     chosen = found.selection.cell if found.selection else None
     for _, row in found.cells.iterrows():
-        name = describe(row) + (" *" if row["cell"] == chosen else "")
+        name = describe(row)
+        if narrow and row["kind"] != "plain":
+            weights = f"{row['model_weight']:g}+{row['base_weight']:g}"
+            name = f"layers {row['layers']}, {row['modules']}\n{' '.join([weights, *describe_rule(row)])}"
+        name += " *" if row["cell"] == chosen else ""
         if row["status"] != "finished" or pd.isna(row["second"]):
             what = text(row["status"], "red" if row["status"] == "failed" else "")
             table.add_row(name, what)
             continue
-        own = [f"{row['second']:.3f}"]
-        if row["kind"] == "plain":
-            own += [""] * 6
-        else:
-            own += [f"{row['difference']:+.3f}", _interval(row["low"], row["high"]), str(row["gained"])]
-            own += [str(row["lost"]), format_p(row["p"]), format_p(row["p_holm"])]
-        own.append("" if pd.isna(row["parsable_second"]) else f"{row['parsable_second']:.0%}")
+        own = dict.fromkeys(("difference", "between", "gained", "lost", "p", "p_holm", "minus", "minus_p"), "")
+        own["score"] = f"{row['second']:.3f}"
+        own["parsable"] = "" if pd.isna(row["parsable_second"]) else f"{row['parsable_second']:.0%}"
+        if row["kind"] != "plain":
+            own |= {"difference": f"{row['difference']:+.3f}", "between": _interval(row["low"], row["high"])}
+            own |= {"gained": str(row["gained"]), "lost": str(row["lost"])}
+            own |= {"p": format_p(row["p"]), "p_holm": format_p(row["p_holm"])}
         if row["cell"] in beside.index:
             against = beside.loc[row["cell"]]
-            own.append(f"{against['difference']:+.3f} (p {format_p(against['p'])})")
+            own |= {"minus": f"{against['difference']:+.3f}", "minus_p": f"(p {format_p(against['p'])})"}
         style = "bold" if row["cell"] == chosen else "dim" if row["kind"] == "control" else None
-        table.add_row(name, *own, style=style)
+        if narrow:
+            pairs = ("score parsable", "difference between", "gained lost", "p p_holm", "minus minus_p")
+            cells = ["\n".join(own[part] for part in pair.split()) for pair in pairs]
+        else:
+            single = ("score", "difference", "between", "gained", "lost", "p", "p_holm", "parsable")
+            cells = [*(own[part] for part in single), f"{own['minus']} {own['minus_p']}".strip()]
+        table.add_row(name, *cells, style=style)
     if found.selection is not None:
         where = found.selection
         on = (
@@ -99,7 +131,7 @@ def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
     """What a sweep would do: its cells, what each reads, what is finished, and an estimate."""
     left = {cell.name for cell in job.left()}
     table = PlainTable(caption_justify="left")
-    table.add_column("cell", no_wrap=True)
+    table.add_column("cell", overflow="fold")
     table.add_column("kind")
     for name in ("to read", "state"):
         table.add_column(name, justify="right")

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli
+from plam_eval.errors import InputError
 from plam_eval.evaluation import records, variants
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
@@ -96,6 +97,34 @@ def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
         expected = masked(model, cut, "mmstar", limit=2, gen_kwargs="max_new_tokens=4")
         assert list(samples[samples["cut"] == cut]["answer"]) == list(expected["answer"]), cut
     assert samples.groupby("doc_id")["answer"].nunique().max() > 1
+
+
+BATCHED = [("qwen2_5_vl", "chat"), ("qwen2_5_vl", "simple"), ("qwen3_vl", "chat")]
+
+
+@pytest.mark.parametrize(("family", "mode"), BATCHED)
+def test_documents_in_batches_are_answered_as_one_by_one(family, mode, pico, in_suite, tmp_path):
+    from lmms_eval.models import get_model
+
+    wrapper = get_model(WRAPPER[family][0], force_simple=mode == "simple")
+    model = wrapper.create_from_arg_string(arguments(pico(family)), {"batch_size": 3})
+    given = {"cuts": "0,2", "limit": 5, "gen_kwargs": "max_new_tokens=4"}
+    scan(model, "mmstar", tmp_path / "three", batch_size=3, **given)  # and a last batch of two
+    model.batch_size_per_gpu = 1
+    scan(model, "mmstar", tmp_path / "one", **given)
+    three, one = (pd.read_parquet(tmp_path / name / "samples.parquet") for name in ("three", "one"))
+    assert three.groupby("cut")["answer"].nunique().max() > 1  # a document is not taken for another
+    columns = ["task", "doc_id", "cut", "answer", "score"]
+    pd.testing.assert_frame_equal(three[columns], one[columns])
+    assert (three["kl"] - one["kl"]).abs().max() < 1e-4
+    with pytest.raises(ScanError, match=r"batch_size \(was 3, is None\)"):
+        scan(model, "mmstar", tmp_path / "three", **given)
+
+
+def test_a_batch_where_there_is_none_is_refused(lm, in_suite, tmp_path):
+    with pytest.raises(InputError, match="batch_size is 2; plam_llava answers one document at a time"):
+        scan(lm, "mmstar", tmp_path / "scan", batch_size=2)
+    assert not (tmp_path / "scan").exists()
 
 
 def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):

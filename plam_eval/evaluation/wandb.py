@@ -1,0 +1,148 @@
+"""`--wandb_args`: what a scan, comparison or sweep found, as a Weights & Biases run.
+
+Spelled as lmms-eval spells it: `key=value,...` for `wandb.init`. lmms-eval logs an evaluation; here it is the result of
+the whole command, whose evaluations are many.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from plam_eval.arguments import write_words
+from plam_eval.errors import InputError
+from plam_eval.evaluation import harness
+from plam_eval.spec import hint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from plam_eval.evaluation.comparison import Comparison
+    from plam_eval.evaluation.findings import Findings
+    from plam_eval.evaluation.scan import Scan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Arguments of `wandb.init`; none where nothing is to be logged."""
+
+    arguments: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, wandb_args: str | Mapping[str, Any] | None) -> Settings:
+        """Check what was given, before a model is loaded for it.
+
+        Raises InputError: no `key=value`, an argument that `wandb.init` does not take, or no wandb here.
+        """
+        if not wandb_args:
+            return cls()
+        arguments = harness.parse_model_args(write_words(wandb_args, "wandb_args"), "wandb_args")
+        known = inspect.signature(_wandb().init).parameters
+        if unknown := [name for name in arguments if name not in known]:
+            lines = "; ".join(f"{name}, {hint(name, known)}" for name in unknown)
+            raise InputError(f"wandb_args: wandb.init takes no argument {lines}")
+        return cls(arguments)
+
+    @contextmanager
+    def run(self, command: str, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
+        """A run for as long as the block lasts, on the first process; one that the caller has begun is used and left.
+
+        Raises InputError where Weights & Biases refuses to begin one.
+        """
+        if self.arguments is None or os.environ.get("RANK", "0") != "0":
+            yield Log()
+            return
+        wandb = _wandb()
+        own = wandb.run is None
+        try:
+            run = wandb.init(**{"name": f"{command} {name}", **self.arguments}) if own else wandb.run
+        except wandb.errors.Error as error:
+            raise InputError(f"wandb_args: wandb could not begin a run: {error}") from error
+        try:
+            run.config.update({"command": command, **config}, allow_val_change=True)
+            yield Log(run, wandb)
+        except BaseException:
+            if own:
+                run.finish(exit_code=1)
+            raise
+        if own:
+            run.finish()
+
+
+def _wandb() -> Any:
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise InputError(f"wandb_args: wandb cannot be imported ({error}); pip install wandb") from error
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where results go; nowhere without a run. What cannot be logged is a warning: the results are on disk."""
+
+    run: Any = None
+    wandb: Any = field(default=None, repr=False)
+
+    def scan(self, found: Scan) -> None:
+        """Per cut, as a series over `cut`: accuracy, KL and share of parsable answers; the curve; the plateau."""
+        from plam_eval.evaluation.stats import OVERALL
+
+        if self.run is None:
+            return
+        with self._warned():
+            curve = found.curve.table()
+            for name in ("accuracy", "kl", "parsable"):
+                self.run.define_metric(f"scan/{name}", step_metric="scan/cut")
+            for row in curve[curve["task"] == OVERALL].itertuples():
+                values = {"cut": row.cut, "accuracy": row.accuracy, "kl": row.kl, "parsable": row.parsable}
+                self.run.log({f"scan/{name}": value for name, value in values.items() if _there(value)})
+            self._table("scan/curve", curve)
+            self.run.log({"scan/plot": self.wandb.Image(str(found.folder / "curve.png"))})
+            self.run.summary.update({"plateau": found.stages.plateau, "reason": found.stages.reason})
+
+    def comparison(self, found: Comparison) -> None:
+        """Per task both scores, difference, interval and p; the table."""
+        if self.run is None:
+            return
+        with self._warned():
+            for row in found.rows:
+                values = {"first": row.first, "second": row.second, "difference": row.difference, "p": row.p}
+                values |= {"low": row.low, "high": row.high}
+                self.run.summary.update({f"{row.task}/{name}": v for name, v in values.items() if _there(v)})
+            self._table("comparison", found.table)
+
+    def sweep(self, found: Findings) -> None:
+        """The tables of cells, tasks and controls; the chosen merge and the verdict."""
+        if self.run is None:
+            return
+        with self._warned():
+            for name in ("cells", "tasks", "controls"):
+                self._table(name, getattr(found, name))
+            chosen = found.selection.cell if found.selection else None
+            self.run.summary.update({"verdict": found.verdict(), "chosen": chosen, "failed": len(found.failures())})
+
+    def _table(self, name: str, table: pd.DataFrame) -> None:
+        if len(table):
+            plain = table.astype(object).where(table.notna(), None)
+            self.run.log({name: self.wandb.Table(columns=list(map(str, table.columns)), data=plain.values.tolist())})
+
+    @contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of wandb, its network or a version of it: it must not cost what was found
+            first = re.split(r"[\r\n]", str(error), maxsplit=1)[0]
+            logger.warning(f"wandb: the results were not logged ({type(error).__name__}: {first})")
+
+
+def _there(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,294 @@
+"""plam-eval from Python: what is imported when, and that functions and commands give the same."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import plam_eval
+from plam_eval import api, cli
+from plam_eval.arguments import write_words
+from plam_eval.errors import ArgumentError, InputError, PlamError
+from plam_eval.merging.checkpoint import CheckpointError, MergeError
+from plam_eval.merging.merge import merge_in_place
+from plam_eval.spec import SpecError, load_spec
+from tests.report.fabricate import changed, documents, write_run, write_sweep
+
+HEAVY = ("torch", "transformers", "lmms_eval", "pandas", "vllm", "matplotlib")
+
+
+def test_names_are_there_before_anything_heavy_is() -> None:
+    code = (
+        "import sys, plam_eval\n"
+        "found = [getattr(plam_eval, name) for name in plam_eval.__all__]\n"
+        "assert all(map(callable, found)) and set(plam_eval.__all__) <= set(dir(plam_eval))\n"
+        "assert plam_eval.load_spec('demo').layer_range == (4, 8)\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])\n"
+        "from plam_eval import report, scan\n"
+        "import plam_eval.report.tables as tables\n"
+        "from plam_eval import report as again\n"
+        "assert callable(report) and report is again is plam_eval.report and plam_eval.report.tables is tables\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'swep'"):
+        _ = plam_eval.swep  # type: ignore[attr-defined]
+
+
+def test_names_are_those_of_the_command_line() -> None:
+    """Every option of a command is an argument of its function; only the words around a result are the command's."""
+    import typer
+
+    group: Any = typer.main.get_command(cli.app)
+    own = {"as_json", "quiet", "help", "dry_run", "kl_threshold"}
+    for name in ("scan", "plateau", "compare", "sweep", "report"):
+        options = {parameter.name for parameter in group.commands[name].params}
+        arguments = set(inspect.signature(getattr(api, name)).parameters)
+        assert {"ray" if option == "use_ray" else option for option in options} - own <= arguments, name
+        assert arguments <= {"ray" if option == "use_ray" else option for option in options}, name
+        documented = inspect.getdoc(getattr(api, name)) or ""
+        missing = [argument for argument in arguments if argument not in documented.partition("Returns:")[0]]
+        assert not missing, f"{name}: {missing} are not in its docstring"
+
+
+# Merging
+
+
+@pytest.fixture
+def loaded(pico: Callable[[str], Any]) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(pico("llava").mllm, dtype=torch.float32)
+
+
+def bits(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_merge_is_the_merge_of_the_wrappers_and_goes_back(pico: Callable[[str], Any], loaded: Any) -> None:
+    pair, plain = pico("llava"), bits(loaded)
+    report = plam_eval.merge(loaded, None, base=pair.base, layers=(2, 4), modules="qk", model_weight=0.8)
+    assert report.tensors == 4 and set(report.relative_change) == {2, 3} and report.model == str(pair.mllm)
+    merged = bits(loaded)
+    assert not same(plain, merged)
+    plam_eval.merge(loaded, "none")
+    assert same(plain, bits(loaded))
+    spec = load_spec(None, {"base": str(pair.base), "layers": "2:4", "modules": "qk", "model_weight": 0.8})
+    merge_in_place(loaded, spec, checkpoint=pair.mllm)
+    assert same(merged, bits(loaded))
+
+
+def test_a_model_that_no_checkpoint_holds(pico: Callable[[str], Any], loaded: Any) -> None:
+    pair = pico("llava")
+    weight = loaded.model.language_model.layers[2].self_attn.q_proj.weight
+    with torch.no_grad():
+        weight += 1
+    before = weight.detach().clone()
+    overrides: dict[str, Any] = {"base": pair.base, "layers": "2:3", "modules": "q_proj"}
+    with pytest.raises(MergeError, match="expected a plain load of the checkpoint"):
+        plam_eval.merge(loaded, None, **overrides)
+    assert torch.equal(weight, before)
+    plam_eval.merge(loaded, None, **overrides, base_weight=0, model_weight=2, from_parameters=True)
+    assert torch.equal(weight, 2 * before)
+    with pytest.raises(MergeError, match="already merged, from its parameters"):
+        plam_eval.merge(loaded, "none")  # the checkpoint that it names would put other weights there
+    assert torch.equal(weight, 2 * before)
+
+
+def test_merge_says_what_is_wrong(pico: Callable[[str], Any], loaded: Any) -> None:
+    with pytest.raises(SpecError, match="did you mean 'demo'"):
+        plam_eval.merge(loaded, "dmo")
+    with pytest.raises(MergeError, match="base=/nowhere/at/all: no such folder"):
+        plam_eval.merge(loaded, None, base="/nowhere/at/all", layers="2:4")
+    with pytest.raises(CheckpointError, match="pretrained=/nowhere"):
+        plam_eval.merge(loaded, "demo", pretrained="/nowhere")
+    with pytest.raises(ArgumentError, match="model is a str; expected what from_pretrained gives"):
+        plam_eval.merge("llava", "none")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="give one of them"):
+        plam_eval.merge(loaded, "none", pretrained="a/b", from_parameters=True)
+
+
+def test_arguments_may_be_a_mapping() -> None:
+    given = {
+        "pretrained": Path("a/b"),
+        "dtype": torch.float32,
+        "revision": None,
+        "device": "cpu",
+        "x": {"a": 1, "b": 2},
+    }
+    assert write_words(given, "model_args") == 'pretrained=a/b,dtype=float32,device=cpu,x={"a": 1, "b": 2}'
+    with pytest.raises(InputError, match="model_args: layers: found '1,2'; a value cannot hold a comma"):
+        write_words({"layers": "1,2"}, "model_args")
+
+
+# What is finished
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    plain = documents(["pope", "mmstar"], 40, right=20)
+    better = changed(plain, {("pope", n): ("yes", 1.0) for n in range(20, 30)})
+    write_run(folder / "plain", plain)
+    write_run(folder / "merged", better)
+    return [folder / "plain", folder / "merged"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swept")
+    plain = documents(["pope", "mmstar"], 40, right=20)
+    better = changed(plain, {("pope", n): ("yes", 1.0) for n in range(20, 30)})
+    names = ["layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale", "layers-0-8_qkvo_0.9+0.3"]
+    write_sweep(folder, {"plain": plain, names[0]: better, names[1]: plain, names[2]: "RuntimeError: out of memory"})
+    return folder
+
+
+def test_compare_gives_a_table(two: list[Path]) -> None:
+    found = plam_eval.compare(two)
+    assert found is not None
+    assert list(found.table["task"]) == ["pope", "mmstar", "overall"]
+    row = found.table.set_index("task").loc["pope"]
+    assert (row["first"], row["second"], row["gained"], row["lost"]) == (0.5, 0.75, 10, 0)
+    assert found.runs[0].samples["answer"].nunique() > 1 and "+0.125" in repr(found)
+    assert list(plam_eval.compare(two, tasks="mmstar").table["task"]) == ["mmstar", "overall"]  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="two run folders"):
+        plam_eval.compare([two[0]])
+    run = plam_eval.read_run(str(two[0]))
+    assert len(run.samples) == 80 and run.accuracy().to_dict() == {"pope": 0.5, "mmstar": 0.5}
+
+
+def test_a_sweep_is_read_again(swept: Path) -> None:
+    found = plam_eval.read_sweep(swept)
+    assert "layers 6:8" in found.verdict() and str(swept) in repr(found)
+    (failure,) = found.failures()
+    assert failure.startswith("failed: layers-0-8_qkvo_0.9+0.3: RuntimeError: out of memory") and "log.txt" in failure
+
+
+def test_a_report_from_python(two: list[Path], tmp_path: Path) -> None:
+    page = plam_eval.report(two[0], tmp_path / "page")
+    assert page == tmp_path / "page" / "index.html" and page.is_file()
+
+
+def test_errors_are_ours_and_nothing_exits(tmp_path: Path) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: plam_eval.scan("plam_vllm", "pretrained=a/b", "pope"),
+        lambda: plam_eval.scan("plam_llava", "pretrained=a/b,foo", "pope"),
+        lambda: plam_eval.plateau(tmp_path),
+        lambda: plam_eval.read_scan(tmp_path),
+        lambda: plam_eval.read_sweep(tmp_path),
+        lambda: plam_eval.read_run(tmp_path),
+        lambda: plam_eval.compare(model="plam_llava"),
+        lambda: plam_eval.sweep(model="plam_lava", tasks="pope", output=tmp_path / "s"),
+        lambda: plam_eval.plan_sweep({"model": "plam_llava", "tasks": ["pope"], "layer": "2:4"}, output=tmp_path / "s"),
+        lambda: plam_eval.report(tmp_path / "nowhere", tmp_path / "page"),
+    ]
+    for number, call in enumerate(calls):
+        try:
+            call()
+        except PlamError:
+            continue
+        pytest.fail(f"call {number} raised nothing")
+
+
+def test_a_plan_from_python(pico: Callable[[str], Any], tmp_path: Path, in_suite: Path) -> None:
+    pair = pico("llava")
+    arguments = {"pretrained": pair.mllm, "base": pair.base, "layers": "2:4"}
+    planned = plam_eval.plan_sweep(
+        model="plam_llava", model_args=arguments, tasks=["pope"], weights=[(0.9, 0.3)], limit=4, output=tmp_path / "s"
+    )
+    assert planned.documents == {"pope": 4} and not (tmp_path / "s").exists()
+    assert planned.cells["kind"].value_counts().to_dict() == {"control": 3, "plain": 1, "merged": 1}
+    assert (planned.cells["bytes_to_read"] > 0).sum() == 4 and not planned.cells["finished"].any()
+
+
+# Words around a result
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def plam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plam", *map(str, words)])
+        capsys.readouterr()
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        else:
+            code = 0
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_results_as_json(plam: Call, two: list[Path], swept: Path, tmp_path: Path) -> None:
+    code, out, _ = plam("compare", *two, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["rows"][0]["gained"] == 10 and found["rows"][-1]["task"] == "overall"
+    code, out, err = plam("report", swept, two[0], "--output", tmp_path / "page", "--json")
+    assert code == 0 and json.loads(out)["page"] == str(tmp_path / "page" / "index.html") and "Report:" in err
+    assert any(name.endswith(".parquet") for name in json.loads(out)["tables"])
+    code, out, err = plam("compare", two[0], "--json")
+    assert code == 1 and out == "" and err.startswith("error: ")
+
+
+def test_quiet_is_quiet_and_errors_are_said(plam: Call, two: list[Path], tmp_path: Path) -> None:
+    assert plam("compare", *two, "--quiet") == (0, "", "")
+    code, out, err = plam("compare", *two, "-q", "--json")
+    assert code == 0 and json.loads(out)["names"] == list(map(str, two)) and err == ""
+    code, out, err = plam("report", tmp_path / "nowhere", "-q", "--output", tmp_path / "page")
+    assert code == 1 and out == "" and "no such folder" in err
+
+
+def test_json_is_alone_on_standard_output(two: list[Path]) -> None:
+    """Also where another process of the command's, or a library in C, writes to it."""
+    code = (
+        "import os, subprocess, sys\n"
+        "from plam_eval.speaking import speaking\n"
+        "with speaking(True, False) as console:\n"
+        "    console.say('words'); print('more words')\n"
+        "    subprocess.run([sys.executable, '-c', 'print(\"of a child\")'])\n"
+        "    os.write(1, b'of a library\\n')\n"
+        "    console.data = {'number': float('nan'), 'text': '\\x1b[31m\\udc80'}\n"
+        "print('behind')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    result, _, rest = done.stdout.partition("}\n")
+    assert json.loads(result + "}") == {"number": None, "text": "\x1b[31m\udc80"} and rest == "behind\n"
+    assert [word in done.stderr for word in ("words", "more words", "of a child", "of a library")] == [True] * 4
+
+
+def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    monkeypatch.setenv("COLUMNS", "80")
+    assert plam("--version") == (0, f"plam-eval {metadata.version('plam-eval')}\n", "")
+    code, out, _ = plam("-h")
+    assert code == 0 and "--install-completion" in out
+    for command in ("demo", "doctor", "scan", "plateau", "compare", "sweep", "report"):
+        code, out, _ = plam(command, "-h")
+        assert code == 0 and f"Example:\n    plam {command} " in out, out
+    assert "[default: 0.02]" in plam("plateau", "-h")[1] and "[default: sweep]" in plam("sweep", "-h")[1]
+
+
+def test_completion_knows_wrappers_and_specs() -> None:
+    assert cli._wrappers("plam_q") == ["plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl"]
+    assert "qwen3-vl-8b" in cli._specs("qwen3") and "demo" not in cli._specs("qwen3")
