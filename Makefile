@@ -3,7 +3,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 
-.PHONY: help demo test lint docs resolve lock-gpu clean
+.PHONY: help env demo test lint docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
@@ -14,26 +14,25 @@ help:
 	@echo "make lock-gpu  write tools/lock-gpu.txt anew (needs an index)"
 	@echo "make clean  remove what demo and test wrote (keeps .venv)"
 
+env:
+	@python3 tools/setup_env.py test
+
 demo:
 	@python3 tools/setup_env.py demo
 	$(BIN)/plam demo --output out/demo
 
-test:
-	@python3 tools/setup_env.py test
+test: env
 	$(BIN)/python -m pytest
 
-lint:
-	@python3 tools/setup_env.py test
+lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs:
-	@python3 tools/setup_env.py test
+docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(BIN)/uv:
-	@python3 tools/setup_env.py test
+$(BIN)/uv: | env
 	$(BIN)/python -m pip install --quiet uv
 
 resolve: $(BIN)/uv

