@@ -122,6 +122,9 @@ def scan(
     arguments = harness.parse_model_args(model_args)
     scans.check_folder(output)
     harness.check_model(model, arguments, force_simple=force_simple)
+    if arguments.get("pretrained"):
+        trusted = bool(arguments.get("trust_remote_code"))
+        scans.check_layout(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
     if cuts and arguments.get("pretrained"):
         scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
     scans.check(
