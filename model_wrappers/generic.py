@@ -24,6 +24,7 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
     """
 
     model_id = "plam_hf"
+    processor: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with _whole_models():
