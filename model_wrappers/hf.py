@@ -155,8 +155,7 @@ class HFPlateauMixin(PlateauMixin):
             raise InputError("pretrained is empty; expected a folder or a hub id")
         name = str(pretrained or parameters["pretrained"].default)
         checkpoint = Checkpoint.open(name, revision=kwargs.get("revision"), role="pretrained")
-        if not trust_remote_code:
-            _check_kind(cls.model_id, checkpoint)
+        cls._check_checkpoint(checkpoint, trust_remote_code)
         spec = load_spec(plateau, overrides)
         if spec is not None:  # headers are enough to find most faults, before minutes of loading
             base = Checkpoint.open(spec.base_model, role="base")
@@ -164,6 +163,12 @@ class HFPlateauMixin(PlateauMixin):
             base.announce(tensor.base_name for tensor in plan.tensors)
         checkpoint.announce()
         return checkpoint, spec
+
+    @classmethod
+    def _check_checkpoint(cls, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
+        """Raise InputError for a checkpoint that the stock class cannot load, as its config shows."""
+        if not trust_remote_code:
+            _check_kind(cls.model_id, checkpoint)
 
     @property
     def model(self) -> Any:
@@ -220,8 +225,7 @@ def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
             f"{found} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
             f"{takes}. A base LLM is named with base="
         )
-    if model_id == "plam_llava":  # its stock class knows these kinds and no others
-        raise InputError(f"{found}; {model_id} loads {takes}")
+    raise InputError(f"{found}; {model_id} loads {takes}. For others there is --model plam_hf")
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:

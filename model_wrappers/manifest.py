@@ -39,6 +39,7 @@ WRAPPERS: dict[str, Wrapper] = {
         ),
         Wrapper("plam_vllm", "vllm", f"{_PACKAGE}.vllm.PlamVLLMChat", f"{_PACKAGE}.vllm.PlamVLLM"),
         Wrapper("plam_internvl", "internvl_hf", f"{_PACKAGE}.internvl.PlamInternVLChat", None),
+        Wrapper("plam_hf", "huggingface", f"{_PACKAGE}.generic.PlamHFChat", None),
     )
 }
 

@@ -24,10 +24,10 @@ HIDDEN = 64
 HEAD = 32
 
 _BYTES = 256
-_LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
-_QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_QWEN_VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-_LLAVA_NAMES = (
+LLAMA_TOKENS = ("<unk>", "<s>", "</s>")
+QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+QWEN_VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+LLAVA_NAMES = (
     (r"^model\.language_model\.", "language_model.model."),
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.vision_tower\.", "vision_tower.vision_model."),
@@ -41,13 +41,13 @@ _INTERNVL_NAMES = (
 )
 
 # The templates take a message's content as a string or as a list of parts, as the simple and the chat wrappers send it.
-_LLAMA_TEMPLATE = (
+LLAMA_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}{{ '<image>\\n' }}{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}"
     "{% endfor %}{% endif %}{{ ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-_QWEN_TEMPLATE = (
+QWEN_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}{{ 'IMAGE' }}{% elif c['type'] == 'text' %}{{ c['text'] }}{% endif %}"
@@ -66,7 +66,7 @@ class PicoPair:
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     tokens: tuple[str, ...]
     """Special tokens the base LLM knows."""
     vision_tokens: tuple[str, ...]
@@ -77,6 +77,8 @@ class _Family:
     build: Callable[[dict[str, Any], dict[str, int]], nn.Module]
     processor: Callable[[Any, str], Any]
     base_config: Callable[[dict[str, Any]], Any]
+    embedding_scale: float = 1.0
+    """Of token embeddings; Gemma's are multiplied by the root of the hidden size before they meet the image."""
 
 
 def _decoder(tokens: dict[str, int]) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _decoder(tokens: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _clip(model_type: str) -> dict[str, Any]:
+def clip(model_type: str) -> dict[str, Any]:
     return {
         "model_type": model_type,
         "hidden_size": HIDDEN,
@@ -110,7 +112,7 @@ def _clip(model_type: str) -> dict[str, Any]:
     }
 
 
-_PINPOINTS = [[28, 56], [56, 28], [56, 56]]
+PINPOINTS = [[28, 56], [56, 28], [56, 56]]
 
 
 def _llava(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
@@ -118,7 +120,7 @@ def _llava(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
 
     return LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=_clip("clip_vision_model"),
+            vision_config=clip("clip_vision_model"),
             text_config={**decoder, "model_type": "llama"},
             image_token_index=tokens["<image>"],
             image_seq_length=4,
@@ -145,10 +147,10 @@ def _llava_next(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
 
     return LlavaNextForConditionalGeneration(
         LlavaNextConfig(
-            vision_config=_clip("clip_vision_model"),
+            vision_config=clip("clip_vision_model"),
             text_config={**decoder, "model_type": "llama"},
             image_token_index=tokens["<image>"],
-            image_grid_pinpoints=_PINPOINTS,
+            image_grid_pinpoints=PINPOINTS,
             image_seq_length=4,
             tie_word_embeddings=False,
         )
@@ -160,7 +162,7 @@ def _llava_next_processor(tokenizer: Any, template: str) -> Any:
 
     return LlavaNextProcessor(
         LlavaNextImageProcessor(
-            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=_PINPOINTS
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=PINPOINTS
         ),
         tokenizer,
         patch_size=14,
@@ -175,11 +177,11 @@ def _llava_onevision(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Modu
 
     return LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
-            vision_config={**_clip("siglip_vision_model"), "vision_use_head": False},
+            vision_config={**clip("siglip_vision_model"), "vision_use_head": False},
             text_config={**decoder, "model_type": "qwen2"},
             image_token_index=tokens["<image>"],
             video_token_index=tokens["<video>"],
-            image_grid_pinpoints=_PINPOINTS,
+            image_grid_pinpoints=PINPOINTS,
             tie_word_embeddings=False,
         )
     )
@@ -190,7 +192,7 @@ def _llava_onevision_processor(tokenizer: Any, template: str) -> Any:
 
     size = {"height": 28, "width": 28}
     return LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=_PINPOINTS),
+        LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=PINPOINTS),
         tokenizer,
         LlavaOnevisionVideoProcessor(size=size),
         num_image_tokens=4,
@@ -199,7 +201,7 @@ def _llava_onevision_processor(tokenizer: Any, template: str) -> Any:
     )
 
 
-def _qwen_vision_ids(tokens: dict[str, int]) -> dict[str, Any]:
+def qwen_vision_ids(tokens: dict[str, int]) -> dict[str, Any]:
     return {
         "image_token_id": tokens["<|image_pad|>"],
         "video_token_id": tokens["<|video_pad|>"],
@@ -212,7 +214,7 @@ def _qwen_vision_ids(tokens: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _mrope(sections: list[int], **extra: Any) -> dict[str, Any]:
+def mrope(sections: list[int], **extra: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **extra}}
 
 
@@ -222,8 +224,8 @@ def _qwen2_vl(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
     return Qwen2VLForConditionalGeneration(
         Qwen2VLConfig(
             vision_config={"depth": 2, "embed_dim": HIDDEN, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2},
-            text_config={**decoder, **_mrope([4, 6, 6])},
-            **_qwen_vision_ids(tokens),
+            text_config={**decoder, **mrope([4, 6, 6])},
+            **qwen_vision_ids(tokens),
         )
     )
 
@@ -241,8 +243,8 @@ def _qwen2_5_vl(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
                 "intermediate_size": 96,
                 "fullatt_block_indexes": [1],
             },
-            text_config={**decoder, **_mrope([4, 6, 6])},
-            **_qwen_vision_ids(tokens),
+            text_config={**decoder, **mrope([4, 6, 6])},
+            **qwen_vision_ids(tokens),
         )
     )
 
@@ -279,13 +281,13 @@ def _qwen3_vl(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
                 "num_position_embeddings": 16,
                 "deepstack_visual_indexes": [0, 1],
             },
-            text_config={**decoder, **_mrope([6, 5, 5], mrope_interleaved=True)},
-            **_qwen_vision_ids(tokens),
+            text_config={**decoder, **mrope([6, 5, 5], mrope_interleaved=True)},
+            **qwen_vision_ids(tokens),
         )
     )
 
 
-def _qwen3_vl_processor(tokenizer: Any, template: str) -> Any:
+def qwen3_vl_processor(tokenizer: Any, template: str) -> Any:
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16}
@@ -331,7 +333,7 @@ def _internvl_processor(tokenizer: Any, template: str) -> Any:
     )
 
 
-def _llama_config(decoder: dict[str, Any]) -> Any:
+def llama_config(decoder: dict[str, Any]) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(**decoder, architectures=["LlamaForCausalLM"])
@@ -350,42 +352,42 @@ def _qwen3_config(decoder: dict[str, Any]) -> Any:
 
 
 def _template(image: str) -> str:
-    return _QWEN_TEMPLATE.replace("IMAGE", image)
+    return QWEN_TEMPLATE.replace("IMAGE", image)
 
 
-_QWEN_IMAGE = _template("<|vision_start|><|image_pad|><|vision_end|>")
+QWEN_IMAGE = _template("<|vision_start|><|image_pad|><|vision_end|>")
 _INTERNVL_VISION = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
-_FAMILIES: dict[str, _Family] = {
-    "llava": _Family(
-        _LLAMA_TOKENS, ("<image>", "<pad>"), _LLAMA_TEMPLATE, _LLAVA_NAMES, _llava, _llava_processor, _llama_config
+_FAMILIES: dict[str, Family] = {
+    "llava": Family(
+        LLAMA_TOKENS, ("<image>", "<pad>"), LLAMA_TEMPLATE, LLAVA_NAMES, _llava, _llava_processor, llama_config
     ),
-    "llava_next": _Family(
-        _LLAMA_TOKENS,
+    "llava_next": Family(
+        LLAMA_TOKENS,
         ("<image>", "<pad>"),
-        _LLAMA_TEMPLATE,
-        _LLAVA_NAMES,
+        LLAMA_TEMPLATE,
+        LLAVA_NAMES,
         _llava_next,
         _llava_next_processor,
-        _llama_config,
+        llama_config,
     ),
-    "llava_onevision": _Family(
-        _QWEN_TOKENS,
+    "llava_onevision": Family(
+        QWEN_TOKENS,
         ("<image>", "<video>"),
         _template("<image>\\n"),
-        _LLAVA_NAMES,
+        LLAVA_NAMES,
         _llava_onevision,
         _llava_onevision_processor,
         _qwen2_config,
     ),
-    "qwen2_vl": _Family(
-        _QWEN_TOKENS, _QWEN_VISION, _QWEN_IMAGE, _QWEN2_VL_NAMES, _qwen2_vl, _qwen2_vl_processor, _qwen2_config
+    "qwen2_vl": Family(
+        QWEN_TOKENS, QWEN_VISION, QWEN_IMAGE, _QWEN2_VL_NAMES, _qwen2_vl, _qwen2_vl_processor, _qwen2_config
     ),
-    "qwen2_5_vl": _Family(
-        _QWEN_TOKENS, _QWEN_VISION, _QWEN_IMAGE, _QWEN2_VL_NAMES, _qwen2_5_vl, _qwen2_5_vl_processor, _qwen2_config
+    "qwen2_5_vl": Family(
+        QWEN_TOKENS, QWEN_VISION, QWEN_IMAGE, _QWEN2_VL_NAMES, _qwen2_5_vl, _qwen2_5_vl_processor, _qwen2_config
     ),
-    "qwen3_vl": _Family(_QWEN_TOKENS, _QWEN_VISION, _QWEN_IMAGE, (), _qwen3_vl, _qwen3_vl_processor, _qwen3_config),
-    "internvl": _Family(
-        _QWEN_TOKENS,
+    "qwen3_vl": Family(QWEN_TOKENS, QWEN_VISION, QWEN_IMAGE, (), _qwen3_vl, qwen3_vl_processor, _qwen3_config),
+    "internvl": Family(
+        QWEN_TOKENS,
         _INTERNVL_VISION,
         _template("<IMG_CONTEXT>\\n"),
         _INTERNVL_NAMES,
@@ -396,6 +398,18 @@ _FAMILIES: dict[str, _Family] = {
 }
 
 FAMILIES = tuple(_FAMILIES)
+"""The families that have a wrapper of their own."""
+OTHER_FAMILIES = (
+    *("gemma3", "idefics3", "smolvlm", "paligemma", "mistral3", "pixtral", "glm4v", "qwen3_vl_moe"),
+    "llava_next_video",
+)
+"""Families for `plam_hf`."""
+
+
+def _recipe(family: str) -> Family:
+    from tests.pico_others import OTHERS
+
+    return {**_FAMILIES, **OTHERS}[family]
 
 
 def _ids(tokens: tuple[str, ...]) -> dict[str, int]:
@@ -455,12 +469,15 @@ def _hub_name(name: str, rules: tuple[tuple[str, str], ...]) -> str:
 
 def write_pico(family: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> PicoPair:
     """Writes one family's pair below `folder`; `dtype` is the dtype on disk (real LLaVA checkpoints are float16)."""
-    recipe = _FAMILIES[family]
+    recipe = _recipe(family)
     tokens = recipe.tokens + recipe.vision_tokens
     generator = torch.Generator().manual_seed(seed)
     model = recipe.build(_decoder(_ids(tokens)), _ids(tokens))
 
     tensors = {name: _draw(name, value.shape, generator) for name, value in model.state_dict().items()}
+    for name in tensors:
+        if name.endswith("embed_tokens.weight"):
+            tensors[name] *= recipe.embedding_scale
     mllm = folder / "mllm"
     mllm.mkdir(parents=True, exist_ok=True)
     save_file(
@@ -482,7 +499,7 @@ def write_pico(family: str, folder: Path, *, dtype: torch.dtype = torch.float32,
     vocabulary = _BYTES + len(recipe.tokens)
     decoder = {}
     for name, value in tensors.items():
-        short = re.sub(r"^model\.language_model\.", "model.", name)
+        short = re.sub(r"^model\.(language_model|text_model)\.", "model.", name)
         if short == name and name != "lm_head.weight":
             continue
         kept = value[:vocabulary] if short in ("model.embed_tokens.weight", "lm_head.weight") else value

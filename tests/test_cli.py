@@ -205,6 +205,15 @@ def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_s
     assert code == 1 and "cuts '0:100000000000'" in err and "expected layers from 0 to 4" in err
 
 
+def test_a_scan_that_the_model_has_no_answer_for_is_refused_before_it_is_loaded(
+    plam: Call, pico: Any, in_suite: Path, unloaded: None, tmp_path: Path
+) -> None:
+    words = scan_words(model="plam_hf", model_args=f"pretrained={pico('gemma3').mllm}")
+    code, _, err = plam(*words, "--output", str(tmp_path / "scan"))
+    assert code == 1 and "keeps its keys in DynamicSlidingWindowLayer" in err and "Traceback" not in err
+    assert not (tmp_path / "scan").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -251,6 +251,20 @@ def check_cuts(cuts: str | None, pretrained: str, revision: str | None = None) -
         _cuts_to_scan(cuts, max(layers) + 1)
 
 
+def check_layout(pretrained: str, revision: str | None = None, *, trust_remote_code: bool = False) -> None:
+    """Raise ProbeError for a checkpoint that no scan can answer for, from its config: loading it takes minutes."""
+    from transformers import AutoConfig
+
+    from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.probing.layout import check_layout, check_shared_keys, skeleton
+
+    found = Checkpoint.open(pretrained, revision=revision)
+    config = AutoConfig.from_pretrained(found.location, revision=found.commit, trust_remote_code=trust_remote_code)
+    model = skeleton(config, trust_remote_code=trust_remote_code)
+    check_layout(model)
+    check_shared_keys(model)
+
+
 def _cuts_to_scan(cuts: str | None, layers: int) -> tuple[int, ...]:
     """The cuts that text names. Raises ProbeError where they make no curve, which is known before documents are."""
     from plam_eval.probing.decoder import ProbeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,11 +154,34 @@ def locate(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
                 )
             elif "weight" not in parts:
                 near = get_close_matches(module + ".weight", suffixes, n=3, cutoff=0.0)
-                faults.append(f"{place}.weight: missing; nearest in this layer: {', '.join(near) or 'nothing'}")
+                faults.append(
+                    f"{place}.weight: missing; {_fused(module, suffixes)}nearest in this layer: "
+                    f"{', '.join(near) or 'nothing'}"
+                )
             for part in sorted(set(parts) & {"weight", "bias"}):
                 with faults.collect():
                     found[layer, f"{module}.{part}"] = _single(source, parts[part], place)
     return found
+
+
+_FUSED = re.compile(r"qkv|query_key_value|W_pack|c_attn|Wqkv|wqkv")
+_FUSED_MLP = re.compile(r"(^|\.)(gate_up_proj|experts)(\.|$)")
+
+
+def _fused(module: str, suffixes: Iterable[str]) -> str:
+    """Why a layer has no such module, where its other tensors tell: several modules in one, or experts."""
+    block = module.split(".")[0]
+    for suffix in sorted(suffixes):
+        if block == "self_attn" and _FUSED.search(suffix):
+            return f"this model keeps q, k and v in one tensor ({suffix}), which is not split for a merge; "
+        if block == "mlp" and (found := _FUSED_MLP.search(suffix)):
+            if found[2] == "experts":
+                return (
+                    f"this model has a mixture of experts here ({suffix}), whose experts are not merged; leave it at "
+                    "attention modules (modules: q_proj+k_proj+v_proj+o_proj); "
+                )
+            return f"this model keeps gate and up projection in one tensor ({suffix}), which is not split for a merge; "
+    return ""
 
 
 def _single(source: Source, names: list[str], place: str) -> str:

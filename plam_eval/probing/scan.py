@@ -44,11 +44,11 @@ from plam_eval.probing.decoder import (
     decoder,
     decoder_layers,
     has_visual_input,
-    text_config,
     vision_positions,
     vision_token_ids,
 )
 from plam_eval.probing.generation import check_call, check_settings, document_dim, of_rows, own_stop_strings
+from plam_eval.probing.layout import check_shared_keys
 from plam_eval.probing.masking import check_mask, closed_value, probing, square_mask
 
 _CUTS = re.compile(r"\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*)?)?")
@@ -122,14 +122,7 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     vision_token_ids(model)
     attention_backend(model)
     chosen = _check_cuts(cuts, layers)
-    kinds = sorted(
-        {type(layer).__name__ for layer in DynamicCache(config=text_config(model)).layers} - {"DynamicLayer"}
-    )
-    if kinds:
-        raise ProbeError(
-            f"{type(model).__name__} keeps its keys in {', '.join(kinds)}; expected layers that keep all keys and "
-            "values, because cuts share them. Use mask_vision and generate, one cut at a time"
-        )
+    check_shared_keys(model)
     check_call("generate_all_cuts", generate_kwargs)
     check_mask(model)
     with probing(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -361,26 +361,30 @@ def test_a_layer_without_its_cache_is_found(rewired):
         mask_vision(rewired(0, without_cache).model, 0).__enter__()
 
 
-def test_a_mixture_that_adds_up_in_another_order_is_no_leak(mllm, monkeypatch):
-    """Where outputs differ in the last bits the gradient decides."""
+def test_outputs_that_differ_in_the_last_bits_are_no_leak(mllm, monkeypatch):
+    """As from mixtures of experts, and kernels that add up in another order at every call: the gradient decides."""
     found = mllm("llava")
-    monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
-    noise = iter(range(1, 100))
-    norm = found.model.get_decoder().norm
-    handle = norm.register_forward_hook(lambda _, args, output: output * (1 + 1e-6 * next(noise)))
-    try:
-        with pytest.raises(ProbeError, match="with no token hidden its outputs are not the plain model's"):
-            check_mask(found.model)
-    finally:
-        handle.remove()
+    text, norm = found.model.get_decoder(), found.model.get_decoder().norm
+    calls = iter(range(1, 100))
 
-    def by_first_hidden(_, args, output):  # depends on what is hidden, as the order of experts does, but by no path
+    def by_call(_, args, output):
+        return output * (1 + 1e-6 * next(calls))
+
+    def by_what_is_hidden(_, args, output):  # but by no path
         return output * (1 + 1e-6 * float(args[0].detach()[0, 1 if args[0].shape[1] > 1 else 0, 0]))
 
-    handle = norm.register_forward_hook(by_first_hidden)
-    try:
-        check_mask(found.model)
-    finally:
+    def by_being_probed(_, args, output):
+        return output * (1.5 if text.layers[0]._forward_pre_hooks else 1)
+
+    for change, fault in (
+        (by_call, None),
+        (by_what_is_hidden, None),
+        (by_being_probed, "with no token hidden its outputs are not the plain model's"),
+    ):
+        monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
+        handle = norm.register_forward_hook(change)
+        with pytest.raises(ProbeError, match=fault) if fault else nullcontext():
+            check_mask(found.model)
         handle.remove()
 
 

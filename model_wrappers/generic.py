@@ -1,0 +1,104 @@
+"""Every multimodal LLM of transformers whose decoder and image tokens can be found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import transformers
+from lmms_eval.models.chat import huggingface as stock
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from plam_eval.errors import InputError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.probing.decoder import ProbeError
+from plam_eval.probing.layout import check_layout, skeleton
+
+
+class PlamHFChat(HFPlateauMixin, stock.Huggingface):
+    """lmms-eval's `huggingface` wrapper, for the models of transformers that can be probed and merged.
+
+    A model that cannot be is refused by name before a weight is read: its config is enough to make it without any.
+    """
+
+    model_id = "plam_hf"
+    processor: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with _whole_models():
+            super().__init__(*args, **kwargs)
+        # Answers are generated behind the prompt, so padding, which only batches have, belongs in front of it.
+        self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
+        self.processor = Processor(self.processor)
+
+    @classmethod
+    def _check_checkpoint(cls, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
+        kind = checkpoint.config.get("model_type")
+        found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
+        trusted = {"trust_remote_code": trust_remote_code, "revision": checkpoint.commit}
+        if "auto_map" in checkpoint.config and not trust_remote_code and not _known(kind):
+            raise InputError(
+                f"{found}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
+            )
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.location, **trusted)
+            check_layout(skeleton(config, trust_remote_code=trust_remote_code))
+        except (ProbeError, ValueError) as error:
+            raise InputError(
+                f"{found}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
+                f"{error}. Unmerged it may run as --model {stock_id()}"
+            ) from error
+        processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
+        if not getattr(processor, "chat_template", None):
+            raise InputError(
+                f"{found}, and its processor ({type(processor).__name__}) has no chat template, by which prompts are "
+                "made; add chat_template.jinja to a copy of the checkpoint"
+            )
+
+
+class Processor:
+    """An HF processor that is handed the media of a call alone.
+
+    The stock loop passes lists of images, videos and audios with every call, most of them empty, and names the last in
+    a way that transformers refuses.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_processor"], name)
+
+    def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
+        media = {"images": images, "videos": videos, "audio": audios}
+        return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
+
+
+def stock_id() -> str:
+    from plam_eval.model_wrappers.manifest import WRAPPERS
+
+    return WRAPPERS[PlamHFChat.model_id].wrapped_id
+
+
+def _known(kind: Any) -> bool:
+    """Whether transformers itself has a model of this type that takes images and writes text."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+@contextlib.contextmanager
+def _whole_models() -> Iterator[None]:
+    """The stock class loads models with the head that writes text meanwhile.
+
+    It looks model types up among config classes, finds none, and falls back on `AutoModel`, which leaves the head of
+    every model of transformers' own away.
+    """
+    before = stock.AutoModel
+    stock.AutoModel = AutoModelForImageTextToText
+    try:
+        yield
+    finally:
+        stock.AutoModel = before
