@@ -47,8 +47,11 @@ def run(name: str, folder: Path, environment: dict[str, str], suite: Path) -> li
 def test_every_recipe_is_run_somewhere() -> None:
     shared = re.findall(r"^export (\w+)=", recipes.recipe("names"), re.M)
     assert shared == ["MODEL", "SPEC", "TASKS", "GPUS", "NODES"]
-    here, beside = {"names", "accelerate", "plam.sbatch", "slurm"}, {"tensor parallel", "serve", "client", "ray"}
-    assert set(recipes.names()) == here | beside | {"data parallel"}
+    here, beside = (
+        {"names", "accelerate", "plam.sbatch", "slurm"},
+        {"tensor parallel", "serve", "data parallel", "client", "ray"},
+    )
+    assert set(recipes.names()) == here | beside
 
 
 def test_accelerate(shared: dict[str, str], suite: Path, tmp_path: Path) -> None:

@@ -564,6 +564,23 @@ def test_the_client_of_the_page(server, tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.strip()) > 1
 
 
+def test_copies_behind_one_server_merge_when_they_start_and_not_again(tmp_path):
+    """Up to vLLM's own config: its CPU build starts no two replicas."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    (tmp_path / "demo.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE}).to_dict()))
+    given = {"MODEL": str(PAIR / "mllm"), "SPEC": str(tmp_path / "demo.yaml"), "GPUS": "2"}
+    _, model, *words = recipes.words_of("data parallel", "vllm", **given)  # of docs/multi-gpu.md
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    read, others = parser.parse_known_args(["--model", model, *words])
+    assert others == ["--port", "8000"]
+    config = AsyncEngineArgs.from_cli_args(read).create_engine_config()
+    assert config.parallel_config.data_parallel_size == 2 and config.load_config.load_format == "plam"
+    assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == BASE
+    assert "2 data-parallel replicas" in vllm_loader._unfit(config)[0]
+
+
 def told_digest(options: dict[str, Any]) -> str:
     rest = {key: value for key, value in options.items() if key != "plateau"}
     spec = load_spec(options["plateau"], rest)
