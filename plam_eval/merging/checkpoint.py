@@ -683,8 +683,11 @@ class _Hub:
             raise self._refused(file, error) from error
 
     def size(self, file: str) -> int | None:
-        """Bytes of a file, as far as the hub says."""
-        size = getattr(self._files().get(file), "size", None)
+        """Bytes of a file, as far as the hub says; None also where it does not answer, which the download will tell."""
+        try:
+            size = getattr(self._files().get(file), "size", None)
+        except CheckpointError:
+            return None
         return size if isinstance(size, int) else None
 
     def missing(self, files: Iterable[str]) -> dict[str, int | None]:

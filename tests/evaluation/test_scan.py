@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -270,6 +271,15 @@ def test_a_plateau_becomes_a_spec_for_the_wrappers(folder, lm, in_suite):
     report = lm.merge(folder / "plateau.yaml")
     lm.merge("none")
     assert report.tensors == 6 * 4 and report.digest == found.spec.digest()
+
+
+def test_a_spec_names_the_commits_of_the_hub_that_it_came_from(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "scan")
+    settings = json.loads((copy / "scan.json").read_text())
+    (copy / "scan.json").write_text(json.dumps({**settings, "pretrained": "org/mllm@v2", "commit": "a" * 40}))
+    found = conclude(copy, base_model=f"org/base@{'b' * 40}")
+    assert found.spec.evidence["commits"] == {"model": "a" * 40, "base_model": "b" * 40}
+    assert (found.spec.model, load_spec(copy / "plateau.yaml")) == ("org/mllm@v2", found.spec)
 
 
 def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):

@@ -22,6 +22,7 @@ from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.harness import evaluate
 from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
 from plam_eval.merging.checkpoint import MergeError
+from tests.helpers import recipes
 from tests.model_wrappers.conftest import arguments
 
 PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
@@ -222,7 +223,12 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
 
 @pytest.mark.needs("ray")
 def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
-    output = plam(*words(tmp_path, "--ray", "--workers", "2"))
+    given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "1", "GPUS": "2"}
+    recipe = recipes.words_of("ray", "plam", **given)  # of docs/multi-gpu.md, for a whole cluster
+    assert "18 cells" in plam(*recipe[:-1], str(tmp_path / "planned"), "--dry-run").replace("\n", " ")
+    on_ray = recipe[recipe.index("--ray") : recipe.index("--output")]
+    assert on_ray == ["--ray", "--workers", "2"]
+    output = plam(*words(tmp_path, *on_ray))
     assert answers(tmp_path) == answers(finished)
     assert "layers 6:8" in output
     ours, theirs = (read_findings(folder) for folder in (tmp_path, finished))

@@ -84,7 +84,7 @@ class Hub:
 
             def tree(self) -> None:
                 _, _, _, owner, repo, *rest = urlsplit(self.path).path.split("/", 7)
-                what, revision, *below = rest if rest else [*rest, "", "main"]
+                what, revision, *below = rest or ["", "main"]
                 found = hub.at(f"{owner}/{repo}", unquote(revision))
                 if found is None:
                     known = (hub.root / owner / repo).is_dir()

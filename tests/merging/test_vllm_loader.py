@@ -40,6 +40,7 @@ from plam_eval.merging.vllm_loader import (
 )
 from plam_eval.spec import SpecError, load_spec
 from tests.engines import FAST, answers, engine, inputs, picture
+from tests.helpers import recipes
 from tests.merging.conftest import shard
 from tests.pico import FAMILIES, PicoPair
 
@@ -489,11 +490,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     specs.mkdir()
     (specs / "late.yaml").write_text(json.dumps({**load_spec("demo", {"base": BASE}).to_dict(), "layer_range": [6, 8]}))
     (specs / "bad.yaml").write_text(f"token: {TOKEN}\n")
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(PAIR / "mllm")]
-    command += ["--served-model-name", "pair", "--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
+    (folder / "demo.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE}).to_dict()))
+    given = {"MODEL": str(PAIR / "mllm"), "SPEC": str(folder / "demo.yaml"), "GPUS": "2"}
+    serve, model, *words = recipes.words_of("serve", "vllm", **given)  # of docs/multi-gpu.md
+    assert serve == "serve"  # the CPU build lacks the command
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *words]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--skip-mm-profiling"]
-    command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"]), "--load-format", "plam"]
-    command += ["--model-loader-extra-config", json.dumps(DEMO), "--tensor-parallel-size", "2"]
+    command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"])]
     given = environment(
         PLAM_SPECS=str(specs), VLLM_PLUGINS="plam_eval", VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_LOGGING_LEVEL="INFO"
     )
@@ -527,7 +531,7 @@ def call(url: str, body: Any = None) -> tuple[int, Any]:
 
 def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, fresh):
     text, _ = PAIR_PROMPTS[2]
-    asked = {"model": "pair", "prompt": text, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
+    asked = {"model": "merged", "prompt": text, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
     asked |= {"return_token_ids": True}
 
     def tokens() -> list[int]:
@@ -568,6 +572,32 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
     for name in ("bad.yaml", str(server.log), "../log"):
         status, told = call(f"{server.url}/plam/merge", {"plateau": name})
         assert status == 400 and TOKEN not in told["error"], told
+
+
+def test_the_client_of_the_page(server, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openai")
+    monkeypatch.chdir(tmp_path)
+    picture(4, (64, 64)).save("picture.png")
+    code = recipes.recipe("client").replace("http://localhost:8000", server.url)
+    exec(compile(code, "docs/multi-gpu.md", "exec"), {})
+    assert len(capsys.readouterr().out.strip()) > 1
+
+
+def test_copies_behind_one_server_merge_when_they_start_and_not_again(tmp_path):
+    """Up to vLLM's own config: its CPU build starts no two replicas."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    (tmp_path / "demo.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE}).to_dict()))
+    given = {"MODEL": str(PAIR / "mllm"), "SPEC": str(tmp_path / "demo.yaml"), "GPUS": "2"}
+    _, model, *words = recipes.words_of("data parallel", "vllm", **given)  # of docs/multi-gpu.md
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    read, others = parser.parse_known_args(["--model", model, *words])
+    assert others == ["--port", "8000"]
+    config = AsyncEngineArgs.from_cli_args(read).create_engine_config()
+    assert config.parallel_config.data_parallel_size == 2 and config.load_config.load_format == "plam"
+    assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == BASE
+    assert "2 data-parallel replicas" in vllm_loader._unfit(config)[0]
 
 
 def told_digest(options: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from plam_eval.evaluation.harness import EvaluationError, GenerationError, evalu
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.spec import load_spec
 from tests.engines import FAST
+from tests.helpers import recipes
 from tests.model_wrappers.test_remote_code import plant
 
 pytestmark = pytest.mark.needs("vllm")
@@ -206,8 +207,10 @@ def test_bad_arguments_are_refused_before_the_engine_starts(given, error, says):
 
 
 def test_by_name_and_from_arguments_as_the_command_line_does(in_suite, tmp_path):
-    arguments = f"pretrained={PAIR}/mllm,plateau=demo,base={PAIR}/base,dtype=float32,enforce_eager=True"
-    arguments += ",max_model_len=1024,skip_mm_profiling=True,device=cpu"
+    given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "pope", "GPUS": "1"}
+    words = recipes.words_of("tensor parallel", "lmms-eval", **given)  # of docs/multi-gpu.md, on one worker
+    assert words[:3] == ["--model", "plam_vllm", "--model_args"] and "tensor_parallel_size=1" in words[3]
+    arguments = f"{words[3]},dtype=float32,enforce_eager=True,max_model_len=1024,skip_mm_profiling=True,device=cpu"
     run = evaluate("plam_vllm", "pope", model_args=arguments, limit=2, output=tmp_path / "out")
     assert run.results_file.exists() and "plam-" in str(run.results_file)
     with pytest.raises(EvaluationError, match="did you mean"):
