@@ -22,7 +22,7 @@ demo:
 	$(BIN)/plam demo --output out/demo
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(BIN)/ruff check .

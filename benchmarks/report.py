@@ -4,7 +4,8 @@ Cells of the nine tasks in their real sizes (about 38,000 documents) and their r
 lmms-eval writes, with drawn answers: of each document one in `--change` differs from plain. CPU seconds for
 
 - `read`: the cell's logs into scores, the mean over a few cells times their number;
-- `compare`: every cell against plain, task by task and over all, with intervals and p values.
+- `compare`: every cell against plain, task by task and over all, with intervals and p values;
+- one test by sign flips in which every document differs.
 
 Prints a Markdown table. Where signs are drawn one by one (`--singly`), as for few differences, for comparison.
 """
@@ -111,9 +112,13 @@ def main() -> None:
     started = time.process_time()
     stats.compare_pairs(runs, [("0", name) for name in runs if name != "0"])
     compared = time.process_time() - started
+    started = time.process_time()
+    stats.sign_flip(generator.choice([-1.0, 1.0], len(reference)))
+    flipped = time.process_time() - started
     read = spent / options.read * (options.cells + 1)
     print(f"{options.cells} cells of {len(reference):,} documents\n\n| | CPU seconds |\n|---|---|")
     print(f"| read | {read:.0f} |\n| compare | {compared:.0f} |\n| together | {read + compared:.0f} |")
+    print(f"| one test of as many differences as documents | {flipped:.3f} |")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +296,15 @@ def test_a_dataset_that_is_not_here_is_one_line(
     (line,) = [line for line in err.splitlines() if line.startswith("error")]
     assert code == 1 and "task pope, dataset lmms-lab-encoder/POPE: it is not on this machine" in line
     assert "hf download --repo-type dataset lmms-lab-encoder/POPE" in line and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", ["sweep", "compare"])
+def test_a_mistake_in_a_plan_is_told_without_torch_or_scipy(command: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom plam_eval.cli import main\n"
+        "try:\n    main()\nfinally:\n    assert not {'torch', 'scipy', 'lmms_eval'} & set(sys.modules)"
+    )
+    words = [command, "--model", "plam_lava", "--model_args", "pretrained=x", "--tasks", "pope", "--output", "out"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "did you mean 'plam_llava'" in done.stderr, done.stderr
+    assert "AssertionError" not in done.stderr

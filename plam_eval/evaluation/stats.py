@@ -10,7 +10,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from plam_eval.bootstrap import Floats, Reweighted, halves, mean_over_tasks, reweighted
 from plam_eval.errors import InputError
@@ -32,6 +31,8 @@ _REPEATED = 20  # a binomial number takes as long as so many signs, about
 
 def proportion_interval(right: int, total: int) -> tuple[float, float]:
     """95 % Wilson interval of a share (Wilson 1927)."""
+    from scipy import stats  # here and below, since it takes long to import
+
     interval = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -80,6 +81,8 @@ class Paired:
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided McNemar test: a binomial test of gained among gained + lost at one half (McNemar 1947)."""
+    from scipy import stats
+
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
@@ -373,6 +376,8 @@ def _needed(documents: int, variance: float) -> int | None:
     """Documents for 80 % power at a two-sided 0.05: n = (z_0.975 + z_0.8)^2 s^2 / 0.01^2, s^2 per document."""
     if not variance > 0:
         return None
+    from scipy import stats
+
     z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     return math.ceil(z**2 * variance * documents / _NOTICED**2)
 

@@ -10,11 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from plam_eval import hub
 from plam_eval.errors import DamagedFileError, OutsideError, PlamError
@@ -22,19 +20,23 @@ from plam_eval.files import inside, read_json
 from plam_eval.hub import first_line as _first_line
 from plam_eval.merging import bin_header, content_hash, weight_files
 
+if TYPE_CHECKING:  # a mistake in a call is told without torch, which takes seconds to import
+    import torch
+    from torch import Tensor
+
 _DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 _JSON_LIMIT = 1 << 28  # bytes; the index of the largest models has some ten million
 _LISTED = 10_000  # names in a folder that are looked at
@@ -108,6 +110,8 @@ class _BinFile:
     """A `.bin` shard: mapped, not read, and unpickled with tensors and plain containers allowed only."""
 
     def __init__(self, path: Path) -> None:
+        import torch
+
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:
@@ -120,7 +124,7 @@ class _BinFile:
         if not isinstance(content, Mapping):
             raise CheckpointError(f"{path}: found {type(content).__name__}, expected a mapping of names to tensors")
         self._tensors = {
-            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)
+            name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
         }
 
     def names(self) -> Iterable[str]:
@@ -133,6 +137,8 @@ class _BinFile:
         return self._tensors[name].dtype
 
     def tensor(self, name: str) -> Tensor:
+        import torch
+
         tensor = self._tensors[name]
         if tensor.layout is not torch.strided or tensor.is_meta:
             raise TypeError(f"it is {'on the meta device' if tensor.is_meta else tensor.layout}, not a plain tensor")
@@ -445,11 +451,15 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         dtype = self._read(name, lambda file: file.dtype(name), header=True)
-        known = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if known is None:
+        if not isinstance(dtype, str):
+            return dtype
+        if dtype not in _DTYPES:
             raise CheckpointError(
                 f"{self.name}: {name} in {self.file(name)} is stored as {dtype}; expected F64, F32, F16 or BF16"
             )
+        import torch
+
+        known: torch.dtype = getattr(torch, _DTYPES[dtype])
         return known
 
     def tensor(self, name: str) -> Tensor:

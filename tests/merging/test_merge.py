@@ -371,7 +371,8 @@ def test_parts_give_the_bits_of_the_whole(shape, rule, stored, other, running, w
     spec = spec.model_copy(update={"weights": Weights(model=weights[0], base_model=weights[1])})
     key = (3, "self_attn.q_proj.weight")
     expected = _at_once(spec, key, mllm, base, running)
-    out = torch.empty(shape[::-1], dtype=running).T if transposed else torch.empty(shape, dtype=running)
+    transposed = transposed and len(shape) == 2
+    out = torch.empty(shape[::-1], dtype=running).t() if transposed else torch.empty(shape, dtype=running)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merging, "_PART", 64)
         operands = (merging._Operand(tensor, "x") for tensor in (mllm, base))

@@ -1,0 +1,111 @@
+"""How much a scan and a merge suffer from other work on the machine: `python benchmarks/busy.py`.
+
+A scan of the embedded pair in a resident process, and a merge of 302 MB, each alone and beside processes that do
+nothing but compute. Run it on an otherwise idle machine. The number of threads is what plam-eval takes by itself, and
+`--threads` of torch for comparison (its own default is one per core).
+
+Prints a Markdown table: seconds, and their ratio to the quiet time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+SPIN = "while True: pass"
+
+
+@contextlib.contextmanager
+def busy(number: int) -> Iterator[None]:
+    """So many processes that keep a core busy each."""
+    spinning = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(number)]
+    time.sleep(0.5)
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
+def child(limit: int, threads: int) -> None:
+    """Loads everything, then works each time a line with a number of busy processes comes in."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from merge import Decoder, write  # beside this file
+    from safetensors.torch import load_file
+
+    from plam_eval.demo.hub import write_hub
+    from plam_eval.evaluation import harness, scan
+    from plam_eval.merging.merge import merge_in_place
+    from plam_eval.spec import load_spec
+
+    layers = 9
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_hub(folder / "suite", documents_per_task=max(30, limit))
+        os.chdir(folder / "suite")
+        pair = str(resources.files("plam_eval.demo") / "pair" / "mllm")
+        model = harness.make_model("plam_llava", {"pretrained": pair, "device_map": "cpu"})
+        if threads:
+            torch.set_num_threads(threads)
+        folders = [write(folder / part, layers, seed) for seed, part in enumerate(("mllm", "base"))]
+        module = Decoder(layers)
+        spec = load_spec(None, {"base": str(folders[1]), "layers": f"0:{layers}"})
+        module.load_state_dict(load_file(folders[0] / "model.safetensors"))
+        print("ready", torch.get_num_threads(), file=sys.__stdout__, flush=True)
+        for number, _ in enumerate(sys.stdin):
+            started = time.perf_counter()
+            with contextlib.redirect_stdout(sys.stderr):
+                scan.scan(model, ["pope", "mmstar"], folder / f"scan{number}", limit=limit)
+            scanned = time.perf_counter()
+            merge_in_place(module, spec, checkpoint=folders[0])
+            merged = time.perf_counter()
+            merge_in_place(module, None)
+            print(scanned - started, merged - scanned, file=sys.__stdout__, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--busy", type=int, nargs="*", default=[1, 4], metavar="N")
+    parser.add_argument("--limit", type=int, default=40, help="documents of each of two tasks to scan")
+    parser.add_argument("--threads", type=int, default=0, help="torch's; by default what plam-eval chooses")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(options.limit, options.threads)
+    command = [sys.executable, __file__, "--child", "--limit", str(options.limit)]
+    command += ["--threads", str(options.threads)]
+    with tempfile.TemporaryFile("w+") as log:
+        work = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        asked, told = work.stdin, work.stdout
+        assert asked is not None and told is not None
+
+        def measured() -> tuple[float, ...]:
+            print(file=asked, flush=True)
+            return tuple(map(float, told.readline().split()))
+
+        threads = told.readline().split()[-1]
+        measured()  # whatever the first time costs
+        quiet = measured()
+        print(f"{threads} thread(s)\n\n| busy processes | scan | | merge | |\n|---|---|---|---|---|")
+        print(f"| none | {quiet[0]:.1f} s | | {quiet[1]:.2f} s | |")
+        for number in options.busy:
+            with busy(number):
+                found = measured()
+            ratios = [one / other for one, other in zip(found, quiet, strict=True)]
+            print(f"| {number} | {found[0]:.1f} s | {ratios[0]:.1f} | {found[1]:.2f} s | {ratios[1]:.1f} |")
+        asked.close()
+        work.wait()
+
+
+if __name__ == "__main__":
+    main()
