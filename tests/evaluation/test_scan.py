@@ -279,6 +279,9 @@ def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "plateau.yaml" in done.output and "separation" in done.output
     assert json.loads((folder / "stages.json").read_text())["stages"]["margin"] == 0.05
+    found = json.loads(runner.invoke(cli.app, ["plateau", str(folder), "--margin", "0.05", "--json"]).stdout)
+    assert found["spec_file"] == str(folder / "plateau.yaml") and found["spec"]["layer_range"] == [2, 8]
+    assert len(found["curve"]) == 27 and found["stages"]["margin"] == 0.05
     # Remembers the base; without a plateau the spec of before goes.
     done = runner.invoke(cli.app, ["plateau", str(folder / "samples.parquet"), "--tasks", "pope", "--margin", "0.001"])
     assert done.exit_code == 0, done.output
