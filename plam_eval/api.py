@@ -8,6 +8,7 @@ progress and notes go to standard error. Importing this module imports nothing h
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,7 +211,8 @@ def scan(
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
     asked["include_path"] = include_path and str(include_path)
     scans.check(output, tasks, model=model, **asked)
-    if pretrained and (note := scans.no_spec(output, pretrained, base, merged=merged)):
+    note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
+    if note and os.environ.get("RANK", "0") == "0":  # of a launcher's processes the first
         print(note, file=sys.stderr, flush=True)
     settings = {"model": model_id, "model_args": arguments, "tasks": _listed(tasks), **asked}
     with logged.run("scan", pretrained or model_id, settings) as log:

@@ -200,6 +200,16 @@ def test_a_scan_is_checked_before_its_model_is_loaded(
     assert not output.exists()
 
 
+def test_a_scan_that_will_write_no_spec_says_so_first(plam: Call, pico: Any, in_suite: Path, unloaded: None) -> None:
+    mllm = pico("llava").mllm
+    for more, said in ((["--base", "b"], False), ([], True)):
+        _, _, err = plam(*scan_words(mllm), *more)
+        before, loaded, _ = err.partition("a model was loaded")
+        note = f"No plateau spec will be written: the base LLM of {mllm} is not known. Give it with --base"
+        assert loaded and (note in before) == said
+        assert ("plam plateau scan --base BASE" in before) == said
+
+
 def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_suite: Path, unloaded: None) -> None:
     words = scan_words(model_args=f"pretrained={pico('llava').mllm}")
     code, _, err = plam(*words, "--cuts", "0:100000000000")

@@ -544,7 +544,7 @@ class Job:
             "grid": self.grid.to_dict(),
             "num_layers": self.num_layers,
             "working_directory": str(Path.cwd()),
-            "command": ["plam", *sys.argv[1:]] if Path(sys.argv[0]).name in ("plam", "cli.py") else sys.argv,
+            "command": _command_line(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_json(self.folder / PLAN, content)
@@ -572,6 +572,14 @@ class Job:
     def left(self) -> list[Cell]:
         """Cells that have no finished run, failed and damaged ones included."""
         return [c for c in self.grid.cells if read_state(self.folder, c, self.settings)[0].get("status") != FINISHED]
+
+
+def _command_line() -> list[str]:
+    """What this process was started as; nothing in a notebook or console, whose own command does not say it."""
+    name = Path(sys.argv[0]).name
+    if name in ("plam", "cli.py"):
+        return ["plam", *sys.argv[1:]]
+    return [] if hasattr(sys, "ps1") or name in ("", "-c") else list(sys.argv)
 
 
 def _going_on(folder: Path, settings: Mapping[str, Any], grid: Grid) -> Grid:

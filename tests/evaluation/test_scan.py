@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import plam_eval
 from plam_eval import cli
-from plam_eval.errors import InputError
+from plam_eval.errors import ArgumentError, InputError
 from plam_eval.evaluation import records, variants
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
@@ -126,6 +127,15 @@ def test_a_batch_where_there_is_none_is_refused(lm, in_suite, tmp_path):
     with pytest.raises(InputError, match="batch_size is 2; plam_llava answers one document at a time"):
         scan(lm, "mmstar", tmp_path / "scan", batch_size=2)
     assert not (tmp_path / "scan").exists()
+
+
+def test_a_loaded_wrapper_from_python(lm, in_suite, tmp_path, capsys):
+    found = plam_eval.scan(lm, tasks=["pope"], output=tmp_path / "scan", limit=2, cuts="0,4")
+    assert found.curve.cuts == (0, 4, 8) and f"Scan({tmp_path / 'scan'}, 2 documents" in repr(found)
+    assert "No plateau spec will be written" in capsys.readouterr().err
+    assert lm.model is not None and plam_eval.read_scan(tmp_path / "scan").stages == found.stages
+    with pytest.raises(ArgumentError, match="model_args with a model that is loaded"):
+        plam_eval.scan(lm, "pretrained=x", "pope", tmp_path / "other")
 
 
 def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
@@ -289,6 +299,9 @@ def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "plateau.yaml" in done.output and "separation" in done.output
     assert json.loads((folder / "stages.json").read_text())["stages"]["margin"] == 0.05
+    found = json.loads(runner.invoke(cli.app, ["plateau", str(folder), "--margin", "0.05", "--json"]).stdout)
+    assert found["spec_file"] == str(folder / "plateau.yaml") and found["spec"]["layer_range"] == [2, 8]
+    assert len(found["curve"]) == 27 and found["stages"]["margin"] == 0.05
     # Remembers the base; without a plateau the spec of before goes.
     done = runner.invoke(cli.app, ["plateau", str(folder / "samples.parquet"), "--tasks", "pope", "--margin", "0.001"])
     assert done.exit_code == 0, done.output

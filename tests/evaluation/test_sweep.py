@@ -320,6 +320,16 @@ def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
     assert "0 cells to run" in plam(*words(finished, "--dry-run")) and "finished" in output
 
 
+def test_results_as_json(in_suite, finished, monkeypatch):
+    monkeypatch.setattr(sweep, "load_model", lambda config: pytest.fail("a model was loaded"))
+    planned = json.loads(CliRunner().invoke(cli.app, words(finished, "--dry-run", "--json")).stdout)
+    assert len(planned["cells"]) == CELLS and all(cell["finished"] for cell in planned["cells"])
+    assert planned["documents"] == dict.fromkeys(TASKS.split(","), 6)
+    found = json.loads(CliRunner().invoke(cli.app, words(finished, "--json")).stdout)
+    assert len(found["cells"]) == CELLS and found["failures"] == [] and found["verdict"].startswith("Best of 2 merges")
+    assert found["cells"][0]["difference"] is None and found["selection"]["tried"] == 2
+
+
 def test_a_sweep_with_a_failed_cell_ends_with_status_1(lm, in_suite, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "load_model", lambda config: lm)
     merge = type(lm).merge
