@@ -435,7 +435,7 @@ def report(
             "--include_path", "--include-path", help="Folder of further tasks; their code is run to find images."
         ),
     ] = None,
-    examples: Annotated[int, typer.Option(help="Gained and lost documents to show, of each.", min=0)] = 6,
+    examples: Annotated[int, typer.Option(help="Gained and lost documents seen at once, of each.", min=0)] = 6,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     as_json: _Json = False,
     quiet: _Quiet = False,

@@ -93,7 +93,7 @@ def test_wheel_leaves_no_generic_names(installed):
     assert not names & {"tasks", "configs", "model_wrappers", "tests", "benchmarks", "docs", "tools", "demo"}
     files = {str(path.relative_to(site / "plam_eval")) for path in (site / "plam_eval").rglob("*") if path.is_file()}
     assert {"py.typed", "spec.py", "model_wrappers/manifest.py", "tasks/plam9.yaml"} <= files
-    assert {"report/page.html.j2", "configs/sweeps/plateau.yaml"} <= files
+    assert {"report/page.html.j2", "report/page.css", "report/page.js", "configs/sweeps/plateau.yaml"} <= files
     assert any(name.startswith("configs/") and name.endswith(".yaml") for name in files)
     folders = {path.parent.relative_to(ROOT / "plam_eval") for path in (ROOT / "plam_eval").rglob("*.py")}
     missing = {str(folder) for folder in folders if not (site / "plam_eval" / folder / "__init__.py").exists()}

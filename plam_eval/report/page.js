@@ -88,7 +88,7 @@
     const table = box.querySelector("table");
     if (table.classList.contains("prose")) continue;
     sortable(table);
-    if (table.tBodies[0].rows.length >= 10) filterable(box, table);
+    if (table.tBodies[0].rows.length >= 12) filterable(box, table);
   }
 
   for (const scroll of document.querySelectorAll(".scroll")) {

@@ -237,7 +237,7 @@ def test_every_changed_document_is_on_the_page_or_in_the_table(
     write_sweep(tmp_path / "sweep", cells, layers="6:8")
     path = write_report([tmp_path / "sweep"], tmp_path / "out")
     page = Page(path)
-    assert "Gained: 6 of 17" in page.text and "11 more that were gained" in page.text
+    assert "Gained: 6 of 17" in page.text and "11 more gained documents" in page.text
     assert [f"pope, document {n}" in page.text for n in (20, 36, 37)] == [True, True, False]
     assert page.source.count('<article class="example">') == 18
     assert "1 more answer changed without a change of score; all are listed in the table changed" in page.text
@@ -252,7 +252,7 @@ def test_every_changed_document_is_on_the_page_or_in_the_table(
     ]
     monkeypatch.setattr(sections_changed, "_MOST", 10)
     page = Page(write_report([tmp_path / "sweep"], tmp_path / "out", examples=2))
-    assert "Gained: 2 of 17" in page.text and "8 more that were gained" in page.text
+    assert "Gained: 2 of 17" in page.text and "8 more gained documents" in page.text
     assert "On this page are 10 of the 17 gained; all are listed in the table changed" in page.text
 
 

@@ -146,7 +146,7 @@ def changed_documents(
         rest = ""
         if total > len(cards):
             rest = f"On this page are {len(cards)} of the {total:,} {title.lower()}; {_listed(table)}."
-        more = f"{len(behind)} more that were {title.lower()}" if behind else ""
+        more = count_of(len(behind), f"more {title.lower()} document") if behind else ""
         blocks.append(Examples(f"{title}: {counts}", seen, behind, more, rest))
     if embedded.left_out:
         size = f"images of this section would take more than {_BYTES // 1_000_000} MB"

@@ -76,7 +76,9 @@ def links() -> list[tuple[str, str]]:
     found = [("paper", "https://arxiv.org/abs/2601.07645")]
     for line in metadata.metadata("plam-eval").get_all("Project-URL") or []:
         name, _, address = (part.strip() for part in line.partition(","))
-        if name.lower() in ("documentation", "docs", "repository", "source", "homepage") and "://" in address:
+        if name.lower() in ("documentation", "docs", "repository", "source", "homepage") and address.startswith(
+            "https://"
+        ):
             found.append((name.lower(), address))
     return found
 

@@ -53,9 +53,9 @@ def heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture
     rows = "Rows: modules, weight of the model + weight of the base." if several else "Rows: weights, model + base."
     caption = (
         f"{rows} Hatched and pale, whatever the size: the 95% interval holds 0, no difference is shown ({hatched} of "
-        f"{len(known)}). Full colour takes a difference of twice what the intervals reach to either side. They are of "
-        "one cell at a time: of twenty without any effect, about one would not be hatched. * Holm p below 0.05, "
-        f"adjusted for all cells{'' if count else ', which none reaches'}."
+        f"{len(known)}). Full colour: the largest difference shown, or twice what intervals reach to either side if "
+        "that is more. Intervals are of one cell each: of twenty without any effect, about one would not be hatched. "
+        f"* Holm p below 0.05, adjusted for all cells{'' if count else ', which none reaches'}."
     )
     alt = (
         f"Heat map of the difference against plain by layer range and weights; {count} of {len(merged)} cells are "
