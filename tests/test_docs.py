@@ -80,3 +80,5 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     overview = (tmp_path / "site" / "readme" / "index.html").read_text(encoding="utf-8")
     assert 'href="../start/"' in overview and 'src="../images/report.png"' in overview
     assert "fonts.googleapis.com" not in overview
+    security = (tmp_path / "site" / "security" / "index.html").read_text(encoding="utf-8")
+    assert "what is trusted, and what is not" in security  # the page of docs, not the root's pointer to it

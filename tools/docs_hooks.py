@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages that lie at the repository's root, and links that work on a code host and in the site alike.
 
-README.md, CHANGELOG.md and their like become pages, in small letters. A link from a page to a file outside of docs
-(`../README.md`, `../LICENSE`) leads to that page, or to a copy of the file; links of root pages into docs lose the
-folder's name.
+README.md, CHANGELOG.md and their like become pages, in small letters, unless docs has a page of that name. A link from a
+page to a file outside of docs (`../README.md`, `../LICENSE`) leads to that page, or to a copy of the file; links of root
+pages into docs lose the folder's name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _elsewhere(target: str) -> bool:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the root, and whatever else pages link to outside of docs."""
-    for root in sorted(ROOT.glob("*.md")):
+    for root in _roots():
         files.append(File.generated(config, root.name.lower(), content=root.read_text(encoding="utf-8")))
     for page in [file for file in list(files) if file.is_documentation_page()]:
         for target in (found[2] for found in LINK.finditer(page.content_string)):
@@ -49,8 +49,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return LINK.sub(rewritten, markdown)
 
 
+def _roots() -> list[Path]:
+    """Pages of the root that are pages of the site: SECURITY.md is for code hosts, and leads to docs/security.md."""
+    return [page for page in sorted(ROOT.glob("*.md")) if not (ROOT / "docs" / page.name.lower()).exists()]
+
+
 def _is_root(here: str) -> bool:
-    return any(page.name.lower() == here for page in ROOT.glob("*.md"))
+    return any(page.name.lower() == here for page in _roots())
 
 
 def _outside(here: str, target: str) -> Path | None:
