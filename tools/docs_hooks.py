@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages that lie at the repository's root, and links that work on a code host and in the site alike.
 
-README.md, CHANGELOG.md and their like become pages, in small letters, unless docs has a page of that name. A link from a
-page to a file outside of docs (`../README.md`, `../LICENSE`) leads to that page, or to a copy of the file; links of root
-pages into docs lose the folder's name.
+README.md, CHANGELOG.md and their like become pages, in small letters, unless docs has a page of that name. A link from
+a page to a file outside of docs (`../README.md`, `../LICENSE`) leads to that page, or to a copy of the file; links of
+root pages into docs lose the folder's name.
 """
 
 from __future__ import annotations
