@@ -45,7 +45,11 @@ class Part:
 
 
 PYTHON = Part(
-    "python", "", ">=3.10", ("3.11",), "3.9 and older lack syntax that plam-eval and its parts are written in"
+    "python",
+    "",
+    ">=3.10",
+    ("3.10", "3.11", "3.13"),
+    "3.9 and older lack syntax that plam-eval and its parts are written in",
 )
 
 PARTS: tuple[Part, ...] = (
@@ -53,7 +57,7 @@ PARTS: tuple[Part, ...] = (
         "torch",
         "torch",
         ">=2.6",
-        ("2.13.0", "2.15.0"),
+        ("2.13.0", "2.14.1", "2.15.0"),
         "before 2.6 torch.load(weights_only=True) could run code that a file brings along (CVE-2025-32434)",
     ),
     Part("torchvision", "torchvision", "", ("0.28.0", "0.29.2"), "any release that is made for the installed torch"),
@@ -61,7 +65,7 @@ PARTS: tuple[Part, ...] = (
         "transformers",
         "transformers",
         ">=5.16.1,<5.25",
-        ("5.19",),
+        ("5.19", "5.20", "5.23"),
         "older ones were never run here; a later one may hand a decoder layer's cache over by another name, as 5.24 "
         "did, and masking has to be looked at before it is allowed",
     ),
@@ -77,7 +81,7 @@ PARTS: tuple[Part, ...] = (
         "filelock",
         "filelock",
         "<4.3",
-        ("4.2.12",),
+        ("4.1.0", "4.2.12"),
         "lmms-eval 0.7.3 imports filelock._api, which 4.3 no longer has",
     ),
     Part(
@@ -91,7 +95,7 @@ PARTS: tuple[Part, ...] = (
         "pyarrow",
         "pyarrow",
         ">=14.0.1",
-        ("26.0.1",),
+        ("25.0.1", "26.0.1"),
         "earlier ones run code that a parquet file brings along (CVE-2023-47248)",
     ),
     Part("decord", "decord", "", ("0.6.0",), "wheels for x86-64 Linux and Windows only"),
