@@ -277,7 +277,6 @@ def _prepare(arguments: Any) -> None:
         plan = plan_merge(spec, model=model, base=base)
         base.announce(tensor.base_name for tensor in plan.tensors)
         files = _base_files(base)
-    model.announce()
     if model.commit is not None:
         if envs.VLLM_USE_MODELSCOPE:
             raise MergeError(
@@ -286,6 +285,7 @@ def _prepare(arguments: Any) -> None:
             )
         # A branch may move before vLLM, or a worker, looks where it leads; and vLLM knows no revisions behind a name.
         arguments.model, arguments.revision = model.loaded_by, model.commit
+    model.announce()
     arguments.model_loader_extra_config = {
         **rest,
         "plateau": spec.to_dict() if spec is not None else None,

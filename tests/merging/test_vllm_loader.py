@@ -338,10 +338,11 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
 
     def open_checkpoint(source: str, revision: str | None = None, role: str | None = None) -> Any:
         opened.append((source, revision))
-        return SimpleNamespace(name=source, location=source, commit=commits[source], check_read_by_vllm=lambda: None)
+        found = {"name": source, "location": source, "loaded_by": source, "commit": commits[source]}
+        return SimpleNamespace(**found, check_read_by_vllm=lambda: None, announce=lambda names=None: None)
 
     monkeypatch.setattr(vllm_loader.Checkpoint, "open", open_checkpoint)
-    monkeypatch.setattr(vllm_loader, "plan_merge", lambda spec, model, base: None)
+    monkeypatch.setattr(vllm_loader, "plan_merge", lambda spec, model, base: SimpleNamespace(tensors=()))
     spec = load_spec("none", {"base": "org/base", "layers": "1:3"})
     assert spec is not None
     arguments = SimpleNamespace(model="org/mllm", revision="main", worker_extension_cls="")
