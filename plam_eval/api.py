@@ -655,7 +655,8 @@ def _run(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings
 
 
 def _free() -> None:
-    """Give back what a model that was dropped held: in a notebook the next call loads another, beside it."""
-    gc.collect()  # a wrapper refers to itself
-    if "torch" in sys.modules:
-        sys.modules["torch"].cuda.empty_cache()
+    """Give a GPU back what a dropped model held of it: in a notebook the next call loads another, beside it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()  # a wrapper refers to itself
+        torch.cuda.empty_cache()

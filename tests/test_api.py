@@ -292,3 +292,13 @@ def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_completion_knows_wrappers_and_specs() -> None:
     assert cli._wrappers("plam_q") == ["plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl"]
     assert "qwen3-vl-8b" in cli._specs("qwen3") and "demo" not in cli._specs("qwen3")
+
+
+def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    from lmms_eval.cli.models_cmd import run_models
+
+    run_models(argparse.Namespace(aliases=False))
+    rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("plam_"))
+    assert rows["plam_llava"] == "chat+simple" and rows["plam_internvl"] == "chat" and rows["plam_qwen2_vl"] == "simple"
