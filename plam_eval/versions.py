@@ -65,7 +65,7 @@ PARTS: tuple[Part, ...] = (
         "transformers",
         "transformers",
         ">=5.16.1,<5.25",
-        ("5.19", "5.20", "5.23"),
+        ("5.16.1", "5.19", "5.20", "5.23", "5.24"),
         "older ones were never run here; a later one may hand a decoder layer's cache over by another name, as 5.24 "
         "did, and masking has to be looked at before it is allowed",
     ),
