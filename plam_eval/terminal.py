@@ -68,7 +68,8 @@ class Terminal(Console):
     """
 
     def __init__(self, *, least_width: int = 0, **options: Any) -> None:  # quiet is rich's own
-        super().__init__(markup=False, emoji=False, highlight=False, **options)
+        # rich keeps the os.environ that it was imported with; evaluations import code that puts another in its place.
+        super().__init__(markup=False, emoji=False, highlight=False, _environ=os.environ, **options)
         self.data: dict[str, Any] = {}
         known = self.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
         if least_width > self.width and not known:

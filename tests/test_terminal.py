@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 
 import pytest
@@ -51,12 +52,18 @@ def test_tables_are_text_on_any_console(console: type[Console]) -> None:
     assert "\x07" not in out and "\r" not in out and "\u202e" not in out and "\x1b]" not in out
 
 
-def test_lines_are_not_folded() -> None:
+def test_lines_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
+    monkeypatch.delenv("COLUMNS", raising=False)
     console = Terminal(file=stream, width=20)
     console.say("/a/long/path/[parts]/of/a/folder/that/can/be/copied")
     assert stream.getvalue() == "/a/long/path/[parts]/of/a/folder/that/can/be/copied\n"
     assert Terminal(file=stream, width=20, least_width=150).width == 150
+
+
+def test_the_width_is_that_of_the_environment_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "COLUMNS": "133"})  # as `importlib.reload(os)` does
+    assert Terminal(file=io.StringIO()).width == 133
 
 
 def test_logs_are_text(capsys: pytest.CaptureFixture[str]) -> None:

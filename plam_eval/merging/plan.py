@@ -171,7 +171,7 @@ _FUSED_MLP = re.compile(r"(^|\.)(gate_up_proj|experts)(\.|$)")
 def _fused(module: str, suffixes: Iterable[str]) -> str:
     """Why a layer has no such module, where its other tensors tell: several modules in one, or experts."""
     block = module.split(".")[0]
-    for suffix in sorted(suffixes):
+    for suffix in sorted(suffixes, key=lambda suffix: (not suffix.endswith("weight"), suffix)):
         if block == "self_attn" and _FUSED.search(suffix):
             return f"this model keeps q, k and v in one tensor ({suffix}), which is not split for a merge; "
         if block == "mlp" and (found := _FUSED_MLP.search(suffix)):

@@ -130,9 +130,10 @@ def test_odd_numbers_are_refused_before_anything_is_written(tmp_path: Path, give
 
 
 _PARENT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from plam_eval.demo import run
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell script started with &
 with run._attended(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
     print(process.stdout.readline().decode(), end="", flush=True)
     time.sleep(120)

@@ -414,7 +414,7 @@ def test_two_scans_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(harness, "check_tasks", lambda tasks, **given: CHECKED)
     monkeypatch.setattr("plam_eval.probing.decoder.decoder_layers", lambda model: [None] * 4)
     monkeypatch.setattr(scan, "_settings", lambda *given: {})
-    model: Any = SimpleNamespace(rank=0, model=None)
+    model: Any = SimpleNamespace(rank=0, model=None, model_id="plam_llava")
     with locked(tmp_path, scan.LOCK), pytest.raises(ScanError, match="another process is at work"):
         scan.scan(model, "pope", tmp_path)
     assert not (tmp_path / scan.SETTINGS).exists()

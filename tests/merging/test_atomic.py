@@ -265,7 +265,10 @@ MODULE_FAULTS = [
     (gptq, "found qweight, expected weight and bias only; quantised .GPTQ"),
     (fsdp, "_fsdp_wrapped_module.* says it is sharded by FSDP"),
     (narrow, r"q_proj\.weight is \[16, 32\] in LlamaForCausalLM in memory .*\[32, 32\]"),
-    (fuse, r"layer 1, self_attn\.q_proj\.weight: missing; nearest in this layer: self_attn\.qkv_proj\.weight"),
+    (
+        fuse,
+        r"layer 1, self_attn\.q_proj\.weight: missing; this model keeps q, k and v in one .* \(self_attn\.qkv_proj\.weight",
+    ),
 ]
 
 
