@@ -267,7 +267,7 @@ MODULE_FAULTS = [
     (narrow, r"q_proj\.weight is \[16, 32\] in LlamaForCausalLM in memory .*\[32, 32\]"),
     (
         fuse,
-        r"layer 1, self_attn\.q_proj\.weight: missing; this model keeps q, k and v in one .* \(self_attn\.qkv_proj\.weight",
+        r"layer 1, self_attn\.q_proj\.weight: missing; this model keeps q, k and v in .*\(self_attn\.qkv_proj\.weight",
     ),
 ]
 
