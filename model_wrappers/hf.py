@@ -114,9 +114,7 @@ class HFPlateauMixin(PlateauMixin):
                 first = str(error).strip().partition("\n")[0]
                 raise InputError(f"{self.model_id} cannot be loaded as asked: {first}") from error
         if place.startswith("cpu"):
-            size = sum(parameter.numel() for parameter in self.model.parameters())
-            if (number := threads.wanted(size)) is not None:
-                torch.set_num_threads(number)
+            threads.use(sum(parameter.numel() for parameter in self.model.parameters()))
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self._generate = self.model.generate
