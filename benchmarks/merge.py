@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import inspect
 import json
 import os
 import resource
@@ -26,7 +25,6 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -105,10 +103,8 @@ def costs(layers: int, repeats: int) -> None:
                 load_spec(None, {"base": str(folders[1]), "layers": f"0:{layers}", "model_weight": weight})
                 for weight in (0.9, 0.7)
             ]
-            loading: dict[str, Any] = {"thrown_away_on_error": True} if "thrown_away_on_error" in _parameters() else {}
-
             merge = functools.partial(merge_in_place, module, checkpoint=folders[0])
-            rows["at load"].append(measured(functools.partial(merge, specs[0], **loading)))
+            rows["at load"].append(measured(functools.partial(merge, specs[0], thrown_away_on_error=True)))
             rows["to another spec"].append(measured(functools.partial(merge, specs[1])))
             other, result = stored.clone(), torch.zeros_like(stored)
             rows["memory limit"].append(measured(functools.partial(torch.add, stored, other, out=result)))
@@ -120,10 +116,6 @@ def costs(layers: int, repeats: int) -> None:
             f"| {name} | {best['seconds']:.2f} | {best['CPU seconds']:.2f} | {best['page faults']:,.0f} "
             f"| {best['written'] / 1e6:.0f} MB |"
         )
-
-
-def _parameters() -> list[str]:
-    return list(inspect.signature(merge_in_place).parameters)
 
 
 def _load(folder: Path) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.layout import check_layout, skeleton
 
@@ -48,7 +49,7 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
         except (ProbeError, ValueError) as error:
             raise InputError(
                 f"{found}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
-                f"{error}. Unmerged it may run as --model {stock_id()}"
+                f"{error}. Unmerged it may run as --model {WRAPPERS[cls.model_id].wrapped_id}"
             ) from error
         processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
         if not getattr(processor, "chat_template", None):
@@ -74,12 +75,6 @@ class Processor:
     def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
         media = {"images": images, "videos": videos, "audio": audios}
         return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
-
-
-def stock_id() -> str:
-    from plam_eval.model_wrappers.manifest import WRAPPERS
-
-    return WRAPPERS[PlamHFChat.model_id].wrapped_id
 
 
 def _known(kind: Any) -> bool:

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from plam_eval import threads
-from plam_eval.errors import InputError
+from plam_eval.errors import InputError, first_line
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
 from plam_eval.merging.plan import plan_merge
@@ -111,12 +111,9 @@ class HFPlateauMixin(PlateauMixin):
             try:
                 super().__init__(pretrained=checkpoint.loaded_by, device=place, device_map=mapped, **kwargs)
             except ImportError as error:  # FlashAttention, for one
-                first = str(error).strip().partition("\n")[0]
-                raise InputError(f"{self.model_id} cannot be loaded as asked: {first}") from error
+                raise InputError(f"{self.model_id} cannot be loaded as asked: {first_line(error)}") from error
         if place.startswith("cpu"):
-            size = sum(parameter.numel() for parameter in self.model.parameters())
-            if (number := threads.wanted(size)) is not None:
-                torch.set_num_threads(number)
+            threads.use(sum(parameter.numel() for parameter in self.model.parameters()))
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self._generate = self.model.generate

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.errors import InputError, PlamError, first_line, system_error
 from plam_eval.speaking import speaking
 from plam_eval.terminal import Terminal, labelled, shown, text
 
@@ -512,8 +512,7 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return system_error(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"out of memory ({first}); give a smaller dtype, device_map=auto, or a smaller --together"
+        return f"out of memory ({first_line(error)}); give a smaller dtype, device_map=auto, or a smaller --together"
     if isinstance(error, ModuleNotFoundError) and error.name in ("vllm", "ray"):
         return f"{error.name} is not installed: pip install '.[{error.name}]' in a checkout of plam-eval"
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2"):  # huggingface_hub has either

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from plam_eval import versions
-from plam_eval.errors import InputError
+from plam_eval.errors import InputError, first_line
 from plam_eval.hub import in_words
 from plam_eval.provenance import git_commit
 from plam_eval.spec import load_spec, packaged_specs
@@ -80,7 +80,7 @@ def check_installation(console: Terminal) -> bool:
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
             # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
             fine = fine and module in _OPTIONAL
-            works = text(f"no: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", "red")
+            works = text(f"no: {type(error).__name__}: {first_line(error)}", "red")
         parts[module] |= {
             "distribution": name,
             "works": works.plain == "yes",

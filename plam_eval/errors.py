@@ -53,6 +53,11 @@ def system_error(error: OSError) -> str:
     return f"{cause}; {remedy}" if remedy else cause
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without what follows; the name of its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def quoted(value: object, most: int = 80) -> str:
     """`value` as it would be written in Python, shortened where it is long; a number of too many digits has only them.
 

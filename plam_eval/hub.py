@@ -9,7 +9,7 @@ import itertools
 import re
 from pathlib import Path
 
-from plam_eval.errors import PlamError
+from plam_eval.errors import PlamError, first_line
 
 _LISTED = 10_000  # files of a repository that are looked at
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -248,10 +248,6 @@ def in_words(size: int | None) -> str:
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size} bytes"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def commit_of(path: Path) -> str | None:

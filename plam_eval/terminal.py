@@ -68,11 +68,14 @@ class Terminal(Console):
     """
 
     def __init__(self, *, least_width: int = 0, **options: Any) -> None:  # quiet is rich's own
-        # rich keeps the os.environ that it was imported with; evaluations import code that puts another in its place.
-        super().__init__(markup=False, emoji=False, highlight=False, _environ=os.environ, **options)
+        # Not left to rich, which keeps the `os.environ` of its import: `datasets` puts a copy in its place.
+        said = os.environ.get("COLUMNS", "")
+        columns = int(said) if said.isdecimal() else 0
+        if columns:
+            options.setdefault("width", columns)
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
         self.data: dict[str, Any] = {}
-        known = self.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
-        if least_width > self.width and not known:
+        if least_width > self.width and not (self.is_terminal or columns):
             self.width = least_width
 
     def render_str(self, text: str, **options: Any) -> Text:

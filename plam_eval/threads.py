@@ -35,6 +35,25 @@ def wanted(parameters: int) -> int | None:
     return 1 if parameters <= SMALL else None
 
 
+_changed: tuple[int, int] | None = None
+"""Torch's number of threads as `use` found it, and as it left it."""
+
+
+def use(parameters: int) -> None:
+    """Let torch compute with the threads for a model of so many parameters on a CPU.
+
+    The number is the whole process's. So a model that is left torch's own gets back what a smaller one before it has
+    changed, unless somebody else has said another number since.
+    """
+    global _changed
+    import torch
+
+    number, now = wanted(parameters), torch.get_num_threads()
+    found = _changed[0] if _changed is not None and _changed[1] == now else now
+    torch.set_num_threads(found if number is None else number)
+    _changed = None if number is None else (found, number)
+
+
 def environment() -> dict[str, str]:
     """What makes a process of ours compute with one thread, for commands on small models; {} where the user says."""
     if any(os.environ.get(name, "").strip() for name in (OWN, *STANDARD)):

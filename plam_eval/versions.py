@@ -69,6 +69,13 @@ PARTS: tuple[Part, ...] = (
         "older ones were never run here; a later one may hand a decoder layer's cache over by another name, as 5.24 "
         "did, and masking has to be looked at before it is allowed",
     ),
+    Part(
+        "huggingface-hub",
+        "huggingface_hub",
+        ">=1.0",
+        ("2.4.0",),
+        "before 1.0 requests went through another library, and files on the hub could not be read in parts as here",
+    ),
     Part("accelerate", "accelerate", ">=1.0", ("1.15.0",), "older ones were never run here"),
     Part(
         "lmms-eval",

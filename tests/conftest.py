@@ -56,6 +56,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(line)
 
 
+@pytest.fixture(autouse=True)
+def _one_environment() -> Iterator[None]:
+    """`os.environ` stays the object it is.
+
+    `datasets` puts a copy in its place when it maps in several processes. What monkeypatch has set would then be in the
+    copy for good, and libraries that hold the object itself, as rich does, would see no later change.
+    """
+    before = os.environ
+    yield
+    os.environ = before  # noqa: B003  the very object, not its content
+
+
 def pytest_sessionfinish() -> None:
     shutil.rmtree(_DATASETS_CACHE, ignore_errors=True)
 

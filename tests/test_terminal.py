@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import sys
@@ -53,17 +54,22 @@ def test_tables_are_text_on_any_console(console: type[Console]) -> None:
 
 
 def test_lines_are_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = io.StringIO()
     monkeypatch.delenv("COLUMNS", raising=False)
+    stream = io.StringIO()
     console = Terminal(file=stream, width=20)
     console.say("/a/long/path/[parts]/of/a/folder/that/can/be/copied")
     assert stream.getvalue() == "/a/long/path/[parts]/of/a/folder/that/can/be/copied\n"
     assert Terminal(file=stream, width=20, least_width=150).width == 150
 
 
-def test_the_width_is_that_of_the_environment_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", {**os.environ, "COLUMNS": "133"})  # as `importlib.reload(os)` does
-    assert Terminal(file=io.StringIO()).width == 133
+def test_columns_are_those_of_the_environment_also_where_a_library_has_put_a_copy_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", copy.deepcopy(os.environ))
+    monkeypatch.setenv("COLUMNS", "150")
+    assert Terminal(file=io.StringIO(), least_width=200).width == 150
+    monkeypatch.setenv("COLUMNS", "0")
+    assert Terminal(file=io.StringIO(), least_width=200).width == 200
 
 
 def test_logs_are_text(capsys: pytest.CaptureFixture[str]) -> None:

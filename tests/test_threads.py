@@ -66,6 +66,26 @@ def test_a_wrapper_sets_it(pico: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(before)
 
 
+def test_a_large_model_gets_torchs_own_number_back_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(threads, "_changed", None)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = []
+        for size in (1, 1, threads.SMALL + 1, threads.SMALL + 1, 1):
+            threads.use(size)
+            found.append(torch.get_num_threads())
+        assert found == [1, 1, 3, 3, 1]
+        torch.set_num_threads(2)  # by somebody else, who is left alone
+        threads.use(threads.SMALL + 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        monkeypatch.setattr(threads, "_changed", None)
+
+
 def test_importing_it_imports_no_torch() -> None:
     code = "import sys, plam_eval.threads; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,6 @@ import importlib
 import inspect
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from plam_eval.arguments import write_words
-from plam_eval.errors import InputError
+from plam_eval.errors import InputError, first_line
 from plam_eval.evaluation import harness
 from plam_eval.spec import hint
 
@@ -140,8 +139,7 @@ class Log:
         try:
             yield
         except Exception as error:  # of wandb, its network or a version of it: it must not cost what was found
-            first = re.split(r"[\r\n]", str(error), maxsplit=1)[0]
-            logger.warning(f"wandb: the results were not logged ({type(error).__name__}: {first})")
+            logger.warning(f"wandb: the results were not logged ({type(error).__name__}: {first_line(error)})")
 
 
 def _there(value: Any) -> bool:

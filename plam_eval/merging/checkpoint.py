@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from safetensors import safe_open
 
 from plam_eval import hub
-from plam_eval.errors import DamagedFileError, OutsideError, PlamError
+from plam_eval.errors import DamagedFileError, OutsideError, PlamError, first_line
 from plam_eval.files import inside, read_json
-from plam_eval.hub import first_line as _first_line
 from plam_eval.merging import content_hash, weight_files
 
 if TYPE_CHECKING:  # a mistake in a call is told without torch, which takes seconds to import
@@ -89,7 +88,7 @@ class _SafetensorsFile:
         except Exception as error:  # of a library that does not say which
             raise CheckpointError(
                 _pointer(path)
-                or f"{path}: truncated or corrupt safetensors file ({_first_line(error)}); download it again"
+                or f"{path}: truncated or corrupt safetensors file ({first_line(error)}); download it again"
             ) from error
         self._names = frozenset(self._file.keys())
 
@@ -118,7 +117,7 @@ class _BinFile:
             raise CheckpointError(
                 _pointer(path)
                 or f"{path}: cannot be read by torch.load(mmap=True, weights_only=True) ({type(error).__name__}: "
-                f"{_first_line(error)}); it is truncated, in the format of before torch 1.6, or holds more "
+                f"{first_line(error)}); it is truncated, in the format of before torch 1.6, or holds more "
                 "than tensors. Download it again or convert it to safetensors"
             ) from error
         if not isinstance(content, Mapping):
@@ -428,7 +427,7 @@ class Checkpoint:
             raise
         except Exception as error:  # of libraries that parse what may be damaged
             raise CheckpointError(
-                f"{self.name}: {name} cannot be read from {self.file(name)}: {_first_line(error)}; download it again"
+                f"{self.name}: {name} cannot be read from {self.file(name)}: {first_line(error)}; download it again"
             ) from error
 
     def names(self) -> list[str]:
@@ -663,7 +662,7 @@ class _Hub:
         """Header of a file that is not in the local cache; None when it is cached."""
         from huggingface_hub import HfApi, constants
 
-        from plam_eval.merging import bin_header  # with torch, which a mistake in a plan need not wait for
+        from plam_eval.merging import bin_header  # which needs torch
 
         if self._cached(file):
             return None

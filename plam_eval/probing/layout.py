@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, DynamicCache
 
+from plam_eval.errors import first_line
 from plam_eval.probing.decoder import ProbeError, decoder, text_config, vision_token_ids
 
 
@@ -21,9 +22,8 @@ def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
-        first = str(error).strip().partition("\n")[0]
         raise ProbeError(
-            f"transformers makes no image-text-to-text model of {type(config).__name__}: {first}"
+            f"transformers makes no image-text-to-text model of {type(config).__name__}: {first_line(error)}"
         ) from error
     return model
 
