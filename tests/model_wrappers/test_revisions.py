@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plam_eval.evaluation.harness import evaluate
+from plam_eval.evaluation.harness import evaluate, make_model
 from plam_eval.merging.checkpoint import CheckpointError
 from plam_eval.merging.merge import MergeReport
 from tests.helpers.hub import COMMIT, Hub, serving
@@ -81,6 +81,19 @@ def test_a_revision_is_what_everything_is_loaded_from(hub, load, family, mode, t
     assert not torch.equal(moved.model.state_dict()[q], expected.model.state_dict()[q])
     assert moved.cache_fingerprint() != model.cache_fingerprint()
     assert load(family, mode, pretrained=f"{family}/mllm", revision=OTHER).merge_report is None
+
+
+def test_a_revision_is_what_plam_hf_loads_everything_from(hub, tmp_path):
+    """Its stock class takes no revision; `revision=` says the same as one behind the name."""
+    device = {"device": "cpu", "dtype": "float32"}
+    expected = make_model("plam_hf", {"pretrained": str(tmp_path / "other" / "llava" / "mllm"), **device})
+    for given in ({"pretrained": "llava/mllm@v2"}, {"pretrained": "llava/mllm", "revision": "v2"}):
+        model = make_model("plam_hf", {**given, **device})
+        assert model.checkpoint.commit == OTHER
+        for name, value in expected.model.state_dict().items():
+            assert torch.equal(model.model.state_dict()[name], value), name
+        assert model.model.generation_config.max_length == 777
+        assert model.processor.chat_template.startswith(MARK)
 
 
 def test_revisions_that_cannot_be_meant(hub, load, pico, tmp_path, monkeypatch):
