@@ -115,6 +115,8 @@ class Listing:
 
 @dataclass(frozen=True)
 class Section:
+    """A part of the page with a title; `anchor` is its name for links."""
+
     title: str
     blocks: tuple[Any, ...]
     anchor: str = ""
@@ -166,6 +168,7 @@ def grid(
 
 
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as mappings."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -181,22 +184,27 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
 
 
 def data_uri(kind: str, content: bytes) -> str:
+    """Bytes as an address that holds them, such as `data:image/png;base64,...`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def is_known(value: Any) -> bool:
+    """Whether a value of a table is there: None, NaN and NA are not."""
     return value is not None and not pd.isna(value)
 
 
 def text_of(value: Any) -> str:
+    """A value as text, "" where there is none."""
     return str(value) if is_known(value) else ""
 
 
 def number(value: float, digits: int = 3) -> str:
+    """A number with so many decimals, or a dash."""
     return minus_signs(f"{value:.{digits}f}") if is_known(value) else NONE
 
 
 def signed(value: float) -> str:
+    """A difference with its sign and three decimals, or a dash."""
     if not is_known(value):
         return NONE
     text = f"{value:+.3f}"
@@ -204,6 +212,7 @@ def signed(value: float) -> str:
 
 
 def interval(low: float, high: float, *, plus: bool = True) -> str:
+    """ "low to high", or a dash; `plus`: of differences, which have a sign."""
     if not is_known(low):
         return NONE
     form = signed if plus else number
@@ -218,6 +227,7 @@ def percent(share: float) -> str:
 
 
 def p_value(p: float) -> str:
+    """A p value for a cell of a table, or a dash."""
     return NONE if not is_known(p) else "<0.0001" if p < 1e-4 else findings.format_p(p)
 
 
@@ -232,6 +242,7 @@ def minus_signs(text: str) -> str:
 
 
 def count_of(number: int, what: str) -> str:
+    """ "1 document", "1,080 documents"."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
@@ -245,12 +256,14 @@ def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
+    """Names with "and" before the last; many are only counted."""
     if len(names) > 5:
         return f"{len(names)} others"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def sentence(text: str) -> str:
+    """A text with a capital letter in front and a full stop behind, unless it has them."""
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
@@ -292,9 +305,11 @@ def breakable(text: str) -> Markup:
 
 
 def identity_of(identity: Mapping[str, Any] | None) -> str:
+    """What tells a checkpoint from others, as its record holds it."""
     shown = {key: value for key, value in read_identity(identity or {}).items() if value and key != "files"}
     return ", ".join(f"{key} {value}" for key, value in shown.items()) or "identity not known"
 
 
 def pairs_of(values: Mapping[str, Any] | None) -> str:
+    """ "key value, key value", such as versions."""
     return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "not known"

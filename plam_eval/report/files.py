@@ -28,6 +28,7 @@ class Tables(NamedTuple):
 
 
 def tables_of(sources: Sources, compared: Comparisons | None) -> Tables:
+    """Every table of the page, those of two sources told apart by their names."""
     parts: list[tuple[str, dict[str, pd.DataFrame]]] = []
     for name, found in sources.sweeps.items():
         tables = {"cells": found.cells, "tasks": found.tasks, "controls": found.controls}

@@ -23,6 +23,7 @@ from plam_eval.report.sections.parts import PAIRED
 
 
 def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The table of all cells against plain, and what failed or is damaged."""
     chosen = found.selection.cell if found.selection else None
 
     def look(row: Any) -> str:

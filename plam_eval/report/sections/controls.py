@@ -28,6 +28,7 @@ _CONTROLS = {
 
 
 def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """A figure and a table of each merge beside its own controls; nothing where no control is finished."""
     chosen = found.selection.cell if found.selection else None
     several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
     groups: dict[str, list[Estimate]] = {}

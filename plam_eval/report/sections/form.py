@@ -18,6 +18,7 @@ from plam_eval.report.blocks import (
 
 
 def in_form(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The share of parsable answers by cell and task, or a sentence where it is 1 or means nothing."""
     first = next(iter(found.compared.values()))
     shares = {PLAIN: {row.task: row.parsable_first for row in first}}
     shares |= {name: {row.task: row.parsable_second for row in rows} for name, rows in found.compared.items()}

@@ -30,6 +30,7 @@ from plam_eval.report.sources import Sources
 
 
 def title_of(sources: Sources) -> str:
+    """The title of a page that was given none."""
     models = models_of(sources)
     what = models[0] if len(models) == 1 else f"{len(models)} models" if models else "plam-eval"
     bases = sorted({base for found in sources.sweeps.values() for base in bases_of(found)})
@@ -39,6 +40,7 @@ def title_of(sources: Sources) -> str:
 
 
 def models_of(sources: Sources) -> list[str]:
+    """The MLLMs of all sources, each once."""
     names = [model_of(found) for found in sources.sweeps.values()]
     names += [str(scan.read_settings(found.folder)["pretrained"]) for found in sources.scans.values()]
     names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
@@ -46,10 +48,12 @@ def models_of(sources: Sources) -> list[str]:
 
 
 def model_of(found: Findings) -> str:
+    """A sweep's MLLM, by checkpoint."""
     return str(found.plan["settings"]["model_args"].get("pretrained", found.plan["settings"]["model"]))
 
 
 def bases_of(found: Findings) -> list[str]:
+    """A sweep's base LLMs."""
     return list(found.plan["settings"].get("bases") or {})
 
 
@@ -141,6 +145,7 @@ _LAYERS = "Layers a:b are the decoder layers from a up to, but not including, b;
 
 
 def scan_answer(found: Scan) -> str:
+    """Where the plateau is, and why; or why there is none."""
     stages = found.stages
     if stages.plateau is None:
         return sentence(stages.reason)
@@ -149,6 +154,7 @@ def scan_answer(found: Scan) -> str:
 
 
 def scan_question(found: Scan, said: list[Sequence[str]]) -> str:
+    """What a scan asked. `said`: lists of tasks that the page has named, to which this one is added."""
     settings = scan.read_settings(found.folder)
     curve = found.curve
     return (
@@ -159,6 +165,7 @@ def scan_question(found: Scan, said: list[Sequence[str]]) -> str:
 
 
 def sweep_question(found: Findings, said: list[Sequence[str]]) -> str:
+    """What a sweep asked; `said` as in `scan_question`."""
     cells = found.cells
     merged, beside = (int((cells["kind"] == kind).sum()) for kind in ("merged", "control"))
     config, bases, chosen = found.plan["config"], bases_of(found), found.selection
@@ -178,6 +185,7 @@ def sweep_question(found: Findings, said: list[Sequence[str]]) -> str:
 
 
 def runs_question(runs: Mapping[str, Run], compared: Comparisons | None, said: list[Sequence[str]]) -> str:
+    """What run folders beside each other ask; `said` as in `scan_question`."""
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
     documents = max(len(run.samples) for run in runs.values())
     models = list(dict.fromkeys(str(run.summary()["pretrained"] or run.summary()["model"]) for run in runs.values()))
@@ -221,6 +229,7 @@ def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
 
 
 def runs_answers(runs: Mapping[str, Run], compared: Comparisons | None) -> list[str]:
+    """A sentence for every run that was compared with the reference, or for the only one."""
     if compared is None:
         scores = next(iter(runs.values())).accuracy()
         if scores.isna().all():

@@ -53,6 +53,7 @@ def chosen_beside(found: Findings) -> dict[str, Run]:
 
 
 def place(row: Mapping[str, Any]) -> tuple[int, int]:
+    """The layer range of a cell, by which cells are sorted."""
     return int(row["start"]), int(row["end"])
 
 

@@ -33,6 +33,7 @@ def _content(found: Findings, what: str, name: str | None = None) -> dict[str, s
 
 
 def provenance_section(sources: Sources) -> Section:
+    """Checkpoints with their hashes, versions and digests of every source, and commands that make its runs again."""
     rows: list[tuple[str, str]] = []
     blocks: list[Any] = []
     alone = len(sources.sweeps) + len(sources.scans) + len(sources.runs) == 1

@@ -18,6 +18,7 @@ from plam_eval.report.sections.parts import place
 
 
 def heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:
+    """Differences by layer range and weights; None where there is one merge, or none finished."""
     merged = [row for row in cells.values() if row["kind"] == "merged"]
     if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
         return None

@@ -40,6 +40,7 @@ _DETAILED = 6  # comparisons of plain run folders that get a section of their ow
 def runs_sections(
     runs: Mapping[str, Run], compared: Comparisons | None, looking: Looking, changed: str
 ) -> list[Section]:
+    """One run by task, or each against the reference, with stock metrics and a table of all."""
     tables = records.tables(dict(runs))
     if compared is None:
         rows = records_of(tables.tasks)

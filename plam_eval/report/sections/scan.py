@@ -25,6 +25,7 @@ from plam_eval.report.blocks import (
 
 
 def scan_section(found: Scan, suffix: str) -> Section:
+    """The curve as a figure and a table, and the stages that follow from it."""
     curve, stages = found.curve, found.stages
     kl = f"layers {stages.kl_cut}:{stages.num_layers}" if stages.kl_cut < stages.num_layers else "no plateau"
     table = curve.table()

@@ -34,6 +34,7 @@ def of_notes(sources: Sources) -> Warned:
 
 
 def of_scan(warnings: Iterable[str]) -> Warned:
+    """Those of a scan, all of which are of its one answer."""
     return _parted([minus_signs(cut_short(warning)) for warning in warnings], ())
 
 
