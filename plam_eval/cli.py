@@ -140,6 +140,7 @@ def doctor(
     model_weight: Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")] = None,
     base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
     rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")] = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
     as_json: _Json = False,
     quiet: _Quiet = False,
@@ -154,6 +155,7 @@ def doctor(
         "model_weight": model_weight,
         "base_weight": base_weight,
         "rule": rule,
+        "seed": seed,
     }
     with speaking(as_json, quiet) as console:
         fine = checks.check_installation(console)

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli, doctor
+from plam_eval.spec import OVERRIDE_KEYS
 
 if TYPE_CHECKING:
     from tests.pico import PicoPair
@@ -30,6 +31,16 @@ def test_says_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {cells[1]: cells for line in result.output.splitlines() if len(cells := line.split("│")) > 3}
     rows = {name.strip(): cells[3].strip() for name, cells in rows.items()}
     assert rows["transformers"].split()[0] in ("tested", "allowed")
+
+
+def test_every_override_of_a_spec_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED", ())
+    monkeypatch.setattr(doctor, "_OPTIONAL", ())
+    given: dict[str, object] = {}
+    monkeypatch.setattr(doctor, "check_merge", lambda console, model, plateau, overrides: given.update(overrides))
+    words = [word for key in OVERRIDE_KEYS for word in (f"--{key.replace('_', '-')}", f"{key}?")]
+    assert runner.invoke(cli.app, ["doctor", *words]).exit_code == 0
+    assert given == {key: f"{key}?" for key in OVERRIDE_KEYS}
 
 
 def test_a_missing_part_that_is_needed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
