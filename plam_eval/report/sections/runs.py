@@ -117,7 +117,7 @@ def runs_sections(
 def _stock(runs: Mapping[str, Run]) -> list[Section]:
     beside = dict([*runs.items()][:_BESIDE])
     more = f"; of {len(runs)} runs the first {_BESIDE}, all are in the table metrics" if len(runs) > _BESIDE else ""
-    blocks = stock_metrics(beside, f"{more}")
+    blocks = stock_metrics(beside, more)
     return [Section("Stock metrics", tuple(blocks))] if blocks else []
 
 
