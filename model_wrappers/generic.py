@@ -10,7 +10,7 @@ import transformers
 from lmms_eval.models.chat import huggingface as stock
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from plam_eval.errors import InputError
+from plam_eval.errors import InputError, first_line
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
 from plam_eval.model_wrappers.manifest import WRAPPERS
@@ -46,12 +46,14 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
         try:
             config = AutoConfig.from_pretrained(checkpoint.location, **trusted)
             check_layout(skeleton(config, trust_remote_code=trust_remote_code))
+            processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
+        except (ImportError, OSError) as error:  # a package, or a file of the processor's, that is not there
+            raise InputError(f"{found}, and it cannot be loaded: {first_line(error)}") from error
         except (ProbeError, ValueError) as error:
             raise InputError(
                 f"{found}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
                 f"{error}. Unmerged it may run as --model {WRAPPERS[cls.model_id].wrapped_id}"
             ) from error
-        processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
         if not getattr(processor, "chat_template", None):
             raise InputError(
                 f"{found}, and its processor ({type(processor).__name__}) has no chat template, by which prompts are "

@@ -142,6 +142,16 @@ def test_a_processor_without_a_template_is_refused(pico, tmp_path):
         check_model("plam_hf", {"pretrained": str(folder)})
 
 
+def test_a_processor_that_cannot_be_made_is_refused_in_one_sentence(pico, tmp_path, monkeypatch):
+    folder, smolvlm = copied(pico("pixtral"), tmp_path / "mllm"), str(pico("smolvlm").mllm)
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(InputError, match=r"'llava', and it cannot be loaded: .*image processor"):
+        check_model("plam_hf", {"pretrained": str(folder)})
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    with pytest.raises(InputError, match=r"'smolvlm', and it cannot be loaded: .*pip install num2words"):
+        check_model("plam_hf", {"pretrained": smolvlm})
+
+
 def test_modules_that_are_no_tensors_of_their_own_are_refused_with_the_reason(pico, tmp_path):
     def refused(pair: Any, modules: str, folder: Any = None) -> str:
         merge = {"base": str(pair.base), "layers": "1:3", "modules": modules}
