@@ -26,6 +26,8 @@ os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # every model here is small, and a second thread only waits
+# Set by pytest's workers, or by a shell: tables are as wide here as in a log, whoever starts the tests.
+os.environ.pop("COLUMNS", None)
 
 
 _NAMES = {"vllm": "vLLM", "ray": "Ray"}
