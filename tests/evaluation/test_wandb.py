@@ -17,7 +17,8 @@ from tests.report.fabricate import changed, documents, write_run, write_sweep
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     for name, value in {"WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true", "WANDB_MODE": "offline"}.items():
         monkeypatch.setenv(name, value)
     return wandb

@@ -576,7 +576,6 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
 
 
 def test_the_client_of_the_page(server, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("openai")
     monkeypatch.chdir(tmp_path)
     picture(4, (64, 64)).save("picture.png")
     code = recipes.recipe("client").replace("http://localhost:8000", server.url)

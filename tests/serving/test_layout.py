@@ -36,8 +36,10 @@ def test_what_another_version_lacks_is_named() -> None:
     assert len(problems) == 3
 
 
+@pytest.mark.needs("vllm")
 def test_the_installed_version_and_the_reader_of_sources_agree() -> None:
-    vllm = pytest.importorskip("vllm")
+    import vllm
+
     assert layout.problems(layout.EVERYTHING, layout.installed) == []
     root = Path(vllm.__file__).parent.parent
     for name, needed in layout.EVERYTHING.items():
@@ -50,8 +52,8 @@ def test_the_installed_version_and_the_reader_of_sources_agree() -> None:
     assert layout.installed("vllm.no_such:thing") is None and look_up(root, "vllm.no_such:thing") is None
 
 
+@pytest.mark.needs("vllm")
 def test_an_unknown_layout_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("vllm")
     from plam_eval.merging import vllm_loader
 
     def other(name: str) -> Signature | None:

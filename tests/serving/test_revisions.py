@@ -13,7 +13,7 @@ from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from tests.helpers.hub import Hub, serving
 from tests.pico import PicoPair
 
-pytest.importorskip("vllm")
+pytestmark = pytest.mark.needs("vllm")
 OTHER = "a" * 40
 
 

@@ -8,18 +8,15 @@ from typing import Any
 
 import datasets
 import pytest
-
-from plam_eval.demo import questions
-from plam_eval.demo.hub import read_manifest, write_hub
-from plam_eval.tasks import FOLDER
-
-pytest.importorskip("lmms_eval")
-
 from lmms_eval import evaluator
 from lmms_eval.api.model import lmms
 from lmms_eval.tasks import TaskManager
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from lmms_eval.utils import load_yaml_config
+
+from plam_eval.demo import questions
+from plam_eval.demo.hub import read_manifest, write_hub
+from plam_eval.tasks import FOLDER
 
 DOCUMENTS = 60
 NINE = (
