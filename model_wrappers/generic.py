@@ -45,12 +45,19 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
         try:
             config = AutoConfig.from_pretrained(checkpoint.location, **trusted)
             check_layout(skeleton(config, trust_remote_code=trust_remote_code))
-        except (ProbeError, ValueError) as error:
+        except Exception as error:  # of a library that reads a file, which may say anything
             raise InputError(
                 f"{found}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
-                f"{error}. Unmerged it may run as --model {stock_id()}"
+                f"{_said(error)}. Unmerged it may run as --model {stock_id()}"
             ) from error
-        processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
+        try:
+            processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
+        except Exception as error:
+            raise InputError(
+                f"pretrained={checkpoint.name}: its processor cannot be loaded ({_said(error)}); are the files of "
+                "tokenizer and processor there, and whole? Code of the checkpoint's own runs only with "
+                "trust_remote_code=True"
+            ) from error
         if not getattr(processor, "chat_template", None):
             raise InputError(
                 f"{found}, and its processor ({type(processor).__name__}) has no chat template, by which prompts are "
@@ -82,11 +89,18 @@ def stock_id() -> str:
     return WRAPPERS[PlamHFChat.model_id].wrapped_id
 
 
+def _said(error: Exception) -> str:
+    if isinstance(error, ProbeError):
+        return str(error)
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300]}{'...' if len(words) > 300 else ''}"
+
+
 def _known(kind: Any) -> bool:
     """Whether transformers itself has a model of this type that takes images and writes text."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return isinstance(kind, str) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 @contextlib.contextmanager
