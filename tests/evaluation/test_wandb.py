@@ -40,6 +40,16 @@ def test_what_cannot_be_logged_is_known_before_a_model_is_loaded(
     assert not (tmp_path / "scan").exists()
 
 
+def test_what_wandb_refuses_is_told(offline: Any) -> None:
+    for wandb_args in ("mode=nope", "group=5", "config=5", "project=a/b"):
+        key = wandb_args.partition("=")[0]
+        with (
+            pytest.raises(InputError, match=rf"could not begin a run .*{key}"),
+            Settings.read(wandb_args).run("x", "y", {}),
+        ):
+            pytest.fail("it began")
+
+
 def test_results_are_logged_by_wandb(offline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = documents(["pope", "mmstar"], 12, right=6)
     better = changed(plain, {("pope", 7): ("yes", 1.0)})
