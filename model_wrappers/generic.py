@@ -10,7 +10,7 @@ import transformers
 from lmms_eval.models.chat import huggingface as stock
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from plam_eval.errors import InputError, first_line
+from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
 from plam_eval.model_wrappers.manifest import WRAPPERS
@@ -46,13 +46,18 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
         try:
             config = AutoConfig.from_pretrained(checkpoint.location, **trusted)
             check_layout(skeleton(config, trust_remote_code=trust_remote_code))
-            processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
-        except (ImportError, OSError) as error:  # a package, or a file of the processor's, that is not there
-            raise InputError(f"{found}, and it cannot be loaded: {first_line(error)}") from error
-        except (ProbeError, ValueError) as error:
+        except Exception as error:  # of a library that reads a file, which may say anything
             raise InputError(
                 f"{found}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
-                f"{error}. Unmerged it may run as --model {WRAPPERS[cls.model_id].wrapped_id}"
+                f"{_said(error)}. Unmerged it may run as --model {WRAPPERS[cls.model_id].wrapped_id}"
+            ) from error
+        try:
+            processor = AutoProcessor.from_pretrained(checkpoint.location, **trusted)
+        except Exception as error:
+            raise InputError(
+                f"pretrained={checkpoint.name}: its processor cannot be loaded ({_said(error)}); are the files of "
+                "tokenizer and processor there, and whole? Code of the checkpoint's own runs only with "
+                "trust_remote_code=True"
             ) from error
         if not getattr(processor, "chat_template", None):
             raise InputError(
@@ -79,11 +84,18 @@ class Processor:
         return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
 
 
+def _said(error: Exception) -> str:
+    if isinstance(error, ProbeError):
+        return str(error)
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300]}{'...' if len(words) > 300 else ''}"
+
+
 def _known(kind: Any) -> bool:
     """Whether transformers itself has a model of this type that takes images and writes text."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    return kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return isinstance(kind, str) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 @contextlib.contextmanager

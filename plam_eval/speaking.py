@@ -77,10 +77,12 @@ def plain(value: Any) -> Any:
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(part) for part in value]
-    if hasattr(value, "item"):  # a number of numpy's
-        value = value.item()
+    if hasattr(value, "tolist"):  # of numpy, pandas or torch: a number, or a list of them
+        value = value.tolist()
+        if isinstance(value, list):
+            return plain(value)
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return None if type(value).__name__ == "NAType" else str(value)
+    return None if type(value).__name__ in ("NAType", "NaTType") else str(value)

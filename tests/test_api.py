@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from plam_eval.arguments import write_words
 from plam_eval.errors import ArgumentError, InputError, PlamError
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place
+from plam_eval.speaking import plain
 from plam_eval.spec import SpecError, load_spec
 from tests.report.fabricate import changed, documents, write_run, write_sweep
 
@@ -274,6 +277,16 @@ def test_json_is_alone_on_standard_output(two: list[Path]) -> None:
     result, _, rest = done.stdout.partition("}\n")
     assert json.loads(result + "}") == {"number": None, "text": "\x1b[31m\udc80"} and rest == "behind\n"
     assert [word in done.stderr for word in ("words", "more words", "of a child", "of a library")] == [True] * 4
+
+
+def test_whatever_a_result_holds_is_json() -> None:
+    values = {
+        "array": np.array([[1.5, np.nan]]), "series": pd.Series([1, 2]), "none": [pd.NaT, pd.NA, np.float32("inf")],
+        "number": np.int64(3), "truth": np.bool_(True),
+    }  # fmt: skip
+    assert json.loads(json.dumps(plain(values), allow_nan=False)) == {
+        "array": [[1.5, None]], "series": [1, 2], "none": [None] * 3, "number": 3, "truth": True,
+    }  # fmt: skip
 
 
 def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:

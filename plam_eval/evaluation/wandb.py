@@ -64,8 +64,9 @@ class Settings:
         own = wandb.run is None
         try:
             run = wandb.init(**{"name": f"{command} {name}", **self.arguments}) if own else wandb.run
-        except wandb.errors.Error as error:
-            raise InputError(f"wandb_args: wandb could not begin a run: {error}") from error
+        except Exception as error:  # its own, of its network, and of pydantic for values of a wrong kind
+            words = " ".join(str(error).split())[:500]
+            raise InputError(f"wandb_args: wandb could not begin a run ({type(error).__name__}: {words})") from error
         try:
             run.config.update({"command": command, **config}, allow_val_change=True)
             yield Log(run, wandb)

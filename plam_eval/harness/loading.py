@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,12 @@ def _dataset_key(task: Any, dataset_kwargs: Any) -> Any:
         body = getattr(process, "__code__", None)
         if body is None or process.__closure__ or not Path(body.co_filename).is_file():
             return None
-        code = body.co_filename, Path(body.co_filename).stat().st_mtime_ns, process.__qualname__
+        # The code itself as well: all lambdas of a file have one name.
+        defaults = repr((process.__defaults__, process.__kwdefaults__))
+        code = body, defaults, process.__qualname__, _of(Path(body.co_filename))
+    files = _files(str(task.DATASET_PATH))
+    if files is None:
+        return None
     splits = config.training_split, config.validation_split, config.test_split, config.fewshot_split
     return (
         str(Path.cwd()),
@@ -153,13 +158,26 @@ def _dataset_key(task: Any, dataset_kwargs: Any) -> Any:
         code,
         splits if code else None,
         bool(getattr(config, "process_results_use_image", False)),
-        tuple(_files(str(task.DATASET_PATH))),
+        files,
     )
 
 
-def _files(folder: str) -> Iterator[tuple[str, int, int]]:
-    """What tells whether a local dataset is still the one that was read."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            stat = Path(parent, name).stat()
-            yield str(Path(parent, name)), stat.st_size, stat.st_mtime_ns
+def _files(folder: str) -> tuple[Any, ...] | None:
+    """What tells whether a local dataset is still the one that was read; None where it cannot be told.
+
+    That is where there are links to folders, or to nothing: what stands behind them would have to be walked as well.
+    """
+    found = []
+    for parent, folders, names in os.walk(folder):
+        try:
+            if any(Path(parent, name).is_symlink() for name in folders):
+                return None
+            found += [_of(Path(parent, name)) for name in names]
+        except OSError:
+            return None
+    return tuple(found)
+
+
+def _of(file: Path) -> tuple[str, int, int, int, int]:
+    stat = file.stat()  # the time of its last change, too, as copying can set that of the last write
+    return str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

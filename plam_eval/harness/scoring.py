@@ -12,9 +12,10 @@ import builtins
 import functools
 import importlib
 import importlib.util
+import itertools
 import symtable
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,16 @@ def _alone(file: Path, name: str) -> Any:
                 return None
             used: set[str] = set()
         elif statement_name in needs:
-            used = needs[statement_name] | _names(getattr(statement, "decorator_list", []))
+            used = needs[statement_name] | _names(_around(statement))
         else:
             used = _names([statement])
         more = {each for each in used if not hasattr(builtins, each)} - set(wanted)
         wanted += sorted(more)
         todo += sorted(more)
     kept = [statement for statement in tree.body if set(_bound(statement)) & set(wanted)]
+    # What else a file does to these names, as by `table["a"] = 1`, `if` or `from elsewhere import *`, is not known.
+    if any(_names([other], ast.Load, ast.Store, ast.Del) & {*wanted, "*"} for other in tree.body if not _bound(other)):
+        return None
     space: dict[str, Any] = {"__name__": f"{__name__}.{file.stem}", "__file__": str(file)}
     exec(compile(ast.Module(kept, []), str(file), "exec"), space)
     return space[name]
@@ -105,21 +109,31 @@ def _bound(statement: ast.stmt) -> list[str]:
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
         return [statement.name]
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
+        return [alias.asname or alias.name.partition(".")[0] for alias in statement.names if alias.name != "*"]
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         return [target.id for target in targets if isinstance(target, ast.Name)]
     return []
 
 
-def _names(nodes: list[Any]) -> set[str]:
-    """Names that are read in these nodes."""
-    return {
-        inner.id
-        for node in nodes
-        for inner in ast.walk(node)
-        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Load)
-    }
+def _around(statement: ast.stmt) -> list[ast.AST]:
+    """What a definition takes from outside of it when it is made: decorators, bases, defaults, annotations."""
+    if isinstance(statement, ast.ClassDef):
+        return [*statement.decorator_list, *statement.bases, *statement.keywords]
+    if isinstance(statement, ast.FunctionDef):
+        return [*statement.decorator_list, statement.args, *([statement.returns] if statement.returns else [])]
+    return []
+
+
+def _names(nodes: Sequence[ast.AST], *contexts: type[ast.expr_context]) -> set[str]:
+    """Names that are read in these nodes, or used in one of `contexts`; "*" where they are not told."""
+    found = set()
+    for inner in itertools.chain.from_iterable(map(ast.walk, nodes)):
+        if isinstance(inner, ast.Name) and isinstance(inner.ctx, contexts or ast.Load):
+            found.add(inner.id)
+        elif isinstance(inner, ast.alias) and inner.name == "*":
+            found.add("*")
+    return found
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:

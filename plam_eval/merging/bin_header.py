@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-LARGEST_PICKLE = 1 << 24  # bytes; that of a shard of 10 GB has some 30 thousand
+LARGEST_PICKLE = 1 << 22  # bytes; that of a shard of 10 GB has some 30 thousand
 
 _NAMED = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 _DTYPES = {
@@ -66,6 +66,10 @@ class _Global:
 
     module: str
     name: str
+
+    def __str__(self) -> str:
+        name = f"{self.module}.{self.name}"
+        return name if len(name) <= 100 else f"{name[:80]}... ({len(name)} characters)"
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -126,8 +130,10 @@ class _Reader:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.left = 0
 
     def read(self, pickled: bytes) -> Any:
+        self.left = len(pickled)
         for opcode, argument, _ in pickletools.genops(pickled):
             if opcode.name == "STOP":
                 return self.stack.pop()
@@ -236,11 +242,15 @@ class _Reader:
             raise BinHeaderError("it refers to something else than the bytes of a tensor")
         untyped = kind == _Global("torch.storage", "UntypedStorage")
         if kind.dtype is None and not untyped:
-            raise BinHeaderError(f"it holds more than tensors ({kind.module}.{kind.name})")
+            raise BinHeaderError(f"it holds more than tensors ({kind})")
         self.stack.append(_Storage(kind.dtype))
 
     def _reduce(self, _: None) -> None:
         arguments = _a(tuple, self.stack.pop())
+        # A list can be named again in two bytes, and copied each time. A pickler names one where it belongs only.
+        self.left -= sum(len(each) for each in arguments if isinstance(each, list))
+        if self.left < 0:
+            raise BinHeaderError("its data.pkl is damaged (it copies one list again and again)")
         self.stack[-1] = _rebuilt(_a(_Global, self.stack[-1]), arguments)
 
     def _build(self, _: None) -> None:
@@ -264,7 +274,7 @@ def _rebuilt(called: _Global, arguments: tuple[Any, ...]) -> Any:
         pairs = _a(list, arguments[0])
         return {_key(key): value for key, value in pairs}
     if called == _Global("torch", "Size"):
-        return tuple(arguments[0])
+        return _a(tuple, arguments[0])
     if called.module == "torch._utils" and name in _PARAMETERS:
         return _a(TensorRecord, arguments[0])
     if called.module == "torch._utils" and name in _TENSORS:
@@ -275,7 +285,7 @@ def _rebuilt(called: _Global, arguments: tuple[Any, ...]) -> Any:
         if dtype is None or any(type(size) is not int or size < 0 for size in shape):
             raise BinHeaderError(f"it holds a tensor of an impossible shape, or of the dtype {dtype}")
         return TensorRecord(shape, dtype)
-    raise BinHeaderError(f"it holds more than tensors ({called.module}.{name})")
+    raise BinHeaderError(f"it holds more than tensors ({called})")
 
 
 def _key(value: Any) -> Any:

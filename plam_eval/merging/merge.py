@@ -37,7 +37,7 @@ from plam_eval.merging.plan import (
     locate,
     plan_merge,
 )
-from plam_eval.merging.rules import ELEMENTWISE, RULES, generator_of, norm, register_rule
+from plam_eval.merging.rules import ELEMENTWISE, RULES, Rule, generator_of, norm, register_rule
 from plam_eval.spec import MODULES, PlateauSpec
 from plam_eval.terminal import PlainTable, Terminal
 
@@ -95,6 +95,9 @@ def _merge(spec: PlateauSpec, key: Key, model: _Operand, base: _Operand, out: Te
     working = torch.float64 if torch.float64 in (model.tensor.dtype, base.tensor.dtype) else torch.float32
     rule, generator = RULES[spec.rule], generator_of(spec.seed, key)
     whole = spec.rule not in ELEMENTWISE
+    if wrong := [operand for operand in (model, base) if operand.tensor.shape != out.shape]:
+        found = ", ".join(f"{operand.where} is {list(operand.tensor.shape)}" for operand in wrong)
+        raise MergeError(f"{found}; expected {list(out.shape)}, as its header said. Download it again")
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
     stored, other = model.tensor.reshape(-1), base.tensor.reshape(-1)
     size = flat.numel() if whole else min(flat.numel(), _PART if out.device.type == "cpu" else _LARGE_PART)
@@ -107,7 +110,7 @@ def _merge(spec: PlateauSpec, key: Key, model: _Operand, base: _Operand, out: Te
         two.copy_(other[part])
         squares = _square(one)
         if not (math.isfinite(squares) and math.isfinite(_square(two))):
-            raise MergeError(*_not_finite(model, base))
+            raise MergeError(*(_not_finite(model, base) or _too_large(model, base)))
         shape = out.shape if whole else (length,)
         merged = rule(one.view(shape), two.view(shape), spec.weights, generator).reshape(-1)
         rounded = space.take(2, out, length, out.dtype).copy_(merged)
@@ -141,6 +144,15 @@ def _not_finite(*operands: _Operand) -> list[str]:
         f"{operand.where} holds NaN or Inf; expected finite weights. Download it again"
         for operand in operands
         if not bool(torch.isfinite(operand.tensor).all())
+    ]
+
+
+def _too_large(*operands: _Operand) -> list[str]:
+    """For float64 alone, whose elements can be too large for a sum of their squares."""
+    return [
+        f"{operand.where} holds elements of up to {float(operand.tensor.abs().max()):.3g}; expected weights"
+        for operand in operands
+        if not math.isfinite(norm(operand.tensor))
     ]
 
 
@@ -250,8 +262,43 @@ class _LastMerge:
     """Of the merge that a module holds: what brings its merged tensors back, were the next one to fail."""
 
     spec: PlateauSpec
+    rule: Rule  # a rule can be registered anew under the name that the spec has
     base: Checkpoint
+    base_identity: dict[str, Any]
     base_names: dict[Key, str]
+    written: dict[Key, _Written]
+
+    def still_makes(self, job: _Job) -> bool:
+        """Whether merging again gives what a parameter holds: nobody has written to it, or cast it, since."""
+        return (
+            job.key in self.base_names
+            and RULES.get(self.spec.rule) is self.rule
+            and self.written.get(job.key) == _written(job.parameter)
+        )
+
+
+_Written = tuple[torch.dtype, str, int]
+_CHUNK = 256  # words
+
+
+def _written(parameter: Tensor) -> _Written:
+    """What tells whether a parameter still holds what was written to it, at the cost of reading it once."""
+    flat = parameter.detach().contiguous().view(-1)
+    size = flat.element_size()
+    is_aligned = flat.nbytes % 8 == 0 and flat.storage_offset() * size % 8 == 0
+    words = flat.view(torch.int64 if is_aligned else _BITS[size])
+    whole = len(words) // _CHUNK * _CHUNK
+    sums = words[:whole].view(-1, _CHUNK).sum(dim=1)  # modulo 2**64, as all that follows
+    places = torch.arange(1, len(sums) + 1, device=sums.device)
+    return parameter.dtype, str(parameter.device), int((sums * places).sum() + words[whole:].sum())
+
+
+def _unchanged(checkpoint: Checkpoint, identity: dict[str, Any]) -> bool:
+    """Whether what is read from an open checkpoint is what was read before: its files are mapped, not copied."""
+    try:
+        return checkpoint.identity() == identity
+    except MergeError:
+        return False
 
 
 _LAST: weakref.WeakKeyDictionary[nn.Module, _LastMerge] = weakref.WeakKeyDictionary()
@@ -267,10 +314,15 @@ class _Undo:
     is not in memory itself.
     """
 
-    def __init__(self, jobs: Sequence[_Job], state: _State, source: Source, last: _LastMerge | None) -> None:
-        self._merged, self._source, self._last = state.merged, source, last
+    def __init__(
+        self, module: nn.Module, jobs: Sequence[_Job], state: _State, source: Source, last: _LastMerge | None
+    ) -> None:
+        self._module, self._state, self._source, self._last = module, state, source, last
         self._entries: list[tuple[_Job, int]] = []
-        needed = sum(job.parameter.nbytes for job in jobs if not self._is_stored(job))
+        if last is not None and not _unchanged(last.base, last.base_identity):
+            self._last = None
+        self._stored = {job.key for job in jobs if self._is_stored(job)}
+        needed = sum(job.parameter.nbytes for job in jobs if job.key not in self._stored)
         folder = tempfile.gettempdir()
         if needed and (free := shutil.disk_usage(folder).free) < needed:
             raise MergeError(
@@ -283,7 +335,7 @@ class _Undo:
         """Whether what a parameter holds can be had from checkpoints again."""
         if not isinstance(self._source, Checkpoint):
             return False
-        return job.key not in self._merged or (self._last is not None and job.key in self._last.base_names)
+        return job.key not in self._state.merged or (self._last is not None and self._last.still_makes(job))
 
     def __enter__(self) -> _Undo:
         self._file = tempfile.TemporaryFile(prefix="plam-undo-") if self._needed else io.BytesIO()
@@ -292,7 +344,7 @@ class _Undo:
     def note(self, job: _Job) -> None:
         """To be called before a parameter is written to."""
         offset = -1
-        if not self._is_stored(job):
+        if job.key not in self._stored:
             offset = self._file.tell()
             self._file.write(job.parameter.detach().cpu().flatten().view(torch.uint8).numpy().data)
             self._file.flush()  # a full disk shows here, before the parameter is touched
@@ -308,7 +360,7 @@ class _Undo:
                     self._file.seek(offset)
                     old = torch.frombuffer(bytearray(self._file.read(job.parameter.nbytes)), dtype=job.parameter.dtype)
                     job.parameter.copy_(old.view(job.parameter.shape))
-                elif job.key in self._merged and self._last is not None:
+                elif job.key in self._state.merged and self._last is not None:
                     model = _operand(self._source, job.model_name)
                     base = _operand(self._last.base, self._last.base_names[job.key])
                     _merge(self._last.spec, job.key, model, base, job.parameter, space)
@@ -317,13 +369,14 @@ class _Undo:
                 self._entries.pop()
             except KeyboardInterrupt:
                 continue  # an impatient second Ctrl-C must not leave the model half restored
-            except (OSError, MergeError) as error:
+            except Exception as error:
                 raise RuntimeError("the merge failed and could not be undone: load the model again") from error
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with self._file:
             if kind is not None:
                 self._undo()
+                setattr(self._module, _STATE, self._state)
 
 
 class _NoUndo:
@@ -369,6 +422,7 @@ def merge_in_place(
     """
     started = time.perf_counter()
     work = _prepare(module, spec, checkpoint, base)
+    base_identity = work.base.identity() if work.base else {}  # before a tensor of it is read
     state, source, base_source, jobs, faults = work.state, work.source, work.base, work.jobs, Faults()
     new_state = _State(merged=frozenset(job.key for job in jobs if job.base_name))
     if isinstance(source, Checkpoint):
@@ -376,36 +430,38 @@ def merge_in_place(
     read_before = source.bytes_read + (base_source.bytes_read if base_source else 0)
     changes, space = _Changes(), _Space()
     size = sum(job.parameter.nbytes for job in jobs)
-    undo = _NoUndo() if thrown_away_on_error else _Undo(jobs, state, source, _LAST.get(module))
-    try:
-        with undo:
-            for job in tqdm(jobs, "merging", unit="tensor", leave=False, disable=None if size > 1 << 28 else True):
-                with faults.collect():
-                    # Once one tensor is at fault the rest is only looked at, to report every fault.
-                    _bring(job, work, spec, changes, space, None if faults else undo)
-            faults.raise_any()
-            setattr(module, _STATE, new_state)
-    except BaseException:
-        setattr(module, _STATE, state)
-        raise
+    undo = _NoUndo() if thrown_away_on_error else _Undo(module, jobs, state, source, _LAST.get(module))
+    last: _LastMerge | None = None
+    with undo:
+        for job in tqdm(jobs, "merging", unit="tensor", leave=False, disable=None if size > 1 << 28 else True):
+            with faults.collect():
+                # Once one tensor is at fault the rest is only looked at, to report every fault.
+                _bring(job, work, spec, changes, space, None if faults else undo)
+        faults.raise_any()
+        if spec is not None and base_source is not None and isinstance(source, Checkpoint):
+            merged = {job.key: job for job in jobs if job.base_name}
+            names = {key: str(job.base_name) for key, job in merged.items()}
+            written = {key: _written(job.parameter) for key, job in merged.items()}
+            last = _LastMerge(spec, RULES[spec.rule], base_source, base_identity, names, written)
+        report = MergeReport(
+            spec=spec.to_dict() if spec else None,
+            digest=spec.digest() if spec else None,
+            model=source.name,
+            base_model=base_source.name if base_source else None,
+            tensors=changes.count,
+            restored=len(jobs) - changes.count,
+            bytes_read=source.bytes_read + (base_source.bytes_read if base_source else 0) - read_before,
+            seconds=time.perf_counter() - started,
+            relative_change=changes.relative(),
+            warnings=work.plan.warnings if work.plan else (),
+            model_commit=source.recorded_commit if isinstance(source, Checkpoint) else None,
+            base_commit=base_source.recorded_commit if base_source else None,
+        )
+        setattr(module, _STATE, new_state)
     _LAST.pop(module, None)
-    if spec is not None and base_source is not None and isinstance(source, Checkpoint):
-        _LAST[module] = _LastMerge(spec, base_source, {job.key: job.base_name for job in jobs if job.base_name})
-
-    return MergeReport(
-        spec=spec.to_dict() if spec else None,
-        digest=spec.digest() if spec else None,
-        model=source.name,
-        base_model=base_source.name if base_source else None,
-        tensors=changes.count,
-        restored=len(jobs) - changes.count,
-        bytes_read=source.bytes_read + (base_source.bytes_read if base_source else 0) - read_before,
-        seconds=time.perf_counter() - started,
-        relative_change=changes.relative(),
-        warnings=work.plan.warnings if work.plan else (),
-        model_commit=source.recorded_commit if isinstance(source, Checkpoint) else None,
-        base_commit=base_source.recorded_commit if base_source else None,
-    )
+    if last is not None:
+        _LAST[module] = last
+    return report
 
 
 def merged_values(

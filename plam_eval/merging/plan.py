@@ -30,7 +30,7 @@ class Faults(list[str]):
         try:
             yield
         except MergeError as error:
-            self += error.faults
+            self += error.faults or [str(error)]
 
     def raise_any(self) -> None:
         if self:

@@ -278,7 +278,7 @@ def check_mask(model: nn.Module) -> None:
     if backend in _CHECKED.setdefault(decoder(model), set()):
         return
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _evaluating(decoder(model)):
             fault = _fault(model, backend)
     except ProbeError:
         raise
@@ -291,6 +291,19 @@ def check_mask(model: nn.Module) -> None:
             '(attn_implementation="eager"), or a version of transformers that `plam doctor` names as tested'
         )
     _CHECKED[decoder(model)].add(backend)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, which would draw from the caller's random numbers, and with a KV cache in any case."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _fault(model: nn.Module, backend: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ def test_results_are_logged_by_wandb(offline: Any, tmp_path: Path, monkeypatch: 
     found = plam_eval.compare(runs, wandb_args={"project": "plam", "name": "first", "mode": "offline"})
     assert found is not None and offline.run is None  # it was ended
     (own,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    stored = own.read_bytes()
-    for word in (b"pope/difference", b"overall/p", b"comparison", b"first"):
-        assert word in stored, word
+    words, until = (b"pope/difference", b"overall/p", b"comparison", b"first"), time.monotonic() + 20
+    while not all(word in own.read_bytes() for word in words):  # wandb's own process writes it, when it has its turn
+        assert time.monotonic() < until, own.read_bytes()
+        time.sleep(0.05)
 
     names = ["layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale"]
     write_sweep(tmp_path / "sweep", {"plain": plain, names[0]: better, names[1]: plain}, layers="6:8")
@@ -66,3 +68,13 @@ def test_results_are_logged_by_wandb(offline: Any, tmp_path: Path, monkeypatch: 
         assert set(tables) == {"cells", "tasks", "controls"} and len(tables["cells"].data) == 3
         monkeypatch.setattr(run, "log", lambda row: 1 / 0)
         Log(run, offline).sweep(plam_eval.read_sweep(tmp_path / "sweep"))  # a warning: results are on disk
+
+
+def test_what_wandb_refuses_is_told(offline: Any) -> None:
+    for wandb_args in ("mode=nope", "group=5", "config=5", "project=a/b"):
+        key = wandb_args.partition("=")[0]
+        with (
+            pytest.raises(InputError, match=rf"could not begin a run .*{key}"),
+            Settings.read(wandb_args).run("x", "y", {}),
+        ):
+            pytest.fail("it began")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -165,3 +166,34 @@ def test_one_evaluation_leaves_nothing_behind_for_the_next(in_suite, loads):
     fresh = run(limit=4)
     for left, right in ((before, again), (again, fresh)):
         assert left == right
+
+
+class _Local:
+    """As much of a task as says which dataset it asks for."""
+
+    DATASET_NAME = None
+
+    def __init__(self, folder: Path, process_docs: Any = None) -> None:
+        self.DATASET_PATH = str(folder)
+        splits = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
+        self.config = SimpleNamespace(process_docs=process_docs, **splits)
+
+
+def test_datasets_are_told_apart_by_code_and_files(tmp_path):
+    def key(process_docs: Any = None) -> Any:
+        return loading._dataset_key(_Local(tmp_path / "data", process_docs), {})
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("1")
+    first, second = (lambda docs: docs), (lambda docs: docs.shuffle(seed=1))  # of one name in one file
+    assert key() == key() is not None
+    assert key(first) == key(first) != key(second)
+    before, stat = key(), (tmp_path / "data" / "a.csv").stat()
+    (tmp_path / "b.csv").write_text("2")
+    os.utime(tmp_path / "b.csv", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (tmp_path / "b.csv").rename(tmp_path / "data" / "a.csv")  # of one size, written at one time
+    assert key() != before
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "nowhere")
+    assert key() is None
+    (tmp_path / "nowhere").mkdir()
+    assert key() is None, "files behind a link to a folder are not looked at"

@@ -91,3 +91,27 @@ def test_reading_scores_imports_neither_lmms_eval_nor_torch():
         "assert not {'lmms_eval', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ['TABLE["a"] = 2', "TABLE |= {}", "if True:\n    TABLE = {}", "TABLE.update(a=2)", "from os.path import *"],
+)
+def test_values_that_a_file_goes_on_to_change_are_not_had_alone(tmp_path, changed):
+    file = tmp_path / "other.py"
+    file.write_text(
+        f"TABLE = {{'a': 1}}\n{changed}\n\ndef own():\n    return TABLE['a']\n\ndef free():\n    return 1\n"
+    )
+    assert scoring._alone(file, "own") is None
+    if "*" not in changed:
+        assert scoring._alone(file, "free")() == 1
+
+
+def test_what_a_definition_is_made_with_comes_along(tmp_path):
+    file = tmp_path / "other.py"
+    file.write_text(
+        "import abc\nLEAST = 3\n\nclass Base:\n    def go(self):\n        return 4\n\n"
+        "class Own(Base, metaclass=abc.ABCMeta):\n    pass\n\n"
+        "def own(x: Base = Own(), *, least=LEAST) -> Base:\n    return x.go() + least\n"
+    )
+    assert scoring._alone(file, "own")() == 7

@@ -409,6 +409,57 @@ def test_a_way_back_that_is_in_no_checkpoint_needs_room(llamas: Pair, monkeypatc
     refused(twin, llamas, "needed to be able to undo the merge; free some, or set TMPDIR")
 
 
+def overwrite_base(module: nn.Module, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = write_llama(base.with_name("other"), 9)
+    (base / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())  # in place: it is mapped
+
+
+def train(module: nn.Module, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.get_parameter(Q1).data[3, 4] += 1  # which no version counter shows
+
+
+def cast(module: nn.Module, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module.float()
+
+
+def register_anew(module: nn.Module, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(merging.RULES, "weighted_sum", lambda model, base, weights, generator: model * 2)
+
+
+@pytest.mark.parametrize("change", [overwrite_base, train, cast, register_anew])
+def test_what_another_merge_would_not_bring_back_is_kept(
+    llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    base, module = shutil.copytree(llamas.base, tmp_path / "base"), load(llamas.mllm, torch.bfloat16)
+    merge_in_place(module, llamas.spec(), checkpoint=llamas.mllm, base=base)
+    change(module, base, monkeypatch)
+    refused(module, llamas, "NaN", base=write_llama(tmp_path / "nan", 2, edit=put(K2, poison(float("nan")))))
+
+
+def test_numbers_too_large_for_a_norm_are_a_fault(llamas: Pair, tmp_path: Path) -> None:
+    base = write_llama(tmp_path / "base", 2, edit=put(Q1, lambda tensor: poison(1e200)(tensor.double())))
+    refused(load(llamas.mllm), llamas, rf"{Q1} of .* elements of up to 1e\+200", base=base)
+
+
+def test_a_tensor_that_is_not_what_its_header_said(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, original = Checkpoint.open(llamas.base), Checkpoint.tensor
+
+    def tensor(self: Checkpoint, name: str) -> Tensor:
+        found = original(self, name)
+        return found[:1, :1] if self is base and name == Q1 else found
+
+    monkeypatch.setattr(Checkpoint, "tensor", tensor)
+    refused(load(llamas.mllm), llamas, rf"{Q1} of .* is \[1, 1\]; expected \[32, 32\]", base=base)
+
+
+def test_an_interrupt_once_all_is_written(module: nn.Module, llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = bits(module)
+    interrupt_after(monkeypatch, merging, "MergeReport", 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        merge_in_place(module, llamas.spec(), checkpoint=llamas.mllm)
+    assert not changed(before, module)
+
+
 def test_a_model_that_is_thrown_away_needs_no_way_back(
     llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,3 +195,25 @@ def test_what_needs_the_whole_file_is_not_downloaded_unasked(
     hf_hub_download("org/base", LAYER1)
     hub.ranges = False
     assert Checkpoint.open("org/base").shape(q1) == (32, 32), "what is in the cache needs no request"
+
+
+@pytest.mark.parametrize(
+    ("content", "call", "expected"),
+    [
+        (b"N" * 2000, b"ctorch\nSize\n", "found list, expected tuple"),
+        (b"](K\x01K\x02e" * 200, b"ccollections\nOrderedDict\n", "again and again"),
+    ],
+)
+def test_a_list_is_not_copied_again_and_again(content: bytes, call: bytes, expected: str) -> None:
+    """Each call would take many times the bytes of the list, for a few of the pickle."""
+    pickled = b"\x80\x02](" + content + b"eq\x00" + (call + b"h\x00\x85R") * 100 + b"."
+    with pytest.raises(BinHeaderError, match=expected):
+        tensors_of(pickled)
+
+
+def test_a_name_without_end_is_shortened() -> None:
+    with pytest.raises(
+        BinHeaderError, match=r"more than tensors \(os\.s{20,80}\.\.\. \(100003 characters\)\)"
+    ) as error:
+        tensors_of(b"\x80\x02cos\n" + b"s" * 100_000 + b"\n)R.")
+    assert len(str(error.value)) < 300

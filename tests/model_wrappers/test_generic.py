@@ -142,14 +142,30 @@ def test_a_processor_without_a_template_is_refused(pico, tmp_path):
         check_model("plam_hf", {"pretrained": str(folder)})
 
 
-def test_a_processor_that_cannot_be_made_is_refused_in_one_sentence(pico, tmp_path, monkeypatch):
-    folder, smolvlm = copied(pico("pixtral"), tmp_path / "mllm"), str(pico("smolvlm").mllm)
-    (folder / "processor_config.json").unlink()
-    with pytest.raises(InputError, match=r"'llava', and it cannot be loaded: .*image processor"):
-        check_model("plam_hf", {"pretrained": str(folder)})
+def test_a_package_that_a_processor_needs_is_named(pico, monkeypatch):
+    smolvlm = str(pico("smolvlm").mllm)
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
-    with pytest.raises(InputError, match=r"'smolvlm', and it cannot be loaded: .*pip install num2words"):
+    with pytest.raises(InputError, match=r"its processor cannot be loaded .*pip install num2words"):
         check_model("plam_hf", {"pretrained": smolvlm})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("tokenizer.json", "{", r"its processor cannot be loaded \(JSONDecodeError"),
+        ("processor_config.json", "[]", r"its processor cannot be loaded \("),
+        ("processor_config.json", None, r"its processor cannot be loaded \(OSError: .*there, and whole"),
+        ("config.json", '{"model_type": ["llava"]}', r"model_type \['llava'\], which plam_hf cannot probe or merge"),
+        ("config.json", '{"model_type": "llava", "text_config": "x"}', r"cannot probe or merge .*'text_config'"),
+    ],
+)
+def test_files_that_are_damaged_are_told_without_a_traceback(pico, tmp_path, file, content, reason):
+    folder = copied(pico("pixtral"), tmp_path / "mllm")
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(InputError, match=reason):
+        check_model("plam_hf", {"pretrained": str(folder)})
 
 
 def test_modules_that_are_no_tensors_of_their_own_are_refused_with_the_reason(pico, tmp_path):

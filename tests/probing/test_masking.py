@@ -401,6 +401,25 @@ def test_the_check_runs_once_and_leaves_nothing_behind(mllm, monkeypatch):
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
 
+def test_the_check_of_a_model_in_training_draws_nothing(mllm, monkeypatch):
+    monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
+    model = mllm("llava").model
+    part = model.get_decoder().layers[0].self_attn
+    monkeypatch.setattr(part, "attention_dropout", 0.5)
+    model.train()
+    part.eval()
+    modes, before = [each.training for each in model.modules()], torch.get_rng_state()
+    try:
+        check_mask(model)
+        assert [each.training for each in model.modules()] == modes
+        part.train()
+        monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
+        check_mask(model)
+    finally:
+        model.eval()
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_layers_called_in_a_way_the_probe_does_not_know_are_refused_by_name(mllm, monkeypatch):
     found = mllm("llava")
     inputs = found.batch(["Look: ", picture(0), " red?"])
