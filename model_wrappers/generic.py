@@ -77,7 +77,9 @@ class Processor:
         self._processor = processor
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_processor"], name)
+        if name == "_processor":  # of a copy that is being made, which has nothing yet
+            raise AttributeError(name)
+        return getattr(self._processor, name)
 
     def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
         media = {"images": images, "videos": videos, "audio": audios}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -99,6 +100,20 @@ def test_plain_merged_and_masked_through_the_harness(family, pico, in_suite, tmp
     assert [writable(answer) for answer in unmasked] == answers(plain)
     with mask_vision(model.model, 1):
         assert [writable(a) for a in cut] == answers(evaluate(model, "mmstar", limit=2, gen_kwargs=SHORT))
+
+
+def test_a_processor_is_handed_what_there_is_and_can_be_copied():
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    made.chat_template = "..."
+    processor = copy.deepcopy(Processor(made))
+    assert processor.chat_template == "..."
+    assert processor("text", images=[1], videos=[], audios=None, padding=True) == (
+        ("text",),
+        {"images": [1], "padding": True},
+    )
+    assert processor(audios=[2]) == ((), {"audio": [2]})
 
 
 # ---- what is refused, from config and headers alone ------------------------------------------------------------------
