@@ -10,6 +10,7 @@ Importing this module imports neither torch nor lmms-eval.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import os
@@ -83,7 +84,7 @@ _OWN_WAYS = ("From_YouTube", "video", "builder_script", "load_from_disk", "force
 def patch_dataset_loading() -> None:
     """`ConfigurableTask.download` builds the datasets of a task once in a process.
 
-    They are Arrow tables that nobody writes to; each task object gets dictionaries of its own to hold them. A task
+    They are Arrow tables that nobody writes to; each task object gets views of its own of them. A task
     that is loaded again gets the same tables if it asks for the same dataset, processed by the same code, in the same
     place, and if no file of a local dataset has changed since.
     """
@@ -119,7 +120,8 @@ def patch_dataset_loading() -> None:
 
 
 def _copy(dataset: Any) -> Any:
-    return type(dataset)(dataset)
+    # Over the same rows, but each with a format of its own, which `set_format` and the like change in place.
+    return type(dataset)({split: copy.copy(table) for split, table in dataset.items()})
 
 
 def _can_be_kept(task: Any) -> bool:

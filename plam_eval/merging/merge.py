@@ -309,9 +309,9 @@ class _Undo:
     """On any error, puts back every parameter that was noted.
 
     What a parameter held is in a checkpoint, if it was plain (and has just been found equal to its tensor there), or is
-    what the last merge made of two checkpoints; these are read again. Where there is no checkpoint, or not both, it is
-    appended to an unnamed temporary file before it is overwritten. Memory: one tensor at a time, provided that TMPDIR
-    is not in memory itself.
+    what the last merge made of two checkpoints; these are read again. Where there is no checkpoint, or not both, or the
+    parameter, the base or the rule is not what it was after that merge, it is appended to an unnamed temporary file
+    before it is overwritten. Memory: one tensor at a time, provided that TMPDIR is not in memory itself.
     """
 
     def __init__(

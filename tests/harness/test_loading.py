@@ -129,7 +129,9 @@ def test_a_dataset_is_built_once_and_again_when_it_has_changed(in_suite, loads):
     assert first.dataset["test"].to_dict() == second.dataset["test"].to_dict()
     assert first.eval_docs_no_media[0] == second.eval_docs_no_media[0]
     assert first.config.dataset_kwargs == second.config.dataset_kwargs
+    second.dataset["test"].set_transform(lambda rows: {"answer": ["changed"] * len(rows["answer"])})
     second.dataset.clear()
+    assert _task("pope").dataset["test"].format == first.dataset["test"].format
     assert len(_task("pope").dataset) == len(first.dataset)
     file = next(Path("lmms-lab-encoder/POPE").rglob("*.parquet"))
     before = file.stat()
