@@ -373,6 +373,8 @@ def load_spec(
     Raises:
         SpecError: listing every problem of the spec and the overrides.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise SpecError("overrides", [f"found {quoted(overrides)}, expected a mapping, such as {{'layers': '24:36'}}"])
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     plain = plateau is None or (isinstance(plateau, str) and plateau.strip().lower() == "none")
     if plain and not overrides:

@@ -302,3 +302,48 @@ def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
     run_models(argparse.Namespace(aliases=False))
     rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("plam_"))
     assert rows["plam_llava"] == "chat+simple" and rows["plam_internvl"] == "chat" and rows["plam_qwen2_vl"] == "simple"
+
+
+# Values of the wrong kind
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: plam_eval.scan(3), "a scan needs one of our HF wrappers"),
+        (lambda: plam_eval.scan("plam_llava", ["pretrained=x"], "pope"), r"model_args: found \['pretrained=x'\]"),
+        (lambda: plam_eval.scan("plam_llava", "pretrained=x", ["pope", 5]), "tasks: found .*, expected words"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", limit="5"), "limit: found '5', expected a whole number, 1"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", limit=0), "limit: found 0"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", offset=-3), "offset: found -3, expected .* 0 or more"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", cuts=[0, 4]), r"cuts: found \[0, 4\], expected text"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", base=5), "base: found 5, expected a hub id or a folder"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", output=""), "output: found '', expected a path"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", limt=2), "limt: unknown argument, did you mean 'limit'"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", gen_kwargs={"a": 1}), "gen_kwargs: found .*, expected text"),
+        (lambda: plam_eval.plateau("scan", margin="0.03", tasks=5), "2 problem(s)"),
+        (lambda: plam_eval.plateau("scan", margin=None), "margin: found None, expected a number"),
+        (lambda: plam_eval.read_run(None), "folder: found None, expected a path"),
+        (lambda: plam_eval.read_scan(5), "folder: found 5"),
+        (lambda: plam_eval.read_sweep("sweep", select="x"), "select: found 'x'"),
+        (lambda: plam_eval.compare(5), "runs: found 5, expected a path, or a list of paths"),
+        (lambda: plam_eval.sweep(["a"]), "config: found .*, expected a path or a mapping"),
+        (lambda: plam_eval.plan_sweep(5), "config: found 5"),
+        (lambda: plam_eval.report(5), "folders: found 5"),
+        (lambda: plam_eval.report("a", examples=-1, title=5), "(?s)title: found 5.*examples: found -1"),
+        (lambda: plam_eval.report(), "missing a required argument: 'folders'"),
+        (lambda: plam_eval.merge(None), "missing a required argument: 'plateau'"),
+        (lambda: plam_eval.load_spec("demo", 5), "overrides.*\n.*found 5, expected a mapping"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(PlamError, match=said.replace("problem(s)", r"problem\(s\)")):
+        call()
+
+
+def test_values_of_other_libraries_are_taken(two: list[Path], swept: Path) -> None:
+    import numpy as np
+
+    assert plam_eval.read_sweep(swept, select=np.int64(0)).selection is not None
+    assert plam_eval.compare(iter(two)) is not None
+    assert list(inspect.signature(plam_eval.scan).parameters)[:3] == ["model", "model_args", "tasks"]
