@@ -380,6 +380,11 @@ def compare(
         folders = [Path(folder) for folder in paths(runs)]
         if len(folders) != 2 or model or model_args:
             raise InputError("give two run folders, or --model with --model_args and --tasks")
+        settings = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs, "include_path": include_path}
+        settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": together or None}
+        settings["output"] = None if str(output) == "compare" else output
+        if idle := [f"--{key}" for key, value in settings.items() if value is not None]:
+            raise InputError(f"{', '.join(idle)} with two run folders, which are compared as they are; leave it out")
         logged = wandb.Settings.read(wandb_args)
         first, second = (read_run(folder) for folder in folders)
         if tasks:
@@ -518,7 +523,7 @@ def sweep(
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepPlan:
     """What a sweep would do.
 
@@ -531,6 +536,13 @@ class SweepPlan:
     job: Job
     documents: dict[str, int] | None
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        each = "an unknown number of" if self.documents is None else sum(self.documents.values())
+        cells = self.job.grid.cells
+        return (
+            f"SweepPlan({self.job.folder}, {len(self.job.left())} of {len(cells)} cells to run, {each} documents each)"
+        )
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -578,7 +590,7 @@ def plan_sweep(
     job = _job(config=config, output=output, **given)
     try:
         checked = sweeps.check_tasks(job.config)
-    except harness.TaskNameError:
+    except (harness.TaskNameError, sweeps.SweepError):
         raise
     except harness.EvaluationError as error:
         return SweepPlan(job, None, (f"documents not counted: {error}",))

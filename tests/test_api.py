@@ -17,6 +17,7 @@ import plam_eval
 from plam_eval import api, cli
 from plam_eval.arguments import write_words
 from plam_eval.errors import ArgumentError, InputError, PlamError
+from plam_eval.evaluation.records import RecordError
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.spec import SpecError, load_spec
@@ -167,7 +168,12 @@ def test_compare_gives_a_table(two: list[Path]) -> None:
     assert list(plam_eval.compare(two, tasks="mmstar").table["task"]) == ["mmstar", "overall"]  # type: ignore[union-attr]
     with pytest.raises(InputError, match="two run folders"):
         plam_eval.compare([two[0]])
+    with pytest.raises(InputError, match="--limit, --together, --output with two run folders, which are compared as"):
+        plam_eval.compare(two, limit=5, together=True, output="there")
+    with pytest.raises(RecordError, match="nowhere: no such folder"):
+        plam_eval.compare([two[0], "/nowhere"])
     run = plam_eval.read_run(str(two[0]))
+    assert repr(run) == f"Run({run.file}, 80 documents of pope, mmstar)"
     assert len(run.samples) == 80 and run.accuracy().to_dict() == {"pope": 0.5, "mmstar": 0.5}
 
 
@@ -210,6 +216,13 @@ def test_a_plan_from_python(pico: Callable[[str], Any], tmp_path: Path, in_suite
     planned = plam_eval.plan_sweep(
         model="plam_llava", model_args=arguments, tasks=["pope"], weights=[(0.9, 0.3)], limit=4, output=tmp_path / "s"
     )
+    assert repr(planned) == f"SweepPlan({tmp_path / 's'}, 5 of 5 cells to run, 4 documents each)"
+    with pytest.raises(
+        PlamError, match="choosing on 4 documents leaves none of pope to report on, which has 4; choose"
+    ):
+        plam_eval.plan_sweep(
+            model="plam_llava", model_args=arguments, tasks="pope", limit=4, select=4, output=tmp_path / "s"
+        )
     assert planned.documents == {"pope": 4} and not (tmp_path / "s").exists()
     assert planned.cells["kind"].value_counts().to_dict() == {"control": 3, "plain": 1, "merged": 1}
     assert (planned.cells["bytes_to_read"] > 0).sum() == 4 and not planned.cells["finished"].any()
@@ -333,6 +346,7 @@ def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda: plam_eval.report("a", examples=-1, title=5), "(?s)title: found 5.*examples: found -1"),
         (lambda: plam_eval.report(), "missing a required argument: 'folders'"),
         (lambda: plam_eval.merge(None), "missing a required argument: 'plateau'"),
+        (lambda: plam_eval.load_spec("demo", layers="2:4"), "layers: unknown argument, known: plateau, overrides"),
         (lambda: plam_eval.load_spec("demo", 5), "overrides.*\n.*found 5, expected a mapping"),
     ],
 )
