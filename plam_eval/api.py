@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.arguments import write_words
+from plam_eval.arguments import (
+    ARGUMENTS,
+    NAME,
+    PATH,
+    PATH_OR_MAPPING,
+    TEXT,
+    WORDS,
+    count,
+    paths,
+    real,
+    takes,
+    write_words,
+)
 from plam_eval.errors import ArgumentError, InputError
 from plam_eval.spec import PlateauSpec, load_spec
 
@@ -56,6 +68,7 @@ _FROM_PARAMETERS = "_plam_from_parameters"  # kept on a model that was merged so
 # ---- merging ---------------------------------------------------------------------------------------------------------
 
 
+@takes()
 def merge(
     model: nn.Module,
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,
@@ -133,6 +146,21 @@ def merge(
 # ---- scans -----------------------------------------------------------------------------------------------------------
 
 
+@takes(
+    model_args=ARGUMENTS,
+    tasks=WORDS,
+    output=PATH,
+    limit=count(1),
+    offset=count(0),
+    cuts=TEXT,
+    gen_kwargs=TEXT,
+    include_path=PATH,
+    batch_size=count(1),
+    base=NAME,
+    margin=real,
+    confidence=real,
+    wandb_args=ARGUMENTS,
+)
 def scan(
     model: Any,
     model_args: Arguments | None = None,
@@ -146,7 +174,7 @@ def scan(
     include_path: str | Path | None = None,
     batch_size: int = 1,
     force_simple: bool = False,
-    base: str | None = None,
+    base: str | Path | None = None,
     margin: float = 0.02,
     confidence: float = 0.95,
     wandb_args: Arguments | None = None,
@@ -190,6 +218,7 @@ def scan(
     if model_id not in WRAPPERS or model_id == "plam_vllm":
         known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
+    base = None if base is None else str(base)
     check_criteria(margin, confidence)
     scans.check_batch(model_id, batch_size)
     arguments = harness.parse_model_args(write_words(model_args or "", "model_args"))
@@ -239,11 +268,12 @@ def scan(
     return done
 
 
+@takes(curve=PATH, tasks=WORDS, base=NAME, margin=real, confidence=real, kl_threshold=real)
 def plateau(
     curve: str | Path,
     *,
     tasks: Words | None = None,
-    base: str | None = None,
+    base: str | Path | None = None,
     margin: float = 0.02,
     confidence: float = 0.95,
     kl_threshold: float | None = None,
@@ -265,6 +295,7 @@ def plateau(
     """
     from plam_eval.evaluation import scan as scans
 
+    base = None if base is None else str(base)
     scans.check_base(base)
     folder = Path(curve)
     return scans.conclude(
@@ -277,6 +308,7 @@ def plateau(
     )
 
 
+@takes(folder=PATH)
 def read_scan(folder: str | Path) -> Scan:
     """A finished scan as it was concluded last.
 
@@ -291,8 +323,21 @@ def read_scan(folder: str | Path) -> Scan:
 # ---- comparisons and sweeps ------------------------------------------------------------------------------------------
 
 
+@takes(
+    runs=paths,
+    model=TEXT,
+    model_args=ARGUMENTS,
+    tasks=WORDS,
+    output=PATH,
+    limit=count(1),
+    offset=count(0),
+    gen_kwargs=TEXT,
+    include_path=PATH,
+    batch_size=count(1),
+    wandb_args=ARGUMENTS,
+)
 def compare(
-    runs: Iterable[str | Path] | None = None,
+    runs: str | Path | Iterable[str | Path] | None = None,
     *,
     model: str | None = None,
     model_args: Arguments | None = None,
@@ -332,9 +377,14 @@ def compare(
     from plam_eval.evaluation import comparison, wandb
 
     if runs:
-        folders = [Path(folder) for folder in ([runs] if isinstance(runs, (str, Path)) else runs)]
+        folders = [Path(folder) for folder in paths(runs)]
         if len(folders) != 2 or model or model_args:
             raise InputError("give two run folders, or --model with --model_args and --tasks")
+        settings = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs, "include_path": include_path}
+        settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": together or None}
+        settings["output"] = None if str(output) == "compare" else output
+        if idle := [f"--{key}" for key, value in settings.items() if value is not None]:
+            raise InputError(f"{', '.join(idle)} with two run folders, which are compared as they are; leave it out")
         logged = wandb.Settings.read(wandb_args)
         first, second = (read_run(folder) for folder in folders)
         if tasks:
@@ -378,6 +428,14 @@ def compare(
     return done
 
 
+@takes(
+    config=PATH_OR_MAPPING,
+    output=PATH,
+    model_args=ARGUMENTS,
+    include_path=PATH,
+    workers=count(1),
+    wandb_args=ARGUMENTS,
+)
 def sweep(
     config: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -385,7 +443,7 @@ def sweep(
     model_args: Arguments | None = None,
     tasks: Words | None = None,
     output: str | Path = "sweep",
-    base: str | None = None,
+    base: str | Path | None = None,
     layers: Words | None = None,
     weights: str | Sequence[tuple[float, float]] | None = None,
     modules: Words | None = None,
@@ -465,7 +523,7 @@ def sweep(
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepPlan:
     """What a sweep would do.
 
@@ -478,6 +536,13 @@ class SweepPlan:
     job: Job
     documents: dict[str, int] | None
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        each = "an unknown number of" if self.documents is None else sum(self.documents.values())
+        cells = self.job.grid.cells
+        return (
+            f"SweepPlan({self.job.folder}, {len(self.job.left())} of {len(cells)} cells to run, {each} documents each)"
+        )
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -507,6 +572,7 @@ class SweepPlan:
         }
 
 
+@takes(config=PATH_OR_MAPPING, output=PATH)
 def plan_sweep(
     config: str | Path | Mapping[str, Any] | None = None, *, output: str | Path = "sweep", **given: Any
 ) -> SweepPlan:
@@ -524,7 +590,7 @@ def plan_sweep(
     job = _job(config=config, output=output, **given)
     try:
         checked = sweeps.check_tasks(job.config)
-    except harness.TaskNameError:
+    except (harness.TaskNameError, sweeps.SweepError):
         raise
     except harness.EvaluationError as error:
         return SweepPlan(job, None, (f"documents not counted: {error}",))
@@ -532,6 +598,7 @@ def plan_sweep(
     return SweepPlan(job, checked.documents, tuple(warnings))
 
 
+@takes(folder=PATH, select=count(0))
 def read_sweep(folder: str | Path, select: int | None = None) -> Findings:
     """What a sweep's folder, or a comparison's, holds now, finished or not.
 
@@ -549,6 +616,7 @@ def read_sweep(folder: str | Path, select: int | None = None) -> Findings:
 # ---- what is finished ------------------------------------------------------------------------------------------------
 
 
+@takes(folder=PATH)
 def read_run(folder: str | Path) -> Run:
     """A run that lmms-eval wrote with `--log_samples`, or a cell of a sweep.
 
@@ -567,6 +635,7 @@ def read_run(folder: str | Path) -> Run:
     return sweeps.read_run(Path(folder))
 
 
+@takes(folders=paths, output=PATH, title=TEXT, select=count(0), data=PATH, include_path=PATH, examples=count(0))
 def report(
     folders: str | Path | Iterable[str | Path],
     output: str | Path = "report",
@@ -596,9 +665,8 @@ def report(
     """
     from plam_eval.report.page import write_report
 
-    listed = [folders] if isinstance(folders, (str, Path)) else folders
     return write_report(
-        [Path(folder) for folder in listed],
+        [Path(folder) for folder in paths(folders)],
         Path(output),
         title=title,
         select=select,
@@ -619,7 +687,8 @@ def _job(*, config: Any, output: str | Path, **given: Any) -> Job:
     """A sweep's job from arguments of `sweep`."""
     from plam_eval.evaluation import sweep as sweeps
 
-    given["base_model"] = given.pop("base", None)
+    base = given.pop("base", None)
+    given["base_model"] = str(base) if isinstance(base, Path) else base
     if given.get("model_args") is not None:
         given["model_args"] = write_words(given["model_args"], "model_args")
     if given.get("include_path") is not None:

@@ -1,12 +1,19 @@
-"""`key=value,...` as in `--model_args` and `--gen_kwargs`, checked for what lmms-eval drops or stumbles on."""
+"""`key=value,...` as in `--model_args`, checked for what lmms-eval drops or stumbles on, and kinds of arguments."""
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import json
-from collections.abc import Mapping
-from typing import Any
+import math
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any, TypeVar, cast
 
-from plam_eval.errors import InputError, quoted
+from plam_eval.errors import ArgumentError, InputError, quoted
 
 _LONGEST_NUMBER = 40  # digits; Python takes no number of some thousand
 
@@ -92,3 +99,112 @@ def _meant(key: str, value: str, word: str) -> str:
     if number:
         return f"; a decimal fraction has a point: write {key}={value}.{word}"
     return f"; if it belongs to {key}, put all of that value into quotes or braces"
+
+
+# Kinds of values, for functions that are called from Python: each gives the value back, or raises ValueError that says
+# what was expected. The command line has checked its options before.
+
+Kind = Callable[[Any], Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _kind(fits: Callable[[Any], bool], expected: str) -> Kind:
+    def read(value: Any) -> Any:
+        if not fits(value):
+            raise ValueError(expected)
+        return value
+
+    return read
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and os.fspath(value) != ""
+
+
+def _is_words(value: Any) -> bool:
+    listed = isinstance(value, (list, tuple, set, frozenset)) and all(isinstance(word, str) for word in value)
+    return isinstance(value, str) or listed
+
+
+def _is_arguments(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and all(isinstance(key, str) for key in value))
+
+
+TEXT = _kind(lambda value: isinstance(value, str), "text")
+PATH = _kind(_is_path, "a path")
+PATH_OR_MAPPING = _kind(lambda value: _is_path(value) or isinstance(value, Mapping), "a path or a mapping")
+WORDS = _kind(_is_words, "words, as a list or in one text with commas")
+ARGUMENTS = _kind(_is_arguments, "text such as 'key=value,key=value', or a mapping")
+
+
+NAME = _kind(lambda value: isinstance(value, (str, os.PathLike)), "a hub id or a folder")
+
+
+def paths(value: Any) -> list[Any]:
+    """One path or several."""
+    listed = [value] if isinstance(value, (str, os.PathLike)) else list(value) if isinstance(value, Iterable) else [0]
+    if not all(map(_is_path, listed)):
+        raise ValueError("a path, or a list of paths")
+    return listed
+
+
+def count(least: int) -> Kind:
+    """A whole number, NumPy's included."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"a whole number, {least} or more")
+        return operator.index(value)
+
+    return read
+
+
+def real(value: Any) -> float:
+    """A finite number, NumPy's included."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError("a number")
+    return float(value)
+
+
+def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
+    """Decorate a function so that it is called with values of these kinds only.
+
+    None passes where it is the default. The function raises ArgumentError, which names every argument of another kind,
+    one that nobody takes, and one that is missing.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        named = signature.parameters
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
+
+        @functools.wraps(function)
+        def checked(*args: Any, **given: Any) -> Any:
+            problems = [] if open_ended else [_unknown(key, named) for key in given if key not in named]
+            if not problems:
+                try:
+                    bound = signature.bind(*args, **given)
+                except TypeError as error:
+                    raise ArgumentError(f"{function.__name__}: {error}") from None
+                for key, kind in kinds.items():
+                    value = bound.arguments.get(key)
+                    if key not in bound.arguments or (value is None and named[key].default is None):
+                        continue
+                    try:
+                        bound.arguments[key] = kind(value)
+                    except ValueError as error:
+                        problems.append(f"{key}: found {quoted(value)}, expected {error}")
+            if problems:
+                lines = [f"{function.__name__}: {len(problems)} problem(s)", *(f"  - {line}" for line in problems)]
+                raise ArgumentError("\n".join(lines))
+            return function(*bound.args, **bound.kwargs)
+
+        return cast(_Function, checked)
+
+    return decorate
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"{key}: unknown argument, " + (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"

@@ -105,7 +105,7 @@ _Wandb = Annotated[
 ]
 
 
-@app.command(epilog=_example("plam demo --output out/demo"))
+@app.command(short_help="All of it on the embedded pair, offline.", epilog=_example("plam demo --output out/demo"))
 def demo(
     output: Annotated[
         Path, typer.Option(help="Folder for the suite, the pair, the scan, the merge, the sweep and the page.")
@@ -127,7 +127,10 @@ def demo(
         run.report(done, console)
 
 
-@app.command(epilog=_example("plam doctor --plateau qwen3-vl-8b --layers 28:36"))
+@app.command(
+    short_help="What is installed and works; what a spec would merge.",
+    epilog=_example("plam doctor --plateau qwen3-vl-8b --layers 28:36"),
+)
 def doctor(
     plateau: Annotated[
         str | None,
@@ -147,6 +150,7 @@ def doctor(
 ) -> None:
     """Say what is installed and works, and what a spec would merge (from file headers alone)."""
     from plam_eval import doctor as checks
+    from plam_eval.spec import load_spec
 
     overrides: dict[str, Any] = {
         "base": base,
@@ -158,6 +162,7 @@ def doctor(
         "seed": seed,
     }
     with speaking(as_json, quiet) as console:
+        load_spec(plateau, overrides)  # a mistake in it is told first: looking at the installation takes seconds
         fine = checks.check_installation(console)
         if vllm:
             fine = checks.check_vllm(console) and fine
@@ -170,10 +175,11 @@ def doctor(
 
 
 @app.command(
+    short_help="Find the plateau, and write a spec.",
     epilog=_example(
         """plam scan --model plam_llava --model_args pretrained=llava-hf/llava-1.5-7b-hf \\
     --tasks mmstar,pope --limit 500 --base lmsys/vicuna-7b-v1.5 --output scan"""
-    )
+    ),
 )
 def scan(
     model: Annotated[str, typer.Option(help="One of our HF wrappers, such as plam_llava.", autocompletion=_wrappers)],
@@ -234,7 +240,10 @@ def scan(
             show(found, console)
 
 
-@app.command(epilog=_example("plam plateau scan --margin 0.03 --tasks mmstar"))
+@app.command(
+    short_help="Find the plateau of a finished scan again, by another margin.",
+    epilog=_example("plam plateau scan --margin 0.03 --tasks mmstar"),
+)
 def plateau(
     curve: Annotated[Path, typer.Argument(help="Folder of a scan, or a file in it.")],
     tasks: Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")] = None,
@@ -258,11 +267,12 @@ def plateau(
 
 
 @app.command(
+    short_help="Plain against merged, or two runs that are there.",
     epilog=_example(
         """plam compare --model plam_qwen3_vl --tasks plam9 --output compare \\
     --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b
   plam compare runs/plain runs/merged --tasks mmstar"""
-    )
+    ),
 )
 def compare(
     runs: Annotated[
@@ -320,11 +330,12 @@ def compare(
 
 
 @app.command(
+    short_help="Many merges and their controls on one resident model.",
     epilog=_example(
         """plam sweep --model plam_llava --tasks plam9 --select 100 --output sweep \\
     --model_args pretrained=llava-hf/llava-1.5-7b-hf,plateau=scan/plateau.yaml \\
     --layers plateau,early,middle --weights 0.9+0.3,0.7+0.3"""
-    )
+    ),
 )
 def sweep(
     config: Annotated[Path | None, typer.Argument(help="YAML file of a sweep; options below go over it.")] = None,
@@ -421,7 +432,10 @@ def sweep(
         raise typer.Exit(1)
 
 
-@app.command(epilog=_example("plam report scan sweep --output report"))
+@app.command(
+    short_help="One HTML page, and its tables, from finished work.",
+    epilog=_example("plam report scan sweep --output report"),
+)
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, scans, comparisons and sweeps.")],
     output: Annotated[Path, typer.Option(help="Folder for index.html and its tables.")] = Path("report"),

@@ -54,10 +54,14 @@ def check_installation(console: Terminal) -> bool:
         table.add_column(name, overflow="fold")
     fine = True
     warnings = []
-    commit = f"commit {(git_commit() or 'unknown')[:12]}"
-    table.add_row("plam-eval", f"{metadata.version('plam-eval')}", "", commit)
-    table.add_row("python", platform.python_version(), versions.described("python", platform.python_version()), "")
-    parts = console.data.setdefault("installation", {"plam-eval": {"version": metadata.version("plam-eval")}})
+    own, commit = metadata.version("plam-eval"), git_commit()
+    python = platform.python_version()
+    known = versions.described("python", python)
+    table.add_row("plam-eval", own, "", f"commit {(commit or 'unknown')[:12]}")
+    table.add_row("python", python, known, "")
+    parts: dict[str, dict[str, Any]] = {"plam-eval": {"version": own, "commit": commit}}
+    parts["python"] = {"version": python, "standing": known}
+    console.data["installation"] = parts
     for module in (*_NEEDED, *_OPTIONAL):
         found = _installed(module)
         parts[module] = {"version": found[1] if found else None, "works": False}
@@ -102,7 +106,8 @@ def _accelerators() -> str:
     except ImportError:
         return "CUDA: unknown (no torch)"
     if not torch.cuda.is_available():
-        return f"CUDA: none; everything runs on the CPU ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"CUDA: none; everything runs on the CPU ({threads} thread{'s' if threads > 1 else ''})"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return f"CUDA {torch.version.cuda}: {', '.join(names)}"
 

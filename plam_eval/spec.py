@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from plam_eval import hub
+from plam_eval.arguments import takes
 from plam_eval.errors import PlamError, quoted, system_error
 from plam_eval.yaml_reader import LARGEST_FILE, parse_yaml, read_yaml
 
@@ -355,6 +356,7 @@ class HubSpec(NamedTuple):
         return None
 
 
+@takes()
 def load_spec(
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, overrides: Mapping[str, Any] | None = None
 ) -> PlateauSpec | None:
@@ -373,6 +375,8 @@ def load_spec(
     Raises:
         SpecError: listing every problem of the spec and the overrides.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise SpecError("overrides", [f"found {quoted(overrides)}, expected a mapping, such as {{'layers': '24:36'}}"])
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     plain = plateau is None or (isinstance(plateau, str) and plateau.strip().lower() == "none")
     if plain and not overrides:

@@ -19,6 +19,7 @@ import plam_eval
 from plam_eval import api, cli
 from plam_eval.arguments import write_words
 from plam_eval.errors import ArgumentError, InputError, PlamError
+from plam_eval.evaluation.records import RecordError
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.speaking import plain
@@ -170,7 +171,12 @@ def test_compare_gives_a_table(two: list[Path]) -> None:
     assert list(plam_eval.compare(two, tasks="mmstar").table["task"]) == ["mmstar", "overall"]  # type: ignore[union-attr]
     with pytest.raises(InputError, match="two run folders"):
         plam_eval.compare([two[0]])
+    with pytest.raises(InputError, match="--limit, --together, --output with two run folders, which are compared as"):
+        plam_eval.compare(two, limit=5, together=True, output="there")
+    with pytest.raises(RecordError, match="nowhere: no such folder"):
+        plam_eval.compare([two[0], "/nowhere"])
     run = plam_eval.read_run(str(two[0]))
+    assert repr(run) == f"Run({run.file}, 80 documents of pope, mmstar)"
     assert len(run.samples) == 80 and run.accuracy().to_dict() == {"pope": 0.5, "mmstar": 0.5}
 
 
@@ -213,6 +219,13 @@ def test_a_plan_from_python(pico: Callable[[str], Any], tmp_path: Path, in_suite
     planned = plam_eval.plan_sweep(
         model="plam_llava", model_args=arguments, tasks=["pope"], weights=[(0.9, 0.3)], limit=4, output=tmp_path / "s"
     )
+    assert repr(planned) == f"SweepPlan({tmp_path / 's'}, 5 of 5 cells to run, 4 documents each)"
+    with pytest.raises(
+        PlamError, match="choosing on 4 documents leaves none of pope to report on, which has 4; choose"
+    ):
+        plam_eval.plan_sweep(
+            model="plam_llava", model_args=arguments, tasks="pope", limit=4, select=4, output=tmp_path / "s"
+        )
     assert planned.documents == {"pope": 4} and not (tmp_path / "s").exists()
     assert planned.cells["kind"].value_counts().to_dict() == {"control": 3, "plain": 1, "merged": 1}
     assert (planned.cells["bytes_to_read"] > 0).sum() == 4 and not planned.cells["finished"].any()
@@ -295,7 +308,7 @@ def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert plam("--version") == (0, f"plam-eval {metadata.version('plam-eval')}\n", "")
     code, out, _ = plam("-h")
-    assert code == 0 and "--install-completion" in out
+    assert code == 0 and "--install-completion" in out and "..." not in out.partition("Commands:")[2]
     for command in ("demo", "doctor", "scan", "plateau", "compare", "sweep", "report"):
         code, out, _ = plam(command, "-h")
         assert code == 0 and f"Example:\n    plam {command} " in out, out
@@ -315,3 +328,49 @@ def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
     run_models(argparse.Namespace(aliases=False))
     rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("plam_"))
     assert rows["plam_llava"] == "chat+simple" and rows["plam_internvl"] == "chat" and rows["plam_qwen2_vl"] == "simple"
+
+
+# Values of the wrong kind
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: plam_eval.scan(3), "a scan needs one of our HF wrappers"),
+        (lambda: plam_eval.scan("plam_llava", ["pretrained=x"], "pope"), r"model_args: found \['pretrained=x'\]"),
+        (lambda: plam_eval.scan("plam_llava", "pretrained=x", ["pope", 5]), "tasks: found .*, expected words"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", limit="5"), "limit: found '5', expected a whole number, 1"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", limit=0), "limit: found 0"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", offset=-3), "offset: found -3, expected .* 0 or more"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", cuts=[0, 4]), r"cuts: found \[0, 4\], expected text"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", base=5), "base: found 5, expected a hub id or a folder"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", output=""), "output: found '', expected a path"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", limt=2), "limt: unknown argument, did you mean 'limit'"),
+        (lambda: plam_eval.scan("plam_llava", "", "pope", gen_kwargs={"a": 1}), "gen_kwargs: found .*, expected text"),
+        (lambda: plam_eval.plateau("scan", margin="0.03", tasks=5), "2 problem(s)"),
+        (lambda: plam_eval.plateau("scan", margin=None), "margin: found None, expected a number"),
+        (lambda: plam_eval.read_run(None), "folder: found None, expected a path"),
+        (lambda: plam_eval.read_scan(5), "folder: found 5"),
+        (lambda: plam_eval.read_sweep("sweep", select="x"), "select: found 'x'"),
+        (lambda: plam_eval.compare(5), "runs: found 5, expected a path, or a list of paths"),
+        (lambda: plam_eval.sweep(["a"]), "config: found .*, expected a path or a mapping"),
+        (lambda: plam_eval.plan_sweep(5), "config: found 5"),
+        (lambda: plam_eval.report(5), "folders: found 5"),
+        (lambda: plam_eval.report("a", examples=-1, title=5), "(?s)title: found 5.*examples: found -1"),
+        (lambda: plam_eval.report(), "missing a required argument: 'folders'"),
+        (lambda: plam_eval.merge(None), "missing a required argument: 'plateau'"),
+        (lambda: plam_eval.load_spec("demo", layers="2:4"), "layers: unknown argument, known: plateau, overrides"),
+        (lambda: plam_eval.load_spec("demo", 5), "overrides.*\n.*found 5, expected a mapping"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(PlamError, match=said.replace("problem(s)", r"problem\(s\)")):
+        call()
+
+
+def test_values_of_other_libraries_are_taken(two: list[Path], swept: Path) -> None:
+    import numpy as np
+
+    assert plam_eval.read_sweep(swept, select=np.int64(0)).selection is not None
+    assert plam_eval.compare(iter(two)) is not None
+    assert list(inspect.signature(plam_eval.scan).parameters)[:3] == ["model", "model_args", "tasks"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plam_eval.evaluation import scan
-from plam_eval.evaluation.findings import read_findings
+from plam_eval.evaluation.findings import format_p, read_findings
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
@@ -42,6 +42,25 @@ def test_a_comparison(narrow: Terminal) -> None:
     text = " ".join(lines(narrow))
     for number in ("0.501", "0.612", "+0.111", "-0.021 to +0.123", "1203", "1101", "0.051", "100%", "99%", "n = 7500"):
         assert text.count(number) >= 3, number
+
+
+@pytest.mark.parametrize("p", [0.0083, 3e-05])
+def test_small_p_values_fit(narrow: Terminal, tmp_path: Path, p: float) -> None:
+    rows = [
+        Paired(task, 7500, 7500, 0.501, 0.612, 0.1113, -0.0214, 0.1231, 12034, 1101, p, "mcnemar", 1.0, 0.99, 100)
+        for task in ("mmbench_cn_dev_static", OVERALL)
+    ]
+    narrow.show(*(tables.comparison(rows, narrow=form) for form in (False, True)))
+    plain = documents(["pope", "mmstar"], 40, right=20)
+    better = changed(plain, {("pope", n): ("yes", 1.0) for n in range(20, 30)})
+    names = ["layers-24-36_qkvo_0.9+0.3", "layers-24-36_qkvo_0.9+0.3_self_scale"]
+    write_sweep(tmp_path, {"plain": plain, names[0]: better, names[1]: plain}, layers="24:36", num_layers=36)
+    found = read_findings(tmp_path)
+    for table in (found.cells, found.controls):
+        table["p"] = p
+    found.cells["p_holm"] = p
+    narrow.show(tables.sweep(found), tables.sweep(found, narrow=True))
+    assert " ".join(lines(narrow)).count(format_p(p)) >= 6
 
 
 def test_a_sweep(narrow: Terminal, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import platform
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -8,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli, doctor
-from plam_eval.spec import OVERRIDE_KEYS
+from plam_eval.spec import OVERRIDE_KEYS, SpecError
 
 if TYPE_CHECKING:
     from tests.pico import PicoPair
@@ -37,10 +39,34 @@ def test_every_override_of_a_spec_is_an_option(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "_NEEDED", ())
     monkeypatch.setattr(doctor, "_OPTIONAL", ())
     given: dict[str, object] = {}
+    monkeypatch.setattr("plam_eval.spec.load_spec", lambda plateau, overrides: None)
     monkeypatch.setattr(doctor, "check_merge", lambda console, model, plateau, overrides: given.update(overrides))
     words = [word for key in OVERRIDE_KEYS for word in (f"--{key.replace('_', '-')}", f"{key}?")]
     assert runner.invoke(cli.app, ["doctor", *words]).exit_code == 0
     assert given == {key: f"{key}?" for key in OVERRIDE_KEYS}
+
+
+def test_json_has_the_rows_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_NEEDED", ("safetensors",))
+    monkeypatch.setattr(doctor, "_OPTIONAL", ())
+    parts = json.loads(runner.invoke(cli.app, ["doctor", "--json"]).stdout)["installation"]
+    assert list(parts) == ["plam-eval", "python", "safetensors"] and "commit" in parts["plam-eval"]
+    assert parts["python"]["version"] == platform.python_version() and parts["python"]["standing"]
+
+
+def test_a_mistyped_spec_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_installation", lambda console: pytest.fail("looked at the installation"))
+    with pytest.raises(SpecError, match="did you mean 'demo'"):
+        runner.invoke(cli.app, ["doctor", "--plateau", "dmo"], catch_exceptions=False)
+
+
+def test_one_thread_is_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for threads, said in ((1, "(1 thread)"), (2, "(2 threads)")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert doctor._accelerators().endswith(said)
 
 
 def test_a_missing_part_that_is_needed_fails(monkeypatch: pytest.MonkeyPatch) -> None:

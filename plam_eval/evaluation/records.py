@@ -71,6 +71,9 @@ class Run:
     unscored: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Run({self.file}, {len(self.samples)} documents of {', '.join(self.tasks)})"
+
     @property
     def block(self) -> dict[str, Any]:
         """What our wrappers recorded; empty for a run of another model."""
@@ -220,6 +223,8 @@ def read_run(path: str | Path) -> Run:
     Raises RecordError when there is none, or its samples are missing (lmms-eval writes them with `--log_samples`).
     """
     path = Path(path)
+    if not path.exists():
+        raise RecordError(f"{path}: no such folder")
     files = [path] if path.is_file() else result_files(path)
     if not files:
         raise RecordError(f"no *_results.json below {path}: expected the --output_path of an lmms-eval run")

@@ -677,8 +677,8 @@ def load_model(config: SweepConfig) -> Any:
 
 
 def check_tasks(config: SweepConfig) -> harness.CheckedTasks:
-    """`harness.check_tasks` of what a sweep asks for."""
-    return harness.check_tasks(
+    """`harness.check_tasks` of what a sweep asks for; raises SweepError, too, where `select` leaves none to report."""
+    checked = harness.check_tasks(
         config.tasks,
         limit=config.limit,
         offset=config.offset,
@@ -686,6 +686,12 @@ def check_tasks(config: SweepConfig) -> harness.CheckedTasks:
         gen_kwargs=config.gen_kwargs,
         model=config.model,
     )
+    if short := [task for task in checked.clusters if checked.documents[task] <= (config.select or 0)]:
+        raise SweepError(
+            f"choosing on {config.select} documents leaves none of {', '.join(short)} to report on, which has "
+            f"{min(checked.documents[task] for task in short)}; choose on fewer, or evaluate more"
+        )
+    return checked
 
 
 def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:

@@ -44,7 +44,7 @@ def comparison(
     falling = {task for task, direction in (directions or {}).items() if direction < 0}
     if narrow:
         pairs = (f"{first}\n{second}", "difference\n95 %", "gained\nlost", "p", "parsable")
-        table = _narrow("task", 24, pairs)
+        table = _narrow("task", 21, pairs)
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("task", no_wrap=True)
@@ -78,7 +78,7 @@ def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
     """One line per cell: against plain, and merges against their scale control; `narrow`: two, for 80 columns."""
     if narrow:
         pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", "minus\nself_scale")
-        table = _narrow("setting", 18, pairs)
+        table = _narrow("setting", 16, pairs)
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("setting", no_wrap=True)
