@@ -18,7 +18,7 @@ from plam_eval import hub
 from plam_eval.errors import DamagedFileError, OutsideError, PlamError
 from plam_eval.files import inside, read_json
 from plam_eval.hub import first_line as _first_line
-from plam_eval.merging import bin_header, content_hash, weight_files
+from plam_eval.merging import content_hash, weight_files
 
 if TYPE_CHECKING:  # a mistake in a call is told without torch, which takes seconds to import
     import torch
@@ -662,6 +662,8 @@ class _Hub:
     def header(self, file: str) -> TensorFile | None:
         """Header of a file that is not in the local cache; None when it is cached."""
         from huggingface_hub import HfApi, constants
+
+        from plam_eval.merging import bin_header  # loads torch, which a mistake in a plan is told without
 
         if self._cached(file):
             return None
