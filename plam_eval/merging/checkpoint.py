@@ -662,7 +662,7 @@ class _Hub:
         """Header of a file that is not in the local cache; None when it is cached."""
         from huggingface_hub import HfApi, constants
 
-        from plam_eval.merging import bin_header  # which needs torch
+        from plam_eval.merging import bin_header  # loads torch, which a mistake in a plan is told without
 
         if self._cached(file):
             return None
