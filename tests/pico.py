@@ -266,21 +266,24 @@ def _qwen2_5_vl_processor(tokenizer: Any, template: str) -> Any:
     return _qwen2_vl_processor(tokenizer, template, "Qwen2_5_VL")
 
 
+QWEN3_VISION_CONFIG = {
+    "depth": 2,
+    "hidden_size": HIDDEN,
+    "out_hidden_size": HIDDEN,
+    "num_heads": 2,
+    "intermediate_size": 96,
+    "patch_size": 16,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
+
+
 def _qwen3_vl(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     return Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(
-            vision_config={
-                "depth": 2,
-                "hidden_size": HIDDEN,
-                "out_hidden_size": HIDDEN,
-                "num_heads": 2,
-                "intermediate_size": 96,
-                "patch_size": 16,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            vision_config={**QWEN3_VISION_CONFIG},
             text_config={**decoder, **mrope([6, 5, 5], mrope_interleaved=True)},
             **qwen_vision_ids(tokens),
         )

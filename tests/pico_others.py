@@ -12,6 +12,7 @@ from tests.pico import (
     LLAMA_TOKENS,
     LLAVA_NAMES,
     PINPOINTS,
+    QWEN3_VISION_CONFIG,
     QWEN_IMAGE,
     QWEN_TEMPLATE,
     QWEN_TOKENS,
@@ -279,16 +280,7 @@ def _qwen3_vl_moe(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
 
     return Qwen3VLMoeForConditionalGeneration(
         Qwen3VLMoeConfig(
-            vision_config={
-                "depth": 2,
-                "hidden_size": HIDDEN,
-                "out_hidden_size": HIDDEN,
-                "num_heads": 2,
-                "intermediate_size": 96,
-                "patch_size": 16,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0, 1],
-            },
+            vision_config={**QWEN3_VISION_CONFIG},
             text_config={**decoder, **mrope([6, 5, 5], mrope_interleaved=True), **_EXPERTS},
             **qwen_vision_ids(tokens),
         )
