@@ -266,6 +266,7 @@ def check_mask(model: nn.Module) -> None:
     those two hidden from every layer. The last token comes by itself, on the KV cache of the others, as a generated
     one does. Required are
 
+    - outputs that are finite;
     - with nothing hidden, the plain model's outputs bit by bit, if it repeats them at all;
     - unhidden, other outputs of the tokens behind once the two are others;
     - hidden, the same outputs bit by bit, or (where kernels add up in another order, as mixtures of experts do) a
@@ -280,7 +281,7 @@ def check_mask(model: nn.Module) -> None:
     try:
         with torch.inference_mode(False), torch.no_grad(), _evaluating(decoder(model)):
             fault = _fault(model, backend)
-    except ProbeError:
+    except (ProbeError, torch.OutOfMemoryError):  # too little memory is no fault of the model's
         raise
     except Exception as error:
         fault = f"its decoder does not run on embeddings alone ({type(error).__name__}: {error})"
@@ -319,6 +320,8 @@ def _fault(model: nn.Module, backend: str) -> str | None:
     two[:, _HIDDEN] = True
 
     plain = _outputs(model, one)
+    if not bool(torch.isfinite(plain).all()):
+        return f"its outputs are not finite in {dtype}: weights hold NaN or Inf, or another dtype is needed"
     unhidden = _outputs(model, one, backend, none)
     # Some kernels add up in another order at every call; then the plain model does not repeat itself either.
     if not torch.equal(plain, unhidden) and torch.equal(plain, _outputs(model, one)):

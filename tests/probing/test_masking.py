@@ -401,6 +401,33 @@ def test_the_check_runs_once_and_leaves_nothing_behind(mllm, monkeypatch):
     assert all(parameter.grad is None for parameter in found.model.parameters())
 
 
+def test_the_check_tells_weights_that_are_no_numbers_and_too_little_memory_from_a_mask_that_is_passed_by(
+    mllm, monkeypatch
+):
+    monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
+    model = mllm("llava").model
+    weight = model.get_decoder().layers[1].self_attn.v_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[0, 0] = float("nan")
+    try:
+        with pytest.raises(ProbeError, match=r"not finite in torch\.float32: weights hold NaN or Inf"):
+            check_mask(model)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
+    def full(*given):
+        raise torch.OutOfMemoryError("no memory left")
+
+    handle = model.get_decoder().layers[0].register_forward_pre_hook(full)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+            check_mask(model)
+    finally:
+        handle.remove()
+
+
 def test_the_check_of_a_model_in_training_draws_nothing(mllm, monkeypatch):
     monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
     model = mllm("llava").model
