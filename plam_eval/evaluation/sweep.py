@@ -127,10 +127,13 @@ class SweepConfig(BaseModel):
     def _words(cls, value: Any, info: ValidationInfo) -> Any:
         words = _listed(value)
         strange = [word for word in words if not isinstance(word, str)]
-        if strange and type(strange[0]) is int and info.field_name == "layers":
-            pair = len(words) == 2 and all(type(word) is int and 0 <= word <= MOST_LAYERS for word in words)
-            write = f'"{words[0]}:{words[1]}"' if pair else "24:36, or words such as plateau"
-            raise ValueError(f"found {quoted(value)}, expected ranges start:end, end exclusive; write {write}")
+        if strange and info.field_name == "layers":
+            is_nested = isinstance(strange[0], (list, tuple))  # [[4, 8], ...] in place of [4, 8]
+            ends = list(strange[0]) if is_nested else words
+            if all(isinstance(end, (int, float)) for end in (ends if is_nested else strange)):
+                pair = len(ends) == 2 and all(type(end) is int and 0 <= end <= MOST_LAYERS for end in ends)
+                write = f'"{ends[0]}:{ends[1]}"' if pair else "24:36, or words such as plateau"
+                raise ValueError(f"found {quoted(value)}, expected ranges start:end, end exclusive; write {write}")
         if strange:
             named = type(strange[0]) is int
             write = f'; put it into quotes, as "{quoted(strange[0])}"' if named else ", as a list or with commas"
