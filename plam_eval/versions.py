@@ -60,7 +60,13 @@ PARTS: tuple[Part, ...] = (
         ("2.13.0", "2.14.1", "2.15.0"),
         "before 2.6 torch.load(weights_only=True) could run code that a file brings along (CVE-2025-32434)",
     ),
-    Part("torchvision", "torchvision", "", ("0.28.0", "0.29.1", "0.29.2"), "any release that is made for the installed torch"),
+    Part(
+        "torchvision",
+        "torchvision",
+        "",
+        ("0.28.0", "0.29.1", "0.29.2"),
+        "any release that is made for the installed torch",
+    ),
     Part(
         "transformers",
         "transformers",
