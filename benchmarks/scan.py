@@ -37,8 +37,8 @@ import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts
 from plam_eval.probing.masking import mask_vision
-from plam_eval.probing.scan import CutAnswers, generate_all_cuts
 
 PATCH = 14
 VOCABULARY = 8192

@@ -33,8 +33,8 @@ from scan import PAD, add_model_arguments, build, prompt, seconds
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from plam_eval.decoding.all_merges import Merges, generate_all_merges
 from plam_eval.merging.merge import merge_in_place
-from plam_eval.probing.merges import Merges, generate_all_merges
 from plam_eval.spec import PlateauSpec, load_spec
 
 MERGES = 12

@@ -11,11 +11,11 @@ from lmms_eval.models.chat import huggingface as stock
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from plam_eval.errors import InputError
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
-from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.layout import check_layout, skeleton
+from plam_eval.probing.skeleton import check_layout, skeleton
 
 
 class PlamHFChat(HFPlateauMixin, stock.Huggingface):

@@ -21,9 +21,9 @@ from loguru import logger
 
 from plam_eval.errors import ArgumentError, InputError
 from plam_eval.evaluation import harness
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport
-from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 from plam_eval.terminal import shown

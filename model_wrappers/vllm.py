@@ -54,10 +54,9 @@ class VLLMPlateauMixin(PlateauMixin):
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
 
-        from plam_eval.merging import vllm_loader
-        from plam_eval.serving import layout
+        from plam_eval.serving import loader, versions
 
-        layout.check(layout.LOADING, layout.OFFLINE, layout.ANSWERING)
+        versions.check(versions.LOADING, versions.OFFLINE, versions.ANSWERING)
         parameters = dict(inspect.signature(stock_class(type(self))).parameters)
         default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
@@ -77,12 +76,12 @@ class VLLMPlateauMixin(PlateauMixin):
         self.pretrained_name = checkpoint.name
         spec = load_spec(plateau, overrides)
         self.until = until
-        self._loader = vllm_loader
+        self._loader = loader
         super().__init__(
             model=checkpoint.loaded_by,
             max_new_tokens=max_new_tokens,
             trust_remote_code=trust_remote_code,
-            load_format=vllm_loader.LOAD_FORMAT,
+            load_format=loader.LOAD_FORMAT,
             model_loader_extra_config={"plateau": spec.to_dict() if spec is not None else None},
             **({"revision": checkpoint.commit} if checkpoint.commit else {}),
             **kwargs,

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from plam_eval.evaluation.comparison import Comparison
-    from plam_eval.evaluation.findings import Findings
     from plam_eval.evaluation.records import Run
     from plam_eval.evaluation.scan import Scan
     from plam_eval.evaluation.sweep import Job
+    from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.merging.merge import MergeReport
 
 __all__ = [
@@ -211,7 +211,7 @@ def scan(
     """
     from plam_eval.evaluation import harness, wandb
     from plam_eval.evaluation import scan as scans
-    from plam_eval.model_wrappers.manifest import WRAPPERS
+    from plam_eval.harness.registry import WRAPPERS
     from plam_eval.probing.plateau import check_criteria
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
@@ -608,7 +608,7 @@ def read_sweep(folder: str | Path, select: int | None = None) -> Findings:
     Raises:
         SweepError: no sweep there. DamagedFileError: its plan cannot be read. RecordError: no task has a score.
     """
-    from plam_eval.evaluation import findings
+    from plam_eval.evaluation.sweep import findings
 
     return findings.read_findings(Path(folder), select)
 
@@ -700,13 +700,13 @@ def _job(*, config: Any, output: str | Path, **given: Any) -> Job:
 
 def _run(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings | None:
     """Evaluate what is left of a job, and read back all of it; None on every process but the first."""
-    from plam_eval.evaluation import findings
     from plam_eval.evaluation import sweep as sweeps
+    from plam_eval.evaluation.sweep import findings
 
     if not job.left():
         job.write()
     elif ray:
-        from plam_eval.evaluation import workers as ray_workers
+        from plam_eval.evaluation.sweep import ray as ray_workers
 
         ray_workers.run(job, workers)
         job.write()

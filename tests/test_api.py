@@ -18,11 +18,11 @@ import torch
 import plam_eval
 from plam_eval import api, cli
 from plam_eval.arguments import write_words
+from plam_eval.cli.speaking import plain
 from plam_eval.errors import ArgumentError, InputError, PlamError
 from plam_eval.evaluation.records import RecordError
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place
-from plam_eval.speaking import plain
 from plam_eval.spec import SpecError, load_spec
 from tests.report.fabricate import changed, documents, write_run, write_sweep
 
@@ -277,7 +277,7 @@ def test_json_is_alone_on_standard_output(two: list[Path]) -> None:
     """Also where another process of the command's, or a library in C, writes to it."""
     code = (
         "import os, subprocess, sys\n"
-        "from plam_eval.speaking import speaking\n"
+        "from plam_eval.cli.speaking import speaking\n"
         "with speaking(True, False) as console:\n"
         "    console.say('words'); print('more words')\n"
         "    subprocess.run([sys.executable, '-c', 'print(\"of a child\")'])\n"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from plam_eval.evaluation import scan
-from plam_eval.evaluation.findings import format_p, read_findings
 from plam_eval.evaluation.stats import OVERALL, Paired
+from plam_eval.evaluation.sweep.findings import format_p, read_findings
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
 from plam_eval.terminal import Terminal

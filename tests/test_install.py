@@ -37,7 +37,7 @@ def imported_by(executable: Path | str, module: str, cwd: Path) -> set[str]:
     return set(json.loads(python(executable, code, cwd)))
 
 
-@pytest.mark.parametrize("module", ["plam_eval", "plam_eval.model_wrappers.manifest", "plam_eval.spec"])
+@pytest.mark.parametrize("module", ["plam_eval", "plam_eval.harness.registry", "plam_eval.spec"])
 def test_light_modules_import_nothing_heavy(module, tmp_path):
     assert imported_by(sys.executable, module, tmp_path) == set()
 
@@ -92,7 +92,7 @@ def test_wheel_leaves_no_generic_names(installed):
     assert "plam_eval" in names
     assert not names & {"tasks", "configs", "model_wrappers", "tests", "benchmarks", "docs", "tools", "demo"}
     files = {str(path.relative_to(site / "plam_eval")) for path in (site / "plam_eval").rglob("*") if path.is_file()}
-    assert {"py.typed", "spec.py", "model_wrappers/manifest.py", "tasks/plam9.yaml"} <= files
+    assert {"py.typed", "spec.py", "harness/registry.py", "tasks/plam9.yaml"} <= files
     assert {"report/page.html.j2", "report/page.css", "report/page.js", "configs/sweeps/plateau.yaml"} <= files
     assert any(name.startswith("configs/") and name.endswith(".yaml") for name in files)
     folders = {path.parent.relative_to(ROOT / "plam_eval") for path in (ROOT / "plam_eval").rglob("*.py")}
@@ -124,13 +124,13 @@ print(json.dumps({
 
 
 def test_wheel_imports_as_little_as_the_checkout(installed, tmp_path):
-    assert imported_by(installed.python, "plam_eval.model_wrappers.manifest", tmp_path) == set()
+    assert imported_by(installed.python, "plam_eval.harness.registry", tmp_path) == set()
 
 
 # Ends without a word where everything is found, and names what is missing.
 LOOK = """
 from importlib import resources
-import plam_eval.configs, plam_eval.model_wrappers.manifest, plam_eval.tasks
+import plam_eval.configs, plam_eval.harness.registry, plam_eval.tasks
 from plam_eval.spec import load_spec, packaged_specs
 load_spec("demo")
 files = {"configs": "sweeps/plateau.yaml", "tasks": "plam9.yaml", "report": "page.html.j2"}
@@ -174,7 +174,7 @@ def test_folders_and_data_files_are_found(installed, how, start, tmp_path):
 )
 def test_launchers_find_the_folders_in_the_checkout(installed, launcher):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    module = "plam_eval.model_wrappers.manifest"  # is found, and does nothing, or is not
+    module = "plam_eval.harness.registry"  # is found, and does nothing, or is not
     done = subprocess.run(
         [installed.python, *launcher, module],
         cwd=installed.checkout,

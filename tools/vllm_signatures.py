@@ -14,7 +14,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from plam_eval.serving.layout import EVERYTHING, Signature
+from plam_eval.serving.versions import EVERYTHING, Signature
 
 
 def look_up(root: Path, name: str) -> Signature | None:

@@ -26,8 +26,8 @@ from plam_eval import threads
 from plam_eval.demo import hub
 from plam_eval.errors import InputError, PlamError
 from plam_eval.evaluation import records, sweep
-from plam_eval.evaluation.findings import Findings, read_findings
 from plam_eval.evaluation.scan import SPEC
+from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.files import MARKER, check_writable, inside, make_own, read_json, remove_own, write_json
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text

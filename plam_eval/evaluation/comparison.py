@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from plam_eval.evaluation import records, stats
-from plam_eval.evaluation.findings import Findings, format_p
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import Paired
 from plam_eval.evaluation.sweep import CELLS, MERGED, PLAIN
+from plam_eval.evaluation.sweep.findings import Findings, format_p
 
 
 @dataclass(frozen=True, repr=False)

@@ -33,10 +33,10 @@ from typing import Any
 
 from plam_eval.arguments import read_words
 from plam_eval.errors import PlamError
-from plam_eval.evaluation.dataset_errors import dataset_error
 from plam_eval.harness import loading
 from plam_eval.harness import tasks as known_tasks
-from plam_eval.model_wrappers.manifest import WRAPPERS
+from plam_eval.harness.dataset_errors import dataset_error
+from plam_eval.harness.registry import WRAPPERS
 
 RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation import harness, records, variants
-from plam_eval.evaluation.findings import write_csv
 from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.evaluation.sweep.findings import write_csv
 from plam_eval.harness.tasks import NoScoreError, score_of_task
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
 from plam_eval.probing.plateau import (
@@ -256,7 +256,7 @@ def check_layout(pretrained: str, revision: str | None = None, *, trust_remote_c
     from transformers import AutoConfig
 
     from plam_eval.merging.checkpoint import Checkpoint
-    from plam_eval.probing.layout import check_layout, check_shared_keys, skeleton
+    from plam_eval.probing.skeleton import check_layout, check_shared_keys, skeleton
 
     found = Checkpoint.open(pretrained, revision=revision)
     config = AutoConfig.from_pretrained(found.location, revision=found.commit, trust_remote_code=trust_remote_code)
@@ -267,8 +267,8 @@ def check_layout(pretrained: str, revision: str | None = None, *, trust_remote_c
 
 def _cuts_to_scan(cuts: str | None, layers: int) -> tuple[int, ...]:
     """The cuts that text names. Raises ProbeError where they make no curve, which is known before documents are."""
+    from plam_eval.decoding.all_cuts import parse_cuts
     from plam_eval.probing.decoder import ProbeError
-    from plam_eval.probing.scan import parse_cuts
 
     chosen = parse_cuts(cuts, layers)
     if len(chosen) == 1:
@@ -575,7 +575,7 @@ class _Recorder:
 
     def _answer(self, requests: list[Any]) -> list[dict[str, Any]]:
         """By document: distinct answers in the order of their first cut, which of them each cut gave, each cut's KL."""
-        from plam_eval.probing.scan import CutAnswers, generate_all_cuts
+        from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts
 
         model: Any = self.model
         found: list[CutAnswers] = []

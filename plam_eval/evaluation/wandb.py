@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from plam_eval.evaluation.comparison import Comparison
-    from plam_eval.evaluation.findings import Findings
     from plam_eval.evaluation.scan import Scan
+    from plam_eval.evaluation.sweep.findings import Findings
 
 
 @dataclass(frozen=True)

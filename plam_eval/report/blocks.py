@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from plam_eval.evaluation import findings
+from plam_eval.evaluation.sweep import findings
 from plam_eval.provenance import read_identity
 from plam_eval.report import plots
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import FolderError
-from plam_eval.evaluation import findings
-from plam_eval.evaluation.findings import Findings
-from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.evaluation.sweep import PLAIN, findings
+from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
 from plam_eval.report.blocks import Answer, Section, breakable, printable, records_of
 from plam_eval.report.comparisons import Comparisons, compare

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rich import box
 
-from plam_eval.evaluation.findings import describe, describe_rule, format_p
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import groups
+from plam_eval.evaluation.sweep.findings import describe, describe_rule, format_p
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
-    from plam_eval.evaluation.findings import Findings
     from plam_eval.evaluation.sweep import Job
+    from plam_eval.evaluation.sweep.findings import Findings
 
 
 def _narrow(first: str, least: int, others: Sequence[str]) -> PlainTable:

@@ -18,9 +18,9 @@ from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.merging.merge import MergeReport
-from plam_eval.merging.vllm_loader import WATCH_SECONDS, BaseFiles, EngineBrokenError, check_merge, outcome_of
-from plam_eval.serving import layout
+from plam_eval.serving import versions
 from plam_eval.serving.gate import MAX_BYTES, Gate, parse
+from plam_eval.serving.loader import WATCH_SECONDS, BaseFiles, EngineBrokenError, check_merge, outcome_of
 from plam_eval.spec import PlateauSpec
 
 REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
@@ -90,7 +90,7 @@ class MergeEndpoint:
 
         LayoutError: the installed vLLM is another than this was written for.
         """
-        layout.check(layout.SERVING)
+        versions.check(versions.SERVING)
         self._engine = engine_client
         self._gate = Gate.of(os.environ, _base_at_start(engine_client.vllm_config))
         self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]

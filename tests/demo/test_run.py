@@ -14,8 +14,8 @@ import pytest
 
 from plam_eval.demo import run as demo
 from plam_eval.errors import FolderError, InputError
-from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.records import read_run
+from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.terminal import Terminal
 
 STOCK = {  # task -> the stock metric that is the mean of its documents' scores, and its scale

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from plam_eval.evaluation import harness
-from plam_eval.model_wrappers.manifest import WRAPPERS
+from plam_eval.harness.registry import WRAPPERS
 from tests.model_wrappers.test_wrappers import NINE
 
 

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 import plam_eval
 from plam_eval import cli
+from plam_eval.decoding import all_cuts as cuts_at_once
 from plam_eval.errors import ArgumentError, InputError
 from plam_eval.evaluation import records, variants
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
 from plam_eval.harness.tasks import score_of_task
-from plam_eval.probing import scan as cuts_at_once
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
 from plam_eval.spec import load_spec

@@ -94,7 +94,7 @@ def test_a_sweep_on_one_engine_equals_one_on_the_hf_model(merged, in_suite, tmp_
     from lmms_eval.models import get_model
 
     from plam_eval.evaluation import sweep
-    from plam_eval.evaluation.findings import read_findings
+    from plam_eval.evaluation.sweep.findings import read_findings
 
     hf = get_model("plam_llava")(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
     plateau = merged.spec

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from plam_eval.errors import ArgumentError
 from plam_eval.evaluation.harness import EvaluationError, GenerationError, Run, check_failures, evaluate
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
-from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.spec import SpecError
 from tests.model_wrappers.conftest import CASES, arguments
 from tests.pico import LAYERS

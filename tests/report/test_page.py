@@ -16,7 +16,7 @@ from pandas.testing import assert_frame_equal
 
 from plam_eval.errors import FolderError
 from plam_eval.evaluation import harness, scan
-from plam_eval.evaluation.findings import read_findings
+from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.report import plots
 from plam_eval.report.blocks import picture, printable
 from plam_eval.report.page import write_report

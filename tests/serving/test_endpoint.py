@@ -20,10 +20,10 @@ from starlette.testclient import TestClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.merging.merge import MergeReport
-from plam_eval.merging.vllm_loader import _while_alive
 from plam_eval.serving import endpoint as module
 from plam_eval.serving.endpoint import HOSTS, REMOTE_SWITCH, MergeEndpoint
 from plam_eval.serving.gate import BASES, MAX_BYTES, SPECS
+from plam_eval.serving.loader import _while_alive
 from plam_eval.spec import load_spec
 from tests.pico import PicoPair
 
@@ -384,9 +384,9 @@ def test_asking_for_the_state_ends_when_the_engine_dies(start):
 def test_a_merge_from_python_ends_when_the_engine_dies(monkeypatch):
     import threading
 
-    from plam_eval.merging import vllm_loader
+    from plam_eval.serving import loader
 
-    monkeypatch.setattr(vllm_loader, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(loader, "WATCH_SECONDS", 0.02)
     resources = SimpleNamespace(engine_dead=False)
     engine = SimpleNamespace(engine_core=SimpleNamespace(resources=resources))
     never = threading.Event()
@@ -425,6 +425,6 @@ def test_a_server_goes_on_after_a_pause_that_failed(start):
 
 
 def test_installed_entry_points_of_earlier_versions_still_lead_here():
-    from plam_eval.merging import vllm_loader
+    from plam_eval.serving import loader
 
-    assert vllm_loader.MergeEndpoint is MergeEndpoint
+    assert loader.MergeEndpoint is MergeEndpoint

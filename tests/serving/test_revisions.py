@@ -40,17 +40,17 @@ def config_of(model: str, **given: Any) -> Any:
 def test_vllm_loads_the_commit_that_a_revision_is(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    from plam_eval.merging import vllm_loader
     from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.serving import loader
 
-    vllm_loader.register()
+    loader.register()
     config = config_of("pico/mllm@v2")
     model = config.model_config
     assert (model.model, model.revision, model.tokenizer_revision) == ("pico/mllm", OTHER, OTHER)
     files = config.load_config.model_loader_extra_config["plateau_base"]
     assert files == {"location": "pico/base", "commit": OTHER}
     assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == "pico/base@v2"
-    assert vllm_loader._open_model(model).recorded_commit == OTHER
+    assert loader._open_model(model).recorded_commit == OTHER
     with pytest.raises(CheckpointError, match="names the revision 'v2', and revision=v1 is given"):
         config_of("pico/mllm@v2", revision="v1")
 
@@ -64,9 +64,9 @@ def test_vllm_loads_the_commit_that_a_revision_is(hub: Hub, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = config_of("pico/mllm@v2")
     assert Path(offline.model_config.model).name == OTHER
-    opened = vllm_loader._open_model(offline.model_config)
+    opened = loader._open_model(offline.model_config)
     assert (opened.commit, opened.recorded_commit, opened.model_name) == (None, OTHER, "pico/mllm")
-    assert vllm_loader._open_model(config_of("pico/mllm", revision="v2").model_config).recorded_commit == OTHER
+    assert loader._open_model(config_of("pico/mllm", revision="v2").model_config).recorded_commit == OTHER
     with pytest.raises(MergeError, match="names another revision than revision=v1"):
         config_of("pico/mllm@v2", revision="v1")
     with pytest.raises(MergeError, match="expected a branch, a tag or a commit"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED, PLAIN
+from plam_eval.evaluation.sweep.findings import Findings, describe
 from plam_eval.report.blocks import (
     SPACE,
     Listing,

@@ -12,7 +12,7 @@ import pandas as pd
 
 from plam_eval.evaluation import harness
 from plam_eval.evaluation.records import Run
-from plam_eval.model_wrappers.manifest import WRAPPERS
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.report.blocks import (
     Example,
     Examples,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.evaluation.sweep.findings import Findings, describe
 from plam_eval.report import plots
 from plam_eval.report.blocks import (
     grid,

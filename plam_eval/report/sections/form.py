@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.stats import OVERALL
 from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.evaluation.sweep.findings import Findings, describe
 from plam_eval.report.blocks import (
     Paragraph,
     count_of,

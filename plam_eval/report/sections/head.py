@@ -9,10 +9,10 @@ from importlib import metadata
 from typing import Any
 
 from plam_eval.evaluation import scan
-from plam_eval.evaluation.findings import SIGNIFICANT, Findings
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
+from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
 from plam_eval.report.blocks import (
     Answer,
     count_of,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plam_eval.evaluation.findings import Findings, Selection, describe
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep import PLAIN
+from plam_eval.evaluation.sweep.findings import Findings, Selection, describe
 from plam_eval.report.blocks import (
     NONE,
     Paragraph,

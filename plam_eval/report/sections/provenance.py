@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from plam_eval.evaluation import scan
-from plam_eval.evaluation.findings import Findings, describe
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.sweep.findings import Findings, describe
 from plam_eval.report.blocks import (
     Grid,
     Listing,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from plam_eval.evaluation import records, sweep
-from plam_eval.evaluation.findings import describe
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.sweep.findings import describe
 from plam_eval.report import plots
 from plam_eval.report.blocks import (
     NONE,

@@ -23,8 +23,8 @@ from plam_eval.evaluation.harness import EvaluationError, GenerationError
 from plam_eval.spec import PlateauSpec
 
 if TYPE_CHECKING:
+    from plam_eval.decoding.all_merges import Merges
     from plam_eval.model_wrappers.hf import HFPlateauMixin
-    from plam_eval.probing.merges import Merges
 
 RECHECKED = 2
 """Documents of each task and process that every merged model answers again by itself."""
@@ -111,7 +111,7 @@ class Together:
 
     def _answer(self, requests: list[Any]) -> None:
         """Have documents answered under all merges that lack an answer; those that cannot be are left unknown."""
-        from plam_eval.probing.merges import Merges
+        from plam_eval.decoding.all_merges import Merges
 
         present = _digest(self.model.spec)
         asked = {(request.task_name, request.doc_id): request for request in requests}
@@ -154,8 +154,8 @@ class Together:
             self._counts["cells"] = len(lacking)
 
     def _answer_one(self, request: Any, merges: Merges, digests: list[str]) -> None:
+        from plam_eval.decoding.all_merges import generate_all_merges
         from plam_eval.probing.decoder import ProbeError
-        from plam_eval.probing.merges import generate_all_merges
 
         model, unsupported = self.model, []
 

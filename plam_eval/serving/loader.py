@@ -33,7 +33,7 @@ from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport, merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
-from plam_eval.serving import layout
+from plam_eval.serving import versions
 from plam_eval.spec import MODULES, OVERRIDE_KEYS, PlateauSpec, load_spec
 from plam_eval.versions import VLLM_READ, VLLM_TESTED
 
@@ -148,7 +148,7 @@ class PlamModelLoader(DefaultModelLoader):
     """
 
     def __init__(self, load_config: Any) -> None:
-        layout.check(layout.LOADING)
+        versions.check(versions.LOADING)
         options, rest = _split(load_config.model_loader_extra_config)
         self._base_files: BaseFiles | None = options.pop(_BASE, None)
         self.spec = load_spec(options.pop("plateau", None), options)
@@ -265,7 +265,7 @@ def _prepare(arguments: Any) -> None:
 
     The workers get the spec itself, which need not exist as a file where they run.
     """
-    layout.check(layout.LOADING)
+    versions.check(versions.LOADING)
     options, rest = _split(arguments.model_loader_extra_config)
     options.pop(_BASE, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
@@ -320,7 +320,7 @@ def remerge_way() -> tuple[str, str]:
     "layers" reloads only the attention and MLP blocks whose weights change, through functions that vLLM does not
     promise to keep. "all" is vLLM's own `reload_weights`: every tensor is read and loaded again.
     """
-    if problems := layout.problems(layout.LAYERWISE, layout.installed):
+    if problems := versions.problems(versions.LAYERWISE, versions.installed):
         return "all", f"vLLM {VLLM_VERSION} has another layerwise reload: {'; '.join(problems)}"
     if not _is_tested():
         return "all", f"vLLM {VLLM_VERSION} was never tested here ({', '.join(TESTED_VERSIONS)} was)"
@@ -355,7 +355,7 @@ class PlateauWorker:
         old = _state(self)
         if old.broken:
             return {"faults": [old.broken], "broken": old.broken}
-        faults = layout.problems(layout.REMERGING, layout.installed)
+        faults = versions.problems(versions.REMERGING, versions.installed)
         faults = [f"vLLM {VLLM_VERSION}: {fault}" for fault in faults] or _unfit(self.vllm_config)  # type: ignore[attr-defined]
         if faults:
             return {"faults": faults}
@@ -630,7 +630,7 @@ def merge_engine(
         RuntimeError: requests are running, or (LayoutError) the installed vLLM is another than this was written for;
             nothing was changed.
     """
-    layout.check(layout.OFFLINE)
+    versions.check(versions.OFFLINE)
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
     base = check_merge(engine.vllm_config, spec)

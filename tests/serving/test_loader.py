@@ -28,10 +28,10 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from plam_eval.merging import vllm_loader
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import merge_in_place, merged_weights
-from plam_eval.merging.vllm_loader import (
+from plam_eval.serving import loader
+from plam_eval.serving.loader import (
     EngineBrokenError,
     PlamModelLoader,
     PlateauWorker,
@@ -195,7 +195,7 @@ def test_ten_switches_of_one_engine_each_equal_a_fresh_engine_or_model(resident,
 
 
 def test_switches_through_vllms_own_reload_of_all_weights(resident, fresh, monkeypatch):
-    monkeypatch.setattr(vllm_loader, "remerge_way", lambda: ("all", "for this test"))
+    monkeypatch.setattr(loader, "remerge_way", lambda: ("all", "for this test"))
     for options in (SWITCHES[2], SWITCHES[0], SWITCHES[1]):
         merge_engine(resident, **options)
         assert detailed(resident) == fresh(options), options
@@ -203,7 +203,7 @@ def test_switches_through_vllms_own_reload_of_all_weights(resident, fresh, monke
 
 @pytest.mark.parametrize("way", ["layers", "all"])
 def test_a_fault_in_the_data_leaves_the_old_weights(way, resident, fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(vllm_loader, "remerge_way", lambda: (way, "for this test"))
+    monkeypatch.setattr(loader, "remerge_way", lambda: (way, "for this test"))
     merge_engine(resident, **DEMO)
     bad = tmp_path / "base"
     shutil.copytree(BASE, bad)
@@ -341,13 +341,13 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
         found = {"name": source, "location": source, "loaded_by": source, "commit": commits[source]}
         return SimpleNamespace(**found, check_read_by_vllm=lambda: None, announce=lambda names=None: None)
 
-    monkeypatch.setattr(vllm_loader.Checkpoint, "open", open_checkpoint)
-    monkeypatch.setattr(vllm_loader, "plan_merge", lambda spec, model, base: SimpleNamespace(tensors=()))
+    monkeypatch.setattr(loader.Checkpoint, "open", open_checkpoint)
+    monkeypatch.setattr(loader, "plan_merge", lambda spec, model, base: SimpleNamespace(tensors=()))
     spec = load_spec("none", {"base": "org/base", "layers": "1:3"})
     assert spec is not None
     arguments = SimpleNamespace(model="org/mllm", revision="main", worker_extension_cls="")
     arguments.model_loader_extra_config = {"plateau": spec.to_dict(), "enable_multithread_load": True}
-    vllm_loader._prepare(arguments)
+    loader._prepare(arguments)
     assert arguments.revision == "a" * 40
     files = {"location": "org/base", "commit": "b" * 40}
     assert arguments.model_loader_extra_config == {
@@ -356,22 +356,22 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
         "enable_multithread_load": True,
     }
     opened.clear()
-    vllm_loader._open_base(spec, files)
+    loader._open_base(spec, files)
     assert opened == [("org/base", "b" * 40)]
     commits["org/base"] = "c" * 40  # the branch moved; another start looks again
-    vllm_loader._prepare(arguments)
+    loader._prepare(arguments)
     assert arguments.model_loader_extra_config["plateau_base"]["commit"] == "c" * 40
 
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "1")
     with pytest.raises(MergeError, match="org/mllm: vLLM would load it from ModelScope"):
-        vllm_loader._prepare(arguments)
+        loader._prepare(arguments)
 
     engine = SimpleNamespace(
         model_config=SimpleNamespace(model="org/mllm", revision="a" * 40),
         parallel_config=SimpleNamespace(data_parallel_size=1),
         lora_config=None,
     )
-    assert vllm_loader.check_merge(engine, spec) == {"location": "org/base", "commit": "c" * 40}
+    assert loader.check_merge(engine, spec) == {"location": "org/base", "commit": "c" * 40}
     assert ("org/mllm", "a" * 40) in opened
 
 
@@ -410,7 +410,7 @@ def test_a_range_longer_than_any_model_is_not_written_out(pico, monkeypatch):
         def get_model(self) -> torch.nn.Module:
             return self.model
 
-    monkeypatch.setattr(vllm_loader, "_all_workers", lambda faults: faults)
+    monkeypatch.setattr(loader, "_all_workers", lambda faults: faults)
     spec = {**SPEC, "base_model": str(pair.base), "layer_range": [0, 10**12]}
     try:
         faults = Worker().plam_merge(spec)["faults"]
@@ -597,7 +597,7 @@ def test_copies_behind_one_server_merge_when_they_start_and_not_again(tmp_path):
     config = AsyncEngineArgs.from_cli_args(read).create_engine_config()
     assert config.parallel_config.data_parallel_size == 2 and config.load_config.load_format == "plam"
     assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == BASE
-    assert "2 data-parallel replicas" in vllm_loader._unfit(config)[0]
+    assert "2 data-parallel replicas" in loader._unfit(config)[0]
 
 
 def told_digest(options: dict[str, Any]) -> str:
@@ -630,7 +630,7 @@ def test_a_server_ends_when_its_engine_dies_during_a_merge(server):
 
 
 def test_an_untested_version_takes_vllms_own_reload(monkeypatch):
-    monkeypatch.setattr(vllm_loader, "VLLM_VERSION", "0.33.1+cpu")
+    monkeypatch.setattr(loader, "VLLM_VERSION", "0.33.1+cpu")
     way, why = remerge_way()
     assert way == "all" and "0.33.1" in why
 
@@ -642,7 +642,7 @@ def test_doctor_says_how_vllm_would_be_used(monkeypatch):
     console = Terminal(record=True, width=200)
     assert doctor.check_vllm(console)
     assert "only the attention and MLP blocks" in console.export_text()
-    monkeypatch.setattr(vllm_loader, "VLLM_VERSION", "0.40.0")
+    monkeypatch.setattr(loader, "VLLM_VERSION", "0.40.0")
     assert doctor.check_vllm(console)
     said = console.export_text()
     assert "warning" in said and "every tensor is read and loaded again" in said

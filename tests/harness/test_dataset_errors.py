@@ -9,8 +9,8 @@ import tenacity
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from plam_eval.evaluation import dataset_errors
-from plam_eval.evaluation.dataset_errors import dataset_error
+from plam_eval.harness import dataset_errors
+from plam_eval.harness.dataset_errors import dataset_error
 
 
 def response(status: int) -> httpx.Response:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from plam_eval.serving import layout
-from plam_eval.serving.layout import Signature
+from plam_eval.serving import versions
+from plam_eval.serving.versions import Signature
 from tools.vllm_signatures import look_up
 
 RECORDED = {
@@ -20,7 +20,7 @@ RECORDED = {
 
 @pytest.mark.parametrize("version", RECORDED)
 def test_versions_that_were_only_read_have_all_that_is_used(version: str) -> None:
-    assert layout.problems(layout.EVERYTHING, RECORDED[version].get) == []
+    assert versions.problems(versions.EVERYTHING, RECORDED[version].get) == []
 
 
 def test_what_another_version_lacks_is_named() -> None:
@@ -29,7 +29,7 @@ def test_what_another_version_lacks_is_named() -> None:
     found[chat] = Signature(("self", "messages", "params"), ("self", "messages"))
     found[f"{loader}.get_all_weights"] = Signature(("self", "model_config", "model", "rank"), ("self", "rank"))
     del found[f"{loader}._prepare_weights"]
-    problems = layout.problems(layout.EVERYTHING, found.get)
+    problems = versions.problems(versions.EVERYTHING, found.get)
     assert f"{loader}._prepare_weights is missing" in problems
     assert f"{loader}.get_all_weights also wants rank" in problems
     assert any(problem.startswith(f"{chat} has no sampling_params, use_tqdm") for problem in problems)
@@ -40,36 +40,36 @@ def test_what_another_version_lacks_is_named() -> None:
 def test_the_installed_version_and_the_reader_of_sources_agree() -> None:
     import vllm
 
-    assert layout.problems(layout.EVERYTHING, layout.installed) == []
+    assert versions.problems(versions.EVERYTHING, versions.installed) == []
     root = Path(vllm.__file__).parent.parent
-    for name, needed in layout.EVERYTHING.items():
-        mine, theirs = layout.installed(name), look_up(root, name)
+    for name, needed in versions.EVERYTHING.items():
+        mine, theirs = versions.installed(name), look_up(root, name)
         assert mine is not None and theirs is not None, name
         if len(mine.names) > 20:
             assert set(needed) <= set(mine.names) & set(theirs.names), name
         else:
             assert (mine.names, mine.required) == (theirs.names, theirs.required), name
-    assert layout.installed("vllm.no_such:thing") is None and look_up(root, "vllm.no_such:thing") is None
+    assert versions.installed("vllm.no_such:thing") is None and look_up(root, "vllm.no_such:thing") is None
 
 
 @pytest.mark.needs("vllm")
 def test_an_unknown_layout_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plam_eval.merging import vllm_loader
+    from plam_eval.serving import loader
 
     def other(name: str) -> Signature | None:
         lacks = ("get_all_weights", "update_config", "finalize_layerwise", "LLM.collective_rpc")
-        return None if any(part in name for part in lacks) else layout.Signature(layout.EVERYTHING[name])
+        return None if any(part in name for part in lacks) else versions.Signature(versions.EVERYTHING[name])
 
-    monkeypatch.setattr(layout, "installed", other)
+    monkeypatch.setattr(versions, "installed", other)
     config = SimpleNamespace(model_loader_extra_config={}, load_format="plam")
-    for call in (lambda: vllm_loader.PlamModelLoader(config), lambda: vllm_loader._prepare(config)):
-        with pytest.raises(layout.LayoutError, match=r"get_all_weights is missing\. Install a version"):
+    for call in (lambda: loader.PlamModelLoader(config), lambda: loader._prepare(config)):
+        with pytest.raises(versions.LayoutError, match=r"get_all_weights is missing\. Install a version"):
             call()
-    with pytest.raises(layout.LayoutError, match=r"LLM\.collective_rpc is missing"):
-        vllm_loader.merge_engine(None, "none")
-    assert vllm_loader.remerge_way()[0] == "all"
+    with pytest.raises(versions.LayoutError, match=r"LLM\.collective_rpc is missing"):
+        loader.merge_engine(None, "none")
+    assert loader.remerge_way()[0] == "all"
 
     model = SimpleNamespace()
     worker = SimpleNamespace(get_model=lambda: model)
-    outcome = vllm_loader.PlateauWorker.plam_merge(worker, None)  # type: ignore[arg-type]
+    outcome = loader.PlateauWorker.plam_merge(worker, None)  # type: ignore[arg-type]
     assert "update_config is missing" in outcome["faults"][0] and not vars(model)

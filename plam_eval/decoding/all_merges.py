@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from plam_eval.decoding.greedy import check_call, check_settings, document_dim, of_rows, own_stop_strings
 from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import is_merged, merged_values
 from plam_eval.probing.decoder import ProbeError, cache_in, decoder, decoder_layers
-from plam_eval.probing.generation import check_call, check_settings, document_dim, of_rows, own_stop_strings
 from plam_eval.probing.masking import probing
 from plam_eval.spec import PlateauSpec
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 from plam_eval.evaluation import harness, scan, sweep, variants
-from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import Cell, Grid, Job, SweepConfig, SweepError, make_grid, read_cell, read_plan
+from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.checkpoint import Checkpoint
 from tests.report.fabricate import documents, write_run, write_sweep
 

@@ -31,9 +31,9 @@ from plam_eval.arguments import split_words
 from plam_eval.errors import DamagedFileError, quoted, system_error
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
-from plam_eval.evaluation.together import Together
+from plam_eval.evaluation.sweep.joint import Together
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.model_wrappers.manifest import WRAPPERS
 from plam_eval.provenance import read_identity, versions
 from plam_eval.spec import (
     GROUPS,

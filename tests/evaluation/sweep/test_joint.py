@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from plam_eval.decoding import all_merges
 from plam_eval.evaluation import records, sweep, variants
-from plam_eval.evaluation.findings import read_findings
 from plam_eval.evaluation.harness import evaluate
 from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
-from plam_eval.evaluation.together import Together
+from plam_eval.evaluation.sweep.findings import read_findings
+from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.merging.checkpoint import MergeError
-from plam_eval.probing import merges
+from tests.evaluation.sweep.test_sweep import CELLS, GRID, PAIR, SPEC, plam
 from tests.evaluation.test_scan import FAMILIES
-from tests.evaluation.test_sweep import CELLS, GRID, PAIR, SPEC, plam
 from tests.model_wrappers.conftest import WRAPPER, arguments
 
 TASKS = "pope,mmstar,mme"
@@ -75,13 +75,13 @@ def apart(lm, suite, tmp_path_factory) -> dict[str, dict[str, Any]]:
 def calls(monkeypatch) -> list[int]:
     """How many merges each joint generation answered for."""
     found: list[int] = []
-    real = merges.generate_all_merges
+    real = all_merges.generate_all_merges
 
     def counting(model: Any, held: Any, **inputs: Any) -> Any:
         found.append(len(held.specs))
         return real(model, held, **inputs)
 
-    monkeypatch.setattr(merges, "generate_all_merges", counting)
+    monkeypatch.setattr(all_merges, "generate_all_merges", counting)
     return found
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_pa
 
 
 def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, monkeypatch):
-    values, bring = merges.merged_values, lm._bring_to
+    values, bring = all_merges.merged_values, lm._bring_to
 
     def failing(module: Any, spec: Any, **kwargs: Any) -> Any:
         if spec.rule == "noise":
@@ -190,7 +190,7 @@ def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, m
             raise MergeError("no disk left")
         return bring(spec, base)
 
-    monkeypatch.setattr(merges, "merged_values", failing)
+    monkeypatch.setattr(all_merges, "merged_values", failing)
     monkeypatch.setattr(lm, "_bring_to", bring_to)
     done = sweep.run(job(tmp_path), lm)
     assert {name for name, record in done.items() if record["status"] == "failed"} == {n for n in apart if "noise" in n}
@@ -204,14 +204,14 @@ def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, m
 
 
 def test_answers_that_are_not_the_merged_models_own_are_told(lm, in_suite, tmp_path, monkeypatch):
-    real = merges.generate_all_merges
+    real = all_merges.generate_all_merges
 
     def wrong(model: Any, held: Any, **inputs: Any) -> Any:
         answers = real(model, held, **inputs)
         answers.tokens[1] = 77
         return answers
 
-    monkeypatch.setattr(merges, "generate_all_merges", wrong)
+    monkeypatch.setattr(all_merges, "generate_all_merges", wrong)
     done = sweep.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
     assert [record["together"]["differ"] for record in done.values()] == [0, 6, 0]
     (warning,) = read_findings(tmp_path).warnings
@@ -220,7 +220,7 @@ def test_answers_that_are_not_the_merged_models_own_are_told(lm, in_suite, tmp_p
 
 def test_a_document_that_fails_is_answered_apart(lm, apart, in_suite, tmp_path, monkeypatch):
     """As where many answers at once take more memory than there is: one document, and a task that fails often."""
-    real, seen = merges.generate_all_merges, []
+    real, seen = all_merges.generate_all_merges, []
 
     def failing(model: Any, held: Any, **inputs: Any) -> Any:
         seen.append(len(seen))
@@ -228,7 +228,7 @@ def test_a_document_that_fails_is_answered_apart(lm, apart, in_suite, tmp_path, 
             raise RuntimeError("out of memory")
         return real(model, held, **inputs)
 
-    monkeypatch.setattr(merges, "generate_all_merges", failing)
+    monkeypatch.setattr(all_merges, "generate_all_merges", failing)
     done = sweep.run(job(tmp_path), lm)
     assert evaluations(tmp_path) == apart
     assert {record["together"]["apart"] for record in done.values()} == {1 + 6}
@@ -265,14 +265,14 @@ def test_requests_that_are_repeated_have_an_answer_each(lm, in_suite, tmp_path, 
 
 def test_what_a_group_held_is_freed_without_a_collector(lm, in_suite, tmp_path, monkeypatch):
     made: list[Any] = []
-    real = merges.Merges.of.__func__
+    real = all_merges.Merges.of.__func__
 
     def of(cls: Any, *args: Any, **kwargs: Any) -> Any:
         held = real(cls, *args, **kwargs)
         made.append(weakref.ref(held))
         return held
 
-    monkeypatch.setattr(merges.Merges, "of", classmethod(of))
+    monkeypatch.setattr(all_merges.Merges, "of", classmethod(of))
     alive: list[int] = []
     recheck = Together._recheck
     monkeypatch.setattr(
@@ -352,10 +352,10 @@ def test_plam_vllm_does_not_answer_together(in_suite, tmp_path):
 
 @pytest.mark.needs("ray")
 def test_ray_workers_do_not_answer_together(in_suite, tmp_path):
-    from plam_eval.evaluation import workers
+    from plam_eval.evaluation.sweep import ray
 
     with pytest.raises(SweepError, match="shares out single cells"):
-        workers.run(job(tmp_path))
+        ray.run(job(tmp_path))
 
 
 def test_compare_together(lm, in_suite, tmp_path, monkeypatch, calls):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts, parse_cuts
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
-from plam_eval.probing.scan import CutAnswers, generate_all_cuts, parse_cuts
 from tests.pico import FAMILIES
 from tests.probing.conftest import Mllm, picture
 from tests.probing.test_masking import backend, hooks

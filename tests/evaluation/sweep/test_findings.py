@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from plam_eval.evaluation import stats
-from plam_eval.evaluation.findings import Findings, describe, format_p, read_findings, split, write_table
 from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
+from plam_eval.evaluation.sweep.findings import Findings, describe, format_p, read_findings, split, write_table
 from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"

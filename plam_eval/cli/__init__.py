@@ -13,8 +13,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from plam_eval.cli.speaking import speaking
 from plam_eval.errors import InputError, PlamError, first_line, system_error
-from plam_eval.speaking import speaking
 from plam_eval.terminal import Terminal, labelled, shown, text
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def _example(command: str) -> str:
 
 def _wrappers(incomplete: str) -> list[str]:
     """For shell completion."""
-    from plam_eval.model_wrappers.manifest import WRAPPERS
+    from plam_eval.harness.registry import WRAPPERS
 
     return [name for name in WRAPPERS if name.startswith(incomplete)]
 
@@ -539,7 +539,3 @@ def explained(error: BaseException) -> str | None:
 def _stopped() -> NoReturn:
     Terminal(stderr=True).say("stopped; the same command goes on where it was")
     sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,15 +17,16 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli
-from plam_eval.evaluation import records, sweep, workers
-from plam_eval.evaluation.findings import read_findings
+from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.harness import evaluate
 from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.evaluation.sweep import ray as ray_workers
+from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.checkpoint import MergeError
 from tests.helpers import recipes
 from tests.model_wrappers.conftest import arguments
 
-PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
+PAIR = Path(__file__).parents[3] / "plam_eval" / "demo" / "pair"
 ARGUMENTS = f"pretrained={PAIR}/mllm,device=cpu,dtype=float32"
 SPEC = f"{ARGUMENTS},plateau=demo,base={PAIR}/base"
 TASKS = "pope,mmstar,mme"
@@ -166,7 +167,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs" / "sweeps").iterdir()), ids=str)
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "configs" / "sweeps").iterdir()), ids=str)
 def test_the_examples_are_sweeps(file):
     config = SweepConfig.load(file, base_model="base")
     assert len(sweep.make_grid(config, 36).cells) > 10
@@ -278,7 +279,7 @@ def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        done = workers._schedule(ray, ray.remote(FullDisk), job(tmp_path, layers="6:8"), 1)
+        done = ray_workers._schedule(ray, ray.remote(FullDisk), job(tmp_path, layers="6:8"), 1)
     finally:
         ray.shutdown()
     name = "layers-6-8_qkvo_0.3+1.2_self_scale"

@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
+from plam_eval.decoding.greedy import check_call, check_settings, document_dim, of_rows, own_stop_strings
 from plam_eval.errors import quoted
 from plam_eval.probing.decoder import (
     ProbeError,
@@ -47,9 +48,8 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
-from plam_eval.probing.generation import check_call, check_settings, document_dim, of_rows, own_stop_strings
-from plam_eval.probing.layout import check_shared_keys
 from plam_eval.probing.masking import check_mask, closed_value, probing, square_mask
+from plam_eval.probing.skeleton import check_shared_keys
 
 _CUTS = re.compile(r"\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*)?)?")
 
