@@ -24,7 +24,7 @@ from plam_eval.evaluation.records import RecordError
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.spec import SpecError, load_spec
-from tests.report.fabricate import changed, documents, write_run, write_sweep
+from tests.helpers.run_folders import changed, documents, write_run, write_sweep
 
 HEAVY = ("torch", "transformers", "lmms_eval", "pandas", "vllm", "matplotlib")
 

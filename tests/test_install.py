@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 
 from plam_eval._checkout import is_checkout
 from plam_eval.versions import LINUX
-from tests.test_versions import needed
+from tests.helpers.distribution import needed
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "lmms_eval", "vllm", "datasets", "accelerate", "pandas")
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.helpers import recipes
-from tests.pico import PicoPair
+from tests.helpers.pico import PicoPair
 
 FEW = "mmstar --limit 3 --gen_kwargs max_new_tokens=4"  # more words, as the recipes do not quote the name
 

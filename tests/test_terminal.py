@@ -14,9 +14,7 @@ from rich.console import Console
 
 from plam_eval import cli
 from plam_eval.terminal import PlainTable, Terminal, labelled, one_line, shown, text
-
-NASTY = "[x] [/x] [bold] :smile: \x1b[31m\x1b]0;title\x07 \r \x9b2J \u202eabc \udc80"
-SHOWN = r"[x] [/x] [bold] :smile: \x1b[31m\x1b]0;title\x07 \r \x9b2J \u202eabc \udc80"
+from tests.helpers.nasty import NASTY, SHOWN
 
 
 def printed(*values: object, console: type[Console] = Terminal) -> str:

@@ -25,7 +25,7 @@ from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.plateau import CurveError
 from plam_eval.report.sources import ReportError
 from plam_eval.spec import SpecError
-from tests.test_terminal import NASTY, SHOWN
+from tests.helpers.nasty import NASTY, SHOWN
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from plam_eval.evaluation.harness import evaluate
-from tests.model_wrappers.conftest import arguments
-from tests.model_wrappers.test_wrappers import NINE, answers
+from tests.helpers.wrappers import NINE, answers, arguments
 
 COMMON = {"gen_kwargs": "max_new_tokens=6", "batch_size": 1, "log_samples": True, "force_simple": False}
 

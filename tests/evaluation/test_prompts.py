@@ -8,7 +8,7 @@ import pytest
 
 from plam_eval.evaluation import harness
 from plam_eval.harness.registry import WRAPPERS
-from tests.model_wrappers.test_wrappers import NINE
+from tests.helpers.wrappers import NINE
 
 
 @pytest.fixture(scope="module")

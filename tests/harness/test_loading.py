@@ -14,7 +14,7 @@ import yaml
 
 from plam_eval.evaluation import harness
 from plam_eval.harness import loading
-from tests.tasks.test_plam9 import Answering
+from tests.helpers.answering import Answering
 
 
 @pytest.fixture(scope="module", autouse=True)

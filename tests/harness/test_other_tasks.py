@@ -13,6 +13,7 @@ from plam_eval.evaluation import harness
 from plam_eval.evaluation.records import Run, read_run, row
 from plam_eval.harness.tasks import ONE_EACH, TASKS, NoScoreError, score_of_task
 from tests.helpers.offline_tasks import PLANNED, PlannedModel, judged, write_copies
+from tests.helpers.paths import DOCS
 
 NO_VERDICT_IN_SCAN = "hallusion_bench_image"  # its judge is asked when all answers are there
 
@@ -266,7 +267,7 @@ def cell(known: Any) -> str:
 
 
 def test_the_page_of_tasks_says_what_the_table_says() -> None:
-    page = Path(__file__).parents[2] / "docs" / "tasks.md"
+    page = DOCS / "tasks.md"
     told: dict[str, tuple[str, ...]] = {}
     for line in page.read_text(encoding="utf-8").splitlines():
         cells = [text.strip() for text in line.strip("|").split("|")]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from plam_eval.merging import merge as merging
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeError, merge_in_place, plan_merge
-from tests.merging.conftest import Pair, bits, changed, load, shard, write_llama
+from tests.helpers.llamas import Pair, bits, changed, load, shard, write_llama
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 K2 = "model.layers.2.self_attn.k_proj.weight"

@@ -17,7 +17,7 @@ from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place, plan_merge
 from plam_eval.merging.plan import decoder_geometry
 from tests.helpers.hub import COMMIT, Hub, serving, sha256
-from tests.merging.conftest import Pair, load, shard, write_llama
+from tests.helpers.llamas import Pair, load, shard, write_llama
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 

@@ -25,8 +25,8 @@ from plam_eval.merging.merge import RULES, MergeError, MergeReport, merge_in_pla
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.rules import generator_of
 from plam_eval.spec import MODULES, PlateauSpec, Weights, load_spec
-from tests.merging.conftest import Pair, bits, changed, load, shard, write_llama
-from tests.pico import FAMILIES, PicoPair, write_pico
+from tests.helpers.llamas import Pair, bits, changed, load, shard, write_llama
+from tests.helpers.pico import FAMILIES, PicoPair, write_pico
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -28,6 +28,7 @@ from plam_eval.probing.plateau import (
     write_spec,
 )
 from plam_eval.spec import SpecError, Weights, load_spec
+from tests.helpers.paths import DOCS
 
 
 def rows(
@@ -404,7 +405,7 @@ def test_what_can_be_found_is_said_in_sentences() -> None:
 
 
 def test_the_guides_table_is_what_the_code_gives() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "plateau.md").read_text(encoding="utf-8")
+    guide = (DOCS / "plateau.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| (\d+) % \| (\w+) \| (.+) \|$", guide, flags=re.MULTILINE)
     header = re.search(r"^\| changed \| changes \| (.+) \|$", guide, flags=re.MULTILINE)
     assert header is not None and len(cells) == 8

@@ -4,14 +4,12 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -23,25 +21,12 @@ from PIL import Image
 from plam_eval.probing.plateau import OVERALL, Curve, Stages, find_plateau
 from plam_eval.report import plots
 from plam_eval.report.plots import Estimate, curve_figure, plot_curve
+from tests.helpers.curves import curve_of as scan
 
 NINE = [
     *("gqa", "mmbench_cn_dev", "mmbench_en_dev_static", "mme", "mmmu_val"),
     *("mmstar", "pope", "realworldqa", "seedbench_2_plus"),
 ]
-
-
-def scan(layers: int, tasks: Sequence[str], *, cuts: Sequence[int] | None = None, flat: bool = False) -> Curve:
-    """Blind up to a quarter of the layers, as good as unmasked from half of them on; no noise."""
-    documents = 200
-    parts = []
-    for number, task in enumerate(tasks):
-        for cut in range(layers + 1) if cuts is None else cuts:
-            rise = 1.0 if flat else min(max(4 * cut / layers - 1, 0), 1)
-            score = np.arange(documents) < round((0.2 + 0.02 * number + 0.5 * rise) * documents)
-            kl = 0.0 if cut == layers else math.exp(-12 * cut / layers)
-            part = pd.DataFrame({"doc_id": range(documents), "score": score.astype(float)})
-            parts.append(part.assign(task=task, cut=cut, kl=kl, parsable=np.arange(documents) >= layers - cut))
-    return Curve(pd.concat(parts), layers, resamples=500)
 
 
 def drawn(figure: Figure) -> tuple[Axes, Axes, Axes]:

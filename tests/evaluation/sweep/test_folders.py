@@ -20,7 +20,7 @@ from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import Cell, Grid, Job, SweepConfig, SweepError, make_grid, read_cell, read_plan
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.checkpoint import Checkpoint
-from tests.report.fabricate import documents, write_run, write_sweep
+from tests.helpers.run_folders import documents, write_run, write_sweep
 
 MERGED = "layers-6-8_qkvo_0.9+0.3"
 SCALE = f"{MERGED}_self_scale"

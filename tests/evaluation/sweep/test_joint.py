@@ -18,9 +18,9 @@ from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.merging.checkpoint import MergeError
-from tests.evaluation.sweep.test_sweep import CELLS, GRID, PAIR, SPEC, plam
-from tests.evaluation.test_scan import FAMILIES
-from tests.model_wrappers.conftest import WRAPPER, arguments
+from tests.helpers.paths import PAIR
+from tests.helpers.sweeps import CELLS, GRID, SPEC, plam
+from tests.helpers.wrappers import MASKED, WRAPPER, arguments
 
 TASKS = "pope,mmstar,mme"
 DOCUMENTS = 18
@@ -114,7 +114,7 @@ def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_p
     assert read_findings(tmp_path).warnings == ()
 
 
-@pytest.mark.parametrize(("family", "mode"), FAMILIES)
+@pytest.mark.parametrize(("family", "mode"), MASKED)
 def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
     from lmms_eval.models import get_model
 

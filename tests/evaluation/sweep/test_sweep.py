@@ -24,14 +24,11 @@ from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.checkpoint import MergeError
 from tests.helpers import recipes
-from tests.model_wrappers.conftest import arguments
+from tests.helpers.paths import PAIR, ROOT
+from tests.helpers.sweeps import ARGUMENTS, CELLS, GRID, SPEC, plam
+from tests.helpers.wrappers import arguments
 
-PAIR = Path(__file__).parents[3] / "plam_eval" / "demo" / "pair"
-ARGUMENTS = f"pretrained={PAIR}/mllm,device=cpu,dtype=float32"
-SPEC = f"{ARGUMENTS},plateau=demo,base={PAIR}/base"
 TASKS = "pope,mmstar,mme"
-GRID = {"layers": "6:8,all", "weights": "0.3+1.2", "controls": "self_scale,noise"}
-CELLS = 1 + 2 * 3
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +164,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "configs" / "sweeps").iterdir()), ids=str)
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").iterdir()), ids=str)
 def test_the_examples_are_sweeps(file):
     config = SweepConfig.load(file, base_model="base")
     assert len(sweep.make_grid(config, 36).cells) > 10
@@ -191,12 +188,6 @@ def words(folder: Path, *more: str) -> list[str]:
         str(folder),
         *more,
     ]
-
-
-def plam(*arguments: str, exit_code: int = 0) -> str:
-    done = CliRunner().invoke(cli.app, list(arguments))
-    assert done.exit_code == exit_code, f"{done.output}{done.exception!r}"
-    return done.output
 
 
 def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch):
