@@ -34,10 +34,13 @@ os.environ.pop("COLUMNS", None)
 _NAMES = {"vllm": "vLLM", "ray": "Ray"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("needs"):
             for module in mark.args:
+                if module == "vllm":
+                    item.add_marker(pytest.mark.vllm)
                 if importlib.util.find_spec(module) is None:
                     item.add_marker(pytest.mark.skip(reason=f"{_NAMES.get(module, module)} is not installed"))
 

@@ -181,6 +181,7 @@ def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch,
     assert len(calls) == 2 + 2 + 8 and more.curve.documents == {"gqa": 8, "mmstar": 8, "pope": 8}
 
 
+@pytest.mark.slow
 def test_two_processes_scan_like_one(pico, suite, tmp_path, monkeypatch):
     """And go on after a kill that cut off a line of the other process."""
     model_args = arguments(pico("llava"))

@@ -27,6 +27,8 @@ from plam_eval.serving.loader import _while_alive
 from plam_eval.spec import load_spec
 from tests.helpers.pico import PicoPair
 
+pytestmark = pytest.mark.vllm
+
 TOKEN = "hf_PlantedToken123"
 
 

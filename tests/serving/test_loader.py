@@ -45,6 +45,8 @@ from tests.helpers.llamas import shard
 from tests.helpers.paths import PAIR
 from tests.helpers.pico import FAMILIES, PicoPair
 
+pytestmark = pytest.mark.vllm
+
 BASE = str(PAIR / "base")
 TOKEN = "hf_PlantedToken123"
 DEMO = {"plateau": "demo", "base": BASE}

@@ -190,6 +190,7 @@ def words(folder: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path)]
     process = subprocess.Popen(command, cwd=suite, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -213,6 +214,7 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
     assert len(table) == 1 + CELLS and (tmp_path / "controls.parquet").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "1", "GPUS": "2"}
@@ -228,6 +230,7 @@ def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     assert ours.cells[columns].equals(theirs.cells[columns])
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path, "--ray", "--workers", "1")]
@@ -252,6 +255,7 @@ def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in_suite, tmp_path):
     import ray
@@ -278,6 +282,7 @@ def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in
     assert [record["status"] for record in done.values()] == ["finished"] * 3  # the one after it among them
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
     pair = pico("llava")
     given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
