@@ -16,7 +16,8 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import IncomparableError, Run
 from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep import CELLS, DAMAGED, FAILED, LOG, PLAIN, Grid, module_group, read_plan, read_state
+from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
+from plam_eval.evaluation.sweep.grid import PLAIN, Grid, module_group
 from plam_eval.files import write_in_one_step
 
 SIGNIFICANT = 0.05
