@@ -34,7 +34,9 @@ _PAIR = re.compile(rf"{_WEIGHT}\+{_WEIGHT}", re.ASCII)
 
 STOCK_RULE = "weighted_sum"
 """The merge rule of a spec that names none. Cells are named, and described, by their rule where it is another."""
-_CONTROLS = ("self_scale", "normalized", "noise")
+SCALE_CONTROL = "self_scale"
+"""The control that a verdict names: the scale of the merge without the base."""
+_CONTROLS = (SCALE_CONTROL, "normalized", "noise")
 
 
 class SweepError(EvaluationError):

@@ -242,7 +242,8 @@ def finish_cell(partial: Path, target: Path, record: Mapping[str, Any]) -> None:
     """Store a cell's record, and move its folder into place in one step.
 
     Args:
-        partial, target: as `cell_places` gives them.
+        partial: where the cell's folder was made, as `cell_places` gives it.
+        target: where it is to be.
         record: of the cell, with its `status`.
     """
     files.write_json(partial / CELL, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plam_eval.arguments import split_words
 from plam_eval.evaluation.sweep.config import (
@@ -19,6 +19,9 @@ from plam_eval.evaluation.sweep.config import (
     split_arguments,
 )
 from plam_eval.spec import GROUPS, MOST_LAYERS, OVERRIDE_KEYS, PlateauSpec, hint, load_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLAIN = "plain"
 MERGED = "merged"
@@ -34,6 +37,7 @@ class Cell:
     spec: PlateauSpec | None
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {"name": self.name, "kind": self.kind, "spec": self.spec.to_dict() if self.spec else None}
 
     @classmethod
@@ -64,6 +68,7 @@ class Grid:
     controls: dict[str, dict[str, tuple[str, ...]]]
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON: cells and controls."""
         return {"cells": [cell.to_dict() for cell in self.cells], "controls": self.controls}
 
     @classmethod
@@ -290,6 +295,29 @@ def module_group(modules: Sequence[str]) -> str:
     """The short name of a set of modules: a group's, or the modules' joined by "+"."""
     names = (name for name, group in GROUPS.items() if group == tuple(modules))
     return next(names, "+".join(modules))
+
+
+def describe_cell(row: Mapping[str, Any] | pd.Series) -> str:
+    """A cell in words: "layers 6:8, qkvo, 0.9 + 0.3".
+
+    Args:
+        row: of `Findings.cells`.
+    """
+    if row["kind"] == "plain":
+        return "plain"
+    weights = f"{row['model_weight']:g} + {row['base_weight']:g}"
+    return ", ".join([f"layers {row['layers']}", row["modules"], weights, *describe_rule(row)])
+
+
+def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:
+    """The rule of a cell that is not the stock one, and its seed if that is not the first.
+
+    Args:
+        row: of `Findings.cells`.
+    """
+    if row["rule"] == STOCK_RULE:
+        return []
+    return [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
 
 
 def cell_arguments(config: SweepConfig, cell: Cell) -> str:

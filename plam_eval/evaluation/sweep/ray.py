@@ -109,6 +109,7 @@ def _schedule(ray: Any, actor: Any, job: Job, count: int) -> dict[str, dict[str,
         while busy:
             (reference,), _ = ray.wait(list(busy), num_returns=1)
             worker, cell = busy.pop(reference)
+            lives = True
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayError as error:
@@ -116,19 +117,16 @@ def _schedule(ray: Any, actor: Any, job: Job, count: int) -> dict[str, dict[str,
                     for other, _ in busy.values():
                         ray.kill(other)
                     raise SweepError(f"a worker could not load the model: {error}") from error
-                if isinstance(error, ray.exceptions.RayTaskError):  # it raised outside of the evaluation, and lives
-                    why = f"{type(error.cause).__name__}: {error.cause}"
-                else:
-                    why = f"the worker died: {error}"
-                    worker = None
+                lives = isinstance(error, ray.exceptions.RayTaskError)  # it raised outside of the evaluation
+                why = f"{type(error.cause).__name__}: {error.cause}" if lives else f"the worker died: {error}"
                 result = record_failure(job.folder, cell, why)
-                if worker is None and len(waiting) > len(busy):
-                    reference, replacement = start()
-                    busy[reference] = replacement, None
             if cell is not None:
                 done[cell.name] = result
                 progress.update()
-            if worker is not None and reference not in busy and waiting:
+            if lives and waiting:
                 following = waiting.popleft()
                 busy[worker.run.remote(following.to_dict())] = worker, following
+            elif not lives and len(waiting) > len(busy):
+                reference, replacement = start()
+                busy[reference] = replacement, None
     return done
