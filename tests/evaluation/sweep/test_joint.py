@@ -154,7 +154,7 @@ def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monk
             raise KeyboardInterrupt
         return run_cell(lm, cell, *args, **kwargs)
 
-    for patched, owner, name in ((killed, variants.AnswerFile, "add"), (killed_later, sweep, "run_cell")):
+    for patched, owner, name in ((killed, variants.AnswerFile, "add"), (killed_later, runner, "run_cell")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, patched)
             with pytest.raises(KeyboardInterrupt):
