@@ -16,17 +16,13 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
 
-from plam_eval.errors import PlamError
 from plam_eval.harness import scoring
+from plam_eval.harness.errors import NoScoreError
 
 Entry = Any
 """What a task logs for one document under the name of a metric."""
 Document = Mapping[str, Any]
 """A row of a task's dataset."""
-
-
-class NoScoreError(PlamError, ValueError):
-    """No score of a document is known for a task; the message says what there was instead."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +101,13 @@ class Task:
     Attributes:
         score: None where no score per document can be read, for the reason `unscored`.
         cluster: None where it is not known whether documents share images.
+        in_pairs: the benchmark's name where it scores documents two by two, so that a limit has to be even.
     """
 
     score: Score | None = None
     cluster: Cluster | None = None
     unscored: str = ""
+    in_pairs: str = ""
 
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
@@ -240,6 +238,7 @@ TASKS: dict[str, Task] = {
             of_document=lambda doc: str(doc["question_id"]),
             of_sample=lambda s: str((s.get("mme_perception_score") or s["mme_cognition_score"])["question_id"]),
         ),
+        in_pairs="MME",
     ),
     "mmmu_val": _MMMU_TASK,
     "mmstar": Task(Score("average", field("score")), ONE_EACH),

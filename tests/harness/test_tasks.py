@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.tasks import (
     TASKS,
-    NoScoreError,
     cluster_of,
     cluster_of_document,
     entries_of,
