@@ -16,16 +16,6 @@ RECORD_KEY = "plam_eval"
 _RESULTS = "_results.json"
 
 
-def result_files(folder: Path) -> list[Path]:
-    """Results JSONs below a folder, oldest first, without the files of like names that tasks put into `submissions`.
-
-    Args:
-        folder: an `--output_path`, or any folder above or below one.
-    """
-    files = [file for file in folder.rglob(f"*{_RESULTS}") if file.parent.name != "submissions"]
-    return sorted(files, key=lambda file: file.name)
-
-
 def samples_file(results_file: Path, task: str) -> Path:
     """Where the sample log of a task lies that belongs to a results JSON.
 

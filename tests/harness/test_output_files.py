@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plam_eval.harness.run_files import later_than_others
+from plam_eval.harness.output_files import later_than_others, samples_file
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,8 @@ def test_dates_follow_those_that_are_there(tmp_path: Path, written: list[str], e
         (tmp_path / "model" / name).touch()
     assert later_than_others("20260301_120000", tmp_path) == expected
     assert later_than_others("20260301_120000", tmp_path / "absent") == "20260301_120000"
+
+
+def test_a_sample_log_lies_beside_the_results_under_their_date() -> None:
+    file = Path("runs", "model", "20260301_120000_results.json")
+    assert samples_file(file, "pope") == Path("runs", "model", "20260301_120000_samples_pope.jsonl")
