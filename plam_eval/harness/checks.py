@@ -16,6 +16,7 @@ from plam_eval.harness.lookup import (
     cause_of,
     check_limit,
     check_names,
+    dataset_of,
     leaves_of,
     load_tasks,
     one_attempt,
@@ -136,19 +137,10 @@ def _not_loaded(manager: Any, names: Sequence[str], error: Exception) -> str:
         try:
             load_tasks(manager, [leaf])
         except Exception as own:  # as above
-            lines.append(dataset_error(leaf, _dataset_of(manager, leaf), own))
+            lines.append(dataset_error(leaf, dataset_of(manager, leaf), own))
     lines = lines or [dataset_error(", ".join(names), None, error)]
     text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
     return f"a task or its dataset could not be loaded:{text}"
-
-
-def _dataset_of(manager: Any, task: str) -> str | None:
-    """Hub id or folder of a task's dataset, if its YAML can be read at all."""
-    try:
-        path = manager._get_config(task).get("dataset_path")
-    except Exception:  # it imports the task's code
-        return None
-    return None if path is None else str(path)
 
 
 def _count_clusters(task: str, rows: Any, numbers: range) -> int:

@@ -126,6 +126,20 @@ def check_limit(limit: int | None, leaves: Iterable[str]) -> None:
             )
 
 
+def dataset_of(manager: Any, task: str) -> str | None:
+    """Hub id or folder of a task's dataset, if its YAML can be read at all.
+
+    Args:
+        manager: from `task_manager`.
+        task: its name.
+    """
+    try:
+        path = manager._get_config(task).get("dataset_path")
+    except Exception:  # it imports the task's code
+        return None
+    return None if path is None else str(path)
+
+
 @contextmanager
 def one_attempt() -> Iterator[None]:
     """lmms-eval tries to load a dataset again for half a minute; what is not there does not come by waiting."""

@@ -109,8 +109,8 @@ def manifests() -> list[Any]:
 
 def _list_in_lmms_eval() -> None:
     """Our ids into the tables that `lmms-eval models` prints, as lmms-eval puts those of its old plugins there."""
-    listed = sys.modules.get("lmms_eval.models")  # it is being imported: this runs at its end
+    models = sys.modules.get("lmms_eval.models")  # it is being imported: this runs at its end
     for table, kind in (("AVAILABLE_CHAT_TEMPLATE_MODELS", "chat"), ("AVAILABLE_SIMPLE_MODELS", "simple")):
-        names = getattr(listed, table, None)
+        names = getattr(models, table, None)
         if isinstance(names, dict):
             names.update({w.model_id: path for w in WRAPPERS.values() if (path := getattr(w, kind)) is not None})
