@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.run_files import (
     RecordError,
     expected_documents,
@@ -22,6 +21,7 @@ from plam_eval.evaluation.run_files import (
 )
 from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_interval
 from plam_eval.harness import tasks as known_tasks
+from plam_eval.harness.output_files import RECORD_KEY
 from plam_eval.harness.tasks import NoScoreError, Score
 
 _MODE = re.compile(r"\((chat|simple)\)$")
@@ -63,7 +63,7 @@ class Run:
     @property
     def block(self) -> dict[str, Any]:
         """What our wrappers recorded; empty for a run of another model."""
-        block: dict[str, Any] = self.results.get(harness.RECORD_KEY) or {}
+        block: dict[str, Any] = self.results.get(RECORD_KEY) or {}
         return block
 
     @property
@@ -103,7 +103,7 @@ class Run:
         results = {**self.results, "configs": configs}
         if self.block and len(configs) < len(self.tasks):
             # Its generation settings are those of all tasks together; which were for which, it does not say.
-            results[harness.RECORD_KEY] = {**self.block, "generation": {}}
+            results[RECORD_KEY] = {**self.block, "generation": {}}
         unscored = {task: why for task, why in self.unscored.items() if task in tasks}
         notes = tuple(note for note in self.notes if note.partition(":")[0] in tasks)
         return replace(self, results=results, samples=samples, unscored=unscored, notes=notes)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import DamagedFileError, PlamError, quoted
-from plam_eval.evaluation import harness
 from plam_eval.files import LARGEST_JSON, read_json
+from plam_eval.harness.output_files import RECORD_KEY
 from plam_eval.harness.tasks import filters_of
 
 
@@ -40,18 +40,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "config/resolved_cli_args": _OBJECT,
     "config/limit": _NUMBER,
     "config/offset": _NUMBER,
-    f"{harness.RECORD_KEY}/provenance/versions": _OBJECT,
-    f"{harness.RECORD_KEY}/provenance/checkpoint": _OBJECT,
-    f"{harness.RECORD_KEY}/provenance/base": _OBJECT,
-    f"{harness.RECORD_KEY}/provenance/spec/modules/[]": _TEXT,
-    f"{harness.RECORD_KEY}/provenance/spec/layer_range/[]": _NUMBER,
-    f"{harness.RECORD_KEY}/provenance/spec/weights/*": _NUMBER,
-    f"{harness.RECORD_KEY}/provenance/merge/relative_change/*": _NUMBER,
-    f"{harness.RECORD_KEY}/provenance/merge/warnings/[]": _TEXT,
-    f"{harness.RECORD_KEY}/generation/calls": _NUMBER,
-    f"{harness.RECORD_KEY}/generation/failed": _NUMBER,
-    f"{harness.RECORD_KEY}/generation/settings/[]": _OBJECT,
-    f"{harness.RECORD_KEY}/altered_answers": _LIST,
+    f"{RECORD_KEY}/provenance/versions": _OBJECT,
+    f"{RECORD_KEY}/provenance/checkpoint": _OBJECT,
+    f"{RECORD_KEY}/provenance/base": _OBJECT,
+    f"{RECORD_KEY}/provenance/spec/modules/[]": _TEXT,
+    f"{RECORD_KEY}/provenance/spec/layer_range/[]": _NUMBER,
+    f"{RECORD_KEY}/provenance/spec/weights/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/merge/relative_change/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/merge/warnings/[]": _TEXT,
+    f"{RECORD_KEY}/generation/calls": _NUMBER,
+    f"{RECORD_KEY}/generation/failed": _NUMBER,
+    f"{RECORD_KEY}/generation/settings/[]": _OBJECT,
+    f"{RECORD_KEY}/altered_answers": _LIST,
 }
 """What a results file holds where it is read, by path: "*" is every value of an object, "[]" every entry of a list."""
 
@@ -79,7 +79,7 @@ def read_results(file: Path) -> dict[str, Any]:
     for limit in ("limit", "offset"):
         if not math.isfinite((results.get("config") or {}).get(limit) or 0):
             raise RecordError(f"{file}: config/{limit}: found no finite number; copy it again, or run again")
-    spec = ((results.get(harness.RECORD_KEY) or {}).get("provenance") or {}).get("spec")
+    spec = ((results.get(RECORD_KEY) or {}).get("provenance") or {}).get("spec")
     if spec and (len(spec.get("layer_range") or ()) != 2 or not spec.get("modules")):
         raise RecordError(f"{file}: found a spec without a layer range or modules; copy it again, or run again")
     return results

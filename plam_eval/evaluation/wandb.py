@@ -18,7 +18,7 @@ from loguru import logger
 
 from plam_eval.arguments import write_words
 from plam_eval.errors import InputError, first_line
-from plam_eval.evaluation import harness
+from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.processes import is_first_process
 from plam_eval.spec import hint
 
@@ -48,7 +48,7 @@ class Settings:
         """
         if not wandb_args:
             return cls()
-        arguments = harness.parse_model_args(write_words(wandb_args, "wandb_args"), "wandb_args")
+        arguments = parse_model_args(write_words(wandb_args, "wandb_args"), "wandb_args")
         known = inspect.signature(_wandb().init).parameters
         if unknown := [name for name in arguments if name not in known]:
             lines = "; ".join(f"{name}, {hint(name, known)}" for name in unknown)

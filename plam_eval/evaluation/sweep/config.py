@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from plam_eval.errors import quoted, system_error
-from plam_eval.evaluation import harness
-from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.spec import (
     LARGEST_SEED,
@@ -254,6 +254,6 @@ def _listed(value: Any) -> list[Any]:
 
 def split_arguments(model_args: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """model_args without the plateau and its overrides, and these."""
-    arguments = harness.parse_model_args(model_args)
+    arguments = parse_model_args(model_args)
     ours = {key: arguments.pop(key) for key in ("plateau", *OVERRIDE_KEYS) if key in arguments}
     return arguments, ours

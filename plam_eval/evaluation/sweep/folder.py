@@ -12,9 +12,9 @@ from typing import Any
 from plam_eval import files
 from plam_eval.errors import DamagedFileError
 from plam_eval.evaluation import records
-from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.evaluation.sweep.grid import Cell, Grid
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.provenance import read_identity
 
 PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "sweep.lock"

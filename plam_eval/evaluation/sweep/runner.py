@@ -20,7 +20,6 @@ from loguru import logger
 from tqdm import tqdm
 
 from plam_eval import files
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
 from plam_eval.evaluation.sweep.folder import (
     CELL,
@@ -37,6 +36,7 @@ from plam_eval.evaluation.sweep.folder import (
 from plam_eval.evaluation.sweep.grid import Cell, cell_arguments
 from plam_eval.evaluation.sweep.job import Job, chunks, open_model
 from plam_eval.evaluation.sweep.joint import Together
+from plam_eval.harness import checks, evaluate, processes
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.terminal import one_line
 
@@ -48,24 +48,24 @@ def load_model(config: SweepConfig) -> Any:
         config: of the sweep.
 
     Raises:
-        What `harness.check_model` and `check_tasks` raise, before anything is loaded.
+        What `evaluate.check_model` and `check_tasks` raise, before anything is loaded.
     """
     arguments, _ = split_arguments(config.model_args)
-    harness.check_model(config.model, arguments, force_simple=config.force_simple)
+    evaluate.check_model(config.model, arguments, force_simple=config.force_simple)
     check_tasks(config)
-    return harness.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
+    return evaluate.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
 
 
-def check_tasks(config: SweepConfig) -> harness.CheckedTasks:
-    """`harness.check_tasks` of what a sweep asks for.
+def check_tasks(config: SweepConfig) -> checks.CheckedTasks:
+    """`checks.check_tasks` of what a sweep asks for.
 
     Args:
         config: of the sweep.
 
     Raises:
-        SweepError: `select` leaves no document of a task to report on. EvaluationError: as `harness.check_tasks`.
+        SweepError: `select` leaves no document of a task to report on. EvaluationError: as `checks.check_tasks`.
     """
-    checked = harness.check_tasks(
+    checked = checks.check_tasks(
         config.tasks,
         limit=config.limit,
         offset=config.offset,
@@ -94,7 +94,7 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
 
     Raises:
         SweepError: another process is at work in this folder, or it was deleted or replaced meanwhile; a checkpoint
-            has changed since the sweep began. EvaluationError: as `harness.check_tasks`.
+            has changed since the sweep began. EvaluationError: as `checks.check_tasks`.
     """
     checked = check_tasks(job.config)  # before a plan with a mistyped one is written
     lm = model if model is not None else load_model(job.config)
@@ -108,7 +108,7 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
             job.write()
         # One process decides for all: another may see the folder before the first one's files reach it.
         left = [cell.to_dict() for cell in job.left()] if first else []
-        cells = [Cell.from_dict(stored) for stored in harness.all_ranks({"cells": left})[0]["cells"]]
+        cells = [Cell.from_dict(stored) for stored in processes.all_ranks({"cells": left})[0]["cells"]]
         with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
             for chunk in chunks(cells, job.config.together):
                 specs = [cell.spec for cell in chunk]
@@ -152,7 +152,7 @@ def run_cell(
         files.check_own(target, CELL)  # known before the cell is paid for
         files.remove_own(partial, LOG, CELL)
         files.make_own(partial)
-    harness.all_ranks({})
+    processes.all_ranks({})
     record: dict[str, Any] = {**cell.to_dict(), "digest": cell.spec.digest() if cell.spec else None}
     seconds: dict[str, float] = {}
     try:
@@ -161,7 +161,7 @@ def run_cell(
             lm.merge(cell.spec)
             seconds["merge"] = time.perf_counter() - started
             started = time.perf_counter()
-            evaluated = harness.evaluate(
+            evaluated = evaluate.evaluate(
                 lm,
                 list(config.tasks),
                 model_args=cell_arguments(config, cell),
@@ -178,7 +178,7 @@ def run_cell(
         record["status"] = FINISHED
         if together is not None:
             seconds["evaluate"] -= together.record()["seconds"]
-            record["together"] = _added_up(harness.all_ranks(together.record()))
+            record["together"] = _added_up(processes.all_ranks(together.record()))
         if evaluated is not None and evaluated.results_file is not None:
             record["results"] = str(evaluated.results_file.relative_to(partial))
     except Exception as error:  # whatever it is, it is this cell's, and is kept with it
