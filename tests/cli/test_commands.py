@@ -72,7 +72,7 @@ def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> No
 @pytest.mark.parametrize(
     "error",
     [
-        SpecError("spec", [NASTY]),
+        SpecError(NASTY, origin="spec"),
         CurveError([NASTY], "curve"),
         IncomparableError("a", "b", [NASTY]),
         *(
