@@ -18,6 +18,7 @@ import torch
 import plam_eval
 from plam_eval import api, cli
 from plam_eval.arguments import write_words
+from plam_eval.cli.options import complete_spec, complete_wrapper
 from plam_eval.cli.speaking import plain
 from plam_eval.errors import ArgumentError, InputError, PlamError
 from plam_eval.evaluation.records import RecordError
@@ -316,8 +317,8 @@ def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_completion_knows_wrappers_and_specs() -> None:
-    assert cli._wrappers("plam_q") == ["plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl"]
-    assert "qwen3-vl-8b" in cli._specs("qwen3") and "demo" not in cli._specs("qwen3")
+    assert complete_wrapper("plam_q") == ["plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl"]
+    assert "qwen3-vl-8b" in complete_spec("qwen3") and "demo" not in complete_spec("qwen3")
 
 
 def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
