@@ -174,6 +174,9 @@ def test_compare_gives_a_table(two: list[Path]) -> None:
         plam_eval.compare([two[0]])
     with pytest.raises(InputError, match="--limit, --together, --output with two run folders, which are compared as"):
         plam_eval.compare(two, limit=5, together=True, output="there")
+    with pytest.raises(InputError, match="--together with two run folders"):
+        plam_eval.compare(two, together=2)
+    assert plam_eval.compare(two, together=False) is not None
     with pytest.raises(RecordError, match="nowhere: no such folder"):
         plam_eval.compare([two[0], "/nowhere"])
     run = plam_eval.read_run(str(two[0]))
@@ -353,6 +356,11 @@ def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda: plam_eval.read_run(None), "folder: found None, expected a path"),
         (lambda: plam_eval.read_scan(5), "folder: found 5"),
         (lambda: plam_eval.read_sweep("sweep", select="x"), "select: found 'x'"),
+        (
+            lambda: plam_eval.compare(together=0),
+            "together: found 0, expected True, False, or a whole number",
+        ),
+        (lambda: plam_eval.compare(together="all"), "together: found 'all', expected True, False, or a whole number"),
         (lambda: plam_eval.compare(5), "runs: found 5, expected a path, or a list of paths"),
         (lambda: plam_eval.sweep(["a"]), "config: found .*, expected a path or a mapping"),
         (lambda: plam_eval.plan_sweep(5), "config: found 5"),

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from plam_eval.api.shared import Arguments, Words, listed
 from plam_eval.api.sweeps import evaluate_job
-from plam_eval.arguments import ARGUMENTS, PATH, TEXT, WORDS, count, paths, takes, write_words
+from plam_eval.arguments import ARGUMENTS, PATH, TEXT, WORDS, count, paths, switch_or_count, takes, write_words
 from plam_eval.errors import InputError
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.comparison import Comparison
     from plam_eval.evaluation.records import Run
+
+BOTH = 2
+"""What `together` means where no number is given: plain and merged at once."""
 
 
 @takes(
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     gen_kwargs=TEXT,
     include_path=PATH,
     batch_size=count(1),
+    together=switch_or_count,
     wandb_args=ARGUMENTS,
 )
 def compare(
@@ -42,7 +46,7 @@ def compare(
     include_path: str | Path | None = None,
     batch_size: int | None = None,
     force_simple: bool | None = None,
-    together: bool = False,
+    together: bool | int | None = None,
     wandb_args: Arguments | None = None,
 ) -> Comparison | None:
     """Plain against merged on the same documents, on one resident model; or two runs that are there already.
@@ -56,7 +60,7 @@ def compare(
         tasks: names of tasks or groups; of two runs, only these.
         output: folder for both runs.
         limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
-        together: answer each document for both models in one generation (HF wrappers).
+        together: answer for so many models in one generation (HF wrappers): 2, or True, for both at once.
         wandb_args: as lmms-eval takes them.
 
     Returns:
@@ -74,7 +78,7 @@ def compare(
         if len(folders) != 2 or model or model_args:
             raise InputError("give two run folders, or --model with --model_args and --tasks")
         settings = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs, "include_path": include_path}
-        settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": together or None}
+        settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": _at_once(together)}
         settings["output"] = None if str(output) == "compare" else output
         if idle := [f"--{key}" for key, value in settings.items() if value is not None]:
             raise InputError(f"{', '.join(idle)} with two run folders, which are compared as they are; leave it out")
@@ -99,7 +103,7 @@ def compare(
         model_args=write_words(model_args, "model_args"),
         tasks=tasks,
         controls="none",
-        together=2 if together else None,
+        together=_at_once(together),
         limit=limit,
         offset=offset,
         gen_kwargs=gen_kwargs,
@@ -119,6 +123,13 @@ def compare(
         done = comparison.comparison_of(found)
         log.comparison(done)
     return done
+
+
+def _at_once(together: bool | int | None) -> int | None:
+    """So many cells are answered at once; None where nothing was asked for."""
+    if isinstance(together, bool):
+        return BOTH if together else None
+    return together
 
 
 @takes(folder=PATH)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from plam_eval.api.runs import BOTH
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     BatchSize,
@@ -26,7 +28,20 @@ from plam_eval.cli.options import (
 from plam_eval.cli.speaking import working
 
 
+class _Compare(TyperCommand):
+    """Takes `--together` without a number, too: both cells at once. What follows it may be a run folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        for place, word in enumerate(args):
+            number = args[place + 1].lstrip("-") if place + 1 < len(args) else ""
+            if word == "--together" and not number.isdecimal():
+                words[place] = f"{word}={BOTH}"
+        return super().parse_args(ctx, words)
+
+
 @app.command(
+    cls=_Compare,
     short_help="Plain against merged, or two runs that are there.",
     epilog=example(
         """plam compare --model plam_qwen3_vl --tasks plam9 --output compare \\
@@ -51,8 +66,13 @@ def compare(
     batch_size: BatchSize = None,
     force_simple: ForceSimple = None,
     together: Annotated[
-        bool, typer.Option("--together", help="Answer each document for both at once (HF wrappers).")
-    ] = False,
+        int | None,
+        typer.Option(
+            help="Answer each document for so many at once (HF wrappers); without a number for both.",
+            metavar="[INTEGER]",
+            min=1,
+        ),
+    ] = None,
     wandb_args: WandbArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
