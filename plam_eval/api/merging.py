@@ -49,8 +49,10 @@ def merge(
         base: base LLM, folder or hub id, in place of the spec's.
         layers: decoder layers, 0-based, end exclusive: "24:36" or (24, 36).
         modules: "q_proj+k_proj", a group (qkvo, qk, vo, mlp, all), or a list of either.
-        model_weight, base_weight: coefficients; they need not sum to one.
-        rule, seed: the merge rule or control, and the seed of one that draws.
+        model_weight: coefficient of the MLLM.
+        base_weight: coefficient of the base LLM; the two need not sum to one.
+        rule: the merge rule or control.
+        seed: of a rule that draws.
         pretrained: folder or hub id of the checkpoint that `model` was loaded from; by default the one that it names
             itself (`model.name_or_path`).
         from_parameters: take the model's own parameters for W_model, because no checkpoint holds them (it was trained

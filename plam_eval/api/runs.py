@@ -56,10 +56,16 @@ def compare(
 
     Args:
         runs: two run folders or results files, instead of a model.
-        model, model_args: as for lmms-eval, with `plateau=` among the arguments.
+        model: id of one of our wrappers.
+        model_args: its arguments, with `plateau=` among them.
         tasks: names of tasks or groups; of two runs, only these.
         output: folder for both runs.
-        limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
+        limit: at most so many documents of each task.
+        offset: leave out as many documents of each task.
+        gen_kwargs: generation settings over the tasks' own.
+        include_path: folder of further tasks.
+        batch_size: as for lmms-eval.
+        force_simple: the wrapper's simple mode.
         together: answer for so many models in one generation (HF wrappers): 2, or True, for both at once.
         wandb_args: as lmms-eval takes them.
 

@@ -58,7 +58,8 @@ def scan(
         model_args: its arguments ("pretrained=...,dtype=bfloat16" or a mapping); none for a loaded one.
         tasks: names of tasks or groups.
         output: folder of the scan.
-        limit, offset: documents of each task: at most so many, after leaving out so many.
+        limit: at most so many documents of each task.
+        offset: leave out as many documents of each task.
         cuts: cut layers such as "0,4,8:28"; all by default.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
@@ -66,7 +67,8 @@ def scan(
             alone. A loaded wrapper must have been made with as much.
         force_simple: the wrapper's simple mode.
         base: base LLM for the spec. Without one, known from a packaged spec or an earlier scan, no spec is written.
-        margin: accuracy (0 to 1) that a plateau may lose. confidence: of the one-sided bounds.
+        margin: accuracy (0 to 1) that a plateau may lose.
+        confidence: of the one-sided bounds, between 0 and 1.
         wandb_args: as lmms-eval takes them, such as "project=plam,job_type=scan".
 
     Returns:
@@ -155,7 +157,8 @@ def plateau(
         curve: folder of the scan, or a file in it.
         tasks: only these.
         base: base LLM for the spec; that of the last spec by default.
-        margin: accuracy (0 to 1) that a plateau may lose. confidence: of the one-sided bounds.
+        margin: accuracy (0 to 1) that a plateau may lose.
+        confidence: of the one-sided bounds, between 0 and 1.
         kl_threshold: nats, for the second opinion.
 
     Raises:
@@ -180,6 +183,9 @@ def plateau(
 @takes(folder=PATH)
 def read_scan(folder: str | Path) -> Scan:
     """A finished scan as it was concluded last.
+
+    Args:
+        folder: of the scan.
 
     Raises:
         ScanError: none there. DamagedFileError, CurveError, SpecError: it cannot be read.

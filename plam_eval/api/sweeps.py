@@ -57,8 +57,10 @@ def sweep(
 
     Args:
         config: YAML file or mapping of a sweep; the other arguments go over it.
-        model, model_args, tasks, limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
-            `plateau=` among the model_args gives the base LLM, and the layers, weights and modules that are left out.
+        model: id of one of our wrappers.
+        model_args: its arguments; `plateau=` among them gives the base LLM, and the layers, weights and modules that
+            are left out.
+        tasks: names of tasks or groups.
         output: folder of the sweep.
         base: base LLM, where no plateau says it.
         layers: "24:36", "plateau", "early", "middle", "late", "all", "starts[:STEP]", "windows:WIDTH[:STEP]".
@@ -67,8 +69,15 @@ def sweep(
         controls: beside every merge: self_scale, normalized, noise (all by default), or "none".
         seeds: of the controls that draw.
         select: choose the best merge on so many documents of each task, and report on the others.
+        limit: at most so many documents of each task.
+        offset: leave out as many documents of each task.
+        gen_kwargs: generation settings over the tasks' own.
+        include_path: folder of further tasks.
+        batch_size: as for lmms-eval.
+        force_simple: the wrapper's simple mode.
         together: answer for so many cells in one generation (HF wrappers); their merged tensors are held in memory.
-        ray, workers: cells as Ray tasks, on so many workers (by default one per GPU).
+        ray: cells as Ray tasks, a resident model per worker.
+        workers: of `ray`; by default one per GPU.
         wandb_args: as lmms-eval takes them.
 
     Returns:
@@ -168,7 +177,9 @@ def plan_sweep(
     """What `sweep` with the same arguments would do; nothing is loaded or written.
 
     Args:
-        config, output, given: as for `sweep`, without ray, workers and wandb_args.
+        config: as for `sweep`.
+        output: as for `sweep`.
+        **given: what else `sweep` takes, without ray, workers and wandb_args.
 
     Raises:
         What `sweep` raises before it loads a model.
@@ -192,6 +203,7 @@ def read_sweep(folder: str | Path, select: int | None = None) -> Findings:
     """What a sweep's folder, or a comparison's, holds now, finished or not.
 
     Args:
+        folder: of the sweep or comparison.
         select: choose the best merge on so many documents of each task, instead of as the sweep was told.
 
     Raises:
