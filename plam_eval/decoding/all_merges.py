@@ -30,7 +30,7 @@ from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import is_merged, merged_values
 from plam_eval.probing.decoder import ProbeError, cache_in, decoder, decoder_layers
-from plam_eval.probing.masking import probing
+from plam_eval.probing.masking import claimed
 from plam_eval.spec import PlateauSpec
 
 _PER_DOCUMENT = ("attention_mask", "position_embeddings", "position_ids")
@@ -153,7 +153,7 @@ def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any
     if merges._decoder is not decoder_layers(model):
         raise ProbeError(f"{type(model).__name__} is not the model that Merges.of was given")
     check_call("generate_all_merges", generate_kwargs)
-    with probing(model):
+    with claimed(model, "generate_all_merges"):
         answers: MergeAnswers = model.generate(  # type: ignore[operator]
             **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges)
         )

@@ -32,7 +32,7 @@ from plam_eval.probing.decoder import (
     vision_token_ids,
 )
 
-_PROBED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_CLAIMED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
     if from_layer < len(layers):
         check_mask(model)
     attention_backend(model)
-    with probing(model):
+    with claimed(model, "mask_vision"):
         handles = _hide(model, layers, from_layer) if from_layer < len(layers) else []
         try:
             yield
@@ -68,16 +68,24 @@ def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
 
 
 @contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
-    """Claims a model's decoder: two probes at once would answer for neither."""
+def claimed(model: nn.Module, by: str) -> Iterator[None]:
+    """While entered, a model's decoder is nobody else's: of two that change it at once neither would be right.
+
+    Args:
+        model: an HF MLLM.
+        by: the function that claims it, for the message that another one gets.
+
+    Raises:
+        ProbeError: it is claimed already.
+    """
     layers = decoder_layers(model)
-    if layers in _PROBED:
-        raise ProbeError(f"{type(model).__name__} is inside mask_vision or generate_all_cuts already; leave that first")
-    _PROBED.add(layers)
+    if layers in _CLAIMED:
+        raise ProbeError(f"{type(model).__name__} is inside {_CLAIMED[layers]} already; leave that first")
+    _CLAIMED[layers] = by
     try:
         yield
     finally:
-        _PROBED.discard(layers)
+        del _CLAIMED[layers]
 
 
 def square_mask(mask: Tensor | None, hidden: Tensor, columns: int, past: int, backend: str) -> Tensor:
@@ -108,6 +116,11 @@ def square_mask(mask: Tensor | None, hidden: Tensor, columns: int, past: int, ba
 
 
 def closed_value(mask: Tensor) -> float | bool:
+    """What closes a position in a mask.
+
+    Args:
+        mask: boolean or additive.
+    """
     return False if mask.dtype == torch.bool else _low(mask)
 
 
