@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from plam_eval.evaluation import harness
+from plam_eval.evaluation.comparison import changed_table as changed_table
 from plam_eval.evaluation.records import Run
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.report.blocks import (
@@ -45,42 +46,6 @@ class Looking:
     data: Path | None
     include_path: Path | None
     examples: int
-
-
-def changed_table(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Every document of which the second run's answer or score is not the first's, with the answers of all `runs`.
-
-    Columns: task, doc_id, change ("gained", "lost", or "other answer": the score is the same), prompt, target, and by
-    run its answer and score.
-    """
-    first, second = list(runs)[:2]
-    table = _side_by_side(runs)
-    change = _change(table, first, second, runs[first].directions)
-    table.insert(2, "change", change)
-    return table[table["change"] != ""].reset_index(drop=True)
-
-
-def _side_by_side(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Documents that the first two of some runs have, with the answers and scores of all."""
-    keys = ["task", "doc_id"]
-    first, second = list(runs)[:2]
-    table = runs[first].samples[[*keys, "prompt", "target"]]
-    for name, run in runs.items():
-        columns = {"answer": f"{name}_answer", "score": f"{name}_score"}
-        own = run.samples[[*keys, *columns]].rename(columns=columns)
-        table = table.merge(own, on=keys, how="inner" if name in (first, second) else "left")
-    return table
-
-
-def _change(table: pd.DataFrame, first: str, second: str, directions: Mapping[str, int]) -> pd.Series:
-    sign = table["task"].map(lambda task: directions.get(task, 1))
-    difference = (table[f"{second}_score"] - table[f"{first}_score"]) * sign
-    other = table[f"{first}_answer"] != table[f"{second}_answer"]
-    kinds = [(difference > 0, "gained"), (difference < 0, "lost"), (other, "other answer")]
-    found = pd.Series("", index=table.index)
-    for where, name in kinds:
-        found = found.mask((found == "") & where, name)
-    return found
 
 
 def changed_documents(

@@ -19,6 +19,7 @@ from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import Cell, Grid, Job, SweepConfig, SweepError, make_grid, read_cell, read_plan
 from plam_eval.evaluation.sweep.findings import read_findings
+from plam_eval.evaluation.sweep.job import sweep_settings, with_cells_before
 from plam_eval.merging.checkpoint import Checkpoint
 from tests.report.fabricate import documents, write_run, write_sweep
 
@@ -55,9 +56,9 @@ class Sweeping:
             model="plam_llava", model_args=f"pretrained={self.model},base={self.base},layers=6:8", **given
         )
         grid, bases = make_grid(config, 8), {str(self.base): Checkpoint.open(self.base)}
-        settings = sweep._settings(config, Checkpoint.open(self.model), bases)
+        settings = sweep_settings(config, Checkpoint.open(self.model), bases)
         if (self.folder / sweep.PLAN).is_file():
-            grid = sweep._going_on(self.folder, settings, grid)
+            grid = with_cells_before(self.folder, settings, grid)
         return Job(config, grid, self.folder, settings, 8, {}, {})
 
     def run(self, **changes: Any) -> dict[str, dict[str, Any]]:

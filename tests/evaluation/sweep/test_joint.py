@@ -14,7 +14,7 @@ import pytest
 from plam_eval.decoding import all_merges
 from plam_eval.evaluation import records, sweep, variants
 from plam_eval.evaluation.harness import evaluate
-from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.merging.checkpoint import MergeError
@@ -337,7 +337,7 @@ def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(variants, "prompt_of", lambda request: "another")
-        patch.setattr(sweep, "_finish", killed)  # answered, and before any cell was finished
+        patch.setattr(runner, "finish_cell", killed)  # answered, and before any cell was finished
         with pytest.raises(KeyboardInterrupt):
             sweep.run(job(tmp_path, **settings), lm)
     done = sweep.run(job(tmp_path, **settings), lm)
