@@ -203,6 +203,16 @@ def count(least: int) -> Kind:
     return read
 
 
+def switch_or_count(value: Any) -> bool | int:
+    """True or False, or a whole number from 1 on."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return count(1)(value)
+    except ValueError as error:
+        raise ValueError(f"True, False, or {error}") from None
+
+
 def real(value: Any) -> float:
     """A finite number, NumPy's included."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
