@@ -24,8 +24,6 @@ from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_int
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.tasks import NoScoreError, Score
 
-_LETTER = re.compile(r"^\(?([A-H])(?![A-Za-z0-9])")
-_YES_NO = re.compile(r"^(yes|no)(?![a-z])", re.IGNORECASE)
 _MODE = re.compile(r"\((chat|simple)\)$")
 _ROUNDED = 1e-4
 """How far the mean of the documents' scores (from 0 to 1) may be from a stock metric: tasks round to 4 or 5 digits."""
@@ -260,11 +258,6 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
     while isinstance(answer, list):
         answer = answer[0] if answer else ""
     answer, target, prompt = (_storable(str(text)) for text in (answer, sample["target"], sample.get("input", "")))
-    parsable: bool | None = None
-    if re.fullmatch(r"[A-H]", target):
-        parsable = bool(_LETTER.match(answer.strip()))
-    elif target.lower() in ("yes", "no"):
-        parsable = bool(_YES_NO.match(answer.strip()))
     return {
         "task": task,
         "doc_id": sample["doc_id"],
@@ -274,7 +267,7 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
         "answer": answer,
         "score": score.of(sample) if score is not None else math.nan,
         "metric": score.metric if score is not None else None,
-        "parsable": parsable,
+        "parsable": known_tasks.has_its_form(task, target, answer),
     }
 
 

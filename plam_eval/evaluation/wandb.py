@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from loguru import logger
 from plam_eval.arguments import write_words
 from plam_eval.errors import InputError, first_line
 from plam_eval.evaluation import harness
+from plam_eval.harness.processes import is_first_process
 from plam_eval.spec import hint
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Settings:
         Raises:
             InputError: Weights & Biases refuses to begin one.
         """
-        if self.arguments is None or os.environ.get("RANK", "0") != "0":
+        if self.arguments is None or not is_first_process():
             yield Log()
             return
         wandb = _wandb()

@@ -16,10 +16,12 @@ from plam_eval.demo.hub import HubError
 from plam_eval.demo.run import DemoError
 from plam_eval.errors import ArgumentError, DamagedFileError, InputError, OutsideError, PlamError
 from plam_eval.evaluation import harness
-from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.records import IncomparableError, RecordError
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import SweepError
+from plam_eval.harness import lookup
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.evaluate import evaluate
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.plateau import CurveError
@@ -260,7 +262,7 @@ def test_a_model_is_checked_before_tasks_and_datasets(
     plam: Call, pico: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
 ) -> None:
     pair = pico("llava")
-    monkeypatch.setattr(harness, "_task_manager", lambda include_path: pytest.fail("tasks were looked up"))
+    monkeypatch.setattr(lookup, "_task_index", lambda include_path: pytest.fail("tasks were looked up"))
     model_args = given["model_args"].format(mllm=pair.mllm, base=pair.base)
     words = {"model": "plam_llava", **given, "model_args": model_args}
     code, _, err = plam(*scan_words(**words))
@@ -286,7 +288,7 @@ def test_a_task_that_ends_the_process_has_failed(
 
     monkeypatch.setattr(evaluator, "simple_evaluate", lambda **kwargs: sys.exit(status))
     with pytest.raises(EvaluationError, match="ended the process"):
-        harness.evaluate("plam_llava", "pope", limit=2)
+        evaluate("plam_llava", "pope", limit=2)
 
 
 def test_a_device_that_is_none_says_what_to_write() -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.comparison import changed_table as changed_table
 from plam_eval.evaluation.records import Run
+from plam_eval.harness import images
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.report.blocks import (
     Example,
@@ -75,13 +75,13 @@ def changed_documents(
         return [Paragraph(f"No document is scored otherwise.{more}")]
     line = plan["config"] if plan else (first.results.get("config") or {}).get("resolved_cli_args") or {}
     wrapper = first.block.get("wrapper")
-    images, missing = harness.document_images(
+    by_document, missing = images.document_images(
         wanted,
         looking.data,
         model=wrapper if isinstance(wrapper, str) and wrapper in WRAPPERS else None,
         include_path=looking.include_path,
     )
-    embedded = _Embedded(images)
+    embedded = _Embedded(by_document)
     blocks: list[Any] = []
     if missing:
         reasons: dict[str, list[str]] = {}
@@ -138,7 +138,7 @@ def _spread(rows: pd.DataFrame, count: int) -> list[dict[str, Any]]:
 def _example(
     row: Mapping[str, Any], names: Sequence[str], embedded: _Embedded, directions: Mapping[str, int], *, brief: bool
 ) -> Example:
-    images, more = embedded.of(row["task"], row["doc_id"])
+    sources, more = embedded.of(row["task"], row["doc_id"])
     whole = _BRIEF if brief else _WHOLE
     answers = []
     for name in names:
@@ -150,7 +150,7 @@ def _example(
         answers.append((name, verdict, clip(str(answer), _ANSWER, whole)))
     return Example(
         title=f"{row['task']}, document {row['doc_id']}",
-        images=images,
+        images=sources,
         more_images=more,
         question=clip(str(row["prompt"]), _QUESTION, whole),
         target=clip(str(row["target"]), _ANSWER, whole),
