@@ -23,8 +23,8 @@ from plam_eval.report.blocks import picture, printable
 from plam_eval.report.page import write_report
 from plam_eval.report.sections import changed as sections_changed
 from plam_eval.report.sources import ReportError
+from tests.probing.curves import scan as curve_of
 from tests.report.fabricate import Document, changed, documents, write_run, write_sweep
-from tests.report.test_plots import scan as curve_of
 
 TASKS = ["pope", "mmstar"]
 MERGED, CONTROL = "layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale"

@@ -16,7 +16,7 @@ from plam_eval.merging.merge import MergeReport
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
 from plam_eval.terminal import Terminal
-from tests.report.test_plots import scan as curve_of
+from tests.probing.curves import scan as curve_of
 from tests.test_terminal import NASTY, SHOWN
 
 
