@@ -19,9 +19,9 @@ from typing import Any
 
 from plam_eval.harness.answers import note_clusters
 from plam_eval.harness.errors import GenerationError
-from plam_eval.harness.output_files import RECORD_KEY, later_than_others
 from plam_eval.harness.processes import all_ranks
 from plam_eval.harness.registry import extend_task_manager
+from plam_eval.harness.run_files import RECORD_KEY, later_than_others
 from plam_eval.patching import wrap_once
 
 
