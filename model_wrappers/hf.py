@@ -31,6 +31,7 @@ from transformers import (
 
 from plam_eval import threads
 from plam_eval.errors import InputError, first_line
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
 from plam_eval.merging.plan import plan_merge
@@ -38,13 +39,6 @@ from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, hint, load_spec
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-_KINDS = {  # model_type of a config -> the wrapper whose stock class loads it
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "plam_llava"),
-    "qwen2_vl": "plam_qwen2_vl",
-    "qwen2_5_vl": "plam_qwen2_5_vl",
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "plam_qwen3_vl"),
-    "internvl": "plam_internvl",
-}
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -206,10 +200,10 @@ class HFPlateauMixin(PlateauMixin):
 def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
     """Raise InputError for a checkpoint that the stock class of a wrapper cannot load, as its config shows."""
     kind = checkpoint.config.get("model_type")
-    owner = _KINDS.get(kind) if isinstance(kind, str) else None
+    owner = next((name for name, wrapper in WRAPPERS.items() if kind in wrapper.model_types), None)
     if owner == model_id:
         return
-    takes = ", ".join(name for name, wrapper in _KINDS.items() if wrapper == model_id)
+    takes = ", ".join(WRAPPERS[model_id].model_types)
     found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
     if owner is not None:
         raise InputError(f"{found}, and {model_id} loads {takes}; give --model {owner}")

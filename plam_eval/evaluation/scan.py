@@ -25,6 +25,7 @@ from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.sweep.findings import write_csv
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.tasks import NoScoreError, score_of_task
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
 from plam_eval.probing.plateau import (
@@ -196,15 +197,12 @@ def check_folder(output: str | Path) -> None:
 
 def check_batch(model: str, batch_size: int) -> None:
     """Raise InputError for a batch size that the wrapper of this id cannot have in a scan."""
-    if batch_size < 1 or (batch_size > 1 and model not in _BATCHED):
+    batched = [wrapper.model_id for wrapper in WRAPPERS.values() if wrapper.batched]
+    if batch_size < 1 or (batch_size > 1 and model not in batched):
         raise InputError(
             f"batch_size is {batch_size}; {model} answers one document at a time, under every cut at once. Expected 1, "
-            f"or one of {', '.join(_BATCHED)}"
+            f"or one of {', '.join(batched)}"
         )
-
-
-_BATCHED = ("plam_qwen2_5_vl", "plam_qwen3_vl")
-"""Wrappers whose stock loop takes several documents, and pads them on the left: Qwen2-VL's pads on the right."""
 
 
 def no_spec(folder: str | Path, pretrained: str, base_model: str | None, *, merged: bool = False) -> str | None:
