@@ -7,11 +7,12 @@ the mixin decides where and in which dtype it loads, merges in place afterwards,
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import (
     AutoTokenizer,
     AutoVideoProcessor,
     PreTrainedModel,
+    ProcessorMixin,
 )
 
 from plam_eval import threads
@@ -43,7 +45,7 @@ _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEG
 
 
 class HFPlateauMixin(PlateauMixin):
-    """Merges at load time, runs where it is told, and keeps what it generates from costing a run.
+    """Merges at load time, runs where it is told, and counts what it generates and what of it fails.
 
     Arguments it takes from model_args; all others go to the stock class unchanged:
 
@@ -61,6 +63,8 @@ class HFPlateauMixin(PlateauMixin):
         SpecError, MergeError: before the model is loaded where headers show it, otherwise there is no wrapper to use.
         ArgumentError: an argument that nobody takes, or text where it wants a number.
     """
+
+    _exchanged: Callable[..., Any] | None = None  # in place of `own_generate`
 
     def __init__(
         self,
@@ -110,7 +114,7 @@ class HFPlateauMixin(PlateauMixin):
             threads.use(sum(parameter.numel() for parameter in self.model.parameters()))
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        self._generate = self.model.generate
+        self.own_generate = self.model.generate
         self.model.generate = self._watched_generate
         trusted = {"trust_remote_code": True} if trust_remote_code else {}
         self._begin(checkpoint, {**kwargs, **trusted}, max_error_share)
@@ -170,28 +174,109 @@ class HFPlateauMixin(PlateauMixin):
     def running_dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
-    def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+    def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         # A wrapper whose constructor raises is nobody's, and its model with it.
         return merge_in_place(
             self.model, spec, checkpoint=self.checkpoint, base=base, thrown_away_on_error=not self._is_loaded
         )
 
+    @contextlib.contextmanager
+    def generating(self, generate: Callable[..., Any]) -> Iterator[None]:
+        """While it lasts, the stock loop gets what `generate` returns where it calls `model.generate`.
+
+        Args:
+            generate: takes what the loop hands over, and returns token ids of (documents, prompt and new tokens).
+        """
+        before, self._exchanged = self._exchanged, generate
+        try:
+            yield
+        finally:
+            self._exchanged = before
+
+    @contextlib.contextmanager
+    def generating_itself(self) -> Iterator[None]:
+        """While it lasts, `model.generate` is the model's own: neither exchanged nor counted."""
+        before, self._exchanged = self._exchanged, None
+        try:
+            with self._uncounted():
+                yield
+        finally:
+            self._exchanged = before
+
+    @contextlib.contextmanager
+    def processing_once(self) -> Iterator[Callable[[], None]]:
+        """While it lasts, processors keep what they made of their inputs; the function it gives starts a replay."""
+        processed = _Processed()
+        before = {name: value for name, value in vars(self).items() if is_processor(value)}
+        for name, processor in before.items():
+            setattr(self, name, _Remembering(processor, processed))
+        try:
+            yield processed.replay
+        finally:
+            for name, processor in before.items():
+                setattr(self, name, processor)
+
     def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
+        generate = self.own_generate if self._exchanged is None else self._exchanged
         if self._planned is None:
-            return self._generate(*args, **kwargs)
+            return generate(*args, **kwargs)
         documents = len(kwargs["input_ids"])
-        self.journal.calls += documents
+        self.generation.calls += documents
         keys = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "use_cache")
-        self.journal.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += (
+        self.generation.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += (
             documents
         )
         try:
             with _checked_before(self.model.config):
-                return self._generate(*args, **kwargs)
+                return generate(*args, **kwargs)
         except Exception as error:
             self._generation_raised(error, documents)
             return kwargs["input_ids"]
+
+
+# --- inputs that are processed once -----------------------------------------------------------------------------------
+
+
+def is_processor(value: Any) -> bool:
+    """Whether an attribute of a stock wrapper is what makes a model's inputs of texts and images.
+
+    Args:
+        value: of the attribute.
+    """
+    return isinstance(value, ProcessorMixin)
+
+
+class _Processed:
+    """What processors made of their inputs, in the order of the calls."""
+
+    def __init__(self) -> None:
+        self._results: list[Any] = []
+        self._next: int | None = None  # of a replay; None while results are being made
+
+    def replay(self) -> None:
+        """From here on, calls get what earlier ones got, from the first one on."""
+        self._next = 0
+
+    def result_of(self, process: Callable[[], Any]) -> Any:
+        if self._next is None:
+            self._results.append(process())
+            return copy.copy(self._results[-1])
+        self._next += 1
+        return copy.copy(self._results[self._next - 1])
+
+
+class _Remembering:
+    """A processor whose results are kept, and given again in a replay."""
+
+    def __init__(self, processor: Any, processed: _Processed) -> None:
+        self._processor, self._processed = processor, processed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._processed.result_of(lambda: self._processor(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
 
 
 # --- what the stock classes assume -----------------------------------------------------------------------------------

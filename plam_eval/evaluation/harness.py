@@ -146,7 +146,7 @@ def _patch_evaluate() -> None:
         tasks = args[0] if args else kwargs["task_dict"]
         lm.end_run(tasks)
         # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
-        journals = all_ranks(lm.journal.to_dict())
+        journals = all_ranks(lm.generation.to_dict())
         check_failures(journals, lm.max_error_share)
         if results is not None:
             results[RECORD_KEY] = lm.run_record(journals)

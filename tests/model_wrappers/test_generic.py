@@ -17,10 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from plam_eval.errors import InputError
 from plam_eval.evaluation import scan as scans
 from plam_eval.evaluation.harness import Run, check_model, evaluate, make_model
+from plam_eval.harness.wrapper import writable
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.merging.plan import decoder_names
 from plam_eval.model_wrappers.generic import Processor
-from plam_eval.model_wrappers.mixin import writable
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
 from tests.pico import LAYERS, OTHER_FAMILIES
