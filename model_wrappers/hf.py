@@ -289,27 +289,27 @@ def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
     if owner == model_id:
         return
     takes = ", ".join(WRAPPERS[model_id].model_types)
-    found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
+    stated = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
     if owner is not None:
-        raise InputError(f"{found}, and {model_id} loads {takes}; give --model {owner}")
+        raise InputError(f"{stated}, and {model_id} loads {takes}; give --model {owner}")
     if "auto_map" in checkpoint.config:
         raise InputError(
-            f"{found}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
+            f"{stated}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
         )
     if "vision_config" not in checkpoint.config:
         raise InputError(
-            f"{found} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
+            f"{stated} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
             f"{takes}. A base LLM is named with base="
         )
-    raise InputError(f"{found}; {model_id} loads {takes}. For others there is --model plam_hf")
+    raise InputError(f"{stated}; {model_id} loads {takes}. For others there is --model plam_hf")
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
     if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype
-    known = ("float32", "bfloat16", "float16")
-    if dtype not in known:
-        raise InputError(f"dtype is {dtype!r}; expected auto, {', '.join(known)}")
+    dtypes = ("float32", "bfloat16", "float16")
+    if dtype not in dtypes:
+        raise InputError(f"dtype is {dtype!r}; expected auto, {', '.join(dtypes)}")
     return getattr(torch, dtype)
 
 
@@ -338,8 +338,8 @@ def _device(name: Any) -> torch.device:
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:
-        known = "cpu, cuda, cuda:N; as device_map also auto, balanced, balanced_low_0, sequential"
-        raise InputError(f"device is {name!r}; expected {known}") from error
+        devices = "cpu, cuda, cuda:N; as device_map also auto, balanced, balanced_low_0, sequential"
+        raise InputError(f"device is {name!r}; expected {devices}") from error
 
 
 class _OneProcess:
@@ -381,12 +381,12 @@ def _checked_before(config: Any) -> Iterator[None]:
     some milliseconds: a third of the time of a small model's short answer.
     """
     name = "_get_generation_parameters"
-    known = _WITHOUT_SETTINGS.get(id(config)) is config
-    if not known and hasattr(config, name) and not getattr(config, name)():
+    holds_none = _WITHOUT_SETTINGS.get(id(config)) is config
+    if not holds_none and hasattr(config, name) and not getattr(config, name)():
         _WITHOUT_SETTINGS.clear()  # of one model at a time, so that it keeps no other one alive
         _WITHOUT_SETTINGS[id(config)] = config
-        known = True
-    if known:
+        holds_none = True
+    if holds_none:
         vars(config)[name] = dict
     try:
         yield
@@ -411,6 +411,7 @@ def _loading_with(trust_remote_code: bool, model: Mapping[str, Any], checkpoint:
     most hard-code bfloat16, and those that take a revision hand it to some loaders and not to others.
 
     Args:
+        trust_remote_code: whether code that lies in the checkpoint may run.
         model: keyword arguments for the model alone, such as its dtype.
         checkpoint: on the hub, whatever is loaded under its name is of its commit.
     """

@@ -62,7 +62,13 @@ class PlateauMixin:
     _strategy: AnsweringStrategy | None = None
 
     def _begin(self, checkpoint: Checkpoint, arguments: Mapping[str, Any], max_error_share: float) -> None:
-        """To be called once the model is loaded. `arguments`: those that answers depend on, by name."""
+        """To be called once the model is loaded.
+
+        Args:
+            checkpoint: it was loaded from.
+            arguments: those that answers depend on, by name.
+            max_error_share: share of a run's generations that may raise.
+        """
         # Identities are those of what was read: the files may be others by the time answers are cached.
         self.checkpoint, self._identity = checkpoint, checkpoint.identity()
         self._arguments = {key: str(value) for key, value in sorted(arguments.items()) if "batch_size" not in key}
@@ -106,7 +112,18 @@ class PlateauMixin:
     def merge(
         self, plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, **overrides: Any
     ) -> MergeReport | None:
-        """Brings the resident model to this plateau spec (None or "none": back to plain), without reloading it."""
+        """Brings the resident model to another plateau spec, without reloading it.
+
+        Args:
+            plateau: a spec, its name, file or content; None or "none" for the plain model.
+            overrides: single fields of the spec, by their names in model_args.
+
+        Returns:
+            The merge's report; None for the plain model.
+
+        Raises:
+            SpecError, CheckpointError, MergeError: with the weights as they were.
+        """
         spec = load_spec(plateau, overrides)
         base = Checkpoint.open(spec.base_model, role="base") if spec is not None else None
         report = self.bring_weights_to(spec, base)
@@ -315,7 +332,11 @@ class PlateauMixin:
 
 
 def stock_class(cls: type) -> type:
-    """The harness's own wrapper: the first class behind ours."""
+    """The harness's own wrapper: the first class behind ours.
+
+    Args:
+        cls: one of our wrappers.
+    """
     return next(parent for parent in cls.__mro__ if not issubclass(parent, PlateauMixin))
 
 
@@ -325,21 +346,24 @@ def check_arguments(
     """Refuses names nobody takes: some stock wrappers swallow them, and a misspelt `plateau` would then be ignored.
 
     Args:
-        parameters: of the stock class's constructor; `own`: names that our class takes besides those of every wrapper.
+        model_id: of the wrapper.
+        given: the arguments, by name.
+        parameters: of the stock class's constructor.
+        own: names that our class takes besides those of every wrapper.
 
     Raises:
         ArgumentError: listing every name that nobody takes, or every text that stands for a number.
     """
     stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    known = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
-    unknown = [name for name in given if name not in known and name != "max_batch_size"]
+    taken = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
+    unknown = [name for name in given if name not in taken and name != "max_batch_size"]
     if unknown:
         hints = []
         for name in unknown:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, taken, n=1)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
-    faults = [
+        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(taken)}")
+    problems = [
         f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
         for name, value in given.items()
         if isinstance(value, str)
@@ -347,8 +371,8 @@ def check_arguments(
         and (kinds := _numbers(parameters[name].annotation))
         and not _reads_as(value, kinds)
     ]
-    if faults:
-        raise ArgumentError(f"{model_id}: {'; '.join(faults)}")
+    if problems:
+        raise ArgumentError(f"{model_id}: {'; '.join(problems)}")
 
 
 def _numbers(annotation: Any) -> tuple[type, ...]:
@@ -367,12 +391,21 @@ def _reads_as(text: str, kinds: tuple[type, ...]) -> bool:
 
 
 def check_trust(trust_remote_code: Any) -> None:
-    """Refuses what is neither True nor False: the text "no" would count as yes."""
+    """Refuses what is neither True nor False: the text "no" would count as yes.
+
+    Args:
+        trust_remote_code: as it was given.
+    """
     if not isinstance(trust_remote_code, bool):
         raise ArgumentError(f"trust_remote_code is {trust_remote_code!r}; expected true or false")
 
 
 def check_share(max_error_share: Any) -> None:
+    """Refuses what is no share from 0 to 1.
+
+    Args:
+        max_error_share: as it was given.
+    """
     if not isinstance(max_error_share, (int, float)):
         raise ArgumentError(f"max_error_share is {max_error_share!r}; expected a number")
     if not 0 <= max_error_share <= 1:

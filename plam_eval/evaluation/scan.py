@@ -80,11 +80,17 @@ def scan(
     Args:
         model: one of the HF wrappers, as it is: merged models can be scanned too, but give no spec.
         output: folder of the scan; it need not exist.
-        tasks, limit, offset, gen_kwargs, include_path: as in `harness.evaluate`.
+        tasks: names of tasks or groups, as a list or separated by commas.
+        limit: documents of each task, at most.
+        offset: documents of each task that are left out, from its first one on.
+        gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
+        include_path: folder of further tasks.
         cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
         batch_size: documents in one generation; more than 1 for wrappers that take batches, made with at least this.
         base_model: for the spec; see `conclude`.
-        margin, confidence, kl_threshold: of `find_plateau`.
+        margin: accuracy (0 to 1) that a plateau may lose.
+        confidence: of the one-sided bounds.
+        kl_threshold: nats, for the second opinion.
 
     Returns:
         None on every process but the first.
@@ -133,7 +139,7 @@ def scan(
         gathered = harness.all_ranks({"rows": recorder.rows, "unscored": recorder.unscored})
         if run is None:
             return None
-        samples = _scored([row for part in gathered for row in part["rows"]], gathered)
+        samples = _scored([row for share in gathered for row in share["rows"]], gathered)
         files.write_in_one_step(folder / SAMPLES, lambda path: samples.to_parquet(path, index=False))
         return conclude(folder, base_model=base_model, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
 
@@ -152,7 +158,11 @@ def check(
 
     Args:
         output: folder of the scan; it need not exist.
-        tasks, limit, offset, include_path, gen_kwargs: as in `harness.check_tasks`.
+        tasks: names of tasks or groups, as a list or separated by commas.
+        limit: documents of each task, at most.
+        offset: documents of each task that are left out, from its first one on.
+        gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
+        include_path: folder of further tasks.
         model: its wrapper, or the wrapper's id.
 
     Raises:
@@ -207,7 +217,7 @@ def no_spec(folder: str | Path, pretrained: str, base_model: str | None, *, merg
 
 def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Documents that have a score at every cut; tasks and documents that have none are left out, and named."""
-    unscored = {task: why for part in gathered for task, why in part["unscored"].items()}
+    unscored = {task: why for share in gathered for task, why in share["unscored"].items()}
     for task, why in sorted(unscored.items()):
         logger.warning("{}: left out of the curve, no score per document is known: {}", task, why)
     rows = [row for row in rows if row["task"] not in unscored]
@@ -291,7 +301,9 @@ def conclude(
         tasks: only these.
         base_model: for the spec; by default that of the spec which is there, or of the packaged spec for this model.
             Without one no spec is written.
-        margin, confidence, kl_threshold: of `find_plateau`.
+        margin: accuracy (0 to 1) that a plateau may lose.
+        confidence: of the one-sided bounds.
+        kl_threshold: nats, for the second opinion.
 
     Raises:
         ScanError: no scan there. CurveError: its samples are no curve.
