@@ -308,7 +308,7 @@ def conclude(
     Raises:
         ScanError: no scan there. CurveError: its samples are no curve.
     """
-    from plam_eval.report.plots import plot_curve
+    from plam_eval.probing.plot import plot_curve
 
     folder = Path(folder)
     settings = whole_settings(folder)

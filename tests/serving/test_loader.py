@@ -39,12 +39,14 @@ from plam_eval.serving.loader import (
     remerge_way,
 )
 from plam_eval.spec import SpecError, load_spec
-from tests.engines import FAST, answers, engine, inputs, picture
 from tests.helpers import recipes
-from tests.merging.conftest import shard
-from tests.pico import FAMILIES, PicoPair
+from tests.helpers.engines import FAST, answers, engine, inputs, picture
+from tests.helpers.llamas import shard
+from tests.helpers.paths import PAIR
+from tests.helpers.pico import FAMILIES, PicoPair
 
-PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
+pytestmark = pytest.mark.vllm
+
 BASE = str(PAIR / "base")
 TOKEN = "hf_PlantedToken123"
 DEMO = {"plateau": "demo", "base": BASE}

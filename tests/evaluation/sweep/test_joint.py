@@ -15,14 +15,14 @@ from plam_eval.decoding import all_merges
 from plam_eval.evaluation import answer_store, records, sweep
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.evaluation.harness import evaluate
-from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.harness.wrapper import text_of
 from plam_eval.merging.checkpoint import MergeError
-from tests.evaluation.sweep.test_sweep import CELLS, GRID, PAIR, SPEC, plam
-from tests.evaluation.test_scan import FAMILIES
-from tests.model_wrappers.conftest import WRAPPER, arguments
+from tests.helpers.paths import PAIR
+from tests.helpers.sweeps import CELLS, GRID, SPEC, plam
+from tests.helpers.wrappers import MASKED, WRAPPER, arguments
 
 TASKS = "pope,mmstar,mme"
 DOCUMENTS = 18
@@ -116,7 +116,7 @@ def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_p
     assert read_findings(tmp_path).warnings == ()
 
 
-@pytest.mark.parametrize(("family", "mode"), FAMILIES)
+@pytest.mark.parametrize(("family", "mode"), MASKED)
 def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
     from lmms_eval.models import get_model
 
@@ -156,7 +156,7 @@ def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monk
             raise KeyboardInterrupt
         return run_cell(lm, cell, *args, **kwargs)
 
-    for patched, owner, name in ((killed, AnswerStore, "add"), (killed_later, sweep, "run_cell")):
+    for patched, owner, name in ((killed, AnswerStore, "add"), (killed_later, runner, "run_cell")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, patched)
             with pytest.raises(KeyboardInterrupt):
@@ -318,7 +318,7 @@ def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(answer_store, "prompt_of", lambda request: "another")
-        patch.setattr(sweep, "_finish", killed)  # answered, and before any cell was finished
+        patch.setattr(runner, "finish_cell", killed)  # answered, and before any cell was finished
         with pytest.raises(KeyboardInterrupt):
             sweep.run(job(tmp_path, **settings), lm)
     done = sweep.run(job(tmp_path, **settings), lm)
