@@ -15,7 +15,7 @@ from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.skeleton import check_layout, skeleton
+from plam_eval.probing.skeleton import check_probeable, skeleton
 
 
 class PlamHFChat(HFPlateauMixin, stock.Huggingface):
@@ -45,7 +45,7 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
             )
         try:
             config = AutoConfig.from_pretrained(checkpoint.location, **trusted)
-            check_layout(skeleton(config, trust_remote_code=trust_remote_code))
+            check_probeable(skeleton(config, trust_remote_code=trust_remote_code))
         except Exception as error:  # of a library that reads a file, which may say anything
             raise InputError(
                 f"{stated}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "

@@ -19,7 +19,8 @@ import torch
 from loguru import logger
 
 from plam_eval.errors import ArgumentError, InputError
-from plam_eval.evaluation import harness
+from plam_eval.harness.evaluate import parse_model_args
+from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
@@ -99,7 +100,7 @@ class PlateauMixin:
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
         """As in lmms-eval, except that one setting given in both places is an error only if the two differ."""
-        given = harness.parse_model_args(arg_string)
+        given = parse_model_args(arg_string)
         added = {key: value for key, value in (additional_config or {}).items() if value is not None}
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
         for key in given.keys() & added.keys() - {"batch_size"}:
@@ -211,7 +212,7 @@ class PlateauMixin:
         try:
             answers: list[Any] = generate(_with_own_settings(requests))
         except _TooManyFailures:
-            harness.check_failures([self.generation.to_dict()], self.max_error_share)
+            check_failures([self.generation.to_dict()], self.max_error_share)
             raise
         finally:
             self._planned = None
@@ -424,4 +425,4 @@ def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
     return copies
 
 
-harness.install()
+install()

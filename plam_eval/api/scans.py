@@ -100,7 +100,7 @@ def scan(
         found = harness.check_model(model, arguments, force_simple=force_simple)
         if arguments.get("pretrained"):
             trusted = bool(arguments.get("trust_remote_code"))
-            scans.check_layout(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
+            scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
         if cuts and arguments.get("pretrained"):
             scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
         pretrained, merged = (found[0].name, found[1] is not None) if found else (None, False)

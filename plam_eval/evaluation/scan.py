@@ -19,38 +19,30 @@ from rich import box
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, InputError
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.scan_folder import (
     LOCK,
     SAMPLES,
-    SETTINGS,  # noqa: F401  shim
     SPEC,
     STAGES,
     Scan,
     ScanError,
     check_folder,
     concluded,
-    load,  # noqa: F401  shim
     open_store,
     read_settings,
     whole_settings,
 )
+from plam_eval.evaluation.scan_folder import SETTINGS as SETTINGS  # shim
+from plam_eval.evaluation.scan_folder import load as load  # shim
 from plam_eval.evaluation.scan_recorder import CutRecorder
-from plam_eval.evaluation.sweep.findings import write_csv
+from plam_eval.harness import checks, evaluate, processes
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import HFWrapper
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
-from plam_eval.probing.plateau import (
-    KL_THRESHOLD,
-    OVERALL,
-    Curve,
-    Stages,
-    check_criteria,
-    find_plateau,
-    to_spec,
-    what_can_be_found,
-    write_spec,
-)
+from plam_eval.probing.curve import OVERALL, Curve
+from plam_eval.probing.plateau import KL_THRESHOLD, Stages, check_criteria, find_plateau
+from plam_eval.probing.power import what_can_be_found
+from plam_eval.probing.spec_file import to_spec, write_spec
 from plam_eval.provenance import versions
 from plam_eval.spec import load_spec, packaged_specs
 from plam_eval.terminal import PlainTable, Terminal
@@ -127,7 +119,7 @@ def scan(
                 print(sentence, file=sys.stderr, flush=True)
         recorder = CutRecorder(model, chosen, store, batch_size)
         with recorder.installed():
-            run = harness.evaluate(
+            run = evaluate.evaluate(
                 model,
                 checked.scored,
                 limit=limit,
@@ -136,7 +128,7 @@ def scan(
                 gen_kwargs=gen_kwargs,
                 include_path=include_path,
             )
-        gathered = harness.all_ranks({"rows": recorder.rows, "unscored": recorder.unscored})
+        gathered = processes.all_ranks({"rows": recorder.rows, "unscored": recorder.unscored})
         if run is None:
             return None
         samples = _scored([row for share in gathered for row in share["rows"]], gathered)
@@ -153,7 +145,7 @@ def check(
     include_path: str | Path | None = None,
     gen_kwargs: str | None = None,
     model: Any = None,
-) -> harness.CheckedTasks:
+) -> checks.CheckedTasks:
     """What can be known to be wrong before a model is loaded; nothing is left behind.
 
     Args:
@@ -166,11 +158,11 @@ def check(
         model: its wrapper, or the wrapper's id.
 
     Raises:
-        EvaluationError: as `harness.check_tasks`. FolderError: `output` cannot be written, or holds files of these
+        EvaluationError: as `checks.check_tasks`. FolderError: `output` cannot be written, or holds files of these
             names that are no scan's.
     """
     check_folder(output)
-    return harness.check_tasks(
+    return checks.check_tasks(
         tasks,
         limit=limit,
         offset=offset,
@@ -260,23 +252,20 @@ def check_scannable(pretrained: str, revision: str | None = None, *, trust_remot
     from transformers import AutoConfig
 
     from plam_eval.merging.checkpoint import Checkpoint
-    from plam_eval.probing.skeleton import check_layout, check_shared_keys, skeleton
+    from plam_eval.probing.skeleton import check_probeable, check_shared_keys, skeleton
 
     checkpoint = Checkpoint.open(pretrained, revision=revision)
     config = AutoConfig.from_pretrained(
         checkpoint.location, revision=checkpoint.commit, trust_remote_code=trust_remote_code
     )
     model = skeleton(config, trust_remote_code=trust_remote_code)
-    check_layout(model)
+    check_probeable(model)
     check_shared_keys(model)
-
-
-check_layout = check_scannable  # shim
 
 
 def _cuts_to_scan(cuts: str | None, layers: int) -> tuple[int, ...]:
     """The cuts that text names. Raises ProbeError where they make no curve, which is known before documents are."""
-    from plam_eval.decoding.all_cuts import parse_cuts
+    from plam_eval.probing.cuts import parse_cuts
     from plam_eval.probing.decoder import ProbeError
 
     chosen = parse_cuts(cuts, layers)
@@ -319,8 +308,7 @@ def conclude(
         curve = curve.only(tasks)
     stages = find_plateau(curve, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
     table = curve.table()
-    write_csv(table, folder / "curve.csv")
-    files.write_in_one_step(folder / "curve.parquet", lambda path: table.to_parquet(path, index=False))
+    files.write_table(table, folder / "curve")
     for suffix in (".png", ".svg"):
         files.write_in_one_step(folder / f"curve{suffix}", lambda path: plot_curve(curve, stages, path))
     spec = None

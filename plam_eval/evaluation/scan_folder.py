@@ -9,8 +9,9 @@ from typing import Any
 from plam_eval import files
 from plam_eval.errors import DamagedFileError
 from plam_eval.evaluation.answer_store import AnswerStore
-from plam_eval.evaluation.harness import EvaluationError
-from plam_eval.probing.plateau import Curve, Stages
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.probing.curve import Curve
+from plam_eval.probing.plateau import Stages
 from plam_eval.spec import PlateauSpec, load_spec
 
 SETTINGS, SAMPLES, STAGES, SPEC = "scan.json", "samples.parquet", "stages.json", "plateau.yaml"

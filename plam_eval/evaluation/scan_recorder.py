@@ -13,10 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plam_eval.evaluation import harness, records, variants
+from plam_eval.evaluation import records, variants
 from plam_eval.evaluation.answer_store import AnswerStore, Key, Record, document_of, key_of, prompt_problem
 from plam_eval.evaluation.scan_folder import ScanError
-from plam_eval.harness.tasks import NoScoreError, score_of_task
+from plam_eval.harness.answers import score_answers, task_configs, tasks_of
+from plam_eval.harness.errors import NoScoreError
+from plam_eval.harness.tasks import score_of_task
 from plam_eval.harness.wrapper import HFWrapper, text_of, writable
 
 _COLUMNS = ("task", "doc_id", "group", "target", "answer", "score", "parsable")
@@ -133,7 +135,7 @@ class CutRecorder:
             ScanError: a task was answered otherwise than by `generate_until`.
         """
         answered = {key: self._answered(key) for key in self._asked}
-        missing = sorted(harness.tasks_of(tasks) - {task for task, _ in answered})
+        missing = sorted(tasks_of(tasks) - {task for task, _ in answered})
         if missing and self.model.world_size == 1:
             raise ScanError(f"{', '.join(missing)}: not answered by generate_until, so it cannot be scanned")
         scored = self._scored(tasks, {key: record["answers"] for key, record in answered.items()})
@@ -147,12 +149,12 @@ class CutRecorder:
 
     def _scored(self, tasks: dict[str, Any], answers: dict[Key, list[str]]) -> dict[tuple[str, int, int], Any]:
         """The row of each answer, by task, doc_id and the answer's number; tasks without a score are noted."""
-        configs = harness.task_configs(tasks)
+        configs = task_configs(tasks)
         scored: dict[tuple[str, int, int], Any] = {}
-        for log in harness.score_answers(tasks, answers):
+        for log in score_answers(tasks, answers):
             task = log["task"]
             try:
-                row = records.row(task, log, score_of_task(task, configs[task]))
+                row = records.sample_row(task, log, score_of_task(task, configs[task]))
             except NoScoreError as error:
                 self.unscored[task] = str(error)
                 continue

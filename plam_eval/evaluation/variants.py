@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from plam_eval.evaluation.answer_store import AnswerStore as AnswerFile  # noqa: F401  shim
-from plam_eval.evaluation.answer_store import delete_answers  # noqa: F401  shim
-from plam_eval.evaluation.harness import EvaluationError
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.wrapper import HFWrapper, text_of
 
 

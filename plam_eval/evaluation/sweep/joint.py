@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from plam_eval.evaluation import answer_store, variants
 from plam_eval.evaluation.answer_store import AnswerStore, Key, Record, key_of
-from plam_eval.evaluation.harness import EvaluationError, GenerationError
+from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.wrapper import HFWrapper, answer_from_dict, answer_to_dict, text_of
 from plam_eval.spec import PlateauSpec
 
