@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import inspect
 import json
@@ -18,7 +17,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentError, InputError
+from plam_eval.errors import ArgumentError, InputError, near_names
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
@@ -361,7 +360,7 @@ def check_arguments(
     if unknown:
         hints = []
         for name in unknown:
-            near = difflib.get_close_matches(name, taken, n=1)
+            near = near_names(name, taken, cutoff=0.6)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
         raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(taken)}")
     problems = [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval import files
-from plam_eval.errors import DamagedFileError
+from plam_eval.errors import DamagedFileError, changed_settings
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.probing.curve import Curve
@@ -151,14 +151,10 @@ def open_store(folder: Path, settings: dict[str, Any], rank: int) -> AnswerStore
     store = AnswerStore(folder, rank)
     if (folder / SETTINGS).is_file():
         before = read_settings(folder)
-        changed = [
-            f"{name} (was {before.get(name)!r}, is {settings.get(name)!r})"
-            for name in dict.fromkeys([*before, *settings])
-            if before.get(name) != settings.get(name)
-        ]
+        changed = changed_settings(before, settings)
         if changed and any(store.read()):  # else there is nothing that could be mixed
             raise ScanError(
-                f"{folder} holds a scan of other settings: {'; '.join(changed)}. Answers of both cannot be mixed: "
+                f"{folder} holds a scan of other settings: {changed}. Answers of both cannot be mixed: "
                 "name another --output, or delete this one"
             )
         if not changed:
