@@ -86,8 +86,9 @@ def scan(
     from plam_eval.probing.plateau import check_criteria
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
-    if model_id not in WRAPPERS or model_id == "plam_vllm":
-        known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
+    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
+    if model_id not in scannable:
+        known = ", ".join(scannable)
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
     base = None if base is None else str(base)
     check_criteria(margin, confidence)

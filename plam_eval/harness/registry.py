@@ -28,6 +28,8 @@ class Wrapper:
         model_types: what config.json calls the models that its stock class loads; none: it finds out by itself.
         batched: whether a scan may answer several documents at a time: its stock loop takes batches, and pads prompts
             on the left (Qwen2-VL's pads on the right).
+        hf: whether its model is one of transformers in this process (`harness.wrapper.HFWrapper`): only then can many
+            variants of it be answered for at once, as scans and sweeps that answer together do.
     """
 
     model_id: str
@@ -36,6 +38,7 @@ class Wrapper:
     simple: str | None
     model_types: tuple[str, ...] = ()
     batched: bool = False
+    hf: bool = True
 
 
 WRAPPERS: dict[str, Wrapper] = {
@@ -71,7 +74,13 @@ WRAPPERS: dict[str, Wrapper] = {
             model_types=("qwen3_vl", "qwen3_vl_moe"),
             batched=True,
         ),
-        Wrapper("plam_vllm", "vllm", chat=f"{_PACKAGE}.vllm.PlamVLLMChat", simple=f"{_PACKAGE}.vllm.PlamVLLM"),
+        Wrapper(
+            "plam_vllm",
+            "vllm",
+            chat=f"{_PACKAGE}.vllm.PlamVLLMChat",
+            simple=f"{_PACKAGE}.vllm.PlamVLLM",
+            hf=False,
+        ),
         Wrapper(
             "plam_internvl",
             "internvl_hf",

@@ -42,7 +42,7 @@ def annotated(cls: type) -> set[str]:
 def test_every_registered_class_keeps_the_contract(path: str) -> None:
     module, name = path.rsplit(".", 1)
     cls = getattr(importlib.import_module(module), name)
-    for member, promised in members(PlateauWrapper if cls.model_id == "plam_vllm" else HFWrapper).items():
+    for member, promised in members(HFWrapper if WRAPPERS[cls.model_id].hf else PlateauWrapper).items():
         if isinstance(promised, property):
             assert hasattr(cls, member) or member in annotated(cls), member
             continue
