@@ -86,8 +86,9 @@ def scan(
     from plam_eval.probing.plateau import check_criteria
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
-    if model_id not in WRAPPERS or model_id == "plam_vllm":
-        known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
+    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
+    if model_id not in scannable:
+        known = ", ".join(scannable)
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
     base = None if base is None else str(base)
     check_criteria(margin, confidence)
@@ -100,7 +101,7 @@ def scan(
         found = harness.check_model(model, arguments, force_simple=force_simple)
         if arguments.get("pretrained"):
             trusted = bool(arguments.get("trust_remote_code"))
-            scans.check_layout(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
+            scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
         if cuts and arguments.get("pretrained"):
             scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
         pretrained, merged = (found[0].name, found[1] is not None) if found else (None, False)
