@@ -18,6 +18,7 @@ import torch
 from loguru import logger
 
 from plam_eval.errors import ArgumentError, InputError, near_names
+from plam_eval.harness.answers import is_padding
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
@@ -260,7 +261,7 @@ class PlateauMixin:
             clean = replace(answer, text=writable(text))
         else:
             return answer
-        if text != (clean if isinstance(clean, str) else clean.text) and not request.metadata.get("__padding_only__"):
+        if text != (clean if isinstance(clean, str) else clean.text) and not is_padding(request):
             self.generation.altered.append({"task": request.task_name, "doc_id": request.doc_id, "raw": text})
         return clean
 

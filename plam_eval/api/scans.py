@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +81,7 @@ def scan(
     """
     from plam_eval.evaluation import harness, wandb
     from plam_eval.evaluation import scan as scans
+    from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
     from plam_eval.probing.plateau import check_criteria
 
@@ -113,7 +113,7 @@ def scan(
     asked["include_path"] = include_path and str(include_path)
     scans.check(output, tasks, model=model, **asked)
     note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
-    if note and os.environ.get("RANK", "0") == "0":  # of a launcher's processes the first
+    if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
     settings = {"model": model_id, "model_args": arguments, "tasks": listed(tasks), **asked}
     with logged.run("scan", pretrained or model_id, settings) as log:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from plam_eval.evaluation import answer_store, variants
 from plam_eval.evaluation.answer_store import AnswerStore, Key, Record, key_of
+from plam_eval.harness.answers import is_padding
 from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.wrapper import HFWrapper, answer_from_dict, answer_to_dict, text_of
 from plam_eval.spec import PlateauSpec
@@ -96,7 +97,7 @@ class Together:
             for request, record in zip(requests, records, strict=True)
         ]
         for request, record in zip(requests, records, strict=True):
-            if not _is_padding(request):
+            if not is_padding(request):
                 self._counts["apart" if record is None else "documents"] += 1
         self._recheck(requests, records, answers)
         return answers
@@ -216,7 +217,7 @@ class Together:
         """Ask the merged model itself for some documents; one that it fails on says nothing."""
         rechecked: Counter[str] = Counter()
         for request, record, answer in zip(requests, records, answers, strict=True):
-            if record is None or _is_padding(request) or rechecked[request.task_name] == RECHECKED:
+            if record is None or is_padding(request) or rechecked[request.task_name] == RECHECKED:
                 continue
             rechecked[request.task_name] += 1
             with self.model.recorded_apart() as generation, self.model.quiet():
@@ -241,11 +242,6 @@ def _is_whole(record: Record) -> bool:
     indices = [record["doc_id"], *record["of"].values(), *(answer.get("tokens") or 0 for answer in record["answers"])]
     whole = all(isinstance(text, str) for text in texts) and all(type(index) is int for index in indices)
     return whole and all(0 <= index < len(record["answers"]) for index in record["of"].values())
-
-
-def _is_padding(request: Any) -> bool:
-    """Whether lmms-eval only asks so that all processes are asked equally often."""
-    return bool(request.metadata.get("__padding_only__"))
 
 
 def _digest(spec: PlateauSpec | None) -> str:
