@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import inspect
 import json
@@ -19,7 +18,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentError, InputError
+from plam_eval.errors import ArgumentError, InputError, near_names
 from plam_eval.evaluation import harness
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
@@ -268,7 +267,7 @@ def check_arguments(
     if unknown:
         hints = []
         for name in unknown:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = near_names(name, known, cutoff=0.6)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
         raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
     faults = [

@@ -21,7 +21,7 @@ from rich import box
 from tqdm import tqdm
 
 from plam_eval import files
-from plam_eval.errors import DamagedFileError, InputError
+from plam_eval.errors import DamagedFileError, InputError, changed_settings
 from plam_eval.evaluation import harness, records, variants
 from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.sweep.findings import write_csv
@@ -484,14 +484,10 @@ def _open_store(folder: Path, settings: dict[str, Any], rank: int) -> variants.A
     store = variants.AnswerFile(folder, rank)
     if (folder / SETTINGS).is_file():
         before = read_settings(folder)
-        changed = [
-            f"{name} (was {before.get(name)!r}, is {settings.get(name)!r})"
-            for name in dict.fromkeys([*before, *settings])
-            if before.get(name) != settings.get(name)
-        ]
+        changed = changed_settings(before, settings)
         if changed and any(store.read()):  # else there is nothing that could be mixed
             raise ScanError(
-                f"{folder} holds a scan of other settings: {'; '.join(changed)}. Answers of both cannot be mixed: "
+                f"{folder} holds a scan of other settings: {changed}. Answers of both cannot be mixed: "
                 "name another --output, or delete this one"
             )
         if not changed:

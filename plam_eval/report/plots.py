@@ -28,19 +28,13 @@ from plam_eval.figures import names_as_text as _names_as_text
 from plam_eval.figures import write_plainly as _plainly
 from plam_eval.probing.plot import curve_figure as curve_figure  # shim
 from plam_eval.probing.plot import plot_curve as plot_curve  # shim
+from plam_eval.rules import RULES, WEIGHTED_SUM, Rule
 from plam_eval.terminal import one_line, shown
 
 _BETTER, _WORSE, _HATCH, _QUIET = "#2166AC", "#B3182C", "#8A8F96", "#555555"
 
 # --- differences against plain ----------------------------------------------------------------------------------------
 
-_RULES = {  # colours and marks of a merge and its controls
-    "weighted_sum": ("merge", "#000000", "o"),
-    "self_scale": ("self_scale", "#D55E00", "s"),
-    "normalized": ("normalized", "#0072B2", "^"),
-    "noise": ("noise", "#8C6D00", "x"),
-}
-_OTHER_RULE = ("#6A3D9A", "D")  # of a rule that somebody registered
 # Variables of the page's style, by the colours that figures are drawn in.
 _VARIABLES = {
     "#000000": "ink",
@@ -321,8 +315,8 @@ def controls(
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
     present = {row.name for group in groups.values() for row in group}
-    rules = [*(rule for rule in _RULES if rule in present), *sorted(present - _RULES.keys())]
-    looks = {rule: _RULES.get(rule, (rule, *_OTHER_RULE)) for rule in rules}
+    rules = [*(rule for rule in RULES if rule in present), *sorted(present - RULES.keys())]
+    looks = {rule: _look(rule) for rule in rules}
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
         for number, name in enumerate(row):
@@ -351,6 +345,12 @@ def controls(
     ]
     _legend(figure, handles, loc="outside upper left", ncols=len(handles))
     return figure
+
+
+def _look(name: str) -> tuple[str, str, str]:
+    """Label, colour and mark of a rule's estimates."""
+    rule = RULES.get(name, Rule(name))  # names of another kind have the look of a rule that somebody registered
+    return "merge" if name == WEIGHTED_SUM else name, rule.colour, rule.mark
 
 
 def _dodged(count: int) -> np.ndarray:

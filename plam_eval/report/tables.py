@@ -11,6 +11,7 @@ from rich import box
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import groups
 from plam_eval.evaluation.sweep.findings import describe, describe_rule, format_p
+from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
@@ -77,14 +78,14 @@ def comparison(
 def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
     """One line per cell: against plain, and merges against their scale control; `narrow`: two, for 80 columns."""
     if narrow:
-        pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", "minus\nself_scale")
+        pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", f"minus\n{SELF_SCALE}")
         table = _narrow("setting", 16, pairs)
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("setting", no_wrap=True)
-        for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", "minus self_scale"):
+        for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
-    beside = found.controls[found.controls["rule"] == "self_scale"].drop_duplicates("merged").set_index("merged")
+    beside = found.controls[found.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
     chosen = found.selection.cell if found.selection else None
     for _, row in found.cells.iterrows():
         name = describe(row)

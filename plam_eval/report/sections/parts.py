@@ -17,6 +17,7 @@ from plam_eval.report.blocks import (
     signed,
     text_of,
 )
+from plam_eval.rules import SELF_SCALE
 
 
 def selection_note(selection: Selection) -> str:
@@ -48,7 +49,7 @@ def chosen_beside(found: Findings) -> dict[str, Run]:
         for number, cell in enumerate(cells, 1):
             if cell in found.runs and cell != PLAIN:
                 controls[rule if len(cells) == 1 else f"{rule} {number}"] = found.runs[cell]
-    ordered = dict(sorted(controls.items(), key=lambda item: item[0] != "self_scale"))
+    ordered = dict(sorted(controls.items(), key=lambda item: item[0] != SELF_SCALE))
     return {PLAIN: found.runs[PLAIN], "merged": found.runs[found.selection.cell], **ordered}
 
 
