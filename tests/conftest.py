@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.pico import PicoPair
+    from tests.helpers.mllm import Mllm
+    from tests.helpers.pico import PicoPair
 
 # Before anything imports huggingface_hub or datasets, which read these once. Subprocesses of tests inherit them.
 _DATASETS_CACHE = tempfile.mkdtemp(prefix="plam-eval-datasets-")
@@ -33,10 +34,13 @@ os.environ.pop("COLUMNS", None)
 _NAMES = {"vllm": "vLLM", "ray": "Ray"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("needs"):
             for module in mark.args:
+                if module == "vllm":
+                    item.add_marker(pytest.mark.vllm)
                 if importlib.util.find_spec(module) is None:
                     item.add_marker(pytest.mark.skip(reason=f"{_NAMES.get(module, module)} is not installed"))
 
@@ -77,7 +81,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], PicoPair]:
     """`pico(family)` gives the folders of a random MLLM and its base LLM, written once per session. Do not modify."""
-    from tests.pico import write_pico
+    from tests.helpers.pico import write_pico
 
     written: dict[str, PicoPair] = {}
 
@@ -104,3 +108,34 @@ def in_suite(suite: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The offline suite as the working directory, which is how lmms-eval's tasks find it."""
     monkeypatch.chdir(suite)
     yield suite
+
+
+@pytest.fixture(scope="session")
+def mllm(pico: Callable[[str], PicoPair]) -> Callable[[str], Mllm]:
+    """`mllm(family)`: the family's pico model with sdpa attention, in float32. Leave it as it was."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from tests.helpers.mllm import Mllm
+
+    loaded: dict[str, Mllm] = {}
+
+    def get(family: str) -> Mllm:
+        if family not in loaded:
+            folder = pico(family).mllm
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+            loaded[family] = Mllm(family, model, AutoProcessor.from_pretrained(folder))
+        return loaded[family]
+
+    return get
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread: in several it adds up in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -14,8 +14,8 @@ from plam_eval.evaluation.sweep.findings import format_p, read_findings
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
 from plam_eval.terminal import Terminal
-from tests.probing.curves import scan as curve_of
-from tests.report.fabricate import changed, documents, write_sweep
+from tests.helpers.curves import curve_of
+from tests.helpers.run_folders import changed, documents, write_sweep
 
 
 @pytest.fixture

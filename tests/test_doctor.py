@@ -13,7 +13,7 @@ from plam_eval import cli, doctor
 from plam_eval.spec import OVERRIDE_KEYS, SpecError
 
 if TYPE_CHECKING:
-    from tests.pico import PicoPair
+    from tests.helpers.pico import PicoPair
 
 runner = CliRunner()
 

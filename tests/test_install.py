@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 
 from plam_eval._checkout import is_checkout
 from plam_eval.versions import LINUX
-from tests.test_versions import needed
+from tests.helpers.distribution import needed
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "lmms_eval", "vllm", "datasets", "accelerate", "pandas")
 
 
@@ -86,6 +86,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(executable, site, source)
 
 
+@pytest.mark.slow
 def test_wheel_leaves_no_generic_names(installed):
     site = installed.site
     names = {path.name for path in site.iterdir()}
@@ -100,6 +101,7 @@ def test_wheel_leaves_no_generic_names(installed):
     assert not missing, "packages missing from [tool.setuptools] packages in pyproject.toml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["elsewhere", "checkout"])
 def test_lmms_eval_finds_our_models_and_tasks(installed, start, tmp_path):
     code = """
@@ -123,6 +125,7 @@ print(json.dumps({
         assert Path(path).is_relative_to(installed.checkout if start == "checkout" else installed.site)
 
 
+@pytest.mark.slow
 def test_wheel_imports_as_little_as_the_checkout(installed, tmp_path):
     assert imported_by(installed.python, "plam_eval.harness.registry", tmp_path) == set()
 
@@ -141,6 +144,7 @@ assert len(packaged_specs()) > 5
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["wheel", "editable"])
 @pytest.mark.parametrize("start", ["elsewhere", "checkout", "PYTHONPATH"])
 def test_folders_and_data_files_are_found(installed, how, start, tmp_path):
@@ -163,6 +167,7 @@ def test_folders_and_data_files_are_found(installed, how, start, tmp_path):
     assert all(Path(line).is_relative_to(expected) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -186,6 +191,7 @@ def test_launchers_find_the_folders_in_the_checkout(installed, launcher):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_only_a_checkout_of_ours_is_one(installed, tmp_path):
     assert is_checkout(ROOT / "plam_eval") and is_checkout(installed.checkout / "plam_eval")
     assert not is_checkout(installed.site / "plam_eval")

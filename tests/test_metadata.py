@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from plam_eval.versions import BY_NAME, LINUX, PYTHONS
-from tests.helpers.distribution import installed
-from tests.test_versions import needed
+from tests.helpers.distribution import installed, needed
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 ABOUT = installed().metadata
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from tests.pico import FAMILIES
+from tests.helpers.pico import FAMILIES
 
 HUB_LAYER = {
     "llava": "language_model.model.layers.0.self_attn.q_proj.weight",

@@ -13,7 +13,7 @@ from plam_eval import provenance as module
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.provenance import described, git_commit, provenance, read_identity, versions
-from tests.merging.conftest import Pair, load, write_llama
+from tests.helpers.llamas import Pair, load, write_llama
 
 
 def test_versions_are_those_installed() -> None:

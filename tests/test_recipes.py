@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.helpers import recipes
-from tests.pico import PicoPair
+from tests.helpers.pico import PicoPair
 
 FEW = "mmstar --limit 3 --gen_kwargs max_new_tokens=4"  # more words, as the recipes do not quote the name
 
@@ -54,11 +54,13 @@ def test_every_recipe_is_run_somewhere() -> None:
     assert set(recipes.names()) == here | beside
 
 
+@pytest.mark.slow
 def test_accelerate(shared: dict[str, str], suite: Path, tmp_path: Path) -> None:
     (found,) = run("accelerate", tmp_path, shared, suite)
     assert found["plam_eval"]["processes"] == 2 and found["plam_eval"]["provenance"]["merge"]["tensors"] == 4
 
 
+@pytest.mark.slow
 def test_slurm_with_two_nodes(shared: dict[str, str], suite: Path, tmp_path: Path) -> None:
     (tmp_path / "plam.sbatch").write_text(recipes.recipe("plam.sbatch"))
     (found,) = run("slurm", tmp_path, {**shared, "GPUS": "1"}, suite)

@@ -12,11 +12,9 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
-from plam_eval import cli
+from plam_eval.cli.speaking import quiet_logs
 from plam_eval.terminal import PlainTable, Terminal, labelled, one_line, shown, text
-
-NASTY = "[x] [/x] [bold] :smile: \x1b[31m\x1b]0;title\x07 \r \x9b2J \u202eabc \udc80"
-SHOWN = r"[x] [/x] [bold] :smile: \x1b[31m\x1b]0;title\x07 \r \x9b2J \u202eabc \udc80"
+from tests.helpers.nasty import NASTY, SHOWN
 
 
 def printed(*values: object, console: type[Console] = Terminal) -> str:
@@ -73,7 +71,7 @@ def test_columns_are_those_of_the_environment_also_where_a_library_has_put_a_cop
 
 
 def test_logs_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._quiet_logs()
+    quiet_logs()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # as a cell's log does
             logger.warning(f"{NASTY} {{braces}} <red>tags</red>")

@@ -11,30 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from plam_eval import versions
 from plam_eval.versions import BY_NAME, EXTRAS, LINUX, MACOS, PARTS, PLATFORMS, PYTHON, PYTHONS, WINDOWS, Platform
-from tests.helpers.distribution import installed
+from tests.helpers.distribution import REQUIREMENTS, installed, needed
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = [Requirement(text) for text in installed().requires or []]
 COMBINATIONS = [(python, where, extra) for extra in EXTRAS for where in PLATFORMS for python in PYTHONS]
-
-
-def needed(python: str, where: Platform, extra: str) -> dict[str, Requirement]:
-    """What pyproject.toml asks for there, by canonical name."""
-    environment = {
-        "python_version": python,
-        "python_full_version": f"{python}.1",
-        "sys_platform": where.sys_platform,
-        "platform_machine": where.platform_machine,
-        "extra": extra,
-    }
-    found = (each for each in REQUIREMENTS if each.marker is None or each.marker.evaluate(environment))
-    return {canonicalize_name(each.name): each for each in found}
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)

@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from plam_eval.yaml_reader import YamlError, parse_yaml, read_yaml
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers.paths import ROOT
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from plam_eval.evaluation.harness import evaluate
-from tests.model_wrappers.conftest import arguments
-from tests.model_wrappers.test_wrappers import NINE, answers
+from tests.helpers.wrappers import NINE, answers, arguments
+
+pytestmark = pytest.mark.slow
 
 COMMON = {"gen_kwargs": "max_new_tokens=6", "batch_size": 1, "log_samples": True, "force_simple": False}
 

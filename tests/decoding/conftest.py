@@ -1,3 +1,8 @@
-from tests.probing.conftest import mllm, one_thread
+from __future__ import annotations
 
-__all__ = ["mllm", "one_thread"]
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """Small differences are looked at here."""

@@ -13,11 +13,8 @@ from transformers import LogitsProcessor, StoppingCriteria
 from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
-from tests.pico import FAMILIES
-from tests.probing.conftest import Mllm, picture
-from tests.probing.test_masking import backend, hooks
-
-PAD = 0
+from tests.helpers.mllm import PAD, Mllm, backend, hooks, mixed, picture
+from tests.helpers.pico import FAMILIES
 
 
 def one_by_one(found: Mllm, inputs: dict[str, Tensor], cuts: Sequence[int], **kwargs: Any) -> CutAnswers:
@@ -41,16 +38,6 @@ def check(found: Mllm, inputs: dict[str, Tensor], cuts: Sequence[int] | None = N
     assert got.tokens.tolist() == expected.tokens.tolist()
     torch.testing.assert_close(got.kl, expected.kl, atol=1e-4, rtol=0)
     return got
-
-
-def mixed(found: Mllm) -> dict[str, Tensor]:
-    """Text before, between and behind one or more images, nothing before them, and none at all; unequal lengths."""
-    return found.batch(
-        ["Look: ", picture(0), " is it red?"],
-        ["A ", picture(1), " or ", picture(2, (60, 40)), " what differs here?"],
-        ["no image at all"],
-        [picture(3), "x"],
-    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

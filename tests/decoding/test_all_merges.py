@@ -16,10 +16,8 @@ from plam_eval.merging.merge import merge_in_place
 from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers
 from plam_eval.probing.masking import mask_vision
 from plam_eval.spec import PlateauSpec, load_spec
-from tests.decoding.test_all_cuts import PAD, mixed
-from tests.pico import FAMILIES
-from tests.probing.conftest import Mllm, picture
-from tests.probing.test_masking import backend
+from tests.helpers.mllm import PAD, Mllm, backend, mixed, picture
+from tests.helpers.pico import FAMILIES
 
 
 def specs_of(base: Any) -> list[PlateauSpec | None]:

@@ -50,6 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, process.stdout
 
 
+@pytest.mark.slow
 def test_prints_the_scan_the_merge_and_the_sweep(finished: tuple[Path, str]) -> None:
     folder, output = finished
     # Ten documents a task show the rise, and are too few for a plateau: the packaged spec is merged instead.
@@ -64,6 +65,7 @@ def test_prints_the_scan_the_merge_and_the_sweep(finished: tuple[Path, str]) -> 
     assert not list(folder.rglob("*merged*.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_sweep_is_whole_and_reports_what_it_did_not_choose_on(finished: tuple[Path, str]) -> None:
     found = read_findings(finished[0] / "sweep")
     assert len(found.runs) == CELLS and set(found.tasks["task"]) == {*TASKS, "overall"}
@@ -76,6 +78,7 @@ def test_the_sweep_is_whole_and_reports_what_it_did_not_choose_on(finished: tupl
     assert set(found.runs["plain"].samples["doc_id"]) == set(range(12, 10 + LIMIT))
 
 
+@pytest.mark.slow
 def test_the_page_shows_scan_and_sweep(finished: tuple[Path, str]) -> None:
     folder, output = finished
     page = (folder / "report" / "index.html").read_text()
@@ -85,6 +88,7 @@ def test_the_page_shows_scan_and_sweep(finished: tuple[Path, str]) -> None:
     assert "report/index.html" in output.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> None:
     run = read_run(finished[0] / "merged")
     assert set(run.accuracy().index) == TASKS and len(run.samples) == 9 * LIMIT
@@ -94,6 +98,7 @@ def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> No
         assert run.accuracy()[task] == pytest.approx(expected, abs=1e-5), task
 
 
+@pytest.mark.slow
 def test_the_pair_has_learned_something(finished: tuple[Path, str]) -> None:
     samples = read_run(finished[0] / "merged").samples
     letters = samples[samples["target"].str.fullmatch("[ABCD]")]
@@ -101,6 +106,7 @@ def test_the_pair_has_learned_something(finished: tuple[Path, str]) -> None:
     assert samples["score"].mean() > 0.65  # a reader of the questions alone reaches 0.43
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_repeated(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")}
@@ -154,6 +160,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_outlives_the_demo(tmp_path: Path, sent: signal.Signals) -> None:

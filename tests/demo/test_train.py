@@ -91,6 +91,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, folder: Path, *extra: str) -> None:
     train.main()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from plam_eval.merging.plan import plan_merge
 from plam_eval.spec import PlateauSpec, load_spec
 from plam_eval.terminal import Terminal
 from tests.helpers.hub import COMMIT, Hub, serving
-from tests.merging.conftest import shard, write_llama
+from tests.helpers.llamas import shard, write_llama
 
 OTHER = "a" * 40
 

@@ -26,9 +26,9 @@ from plam_eval.harness.tasks import score_of_task
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
 from plam_eval.spec import load_spec
-from tests.model_wrappers.conftest import WRAPPER, arguments
+from tests.helpers.paths import PAIR
+from tests.helpers.wrappers import MASKED, WRAPPER, arguments
 
-PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
 TASKS = ["mmstar", "mme", "mmmu_val", "mmbench_cn_dev_static", "pope", "gqa"]
 
 
@@ -83,11 +83,7 @@ def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path, c
     assert "generate_until" not in vars(lm) and "end_run" not in vars(lm)
 
 
-FAMILIES = [("qwen2_5_vl", "chat"), ("qwen2_5_vl", "simple"), ("qwen2_vl", "simple"), ("internvl", "chat")]
-FAMILIES += [("qwen3_vl", "chat"), ("llava_next", "simple"), ("llava_onevision", "chat")]
-
-
-@pytest.mark.parametrize(("family", "mode"), FAMILIES)
+@pytest.mark.parametrize(("family", "mode"), MASKED)
 def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
     from lmms_eval.models import get_model
 
@@ -185,6 +181,7 @@ def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch,
     assert len(calls) == 2 + 2 + 8 and more.curve.documents == {"gqa": 8, "mmstar": 8, "pope": 8}
 
 
+@pytest.mark.slow
 def test_two_processes_scan_like_one(pico, suite, tmp_path, monkeypatch):
     """And go on after a kill that cut off a line of the other process."""
     model_args = arguments(pico("llava"))

@@ -5,7 +5,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import scipy.stats
 
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.stats import OVERALL, Paired, compare, compare_many, holm, mcnemar, proportion_interval
+from tests.helpers.paths import DOCS
 
 PLAM = pytest.mark.parametrize(("gained", "lost", "p"), [(43, 33, 0.30), (30, 6, 7e-5)])  # the authors' MMStar logs
 
@@ -284,13 +284,13 @@ def test_a_missing_score_names_its_document() -> None:
             compare(*pair)
 
 
-def test_frame() -> None:
+def test_comparisons_as_a_table() -> None:
     first, second = changed(20, 8, 200)
-    shown = stats.frame([*compare(first, second), *compare(first, first)])
+    shown = stats.comparison_table([*compare(first, second), *compare(first, first)])
     assert shown["task"].tolist() == ["pope", OVERALL] * 2
     assert shown["needed"].isna().tolist() == [False, False, True, True]
     assert str(shown["needed"].dtype) == "Int64"
-    assert stats.frame([]).empty
+    assert stats.comparison_table([]).empty
 
 
 # How many documents
@@ -306,7 +306,7 @@ def test_needed_is_the_textbook_formula() -> None:
 
 
 def test_the_guide_says_what_the_code_gives() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text(encoding="utf-8").replace("\n", " ")
+    guide = (DOCS / "comparing.md").read_text(encoding="utf-8").replace("\n", " ")
     said = re.search(
         r"([\d,]+) times the share that changes, or ([\d,]+) documents at 2 %, ([\d,]+) at 7 %\. A comparison of "
         r"300 documents in which 7 % change sees differences of (\w+) points",

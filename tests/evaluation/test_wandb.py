@@ -13,7 +13,7 @@ import plam_eval
 from plam_eval.errors import InputError
 from plam_eval.evaluation import harness
 from plam_eval.evaluation.wandb import Log, Settings
-from tests.report.fabricate import changed, documents, write_run, write_sweep
+from tests.helpers.run_folders import changed, documents, write_run, write_sweep
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "multi-gpu.md"
+from tests.helpers.paths import DOCS
+
+PAGE = DOCS / "multi-gpu.md"
 
 _ACCELERATE = """
 import os

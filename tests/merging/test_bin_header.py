@@ -20,7 +20,7 @@ from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
 from tests.helpers.hub import COMMIT, Hub, serving
-from tests.merging.conftest import Pair, load, shard, write_llama
+from tests.helpers.llamas import Pair, load, shard, write_llama
 
 LINEAR = torch.nn.Linear(3, 4)
 DTYPES = (

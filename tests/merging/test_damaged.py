@@ -16,7 +16,7 @@ import torch
 from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError
 from plam_eval.merging.merge import plan_merge
 from plam_eval.merging.plan import decoder_geometry
-from tests.merging.conftest import Pair, shard, write_llama
+from tests.helpers.llamas import Pair, shard, write_llama
 
 ODD: tuple[Any, ...] = (
     None,

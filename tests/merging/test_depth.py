@@ -14,8 +14,8 @@ from torch import Tensor
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import merge_in_place, plan_merge
 from plam_eval.merging.names import decoder_tensor
-from tests.merging.conftest import Edit, Pair, load, write_llama
-from tests.pico import FAMILIES, PicoPair
+from tests.helpers.llamas import Edit, Pair, load, write_llama
+from tests.helpers.pico import FAMILIES, PicoPair
 
 CROSS = 1  # a cross-attention layer stands here, and the base's layers from here on come one later
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from plam_eval.merging.names import by_layer, decoder_tensor
-from tests.pico import FAMILIES, LAYERS, PicoPair
+from tests.helpers.pico import FAMILIES, LAYERS, PicoPair
 
 
 @pytest.mark.parametrize(

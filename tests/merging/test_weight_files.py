@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from plam_eval.merging import weight_files
 from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
 from plam_eval.merging.names import by_layer
-from tests.merging.conftest import Pair, load, shard, write_llama
-from tests.pico import PicoPair
+from tests.helpers.llamas import Pair, load, shard, write_llama
+from tests.helpers.pico import PicoPair
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 ONE, INDEX, BIN = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"

@@ -5,27 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.pico import PicoPair
-
-# Wrapper of each family, and the modes it has.
-WRAPPER = {
-    "llava": ("plam_llava", ("chat", "simple")),
-    "llava_next": ("plam_llava", ("chat", "simple")),
-    "llava_onevision": ("plam_llava", ("chat", "simple")),
-    "qwen2_vl": ("plam_qwen2_vl", ("simple",)),
-    "qwen2_5_vl": ("plam_qwen2_5_vl", ("chat", "simple")),
-    "qwen3_vl": ("plam_qwen3_vl", ("chat", "simple")),
-    "internvl": ("plam_internvl", ("chat",)),
-}
-CASES = [(family, mode) for family, (_, modes) in WRAPPER.items() for mode in modes]
-
-
-def arguments(pair: PicoPair, **given: Any) -> str:
-    """model_args of a pico checkpoint on CPU in float32; the Qwen wrappers would enlarge small images otherwise."""
-    settings: dict[str, Any] = {"pretrained": pair.mllm, "device": "cpu", "dtype": "float32"}
-    if pair.family.startswith("qwen"):
-        settings |= {"min_pixels": 28 * 28, "max_pixels": 112 * 112}
-    return ",".join(f"{key}={value}" for key, value in (settings | given).items() if value is not None)
+from tests.helpers.pico import PicoPair
+from tests.helpers.wrappers import WRAPPER, arguments
 
 
 @pytest.fixture(scope="session")

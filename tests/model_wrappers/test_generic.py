@@ -23,7 +23,7 @@ from plam_eval.model_wrappers.generic import Processor
 from plam_eval.model_wrappers.mixin import writable
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
-from tests.pico import LAYERS, OTHER_FAMILIES
+from tests.helpers.pico import LAYERS, OTHER_FAMILIES
 
 SHORT = "max_new_tokens=4"
 CPU = {"device": "cpu", "dtype": "float32"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +12,13 @@ from plam_eval.errors import ArgumentError
 from plam_eval.evaluation.harness import EvaluationError, GenerationError, evaluate
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.spec import load_spec
-from tests.engines import FAST
 from tests.helpers import recipes
-from tests.model_wrappers.test_remote_code import plant
+from tests.helpers.engines import FAST
+from tests.helpers.paths import PAIR
+from tests.helpers.planted import plant
 
 pytestmark = pytest.mark.needs("vllm")
 
-PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
 NINE = "plam9"
 LIMIT = 6
 

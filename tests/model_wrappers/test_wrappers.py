@@ -19,19 +19,10 @@ from plam_eval.evaluation.harness import EvaluationError, GenerationError, Run, 
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.spec import SpecError
-from tests.model_wrappers.conftest import CASES, arguments
-from tests.pico import LAYERS
+from tests.helpers.pico import LAYERS
+from tests.helpers.wrappers import CASES, NINE, answers, arguments
 
-NINE = (
-    *("mmstar", "mmbench_en_dev_static", "mmbench_cn_dev_static", "mme", "mmmu_val"),
-    *("gqa", "pope", "realworldqa", "seedbench_2_plus"),
-)
 SHORT = "max_new_tokens=6"
-
-
-def answers(run: Run | None) -> dict[tuple[str, int], str]:
-    assert run is not None
-    return {(task, row["doc_id"]): row["filtered_resps"][0] for task, rows in run.samples.items() for row in rows}
 
 
 def inputs(run: Run | None) -> dict[tuple[str, int], Any]:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from plam_eval.probing.curve import OVERALL, Curve, CurveError
 from plam_eval.probing.plateau import find_plateau
-from tests.probing.curves import curve, rows, three_stages
+from tests.helpers.curves import curve, rows, three_stages
 
 
 def test_table_columns_and_the_mean_over_tasks() -> None:

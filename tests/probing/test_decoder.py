@@ -12,8 +12,8 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
-from tests.pico import FAMILIES, LAYERS
-from tests.probing.conftest import picture
+from tests.helpers.mllm import picture
+from tests.helpers.pico import FAMILIES, LAYERS
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,20 +13,10 @@ from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from plam_eval.probing.decoder import ProbeError, cache_in
 from plam_eval.probing.masking import check_mask, mask_vision
-from tests.pico import FAMILIES
-from tests.probing.conftest import Mllm, picture
+from tests.helpers.mllm import Mllm, backend, hooks, picture
+from tests.helpers.pico import FAMILIES
 
 NEW = 4
-
-
-@contextmanager
-def backend(found: Mllm, name: str) -> Iterator[None]:
-    config = found.model.get_decoder().config
-    before, config._attn_implementation = config._attn_implementation, name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 @contextmanager
@@ -261,11 +251,6 @@ def test_generation_that_reorders_or_crops_its_cache(mllm):
         assert torch.equal(*beams)
         looked_up = found.generate(alone, prompt_lookup_num_tokens=3, **settings)
         assert torch.equal(looked_up, found.generate(alone, **settings))
-
-
-def hooks(found: Mllm) -> list[int]:
-    """How many each module has; transformers keeps some of its own."""
-    return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in found.model.modules()]
 
 
 def test_hooks_go_with_the_context_whatever_happens(mllm):

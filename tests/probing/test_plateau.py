@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from plam_eval.probing.curve import OVERALL, Curve
 from plam_eval.probing.plateau import Stages, find_plateau
-from tests.probing.curves import curve, rows, three_stages
+from tests.helpers.curves import curve, rows, three_stages
 
 
 def test_three_clean_stages() -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 from plam_eval.probing.curve import OVERALL, Curve
 from plam_eval.probing.plateau import Stages, find_plateau
 from plam_eval.probing.plot import curve_figure, plot_curve
-from tests.probing.curves import NINE, scan
+from tests.helpers.curves import NINE
+from tests.helpers.curves import curve_of as scan
 
 
 def drawn(figure: Figure) -> tuple[Axes, Axes, Axes]:

@@ -12,7 +12,7 @@ import pytest
 from plam_eval.probing.curve import Curve
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.probing.power import chance, what_can_be_found
-from tests.probing.curves import rows
+from tests.helpers.curves import rows
 
 
 @pytest.mark.parametrize(("documents", "changed"), [(300, 0.02), (700, 0.03), (700, 0.05)])

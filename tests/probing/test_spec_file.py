@@ -10,7 +10,7 @@ import yaml
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.probing.spec_file import to_spec, write_spec
 from plam_eval.spec import SpecError, Weights, load_spec
-from tests.probing.curves import curve, three_stages
+from tests.helpers.curves import curve, three_stages
 
 
 def test_spec_from_stages(tmp_path: Path) -> None:

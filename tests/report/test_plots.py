@@ -17,7 +17,8 @@ from plam_eval.probing.plateau import find_plateau
 from plam_eval.probing.plot import curve_figure
 from plam_eval.report import plots
 from plam_eval.report.plots import Estimate
-from tests.probing.curves import NINE, scan
+from tests.helpers.curves import NINE
+from tests.helpers.curves import curve_of as scan
 
 
 def legend(figure: Figure) -> list[str]:

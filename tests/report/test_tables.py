@@ -16,8 +16,8 @@ from plam_eval.merging.merge import MergeReport
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
 from plam_eval.terminal import Terminal
-from tests.probing.curves import scan as curve_of
-from tests.test_terminal import NASTY, SHOWN
+from tests.helpers.curves import curve_of
+from tests.helpers.nasty import NASTY, SHOWN
 
 
 def printed(table: Table) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.engines import engine
-from tests.serving.pair import PAIR, detailed
+from tests.helpers.engines import engine
+from tests.helpers.served_pair import PAIR, detailed
 
 
 @pytest.fixture(scope="session")

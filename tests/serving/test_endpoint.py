@@ -25,7 +25,9 @@ from plam_eval.serving import endpoint as module
 from plam_eval.serving.endpoint import HOSTS, REMOTE_SWITCH, MergeEndpoint
 from plam_eval.serving.gate import BASES, MAX_BYTES, SPECS
 from plam_eval.spec import load_spec
-from tests.pico import PicoPair
+from tests.helpers.pico import PicoPair
+
+pytestmark = pytest.mark.vllm
 
 TOKEN = "hf_PlantedToken123"
 

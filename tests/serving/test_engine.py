@@ -15,6 +15,8 @@ from plam_eval.merging.checkpoint import MergeError
 from plam_eval.serving import engine as engine_module
 from plam_eval.serving.engine import merge_engine
 
+pytestmark = pytest.mark.vllm
+
 
 @pytest.mark.parametrize(("field", "says"), [("replicas", "2 data-parallel replicas"), ("lora", "LoRA enabled")])
 def test_engines_that_cannot_be_re_merged_say_so(field, says):

@@ -25,10 +25,10 @@ from plam_eval.serving import loader, options
 from plam_eval.serving.engine import check_merge, merge_engine
 from plam_eval.serving.loader import PlamModelLoader
 from plam_eval.spec import load_spec
-from tests.engines import answers, engine, picture
-from tests.merging.conftest import shard
-from tests.pico import FAMILIES, PicoPair
-from tests.serving.pair import (
+from tests.helpers.engines import answers, engine, picture
+from tests.helpers.llamas import shard
+from tests.helpers.pico import FAMILIES, PicoPair
+from tests.helpers.served_pair import (
     BASE,
     DEMO,
     PAIR,
@@ -37,6 +37,8 @@ from tests.serving.pair import (
     environment,
     hf_answers,
 )
+
+pytestmark = pytest.mark.vllm
 
 
 def prompts_of(model: Path) -> Prompts:

@@ -11,7 +11,7 @@ import pytest
 
 from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from tests.helpers.hub import Hub, serving
-from tests.pico import PicoPair
+from tests.helpers.pico import PicoPair
 
 pytestmark = pytest.mark.needs("vllm")
 OTHER = "a" * 40

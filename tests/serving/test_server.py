@@ -24,9 +24,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from plam_eval.serving.worker import why_not_remerged
 from plam_eval.spec import load_spec
-from tests.engines import FAST, picture
 from tests.helpers import recipes
-from tests.serving.pair import (
+from tests.helpers.engines import FAST, picture
+from tests.helpers.served_pair import (
     BASE,
     DEMO,
     LONG,
@@ -35,6 +35,8 @@ from tests.serving.pair import (
     SWITCHES,
     environment,
 )
+
+pytestmark = pytest.mark.vllm
 
 TOKEN = "hf_PlantedToken123"
 

@@ -21,8 +21,8 @@ from plam_eval.serving import versions, worker
 from plam_eval.serving.engine import EngineBrokenError, merge_engine
 from plam_eval.serving.worker import PlateauWorker
 from plam_eval.spec import SpecError, load_spec
-from tests.engines import engine
-from tests.serving.pair import (
+from tests.helpers.engines import engine
+from tests.helpers.served_pair import (
     BASE,
     DEMO,
     PAIR,
@@ -32,6 +32,8 @@ from tests.serving.pair import (
     detailed,
     hf_answers,
 )
+
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")

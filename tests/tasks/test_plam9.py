@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import pytest
 from lmms_eval import evaluator
-from lmms_eval.api.model import lmms
 from lmms_eval.tasks import TaskManager
 from lmms_eval.tasks.mmbench.mmbench_evals import MMBench_Evaluator
 from lmms_eval.utils import load_yaml_config
@@ -17,6 +16,7 @@ from lmms_eval.utils import load_yaml_config
 from plam_eval.demo import questions
 from plam_eval.demo.hub import read_manifest, write_hub
 from plam_eval.tasks import FOLDER
+from tests.helpers.answering import Answering
 
 DOCUMENTS = 60
 NINE = (
@@ -24,30 +24,6 @@ NINE = (
     *("gqa", "pope", "realworldqa", "seedbench_2_plus"),
 )
 LETTER_TASKS = ("mmstar", "mmbench_en_dev_static", "mmbench_cn_dev_static", "seedbench_2_plus")
-
-
-class Answering(lmms):  # type: ignore[misc]
-    """A chat model that answers by document and keeps the messages it was sent."""
-
-    is_simple = False
-
-    def __init__(self, answer: Callable[[str, int], str]) -> None:
-        super().__init__()
-        self.answer = answer
-        self.messages: dict[tuple[str, int], list[dict[str, Any]]] = {}
-
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        answers = []
-        for _, doc_to_messages, _, index, task, split in (request.args for request in requests):
-            self.messages[task, index] = doc_to_messages(self.task_dict[task][split][index])
-            answers.append(self.answer(task, index))
-        return answers
-
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError
-
-    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        raise NotImplementedError
 
 
 @pytest.fixture(scope="module")

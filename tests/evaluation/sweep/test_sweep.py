@@ -24,14 +24,11 @@ from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.checkpoint import MergeError
 from tests.helpers import recipes
-from tests.model_wrappers.conftest import arguments
+from tests.helpers.paths import PAIR, ROOT
+from tests.helpers.sweeps import ARGUMENTS, CELLS, GRID, SPEC, plam
+from tests.helpers.wrappers import arguments
 
-PAIR = Path(__file__).parents[3] / "plam_eval" / "demo" / "pair"
-ARGUMENTS = f"pretrained={PAIR}/mllm,device=cpu,dtype=float32"
-SPEC = f"{ARGUMENTS},plateau=demo,base={PAIR}/base"
 TASKS = "pope,mmstar,mme"
-GRID = {"layers": "6:8,all", "weights": "0.3+1.2", "controls": "self_scale,noise"}
-CELLS = 1 + 2 * 3
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +164,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[3] / "configs" / "sweeps").iterdir()), ids=str)
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").iterdir()), ids=str)
 def test_the_examples_are_sweeps(file):
     config = SweepConfig.load(file, base_model="base")
     assert len(sweep.make_grid(config, 36).cells) > 10
@@ -193,12 +190,7 @@ def words(folder: Path, *more: str) -> list[str]:
     ]
 
 
-def plam(*arguments: str, exit_code: int = 0) -> str:
-    done = CliRunner().invoke(cli.app, list(arguments))
-    assert done.exit_code == exit_code, f"{done.output}{done.exception!r}"
-    return done.output
-
-
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path)]
     process = subprocess.Popen(command, cwd=suite, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -222,6 +214,7 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
     assert len(table) == 1 + CELLS and (tmp_path / "controls.parquet").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "1", "GPUS": "2"}
@@ -237,6 +230,7 @@ def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     assert ours.cells[columns].equals(theirs.cells[columns])
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path, "--ray", "--workers", "1")]
@@ -261,6 +255,7 @@ def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
     assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
 
 
+@pytest.mark.slow
 @pytest.mark.needs("ray")
 def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in_suite, tmp_path):
     import ray
@@ -287,6 +282,7 @@ def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in
     assert [record["status"] for record in done.values()] == ["finished"] * 3  # the one after it among them
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
     pair = pico("llava")
     given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]

@@ -1,4 +1,4 @@
-"""Made-up curves with known stages."""
+"""Made-up curves with known stages, without a model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def three_stages(cut: int) -> float:
     return {3: 0.45, 4: 0.6}.get(cut, 0.3 if cut < 3 else 0.7)
 
 
-def scan(layers: int, tasks: Sequence[str], *, cuts: Sequence[int] | None = None, flat: bool = False) -> Curve:
+def curve_of(layers: int, tasks: Sequence[str], *, cuts: Sequence[int] | None = None, flat: bool = False) -> Curve:
     """Blind up to a quarter of the layers, as good as unmasked from half of them on; no noise."""
     documents = 200
     parts = []

@@ -1,4 +1,4 @@
-"""Random checkpoints of families that have no wrapper of their own, for `plam_hf`. `tests.pico` writes them."""
+"""Random checkpoints of families that have no wrapper of their own, for `plam_hf`. `tests.helpers.pico` writes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tests.pico import (
+from tests.helpers.pico import (
     HIDDEN,
     LLAMA_TEMPLATE,
     LLAMA_TOKENS,

@@ -410,7 +410,7 @@ OTHER_FAMILIES = (
 
 
 def _recipe(family: str) -> Family:
-    from tests.pico_others import OTHERS
+    from tests.helpers.pico_others import OTHERS
 
     return {**_FAMILIES, **OTHERS}[family]
 

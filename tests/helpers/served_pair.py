@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tests.engines import inputs, picture
+from tests.helpers.engines import inputs, picture
+from tests.helpers.paths import PAIR
 
-PAIR = Path(__file__).parents[2] / "plam_eval" / "demo" / "pair"
 BASE = str(PAIR / "base")
 DEMO = {"plateau": "demo", "base": BASE}
 Prompts = list[tuple[str, list[Image.Image]]]
