@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
 from plam_eval.serving.engine import WATCH_SECONDS, EngineBrokenError, check_merge, outcome_of
 from plam_eval.serving.gate import MAX_BYTES, Gate, parse_request

@@ -11,10 +11,10 @@ from typing import Any
 from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from plam_eval.errors import PlamError
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.merging.merge import MergeReport
+from plam_eval.errors import MergeError, PlamError
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import plan_merge
+from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
 from plam_eval.serving.options import BaseFiles, base_files, open_model
 from plam_eval.serving.worker import why_not_remerged

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import OutsideError
+from plam_eval.errors import OutsideError, hint
 from plam_eval.files import inside
-from plam_eval.spec import PlateauSpec, hint, load_spec, packaged_specs
+from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
 SPECS = "PLAM_SPECS"
 """Environment variable: the folder whose files a request may name as `plateau`."""

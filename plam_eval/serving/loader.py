@@ -6,8 +6,7 @@ vLLM finds it through the group of entry points `vllm.general_plugins` (`registe
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,12 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from plam_eval import hub
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.merging.merge import MergeReport, merged_weights
+from plam_eval.errors import MergeError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.merge import merged_weights
 from plam_eval.merging.plan import plan_merge
+from plam_eval.merging.report import MergeReport
+from plam_eval.patching import wrap_once
 from plam_eval.serving import versions
 from plam_eval.serving.engine import REFUSALS as REFUSALS  # shim
 from plam_eval.serving.engine import EngineBrokenError as EngineBrokenError  # shim
@@ -44,8 +46,6 @@ VLLM_VERSION = versions.vllm_version()  # shim
 
 # In vLLM's own namespace: its logging is configured for that one alone.
 logger = init_logger("vllm.plam_eval")
-
-_WRAPPED = "_plam_eval"  # marks vLLM's function once it is ours
 
 
 class PlamModelLoader(DefaultModelLoader):
@@ -122,46 +122,33 @@ def _check_files(checkpoint: Checkpoint, loaded: list[str]) -> None:
 
 def register() -> None:
     """Make `load_format="plam"` known to vLLM, which calls this in every one of its processes, any number of times."""
+    from vllm.engine import arg_utils
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor import model_loader
 
     if getattr(model_loader, "_LOAD_FORMAT_TO_MODEL_LOADER", {}).get(LOAD_FORMAT) is not PlamModelLoader:
         register_model_loader(LOAD_FORMAT)(PlamModelLoader)
-    stock = EngineArgs.create_engine_config
-    if hasattr(stock, _WRAPPED):
-        return
-
-    @functools.wraps(stock)
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.load_format == LOAD_FORMAT:
-            prepare_arguments(self)
-        return stock(self, *args, **kwargs)
-
-    _find_revisions_offline()
-    setattr(create_engine_config, _WRAPPED, True)
-    EngineArgs.create_engine_config = create_engine_config  # type: ignore[method-assign]
+    wrap_once(EngineArgs, "create_engine_config", _create_engine_config)
+    if hasattr(arg_utils, "get_model_path"):  # else it is looked up elsewhere, and only names without a revision work
+        wrap_once(arg_utils, "get_model_path", _get_model_path)
 
 
-def _find_revisions_offline() -> None:
+def _create_engine_config(stock: Callable[..., Any], arguments: Any, *args: Any, **kwargs: Any) -> Any:
+    if arguments.load_format == LOAD_FORMAT:
+        prepare_arguments(arguments)
+    return stock(arguments, *args, **kwargs)
+
+
+def _get_model_path(stock: Callable[..., Any], model: Any, revision: str | None = None) -> Any:
     """While offline vLLM looks a model's name up before `prepare_arguments` sees it, and knows no revisions in it."""
-    from vllm.engine import arg_utils
-
-    stock = getattr(arg_utils, "get_model_path", None)
-    if stock is None:  # then it is looked up elsewhere, and only names without a revision are found
-        return
-
-    @functools.wraps(stock)
-    def get_model_path(model: Any, revision: str | None = None) -> Any:
-        repository, named = hub.split_revision(str(model))
-        if named is None or Path(model).exists():
-            return stock(model, revision)
-        if problem := hub.revision_problem(named):
-            raise MergeError(f"model={model}: {problem}")
-        if revision not in (None, named):
-            raise MergeError(f"model={model}: names another revision than revision={revision}; give one of them")
-        return stock(repository, named)
-
-    arg_utils.get_model_path = get_model_path
+    repository, named = hub.split_revision(str(model))
+    if named is None or Path(model).exists():
+        return stock(model, revision)
+    if problem := hub.revision_problem(named):
+        raise MergeError(f"model={model}: {problem}")
+    if revision not in (None, named):
+        raise MergeError(f"model={model}: names another revision than revision={revision}; give one of them")
+    return stock(repository, named)
 
 
 def prepare_arguments(arguments: Any) -> None:

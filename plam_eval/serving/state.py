@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.merging.merge import MergeReport
+from plam_eval.errors import MergeError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.report import MergeReport
 from plam_eval.spec import PlateauSpec
 
 _STATE = "_plam_state"

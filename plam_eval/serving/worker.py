@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from vllm.config import set_current_vllm_config
 from vllm.logger import init_logger
 
-from plam_eval.merging.checkpoint import MergeError
-from plam_eval.merging.merge import MergeReport, merged_weights
+from plam_eval.errors import MergeError
+from plam_eval.merging.merge import merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
+from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
 from plam_eval.serving.options import (
     BASE_FILES,

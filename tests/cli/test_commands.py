@@ -75,7 +75,7 @@ def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> No
     "error",
     [
         SpecError(NASTY, origin="spec"),
-        CurveError([NASTY], "curve"),
+        CurveError(NASTY, origin="curve"),
         IncomparableError("a", "b", [NASTY]),
         *(
             kind(NASTY)

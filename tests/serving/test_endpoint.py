@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.report import MergeReport
 from plam_eval.serving import endpoint as module
 from plam_eval.serving.endpoint import HOSTS, REMOTE_SWITCH, MergeEndpoint
 from plam_eval.serving.gate import BASES, MAX_BYTES, SPECS

@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.errors import MergeError
 from plam_eval.serving import engine as engine_module
 from plam_eval.serving.engine import merge_engine
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
+from plam_eval.errors import MergeError
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place, merged_weights
 from plam_eval.serving import engine as engine_module
 from plam_eval.serving import loader, options

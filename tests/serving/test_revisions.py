@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from plam_eval.merging.checkpoint import CheckpointError, MergeError
+from plam_eval.errors import CheckpointError, MergeError
 from tests.helpers.hub import Hub, serving
 from tests.helpers.pico import PicoPair
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.errors import MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.serving import versions, worker
 from plam_eval.serving.engine import EngineBrokenError, merge_engine
