@@ -30,7 +30,12 @@ _SAME = 1e-4  # nats: what rounding may leave of the unmasked model's KL against
 
 
 class CurveError(ProblemsError, ValueError):
-    """A table that is no accuracy curve."""
+    """A table that is no accuracy curve.
+
+    Args:
+        *problems: in words.
+        origin: what they are problems of.
+    """
 
     def __init__(self, *problems: str, origin: str | None = "accuracy curve") -> None:
         super().__init__(*problems, origin=origin)
@@ -255,24 +260,24 @@ def _checked(samples: pd.DataFrame, num_layers: int) -> pd.DataFrame:
     frame["cut"] = frame["cut"].astype(int)
     frame["kl"] = frame["kl"].clip(lower=0.0)
     _check_grid(frame, num_layers, problems)
-    if problems.found:
-        raise CurveError(*problems.found)
+    if problems.texts:
+        raise CurveError(*problems.texts)
     for column in ("task", "doc_id", "metric"):
         frame[column] = frame[column].astype(str)
     return frame.sort_values([*_DOCUMENT, "cut"], ignore_index=True)
 
 
 class _Problems:
-    """What is wrong with a table; `found` grows from step to step, so that all of it is told at once."""
+    """What is wrong with a table; `texts` grows from step to step, so that all of it is told at once."""
 
     def __init__(self, samples: pd.DataFrame) -> None:
-        self.samples, self.found = samples, list[str]()
+        self.samples, self.texts = samples, list[str]()
 
     def of_rows(self, wrong: pd.Series, what: str) -> None:
         if wrong.any():
             row = self.samples[wrong.to_numpy()].iloc[0]
             where = f"document {row['doc_id']} of {row['task']}, cut {row['cut']}"
-            self.found.append(f"{int(wrong.sum())} row(s) with {what}; the first: {where}")
+            self.texts.append(f"{int(wrong.sum())} row(s) with {what}; the first: {where}")
 
 
 def _check_columns(samples: pd.DataFrame) -> None:
@@ -317,30 +322,30 @@ def _check_cells(frame: pd.DataFrame, num_layers: int, problems: _Problems) -> N
         f"a kl above {_SAME} at cut {num_layers}, which is the unmasked model itself",
     )
     if unnamed.any() or not whole.all():
-        raise CurveError(*problems.found)
+        raise CurveError(*problems.texts)
 
 
 def _check_grid(frame: pd.DataFrame, num_layers: int, problems: _Problems) -> None:
     """Look at the rows together: every document once at every cut, in one cluster and by one metric."""
     cuts = sorted(frame["cut"].unique())
     if cuts[-1] != num_layers:
-        problems.found.append(f"no cut {num_layers}, the unmasked model that all others are compared with")
+        problems.texts.append(f"no cut {num_layers}, the unmasked model that all others are compared with")
     elif len(cuts) == 1:
-        problems.found.append(f"only cut {num_layers}; expected at least one cut that hides the image somewhere")
+        problems.texts.append(f"only cut {num_layers}; expected at least one cut that hides the image somewhere")
     row = [*_DOCUMENT, "cut"]
     problems.of_rows(frame.duplicated(row), "a task, doc_id and cut that an earlier row has")
     counts = frame.drop_duplicates(row).groupby(_DOCUMENT).size()
     if len(partial := counts[counts < len(cuts)].index):
         task, doc_id = partial[0]
         scored = set(frame["cut"][frame["task"].eq(task) & frame["doc_id"].eq(doc_id)])
-        problems.found.append(
+        problems.texts.append(
             f"{len(partial)} document(s) not scored at every cut; the first: document {doc_id} of {task} lacks "
             + ", ".join(str(cut) for cut in cuts if cut not in scored)
         )
     for column, keys in (("group", _DOCUMENT), ("metric", ["task"])):
         varying = frame.groupby(keys)[column].nunique(dropna=False)
         if len(varying := varying[varying > 1]):
-            problems.found.append(
+            problems.texts.append(
                 f"{column}: more than one for {len(varying)} {keys[-1]}(s); the first: {varying.index[0]}"
             )
 
@@ -352,7 +357,7 @@ def _parsable(values: pd.Series, problems: _Problems) -> pd.Series:
     parsable = words.map(spelt).astype(float)
     strange = words[parsable.isna() & words.notna()]
     if len(strange):
-        problems.found.append(
+        problems.texts.append(
             f"{len(strange)} row(s) with a parsable that is neither true, false nor missing: {strange.iloc[0]!r}"
         )
     return parsable

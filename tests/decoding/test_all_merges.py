@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from plam_eval.decoding.all_merges import MergeAnswers, Merges, generate_all_merges
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.errors import MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers
 from plam_eval.probing.masking import mask_vision
