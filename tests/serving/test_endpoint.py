@@ -161,7 +161,8 @@ def test_a_proxy_is_not_this_machine(header, start, monkeypatch):
 
     for trusted, client in (("127.0.0.1,::1", "127.0.0.1"), ("*", "10.0.0.7")):
         http, _ = start(client=(client, 5000))
-        http = TestClient(ProxyHeadersMiddleware(http.app, trusted), base_url="http://localhost", client=(client, 5000))
+        proxied: Any = ProxyHeadersMiddleware(http.app, trusted)
+        http = TestClient(proxied, base_url="http://localhost", client=(client, 5000))
         answer = http.get("/plam/state", headers={header: "127.0.0.1"})
         assert answer.status_code == 403
         if client == "127.0.0.1" or header == "X-Forwarded-For":
@@ -403,7 +404,7 @@ def test_a_merge_from_python_ends_when_the_engine_dies(monkeypatch):
     resources.engine_dead = False
     assert _while_alive(engine, lambda: 3) == 3
     with pytest.raises(KeyError, match="from the call"):
-        _while_alive(engine, lambda: {}["from the call"])
+        _while_alive(engine, lambda: dict[str, int]()["from the call"])
 
 
 def test_a_server_goes_on_after_a_pause_that_failed(start):

@@ -68,7 +68,7 @@ def prompts_of(model: Path) -> Prompts:
     return [prompt("What is it?", picture(1)), prompt("Which day?"), prompt("Same?", picture(2), picture(3, (28, 56)))]
 
 
-def hf_answers(model: torch.nn.Module, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:
+def hf_answers(model: Any, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
@@ -351,7 +351,7 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
     arguments.model_loader_extra_config = {"plateau": spec.to_dict(), "enable_multithread_load": True}
     loader._prepare(arguments)
     assert arguments.revision == "a" * 40
-    files = {"location": "org/base", "commit": "b" * 40}
+    files: Any = {"location": "org/base", "commit": "b" * 40}
     assert arguments.model_loader_extra_config == {
         "plateau": spec.to_dict(),
         "plateau_base": files,
