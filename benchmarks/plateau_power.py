@@ -18,7 +18,7 @@ or shared out over nine, the table has the share of scans in which the rule find
 - `none`        no plateau
 - `too early`   below 20: promised to be at most 5 %
 
-and `said`, the share `right` that `plateau.chance` works out beforehand (of which `what_can_be_found` speaks).
+and `said`, the share `right` that `power.chance` works out beforehand (of which `what_can_be_found` speaks).
 
 Prints a Markdown table, and writes it as CSV into the output folder where one is given.
 """
@@ -35,7 +35,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from plam_eval.bootstrap import Floats, mean_over_tasks, reweighted
-from plam_eval.probing.plateau import _first_of_run, chance
+from plam_eval.probing.plateau import first_of_run
+from plam_eval.probing.power import chance
 
 LAYERS, TRUE = 28, 20
 CUTS = (0, *range(18, LAYERS + 1))
@@ -92,7 +93,7 @@ def plateaus(
 
 
 def _plateau(lower: Floats, upper: Floats) -> int:
-    first = _first_of_run(lower > -MARGIN)
+    first = first_of_run(lower > -MARGIN)
     needed = lower[0] <= -MARGIN and upper[0] < 0
     return CUTS[first] if needed else LAYERS
 

@@ -53,10 +53,8 @@ import contextlib, os, sys, time
 from loguru import logger
 logger.remove()
 from lmms_eval.tasks import get_task_dict
-from plam_eval.evaluation import harness
-from plam_eval.harness import loading
-harness.install()
-manager = harness._task_manager(None)
+from plam_eval.harness import loading, lookup
+manager = lookup.task_manager()
 def load():
     manager.task_group_map.clear()
     started = time.process_time()

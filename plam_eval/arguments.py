@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import json
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
-from plam_eval.errors import ArgumentError, InputError, quoted
+from plam_eval.errors import ArgumentError, InputError, hint, quoted
 
 _LONGEST_NUMBER = 40  # digits; Python takes no number of some thousand
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
 def split_words(text: str) -> list[str]:
@@ -62,7 +63,7 @@ def read_words(text: str, origin: str) -> dict[str, str]:
         found.setdefault(key, value)
         last = key
     if problems:
-        raise InputError("\n".join([f"{origin}: {len(problems)} problem(s)", *(f"  - {line}" for line in problems)]))
+        raise InputError(*problems, origin=origin)
     return found
 
 
@@ -99,6 +100,49 @@ def _meant(key: str, value: str, word: str) -> str:
     if number:
         return f"; a decimal fraction has a point: write {key}={value}.{word}"
     return f"; if it belongs to {key}, put all of that value into quotes or braces"
+
+
+def read_number(value: Any) -> float:
+    """A finite number, given as one or as text.
+
+    Args:
+        value: what was given.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d{1,9},\d{1,9}\s*", value, re.ASCII):
+        point = value.strip().replace(",", ".")
+        raise ValueError(f"found {value!r}; a decimal fraction has a point: write {point}")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        raise ValueError(f"found {quoted(value)}, expected a number such as 0.9")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"found {quoted(value)}, expected a finite number such as 0.9")
+    return number
+
+
+def read_whole_number(value: Any, largest: int, what: str = "a whole number") -> int:
+    """A whole number from 0 to `largest`, given as one or as text.
+
+    Args:
+        value: what was given.
+        largest: the largest that is taken.
+        what: what is expected, for the message.
+
+    Raises:
+        ValueError: saying what was found and what is expected.
+    """
+    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(largest)):
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= largest:
+        above = f", at most {largest}" if type(value) is int and value > largest else ""
+        raise ValueError(f"found {quoted(value)}, expected {what}, 0 or more{above}")
+    return value
 
 
 # Kinds of values, for functions that are called from Python: each gives the value back, or raises ValueError that says
@@ -159,6 +203,16 @@ def count(least: int) -> Kind:
     return read
 
 
+def switch_or_count(value: Any) -> bool | int:
+    """True or False, or a whole number from 1 on."""
+    if isinstance(value, bool):
+        return value
+    try:
+        return count(1)(value)
+    except ValueError as error:
+        raise ValueError(f"True, False, or {error}") from None
+
+
 def real(value: Any) -> float:
     """A finite number, NumPy's included."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
@@ -180,7 +234,8 @@ def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
 
         @functools.wraps(function)
         def checked(*args: Any, **given: Any) -> Any:
-            problems = [] if open_ended else [_unknown(key, named) for key in given if key not in named]
+            unknown = [] if open_ended else [key for key in given if key not in named]
+            problems = [f"{key}: unknown argument, {hint(key, named)}" for key in unknown]
             if not problems:
                 try:
                     bound = signature.bind(*args, **given)
@@ -195,16 +250,9 @@ def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
                     except ValueError as error:
                         problems.append(f"{key}: found {quoted(value)}, expected {error}")
             if problems:
-                lines = [f"{function.__name__}: {len(problems)} problem(s)", *(f"  - {line}" for line in problems)]
-                raise ArgumentError("\n".join(lines))
+                raise ArgumentError(*problems, origin=function.__name__)
             return function(*bound.args, **bound.kwargs)
 
         return cast(_Function, checked)
 
     return decorate
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"{key}: unknown argument, " + (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"

@@ -1,8 +1,15 @@
-"""The root of plam-eval's own errors: what their messages say is enough, and no traceback is needed."""
+"""plam-eval's own errors, and the words that they share: what a message says is enough, no traceback is needed."""
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _REMEDIES = {
@@ -23,11 +30,33 @@ class PlamError(Exception):
     """Says what was found, what was expected, where, and what to do. Commands print it as one message."""
 
 
-class InputError(PlamError, ValueError):
+class ProblemsError(PlamError):
+    """Everything that is wrong with one thing, told at once: `problems` holds it one by one.
+
+    Args:
+        problems: in words.
+        origin: what they are problems of, in words. Without it the message is the problems alone, one a line.
+    """
+
+    def __init__(self, *problems: str, origin: str | None = None) -> None:
+        self.problems, self.origin = list(problems), origin
+        heading = self._heading()
+        lines = self.problems if heading is None else [heading, *(f"  - {problem}" for problem in self.problems)]
+        super().__init__("\n".join(lines))
+
+    def _heading(self) -> str | None:
+        """The line above the list; None where there is no list."""
+        return None if self.origin is None else f"{self.origin}: {len(self.problems)} problem(s)"
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it goes from one process to another
+        return partial(type(self), origin=self.origin), tuple(self.problems)
+
+
+class InputError(ProblemsError, ValueError):
     """Arguments, options or values that cannot be used, alone or together."""
 
 
-class ArgumentError(PlamError, TypeError):
+class ArgumentError(ProblemsError, TypeError):
     """An argument of a name that nobody takes, or text where a number is expected."""
 
 
@@ -41,6 +70,25 @@ class OutsideError(PlamError, ValueError):
 
 class FolderError(PlamError, ValueError):
     """An output folder that cannot be written, is in use, or holds what plam-eval has not made."""
+
+
+class MergeError(ProblemsError, ValueError):
+    """A merge that was refused, or undone; no parameter has changed."""
+
+    @property
+    def faults(self) -> list[str]:
+        """`problems`, as a merge calls them."""
+        return self.problems
+
+    def _heading(self) -> str | None:
+        return "nothing was merged:"
+
+
+class CheckpointError(MergeError):
+    """A checkpoint that cannot be read, for a merge or for anything else."""
+
+    def _heading(self) -> str | None:
+        return "a checkpoint cannot be read:" if len(self.problems) > 1 else None
 
 
 def system_error(error: OSError) -> str:
@@ -70,3 +118,69 @@ def quoted(value: object, most: int = 80) -> str:
     except ValueError:  # such a number inside of a list
         return f"{type(value).__name__} with a whole number of too many digits"
     return written if len(written) <= most else f"{written[: most - 20]}... ({len(written)} characters)"
+
+
+def near_names(word: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.5) -> list[str]:
+    """The known names that are most like a word, the nearest first.
+
+    Args:
+        word: what was found in place of one of them.
+        known: the names that there are.
+        most: so many of them at most.
+        cutoff: how alike a name has to be, from 0 (not at all) to 1 (equal): `difflib.get_close_matches`.
+    """
+    return difflib.get_close_matches(str(word)[:80], list(known), n=most, cutoff=cutoff)
+
+
+def hint(word: object, known: Iterable[str]) -> str:
+    """For an error about an unknown word: the nearest known one, and all of them.
+
+    Args:
+        word: what was found.
+        known: the words that could have been meant.
+    """
+    known = list(known)
+    near = near_names(word, known)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+def validation_problems(
+    error: ValidationError, keys: Mapping[str, Iterable[str]], *, meant: Mapping[str, str] | None = None
+) -> list[tuple[str, str]]:
+    """What pydantic found, in our words: for each problem its field ("weights.model") and what is wrong with it.
+
+    Args:
+        error: what validating a record raised.
+        keys: the known keys of each record, by the field that it stands in; "" is the record itself.
+        meant: other words for keys of the record itself, by the word.
+    """
+    problems = []
+    for found in error.errors(include_url=False):
+        *parents, key = (str(word) for word in found["loc"])
+        if found["type"] == "extra_forbidden":
+            known = list(keys[".".join(parents)])
+            renamed = (meant or {}).get(key) if not parents else None
+            nearest = f"did you mean {renamed!r}? known: {', '.join(known)}" if renamed else hint(key, known)
+            text = f"unknown key, {nearest}"
+        elif found["type"] == "missing":
+            text = "missing; expected a value"
+        elif found["type"] == "value_error":
+            text = str(found["ctx"]["error"])
+        else:
+            text = f"found {quoted(found['input'])}: {found['msg']}"
+        problems.append((".".join([*parents, key]), text))
+    return problems
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The settings that differ, each with both values, as "limit (was 8, is 16); ..."; empty where none does.
+
+    Args:
+        before: what a folder was made with.
+        now: what is asked of it now.
+    """
+    return "; ".join(
+        f"{name} (was {before.get(name)!r}, is {now.get(name)!r})"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    )

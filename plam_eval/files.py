@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -12,9 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARKER = ".plam-eval"
 """File in a folder that plam-eval has made and may delete."""
@@ -56,6 +60,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     Whole numbers beyond 64 bits become floats.
 
     Args:
+        path: of the file.
         remedy: what to do where it is none, such as "download it again".
 
     Raises:
@@ -98,6 +103,8 @@ def inside(folder: Path, name: object, origin: str, *, follow_links: bool = True
     """The path of `name`, which stood in a file, below the folder that it belongs into.
 
     Args:
+        folder: that it belongs into.
+        name: a relative path, as it was read.
         origin: where the name was read, for the message.
         follow_links: refuse symbolic links that lead out, too. False where links are usual, as in a hub's cache.
 
@@ -151,6 +158,7 @@ def remove_own(folder: Path, *marks: str) -> None:
     """Delete a folder of ours with all that is in it; nothing happens where there is none.
 
     Args:
+        folder: to be deleted.
         marks: files that mark a folder of ours as well: those of versions that wrote no `MARKER`.
 
     Raises:
@@ -211,3 +219,45 @@ def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Ite
 
 
 _HELD: set[Path] = set()
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+_FORMULA = tuple("=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\uff0d\N{FULLWIDTH COMMERCIAL AT}")
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as `path`.parquet, exactly, and as `path`.csv (`write_csv`), each in one step.
+
+    Args:
+        table: with names of columns that parquet takes.
+        path: without the suffix.
+    """
+    write_csv(table, path.with_name(f"{path.name}.csv"))
+    target = path.with_name(f"{path.name}.parquet")
+    write_in_one_step(target, lambda partial: table.to_parquet(partial, index=False))
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV, in one step; a text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    Those are texts that begin with = + - @ (or their wide forms), a tab or a line end; numbers stay as they are.
+
+    Args:
+        table: of any columns.
+        path: of the file.
+    """
+    from pandas.api.types import is_numeric_dtype  # takes long to import
+
+    texts = {
+        name: column.astype(object).map(_no_formula)
+        for name, column in table.items()
+        if not is_numeric_dtype(column.dtype)
+    }
+    escaped = table.assign(**{str(name): column for name, column in texts.items()}) if texts else table
+    # Quoted: pandas leaves a lone carriage return in an answer bare, and readers take it for a line end.
+    write_in_one_step(path, lambda partial: escaped.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC))
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -6,13 +6,11 @@ pydantic and PyYAML only, so that a spec can be checked where torch is not insta
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +18,11 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from plam_eval import hub
-from plam_eval.arguments import takes
-from plam_eval.errors import PlamError, quoted, system_error
-from plam_eval.yaml_reader import LARGEST_FILE, parse_yaml, read_yaml
+from plam_eval.arguments import read_number, read_whole_number, takes
+from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
+from plam_eval.rules import RULES as _RULES
+from plam_eval.rules import SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
+from plam_eval.yaml_reader import LARGEST_FILE, not_a_mapping, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
 MODULES: dict[str, str] = {
@@ -43,8 +43,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-# Merge rule -> whether it draws random numbers, which makes `seed` matter. Their arithmetic: `plam_eval.merging.merge`.
-RULES: dict[str, bool] = {"weighted_sum": False, "self_scale": False, "normalized": False, "noise": True}
+class _Draws(Mapping[str, bool]):  # shim: rule -> whether it draws; `plam_eval.rules.RULES` has all of it
+    def __getitem__(self, name: str) -> bool:
+        return _RULES[name].draws
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_RULES)
+
+    def __len__(self) -> int:
+        return len(_RULES)
+
+
+RULES: Mapping[str, bool] = _Draws()  # shim
+number, whole_number = read_number, read_whole_number  # shim
 
 # Override key (one `key=value` of model_args) -> the field it sets.
 _OVERRIDES = {
@@ -70,66 +81,19 @@ HUB_FILE = "plateau.yaml"
 _SUFFIXES = (".yaml", ".yml")
 _FILE = re.compile(r"[A-Za-z0-9._/+=-]{1,200}", re.ASCII)
 LARGEST_SEED = 2**63 - 1
-_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 _TWO_NUMBERS = re.compile(r"\D*(\d{1,5})\D+(\d{1,5})\D*", re.ASCII)
 
 
-class SpecError(PlamError, ValueError):
-    """A plateau spec that cannot be used. The message lists every problem; `problems` holds them one by one."""
-
-    def __init__(self, origin: str, problems: list[str]) -> None:
-        self.origin, self.problems = origin, problems
-        super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # it goes from one process to another
-        return type(self), (self.origin, self.problems)
-
-
-def hint(word: object, known: Iterable[str]) -> str:
-    """For an error about an unknown word: the nearest known one, and all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(str(word)[:80], known, n=1, cutoff=0.5)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
-
-
-def number(value: Any) -> float:
-    """A finite number, given as one or as text. Raises ValueError that says what to write."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d{1,9},\d{1,9}\s*", value, re.ASCII):
-        point = value.strip().replace(",", ".")
-        raise ValueError(f"found {value!r}; a decimal fraction has a point: write {point}")
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fits and not (isinstance(value, str) and _NUMBER.fullmatch(value)):
-        raise ValueError(f"found {quoted(value)}, expected a number such as 0.9")
-    try:
-        read = float(value)
-    except OverflowError:
-        read = math.inf
-    if not math.isfinite(read):
-        raise ValueError(f"found {quoted(value)}, expected a finite number such as 0.9")
-    return read
-
-
-def whole_number(value: Any, largest: int, what: str = "a whole number") -> int:
-    """A whole number from 0 to `largest`, given as one or as text. Raises ValueError."""
-    if isinstance(value, str) and value.strip().isdecimal() and len(value.strip()) <= len(str(largest)):
-        value = int(value)
-    if type(value) is not int or not 0 <= value <= largest:
-        above = f", at most {largest}" if type(value) is int and value > largest else ""
-        raise ValueError(f"found {quoted(value)}, expected {what}, 0 or more{above}")
-    return value
-
-
-def not_a_mapping(data: Any) -> str:
-    """What a YAML file holds that should hold `key: value` lines, in words."""
-    if data is None:
-        return "an empty file"
-    if isinstance(data, str):
-        return "text (a space belongs behind each colon)"
-    return "a list" if isinstance(data, list) else type(data).__name__
+class SpecError(ProblemsError, ValueError):
+    """A plateau spec that cannot be used."""
 
 
 def range_hint(value: Any) -> str:
-    """For an error about layers: the range that two numbers in `value` may stand for, as it is to be written."""
+    """For an error about layers: the range that two numbers in `value` may stand for, as it is to be written.
+
+    Args:
+        value: what was found in place of a range.
+    """
     found = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
     return f"; write {found[1]}:{found[2]}" if found and ":" not in value else ""
 
@@ -144,10 +108,15 @@ class Weights(_Record):
     model: float
     base_model: float
 
+    @property
+    def coefficients(self) -> Coefficients:
+        """Both, for the functions of `plam_eval.rules`."""
+        return Coefficients(self.model, self.base_model)
+
     @field_validator("*", mode="before")
     @classmethod
     def _number(cls, value: Any) -> float:
-        return number(value)
+        return read_number(value)
 
 
 class PlateauSpec(_Record):
@@ -162,7 +131,7 @@ class PlateauSpec(_Record):
     layer_range: tuple[int, int]
     modules: tuple[str, ...]
     weights: Weights
-    rule: str = "weighted_sum"
+    rule: str = WEIGHTED_SUM
     seed: int = 0
     evidence: dict[str, Any] | None = None
     source: str | None = None
@@ -232,39 +201,39 @@ class PlateauSpec(_Record):
     @field_validator("rule")
     @classmethod
     def _rule(cls, value: str, info: ValidationInfo) -> str:
-        if value not in RULES:
-            raise ValueError(f"unknown rule {quoted(value)}, {hint(value, RULES)}")
-        weights = info.data.get("weights")  # absent when the weights themselves are at fault
-        if (
-            value == "normalized"
-            and weights is not None
-            and math.isclose(weights.model, -weights.base_model, rel_tol=1e-9, abs_tol=1e-12)
-        ):
-            raise ValueError(
-                f"'normalized' divides by the sum of the weights, which is zero "
-                f"({weights.model} + {weights.base_model}); expected another sum"
-            )
+        if value not in _RULES:
+            raise ValueError(f"unknown rule {quoted(value)}, {hint(value, _RULES)}")
+        weights, refused = info.data.get("weights"), _RULES[value].refused
+        # The weights are missing here when they are wrong themselves.
+        if weights is not None and refused is not None and (problem := refused(weights.coefficients)):
+            raise ValueError(problem)
         return value
 
     @field_validator("seed", mode="before")
     @classmethod
     def _seed(cls, value: Any) -> int:
-        return whole_number(value, LARGEST_SEED)
+        return read_whole_number(value, LARGEST_SEED)
 
     @property
     def layers(self) -> range:
         return range(*self.layer_range)
 
     def check_layers(self, num_layers: int, model_name: str) -> None:
-        """Raise `SpecError` when the range reaches beyond a model of `num_layers` decoder layers."""
+        """Refuse a range that reaches beyond the decoder of a model.
+
+        Args:
+            num_layers: decoder layers that it has.
+            model_name: what it is called, for the message.
+
+        Raises:
+            SpecError: the range does not fit.
+        """
         start, end = self.layer_range
         if end > num_layers:
             raise SpecError(
-                "plateau spec",
-                [
-                    f"layer_range: [{start}, {end}) does not fit {model_name}, which has {num_layers} decoder layers "
-                    f"(0 to {num_layers - 1}); expected an end of at most {num_layers}"
-                ],
+                f"layer_range: [{start}, {end}) does not fit {model_name}, which has {num_layers} decoder layers "
+                f"(0 to {num_layers - 1}); expected an end of at most {num_layers}",
+                origin="plateau spec",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,7 +244,7 @@ class PlateauSpec(_Record):
     def is_plain(self) -> bool:
         """Whether the merge leaves every weight as it is."""
         content = self._content()
-        return content["rule"] == "self_scale" and content["weights"][0] == 1
+        return content["rule"] == SELF_SCALE and content["weights"][0] == 1
 
     def digest(self) -> str:
         """SHA-256 (hex) of what changes weights: two specs with one digest merge to the same tensors.
@@ -291,32 +260,22 @@ class PlateauSpec(_Record):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
-        rule, base = self.rule, self.base_model
-        weights = [self.weights.model + 0.0, self.weights.base_model + 0.0]  # + 0.0 turns -0.0 into 0.0
-        if rule == "normalized":
-            rule, weights = "weighted_sum", list(normalized_weights(self.weights))
-        if rule == "self_scale" or (weights[1] == 0 and rule == "weighted_sum") or weights == [1, 0]:
-            rule, weights, base = "self_scale", [scale(weights[0] + weights[1]), 0.0], ""
+        rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
+        if equal_to := _RULES[rule].equal_to:
+            rule, weights = equal_to(self.weights.coefficients)
+        if weights == (1, 0):  # no change, whatever makes it
+            rule = SELF_SCALE
+        if rule == SELF_SCALE:  # which takes nothing of the base
+            base = ""
         return {
             "format": "plateau-spec/1",
             "base_model": base,
             "layer_range": list(self.layer_range),
             "modules": list(self.modules),
-            "weights": weights,
+            "weights": list(weights),
             "rule": rule,
-            "seed": self.seed if RULES[rule] else None,
+            "seed": self.seed if _RULES[rule].draws else None,
         }
-
-
-def scale(total: float) -> float:
-    """A sum of weights without the last digits of decimal fractions added: 0.8 + 0.4 is 1.2."""
-    return round(total, 12)
-
-
-def normalized_weights(weights: Weights) -> tuple[float, float]:
-    """Both weights divided by their sum, rounded like `scale`."""
-    total = weights.model + weights.base_model
-    return scale(weights.model / total), scale(weights.base_model / total)
 
 
 def packaged_specs() -> list[str]:
@@ -376,7 +335,9 @@ def load_spec(
         SpecError: listing every problem of the spec and the overrides.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise SpecError("overrides", [f"found {quoted(overrides)}, expected a mapping, such as {{'layers': '24:36'}}"])
+        raise SpecError(
+            f"found {quoted(overrides)}, expected a mapping, such as {{'layers': '24:36'}}", origin="overrides"
+        )
     overrides = {key: value for key, value in (overrides or {}).items() if value is not None}
     plain = plateau is None or (isinstance(plateau, str) and plateau.strip().lower() == "none")
     if plain and not overrides:
@@ -392,7 +353,7 @@ def load_spec(
             f"found {', '.join(f'{k}={v}' for k, v in overrides.items())} with plateau=none; expected a plateau to "
             "override, or both base= and layers= to make one"
         )
-        raise SpecError(origin, problems)
+        raise SpecError(*problems, origin=origin)
     for key, value in overrides.items():
         if key == "base" and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
             problems.append(
@@ -412,33 +373,20 @@ def load_spec(
     try:
         spec = PlateauSpec.model_validate(data)
     except ValidationError as error:
-        raise SpecError(origin, problems + _problems(error, overrides)) from None
+        raise SpecError(*problems, *_problems(error, overrides), origin=origin) from None
     if problems:
-        raise SpecError(origin, problems)
+        raise SpecError(*problems, origin=origin)
     return spec
 
 
 def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
     """pydantic's findings in our words: field, what was found, what was expected, the nearest known key."""
-    lines = []
-    for found in error.errors(include_url=False):
-        *parents, key = (str(part) for part in found["loc"])
-        field = ".".join([*parents, key])
-        override = next((o for o, target in _OVERRIDES.items() if target == field and o in overrides), None)
-        record = Weights if parents == ["weights"] else PlateauSpec
-        if found["type"] == "extra_forbidden":
-            known = record.model_fields
-            renamed = _OVERRIDES.get(key) if record is PlateauSpec else None
-            nearest = f"did you mean {renamed!r}? known: {', '.join(known)}" if renamed else hint(key, known)
-            text = f"unknown key, {nearest}"
-        elif found["type"] == "missing":
-            text = "missing; expected a value"
-        elif found["type"] == "value_error":
-            text = str(found["ctx"]["error"])
-        else:
-            text = f"found {quoted(found['input'])}: {found['msg']}"
-        lines.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
-    return lines
+    keys = {"": PlateauSpec.model_fields, "weights": Weights.model_fields}
+    problems = []
+    for field, text in validation_problems(error, keys, meant=_OVERRIDES):
+        override = next((key for key, target in _OVERRIDES.items() if target == field and key in overrides), None)
+        problems.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
+    return problems
 
 
 def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
@@ -448,10 +396,12 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(plateau, Mapping):
         return "plateau spec", dict(plateau)
     if not isinstance(plateau, (str, Path)):
-        raise SpecError("plateau", [f"found {plateau!r}, expected a name, a path, a mapping or a PlateauSpec"])
+        raise SpecError(f"found {plateau!r}, expected a name, a path, a mapping or a PlateauSpec", origin="plateau")
     origin, names = f"plateau spec {str(plateau)!r}", packaged_specs()
     if not str(plateau).strip():
-        raise SpecError(origin, [f"found no name, expected a packaged spec, a YAML file or none; {hint('', names)}"])
+        raise SpecError(
+            f"found no name, expected a packaged spec, a YAML file or none; {hint('', names)}", origin=origin
+        )
     try:
         if str(plateau).startswith("~"):
             plateau = Path(plateau).expanduser()  # in model_args no shell does it
@@ -462,17 +412,11 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
         elif Path(plateau).is_dir():
             within = [file.name for file in sorted(Path(plateau).glob("*.yaml"))[:5]]
             write = f"; write plateau={Path(plateau) / within[0]}" if len(within) == 1 else ""
-            raise SpecError(origin, [f"it is a folder, expected a YAML file{write}"])
+            raise SpecError(f"it is a folder, expected a YAML file{write}", origin=origin)
         elif Path(plateau).is_file():
             data = read_yaml(plateau)
         else:
-            raise SpecError(
-                origin,
-                [
-                    f"no packaged spec of that name, and no file {Path(plateau).name} in "
-                    f"{Path(plateau).absolute().parent}; {hint(str(plateau), [*names, 'none'])}"
-                ],
-            )
+            raise SpecError(_nowhere(str(plateau), names), origin=origin)
     except (
         OSError,
         ValueError,
@@ -481,40 +425,45 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(error, SpecError):
             raise
         why = system_error(error) if isinstance(error, OSError) else str(error)
-        raise SpecError(origin, [f"cannot be read: {why}"]) from error
+        raise SpecError(f"cannot be read: {why}", origin=origin) from error
     return origin, _fields(origin, data)
 
 
 def _on_the_hub(origin: str, named: HubSpec, names: list[str]) -> dict[str, Any]:
     """Unchecked content of a spec file on the hub; its source says which file of which commit it was."""
     if problem := named.problem():
-        raise SpecError(origin, [problem])
+        raise SpecError(problem, origin=origin)
     try:
         path, commit = hub.small_file(named.repository, named.file, named.revision, LARGEST_FILE)
     except hub.HubError as error:
-        here = (
-            f"no packaged spec of that name, and no file {Path(named.written).name} in "
-            f"{Path(named.written).absolute().parent}; {hint(named.written, [*names, 'none'])}"
-        )
-        raise SpecError(origin, [here, f"on the hub: {named.repository}: {error}"]) from error
+        here = _nowhere(named.written, names)
+        raise SpecError(here, f"on the hub: {named.repository}: {error}", origin=origin) from error
     try:
         data = _fields(origin, read_yaml(path))
     except (OSError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
-        raise SpecError(origin, [f"{named.file} in {named.repository} cannot be read: {error}"]) from error
-    at = f"from {named.repository}@{commit or named.revision}:{named.file}"
+        raise SpecError(f"{named.file} in {named.repository} cannot be read: {error}", origin=origin) from error
+    origin_file = f"from {named.repository}@{commit or named.revision}:{named.file}"
     source = data.get("source")
     if source is None or isinstance(source, str):
-        data["source"] = f"{source} ({at})" if source else at
+        data["source"] = f"{source} ({origin_file})" if source else origin_file
     return data
+
+
+def _nowhere(written: str, names: list[str]) -> str:
+    path = Path(written)
+    return (
+        f"no packaged spec of that name, and no file {path.name} in {path.absolute().parent}; "
+        f"{hint(written, [*names, 'none'])}"
+    )
 
 
 def _fields(origin: str, data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise SpecError(
-            origin, [f"found {not_a_mapping(data)}, expected fields, one a line, as `base_model: org/name`"]
+            f"found {not_a_mapping(data)}, expected fields, one a line, as `base_model: org/name`", origin=origin
         )
     if strange := [key for key in data if not isinstance(key, str)]:
-        raise SpecError(origin, [f"found {quoted(key)} as a key, expected a word" for key in strange])
+        raise SpecError(*(f"found {quoted(key)} as a key, expected a word" for key in strange), origin=origin)
     return data

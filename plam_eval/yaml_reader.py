@@ -50,6 +50,19 @@ def read_yaml(path: str | Path) -> Any:
         raise YamlError(f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save it as UTF-8") from error
 
 
+def not_a_mapping(data: Any) -> str:
+    """What a YAML file holds that should hold `key: value` lines, in words.
+
+    Args:
+        data: what was read from it, anything but a mapping.
+    """
+    if data is None:
+        return "an empty file"
+    if isinstance(data, str):
+        return "text (a space belongs behind each colon)"
+    return "a list" if isinstance(data, list) else type(data).__name__
+
+
 def parse_yaml(text: str) -> Any:
     """What `text` holds; as `read_yaml`."""
     document = _Document()

@@ -18,6 +18,7 @@ import torch
 import plam_eval
 from plam_eval import api, cli
 from plam_eval.arguments import write_words
+from plam_eval.cli.options import complete_spec, complete_wrapper
 from plam_eval.cli.speaking import plain
 from plam_eval.errors import ArgumentError, InputError, PlamError
 from plam_eval.evaluation.records import RecordError
@@ -174,6 +175,9 @@ def test_compare_gives_a_table(two: list[Path]) -> None:
         plam_eval.compare([two[0]])
     with pytest.raises(InputError, match="--limit, --together, --output with two run folders, which are compared as"):
         plam_eval.compare(two, limit=5, together=True, output="there")
+    with pytest.raises(InputError, match="--together with two run folders"):
+        plam_eval.compare(two, together=2)
+    assert plam_eval.compare(two, together=False) is not None
     with pytest.raises(RecordError, match="nowhere: no such folder"):
         plam_eval.compare([two[0], "/nowhere"])
     run = plam_eval.read_run(str(two[0]))
@@ -317,8 +321,8 @@ def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_completion_knows_wrappers_and_specs() -> None:
-    assert cli._wrappers("plam_q") == ["plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl"]
-    assert "qwen3-vl-8b" in cli._specs("qwen3") and "demo" not in cli._specs("qwen3")
+    assert complete_wrapper("plam_q") == ["plam_qwen2_vl", "plam_qwen2_5_vl", "plam_qwen3_vl"]
+    assert "qwen3-vl-8b" in complete_spec("qwen3") and "demo" not in complete_spec("qwen3")
 
 
 def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -353,6 +357,11 @@ def test_lmms_eval_lists_our_models(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda: package.read_run(None), "folder: found None, expected a path"),
         (lambda: package.read_scan(5), "folder: found 5"),
         (lambda: package.read_sweep("sweep", select="x"), "select: found 'x'"),
+        (
+            lambda: package.compare(together=0),
+            "together: found 0, expected True, False, or a whole number",
+        ),
+        (lambda: package.compare(together="all"), "together: found 'all', expected True, False, or a whole number"),
         (lambda: package.compare(5), "runs: found 5, expected a path, or a list of paths"),
         (lambda: package.sweep(["a"]), "config: found .*, expected a path or a mapping"),
         (lambda: package.plan_sweep(5), "config: found 5"),

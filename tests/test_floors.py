@@ -273,3 +273,9 @@ def test_tests_import_helpers_and_no_other_test() -> None:
         assert all(name.startswith("tests.helpers") for name in ours), f"{file}: move what is shared to tests/helpers"
         climbs = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & {"parents"}
         assert not climbs or file.parent.name == "helpers", f"{file}: tests/helpers/paths.py has the folders"
+
+
+def test_tests_that_import_vllm_are_marked() -> None:
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        if any(name.split(".")[0] == "vllm" for name in imported(parsed(file), at_once=True)):
+            assert "pytestmark = pytest.mark.vllm" in file.read_text(encoding="utf-8"), f"{file}: mark it vllm"

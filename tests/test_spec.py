@@ -258,7 +258,7 @@ def test_a_base_of_digits_says_how_to_write_it() -> None:
 
 
 def test_an_error_goes_from_one_process_to_another() -> None:
-    error = SpecError("spec 'a'", ["one", "two"])
+    error = SpecError("one", "two", origin="spec 'a'")
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) and again.problems == ["one", "two"]
 

@@ -12,7 +12,7 @@ import pytest
 from loguru import logger
 from rich.console import Console
 
-from plam_eval import cli
+from plam_eval.cli.speaking import quiet_logs
 from plam_eval.terminal import PlainTable, Terminal, labelled, one_line, shown, text
 from tests.helpers.nasty import NASTY, SHOWN
 
@@ -71,7 +71,7 @@ def test_columns_are_those_of_the_environment_also_where_a_library_has_put_a_cop
 
 
 def test_logs_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._quiet_logs()
+    quiet_logs()
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # as a cell's log does
             logger.warning(f"{NASTY} {{braces}} <red>tags</red>")

@@ -1,4 +1,4 @@
-"""`--json` and `--quiet`: where a command's words go, and its result as JSON."""
+"""Where a command's words and logs go (`--json`, `--quiet`), and its result as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from plam_eval.terminal import Terminal
+from plam_eval.terminal import Terminal, shown
+
+WIDE = 150  # columns, where a pipe or a log has none: those of the table of a sweep
 
 
 @contextlib.contextmanager
@@ -38,6 +40,35 @@ def speaking(as_json: bool, quiet: bool, *, least_width: int = 0) -> Iterator[Te
         if out is not None and console.data:
             out.write(json.dumps(plain(console.data), indent=2, allow_nan=False) + "\n")
             out.flush()
+
+
+@contextlib.contextmanager
+def working(as_json: bool, quiet: bool, *, least_width: int = WIDE, logs: str = "WARNING") -> Iterator[Terminal]:
+    """`speaking`, for a command that evaluates: with few logs, and the other processes waited for at its end.
+
+    Args:
+        as_json: as for `speaking`.
+        quiet: as for `speaking`.
+        least_width: as `Terminal` takes it.
+        logs: level from which on messages of the evaluation are shown; with `quiet`, warnings and errors.
+    """
+    quiet_logs("WARNING" if quiet else logs)
+    with speaking(as_json, quiet, least_width=least_width) as console:
+        yield console
+    if "torch" in sys.modules:
+        from plam_eval.evaluation import harness
+
+        harness.end_together()
+
+
+def quiet_logs(level: str = "WARNING") -> None:
+    """Leave out what is logged below a level: on the terminal, since each cell's folder has the whole log."""
+    from loguru import logger
+
+    logger.remove()
+    stream = sys.stderr  # of now: a cell's goes into its log
+    # Messages quote answers and names of files, so they pass through `shown`, which would take colours for data.
+    logger.add(lambda line: print(shown(line), end="", file=stream), level=level, colorize=False)
 
 
 @contextlib.contextmanager

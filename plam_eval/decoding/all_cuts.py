@@ -16,7 +16,6 @@ document; a cut keeps its own only for the text after the first vision token, in
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,8 @@ from transformers import (
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from plam_eval.decoding.greedy import check_call, check_settings, document_dim, of_rows, own_stop_strings
-from plam_eval.errors import quoted
+from plam_eval.probing.cuts import ascending_cuts
+from plam_eval.probing.cuts import parse_cuts as parse_cuts  # shim
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,
@@ -48,10 +48,8 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
-from plam_eval.probing.masking import check_mask, closed_value, probing, square_mask
+from plam_eval.probing.masking import check_mask, claimed, closed_value, square_mask
 from plam_eval.probing.skeleton import check_shared_keys
-
-_CUTS = re.compile(r"\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*(?::\s*(\d{1,9})\s*)?)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,35 +66,6 @@ class CutAnswers:
     cuts: tuple[int, ...]
     tokens: Tensor
     kl: Tensor
-
-
-def parse_cuts(text: str | None, layers: int) -> tuple[int, ...]:
-    """Cut layers from text such as "0,4,8:28" or "0:33:4": single layers and ranges, end exclusive.
-
-    None, "" and "all" are every cut 0..L. The unmasked model, L, is always among them: it is what others are compared
-    with.
-
-    Raises:
-        ProbeError: naming every part that is not a cut of a model with `layers` layers.
-    """
-    if text is None or text.strip() in ("", "all"):
-        return tuple(range(layers + 1))
-    cuts, faults = {layers}, []
-    for part in text.split(","):
-        found = _CUTS.fullmatch(part)
-        start, stop, step = (int(number) if number else None for number in found.groups()) if found else (0, 0, 0)
-        chosen = range(start or 0, (start or 0) + 1 if stop is None else stop, 1 if step is None else step or 1)
-        if found is None or step == 0 or not chosen or chosen[-1] > layers:
-            faults.append(quoted(part.strip(), 30))
-        else:
-            cuts.update(chosen)
-    if faults:
-        more = f" and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ProbeError(
-            f"cuts {quoted(text)}: {', '.join(faults[:10])}{more}; expected layers from 0 to {layers}, or ranges "
-            "start:end or start:end:step, end exclusive and not empty, separated by commas"
-        )
-    return tuple(sorted(cuts))
 
 
 @torch.no_grad()
@@ -121,24 +90,15 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     layers = len(decoder_layers(model))
     vision_token_ids(model)
     attention_backend(model)
-    chosen = _check_cuts(cuts, layers)
+    chosen = ascending_cuts(cuts, layers)
     check_shared_keys(model)
     check_call("generate_all_cuts", generate_kwargs)
     check_mask(model)
-    with probing(model):
+    with claimed(model, "generate_all_cuts"):
         answers: CutAnswers = model.generate(  # type: ignore[operator]
             **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen)
         )
     return answers
-
-
-def _check_cuts(cuts: Sequence[int] | None, layers: int) -> tuple[int, ...]:
-    if cuts is None:
-        return tuple(range(layers + 1))
-    wrong = [cut for cut in cuts if not isinstance(cut, int) or isinstance(cut, bool) or not 0 <= cut <= layers]
-    if wrong:
-        raise ProbeError(f"cuts {wrong} are not layers; expected integers from 0 to {layers}")
-    return tuple(sorted({*cuts, layers}))
 
 
 # ---- the decoding loop -----------------------------------------------------------------------------------------------
@@ -504,9 +464,10 @@ class _Scan:
         return torch.cat([torch.where(shared, ends_cut.repeat(cut, 1, 1), self.hidden[:, -1:]), ends])
 
     def _after_rows(self, value: Tensor, dim: int = 0) -> Tensor:
-        """Of (..., documents or 1, tokens, ...), the text behind the first vision token: (..., seeing, P, ...).
+        """The text behind the first vision token: (..., seeing, P, ...).
 
         Args:
+            value: (..., documents or 1, tokens, ...).
             dim: that of the documents.
         """
         after = self.prompt.after.to(value.device)

@@ -30,7 +30,7 @@ from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import is_merged, merged_values
 from plam_eval.probing.decoder import ProbeError, cache_in, decoder, decoder_layers
-from plam_eval.probing.masking import probing
+from plam_eval.probing.masking import claimed
 from plam_eval.spec import PlateauSpec
 
 _PER_DOCUMENT = ("attention_mask", "position_embeddings", "position_ids")
@@ -52,12 +52,14 @@ class Merges:
     Attributes:
         specs: the merges; None is the plain model.
         nbytes: size of the merged tensors held.
+        decoder: the decoder layers of the model that they were made of.
+        layers: for each decoder layer, the variants of the linear layers in it that some merge changes.
     """
 
     specs: tuple[PlateauSpec | None, ...]
     nbytes: int
-    _decoder: nn.ModuleList
-    _layers: list[dict[nn.Linear, _Variants]]
+    decoder: nn.ModuleList
+    layers: list[dict[nn.Linear, _Variants]]
 
     @classmethod
     def of(
@@ -71,10 +73,13 @@ class Merges:
 
         Args:
             model: an HF MLLM, not merged.
+            specs: the merges; None is the plain model.
             checkpoint: as for `merge_in_place`.
 
         Raises:
-            MergeError: as `merge_in_place`. ProbeError: a merged model, or tensors that no `nn.Linear` holds.
+            InputError: no spec was given.
+            MergeError: as `merge_in_place`.
+            ProbeError: a merged model, or tensors that no `nn.Linear` holds.
         """
         if not specs:
             raise InputError("specs is empty; expected at least one")
@@ -86,9 +91,9 @@ class Merges:
             if spec is None or spec.is_plain:
                 values.append({})
                 continue
-            known = held.setdefault(spec.recipe(), {})
-            values.append(merged_values(model, spec, checkpoint=checkpoint, known=known))
-            known |= values[-1]
+            of_recipe = held.setdefault(spec.recipe(), {})
+            values.append(merged_values(model, spec, checkpoint=checkpoint, known=of_recipe))
+            of_recipe |= values[-1]
         modules = dict(model.named_modules())
         changed = {name.rpartition(".")[0] for each in values for name in each}
         variants: dict[nn.Module, _Variants] = {}
@@ -99,21 +104,21 @@ class Merges:
             variants[module] = _variants(module, name, values)
         decoded = decoder_layers(model)
         layers: Any = [{m: variants[m] for m in layer.modules() if m in variants} for layer in decoded]
-        nbytes = sum(value.nbytes for known in held.values() for value in known.values())
+        nbytes = sum(value.nbytes for of_recipe in held.values() for value in of_recipe.values())
         return cls(tuple(specs), nbytes, decoded, layers)
 
 
 def _variants(module: nn.Linear, name: str, values: Sequence[dict[str, Tensor]]) -> _Variants:
-    found: dict[tuple[int, int], int] = {}
+    numbers: dict[tuple[int, int], int] = {}
     weights: list[tuple[Tensor, Tensor | None]] = []
     of_spec = []
     for each in values:
         pair = each.get(f"{name}.weight", module.weight), each.get(f"{name}.bias", module.bias)
         key = id(pair[0]), id(pair[1])
-        if key not in found:
-            found[key] = len(weights)
+        if key not in numbers:
+            numbers[key] = len(weights)
             weights.append(pair)
-        of_spec.append(found[key])
+        of_spec.append(numbers[key])
     return _Variants(weights, of_spec)
 
 
@@ -143,6 +148,7 @@ def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any
 
     Args:
         model: the model that `merges` was made of.
+        merges: as `Merges.of` gives them.
         generate_kwargs: as for `model.generate`, prompt included; batches padded on the left.
 
     Raises:
@@ -150,10 +156,10 @@ def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any
     """
     if is_merged(model):
         raise ProbeError(f"{type(model).__name__} was merged since; expected the plain model that Merges.of was given")
-    if merges._decoder is not decoder_layers(model):
+    if merges.decoder is not decoder_layers(model):
         raise ProbeError(f"{type(model).__name__} is not the model that Merges.of was given")
     check_call("generate_all_merges", generate_kwargs)
-    with probing(model):
+    with claimed(model, "generate_all_merges"):
         answers: MergeAnswers = model.generate(  # type: ignore[operator]
             **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges)
         )
@@ -226,9 +232,11 @@ def _processed(processor: LogitsProcessorList, ids: Tensor, logits: Tensor, plac
     spec in turn, on all documents. What they make of a finished answer is dropped.
 
     Args:
+        processor: those of `generate`.
         ids: (specs * documents, tokens).
         logits: (rows, vocabulary).
         places: (rows,), which of `ids` a row goes on with.
+        documents: number of documents.
     """
     if not processor:
         return logits
@@ -258,14 +266,14 @@ class _Rows:
         self.specs = [0] * documents
         self.splits: dict[nn.Linear, list[tuple[int, Tensor | None]]] = {}
         # Per layer what parts specs there: the variants of all its linear layers.
-        self.kinds = [[tuple(v.of_spec[s] for v in layer.values()) for s in range(count)] for layer in merges._layers]
+        self.kinds = [[tuple(v.of_spec[s] for v in layer.values()) for s in range(count)] for layer in merges.layers]
 
     # The prompt.
 
     @contextmanager
     def prefilling(self) -> Iterator[None]:
         handles = [
-            layer.register_forward_pre_hook(partial(self._part, index), with_kwargs=True)
+            layer.register_forward_pre_hook(partial(self._before_layer, index), with_kwargs=True)
             for index, layer in enumerate(self.layers)
         ]
         module: Any = decoder(self.model)
@@ -285,36 +293,37 @@ class _Rows:
             if add is not None:
                 del module._deepstack_process
 
-    def _part(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Before a layer: a row of its own for every group of specs whose weights part here."""
-        groups: dict[tuple[int, Any], int] = {}
+    def _before_layer(self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A row of its own, of each document, for all specs whose weights have been the same up to this layer."""
+        rows: dict[tuple[int, Any], int] = {}
         parents, first = [], []
-        now = []
+        shared = []
         for spec, (row, kind) in enumerate(zip(self.shared, self.kinds[index], strict=True)):
-            if (row, kind) not in groups:
-                groups[row, kind] = len(groups)
+            if (row, kind) not in rows:
+                rows[row, kind] = len(rows)
                 parents.append(row)
                 first.append(spec)
-            now.append(groups[row, kind])
+            shared.append(rows[row, kind])
         hidden = args[0] if args else kwargs["hidden_states"]
-        if len(groups) > len(set(self.shared)):
+        if len(rows) > len(set(self.shared)):
             hidden = hidden[self._rows_of(parents, hidden.device)]
-        self.shared = now
-        self.shared_below.append(now)
+        self.shared = shared
+        self.shared_below.append(shared)
         self._set([spec for spec in first for _ in range(self.documents)])
-        kwargs = {name: self._repeated(name, value, len(groups)) for name, value in kwargs.items()}
+        kwargs = {name: self._repeated(name, value, len(rows)) for name, value in kwargs.items()}
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
-    def _rows_of(self, groups: Sequence[int], device: torch.device) -> Tensor:
-        chosen = torch.tensor(groups, device=device)[:, None] * self.documents
+    def _rows_of(self, shared: Sequence[int], device: torch.device) -> Tensor:
+        """Rows in the batch, in which each of `shared` has one for every document."""
+        chosen = torch.tensor(shared, device=device)[:, None] * self.documents
         return (chosen + torch.arange(self.documents, device=device)).flatten()
 
     def _repeated(self, name: str, value: Any, times: int) -> Any:
-        """What belongs to documents, once for each group of specs; with one document it is broadcast anyway."""
+        """What belongs to documents, once for each row of one; with one document it is broadcast anyway."""
         if isinstance(value, tuple):
-            return tuple(self._repeated(name, part, times) for part in value)
+            return tuple(self._repeated(name, each, times) for each in value)
         if not isinstance(value, Tensor) or self.documents == 1 or times == 1 or name not in _PER_DOCUMENT:
             return value
         dim = document_dim(name, value)
@@ -353,7 +362,7 @@ class _Rows:
         """Meanwhile each row of a linear layer's input is multiplied with the weights of its spec."""
         before: dict[Any, Any] = {}
         try:
-            for layer in self.merges._layers:
+            for layer in self.merges.layers:
                 for module, variants in layer.items():
                     before[module] = vars(module).get("forward")
                     setattr(module, "forward", partial(self._multiply, module, variants))  # noqa: B010  (a method)
@@ -378,9 +387,9 @@ class _Rows:
 
     def _split(self, variants: _Variants, device: torch.device) -> list[tuple[int, Any]]:
         """(variant, its rows), as a slice where they are side by side."""
-        found: dict[int, list[int]] = {}
+        rows_of_variant: dict[int, list[int]] = {}
         for row, spec in enumerate(self.specs):
-            found.setdefault(variants.of_spec[spec], []).append(row)
+            rows_of_variant.setdefault(variants.of_spec[spec], []).append(row)
         return [
             (
                 variant,
@@ -388,5 +397,5 @@ class _Rows:
                 if rows[-1] - rows[0] + 1 == len(rows)
                 else torch.tensor(rows, device=device),
             )
-            for variant, rows in found.items()
+            for variant, rows in rows_of_variant.items()
         ]

@@ -24,14 +24,32 @@ _UNSUPPORTED = (
 
 
 def check_call(caller: str, generate_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what a decoding loop of ours cannot honour. Raises `ProbeError`."""
+    """Refuse what a decoding loop of ours cannot honour.
+
+    Args:
+        caller: name of the function that was called, for the message.
+        generate_kwargs: what it was given for `model.generate`.
+
+    Raises:
+        ProbeError: naming every argument that is in the way.
+    """
     given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
     if given:
         raise ProbeError(f"{caller} takes no {', '.join(given)}; use the model's own generate, one variant at a time")
 
 
 def own_stop_strings(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`generate` drops the tokenizer when it is given a decoding loop, so the criterion is built here."""
+    """The keyword arguments of `generate`, with stop strings made into a stopping criterion.
+
+    `generate` drops the tokenizer, which that criterion needs, when it is given a decoding loop.
+
+    Args:
+        model: its generation config may hold stop strings, too.
+        kwargs: for `model.generate`.
+
+    Raises:
+        ProbeError: there are stop strings, and no tokenizer.
+    """
     kwargs = dict(kwargs)
     tokenizer = kwargs.pop("tokenizer", None)
     configs = (kwargs.get("generation_config"), model.generation_config)
@@ -46,8 +64,17 @@ def own_stop_strings(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(caller: str, config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what is not greedy decoding with a dynamic cache. Raises `ProbeError` naming every such setting."""
-    faults = [
+    """Refuse what is not greedy decoding with a dynamic cache.
+
+    Args:
+        caller: name of the function that was called, for the message.
+        config: what `generate` has made of its arguments and the model's own config.
+        model_kwargs: what it hands to the loop, the cache among it.
+
+    Raises:
+        ProbeError: naming every such setting.
+    """
+    problems = [
         f"{name}={value!r}"
         for name, value, wanted in (
             ("do_sample", config.do_sample, False),
@@ -71,10 +98,10 @@ def check_settings(caller: str, config: GenerationConfig, model_kwargs: Mapping[
         or cache.offloading
         or any(type(layer) is not DynamicLayer for layer in cache.layers)
     ):
-        faults.append(f"cache_implementation={config.cache_implementation!r}, which gives {type(cache).__name__}")
-    if faults:
+        problems.append(f"cache_implementation={config.cache_implementation!r}, which gives {type(cache).__name__}")
+    if problems:
         raise ProbeError(
-            f"{caller} answers greedily, with a dynamic cache, and returns tokens; found {', '.join(faults)}. "
+            f"{caller} answers greedily, with a dynamic cache, and returns tokens; found {', '.join(problems)}. "
             "Pass do_sample=False, num_beams=1 and leave the others unset"
         )
 
@@ -83,6 +110,10 @@ def document_dim(name: str, value: Tensor) -> int:
     """The dimension that counts documents in what a model or a decoder layer is given by this name.
 
     M-RoPE puts its sections before them: in position_ids, and up to transformers 5.16 in position_embeddings too.
+
+    Args:
+        name: of the keyword argument.
+        value: its tensor.
     """
     behind = {"position_ids": 2, "position_embeddings": 3}.get(name)  # documents, tokens, and the head size
     return 0 if behind is None else max(value.dim() - behind, 0)
@@ -92,7 +123,8 @@ def of_rows(model_kwargs: Mapping[str, Any], index: Tensor, size: int) -> dict[s
     """The loop's keyword arguments for rows instead of documents, or for some rows.
 
     Args:
-        index: for each row the document, or row, it is made of.
+        model_kwargs: what the loop was given, or its rows.
+        index: (rows,), for each row the document, or row, it is made of.
         size: number of documents, or rows, before.
     """
 

@@ -1,4 +1,4 @@
-"""Two runs on the same documents, compared: what `plam compare` prints, as a record."""
+"""Runs on the same documents, compared: two as `plam compare` prints them, and several with one of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from plam_eval.evaluation import records, stats
-from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep import CELLS, MERGED, PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, format_p
+from plam_eval.evaluation import comparable, stats
+from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.records import RecordError, Run
+from plam_eval.evaluation.stats import Paired, format_p
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.folder import CELLS
+from plam_eval.evaluation.sweep.grid import MERGED, PLAIN
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,25 +63,161 @@ class Comparison:
 def compare_runs(first: Run, second: Run, names: tuple[str, str]) -> Comparison:
     """Compare two runs as they are.
 
+    Args:
+        first: a run, such as the plain model's.
+        second: the other; differences are second minus first.
+        names: what they are called.
+
     Raises:
         IncomparableError: they answer other documents, or were asked otherwise. RecordError: no task of theirs has a
             score per document.
     """
-    warnings = records.check_comparable(first, second, names)
-    compared, left_out = records.scored(dict(zip(names, (first, second), strict=True)))
+    warnings = comparable.check_comparable(first, second, names)
+    compared, left_out = comparable.only_scored(dict(zip(names, (first, second), strict=True)))
     one, other = compared.values()
     warnings = [
         *warnings,
-        *records.notes_of(compared),
+        *comparable.notes_of(compared),
         *left_out,
-        *records.mixed_directions(one.directions),
+        *comparable.mixed_directions(one.directions),
     ]
     rows = stats.compare(one.samples, other.samples, directions=one.directions)
     return Comparison(names, tuple(rows), (one, other), tuple(warnings))
 
 
-def comparison_of(found: Findings) -> Comparison:
-    """The comparison in the folder of a `plam compare` whose two cells are finished."""
-    runs = found.runs[PLAIN], found.runs[MERGED]
-    rows = tuple(found.compared[MERGED])
-    return Comparison((PLAIN, MERGED), rows, runs, found.warnings, found.folder / CELLS)
+def comparison_of(findings: Findings) -> Comparison:
+    """The comparison in the folder of a `plam compare` whose two cells are finished.
+
+    Args:
+        findings: of that folder.
+    """
+    runs = findings.runs[PLAIN], findings.runs[MERGED]
+    rows = tuple(findings.compared[MERGED])
+    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS)
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Several runs, each against one of them.
+
+    Attributes:
+        reference: the name of that one.
+        rows: by name of another: by task, the mean over tasks last.
+        p_holm: by name of another: p of its mean over tasks, adjusted for all of them.
+        problems: by name of another that cannot be compared: why.
+        warnings: by name of another that was asked alike: what a reader of its figures should know.
+    """
+
+    reference: str
+    rows: dict[str, list[Paired]]
+    p_holm: dict[str, float]
+    problems: dict[str, list[str]]
+    warnings: dict[str, list[str]]
+
+
+def compare_with_one(runs: Mapping[str, Run]) -> Comparisons | None:
+    """Every run against the plain one, or else the first; None where there are not two.
+
+    All are compared on the documents that have a score in all of them.
+
+    Args:
+        runs: by name.
+    """
+    if len(runs) < 2:
+        return None
+    plain = [name for name, run in runs.items() if run.block.get("plain")]
+    reference = plain[0] if len(plain) == 1 else next(iter(runs))
+    warnings, problems = _asked_alike(runs, reference)
+    candidates = {reference: runs[reference], **{name: runs[name] for name in warnings}}
+    scored, left_out = _scored_alike(candidates, reference, problems)
+    # Of single runs their notes say this.
+    left_out = [note for note in left_out if comparable.LEFT_OUT not in note]
+    left_out += comparable.mixed_directions(scored[reference].directions) if scored else []
+    for notes in warnings.values():
+        notes += left_out
+    others = {name: run.samples for name, run in scored.items() if name != reference}
+    rows = {}
+    if others:
+        rows = stats.compare_many(scored[reference].samples, others, directions=scored[reference].directions)
+    adjusted = stats.holm([comparisons[-1].p for comparisons in rows.values()])
+    return Comparisons(reference, rows, dict(zip(rows, adjusted, strict=True)), problems, warnings)
+
+
+def _asked_alike(runs: Mapping[str, Run], reference: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What a reader should know of each run that was asked as the reference was, and why others were not."""
+    warnings: dict[str, list[str]] = {}
+    problems: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        if name == reference:
+            continue
+        try:
+            warnings[name] = comparable.check_comparable(runs[reference], run, (reference, name))
+        except IncomparableError as error:
+            problems[name] = error.problems
+    return warnings, problems
+
+
+def _scored_alike(
+    runs: Mapping[str, Run], reference: str, problems: dict[str, list[str]]
+) -> tuple[dict[str, Run], list[str]]:
+    """Runs with what has a score in all of them, and what was left out; runs that share none go into `problems`."""
+    kept = {reference: runs[reference]}
+    for name, run in runs.items():
+        if name == reference:
+            continue
+        try:
+            comparable.only_scored({reference: runs[reference], name: run})
+            kept[name] = run
+        except RecordError as error:
+            problems[name] = str(error).splitlines()[1:]
+    while len(kept) > 1:  # each has something in common with the reference, but maybe not all of them the same
+        try:
+            return comparable.only_scored(kept)
+        except RecordError:
+            *before, last = kept
+            problems[last] = [
+                f"no document has a score in {last} and in all of {', '.join(before)}; report on fewer of them"
+            ]
+            del kept[last]
+    return {}, []
+
+
+def changed_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Every document of which the second run's answer or score is not the first's, with the answers of all.
+
+    Args:
+        runs: by name; documents are those that the first two have.
+
+    Returns:
+        Columns: task, doc_id, change ("gained", "lost", or "other answer": the score is the same), prompt, target, and
+        by run its answer and score.
+    """
+    first, second = list(runs)[:2]
+    table = _side_by_side(runs)
+    change = _change(table, first, second, runs[first].directions)
+    table.insert(2, "change", change)
+    return table[table["change"] != ""].reset_index(drop=True)
+
+
+def _side_by_side(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Documents that the first two of some runs have, with the answers and scores of all."""
+    keys = ["task", "doc_id"]
+    first, second = list(runs)[:2]
+    table = runs[first].samples[[*keys, "prompt", "target"]]
+    for name, run in runs.items():
+        columns = {"answer": f"{name}_answer", "score": f"{name}_score"}
+        own = run.samples[[*keys, *columns]].rename(columns=columns)
+        table = table.merge(own, on=keys, how="inner" if name in (first, second) else "left")
+    return table
+
+
+def _change(table: pd.DataFrame, first: str, second: str, directions: Mapping[str, int]) -> pd.Series:
+    """By document "gained", "lost", "other answer", or nothing."""
+    sign = table["task"].map(lambda task: directions.get(task, 1))
+    difference = (table[f"{second}_score"] - table[f"{first}_score"]) * sign
+    other = table[f"{first}_answer"] != table[f"{second}_answer"]
+    kinds = [(difference > 0, "gained"), (difference < 0, "lost"), (other, "other answer")]
+    change = pd.Series("", index=table.index)
+    for is_kind, kind in kinds:
+        change = change.mask((change == "") & is_kind, kind)
+    return change

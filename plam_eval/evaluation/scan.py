@@ -296,7 +296,7 @@ def conclude(
     Raises:
         ScanError: no scan there. CurveError: its samples are no curve.
     """
-    from plam_eval.report.plots import plot_curve
+    from plam_eval.probing.plot import plot_curve
 
     folder = Path(folder)
     settings = _whole_settings(folder)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from plam_eval.bootstrap import Floats, Reweighted, halves, mean_over_tasks, reweighted
 from plam_eval.errors import InputError
-from plam_eval.evaluation.records import share
 
 OVERALL = "overall"
 """The `task` of the comparison that is the unweighted mean over tasks."""
@@ -30,7 +29,12 @@ _REPEATED = 20  # a binomial number takes as long as so many signs, about
 
 
 def proportion_interval(right: int, total: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share (Wilson 1927)."""
+    """95 % Wilson interval of a share (Wilson 1927).
+
+    Args:
+        right: documents, or whatever else has the share.
+        total: of so many.
+    """
     from scipy import stats  # here and below, since it takes long to import
 
     interval = stats.binomtest(right, total).proportion_ci(0.95, method="wilson")
@@ -38,8 +42,22 @@ def proportion_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def is_binary(scores: pd.Series) -> bool:
-    """Whether every document is right or wrong."""
+    """Whether every document is right or wrong.
+
+    Args:
+        scores: of documents.
+    """
     return bool(scores.isin([0.0, 1.0]).all())
+
+
+def parsable_share(parsable: pd.Series) -> float:
+    """Share of true among what is true or false; NaN where no answer has a form to keep.
+
+    Args:
+        parsable: as the column of `records.Run.samples`.
+    """
+    judged = parsable.dropna()
+    return float(judged.astype(float).mean()) if len(judged) else math.nan
 
 
 @dataclass(frozen=True)
@@ -48,15 +66,16 @@ class Paired:
 
     Attributes:
         task: its name, or OVERALL.
-        documents, groups: how many, and how many independent groups of them.
+        documents, groups: how many, and in how many clusters (documents of one image, say): these are independent.
         first, second: mean scores; difference: second minus first.
-        low, high: confidence interval of the difference. Right or wrong: from the paired bootstrap over groups, with
-            one unseen group as in `bootstrap`, of as many documents as count for one here (`_Difference.alike`). Graded
-            scores: the differences that sign flips would not reject, by `bootstrap.halves`; where too few groups differ
-            for sign flips to reject anything (fewer than six at 95 %), as right or wrong.
+        low, high: confidence interval of the difference. Right or wrong: from the paired bootstrap over clusters,
+            with one unseen cluster as in `bootstrap`, of as many documents as count for one here
+            (`_Difference.alike`). Graded scores: the differences that sign flips would not reject, by
+            `bootstrap.halves`; where too few clusters differ for sign flips to reject anything (fewer than six at
+            95 %), as right or wrong.
         gained, lost: documents that the second run scores better or worse on.
         p: two-sided; of `test`: "mcnemar" (exact; right or wrong, independent documents) or "sign-flip" (of the
-            groups' summed differences: graded scores, groups of documents, the mean over tasks).
+            clusters' summed differences: graded scores, clusters of documents, the mean over tasks).
         parsable_first, parsable_second: share of answers in the form asked for; NaN for free words.
         needed: documents (of a like mix) with which a true difference of 0.01 would be found in four of five
             comparisons at p < 0.05; None where no score differs, so that nothing is known of their variance.
@@ -80,7 +99,12 @@ class Paired:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar test: a binomial test of gained among gained + lost at one half (McNemar 1947)."""
+    """Exact two-sided McNemar test: a binomial test of gained among gained + lost at one half (McNemar 1947).
+
+    Args:
+        gained: documents that only the second run has right.
+        lost: documents that only the first run has right.
+    """
     from scipy import stats
 
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
@@ -91,12 +115,15 @@ def sign_flip(differences: Floats) -> float:
 
     Exact up to 14 differences other than zero, from 19,999 random flips beyond (then p is at least 1e-4). Twice the
     smaller tail.
+
+    Args:
+        differences: independent ones, (clusters,).
     """
-    found = differences[_differ(differences)]
-    if len(found) < 2:  # one difference may as well have had the other sign
+    changed = differences[_differ(differences)]
+    if len(changed) < 2:  # one difference may as well have had the other sign
         return 1.0
-    observed, sums = float(found.sum()), _flipped(found)
-    close = 1e-12 * float(np.abs(found).sum())  # sums that rounding alone tells apart are equal
+    observed, sums = float(changed.sum()), _flipped(changed)
+    close = 1e-12 * float(np.abs(changed).sum())  # sums that rounding alone tells apart are equal
     extra = int(len(sums) == _FLIPS)  # among random patterns the observed one counts as one more
     tails = [int(np.sum(sums <= observed + close)), int(np.sum(sums >= observed - close))]
     return min(1.0, 2 * (min(tails) + extra) / (len(sums) + extra))
@@ -123,11 +150,11 @@ def _flipped(values: Floats) -> Floats:
 
 def _repeated(values: Floats) -> tuple[Floats, Floats, NDArray[np.intp]]:
     """Values of sizes that are rare, and the sizes of the others with how many there are of each; no signs."""
-    found = np.sort(np.abs(values))
-    first = np.flatnonzero(np.diff(found, prepend=-1.0) > 1e-12 * found[-1])  # rounding aside
-    counts = np.diff(first, append=len(found))
-    sizes, many = np.add.reduceat(found, first) / counts, counts > _REPEATED
-    return found[np.repeat(~many, counts)], sizes[many], counts[many]
+    ordered = np.sort(np.abs(values))
+    first = np.flatnonzero(np.diff(ordered, prepend=-1.0) > 1e-12 * ordered[-1])  # rounding aside
+    counts = np.diff(first, append=len(ordered))
+    sizes, many = np.add.reduceat(ordered, first) / counts, counts > _REPEATED
+    return ordered[np.repeat(~many, counts)], sizes[many], counts[many]
 
 
 def _differ(differences: Floats) -> NDArray[np.bool_]:
@@ -136,7 +163,11 @@ def _differ(differences: Floats) -> NDArray[np.bool_]:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values adjusted for their number (Holm 1979): the chance that any is that small if none differs."""
+    """p values adjusted for their number (Holm 1979): the chance that any is that small if none differs.
+
+    Args:
+        p: of every comparison that was made.
+    """
     from statsmodels.stats.multitest import multipletests
 
     return [float(value) for value in multipletests(p, method="holm")[1]] if len(p) else []
@@ -150,9 +181,17 @@ def compare(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> list[Paired]:
-    """One comparison per task, in the order of `first`, and OVERALL last; see `compare_many`."""
-    found = compare_many(first, {_SECOND: second}, directions=directions, confidence=confidence, resamples=resamples)
-    return found[_SECOND]
+    """Compare two runs: one comparison per task, in the order of `first`, and OVERALL last.
+
+    Args:
+        first: as `records.Run.samples`.
+        second: likewise; differences are second minus first.
+        directions: as `Run.directions`; for gained and lost.
+        confidence: of the intervals, two-sided, one comparison at a time.
+        resamples: draws of the bootstrap.
+    """
+    compared = compare_many(first, {_SECOND: second}, directions=directions, confidence=confidence, resamples=resamples)
+    return compared[_SECOND]
 
 
 def compare_many(
@@ -163,11 +202,19 @@ def compare_many(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> dict[str, list[Paired]]:
-    """Compare several runs with one; see `compare_pairs`. `first`, `others`: as `records.Run.samples`."""
+    """Compare several runs with one: for each, by name, what `compare` gives.
+
+    Args:
+        first: as `records.Run.samples`.
+        others: likewise, by name; differences are theirs minus first.
+        directions: as `Run.directions`; for gained and lost.
+        confidence: of the intervals, two-sided, one comparison at a time.
+        resamples: draws of the bootstrap.
+    """
     pairs = [(_FIRST, name) for name in others]
     runs = {_FIRST: first, **others}
-    found = compare_pairs(runs, pairs, directions=directions, confidence=confidence, resamples=resamples)
-    return {name: found[_FIRST, name] for name in others}
+    compared = compare_pairs(runs, pairs, directions=directions, confidence=confidence, resamples=resamples)
+    return {name: compared[_FIRST, name] for name in others}
 
 
 def compare_pairs(
@@ -181,11 +228,13 @@ def compare_pairs(
     """Compare any pairs of some runs, all on one draw of the bootstrap.
 
     Args:
-        runs: tables as `records.Run.samples`, by name; whether they may be compared is `records.check_comparable`'s.
-            Groups, and the order of tasks, are those of the first.
+        runs: tables as `records.Run.samples`, by name; whether they may be compared is for
+            `comparable.check_comparable`. Clusters (the column `group`), and the order of tasks, are those of the
+            first.
         pairs: (first, second), names of `runs`.
         directions: as `Run.directions`; for gained and lost.
         confidence: of the intervals, two-sided, one comparison at a time.
+        resamples: draws of the bootstrap.
 
     Returns:
         For each pair one comparison per task, and OVERALL last.
@@ -194,52 +243,52 @@ def compare_pairs(
         ValueError: a document is in some tables only, or has no score.
     """
     reference = next(iter(runs.values()))
-    parts = [_Task(str(task), rows, runs, resamples) for task, rows in reference.groupby("task", sort=False)]
-    for name, frame in runs.items():
-        extra = set(frame["task"]) - {part.name for part in parts}
+    tasks = [_Task(str(task), rows, runs, resamples) for task, rows in reference.groupby("task", sort=False)]
+    for name, samples in runs.items():
+        extra = set(samples["task"]) - {task.name for task in tasks}
         if extra:
             raise InputError(f"{', '.join(sorted(extra))}: in {name} only")
-    if not parts:
+    if not tasks:
         raise InputError("no documents to compare")
     columns = {name: column for column, name in enumerate(runs)}
-    found = {}
+    compared = {}
     for first, second in pairs:
-        differences = [_Difference(part, columns[first], columns[second]) for part in parts]
-        tasks = [d.paired((directions or {}).get(d.task.name, 1), confidence) for d in differences]
-        found[first, second] = [*tasks, _overall(differences, tasks, confidence)]
-    return found
+        differences = [_Difference(task, columns[first], columns[second]) for task in tasks]
+        by_task = [d.paired((directions or {}).get(d.task.name, 1), confidence) for d in differences]
+        compared[first, second] = [*by_task, _overall(differences, by_task, confidence)]
+    return compared
 
 
 class _Task:
-    """One task's scores, (documents, runs), the groups of its documents, and one draw of the bootstrap."""
+    """One task's scores, (documents, runs), the clusters of its documents, and one draw of the bootstrap."""
 
     def __init__(self, name: str, rows: pd.DataFrame, runs: Mapping[str, pd.DataFrame], resamples: int) -> None:
         self.name, self._resamples = name, resamples
         reference = rows.set_index("doc_id")
         columns, self.parsable = [], []
-        for label, frame in runs.items():
-            other = frame[frame["task"] == name].set_index("doc_id")
+        for label, samples in runs.items():
+            other = samples[samples["task"] == name].set_index("doc_id")
             if set(other.index) != set(reference.index) or len(other) != len(reference):
                 raise InputError(f"{name}: the documents of {label} are others than the first run's")
             columns.append(other["score"].reindex(reference.index))
-            self.parsable.append(share(other["parsable"]))
+            self.parsable.append(parsable_share(other["parsable"]))
         self.scores: Floats = np.column_stack([column.to_numpy(dtype=float) for column in columns])
         if np.isnan(self.scores).any():
             document = reference.index[np.isnan(self.scores).any(axis=1)][0]
             raise InputError(f"{name}: document {document} has no score; the task's log holds none that can be read")
-        self.group: NDArray[np.intp] = pd.factorize(reference["group"])[0]
-        self.groups = int(self.group.max()) + 1
+        self.cluster: NDArray[np.intp] = pd.factorize(reference["group"])[0]
+        self.clusters = int(self.cluster.max()) + 1
         self.scale = max(1.0, float(np.ptp(self.scores)))
         self.binary = bool(np.isin(self.scores, (0, self.scale)).all())  # right or wrong, in whatever unit
 
     @cached_property
     def resampled(self) -> Reweighted:
         generator = np.random.default_rng([0, *self.name.encode()])
-        return reweighted(self.scores, self.group, self._resamples, generator, unseen_documents=1)
+        return reweighted(self.scores, self.cluster, self._resamples, generator, unseen_documents=1)
 
     @cached_property
     def halves(self) -> Reweighted:
-        return halves(self.scores, self.group, self._resamples, np.random.default_rng([1, *self.name.encode()]))
+        return halves(self.scores, self.cluster, self._resamples, np.random.default_rng([1, *self.name.encode()]))
 
 
 class _Difference:
@@ -248,25 +297,26 @@ class _Difference:
     def __init__(self, task: _Task, first: int, second: int) -> None:
         self.task, self._first, self._second = task, first, second
         self.values: Floats = task.scores[:, second] - task.scores[:, first]
-        self.by_group: Floats = np.asarray(np.bincount(task.group, self.values, minlength=task.groups), dtype=float)
+        totals = np.bincount(task.cluster, self.values, minlength=task.clusters)
+        self.by_cluster: Floats = np.asarray(totals, dtype=float)
 
     def alike(self) -> float:
-        """How many documents count for one, because those of a group are alike: from 1 to those of the mean group.
+        """How many documents count for one, because those of a cluster are alike: from 1 to those of the mean cluster.
 
         The design effect (Kish 1965): the variance of a mean over that of as many independent documents. The largest of
         both runs' scores and of their difference, which alone says little where few answers differ.
         """
-        scores, group = self.task.scores, self.task.group
-        mean_size, effects = len(scores) / self.task.groups, []
+        scores, cluster = self.task.scores, self.task.cluster
+        mean_size, effects = len(scores) / self.task.clusters, []
         for values in (scores[:, self._first], scores[:, self._second], self.values):
             spread = values - values.mean()
             if (total := float(spread @ spread)) > 1e-12:
-                effects.append(float(np.sum(np.bincount(group, spread) ** 2)) / total)
+                effects.append(float(np.sum(np.bincount(cluster, spread) ** 2)) / total)
         return float(np.clip(max(effects, default=mean_size), 1, mean_size))
 
     def differing(self) -> int:
-        """Groups whose mean difference is other than 0, or than that of the middle group if these are fewer."""
-        means = self.by_group / np.bincount(self.task.group)
+        """Clusters whose mean difference is other than 0, or than that of the middle cluster if these are fewer."""
+        means = self.by_cluster / np.bincount(self.task.cluster)
         return min(int(_differ(values).sum()) for values in (means, means - np.median(means)))
 
     def resampled(self, cautious: bool) -> Reweighted:
@@ -279,25 +329,25 @@ class _Difference:
         return len(self.values) / self.alike() / self.task.scale
 
     def variance(self) -> float:
-        """Estimated variance of the mean difference, groups being independent."""
-        groups = self.task.groups
-        if groups < 2:
+        """Estimated variance of the mean difference, clusters being independent."""
+        clusters = self.task.clusters
+        if clusters < 2:
             return math.nan
-        spread = self.by_group - np.bincount(self.task.group, minlength=groups) * self.values.mean()
+        spread = self.by_cluster - np.bincount(self.task.cluster, minlength=clusters) * self.values.mean()
         spread = np.where(_differ(spread), spread, 0.0)
-        return float(np.sum(spread**2)) / len(self.values) ** 2 * groups / (groups - 1)
+        return float(np.sum(spread**2)) / len(self.values) ** 2 * clusters / (clusters - 1)
 
     def paired(self, direction: int, confidence: float) -> Paired:
         task = self.task
         changed = _differ(self.values)
         gained, lost = (int((changed & (sign * direction * self.values > 0)).sum()) for sign in (1, -1))
-        exact = task.binary and task.groups == len(self.values)
+        exact = task.binary and task.clusters == len(self.values)
         (cautious,) = _cautious([self], confidence)
         low, high = _interval(self.resampled(cautious).with_unseen(), task.scale, confidence)
         return Paired(
             task=task.name,
             documents=len(self.values),
-            groups=task.groups,
+            groups=task.clusters,
             first=float(task.scores[:, self._first].mean()),
             second=float(task.scores[:, self._second].mean()),
             difference=float(self.values.mean()),
@@ -305,7 +355,7 @@ class _Difference:
             high=high,
             gained=gained,
             lost=lost,
-            p=mcnemar(gained, lost) if exact else sign_flip(self.by_group),
+            p=mcnemar(gained, lost) if exact else sign_flip(self.by_cluster),
             test="mcnemar" if exact else "sign-flip",
             parsable_first=task.parsable[self._first],
             parsable_second=task.parsable[self._second],
@@ -316,16 +366,16 @@ class _Difference:
 def _cautious(differences: Sequence[_Difference], confidence: float) -> list[bool]:
     """For each task, whether a document that nobody has seen may change by the whole range of scores.
 
-    So it is where every document is right or wrong; and in graded tasks if so few groups differ, in all of them, that
+    So it is where every document is right or wrong; and in graded tasks if so few clusters differ, in all of them, that
     no pattern of their signs is rare enough to be told from chance: too little is known of how far others may change.
-    A task with so few groups at all is one of these, whatever the others are: it makes up a whole share of the mean.
+    A task with so few clusters at all is one of these, whatever the others are: it makes up a whole share of the mean.
     """
 
     def few(number: int) -> bool:
         return bool(0.5**number >= (1 - confidence) / 2)
 
     differing = sum(d.differing() for d in differences if not d.task.binary)
-    return [d.task.binary or few(differing) or few(d.task.groups) for d in differences]
+    return [d.task.binary or few(differing) or few(d.task.clusters) for d in differences]
 
 
 def _overall(differences: list[_Difference], tasks: list[Paired], confidence: float) -> Paired:
@@ -338,7 +388,7 @@ def _overall(differences: list[_Difference], tasks: list[Paired], confidence: fl
         {d.task.name: number for d, number in zip(differences, independent, strict=True)},
     )
     low, high = _interval(resampled, differences[independent.index(min(independent))].task.scale, confidence)
-    shares = np.concatenate([d.by_group / len(d.values) for d in differences]) / len(tasks)
+    shares = np.concatenate([d.by_cluster / len(d.values) for d in differences]) / len(tasks)
     documents = sum(task.documents for task in tasks)
     variance = sum(d.variance() for d in differences) / len(tasks) ** 2
     return Paired(
@@ -361,8 +411,8 @@ def _overall(differences: list[_Difference], tasks: list[Paired], confidence: fl
 
 
 def _mean(values: Iterable[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+    numbers = [value for value in values if not math.isnan(value)]
+    return float(np.mean(numbers)) if numbers else math.nan
 
 
 def _interval(difference: Reweighted, scale: float, confidence: float) -> tuple[float, float]:
@@ -382,7 +432,25 @@ def _needed(documents: int, variance: float) -> int | None:
     return math.ceil(z**2 * variance * documents / _NOTICED**2)
 
 
-def frame(comparisons: Sequence[Paired]) -> pd.DataFrame:
-    """Comparisons as a table, one row each; `needed` is a nullable whole number."""
+def format_p(p: float) -> str:
+    """A p value in words: two digits that count, one below 0.001; "-" where there is none.
+
+    Args:
+        p: from 0 to 1, or NaN.
+    """
+    if math.isnan(p):
+        return "-"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
+
+
+def comparison_table(comparisons: Sequence[Paired]) -> pd.DataFrame:
+    """Comparisons as a table, one row each; `needed` is a nullable whole number.
+
+    Args:
+        comparisons: of one pair of runs, or of several.
+    """
     table = pd.DataFrame([asdict(comparison) for comparison in comparisons])
     return table.astype({"needed": "Int64"}) if len(table) else table
+
+
+frame = comparison_table  # shim

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from loguru import logger
 
 from plam_eval.arguments import write_words
 from plam_eval.errors import InputError, first_line
-from plam_eval.evaluation import harness
+from plam_eval.harness.evaluate import parse_model_args
+from plam_eval.harness.processes import is_first_process
 from plam_eval.spec import hint
 
 if TYPE_CHECKING:
@@ -40,11 +40,15 @@ class Settings:
     def read(cls, wandb_args: str | Mapping[str, Any] | None) -> Settings:
         """Check what was given, before a model is loaded for it.
 
-        Raises InputError: no `key=value`, an argument that `wandb.init` does not take, or no wandb here.
+        Args:
+            wandb_args: `key=value,...`, or a mapping; nothing where nothing is to be logged.
+
+        Raises:
+            InputError: no `key=value`, an argument that `wandb.init` does not take, or no wandb here.
         """
         if not wandb_args:
             return cls()
-        arguments = harness.parse_model_args(write_words(wandb_args, "wandb_args"), "wandb_args")
+        arguments = parse_model_args(write_words(wandb_args, "wandb_args"), "wandb_args")
         known = inspect.signature(_wandb().init).parameters
         if unknown := [name for name in arguments if name not in known]:
             lines = "; ".join(f"{name}, {hint(name, known)}" for name in unknown)
@@ -55,9 +59,15 @@ class Settings:
     def run(self, command: str, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
         """A run for as long as the block lasts, on the first process; one that the caller has begun is used and left.
 
-        Raises InputError where Weights & Biases refuses to begin one.
+        Args:
+            command: whose results are logged.
+            name: of the run, after the command's.
+            config: that the run is given.
+
+        Raises:
+            InputError: Weights & Biases refuses to begin one.
         """
-        if self.arguments is None or os.environ.get("RANK", "0") != "0":
+        if self.arguments is None or not is_first_process():
             yield Log()
             return
         wandb = _wandb()
@@ -92,43 +102,56 @@ class Log:
     run: Any = None
     wandb: Any = field(default=None, repr=False)
 
-    def scan(self, found: Scan) -> None:
-        """Per cut, as a series over `cut`: accuracy, KL and share of parsable answers; the curve; the plateau."""
+    def scan(self, scanned: Scan) -> None:
+        """Per cut, as a series over `cut`: accuracy, KL and share of parsable answers; the curve; the plateau.
+
+        Args:
+            scanned: what a scan found.
+        """
         from plam_eval.evaluation.stats import OVERALL
 
         if self.run is None:
             return
-        with self._warned():
-            curve = found.curve.table()
+        with self._not_fatal():
+            curve = scanned.curve.table()
             for name in ("accuracy", "kl", "parsable"):
                 self.run.define_metric(f"scan/{name}", step_metric="scan/cut")
             for row in curve[curve["task"] == OVERALL].itertuples():
                 values = {"cut": row.cut, "accuracy": row.accuracy, "kl": row.kl, "parsable": row.parsable}
-                self.run.log({f"scan/{name}": value for name, value in values.items() if _there(value)})
+                self.run.log({f"scan/{name}": value for name, value in values.items() if _is_known(value)})
             self._table("scan/curve", curve)
-            self.run.log({"scan/plot": self.wandb.Image(str(found.folder / "curve.png"))})
-            self.run.summary.update({"plateau": found.stages.plateau, "reason": found.stages.reason})
+            self.run.log({"scan/plot": self.wandb.Image(str(scanned.folder / "curve.png"))})
+            self.run.summary.update({"plateau": scanned.stages.plateau, "reason": scanned.stages.reason})
 
-    def comparison(self, found: Comparison) -> None:
-        """Per task both scores, difference, interval and p; the table."""
+    def comparison(self, compared: Comparison) -> None:
+        """Per task both scores, difference, interval and p; the table.
+
+        Args:
+            compared: two runs.
+        """
         if self.run is None:
             return
-        with self._warned():
-            for row in found.rows:
+        with self._not_fatal():
+            for row in compared.rows:
                 values = {"first": row.first, "second": row.second, "difference": row.difference, "p": row.p}
                 values |= {"low": row.low, "high": row.high}
-                self.run.summary.update({f"{row.task}/{name}": v for name, v in values.items() if _there(v)})
-            self._table("comparison", found.table)
+                self.run.summary.update({f"{row.task}/{name}": v for name, v in values.items() if _is_known(v)})
+            self._table("comparison", compared.table)
 
-    def sweep(self, found: Findings) -> None:
-        """The tables of cells, tasks and controls; the chosen merge and the verdict."""
+    def sweep(self, findings: Findings) -> None:
+        """The tables of cells, tasks and controls; the chosen merge and the verdict.
+
+        Args:
+            findings: of a sweep.
+        """
         if self.run is None:
             return
-        with self._warned():
+        with self._not_fatal():
             for name in ("cells", "tasks", "controls"):
-                self._table(name, getattr(found, name))
-            chosen = found.selection.cell if found.selection else None
-            self.run.summary.update({"verdict": found.verdict(), "chosen": chosen, "failed": len(found.failures())})
+                self._table(name, getattr(findings, name))
+            chosen = findings.selection.cell if findings.selection else None
+            failed = len(findings.failures())
+            self.run.summary.update({"verdict": findings.verdict(), "chosen": chosen, "failed": failed})
 
     def _table(self, name: str, table: pd.DataFrame) -> None:
         if len(table):
@@ -136,12 +159,12 @@ class Log:
             self.run.log({name: self.wandb.Table(columns=list(map(str, table.columns)), data=plain.values.tolist())})
 
     @contextmanager
-    def _warned(self) -> Iterator[None]:
+    def _not_fatal(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # of wandb, its network or a version of it: it must not cost what was found
             logger.warning(f"wandb: the results were not logged ({type(error).__name__}: {first_line(error)})")
 
 
-def _there(value: Any) -> bool:
+def _is_known(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))

@@ -1,1 +1,10 @@
-"""What is known of lmms-eval. For now its tasks (`tasks`); the rest is in `plam_eval.evaluation.harness`."""
+"""All that is known of lmms-eval's internals, and nowhere else in `plam_eval`.
+
+- `registry`: what is registered with it: models, tasks, prompts. `patches`: its functions that are wrapped.
+- `evaluate`: evaluation in this process. `checks`: what can be known of tasks before. `lookup`: tasks by name.
+- `tasks`: what is known of single tasks, in one table. `scoring`: scores by lmms-eval's own functions.
+- `answers`: answers scored and logged. `images`: what documents look like. `output_files`: what an evaluation leaves.
+- `loading`: tasks loaded faster. `dataset_errors`: datasets that cannot be loaded. `processes`: several of them.
+
+Importing these modules imports neither torch nor lmms-eval.
+"""

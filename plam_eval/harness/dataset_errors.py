@@ -13,7 +13,9 @@ def dataset_error(task: str, dataset: str | None, error: BaseException) -> str:
     """The line for a task. The cause is found below whatever lmms-eval, `datasets` and the hub have wrapped it in.
 
     Args:
+        task: its name.
         dataset: hub id or folder, if it is known.
+        error: what loading the task raised.
     """
     chain = list(_causes(error))
     name = dataset or "DATASET"
@@ -63,7 +65,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     now: BaseException | None = error
     while now is not None and id(now) not in seen:
         seen.add(id(now))
-        attempt = getattr(now, "last_attempt", None)
+        attempt = getattr(now, "last_attempt", None)  # of tenacity's RetryError
         if attempt is not None:
             now = attempt.exception()
             continue

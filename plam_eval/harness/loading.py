@@ -11,13 +11,14 @@ Importing this module imports neither torch nor lmms-eval.
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from plam_eval.patching import wrap_once
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
@@ -32,15 +33,13 @@ def patch_yaml_loading() -> None:
     import yaml
     from lmms_eval import utils
 
-    stock = utils.load_yaml_config
-    if not yaml.__with_libyaml__ or hasattr(stock, "_plam_eval"):
+    if not yaml.__with_libyaml__:
         return
     loaders = {"simple": _loader(utils.ignore_constructor), "full": _loader(utils.import_function)}
     folders = [folder for package in ("lmms_eval", "plam_eval.tasks") for folder in _folders(package)]
 
-    @functools.wraps(stock)
     def load_yaml_config(
-        yaml_path: Any = None, yaml_config: Any = None, yaml_dir: Any = None, mode: str = "full"
+        stock: Any, yaml_path: Any = None, yaml_config: Any = None, yaml_dir: Any = None, mode: str = "full"
     ) -> Any:
         file_path = Path(yaml_path).absolute() if yaml_config is None else None
         if file_path is not None and mode in loaders and any(file_path.is_relative_to(folder) for folder in folders):
@@ -51,8 +50,7 @@ def patch_yaml_loading() -> None:
                 yaml_config = None  # read again below, and refused in PyYAML's words
         return stock(yaml_path, yaml_config, yaml_dir, mode)
 
-    load_yaml_config._plam_eval = True  # type: ignore[attr-defined]
-    utils.load_yaml_config = load_yaml_config
+    wrap_once(utils, "load_yaml_config", load_yaml_config)
 
 
 def _loader(function: Callable[[Any, Any], Any]) -> Any:
@@ -69,8 +67,8 @@ def _loader(function: Callable[[Any, Any], Any]) -> Any:
 
 
 def _folders(package: str) -> list[Path]:
-    found = importlib.util.find_spec(package)
-    return [Path(folder).absolute() for folder in (found.submodule_search_locations or ())] if found else []
+    spec = importlib.util.find_spec(package)
+    return [Path(folder).absolute() for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -90,12 +88,7 @@ def patch_dataset_loading() -> None:
     """
     from lmms_eval.api.task import ConfigurableTask
 
-    stock = ConfigurableTask.download
-    if hasattr(stock, "_plam_eval"):
-        return
-
-    @functools.wraps(stock)  # its attributes too: `retry` is what an evaluation that must not wait changes
-    def download(self: Any, dataset_kwargs: Any = None) -> None:
+    def download(stock: Any, self: Any, dataset_kwargs: Any = None) -> None:
         key = _dataset_key(self, dataset_kwargs)
         kept = _KEPT.get(key) if key is not None else None
         if kept is None:
@@ -115,8 +108,7 @@ def patch_dataset_loading() -> None:
             dataset_kwargs.clear()
             dataset_kwargs.update(left)
 
-    download._plam_eval = True  # type: ignore[attr-defined]
-    ConfigurableTask.download = download
+    wrap_once(ConfigurableTask, "download", download)  # with its attributes: `lookup.one_attempt` changes its `retry`
 
 
 def _copy(dataset: Any) -> Any:
@@ -146,8 +138,8 @@ def _dataset_key(task: Any, dataset_kwargs: Any) -> Any:
             return None
         # The code itself as well: all lambdas of a file have one name.
         defaults = repr((process.__defaults__, process.__kwdefaults__))
-        code = body, defaults, process.__qualname__, _of(Path(body.co_filename))
-    files = _files(str(task.DATASET_PATH))
+        code = body, defaults, process.__qualname__, _state(Path(body.co_filename))
+    files = _states(str(task.DATASET_PATH))
     if files is None:
         return None
     splits = config.training_split, config.validation_split, config.test_split, config.fewshot_split
@@ -164,22 +156,22 @@ def _dataset_key(task: Any, dataset_kwargs: Any) -> Any:
     )
 
 
-def _files(folder: str) -> tuple[Any, ...] | None:
+def _states(folder: str) -> tuple[Any, ...] | None:
     """What tells whether a local dataset is still the one that was read; None where it cannot be told.
 
     That is where there are links to folders, or to nothing: what stands behind them would have to be walked as well.
     """
-    found = []
+    states = []
     for parent, folders, names in os.walk(folder):
         try:
             if any(Path(parent, name).is_symlink() for name in folders):
                 return None
-            found += [_of(Path(parent, name)) for name in names]
+            states += [_state(Path(parent, name)) for name in names]
         except OSError:
             return None
-    return tuple(found)
+    return tuple(states)
 
 
-def _of(file: Path) -> tuple[str, int, int, int, int]:
+def _state(file: Path) -> tuple[str, int, int, int, int]:
     stat = file.stat()  # the time of its last change, too, as copying can set that of the last write
     return str(file), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -24,20 +24,26 @@ def mmbench(row: Mapping[str, Any]) -> float:
     """What MMBench's static evaluation gives one answer: 1 for right, 0 for wrong.
 
     Its evaluator takes a data frame, which costs a hundred times as much as reading the answer; these are the steps of
-    `MMBench_Evaluator.eval_sub_data` for a frame of this one row, whose answer is `row["answer"]`.
+    `MMBench_Evaluator.eval_sub_data` for a frame of this one row.
+
+    Args:
+        row: what the task logs: the question's choices, the right letter `answer` and the model's `prediction`.
     """
     evaluator, answer = _mmbench_evaluator(), row["answer"]
-    found = evaluator.prefetch_answer(row)
-    if not found:
+    letter = evaluator.prefetch_answer(row)
+    if not letter:
         choices = sorted(evaluator.build_choices(row))
-        found = _function("lmms_eval.tasks._task_utils.mcq_extract", "extract_mcq_answer")(
-            row["prediction"], choices=choices
-        )
-    return float(bool(found) and found == answer)
+        extract = _function("lmms_eval.tasks._task_utils.mcq_extract", "extract_mcq_answer")
+        letter = extract(row["prediction"], choices=choices)
+    return float(bool(letter) and letter == answer)
 
 
 def mmmu(entry: Mapping[str, Any]) -> float:
-    """What MMMU gives one answer, which its log holds parsed: 1 for right, 0 for wrong."""
+    """What MMMU gives one answer, which its log holds parsed: 1 for right, 0 for wrong.
+
+    Args:
+        entry: what the task logs.
+    """
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
 
 
@@ -50,17 +56,17 @@ def _mmbench_evaluator() -> Any:
 def _function(module: str, name: str) -> Callable[..., Any]:
     """A function or class of a module, alone if its file allows it, else from the module."""
     if module not in sys.modules and (file := _file_of(module)) is not None:
-        found: Callable[..., Any] | None = _alone(file, name)
-        if found is not None:
-            return found
+        alone: Callable[..., Any] | None = _alone(file, name)
+        if alone is not None:
+            return alone
     imported: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return imported
 
 
 def _file_of(module: str) -> Path | None:
     package, *inner = module.split(".")
-    found = importlib.util.find_spec(package)  # of a top-level package, which is not imported for it
-    folders = found.submodule_search_locations if found is not None else None
+    spec = importlib.util.find_spec(package)  # of a top-level package, which is not imported for it
+    folders = spec.submodule_search_locations if spec is not None else None
     file = Path(next(iter(folders or [""])), *inner).with_suffix(".py")
     return file if file.is_file() else None
 
@@ -127,13 +133,13 @@ def _around(statement: ast.stmt) -> list[ast.AST]:
 
 def _names(nodes: Sequence[ast.AST], *contexts: type[ast.expr_context]) -> set[str]:
     """Names that are read in these nodes, or used in one of `contexts`; "*" where they are not told."""
-    found = set()
+    names = set()
     for inner in itertools.chain.from_iterable(map(ast.walk, nodes)):
         if isinstance(inner, ast.Name) and isinstance(inner.ctx, contexts or ast.Load):
-            found.add(inner.id)
+            names.add(inner.id)
         elif isinstance(inner, ast.alias) and inner.name == "*":
-            found.add("*")
-    return found
+            names.add("*")
+    return names
 
 
 def _globals(table: symtable.SymbolTable) -> set[str]:

@@ -1,8 +1,9 @@
-"""What is known of single tasks of lmms-eval, in one table keyed by task: a document's score, and what it shares.
+"""What is known of single tasks of lmms-eval, in one table keyed by task; a benchmark that is added is a row in it.
 
-A score is never guessed from the shape of a log entry. It is read as the task's row says, or, for a task without a row,
-from a metric that the task itself declares as a mean over documents. For any other task there is no score per document,
-and why is said. docs/tasks.md shows the table.
+A row (`task_row.Task`) says how a document is scored, what documents share, what form an answer has, and whether
+documents are scored in pairs. A score is never guessed from the shape of a log entry. It is read as the task's row
+says, or, for a task without a row, from a metric that the task itself declares as a mean over documents. For any other
+task there is no score per document, and why is said. docs/tasks.md shows the table.
 
 Importing this module imports neither torch nor lmms-eval.
 """
@@ -11,112 +12,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean as mean
 from typing import Any
 
-from plam_eval.errors import PlamError
 from plam_eval.harness import scoring
-
-Entry = Any
-"""What a task logs for one document under the name of a metric."""
-Document = Mapping[str, Any]
-"""A row of a task's dataset."""
-
-
-class NoScoreError(PlamError, ValueError):
-    """No score of a document is known for a task; the message says what there was instead."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """How the score of a document is read from what its task logs.
-
-    Attributes:
-        metric: the name under which the task logs it.
-        read: entry -> score, NaN where a judge gave none. May raise anything for an entry of another shape.
-        also: other names under which the task logs some of its documents, in the same form.
-        low, high: the range that scores are in.
-        unjudged: values that stand for "could not be judged", such as -1; such a document has no score.
-        stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
-            task has none.
-        aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
-        late: whether the task writes it into its entries only when it aggregates them, which a scan does not do.
-    """
-
-    metric: str
-    read: Callable[[Entry], float]
-    also: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = 1.0
-    unjudged: frozenset[float] = frozenset()
-    stock: str | None = None
-    scale: float = 1.0
-    aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
-    late: bool = False
-
-    def of(self, sample: Mapping[str, Any]) -> float:
-        """A document's score from its line of a sample log; NaN where it could not be judged.
-
-        Raises NoScoreError when the line holds none, or one out of range.
-        """
-        metric = next((name for name in (self.metric, *self.also) if name in sample), None)
-        if metric is None:
-            raise NoScoreError(f"expected {self.metric} in its log, found {listed(entries_of(sample))}")
-        entry = sample[metric]
-        try:
-            score = float(self.read(entry))
-        except Exception as error:  # lmms-eval's own scoring runs here, on an entry that may be another task's
-            raise NoScoreError(
-                f"{metric} is not logged in the form that is known: found {shortened(entry)} "
-                f"({type(error).__name__}: {error})"
-            ) from error
-        if math.isnan(score) or score in self.unjudged:
-            return math.nan
-        if not self.low <= score <= self.high or math.isinf(score):
-            raise NoScoreError(f"{metric} is {score:g}, expected {self.low:g} to {self.high:g}")
-        return score
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What documents that are not independent of each other have in common.
-
-    Attributes:
-        kind: "image", "question" (asked again with its choices rotated) or "subject".
-        of_document: from a row of the dataset, which sample logs do not hold; our wrappers note it there.
-        of_sample: from a line of a sample log, where the task's own entry says it.
-    """
-
-    kind: str
-    of_document: Callable[[Document], str] | None = None
-    of_sample: Callable[[Mapping[str, Any]], str] | None = None
-
-
-ONE_EACH = Cluster("document")
-"""Every document has an image of its own, or none."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is known of one task.
-
-    Attributes:
-        score: None where no score per document can be read, for the reason `unscored`.
-        cluster: None where it is not known whether documents share images.
-    """
-
-    score: Score | None = None
-    cluster: Cluster | None = None
-    unscored: str = ""
-
+from plam_eval.harness.errors import NoScoreError
+from plam_eval.harness.task_row import ONE_EACH, Cluster, Document, Entry, Score, Task, listed
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
 
 
 def number(entry: Entry) -> float:
-    """An entry that is the score itself. Raises TypeError or ValueError for anything but a number."""
+    """An entry that is the score itself.
+
+    Args:
+        entry: as it was logged.
+
+    Raises:
+        TypeError, ValueError: it is anything but a number.
+    """
     if not isinstance(entry, (int, float)):
         raise TypeError(f"found {type(entry).__name__}, expected a number")
     if math.isnan(entry):
@@ -125,12 +40,20 @@ def number(entry: Entry) -> float:
 
 
 def field(name: str) -> Callable[[Entry], float]:
-    """The score that stands in an entry under a name."""
+    """The score that stands in an entry under a name.
+
+    Args:
+        name: of the field.
+    """
     return lambda entry: number(entry[name])
 
 
 def equal_letters(entry: Entry) -> float:
-    """Whether `pred` and `answer` are one word, as the SEED-Bench tasks compare them."""
+    """Whether `pred` and `answer` are one word, as the SEED-Bench tasks compare them.
+
+    Args:
+        entry: with both.
+    """
     return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
 
 
@@ -240,6 +163,7 @@ TASKS: dict[str, Task] = {
             of_document=lambda doc: str(doc["question_id"]),
             of_sample=lambda s: str((s.get("mme_perception_score") or s["mme_cognition_score"])["question_id"]),
         ),
+        in_pairs="MME",
     ),
     "mmmu_val": _MMMU_TASK,
     "mmstar": Task(Score("average", field("score")), ONE_EACH),
@@ -351,28 +275,23 @@ TASKS: dict[str, Task] = {
 
 # --- reading by it ----------------------------------------------------------------------------------------------------
 
-_NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}
-_NO_METRIC |= {"input", "input_media", "group", "task", "turn"}  # of a line of a sample log
-
-
-def entries_of(sample: Mapping[str, Any]) -> list[str]:
-    """Names under which a line of a sample log holds what its task logged."""
-    return [name for name in sample if name not in _NO_METRIC]
+_UNKNOWN = Task()
 
 
 def score_of_task(task: str, config: Mapping[str, Any]) -> Score:
     """How a task's documents are scored.
 
     Args:
+        task: its name.
         config: the task's configuration, as lmms-eval writes it into a results file.
 
     Raises:
         NoScoreError: the task is known to have no score per document, or is not known and declares no mean.
     """
-    if (known := TASKS.get(task)) is not None:
-        if known.score is None:
-            raise NoScoreError(known.unscored)
-        return known.score
+    if (row := TASKS.get(task)) is not None:
+        if row.score is None:
+            raise NoScoreError(row.unscored)
+        return row.score
     declared = declared_metrics(config)
     for metric, aggregation in declared.items():
         if aggregation == "mean":
@@ -383,18 +302,31 @@ def score_of_task(task: str, config: Mapping[str, Any]) -> Score:
 
 
 def declared_metrics(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Metric -> aggregation, of a task's metric_list."""
+    """Metric -> aggregation, of a task's metric_list.
+
+    Args:
+        config: the task's configuration.
+    """
     return {str(row["metric"]): row.get("aggregation") for row in _rows(config, "metric_list") if "metric" in row}
 
 
 def falls(metric: str, config: Mapping[str, Any]) -> bool:
-    """Whether a task declares that a lower value of a metric is better."""
+    """Whether a task declares that a lower value of a metric is better.
+
+    Args:
+        metric: its name.
+        config: the task's configuration.
+    """
     rows = _rows(config, "metric_list")
     return any(row.get("metric") == metric and row.get("higher_is_better") is False for row in rows)
 
 
 def filters_of(config: Mapping[str, Any]) -> list[str]:
-    """Names of a task's filters, in its own order; scores are those of the first."""
+    """Names of a task's filters, in its own order; scores are those of the first.
+
+    Args:
+        config: the task's configuration.
+    """
     return [str(row.get("name")) for row in _rows(config, "filter_list")] or ["none"]
 
 
@@ -407,9 +339,12 @@ def cluster_of(task: str, sample: Mapping[str, Any]) -> tuple[str, bool]:
     """What a document shares with others, such as "image n1234", and whether that is known.
 
     Where it is not, the document counts as independent ("document 5").
+
+    Args:
+        task: its name.
+        sample: the document's line of a sample log.
     """
-    known = TASKS.get(task)
-    cluster = known.cluster if known else None
+    cluster = TASKS[task].cluster if task in TASKS else None
     if isinstance(sample.get("group"), str):
         kind = cluster.kind if cluster is not None and cluster is not ONE_EACH else "image"
         return f"{kind} {sample['group']}", True
@@ -422,13 +357,22 @@ def cluster_of(task: str, sample: Mapping[str, Any]) -> tuple[str, bool]:
 
 
 def has_clusters(task: str) -> bool:
-    """Whether the rows of a task's dataset say what documents share, and its sample logs do not."""
-    known = TASKS.get(task)
-    return known is not None and known.cluster is not None and known.cluster.of_document is not None
+    """Whether the rows of a task's dataset say what documents share, and its sample logs do not.
+
+    Args:
+        task: its name.
+    """
+    row = TASKS.get(task)
+    return row is not None and row.cluster is not None and row.cluster.of_document is not None
 
 
 def cluster_of_document(task: str, document: Document) -> str | None:
-    """What a row of a task's dataset shares with others; None where its own sample log says it, or nothing is known."""
+    """What a document shares with others; None where the task's own sample log says it, or nothing is known.
+
+    Args:
+        task: its name.
+        document: its row of the task's dataset.
+    """
     cluster = TASKS[task].cluster if has_clusters(task) else None
     if cluster is None or cluster.of_document is None:
         return None
@@ -438,13 +382,15 @@ def cluster_of_document(task: str, document: Document) -> str | None:
         return None
 
 
-def listed(words: Iterable[str]) -> str:
-    return ", ".join(words) or "nothing"
+def has_its_form(task: str, target: str, answer: str) -> bool | None:
+    """Whether an answer has the form that is asked for; None where there is none, as for free words.
 
-
-def shortened(entry: Entry) -> str:
-    text = repr(entry)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    Args:
+        task: its name.
+        target: the right answer, as it is logged.
+        answer: the model's.
+    """
+    return TASKS.get(task, _UNKNOWN).form(target, answer)
 
 
 def _shown(aggregation: Any) -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from plam_eval import hub
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
+from plam_eval.errors import MergeError, near_names
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.names import Key, by_layer, decoder_prefixes, decoder_tensor
 from plam_eval.spec import MODULES, PlateauSpec, SpecError
 
@@ -30,7 +30,7 @@ class Faults(list[str]):
         try:
             yield
         except MergeError as error:
-            self += error.faults or [str(error)]
+            self += error.problems or [str(error)]
 
     def raise_any(self) -> None:
         if self:
@@ -109,8 +109,14 @@ def _overlaps(module: nn.Module) -> dict[str, str]:
 Source = Checkpoint | Parameters
 
 
-def locate(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
-    """(layer, suffix) -> name of every tensor the spec names: weights, and biases where there are any."""
+def locate_tensors(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
+    """(layer, suffix) -> name of every tensor the spec names: weights, and biases where there are any.
+
+    Args:
+        source: what is looked through.
+        spec: names layers and modules.
+        faults: what is missing, ambiguous, quantised or sharded is added to it.
+    """
     layers = by_layer(source.names())
     sharded = [name for name in source.names() if "_flat_param" in name or "_fsdp_wrapped_module" in name]
     if sharded:
@@ -140,28 +146,30 @@ def locate(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
             spec.check_layers(depth, source.name)
         except SpecError as error:
             faults += error.problems
-    found: dict[Key, str] = {}
+    names_of: dict[Key, str] = {}
     for layer in range(spec.layer_range[0], min(spec.layer_range[1], depth)):
         suffixes = layers.get(layer, {})
         for module in (MODULES[name] for name in spec.modules):
-            parts = {s.removeprefix(module + "."): names for s, names in suffixes.items() if s.startswith(module + ".")}
-            foreign = sorted(set(parts) - {"weight", "bias"})
+            stored = {
+                s.removeprefix(module + "."): names for s, names in suffixes.items() if s.startswith(module + ".")
+            }
+            foreign = sorted(set(stored) - {"weight", "bias"})
             place = f"{source.name}: layer {layer}, {module}"
             if foreign:
                 faults.append(
                     f"{place}: found {', '.join(foreign)}, expected weight and bias only; quantised (GPTQ, AWQ, FP8, "
                     "...) or adapted (LoRA) weights cannot be merged. Use the full-precision model, adapters folded in"
                 )
-            elif "weight" not in parts:
-                near = get_close_matches(module + ".weight", suffixes, n=3, cutoff=0.0)
+            elif "weight" not in stored:
+                near = near_names(module + ".weight", suffixes, most=3, cutoff=0.0)
                 faults.append(
                     f"{place}.weight: missing; {_fused(module, suffixes)}nearest in this layer: "
                     f"{', '.join(near) or 'nothing'}"
                 )
-            for part in sorted(set(parts) & {"weight", "bias"}):
+            for kind in sorted(set(stored) & {"weight", "bias"}):
                 with faults.collect():
-                    found[layer, f"{module}.{part}"] = _single(source, parts[part], place)
-    return found
+                    names_of[layer, f"{module}.{kind}"] = _single(source, stored[kind], place)
+    return names_of
 
 
 _FUSED = re.compile(r"qkv|query_key_value|W_pack|c_attn|Wqkv|wqkv")
@@ -200,25 +208,41 @@ def _single(source: Source, names: list[str], place: str) -> str:
 
 
 def decoder_names(source: Source) -> dict[Key, str]:
-    """(layer, suffix) -> name of every decoder tensor of a source."""
+    """(layer, suffix) -> name of every decoder tensor of a source.
+
+    Args:
+        source: a checkpoint or a loaded module.
+    """
     return {key: name for name in source.names() if (key := decoder_tensor(name)) is not None}
 
 
-def compare_tensors(one: Source, at: dict[Key, str], other: Source, there: dict[Key, str], faults: Faults) -> None:
-    """Note every tensor whose shapes differ, and every bias that only one side has."""
-    for key in sorted(at.keys() & there.keys()):
+def compare_tensors(
+    one: Source, one_names: dict[Key, str], other: Source, other_names: dict[Key, str], faults: Faults
+) -> None:
+    """Note every tensor whose shapes differ, and every bias that only one side has.
+
+    Args:
+        one: a source.
+        one_names: its tensors, by layer and suffix.
+        other: the source that it has to be like.
+        other_names: that one's.
+        faults: what differs is added to it.
+    """
+    for key in sorted(one_names.keys() & other_names.keys()):
+        name, other_name = one_names[key], other_names[key]
         with faults.collect():
-            shapes = one.shape(at[key]), other.shape(there[key])
-            if shapes[0] != shapes[1]:
+            shape, other_shape = one.shape(name), other.shape(other_name)
+            if shape != other_shape:
                 faults.append(
-                    f"{at[key]} is {list(shapes[0])} in {one.name} ({one.file(at[key])}), but {there[key]} is "
-                    f"{list(shapes[1])} in {other.name} ({other.file(there[key])}); expected equal shapes, as between "
-                    "an MLLM and the very LLM it was built from"
+                    f"{name} is {list(shape)} in {one.name} ({one.file(name)}), but {other_name} is "
+                    f"{list(other_shape)} in {other.name} ({other.file(other_name)}); expected equal shapes, as "
+                    "between an MLLM and the very LLM it was built from"
                 )
-    for key in sorted(at.keys() ^ there.keys()):
+    for key in sorted(one_names.keys() ^ other_names.keys()):
         weight = (key[0], key[1].removesuffix("bias") + "weight")
-        if key[1].endswith(".bias") and weight in at and weight in there:  # else the weight's own fault says it
-            has, lacks = (one, other) if key in at else (other, one)
+        # Where a weight is missing, too, its own fault says it.
+        if key[1].endswith(".bias") and weight in one_names and weight in other_names:
+            has, lacks = (one, other) if key in one_names else (other, one)
             faults.append(f"layer {key[0]}, {key[1]}: in {has.name} but not in {lacks.name}; expected both or neither")
 
 
@@ -243,7 +267,7 @@ def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, faults: 
     """Note where layer n of the MLLM cannot be layer n of the base: other depth, or other layers in between."""
     mine, theirs = by_layer(model.names()), by_layer(base.names())
     if not mine or not theirs or _gap(mine) is not None or _gap(theirs) is not None:
-        return  # told by locate
+        return  # told by locate_tensors
     depths = _depth(model, mine), _depth(base, theirs)
     lacking = [{n for n, layer in layers.items() if not _kinds(layer) & {"self_attn"}} for layers in (mine, theirs)]
     nowhere = "layers cannot be mapped onto each other yet, so only decoders of equal layers can be merged"
@@ -277,9 +301,12 @@ _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_va
 
 
 def decoder_geometry(config: Any) -> dict[str, Any]:
-    """Sizes of the language decoder that `config` (config.json's content, or a transformers config) describes.
+    """Sizes of the language decoder that a config describes.
 
     Fields that a config leaves out have their model type's default, as on loading; None where neither says.
+
+    Args:
+        config: config.json's content, or a transformers config.
 
     Raises:
         MergeError: transformers knows the model type and refuses the config, or a size is no number.
@@ -303,21 +330,21 @@ def decoder_geometry(config: Any) -> dict[str, Any]:
         except Exception as error:
             raise MergeError(f"the config describes no language decoder: {' '.join(str(error).split())}") from error
     rope = _mapping(config.get("rope_parameters") or {}, "rope_parameters")
-    found = {
+    sizes = {
         **{field: config.get(field) for field in (*_SIZES, "rms_norm_eps")},
         "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
     }
     faults = [
         f"config: {field} is {value!r}; expected a {'whole ' if field in _SIZES else ''}number above 0"
-        for field, value in found.items()
+        for field, value in sizes.items()
         if value is not None and not _number(value, whole=field in _SIZES)
     ]
     if faults:
         raise MergeError(*faults)
-    heads, width = found["num_attention_heads"], found["hidden_size"]
-    found["num_key_value_heads"] = found["num_key_value_heads"] or heads
-    found["head_dim"] = found["head_dim"] or (width // heads if width and heads else None)
-    return found
+    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
+    sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or heads
+    sizes["head_dim"] = sizes["head_dim"] or (width // heads if width and heads else None)
+    return sizes
 
 
 def _mapping(value: Any, field: str) -> Mapping[str, Any]:
@@ -338,8 +365,8 @@ def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: 
             warnings.append(f"{source.name} has no config: heads and head size are not compared with the base's")
             continue
         config = source.config if isinstance(source.config, Mapping) else source.config.to_dict()
-        for part in (config, config.get("text_config"), config.get("llm_config")):
-            quantised = part.get("quantization_config") if isinstance(part, Mapping) else None
+        for section in (config, config.get("text_config"), config.get("llm_config")):
+            quantised = section.get("quantization_config") if isinstance(section, Mapping) else None
             if quantised:
                 method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
                 faults.append(
@@ -349,7 +376,7 @@ def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: 
         try:
             sizes.append(decoder_geometry(source.config))
         except MergeError as error:
-            faults += [f"{source.name}: {fault}" for fault in error.faults]
+            faults += [f"{source.name}: {fault}" for fault in error.problems]
     if len(sizes) < 2:
         return
     for field in sizes[0]:
@@ -401,31 +428,32 @@ class MergePlan:
     warnings: tuple[str, ...]
 
 
-def plan_merge(spec: PlateauSpec, *, model: Checkpoint, base: Checkpoint) -> MergePlan:
-    """Check a merge of two checkpoints without reading a weight.
+def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Parameters | None = None) -> MergePlan:
+    """Check a merge without reading a weight.
+
+    Args:
+        spec: what to merge.
+        model: where W_mllm is read from: a checkpoint, or a loaded module.
+        base: the base LLM.
+        target: the parameters that the results will be written to, if they are to be checked as well.
 
     Raises:
         MergeError: listing every fault: layers or modules missing or ambiguous on either side, unequal shapes or
             geometry, dtypes that are not floating, files missing or corrupt.
     """
-    return check(spec, model, base)
-
-
-def check(spec: PlateauSpec, model: Source, base: Checkpoint, target: Parameters | None = None) -> MergePlan:
-    """`plan_merge` for any source of W_mllm, and the parameters `target` that the results will be written to."""
     faults, warnings = Faults(), list[str]()
-    at, there = locate(model, spec, faults), locate(base, spec, faults)
-    compare_tensors(model, at, base, there, faults)
+    model_names, base_names = locate_tensors(model, spec, faults), locate_tensors(base, spec, faults)
+    compare_tensors(model, model_names, base, base_names, faults)
     if target is not None and target is not model:
-        compare_tensors(target, locate(target, spec, faults), model, at, faults)
+        compare_tensors(target, locate_tensors(target, spec, faults), model, model_names, faults)
     _compare_layers(model, base, spec, faults)
     _compare_configs(model, base, faults, warnings)
     if spec.model and isinstance(model, Checkpoint) and not _made_for(spec.model, model):
         warnings.append(f"the spec was made for {spec.model}, and this is {model.name}")
     faults.raise_any()
     tensors = tuple(
-        PlannedTensor(*key, at[key], there[key], model.shape(at[key]), model.dtype(at[key]), base.dtype(there[key]))
-        for key in sorted(at)
+        PlannedTensor(*key, name, base_names[key], model.shape(name), model.dtype(name), base.dtype(base_names[key]))
+        for key, name in sorted(model_names.items())
     )
     model_bytes = sum(math.prod(t.shape) * t.model_dtype.itemsize for t in tensors)
     base_bytes = sum(math.prod(t.shape) * t.base_dtype.itemsize for t in tensors)

@@ -27,16 +27,19 @@ class ProbeError(PlamError, ValueError):
 def decoder(model: nn.Module) -> nn.Module:
     """The module that runs the decoder layers: `get_decoder()`, followed until a module has `layers`.
 
+    Args:
+        model: an HF MLLM.
+
     Raises:
         ProbeError: no such module, or one whose text does not see images through self-attention alone.
     """
     name, module, tried = type(model).__name__, model, []
     for _ in range(4):
-        find = getattr(module, "get_decoder", None)
-        found = find() if callable(find) else getattr(module, "language_model", None)
-        if found is None or found is module:
+        get = getattr(module, "get_decoder", None)
+        inner = get() if callable(get) else getattr(module, "language_model", None)
+        if inner is None or inner is module:
             break
-        module = found
+        module = inner
         tried.append(type(module).__name__)
         if isinstance(getattr(module, "layers", None), nn.ModuleList):
             break
@@ -65,14 +68,28 @@ def decoder(model: nn.Module) -> nn.Module:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder layers of an MLLM, first to last. Raises `ProbeError` as `decoder` does."""
+    """The decoder layers of an MLLM, first to last.
+
+    Args:
+        model: an HF MLLM.
+
+    Raises:
+        ProbeError: as `decoder`.
+    """
     layers = decoder(model).layers
     assert isinstance(layers, nn.ModuleList)
     return layers
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of an MLLM's decoder. Raises `ProbeError` for anything but an HF model."""
+    """The config of an MLLM's decoder.
+
+    Args:
+        model: an HF MLLM.
+
+    Raises:
+        ProbeError: it is no model of transformers.
+    """
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         raise ProbeError(f"{type(model).__name__} has no HF config; expected a model of transformers")
@@ -82,11 +99,14 @@ def text_config(model: nn.Module) -> Any:
 def vision_token_ids(model: nn.Module) -> tuple[int, ...]:
     """Placeholder ids that image or video features replace. Delimiters around them are text.
 
+    Args:
+        model: an HF MLLM.
+
     Raises:
         ProbeError: the config names none.
     """
-    found = (getattr(model.config, name, None) for name in _TOKEN_IDS)
-    ids = tuple(dict.fromkeys(value for value in found if isinstance(value, int)))
+    values = (getattr(model.config, name, None) for name in _TOKEN_IDS)
+    ids = tuple(dict.fromkeys(value for value in values if isinstance(value, int)))
     if not ids:
         raise ProbeError(
             f"{type(model).__name__}: its config ({type(model.config).__name__}) names no vision token; looked for "
@@ -96,7 +116,12 @@ def vision_token_ids(model: nn.Module) -> tuple[int, ...]:
 
 
 def vision_positions(model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Where `input_ids` (documents, tokens) holds vision tokens, as booleans of the same shape."""
+    """Where a batch holds vision tokens, as booleans of its shape.
+
+    Args:
+        model: an HF MLLM.
+        input_ids: (documents, tokens).
+    """
     ids = torch.tensor(vision_token_ids(model), device=input_ids.device)
     return torch.isin(input_ids, ids)
 
@@ -105,27 +130,36 @@ def has_visual_input(inputs: Mapping[str, Any]) -> bool:
     """Whether a forward call's keyword arguments bring images or videos.
 
     Without any, a placeholder id is a token like others: a model may well generate one.
+
+    Args:
+        inputs: the keyword arguments.
     """
     for name, value in inputs.items():
         if name == "mm_encoder_outputs":
             if value and any(output is not None for output in value.values()):
                 return True
-        elif value is not None and any(part in name for part in _VISUAL_INPUTS):
+        elif value is not None and any(word in name for word in _VISUAL_INPUTS):
             return True
     return False
 
 
 def cache_in(given: Mapping[str, Any]) -> tuple[str, Cache | None]:
-    """(name, KV cache) among the keyword arguments, or the outputs, of a model or a decoder layer.
+    """The KV cache that a model or a decoder layer is given or gives, with its name; ("", None) without one.
 
-    Found by its class: transformers calls it `past_key_values` up to 5.23 and `cache` from 5.24 on, and what is looked
-    up under the wrong name is None. Without one the name is empty.
+    It is told by its class: transformers calls it `past_key_values` up to 5.23 and `cache` from 5.24 on, and what is
+    looked up under the wrong name is None.
+
+    Args:
+        given: keyword arguments, or outputs.
     """
     return next(((name, value) for name, value in given.items() if isinstance(value, Cache)), ("", None))
 
 
 def attention_backend(model: nn.Module) -> str:
     """The decoder's attention implementation, one that takes a mask over every (row, column): sdpa or eager.
+
+    Args:
+        model: an HF MLLM.
 
     Raises:
         ProbeError: it is another one.

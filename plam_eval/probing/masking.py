@@ -32,7 +32,7 @@ from plam_eval.probing.decoder import (
     vision_token_ids,
 )
 
-_PROBED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_CLAIMED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
     if from_layer < len(layers):
         check_mask(model)
     attention_backend(model)
-    with probing(model):
+    with claimed(model, "mask_vision"):
         handles = _hide(model, layers, from_layer) if from_layer < len(layers) else []
         try:
             yield
@@ -68,16 +68,24 @@ def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
 
 
 @contextmanager
-def probing(model: nn.Module) -> Iterator[None]:
-    """Claims a model's decoder: two probes at once would answer for neither."""
+def claimed(model: nn.Module, by: str) -> Iterator[None]:
+    """While entered, a model's decoder is nobody else's: of two that change it at once neither would be right.
+
+    Args:
+        model: an HF MLLM.
+        by: the function that claims it, for the message that another one gets.
+
+    Raises:
+        ProbeError: it is claimed already.
+    """
     layers = decoder_layers(model)
-    if layers in _PROBED:
-        raise ProbeError(f"{type(model).__name__} is inside mask_vision or generate_all_cuts already; leave that first")
-    _PROBED.add(layers)
+    if layers in _CLAIMED:
+        raise ProbeError(f"{type(model).__name__} is inside {_CLAIMED[layers]} already; leave that first")
+    _CLAIMED[layers] = by
     try:
         yield
     finally:
-        _PROBED.discard(layers)
+        del _CLAIMED[layers]
 
 
 def square_mask(mask: Tensor | None, hidden: Tensor, columns: int, past: int, backend: str) -> Tensor:
@@ -108,6 +116,11 @@ def square_mask(mask: Tensor | None, hidden: Tensor, columns: int, past: int, ba
 
 
 def closed_value(mask: Tensor) -> float | bool:
+    """What closes a position in a mask.
+
+    Args:
+        mask: boolean or additive.
+    """
     return False if mask.dtype == torch.bool else _low(mask)
 
 
@@ -272,6 +285,9 @@ def check_mask(model: nn.Module) -> None:
     - hidden, the same outputs bit by bit, or (where kernels add up in another order, as mixtures of experts do) a
       gradient that is zero.
 
+    Args:
+        model: an HF MLLM.
+
     Raises:
         ProbeError: naming the model, transformers' version, and what was not as required.
     """
@@ -280,15 +296,15 @@ def check_mask(model: nn.Module) -> None:
         return
     try:
         with torch.inference_mode(False), torch.no_grad(), _evaluating(decoder(model)):
-            fault = _fault(model, backend)
-    except (ProbeError, torch.OutOfMemoryError):  # too little memory is no fault of the model's
+            problem = _problem(model, backend)
+    except (ProbeError, torch.OutOfMemoryError):  # too little memory says nothing about the model
         raise
     except Exception as error:
-        fault = f"its decoder does not run on embeddings alone ({type(error).__name__}: {error})"
-    if fault:
+        problem = f"its decoder does not run on embeddings alone ({type(error).__name__}: {error})"
+    if problem:
         raise ProbeError(
-            f"{type(model).__name__} (transformers {transformers.__version__}, {backend} attention): {fault}. What the "
-            "probe found would not be the masked model's. Try the other one of sdpa and eager attention "
+            f"{type(model).__name__} (transformers {transformers.__version__}, {backend} attention): {problem}. What "
+            "the probe found would not be the masked model's. Try the other one of sdpa and eager attention "
             '(attn_implementation="eager"), or a version of transformers that `plam doctor` names as tested'
         )
     _CHECKED[decoder(model)].add(backend)
@@ -297,17 +313,17 @@ def check_mask(model: nn.Module) -> None:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Without dropout, which would draw from the caller's random numbers, and with a KV cache in any case."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
+    training = [each for each in module.modules() if each.training]
+    for each in training:
+        each.training = False
     try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        for each in training:
+            each.training = True
 
 
-def _fault(model: nn.Module, backend: str) -> str | None:
+def _problem(model: nn.Module, backend: str) -> str | None:
     """What is not as the mask's meaning requires, or None."""
     weight: Any = model.get_input_embeddings().weight  # type: ignore[operator]
     generator = torch.Generator().manual_seed(0)
@@ -346,7 +362,7 @@ def _outputs(model: nn.Module, embeddings: Tensor, backend: str = "", vision: Te
     hider = _Hider(model, backend, len(layers))
     handles = [] if vision is None else _hooks(hider, layers, 0)
     past: dict[str, Any] = {}
-    parts = []
+    outputs = []
     try:
         for tokens in (slice(0, -1), slice(-1, None)):
             if vision is not None:
@@ -356,8 +372,8 @@ def _outputs(model: nn.Module, embeddings: Tensor, backend: str = "", vision: Te
             if cache is None:
                 raise ProbeError(f"{type(module).__name__} returns no KV cache; expected one among its outputs")
             past = {name: cache}
-            parts.append(out.last_hidden_state)
+            outputs.append(out.last_hidden_state)
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat(parts, dim=1)[:, _AFTER]
+    return torch.cat(outputs, dim=1)[:, _AFTER]

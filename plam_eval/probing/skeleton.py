@@ -15,6 +15,10 @@ from plam_eval.probing.decoder import ProbeError, decoder, text_config, vision_t
 def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
     """The multimodal LLM that an HF config describes, without weights: its parameters have shapes only.
 
+    Args:
+        config: of the model, as `AutoConfig` gives it.
+        trust_remote_code: whether code of the checkpoint's own may define the model.
+
     Raises:
         ProbeError: transformers has no such model, or cannot make one of this config.
     """
@@ -28,8 +32,11 @@ def skeleton(config: Any, *, trust_remote_code: bool = False) -> nn.Module:
     return model
 
 
-def check_layout(model: nn.Module) -> None:
+def check_probeable(model: nn.Module) -> None:
     """Refuse a model, or a skeleton of one, whose decoder or whose image tokens cannot be told.
+
+    Args:
+        model: an HF MLLM.
 
     Raises:
         ProbeError: as `decoder` and `vision_token_ids`.
@@ -38,8 +45,14 @@ def check_layout(model: nn.Module) -> None:
     vision_token_ids(model)
 
 
+check_layout = check_probeable  # shim
+
+
 def check_shared_keys(model: nn.Module) -> None:
     """Refuse a model, or a skeleton of one, whose layers do not keep the keys of all tokens, which cuts share.
+
+    Args:
+        model: an HF MLLM.
 
     Raises:
         ProbeError: naming the kinds of layers found.

@@ -6,209 +6,31 @@ import hashlib
 import io
 import math
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from plam_eval.errors import InputError
+from plam_eval.figures import COLOURS as _COLOURS
+from plam_eval.figures import LIMIT_COLOUR as _LIMIT
+from plam_eval.figures import SALT as _SALT
+from plam_eval.figures import STAGE_COLOURS as _STAGES
+from plam_eval.figures import add_legend as _legend
+from plam_eval.figures import names_as_text as _names_as_text
+from plam_eval.figures import write_plainly as _plainly
+from plam_eval.probing.plot import curve_figure as curve_figure  # shim
+from plam_eval.probing.plot import plot_curve as plot_curve  # shim
 from plam_eval.terminal import one_line, shown
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from plam_eval.probing.plateau import Curve, Stages
-
-# Okabe and Ito's colours, told apart with any colour vision (jfly.uni-koeln.de/color); line styles tell them twice.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#6A3D9A")
-_STYLES = ("-", "--", ":", "-.")
-_STAGES = {"modal separation": "#E8E8E8", "modal alignment": "#FDF0CF", "modal degradation (plateau)": "#D6E8F5"}
-_LIMIT = "#B2182B"
 _BETTER, _WORSE, _HATCH, _QUIET = "#2166AC", "#B3182C", "#8A8F96", "#555555"
-_OVERALL = "overall"
-_KL_FLOOR = 1e-6  # nats: where the logarithmic axis ends
-
-
-def plot_curve(curve: Curve, stages: Stages, path: str | Path) -> Path:
-    """Write the plot of a curve and its stages; the suffix of `path` (.png or .svg) gives the format."""
-    path = Path(path)
-    if path.suffix not in (".png", ".svg"):
-        raise InputError(f"{path}: found suffix {path.suffix!r}, expected .png or .svg")
-    # Without a date and with fixed ids, equal curves give equal files.
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure = curve_figure(curve, stages)
-    _names_as_text(figure)
-    with matplotlib.rc_context({"svg.hashsalt": "plam-eval"}):
-        figure.savefig(path, dpi=150, metadata=metadata)
-    return path
-
-
-def curve_figure(curve: Curve, stages: Stages) -> Figure:
-    """Accuracy with its 95 % interval, the share of parsable answers and the KL divergence, over cut layers.
-
-    The mean over tasks is thick, tasks are thin. Stages are shaded between cuts: the layers from cut a to cut b are
-    those that see the image at b and not at a.
-    """
-    table = curve.table()
-    cuts = list(curve.cuts)
-    many = len(curve.tasks) > 1
-    figure = Figure(figsize=(9.6, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    accuracy, parsable, kl = figure.subplots(3, 1, sharex=True, height_ratios=(5, 1.3, 1.6))
-
-    shades = _shade((accuracy, parsable, kl), stages)
-    handles: list[Line2D | Patch] = []
-    for number, task in enumerate(curve.tasks if many else ()):
-        rows = table[table["task"] == task]
-        look = {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "linestyle": _STYLES[(number + 2 * (number // len(_COLOURS))) % len(_STYLES)],
-            "linewidth": 1.1,
-            "alpha": 0.9,
-        }
-        handles += accuracy.plot(cuts, rows["accuracy"], label=one_line(task), **look)
-        parsable.plot(cuts, rows["parsable"], **{**look, "linewidth": 0.8})
-        kl.plot(cuts, _logarithmic(rows["kl"]), **{**look, "linewidth": 0.8})
-    rows = table[table["task"] == _OVERALL]
-    name = f"mean over {len(curve.tasks)} tasks" if many else one_line(curve.tasks[0])
-    accuracy.fill_between(cuts, rows["low"], rows["high"], color="black", alpha=0.18, linewidth=0)
-    overall = accuracy.plot(
-        cuts, rows["accuracy"], color="black", linewidth=2.4, marker="o", markersize=3.5, label=f"{name}, 95 % interval"
-    )
-    parsable.plot(cuts, rows["parsable"], color="black", linewidth=1.8)
-    kl.plot(cuts, _logarithmic(rows["kl"]), color="black", linewidth=1.8, marker="o", markersize=2.5)
-
-    unmasked = float(rows["accuracy"].iloc[-1])
-    sided = curve.table(confidence=2 * stages.confidence - 1)  # its lower ends are the rule's one-sided bounds
-    bound = accuracy.plot(
-        cuts,
-        unmasked + sided.loc[sided["task"] == _OVERALL, "difference_low"],
-        color="black",
-        linewidth=1.0,
-        linestyle=":",
-        label=f"unmasked plus {100 * stages.confidence:.10g}% lower bound of the paired difference",
-    )
-    accuracy.axhline(unmasked, color="black", linewidth=0.8, alpha=0.6)
-    limit = accuracy.axhline(
-        unmasked - stages.margin,
-        color=_LIMIT,
-        linewidth=1.2,
-        linestyle=(0, (6, 3)),
-        label=f"unmasked minus margin ({stages.margin:g})",
-    )
-    kl.axhline(stages.kl_threshold, color=_LIMIT, linewidth=1.0, linestyle=(0, (6, 3)))
-    kl.axvline(stages.kl_cut, color=_LIMIT, linewidth=1.0, linestyle=":")
-    kl.annotate(
-        f"KL rule: cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "KL rule: no plateau",
-        (stages.kl_cut, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4 if stages.kl_cut > stages.num_layers / 2 else 4, -4),
-        textcoords="offset points",
-        ha="right" if stages.kl_cut > stages.num_layers / 2 else "left",
-        va="top",
-        fontsize=8,
-        color=_LIMIT,
-        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
-    )
-
-    accuracy.set_ylabel("accuracy")
-    parsable.set_ylabel("parsable")
-    parsable.set_ylim(-0.05, 1.05)
-    parsable.yaxis.set_major_formatter(PercentFormatter(1.0))
-    parsable.set_yticks([0, 0.5, 1])
-    if rows["parsable"].isna().all():
-        parsable.text(0.5, 0.5, "answers of free words", transform=parsable.transAxes, ha="center", va="center")
-    kl.set_yscale("log")
-    kl.set_ylabel("KL (nats)")
-    kl.set_xlabel(f"cut layer: the image is hidden from it on (0: blind, {stages.num_layers}: unmasked)")
-    _ticks(kl, cuts, stages.num_layers)
-    kl.set_xlim(cuts[0] - 0.02 * stages.num_layers, stages.num_layers * 1.02)
-    for axes in (accuracy, parsable, kl):
-        axes.grid(axis="y", linewidth=0.5, alpha=0.4)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.align_ylabels()
-
-    title = textwrap.fill(one_line(_headline(stages)), 125)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11 if stages.plateau else 9.5, parse_math=False)
-    _legend(figure, [*shades, *overall, limit, *bound], loc="outside lower center", ncols=2)
-    if handles:
-        _legend(figure, handles, loc="outside right center", title="tasks")
-    return figure
-
-
-def _legend(figure: Figure, handles: Sequence[Line2D | Patch], **where: Any) -> None:
-    """A legend with the handles' names as they are: matplotlib leaves out those that begin with an underscore."""
-    names = [str(handle.get_label()) for handle in handles]
-    # The stand-ins are as long as the names, by which a legend is laid out.
-    stand_ins = ["x" * max(1, len(name)) for name in names]
-    legend = figure.legend(list(handles), stand_ins, fontsize=8.5, frameon=False, **where)
-    for written, name in zip(legend.get_texts(), names, strict=True):
-        written.set_text(name)
-        written.set_parse_math(False)
-
-
-def _shade(panels: tuple[Axes, ...], stages: Stages) -> list[Patch]:
-    """Shade the stages, names and layers in the legend: a stage may be too narrow for its name."""
-    if stages.plateau is None:
-        return []
-    start, end = stages.plateau
-    first = stages.separation_end
-    ends = {
-        "modal separation": (0, first or 0),
-        "modal alignment": (first, start),
-        "modal degradation (plateau)": (start, end),
-    }
-    patches = []
-    for name, (low, high) in ends.items():
-        if low is None:  # cut 0 was not evaluated: where alignment begins is not known
-            continue
-        if high > low:
-            for axes in panels:
-                axes.axvspan(low, high, color=_STAGES[name], linewidth=0, zorder=0, label=name)
-            patches.append(Patch(color=_STAGES[name], label=f"{name}: {_layers(low, high)}"))
-    for axes in panels:
-        axes.axvline(start, color="#0072B2", linewidth=1.0, alpha=0.8)
-    return patches
-
-
-def _headline(stages: Stages) -> str:
-    if stages.plateau is None:
-        return stages.reason[0].upper() + stages.reason[1:]
-    documents = sum(stages.documents.values())
-    tasks = f"{len(stages.documents)} tasks" if len(stages.documents) > 1 else next(iter(stages.documents))
-    return f"Plateau: {_layers(*stages.plateau)} of {stages.num_layers} ({documents} documents of {tasks})"
-
-
-def _layers(start: int, end: int) -> str:
-    return f"layers {start}:{end}"
-
-
-def _ticks(axes: Axes, cuts: list[int], layers: int) -> None:
-    """Whole numbers with both ends; small marks at the evaluated cuts."""
-    step = next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if layers / step <= 18)
-    ticks = [tick for tick in range(0, layers, step) if layers - tick >= step * 0.7]
-    axes.set_xticks([*ticks, layers])
-    axes.set_xticks(cuts, minor=True)
-
-
-def _logarithmic(kl: pd.Series) -> pd.Series:
-    """KL by cut as far as a logarithmic axis shows it: without the unmasked model's 0, nothing below the floor."""
-    shown = kl.clip(lower=_KL_FLOOR)
-    shown.iloc[-1] = float("nan")
-    return shown
-
 
 # --- differences against plain ----------------------------------------------------------------------------------------
 
@@ -252,7 +74,7 @@ def to_svg(figure: Figure) -> bytes:
     """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
     buffer = io.BytesIO()
     _names_as_text(figure)
-    with matplotlib.rc_context({"svg.hashsalt": "plam-eval", "svg.fonttype": "path", "hatch.linewidth": 0.6}):
+    with matplotlib.rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "path", "hatch.linewidth": 0.6}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -539,33 +361,3 @@ def _dodged(count: int) -> np.ndarray:
 def _signed(value: float) -> str:
     text = f"{value:+.3f}"
     return "0.000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
-
-
-def _names_as_text(figure: Figure) -> None:
-    """Names of tasks and folders are no formulas; a figure's file may hold no control characters, nor its fonts."""
-    legends = [*figure.legends, *(legend for axes in figure.axes if (legend := axes.get_legend()))]
-    texts = [text for legend in legends for text in (*legend.get_texts(), legend.get_title())]
-    texts += [text for axes in figure.axes for text in (*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label)]
-    texts += figure.texts
-    for text in texts:
-        text.set_text(_drawn(text.get_text()))
-    _plainly(*texts)
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(given := axis.get_major_formatter(), FuncFormatter):  # of names, as set_xticks makes it
-                axis.set_major_formatter(FuncFormatter(lambda x, place, given=given: _drawn(given(x, place))))
-
-
-def _drawn(text: str) -> str:
-    return re.sub(
-        "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ufffe\\uffff]",
-        "\N{REPLACEMENT CHARACTER}",
-        text,
-    )
-
-
-def _plainly(*texts: matplotlib.text.Text) -> None:
-    """Names of tasks and folders are no formulas, whatever dollar signs are in them, and SVG holds no controls."""
-    for text in texts:
-        text.set_text(shown(text.get_text()))
-        text.set_parse_math(False)

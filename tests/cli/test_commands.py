@@ -16,10 +16,12 @@ from plam_eval.demo.hub import HubError
 from plam_eval.demo.run import DemoError
 from plam_eval.errors import ArgumentError, DamagedFileError, InputError, OutsideError, PlamError
 from plam_eval.evaluation import harness
-from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.records import IncomparableError, RecordError
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import SweepError
+from plam_eval.harness import lookup
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.evaluate import evaluate
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.plateau import CurveError
@@ -72,7 +74,7 @@ def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> No
 @pytest.mark.parametrize(
     "error",
     [
-        SpecError("spec", [NASTY]),
+        SpecError(NASTY, origin="spec"),
         CurveError([NASTY], "curve"),
         IncomparableError("a", "b", [NASTY]),
         *(
@@ -260,7 +262,7 @@ def test_a_model_is_checked_before_tasks_and_datasets(
     plam: Call, pico: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
 ) -> None:
     pair = pico("llava")
-    monkeypatch.setattr(harness, "_task_manager", lambda include_path: pytest.fail("tasks were looked up"))
+    monkeypatch.setattr(lookup, "_task_index", lambda include_path: pytest.fail("tasks were looked up"))
     model_args = given["model_args"].format(mllm=pair.mllm, base=pair.base)
     words = {"model": "plam_llava", **given, "model_args": model_args}
     code, _, err = plam(*scan_words(**words))
@@ -286,7 +288,7 @@ def test_a_task_that_ends_the_process_has_failed(
 
     monkeypatch.setattr(evaluator, "simple_evaluate", lambda **kwargs: sys.exit(status))
     with pytest.raises(EvaluationError, match="ended the process"):
-        harness.evaluate("plam_llava", "pope", limit=2)
+        evaluate("plam_llava", "pope", limit=2)
 
 
 def test_a_device_that_is_none_says_what_to_write() -> None:
@@ -318,3 +320,32 @@ def test_a_mistake_in_a_plan_is_told_without_torch_or_scipy(command: str, tmp_pa
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "did you mean 'plam_llava'" in done.stderr, done.stderr
     assert "AssertionError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ([], None),
+        (["--together"], 2),
+        (["--together", "1"], 1),
+        (["--together=3"], 3),
+        (["--together", "--limit", "4"], 2),
+        (["--together", "runs/a", "runs/b"], 2),
+        (["runs/a", "runs/b", "--together", "2"], 2),
+    ],
+)
+def test_a_comparison_takes_together_with_and_without_a_number(
+    plam: Call, monkeypatch: pytest.MonkeyPatch, words: list[str], number: int | None
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("plam_eval.api.compare", lambda runs, **options: given.update(options, runs=runs))
+    assert plam("compare", *words)[0] == 0
+    assert given["together"] == number
+    assert [str(run) for run in given["runs"] or []] == [word for word in words if word.startswith("runs/")]
+
+
+def test_together_is_a_number_from_1_on(plam: Call) -> None:
+    for command in ("compare", "sweep"):
+        for number in ("0", "-1"):
+            code, _, err = plam(command, "--together", number)
+            assert code == 2 and "--together" in err

@@ -10,16 +10,9 @@ from typing import Any
 
 import pytest
 
-from plam_eval.evaluation.records import (
-    IncomparableError,
-    RecordError,
-    Run,
-    check_comparable,
-    notes_of,
-    read_run,
-    scored,
-    tables,
-)
+from plam_eval.evaluation.comparable import IncomparableError, check_comparable, notes_of, only_scored
+from plam_eval.evaluation.records import Run, read_run, tables
+from plam_eval.evaluation.run_files import RecordError
 from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
@@ -291,14 +284,14 @@ def test_one_task_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
     logs = {"gqa": _graded([1.0]), "flickr": [captions]}
     runs = {name: read_run(_write(tmp_path / name, logs, configs=configs)) for name in ("one", "two")}
     assert list(runs["one"].unscored) == ["flickr"] and math.isnan(runs["one"].accuracy()["flickr"])
-    kept, notes = scored(runs)
+    kept, notes = only_scored(runs)
     assert [run.tasks for run in kept.values()] == [["gqa"], ["gqa"]]
     assert notes == [
         "flickr: left out, no score per document is known (one: it declares no metric that is a mean over documents; "
         "it declares CIDEr (cider))"
     ]
     with pytest.raises(RecordError, match=r"nothing can be compared:\n  - flickr: left out"):
-        scored({name: run.only(["flickr"]) for name, run in runs.items()})
+        only_scored({name: run.only(["flickr"]) for name, run in runs.items()})
 
 
 def test_documents_without_a_verdict_are_left_out_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +303,7 @@ def test_documents_without_a_verdict_are_left_out_of_all_runs(tmp_path: Path, mo
         runs[name] = read_run(_write(tmp_path / name, {"judged": rows}))
     assert runs["one"].accuracy()["judged"] == pytest.approx(2 / 3)  # of those judged; -1 is no score
     assert runs["one"].notes == ("judged: 1 of 4 documents have no score; the judge gave none",)
-    kept, notes = scored(runs)
+    kept, notes = only_scored(runs)
     assert [run.samples["doc_id"].tolist() for run in kept.values()] == [[0, 2], [0, 2]]
     assert notes == ["judged: 2 documents left out that a judge came to no verdict on in some run"]
 

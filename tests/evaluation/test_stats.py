@@ -284,13 +284,13 @@ def test_a_missing_score_names_its_document() -> None:
             compare(*pair)
 
 
-def test_frame() -> None:
+def test_comparisons_as_a_table() -> None:
     first, second = changed(20, 8, 200)
-    shown = stats.frame([*compare(first, second), *compare(first, first)])
+    shown = stats.comparison_table([*compare(first, second), *compare(first, first)])
     assert shown["task"].tolist() == ["pope", OVERALL] * 2
     assert shown["needed"].isna().tolist() == [False, False, True, True]
     assert str(shown["needed"].dtype) == "Int64"
-    assert stats.frame([]).empty
+    assert stats.comparison_table([]).empty
 
 
 # How many documents

@@ -12,14 +12,16 @@ import datasets
 import pytest
 import yaml
 
-from plam_eval.evaluation import harness
-from plam_eval.harness import loading
+from plam_eval.harness import checks, loading
+from plam_eval.harness.evaluate import evaluate
+from plam_eval.harness.lookup import task_manager
+from plam_eval.harness.patches import install
 from tests.helpers.answering import Answering
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _patched() -> None:
-    harness.install()
+    install()
 
 
 def _stock(path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -122,7 +124,7 @@ def _task(name: str) -> Any:
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
 
-    (output,) = get_task_list(get_task_dict([name], harness._task_manager(None), "chat"))
+    (output,) = get_task_list(get_task_dict([name], task_manager(), "chat"))
     return output.task
 
 
@@ -149,10 +151,10 @@ def test_a_dataset_is_built_once_and_again_when_it_has_changed(in_suite, loads):
 
 
 def test_a_check_and_what_is_run_after_it_load_a_dataset_once(in_suite, loads):
-    harness._checked.cache_clear()
-    harness.check_tasks("mmstar,mme", limit=2)
+    checks._checked.cache_clear()
+    checks.check_tasks("mmstar,mme", limit=2)
     for _ in range(2):
-        harness.evaluate(Answering(lambda task, index: "A"), "mmstar,mme", limit=2)
+        evaluate(Answering(lambda task, index: "A"), "mmstar,mme", limit=2)
     assert sorted(loads) == ["Lin-Chen/MMStar", "lmms-lab-encoder/MME"]
 
 
@@ -161,7 +163,7 @@ def test_one_evaluation_leaves_nothing_behind_for_the_next(in_suite, loads):
 
     def run(**settings: Any) -> tuple[Any, Any, Any]:
         model = Answering(lambda task, index: "A" if index % 2 else "Yes")
-        found = harness.evaluate(model, "gqa,mme,mmmu_val,mmbench_en_dev_static", **settings)
+        found = evaluate(model, "gqa,mme,mmmu_val,mmbench_en_dev_static", **settings)
         assert found is not None
         configs = re.sub(r"0x[0-9a-f]+", "", repr(found.results["configs"]))  # of functions, which are made anew
         return found.samples, found.results["results"], configs

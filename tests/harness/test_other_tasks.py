@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.records import Run, read_run, row
-from plam_eval.harness.tasks import ONE_EACH, TASKS, NoScoreError, score_of_task
+from plam_eval.harness.checks import check_tasks
+from plam_eval.harness.errors import EvaluationError, NoScoreError
+from plam_eval.harness.evaluate import evaluate
+from plam_eval.harness.lookup import task_manager
+from plam_eval.harness.tasks import ONE_EACH, TASKS, score_of_task
 from tests.helpers.offline_tasks import PLANNED, PlannedModel, judged, write_copies
 from tests.helpers.paths import DOCS
 
@@ -31,7 +34,7 @@ def evaluated(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run,
     model, output = PlannedModel(), tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch, judged():
         patch.chdir(hub)
-        harness.evaluate(model, list(PLANNED), output=output)
+        evaluate(model, list(PLANNED), output=output)
     return read_run(output), model
 
 
@@ -128,7 +131,7 @@ def test_a_second_run_into_the_same_folder(hub: Path, tmp_path: Path, monkeypatc
     runs = []
     for _ in range(2):
         with judged():
-            harness.evaluate(PlannedModel(), ["ocrbench", NO_VERDICT_IN_SCAN], output=tmp_path)
+            evaluate(PlannedModel(), ["ocrbench", NO_VERDICT_IN_SCAN], output=tmp_path)
         runs.append(read_run(tmp_path))
     assert runs[0].file != runs[1].file
     assert [stock(run, "ocrbench") for run in runs] == pytest.approx([3 / 1000] * 2)
@@ -139,8 +142,8 @@ def test_a_second_run_into_the_same_folder(hub: Path, tmp_path: Path, monkeypatc
 def test_what_a_scan_cannot_score_is_named_beforehand(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(hub)
     tasks = ["blink_counting", NO_VERDICT_IN_SCAN]
-    assert harness.check_tasks(tasks).unscored == {}
-    checked = harness.check_tasks(tasks, by_document=True)
+    assert check_tasks(tasks).unscored == {}
+    checked = check_tasks(tasks, by_document=True)
     assert checked.unscored == {NO_VERDICT_IN_SCAN: "aAcc is only judged when all answers are there"}
     assert checked.scored == ("blink_counting",)
 
@@ -149,8 +152,8 @@ def test_a_task_whose_judge_has_no_key_is_refused_beforehand(hub: Path, monkeypa
     monkeypatch.chdir(hub)
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(harness.EvaluationError, match="task mmvet: OpenAIError: Missing credentials"):
-        harness.check_tasks(["mmvet"])
+    with pytest.raises(EvaluationError, match="task mmvet: OpenAIError: Missing credentials"):
+        check_tasks(["mmvet"])
 
 
 # --- tasks without a score per document -------------------------------------------------------------------------------
@@ -247,8 +250,7 @@ def test_seedbench_2_minds_case_as_its_own_count_does() -> None:
 def test_rows_are_of_tasks_that_exist_and_of_metrics_that_they_declare() -> None:
     from lmms_eval.utils import load_yaml_config
 
-    harness.extend_task_manager()
-    index = harness._task_manager(None).task_index
+    index = task_manager().task_index
     for task, known in TASKS.items():
         assert task in index, f"lmms-eval has no task {task}"
         config = load_yaml_config(index[task]["yaml_path"], mode="simple")

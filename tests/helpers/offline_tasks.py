@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from lmms_eval.api.model import lmms
 
-from plam_eval.evaluation import harness
+from plam_eval.harness.answers import score_answers, tasks_of
 from plam_eval.model_wrappers.mixin import Journal
 
 Row = dict[str, Any]
@@ -868,10 +868,10 @@ class PlannedModel(lmms):
     def end_run(self, tasks: dict[str, Any]) -> None:
         answers = {
             (task, number): [document.answer]
-            for task in harness.tasks_of(tasks)
+            for task in tasks_of(tasks)
             for number, document in enumerate(PLANNED[task][1])
         }
-        self.scanned = list(harness.score_answers(tasks, answers))
+        self.scanned = list(score_answers(tasks, answers))
 
     def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
         return {"folder": "planned", "wrapper": "planned", "mode": "simple"}

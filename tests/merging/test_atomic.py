@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from plam_eval.merging import merge as merging
+from plam_eval.merging import arithmetic, merge, rules, undo
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeError, merge_in_place, plan_merge
 from tests.helpers.llamas import Pair, bits, changed, load, shard, write_llama
@@ -345,9 +345,9 @@ def test_an_error_half_way(
 
 
 def test_a_read_error_names_tensor_and_file(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from plam_eval.merging.checkpoint import _SafetensorsFile
+    from plam_eval.merging.tensor_files import SafetensorsFile
 
-    interrupt_after(monkeypatch, _SafetensorsFile, "tensor", 5, OSError(5, "Input/output error"))
+    interrupt_after(monkeypatch, SafetensorsFile, "tensor", 5, OSError(5, "Input/output error"))
     module = load(llamas.mllm)
     refused(module, llamas, r"proj\.\w+ cannot be read from model\.safetensors: .*Input/output error")
 
@@ -380,8 +380,8 @@ def test_nothing_is_written_to_disk_where_checkpoints_hold_the_way_back(
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda folder: usage(1, 1, 0))
-    monkeypatch.setattr(merging.tempfile, "TemporaryFile", lambda **_: pytest.fail("a file was opened"))
+    monkeypatch.setattr(undo.shutil, "disk_usage", lambda folder: usage(1, 1, 0))
+    monkeypatch.setattr(undo.tempfile, "TemporaryFile", lambda **_: pytest.fail("a file was opened"))
     for layers, base in (("1:3", llamas.base), ("0:2", llamas.mllm)):
         before = bits(module)
         with monkeypatch.context() as patched:
@@ -401,7 +401,7 @@ def test_a_way_back_that_is_in_no_checkpoint_needs_room(llamas: Pair, monkeypatc
     import collections
 
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda folder: usage(1, 1, 0))
+    monkeypatch.setattr(undo.shutil, "disk_usage", lambda folder: usage(1, 1, 0))
     refused(load(llamas.mllm), llamas, "needed to be able to undo the merge; free some, or set TMP", checkpoint=None)
     merged = load(llamas.mllm)
     merge_in_place(merged, llamas.spec(), checkpoint=llamas.mllm)
@@ -423,7 +423,7 @@ def cast(module: nn.Module, base: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def register_anew(module: nn.Module, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(merging.RULES, "weighted_sum", lambda model, base, weights, generator: model * 2)
+    monkeypatch.setitem(rules.FUNCTIONS, "weighted_sum", lambda model, base, weights, generator: model * 2)
 
 
 @pytest.mark.parametrize("change", [overwrite_base, train, cast, register_anew])
@@ -454,7 +454,7 @@ def test_a_tensor_that_is_not_what_its_header_said(llamas: Pair, monkeypatch: py
 
 def test_an_interrupt_once_all_is_written(module: nn.Module, llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     before = bits(module)
-    interrupt_after(monkeypatch, merging, "MergeReport", 0, KeyboardInterrupt())
+    interrupt_after(monkeypatch, merge, "MergeReport", 0, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         merge_in_place(module, llamas.spec(), checkpoint=llamas.mllm)
     assert not changed(before, module)
@@ -464,8 +464,8 @@ def test_a_model_that_is_thrown_away_needs_no_way_back(
     llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = str(write_llama(tmp_path / "base", 2, edit=put(K2, poison(float("nan")))))
-    monkeypatch.setattr(merging, "_Undo", lambda *_: pytest.fail("a way back was kept"))
-    monkeypatch.setattr(merging.shutil, "disk_usage", lambda folder: pytest.fail("room was looked for"))
+    monkeypatch.setattr(merge, "UndoLog", lambda *_: pytest.fail("a way back was kept"))
+    monkeypatch.setattr(undo.shutil, "disk_usage", lambda folder: pytest.fail("room was looked for"))
     with pytest.raises(MergeError, match=r"k_proj\.weight of .* holds NaN or Inf"):
         merge_in_place(load(llamas.mllm), llamas.spec(base=base), checkpoint=llamas.mllm, thrown_away_on_error=True)
     module, expected = load(llamas.mllm), load(llamas.mllm)
@@ -477,7 +477,7 @@ def test_a_model_that_is_thrown_away_needs_no_way_back(
 
 def test_a_disk_that_fills_up_on_the_way(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(llamas.mllm, torch.bfloat16)
-    before, original = bits(module), merging.tempfile.TemporaryFile
+    before, original = bits(module), undo.tempfile.TemporaryFile
 
     class Filling:
         def __init__(self, **arguments: Any) -> None:
@@ -498,14 +498,14 @@ def test_a_disk_that_fills_up_on_the_way(llamas: Pair, monkeypatch: pytest.Monke
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    monkeypatch.setattr(merging.tempfile, "TemporaryFile", Filling)
+    monkeypatch.setattr(undo.tempfile, "TemporaryFile", Filling)
     with pytest.raises(OSError, match="No space left"):
         merge_in_place(module, llamas.spec())
     assert not changed(before, module)
 
 
 def test_an_undo_that_fails_says_that_the_model_is_lost(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = merging.tempfile.TemporaryFile
+    original = undo.tempfile.TemporaryFile
 
     class Unreadable:
         def __init__(self, **arguments: Any) -> None:
@@ -523,7 +523,7 @@ def test_an_undo_that_fails_says_that_the_model_is_lost(llamas: Pair, monkeypatc
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    monkeypatch.setattr(merging.tempfile, "TemporaryFile", Unreadable)
+    monkeypatch.setattr(undo.tempfile, "TemporaryFile", Unreadable)
     interrupt_after(monkeypatch, Checkpoint, "tensor", 9, KeyboardInterrupt())
     with pytest.raises(RuntimeError, match="could not be undone: load the model again"):
         merge_in_place(load(llamas.mllm), llamas.spec())
@@ -537,7 +537,7 @@ def test_an_undo_that_fails_says_that_the_model_is_lost(llamas: Pair, monkeypatc
 def test_memory_beyond_the_model_is_that_of_a_part(
     llamas: Pair, monkeypatch: pytest.MonkeyPatch, rule: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(merging, "_PART", 32)  # in proportion to the tensors
+    monkeypatch.setattr(arithmetic, "_PART", 32)  # in proportion to the tensors
     module = load(llamas.mllm, dtype)
     file = (llamas.mllm / "model.safetensors").stat().st_size
     activities = [torch.profiler.ProfilerActivity.CPU]

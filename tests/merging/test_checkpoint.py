@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError, _fingerprint
+from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError
 from plam_eval.merging.merge import merge_in_place, plan_merge
 from plam_eval.merging.plan import decoder_geometry
+from plam_eval.merging.tensor_files import fingerprint_of
 from tests.helpers.hub import COMMIT, Hub, serving, sha256
 from tests.helpers.llamas import Pair, load, shard, write_llama
 
@@ -151,7 +152,7 @@ def test_identity_changes_with_the_weights(copy: Path) -> None:
     assert Checkpoint.open(copy).identity() != Checkpoint.open(shutil.copytree(copy, copy.parent / "two")).identity()
 
 
-def test_fingerprints_follow_content_where_times_do_not_tell(tmp_path: Path) -> None:
+def testfingerprint_ofs_follow_content_where_times_do_not_tell(tmp_path: Path) -> None:
     for file in ("pytorch_model.bin", "model.safetensors", "config.json"):
         found = []
         for count in (50_000, 50_001):
@@ -162,7 +163,7 @@ def test_fingerprints_follow_content_where_times_do_not_tell(tmp_path: Path) -> 
                 save_file({f"name-{count}": torch.zeros(4)}, path)
             else:
                 path.write_text(str(count))
-            found.append((path.stat().st_size, _fingerprint(path)))
+            found.append((path.stat().st_size, fingerprint_of(path)))
         assert found[0][0] == found[1][0] and found[0][1] != found[1][1]
 
 

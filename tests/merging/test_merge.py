@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file as load_numpy
 from torch import Tensor, nn
 
-from plam_eval import spec as specs
-from plam_eval.merging import merge as merging
+from plam_eval.merging import arithmetic
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import RULES, MergeError, MergeReport, merge_in_place, merged_weights, plan_merge
+from plam_eval.merging.merge import MergeError, MergeReport, merge_in_place, merged_weights, plan_merge
 from plam_eval.merging.names import decoder_tensor
-from plam_eval.merging.rules import generator_of
+from plam_eval.merging.rules import FUNCTIONS, generator_of
+from plam_eval.rules import RULES, Rule
 from plam_eval.spec import MODULES, PlateauSpec, Weights, load_spec
 from tests.helpers.llamas import Pair, bits, changed, load, shard, write_llama
 from tests.helpers.pico import FAMILIES, PicoPair, write_pico
@@ -287,7 +287,7 @@ def stream(pair: Pair, without: str = "", twice: str = "") -> Any:
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", FUNCTIONS)
 def test_stream_rounds_to_its_dtype_and_reports(llamas: Pair, rule: str) -> None:
     reports: list[MergeReport] = []
     spec, base = llamas.spec(rule=rule), Checkpoint.open(llamas.base)
@@ -349,7 +349,7 @@ def _at_once(spec: PlateauSpec, key: tuple[int, str], mllm: Tensor, base: Tensor
     """The merge as it is defined: whole tensors in float32 (float64 where one is stored in it), rounded once."""
     wide = torch.float64 if torch.float64 in (mllm.dtype, base.dtype) else torch.float32
     operands = mllm.to(wide, copy=True), base.to(wide, copy=True)
-    return RULES[spec.rule](*operands, spec.weights, generator_of(spec.seed, key)).to(dtype)
+    return FUNCTIONS[spec.rule](*operands, spec.weights, generator_of(spec.seed, key)).to(dtype)
 
 
 @given(
@@ -374,22 +374,22 @@ def test_parts_give_the_bits_of_the_whole(shape, rule, stored, other, running, w
     transposed = transposed and len(shape) == 2
     out = torch.empty(shape[::-1], dtype=running).t() if transposed else torch.empty(shape, dtype=running)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging, "_PART", 64)
-        first, second = (merging._Operand(tensor, "x") for tensor in (mllm, base))
-        found = merging._merge(spec, key, first, second, out, merging._Space())
+        patch.setattr(arithmetic, "_PART", 64)
+        first, second = (arithmetic.Operand(tensor, "x") for tensor in (mllm, base))
+        found = arithmetic.merge_tensor(spec, key, first, second, out, arithmetic.Buffers())
     assert out.contiguous().view(torch.uint8).equal(expected.view(torch.uint8))
     plain = mllm.to(running).double()
-    assert found.norm == pytest.approx(float(plain.norm()), rel=1e-5)
-    assert found.change == pytest.approx(float((expected.double() - plain).norm()), rel=1e-4, abs=1e-12)
+    assert found.plain == pytest.approx(float(plain.norm()), rel=1e-5)
+    assert found.difference == pytest.approx(float((expected.double() - plain).norm()), rel=1e-4, abs=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e25])
 def test_squares_that_float32_cannot_hold(size: float) -> None:
     values = torch.full((100,), size)
-    assert merging._square(values) == pytest.approx(100 * size**2, rel=1e-6)
+    assert arithmetic.sum_of_squares(values) == pytest.approx(100 * size**2, rel=1e-6)
     values[50] = torch.inf
-    assert not math.isfinite(merging._square(values))
-    assert merging._square(torch.zeros(3)) == 0
+    assert not math.isfinite(arithmetic.sum_of_squares(values))
+    assert arithmetic.sum_of_squares(torch.zeros(3)) == 0
 
 
 def test_a_rule_of_somebody_elses_sees_whole_tensors(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,8 +399,8 @@ def test_a_rule_of_somebody_elses_sees_whole_tensors(llamas: Pair, monkeypatch: 
         shapes.add(tuple(mllm.shape))
         return mllm - mllm.mean()
 
-    monkeypatch.setitem(RULES, "own", rule)
-    monkeypatch.setitem(specs.RULES, "own", False)
-    monkeypatch.setattr(merging, "_PART", 8)
+    monkeypatch.setitem(FUNCTIONS, "own", rule)
+    monkeypatch.setitem(RULES, "own", Rule("own"))
+    monkeypatch.setattr(arithmetic, "_PART", 8)
     merge_in_place(load(llamas.mllm), llamas.spec(modules="q_proj", rule="own"), checkpoint=llamas.mllm)
     assert shapes == {(32, 32), (32,)}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from plam_eval import spec as specs
-from plam_eval.merging.rules import RULES, generator_of, register_rule
-from plam_eval.spec import Weights, load_spec
+from plam_eval.merging.rules import FUNCTIONS, generator_of, register_rule
+from plam_eval.rules import RULES, Coefficients, Rule, control_names, register
+from plam_eval.spec import SpecError, Weights, load_spec
 
 floats = st.floats(-1e4, 1e4, width=32)
 pairs = hnp.array_shapes(max_dims=2, max_side=6).flatmap(
@@ -23,7 +27,9 @@ coefficients = st.integers(-2000, 2000).map(lambda thousandths: thousandths / 10
 
 def apply(rule: str, mllm: np.ndarray, base: np.ndarray, a: float, b: float, seed: int = 0) -> Tensor:
     operands = torch.from_numpy(mllm.copy()), torch.from_numpy(base.copy())
-    return RULES[rule](*operands, Weights(model=a, base_model=b), generator_of(seed, (3, "self_attn.q_proj.weight")))
+    return FUNCTIONS[rule](
+        *operands, Weights(model=a, base_model=b), generator_of(seed, (3, "self_attn.q_proj.weight"))
+    )
 
 
 def same_bits(one: Tensor, other: np.ndarray) -> bool:
@@ -80,14 +86,71 @@ def test_noise_depends_on_seed_and_tensor_only() -> None:
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_another_rule_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plam_eval.merging.rules.RULES", dict(RULES))
-    monkeypatch.setattr(specs, "RULES", dict(specs.RULES))
-    register_rule("mean", lambda mllm, base, weights, generator: (mllm + base) / 2)
+@pytest.fixture
+def own_rules() -> Iterator[None]:
+    """What a test registers is forgotten behind it."""
+    functions, records = dict(FUNCTIONS), dict(RULES)
+    yield
+    FUNCTIONS.clear()
+    FUNCTIONS.update(functions)
+    RULES.clear()
+    RULES.update(records)
+
+
+def mean(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
+    return (w_mllm + w_base) / 2
+
+
+@pytest.mark.usefixtures("own_rules")
+def test_another_rule_can_join() -> None:
+    register_rule("mean", mean)
     spec = load_spec(None, {"base": "b", "layers": "0:1", "rule": "mean"})
     assert spec is not None and spec.rule == "mean"
+    assert RULES["mean"].role == "merge" and control_names() == ("self_scale", "normalized", "noise")
 
 
-def test_specs_and_rules_agree_on_names() -> None:
-    assert specs.RULES.keys() == RULES.keys()
-    assert {name for name, draws in specs.RULES.items() if draws} == {"noise"}
+@pytest.mark.usefixtures("own_rules")
+def test_a_registered_rule_has_one_record_and_one_function() -> None:
+    meaning, reference = "the mean of both, with noise", "here"
+    register_rule("mean", mean, role="control", draws=True, elementwise=True, meaning=meaning, reference=reference)
+    assert FUNCTIONS["mean"] is mean
+    assert RULES["mean"] == Rule("mean", meaning, "control", ("weights", "seed"), True, reference)
+    assert RULES["mean"].draws and control_names()[-1] == "mean"
+    specs = [load_spec(None, {"base": "b", "layers": "0:1", "rule": "mean", "seed": seed}) for seed in (0, 1)]
+    assert len({spec.digest() for spec in specs if spec}) == 2, "the seed of a rule that draws changes the merge"
+    register_rule("mean", mean)
+    assert FUNCTIONS["mean"] is mean and not RULES["mean"].elementwise and not RULES["mean"].draws
+
+
+@pytest.mark.usefixtures("own_rules")
+def test_a_rule_refuses_weights_that_it_cannot_use() -> None:
+    def refused(weights: Coefficients) -> str | None:
+        return "it divides by the base's weight" if weights.base_model == 0 else None
+
+    register(Rule("ratio", refused=refused))
+    assert load_spec(None, {"base": "b", "layers": "0:1", "rule": "ratio"})
+    with pytest.raises(SpecError, match=r"rule .*: it divides by the base's weight"):
+        load_spec(None, {"base": "b", "layers": "0:1", "rule": "ratio", "base_weight": 0})
+
+
+def test_every_rule_has_a_function_and_says_what_it_is() -> None:
+    assert FUNCTIONS.keys() == RULES.keys()
+    assert all(name == rule.name and rule.meaning for name, rule in RULES.items())
+    assert {name for name, rule in RULES.items() if rule.draws} == {"noise"}
+    assert [name for name, rule in RULES.items() if rule.role == "merge"] == ["weighted_sum"]
+
+
+@given(pairs)
+@settings(deadline=None, max_examples=20)
+def test_elementwise_rules_may_be_given_parts(arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    mllm, base = (array.reshape(-1) for array in arrays)
+    for rule in (rule for rule in RULES.values() if rule.elementwise):
+        whole = apply(rule.name, mllm, base, 0.9, 0.3)
+        parts = [apply(rule.name, mllm[part], base[part], 0.9, 0.3) for part in (slice(0, 1), slice(1, None))]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_the_table_is_read_without_torch() -> None:
+    command = "import sys, plam_eval.rules; print({'torch', 'numpy', 'pydantic'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"

@@ -15,8 +15,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from plam_eval.errors import FolderError
-from plam_eval.evaluation import harness, scan
+from plam_eval.evaluation import scan
 from plam_eval.evaluation.sweep.findings import read_findings
+from plam_eval.harness import images
 from plam_eval.report import plots
 from plam_eval.report.blocks import picture, printable
 from plam_eval.report.page import write_report
@@ -84,7 +85,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     some_sweep(folder / "sweep")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for")))
+        patch.setattr(images, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for")))
         return write_report([folder / "sweep"], folder / "out")
 
 
@@ -92,7 +93,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def no_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Datasets are not looked for, which takes seconds."""
     monkeypatch.setattr(
-        harness, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for"))
+        images, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for"))
     )
 
 
@@ -391,7 +392,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"folder": folder, **given})
         return {}, dict.fromkeys(wanted, "not looked for")
 
-    monkeypatch.setattr(harness, "document_images", document_images)
+    monkeypatch.setattr(images, "document_images", document_images)
     return calls
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,21 @@ import numpy as np
 import pandas as pd
 
 from plam_eval.errors import InputError
-from plam_eval.evaluation import records, stats
-from plam_eval.evaluation.records import IncomparableError, Run
-from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep import CELLS, DAMAGED, FAILED, LOG, PLAIN, Grid, module_group, read_plan, read_state
-from plam_eval.files import write_in_one_step
+from plam_eval.evaluation import comparable, stats
+from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.records import Run, clusters_by_content
+from plam_eval.evaluation.stats import Paired, format_p
+from plam_eval.evaluation.sweep.config import SCALE_CONTROL
+from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
+from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
+from plam_eval.evaluation.sweep.grid import describe_rule as describe_rule  # shim
+from plam_eval.files import write_csv as write_csv  # shim
+from plam_eval.files import write_table
 
 SIGNIFICANT = 0.05
+PAIRED = tuple(Paired.__dataclass_fields__)
+_DIFFERENCE = tuple(name for name in PAIRED if name != "task")
+_CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *_DIFFERENCE)
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,12 @@ class Findings:
         tried, where = self.selection.tried, "other" if self.selection.held_out else "the same"
         chosen = f"Best of {tried} merges, chosen on {where} documents" if tried > 1 else "One merge"
         text = (
-            f"{chosen}: {describe(row)}. It scores {row['difference']:+.3f} against plain "
+            f"{chosen}: {describe_cell(row)}. It scores {row['difference']:+.3f} against plain "
             f"({row['gained']} gained, {row['lost']} lost, p = {format_p(row['p'])}): "
         )
-        beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == "self_scale")]
+        beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == SCALE_CONTROL)]
         against = beside.iloc[0] if len(beside) else None
-        higher, lower = ("better", "worse") if self._higher_is_better else ("worse", "better")
+        higher, lower = ("better", "worse") if self.higher_is_better else ("worse", "better")
         effect = higher if row["difference"] > 0 else lower
         chosen_here = not self.selection.held_out and tried > 1
         if row["p_holm" if chosen_here else "p"] >= SIGNIFICANT:
@@ -142,116 +149,75 @@ class Findings:
         return f"Findings({self.folder}, {len(self.cells)} cells: {self.verdict()})"
 
     @property
-    def _higher_is_better(self) -> bool:
+    def higher_is_better(self) -> bool:
+        """Whether a higher score is better in some of the tasks, or in all."""
         return set(self.runs[PLAIN].directions.values()) != {-1}
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as `path`.parquet, exactly, and as `path`.csv (`write_csv`), each in one step."""
-    write_csv(table, path.with_name(f"{path.name}.csv"))
-    target = path.with_name(f"{path.name}.parquet")
-    write_in_one_step(target, lambda partial: table.to_parquet(partial, index=False))
-
-
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, in one step; a text that a spreadsheet would run as a formula gets an apostrophe before it.
-
-    Those are texts that begin with = + - @ (or their wide forms), a tab or a line end; numbers stay as they are.
-    """
-    texts = {
-        name: column.astype(object).map(_no_formula)
-        for name, column in table.items()
-        if not pd.api.types.is_numeric_dtype(column.dtype)
-    }
-    escaped = table.assign(**{str(name): column for name, column in texts.items()}) if texts else table
-    # Quoted: pandas leaves a lone carriage return in an answer bare, and readers take it for a line end.
-    write_in_one_step(path, lambda partial: escaped.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC))
-
-
-_FORMULA = tuple("=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\uff0d\N{FULLWIDTH COMMERCIAL AT}")
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def describe(row: Mapping[str, Any] | pd.Series) -> str:
-    """A cell in words: "layers 6:8, qkvo, 0.9 + 0.3"."""
-    if row["kind"] == "plain":
-        return "plain"
-    weights = f"{row['model_weight']:g} + {row['base_weight']:g}"
-    return ", ".join([f"layers {row['layers']}", row["modules"], weights, *describe_rule(row)])
-
-
-def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:
-    """The rule of a cell that is not the merge itself, and its seed if that is not the first."""
-    if row["rule"] == "weighted_sum":
-        return []
-    return [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
-
-
-def format_p(p: float) -> str:
-    """Two digits that count, one below 0.001; "-" where there is none."""
-    if math.isnan(p):
-        return "-"
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
 
 
 def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     """Evaluate a sweep's folder as it is now, finished or not.
 
+    A damaged cell counts as unfinished, and so does one that asked otherwise than plain.
+
     Args:
+        folder: the --output of `plam sweep` or `plam compare`.
         select: choose on so many documents of each task, instead of as the sweep's config says; 0 chooses on all.
 
     Raises:
         SweepError: no sweep there. DamagedFileError: its plan cannot be read. RecordError: no task has a score.
-            ValueError: `select` leaves nothing to report on. A damaged cell counts as unfinished, and so does one that
-            asked otherwise than plain.
+            ValueError: `select` leaves nothing to report on.
     """
     folder = Path(folder)
     plan = read_plan(folder)
     grid = Grid.from_dict(plan["grid"])
     select = plan["config"].get("select") if select is None else select
-    rows, runs, together = [], dict[str, Run](), list[dict[str, Any]]()
-    for cell in grid.cells:
-        record, run = read_state(folder, cell, plan["settings"])
-        spec = cell.spec
-        row = {
-            "cell": cell.name,
-            "kind": cell.kind,
-            "layers": f"{spec.layer_range[0]}:{spec.layer_range[1]}" if spec else None,
-            "start": spec.layer_range[0] if spec else None,
-            "end": spec.layer_range[1] if spec else None,
-            "modules": module_group(spec.modules) if spec else None,
-            "model_weight": spec.weights.model if spec else None,
-            "base_weight": spec.weights.base_model if spec else None,
-            "rule": spec.rule if spec else None,
-            "seed": spec.seed if spec else None,
-            "digest": spec.digest() if spec else None,
-            "status": record["status"],
-            "error": record.get("error"),
-            "relative_change": math.nan,
-            "merge_seconds": record.get("seconds", {}).get("merge", math.nan),
-            "evaluate_seconds": record.get("seconds", {}).get("evaluate", math.nan),
-        }
-        if run is not None:
-            runs[cell.name] = run
-            merge = (run.block.get("provenance") or {}).get("merge") or {}
-            if changes := merge.get("relative_change"):
-                row["relative_change"] = float(np.mean(list(changes.values())))
-        rows.append(row)
-        together.append(record.get("together") or {})
-    cells = pd.DataFrame(rows)
-    differ = []
+    states = [(cell, *read_state(folder, cell, plan["settings"])) for cell in grid.cells]
+    cells = pd.DataFrame([_cell_row(cell, record, run) for cell, record, run in states])
+    runs = {cell.name: run for cell, _, run in states if run is not None}
+    differing = _set_apart_incomparable(folder, cells, runs)
+    together = [record.get("together") or {} for _, record, _ in states]
+    warnings = [*_of_damaged(cells), *_of_answers_together(together), *differing, *comparable.notes_of(runs)]
+    if PLAIN not in runs or len(runs) < 2:
+        return _nothing_compared(folder, plan, cells, runs, warnings)
+    return _compared(folder, plan, grid, cells, runs, select or None, warnings)
+
+
+def _cell_row(cell: Cell, record: Mapping[str, Any], run: Run | None) -> dict[str, Any]:
+    """A row of `Findings.cells`, before anything is compared."""
+    spec = cell.spec
+    merge = (run.block.get("provenance") or {}).get("merge") or {} if run is not None else {}
+    changes = merge.get("relative_change")
+    return {
+        "cell": cell.name,
+        "kind": cell.kind,
+        "layers": f"{spec.layer_range[0]}:{spec.layer_range[1]}" if spec else None,
+        "start": spec.layer_range[0] if spec else None,
+        "end": spec.layer_range[1] if spec else None,
+        "modules": module_group(spec.modules) if spec else None,
+        "model_weight": spec.weights.model if spec else None,
+        "base_weight": spec.weights.base_model if spec else None,
+        "rule": spec.rule if spec else None,
+        "seed": spec.seed if spec else None,
+        "digest": spec.digest() if spec else None,
+        "status": record["status"],
+        "error": record.get("error"),
+        "relative_change": float(np.mean(list(changes.values()))) if changes else math.nan,
+        "merge_seconds": record.get("seconds", {}).get("merge", math.nan),
+        "evaluate_seconds": record.get("seconds", {}).get("evaluate", math.nan),
+    }
+
+
+def _set_apart_incomparable(folder: Path, cells: pd.DataFrame, runs: dict[str, Run]) -> list[str]:
+    """What a reader should know of the others against plain; runs that asked otherwise are dropped, and damaged."""
+    warnings = []
     for name in list(runs) if PLAIN in runs else ():
         try:
-            differ += [f"{name}: {w}" for w in records.check_comparable(runs[PLAIN], runs[name], (PLAIN, name))]
+            warnings += [f"{name}: {w}" for w in comparable.check_comparable(runs[PLAIN], runs[name], (PLAIN, name))]
         except IncomparableError as error:
             remedy = f"delete {folder / CELLS / name}, and the same sweep evaluates it again"
             cells.loc[cells["cell"] == name, ["status", "error"]] = [DAMAGED, f"{error}\n{remedy}"]
             del runs[name]
-    warnings = _of_damaged(cells) + _of_answers_together(together) + differ + records.notes_of(runs)
-    return _evaluated(folder, plan, grid, cells, runs, select or None, tuple(warnings))
+    return warnings
 
 
 def _of_damaged(cells: pd.DataFrame) -> list[str]:
@@ -259,116 +225,155 @@ def _of_damaged(cells: pd.DataFrame) -> list[str]:
     return [f"{row['cell']} counts as not evaluated: {row['error']}" for row in damaged.to_dict("records")]
 
 
-def _of_answers_together(parts: list[dict[str, Any]]) -> list[str]:
-    """What a reader should know of answers that cells were given together (`evaluation/together.py`)."""
+def _of_answers_together(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader should know of answers that cells were given together, by `joint.Together.record` of each."""
     warnings = []
-    asked, differ = (sum(part.get(key, 0) for part in parts) for key in ("rechecked", "differ"))
+    asked, differ = (sum(record.get(key, 0) for record in records) for key in ("rechecked", "differ"))
     if differ:
         warnings.append(
             f"{differ} of {asked} answers that were given for several cells at once are others than the merged model's "
             "own: differences between cells of about this share mean nothing. Without --together there are none"
         )
-    for reason in sorted({reason for part in parts for reason in part.get("reasons", ())}):
+    for reason in sorted({reason for record in records for reason in record.get("reasons", ())}):
         warnings.append(f"documents that were not answered for several cells at once: {reason}")
     return warnings
 
 
-def _evaluated(
+def _nothing_compared(
+    folder: Path, plan: dict[str, Any], cells: pd.DataFrame, runs: dict[str, Run], warnings: Sequence[str]
+) -> Findings:
+    """While plain or everything beside it is unfinished."""
+    return Findings(
+        folder=folder,
+        plan=plan,
+        cells=cells.assign(**dict.fromkeys((*_DIFFERENCE, "p_holm"), math.nan)),
+        tasks=pd.DataFrame(columns=["cell", *PAIRED]),
+        controls=pd.DataFrame(columns=list(_CONTROL_COLUMNS)),
+        selection=None,
+        compared={},
+        runs=runs,
+        warnings=tuple(warnings),
+    )
+
+
+def _compared(
     folder: Path,
     plan: dict[str, Any],
     grid: Grid,
     cells: pd.DataFrame,
     runs: dict[str, Run],
     select: int | None,
-    warnings: tuple[str, ...],
+    warnings: Sequence[str],
 ) -> Findings:
-    paired = [name for name in PAIRED if name != "task"]
-    empty = Findings(
-        folder,
-        plan,
-        cells.assign(**dict.fromkeys((*paired, "p_holm"), math.nan)),
-        pd.DataFrame(columns=["cell", *PAIRED]),
-        pd.DataFrame(columns=["merged", "rule", "control", "answers_differ", *paired]),
-        None,
-        {},
-        runs,
-        warnings,
-    )
-    others = {name: run for name, run in runs.items() if name != PLAIN}
-    if PLAIN not in runs or not others:
-        return empty
-    if len(others) * stats.SMALLEST_P >= SIGNIFICANT:
-        warnings = (
-            *warnings,
-            f"{len(others)} settings: sign flips give no p below {stats.SMALLEST_P:g}, so p Holm cannot fall below "
-            f"{SIGNIFICANT}",
-        )
-    whole = runs[PLAIN].samples
-    runs, left_out = records.scored(runs)
-    runs, short = _with_documents_to_report(runs, whole, select)
-    others = {name: run for name, run in runs.items() if name != PLAIN}
-    warnings = (*warnings, *left_out, *short, *records.mixed_directions(runs[PLAIN].directions))
-    chosen_on, reported_on = split(runs[PLAIN].samples, select)
-    reported = {name: replace(run, samples=_rows(run, reported_on)) for name, run in runs.items()}
-    beside = [
-        (merged, rule, name)
-        for merged, by_rule in grid.controls.items()
-        for rule, names in by_rule.items()
-        for name in names
-        if merged in reported and name in reported
-    ]
+    """Every run against plain and its controls, on the documents that nothing was chosen on."""
+    scored, left_out = _scored_runs(runs, select)
+    chosen_on, reported_on = split_documents(scored[PLAIN].samples, select)
+    reported = {name: replace(run, samples=_rows(run, reported_on)) for name, run in scored.items()}
+    beside = _controls_beside(grid, reported)
+    others = [name for name in reported if name != PLAIN]
     pairs = [*((PLAIN, name) for name in others), *((control, merged) for merged, _, control in beside)]
-    every = stats.compare_pairs(
-        {name: run.samples for name, run in reported.items()}, pairs, directions=runs[PLAIN].directions
+    paired = stats.compare_pairs(
+        {name: run.samples for name, run in reported.items()}, pairs, directions=reported[PLAIN].directions
     )
-    compared = {name: every[PLAIN, name] for name in others}
-    by_cell = pd.DataFrame([{"cell": n, **asdict(c[-1])} for n, c in compared.items()]).drop(columns="task")
-    by_cell["p_holm"] = stats.holm(by_cell["p"].tolist())
-    table = cells.merge(by_cell, on="cell", how="left")
-    itself = table["cell"] == PLAIN
-    table.loc[itself, "second"] = compared[next(iter(compared))][-1].first
-    table.loc[itself, "parsable_second"] = compared[next(iter(compared))][-1].parsable_first
-    counts = ["documents", "groups", "gained", "lost", "needed", "start", "end", "seed"]
-    table = table.astype(dict.fromkeys(counts, "Int64"))
-    controls = []
-    for merged, rule, control in beside:
-        overall = asdict(every[control, merged][-1])
-        overall.pop("task")
-        differ = _answers_differ(reported[control].samples, reported[merged].samples)
-        controls.append({"merged": merged, "rule": rule, "control": control, "answers_differ": differ, **overall})
+    with_plain = {name: paired[PLAIN, name] for name in others}
+    table = _with_differences(cells, with_plain)
     return Findings(
-        folder,
-        plan,
-        table,
-        pd.DataFrame([{"cell": name, **asdict(task)} for name, c in compared.items() for task in c]).astype(
-            {"needed": "Int64"}
-        ),
-        pd.DataFrame(controls).astype({"needed": "Int64"}) if controls else empty.controls,
-        _select(table, runs, chosen_on, reported_on, held_out=select is not None),
-        compared,
-        reported,
-        warnings,
+        folder=folder,
+        plan=plan,
+        cells=table,
+        tasks=_task_table(with_plain),
+        controls=_control_table(beside, paired, reported),
+        selection=_select(table, scored, chosen_on, reported_on, held_out=select is not None),
+        compared=with_plain,
+        runs=reported,
+        warnings=(*warnings, *_of_many_settings(len(runs) - 1), *left_out),
     )
 
 
-PAIRED = tuple(stats.Paired.__dataclass_fields__)
+def _of_many_settings(settings: int) -> list[str]:
+    """What to say where so many settings are compared that no adjusted p can show a difference."""
+    if settings * stats.SMALLEST_P < SIGNIFICANT:
+        return []
+    return [
+        f"{settings} settings: sign flips give no p below {stats.SMALLEST_P:g}, so p Holm cannot fall below "
+        f"{SIGNIFICANT}"
+    ]
 
 
-def split(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _scored_runs(runs: dict[str, Run], select: int | None) -> tuple[dict[str, Run], list[str]]:
+    """Runs with the tasks and documents that are scored in all of them, and what was left out, in words."""
+    scored, left_out = comparable.only_scored(runs)
+    scored, short = _with_documents_to_report(scored, runs[PLAIN].samples, select)
+    return scored, [*left_out, *short, *comparable.mixed_directions(scored[PLAIN].directions)]
+
+
+def _controls_beside(grid: Grid, runs: Mapping[str, Run]) -> list[tuple[str, str, str]]:
+    """(merged cell, rule, cell of its control) where both have a run."""
+    return [
+        (merged, rule, control)
+        for merged, by_rule in grid.controls.items()
+        for rule, controls in by_rule.items()
+        for control in controls
+        if merged in runs and control in runs
+    ]
+
+
+def _with_differences(cells: pd.DataFrame, with_plain: Mapping[str, Sequence[Paired]]) -> pd.DataFrame:
+    """`Findings.cells`: the rows of cells with their means over tasks against plain, p adjusted for all of them."""
+    overall = [{"cell": name, **asdict(comparisons[-1])} for name, comparisons in with_plain.items()]
+    differences = pd.DataFrame(overall).drop(columns="task")
+    differences["p_holm"] = stats.holm(differences["p"].tolist())
+    table = cells.merge(differences, on="cell", how="left")
+    any_overall = next(iter(with_plain.values()))[-1]  # plain's own score is the same in each
+    itself = table["cell"] == PLAIN
+    table.loc[itself, "second"] = any_overall.first
+    table.loc[itself, "parsable_second"] = any_overall.parsable_first
+    counts = ["documents", "groups", "gained", "lost", "needed", "start", "end", "seed"]
+    return table.astype(dict.fromkeys(counts, "Int64"))
+
+
+def _task_table(with_plain: Mapping[str, Sequence[Paired]]) -> pd.DataFrame:
+    """`Findings.tasks`."""
+    rows = [{"cell": name, **asdict(task)} for name, comparisons in with_plain.items() for task in comparisons]
+    return pd.DataFrame(rows).astype({"needed": "Int64"})
+
+
+def _control_table(
+    beside: Sequence[tuple[str, str, str]],
+    paired: Mapping[tuple[str, str], Sequence[Paired]],
+    runs: Mapping[str, Run],
+) -> pd.DataFrame:
+    """`Findings.controls`."""
+    rows = []
+    for merged, rule, control in beside:
+        overall = asdict(paired[control, merged][-1])
+        overall.pop("task")
+        differ = _answers_differ(runs[control].samples, runs[merged].samples)
+        rows.append({"merged": merged, "rule": rule, "control": control, "answers_differ": differ, **overall})
+    return pd.DataFrame(rows).astype({"needed": "Int64"}) if rows else pd.DataFrame(columns=list(_CONTROL_COLUMNS))
+
+
+def split_documents(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(task, doc_id) of the documents to choose on, and of those to report on; None gives all of them twice.
 
     Documents to choose on are the first `select` of each task and those that share an image or a question with one.
     Sharing a subject (MMMU) is no reason: what is asked is another question.
+
+    Args:
+        samples: as `records.Run.samples`.
+        select: so many of each task; None for all.
+
+    Raises:
+        InputError: that leaves nothing of a task to report on.
     """
     keys = samples[["task", "doc_id"]]
     if select is None:
         return keys, keys
-    subject = samples["group"].str.startswith("subject ")
-    bound = samples.assign(group=samples["group"].mask(subject, "document " + samples["doc_id"].astype(str)))
+    bound = samples.assign(cluster=clusters_by_content(samples))
     ordered = bound.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
     first = ordered.groupby("task").head(select)
-    groups = pd.MultiIndex.from_frame(first[["task", "group"]])
-    chosen = pd.MultiIndex.from_frame(bound[["task", "group"]]).isin(groups)
+    clusters = pd.MultiIndex.from_frame(first[["task", "cluster"]])
+    chosen = pd.MultiIndex.from_frame(bound[["task", "cluster"]]).isin(clusters)
     counts = samples[~chosen].groupby("task").size()
     if short := [str(task) for task in samples["task"].unique() if counts.get(task, 0) == 0]:
         raise InputError(
@@ -384,12 +389,14 @@ def _with_documents_to_report(
     """Runs without the tasks of which a judge left so few documents that none is there to report on, and their names.
 
     Args:
+        runs: with the documents that have a score, by name.
         whole: the documents before those without a verdict were left out.
+        select: so many of each task to choose on; None for all.
     """
 
     def enough(samples: pd.DataFrame, task: str) -> bool:
         try:
-            split(samples[samples["task"] == task], select)
+            split_documents(samples[samples["task"] == task], select)
         except InputError:
             return False
         return True
@@ -407,12 +414,14 @@ def _with_documents_to_report(
 
 
 def _rows(run: Run, keys: pd.DataFrame) -> pd.DataFrame:
+    """The samples of a run that `keys` (task, doc_id) name."""
     wanted = pd.MultiIndex.from_frame(keys)
-    found = pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(wanted)
-    return run.samples[found].reset_index(drop=True)
+    is_wanted = pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(wanted)
+    return run.samples[is_wanted].reset_index(drop=True)
 
 
 def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
+    """How many documents two runs answer differently."""
     answers = one.merge(other, on=["task", "doc_id"])
     return int((answers["answer_x"] != answers["answer_y"]).sum())
 
@@ -420,6 +429,7 @@ def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
 def _select(
     table: pd.DataFrame, runs: Mapping[str, Run], chosen_on: pd.DataFrame, reported_on: pd.DataFrame, *, held_out: bool
 ) -> Selection | None:
+    """The merge that scored best on the documents to choose on; None where none is finished."""
     candidates = [str(name) for name in table.loc[table["kind"] == "merged", "cell"] if name in runs]
     if not candidates:
         return None
@@ -440,3 +450,6 @@ def _mean(samples: pd.DataFrame, directions: Mapping[str, int]) -> float:
     """Mean over tasks, lower-is-better ones negated."""
     by_task = samples.groupby("task")["score"].mean()
     return float(np.mean([directions.get(str(task), 1) * value for task, value in by_task.items()]))
+
+
+describe, split = describe_cell, split_documents  # shim

@@ -9,8 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plam_eval.evaluation import sweep
-from plam_eval.evaluation.sweep import Cell, Job, SweepConfig, SweepError
+from plam_eval.evaluation.sweep import runner
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
+from plam_eval.evaluation.sweep.folder import check_not_deleted, lock_sweep, record_failure
+from plam_eval.evaluation.sweep.grid import Cell
+from plam_eval.evaluation.sweep.job import Job
 
 # What a worker on another machine needs of this process's environment.
 _PASSED_ON = ("HF_", "TOKENIZERS_", "VLLM_", "PLAM_", "OMP_", "MKL_", "OPENBLAS_")
@@ -23,13 +26,13 @@ class _Worker:
         os.chdir(working_directory)  # offline datasets and relative checkpoints are found from there
         self._config = SweepConfig.model_validate(config)
         self._folder = Path(folder)
-        self._model = sweep.load_model(self._config)
+        self._model = runner.load_model(self._config)
 
     def ready(self) -> str:
         return str(os.getpid())
 
     def run(self, cell: dict[str, Any]) -> dict[str, Any]:
-        return sweep.run_cell(self._model, Cell.from_dict(cell), self._config, self._folder)
+        return runner.run_cell(self._model, Cell.from_dict(cell), self._config, self._folder)
 
 
 def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
@@ -39,10 +42,11 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     (`tensor_parallel_size` of them) where there are any, and otherwise its share of the cores.
 
     Args:
+        job: the sweep.
         workers: by default as many as there are GPUs for, or one without any.
 
     Returns:
-        The record of every cell of this call, by name, as `sweep.run`. A worker that dies fails the cell it was at;
+        The record of every cell of this call, by name, as `runner.run`. A worker that dies fails the cell it was at;
         another one takes its place.
 
     Raises:
@@ -59,8 +63,8 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     except ImportError as error:
         raise SweepError(f"--ray needs Ray: pip install '.[ray]' in a checkout of plam-eval ({error})") from error
 
-    sweep.check_tasks(job.config)
-    arguments, _ = sweep.split_arguments(job.config.model_args)
+    runner.check_tasks(job.config)
+    arguments, _ = split_arguments(job.config.model_args)
     each = int(arguments.get("tensor_parallel_size", 1))
     environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
     own = not ray.is_initialized()
@@ -76,10 +80,10 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
             raise SweepError(f"{count} workers of {each} GPU(s) need {count * each}; the cluster has {gpus}")
         resources = {"num_gpus": each, "num_cpus": 1} if gpus else {"num_cpus": max(1, cores // count)}
         actor: Any = ray.remote(_Worker).options(**resources)
-        with sweep.locked(job.folder):
+        with lock_sweep(job.folder):
             job.write()
             done = _schedule(ray, actor, job, count)
-            sweep.check_there(job.folder, done)
+            check_not_deleted(job.folder, done)
             return done
     finally:
         if own:
@@ -105,6 +109,7 @@ def _schedule(ray: Any, actor: Any, job: Job, count: int) -> dict[str, dict[str,
         while busy:
             (reference,), _ = ray.wait(list(busy), num_returns=1)
             worker, cell = busy.pop(reference)
+            lives = True
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayError as error:
@@ -112,19 +117,16 @@ def _schedule(ray: Any, actor: Any, job: Job, count: int) -> dict[str, dict[str,
                     for other, _ in busy.values():
                         ray.kill(other)
                     raise SweepError(f"a worker could not load the model: {error}") from error
-                if isinstance(error, ray.exceptions.RayTaskError):  # it raised outside of the evaluation, and lives
-                    why = f"{type(error.cause).__name__}: {error.cause}"
-                else:
-                    why = f"the worker died: {error}"
-                    worker = None
-                result = sweep.record_failure(job.folder, cell, why)
-                if worker is None and len(waiting) > len(busy):
-                    reference, replacement = start()
-                    busy[reference] = replacement, None
+                lives = isinstance(error, ray.exceptions.RayTaskError)  # it raised outside of the evaluation
+                why = f"{type(error.cause).__name__}: {error.cause}" if lives else f"the worker died: {error}"
+                result = record_failure(job.folder, cell, why)
             if cell is not None:
                 done[cell.name] = result
                 progress.update()
-            if worker is not None and reference not in busy and waiting:
+            if lives and waiting:
                 following = waiting.popleft()
                 busy[worker.run.remote(following.to_dict())] = worker, following
+            elif not lives and len(waiting) > len(busy):
+                reference, replacement = start()
+                busy[reference] = replacement, None
     return done

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from plam_eval.evaluation import harness
+from plam_eval.evaluation.comparison import changed_table as changed_table
 from plam_eval.evaluation.records import Run
+from plam_eval.harness import images
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.report.blocks import (
     Example,
@@ -47,42 +48,6 @@ class Looking:
     examples: int
 
 
-def changed_table(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Every document of which the second run's answer or score is not the first's, with the answers of all `runs`.
-
-    Columns: task, doc_id, change ("gained", "lost", or "other answer": the score is the same), prompt, target, and by
-    run its answer and score.
-    """
-    first, second = list(runs)[:2]
-    table = _side_by_side(runs)
-    change = _change(table, first, second, runs[first].directions)
-    table.insert(2, "change", change)
-    return table[table["change"] != ""].reset_index(drop=True)
-
-
-def _side_by_side(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Documents that the first two of some runs have, with the answers and scores of all."""
-    keys = ["task", "doc_id"]
-    first, second = list(runs)[:2]
-    table = runs[first].samples[[*keys, "prompt", "target"]]
-    for name, run in runs.items():
-        columns = {"answer": f"{name}_answer", "score": f"{name}_score"}
-        own = run.samples[[*keys, *columns]].rename(columns=columns)
-        table = table.merge(own, on=keys, how="inner" if name in (first, second) else "left")
-    return table
-
-
-def _change(table: pd.DataFrame, first: str, second: str, directions: Mapping[str, int]) -> pd.Series:
-    sign = table["task"].map(lambda task: directions.get(task, 1))
-    difference = (table[f"{second}_score"] - table[f"{first}_score"]) * sign
-    other = table[f"{first}_answer"] != table[f"{second}_answer"]
-    kinds = [(difference > 0, "gained"), (difference < 0, "lost"), (other, "other answer")]
-    found = pd.Series("", index=table.index)
-    for where, name in kinds:
-        found = found.mask((found == "") & where, name)
-    return found
-
-
 def changed_documents(
     runs: Mapping[str, Run],
     looking: Looking,
@@ -110,13 +75,13 @@ def changed_documents(
         return [Paragraph(f"No document is scored otherwise.{more}")]
     line = plan["config"] if plan else (first.results.get("config") or {}).get("resolved_cli_args") or {}
     wrapper = first.block.get("wrapper")
-    images, missing = harness.document_images(
+    by_document, missing = images.document_images(
         wanted,
         looking.data,
         model=wrapper if isinstance(wrapper, str) and wrapper in WRAPPERS else None,
         include_path=looking.include_path,
     )
-    embedded = _Embedded(images)
+    embedded = _Embedded(by_document)
     blocks: list[Any] = []
     if missing:
         reasons: dict[str, list[str]] = {}
@@ -173,7 +138,7 @@ def _spread(rows: pd.DataFrame, count: int) -> list[dict[str, Any]]:
 def _example(
     row: Mapping[str, Any], names: Sequence[str], embedded: _Embedded, directions: Mapping[str, int], *, brief: bool
 ) -> Example:
-    images, more = embedded.of(row["task"], row["doc_id"])
+    sources, more = embedded.of(row["task"], row["doc_id"])
     whole = _BRIEF if brief else _WHOLE
     answers = []
     for name in names:
@@ -185,7 +150,7 @@ def _example(
         answers.append((name, verdict, clip(str(answer), _ANSWER, whole)))
     return Example(
         title=f"{row['task']}, document {row['doc_id']}",
-        images=images,
+        images=sources,
         more_images=more,
         question=clip(str(row["prompt"]), _QUESTION, whole),
         target=clip(str(row["target"]), _ANSWER, whole),

@@ -15,8 +15,11 @@ import pandas as pd
 import pytest
 
 from plam_eval.evaluation import stats
-from plam_eval.evaluation.sweep import Grid, SweepConfig, SweepError, make_grid
-from plam_eval.evaluation.sweep.findings import Findings, describe, format_p, read_findings, split, write_table
+from plam_eval.evaluation.stats import format_p
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
+from plam_eval.evaluation.sweep.findings import Findings, read_findings, split_documents
+from plam_eval.evaluation.sweep.grid import Grid, describe_cell, make_grid
+from plam_eval.files import write_table
 from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"
@@ -254,21 +257,21 @@ def _samples(**groups: Sequence[str]) -> pd.DataFrame:
 
 def test_split() -> None:
     samples = _samples(a=["image x", "image y", "image x", "image z"], b=["document 0", "document 1", "document 2"])
-    chosen, others = split(samples.sample(frac=1, random_state=0), 1)
+    chosen, others = split_documents(samples.sample(frac=1, random_state=0), 1)
     assert sorted(chosen.itertuples(index=False, name=None)) == [("a", 0), ("a", 2), ("b", 0)]
     assert sorted(others.itertuples(index=False, name=None)) == [("a", 1), ("a", 3), ("b", 1), ("b", 2)]
-    everything = split(samples, None)
+    everything = split_documents(samples, None)
     assert all(len(keys) == 7 for keys in everything)
 
 
 def test_questions_of_one_subject_may_be_split() -> None:
-    chosen, others = split(_samples(mmmu=["subject Art", "subject Music"] * 4), 2)
+    chosen, others = split_documents(_samples(mmmu=["subject Art", "subject Music"] * 4), 2)
     assert (len(chosen), len(others)) == (2, 6)
 
 
 def test_ten_comes_after_nine() -> None:
     samples = _samples(a=[f"document {n}" for n in range(12)]).assign(doc_id=[str(n) for n in range(12)])
-    assert sorted(split(samples, 3)[0]["doc_id"]) == ["0", "1", "2"]
+    assert sorted(split_documents(samples, 3)[0]["doc_id"]) == ["0", "1", "2"]
 
 
 def test_a_selection_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
@@ -427,10 +430,10 @@ def test_written_tables_are_those_shown(tmp_path: Path) -> None:
 
 def test_cells_in_words() -> None:
     cell = {"kind": "control", "layers": "6:8", "modules": "qkvo", "model_weight": 0.9, "base_weight": 0.3, "seed": 0}
-    assert describe({**cell, "rule": "noise"}) == "layers 6:8, qkvo, 0.9 + 0.3, noise"
-    assert describe({**cell, "rule": "noise", "seed": 4}) == "layers 6:8, qkvo, 0.9 + 0.3, noise, seed 4"
-    assert describe({**cell, "rule": "weighted_sum"}) == "layers 6:8, qkvo, 0.9 + 0.3"
-    assert describe({"kind": "plain"}) == "plain"
+    assert describe_cell({**cell, "rule": "noise"}) == "layers 6:8, qkvo, 0.9 + 0.3, noise"
+    assert describe_cell({**cell, "rule": "noise", "seed": 4}) == "layers 6:8, qkvo, 0.9 + 0.3, noise, seed 4"
+    assert describe_cell({**cell, "rule": "weighted_sum"}) == "layers 6:8, qkvo, 0.9 + 0.3"
+    assert describe_cell({"kind": "plain"}) == "plain"
     assert [format_p(p) for p in (1.0, 0.049, 0.01, 0.0099, 7.3e-5, math.nan)] == [
         "1.00",
         "0.049",

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 from plam_eval.evaluation import harness, scan, sweep, variants
-from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import Cell, Grid, Job, SweepConfig, SweepError, make_grid, read_cell, read_plan
 from plam_eval.evaluation.sweep.findings import read_findings
+from plam_eval.evaluation.sweep.job import sweep_settings, with_cells_before
+from plam_eval.harness import checks, evaluate
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.merging.checkpoint import Checkpoint
 from tests.helpers.run_folders import documents, write_run, write_sweep
 
@@ -34,7 +36,7 @@ def checkpoint(folder: Path, value: float = 0.0) -> Path:
     return folder
 
 
-CHECKED = harness.CheckedTasks({"pope": 4}, {"pope": 4}, {}, ("pope",))
+CHECKED = checks.CheckedTasks({"pope": 4}, {"pope": 4}, {}, ("pope",))
 
 
 class Sweeping:
@@ -45,8 +47,8 @@ class Sweeping:
         self.model, self.base = checkpoint(folder / "mllm"), checkpoint(folder / "base")
         self.evaluated: list[str] = []
         self.during: Callable[[str], Any] = lambda name: None
-        monkeypatch.setattr(harness, "check_tasks", lambda tasks, **given: CHECKED)
-        monkeypatch.setattr(harness, "evaluate", self._evaluate)
+        monkeypatch.setattr(checks, "check_tasks", lambda tasks, **given: CHECKED)
+        monkeypatch.setattr(evaluate, "evaluate", self._evaluate)
         self._spec: Any = None
 
     def job(self, **changes: Any) -> Job:
@@ -55,9 +57,9 @@ class Sweeping:
             model="plam_llava", model_args=f"pretrained={self.model},base={self.base},layers=6:8", **given
         )
         grid, bases = make_grid(config, 8), {str(self.base): Checkpoint.open(self.base)}
-        settings = sweep._settings(config, Checkpoint.open(self.model), bases)
+        settings = sweep_settings(config, Checkpoint.open(self.model), bases)
         if (self.folder / sweep.PLAN).is_file():
-            grid = sweep._going_on(self.folder, settings, grid)
+            grid = with_cells_before(self.folder, settings, grid)
         return Job(config, grid, self.folder, settings, 8, {}, {})
 
     def run(self, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -328,14 +330,14 @@ def test_cells_of_two_checkpoints_are_not_compared(sweeping: Sweeping, which: st
 def test_a_mistyped_task_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweeping = Sweeping(tmp_path, monkeypatch)
     monkeypatch.undo()
-    monkeypatch.setattr(harness, "evaluate", sweeping._evaluate)
+    monkeypatch.setattr(evaluate, "evaluate", sweeping._evaluate)
 
-    def check(tasks: Any, **given: Any) -> harness.CheckedTasks:
+    def check(tasks: Any, **given: Any) -> checks.CheckedTasks:
         if "poppe" in tasks:
             raise EvaluationError("no task or group of this name: 'poppe'")
         return CHECKED
 
-    monkeypatch.setattr(harness, "check_tasks", check)
+    monkeypatch.setattr(checks, "check_tasks", check)
     with pytest.raises(EvaluationError, match="no task"):
         sweeping.run(tasks="poppe")
     assert not sweeping.folder.exists()

@@ -14,7 +14,7 @@ import pytest
 from plam_eval.decoding import all_merges
 from plam_eval.evaluation import records, sweep, variants
 from plam_eval.evaluation.harness import evaluate
-from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.merging.checkpoint import MergeError
@@ -161,7 +161,7 @@ def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monk
             raise KeyboardInterrupt
         return run_cell(lm, cell, *args, **kwargs)
 
-    for patched, owner, name in ((killed, variants.AnswerFile, "add"), (killed_later, sweep, "run_cell")):
+    for patched, owner, name in ((killed, variants.AnswerFile, "add"), (killed_later, runner, "run_cell")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, patched)
             with pytest.raises(KeyboardInterrupt):
@@ -349,7 +349,7 @@ def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(variants, "prompt_of", lambda request: "another")
-        patch.setattr(sweep, "_finish", killed)  # answered, and before any cell was finished
+        patch.setattr(runner, "finish_cell", killed)  # answered, and before any cell was finished
         with pytest.raises(KeyboardInterrupt):
             sweep.run(job(tmp_path, **settings), lm)
     done = sweep.run(job(tmp_path, **settings), lm)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from plam_eval.evaluation import harness
-from plam_eval.harness.registry import WRAPPERS
+from plam_eval.harness.registry import WRAPPERS, prompt_id
 from tests.helpers.wrappers import NINE
 
 
@@ -39,7 +38,7 @@ def _requests(manager: Any, model_id: str, mode: str, names: tuple[str, ...]) ->
     from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
 
-    manager.model_name = harness.prompt_id(model_id)
+    manager.model_name = prompt_id(model_id)
     manager.task_group_map.clear()
     found = {}
     for output in get_task_list(get_task_dict(list(names), manager, mode)):

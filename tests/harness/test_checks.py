@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from plam_eval.evaluation import harness
-from plam_eval.evaluation.harness import EvaluationError, check_tasks
+from plam_eval.harness import checks
+from plam_eval.harness.checks import check_tasks
+from plam_eval.harness.errors import EvaluationError
 
 TASK = """
 task: {name}
@@ -79,7 +80,7 @@ def own_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "own_absent.yaml").write_text(absent.replace("scores.own_absent", "scores.own_mean"))
     (folder / "both.yaml").write_text("group: own_group\ntask: [own_mean, own_captions]\n")
     yield folder
-    harness._checked.cache_clear()
+    checks._checked.cache_clear()
 
 
 def test_tasks_that_will_have_no_score_are_named_beforehand(own_tasks: Path) -> None:
@@ -134,25 +135,3 @@ def test_an_offset_behind_the_documents_is_refused(own_tasks: Path) -> None:
 def test_a_dataset_that_is_not_there_is_named(own_tasks: Path) -> None:
     with pytest.raises(EvaluationError, match=r"a task or its dataset could not be loaded: .*absent\.jsonl"):
         check_tasks(["own_absent"], include_path=own_tasks)
-
-
-# The newest run is the one that was made last
-
-
-@pytest.mark.parametrize(
-    ("there", "expected"),
-    [
-        ([], "20260301_120000"),
-        (["20260228_235959_results.json"], "20260301_120000"),
-        (["20260301_120000_samples_gqa.jsonl"], "20260301_120001"),  # samples would be appended to it
-        (["20270630_115959_results.json", "20260101_000000_results.json"], "20270630_120000"),  # the clock was set back
-        (["20271231_235959_samples_a.jsonl"], "20280101_000000"),
-        (["99991231_235959_results.json", "20261399_999999_results.json", "notes_of_mine.txt"], "20260301_120000"),
-    ],
-)
-def test_dates_follow_those_that_are_there(tmp_path: Path, there: list[str], expected: str) -> None:
-    (tmp_path / "model").mkdir()
-    for name in there:
-        (tmp_path / "model" / name).touch()
-    assert harness._later_than_others("20260301_120000", tmp_path) == expected
-    assert harness._later_than_others("20260301_120000", tmp_path / "absent") == "20260301_120000"

@@ -1,0 +1,30 @@
+"""plam-eval from Python: what the commands do, as functions. `import plam_eval` gives them all.
+
+Arguments have the names that they have on the command line, results are records with pandas tables in them, and what
+goes wrong is raised as one of the errors of `plam_eval.errors`. Nothing here ends the process or needs a terminal;
+progress and notes go to standard error. Importing this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from plam_eval.api.merging import merge
+from plam_eval.api.runs import compare, read_run
+from plam_eval.api.scans import plateau, read_scan, scan
+from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
+from plam_eval.report import report
+from plam_eval.spec import load_spec
+
+__all__ = [
+    "SweepPlan",
+    "compare",
+    "load_spec",
+    "merge",
+    "plan_sweep",
+    "plateau",
+    "read_run",
+    "read_scan",
+    "read_sweep",
+    "report",
+    "scan",
+    "sweep",
+]

@@ -1,0 +1,195 @@
+"""Scans: find the plateau, and read what was found."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plam_eval.api.shared import Arguments, Words, free_memory, listed
+from plam_eval.arguments import ARGUMENTS, NAME, PATH, TEXT, WORDS, count, real, takes, write_words
+from plam_eval.errors import ArgumentError, InputError
+
+if TYPE_CHECKING:
+    from plam_eval.evaluation.scan import Scan
+
+
+@takes(
+    model_args=ARGUMENTS,
+    tasks=WORDS,
+    output=PATH,
+    limit=count(1),
+    offset=count(0),
+    cuts=TEXT,
+    gen_kwargs=TEXT,
+    include_path=PATH,
+    batch_size=count(1),
+    base=NAME,
+    margin=real,
+    confidence=real,
+    wandb_args=ARGUMENTS,
+)
+def scan(
+    model: Any,
+    model_args: Arguments | None = None,
+    tasks: Words = (),
+    output: str | Path = "scan",
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    cuts: str | None = None,
+    gen_kwargs: str | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 1,
+    force_simple: bool = False,
+    base: str | Path | None = None,
+    margin: float = 0.02,
+    confidence: float = 0.95,
+    wandb_args: Arguments | None = None,
+) -> Scan | None:
+    """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec.
+
+    Everything that can be known to be wrong is raised before the model is loaded. A scan that was stopped goes on where
+    it was, with the same `output`; a higher `limit` or more tasks add to it.
+
+    Args:
+        model: id of one of our HF wrappers ("plam_llava"), or such a wrapper, loaded, which stays loaded.
+        model_args: its arguments ("pretrained=...,dtype=bfloat16" or a mapping); none for a loaded one.
+        tasks: names of tasks or groups.
+        output: folder of the scan.
+        limit: at most so many documents of each task.
+        offset: leave out as many documents of each task.
+        cuts: cut layers such as "0,4,8:28"; all by default.
+        gen_kwargs: generation settings over the tasks' own.
+        include_path: folder of further tasks.
+        batch_size: documents in one generation, each under every cut; more than 1 for Qwen2.5-VL and Qwen3-VL
+            alone. A loaded wrapper must have been made with as much.
+        force_simple: the wrapper's simple mode.
+        base: base LLM for the spec. Without one, known from a packaged spec or an earlier scan, no spec is written.
+        margin: accuracy (0 to 1) that a plateau may lose.
+        confidence: of the one-sided bounds, between 0 and 1.
+        wandb_args: as lmms-eval takes them, such as "project=plam,job_type=scan".
+
+    Returns:
+        The scan: `curve.table()` is the accuracy by cut and task, `stages` what was concluded, `spec` the plateau spec,
+        None where there is no plateau. Under several processes None on all but the first.
+
+    Raises:
+        InputError, ArgumentError: arguments. EvaluationError: tasks or datasets, an evaluation that failed. ScanError,
+            FolderError: `output` holds something else. ProbeError: cuts, or a model whose image tokens or attention
+            cannot be masked. MergeError, SpecError, CheckpointError: checkpoints and specs.
+    """
+    from plam_eval.evaluation import harness, wandb
+    from plam_eval.evaluation import scan as scans
+    from plam_eval.harness.registry import WRAPPERS
+    from plam_eval.probing.plateau import check_criteria
+
+    model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
+    if model_id not in WRAPPERS or model_id == "plam_vllm":
+        known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
+        raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
+    base = None if base is None else str(base)
+    check_criteria(margin, confidence)
+    scans.check_batch(model_id, batch_size)
+    arguments = harness.parse_model_args(write_words(model_args or "", "model_args"))
+    scans.check_folder(output)
+    scans.check_base(base)
+    logged = wandb.Settings.read(wandb_args)
+    if isinstance(model, str):
+        found = harness.check_model(model, arguments, force_simple=force_simple)
+        if arguments.get("pretrained"):
+            trusted = bool(arguments.get("trust_remote_code"))
+            scans.check_layout(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
+        if cuts and arguments.get("pretrained"):
+            scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
+        pretrained, merged = (found[0].name, found[1] is not None) if found else (None, False)
+    elif model_args:
+        raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
+    else:
+        pretrained, merged = model.pretrained_name, model.spec is not None
+    asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
+    asked["include_path"] = include_path and str(include_path)
+    scans.check(output, tasks, model=model, **asked)
+    note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
+    if note and os.environ.get("RANK", "0") == "0":  # of a launcher's processes the first
+        print(note, file=sys.stderr, flush=True)
+    settings = {"model": model_id, "model_args": arguments, "tasks": listed(tasks), **asked}
+    with logged.run("scan", pretrained or model_id, settings) as log:
+        wrapper = model
+        if isinstance(model, str):
+            wrapper = harness.make_model(model, arguments, batch_size=batch_size, force_simple=force_simple)
+        try:
+            done = scans.scan(
+                wrapper,
+                tasks,
+                output,
+                cuts=cuts,
+                batch_size=batch_size,
+                base_model=base,
+                margin=margin,
+                confidence=confidence,
+                **asked,
+            )
+        finally:
+            del wrapper
+            free_memory()
+        if done is not None:
+            log.scan(done)
+    return done
+
+
+@takes(curve=PATH, tasks=WORDS, base=NAME, margin=real, confidence=real, kl_threshold=real)
+def plateau(
+    curve: str | Path,
+    *,
+    tasks: Words | None = None,
+    base: str | Path | None = None,
+    margin: float = 0.02,
+    confidence: float = 0.95,
+    kl_threshold: float | None = None,
+) -> Scan:
+    """Find the plateau again in a finished scan, by another margin or for other tasks; no model is needed.
+
+    Writes the scan's conclusion, its spec included, anew.
+
+    Args:
+        curve: folder of the scan, or a file in it.
+        tasks: only these.
+        base: base LLM for the spec; that of the last spec by default.
+        margin: accuracy (0 to 1) that a plateau may lose.
+        confidence: of the one-sided bounds, between 0 and 1.
+        kl_threshold: nats, for the second opinion.
+
+    Raises:
+        ScanError: no finished scan there. CurveError, InputError: no such tasks, or criteria that are none.
+            DamagedFileError: it cannot be read.
+    """
+    from plam_eval.evaluation import scan as scans
+
+    base = None if base is None else str(base)
+    scans.check_base(base)
+    folder = Path(curve)
+    return scans.conclude(
+        folder.parent if folder.is_file() else folder,
+        tasks=listed(tasks) if tasks else None,
+        base_model=base,
+        margin=margin,
+        confidence=confidence,
+        **({} if kl_threshold is None else {"kl_threshold": kl_threshold}),
+    )
+
+
+@takes(folder=PATH)
+def read_scan(folder: str | Path) -> Scan:
+    """A finished scan as it was concluded last.
+
+    Args:
+        folder: of the scan.
+
+    Raises:
+        ScanError: none there. DamagedFileError, CurveError, SpecError: it cannot be read.
+    """
+    from plam_eval.evaluation import scan as scans
+
+    return scans.load(Path(folder))

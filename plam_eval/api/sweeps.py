@@ -1,0 +1,254 @@
+"""Sweeps: plan, evaluate and read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plam_eval.api.shared import Arguments, Words, free_memory
+from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, count, takes, write_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from plam_eval.evaluation.sweep import Job
+    from plam_eval.evaluation.sweep.findings import Findings
+
+
+@takes(
+    config=PATH_OR_MAPPING,
+    output=PATH,
+    model_args=ARGUMENTS,
+    include_path=PATH,
+    workers=count(1),
+    wandb_args=ARGUMENTS,
+)
+def sweep(
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    model_args: Arguments | None = None,
+    tasks: Words | None = None,
+    output: str | Path = "sweep",
+    base: str | Path | None = None,
+    layers: Words | None = None,
+    weights: str | Sequence[tuple[float, float]] | None = None,
+    modules: Words | None = None,
+    controls: Words | None = None,
+    seeds: str | Sequence[int] | None = None,
+    select: int | None = None,
+    limit: int | None = None,
+    offset: int | None = None,
+    gen_kwargs: str | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int | None = None,
+    force_simple: bool | None = None,
+    together: int | None = None,
+    ray: bool = False,
+    workers: int | None = None,
+    wandb_args: Arguments | None = None,
+) -> Findings | None:
+    """Evaluate many merges and their controls on one resident model, and compare them with the plain model.
+
+    Cells that are finished in `output` are not evaluated again, so that a stopped sweep goes on. A cell that fails does
+    not stop the others: `failures()` of what is returned names it, and the same call tries it again.
+
+    Args:
+        config: YAML file or mapping of a sweep; the other arguments go over it.
+        model: id of one of our wrappers.
+        model_args: its arguments; `plateau=` among them gives the base LLM, and the layers, weights and modules that
+            are left out.
+        tasks: names of tasks or groups.
+        output: folder of the sweep.
+        base: base LLM, where no plateau says it.
+        layers: "24:36", "plateau", "early", "middle", "late", "all", "starts[:STEP]", "windows:WIDTH[:STEP]".
+        weights: of the MLLM and the base: "0.9+0.3,0.8+0.4" or [(0.9, 0.3), (0.8, 0.4)].
+        modules: qkvo, qk, vo, mlp, all, or names joined by "+".
+        controls: beside every merge: self_scale, normalized, noise (all by default), or "none".
+        seeds: of the controls that draw.
+        select: choose the best merge on so many documents of each task, and report on the others.
+        limit: at most so many documents of each task.
+        offset: leave out as many documents of each task.
+        gen_kwargs: generation settings over the tasks' own.
+        include_path: folder of further tasks.
+        batch_size: as for lmms-eval.
+        force_simple: the wrapper's simple mode.
+        together: answer for so many cells in one generation (HF wrappers); their merged tensors are held in memory.
+        ray: cells as Ray tasks, a resident model per worker.
+        workers: of `ray`; by default one per GPU.
+        wandb_args: as lmms-eval takes them.
+
+    Returns:
+        What was found: `cells`, `tasks` and `controls` are tables, `verdict()` the answer in words. Under several
+        processes None on all but the first.
+
+    Raises:
+        SweepError: every problem of the config; a folder of other settings. MergeError, SpecError, CheckpointError: a
+            cell that cannot be merged. EvaluationError: tasks or datasets. FolderError: `output`. InputError,
+            ArgumentError: arguments.
+    """
+    from plam_eval.evaluation import wandb
+
+    job = _plan_job(
+        config=config,
+        output=output,
+        model=model,
+        model_args=model_args,
+        tasks=tasks,
+        base=base,
+        layers=layers,
+        weights=weights,
+        modules=modules,
+        controls=controls,
+        seeds=seeds,
+        select=select,
+        limit=limit,
+        offset=offset,
+        gen_kwargs=gen_kwargs,
+        include_path=include_path,
+        batch_size=batch_size,
+        force_simple=force_simple,
+        together=together,
+    )
+    logged = wandb.Settings.read(wandb_args)
+    with logged.run("sweep", job.config.model, job.config.model_dump(mode="json")) as log:
+        found = evaluate_job(job, ray=ray, workers=workers)
+        if found is not None:
+            found.write()
+            log.sweep(found)
+    return found
+
+
+@dataclass(frozen=True, repr=False)
+class SweepPlan:
+    """What a sweep would do.
+
+    Attributes:
+        job: its grid and folder.
+        documents: by task; None where they cannot be counted here.
+        warnings: what a reader should know, such as tasks that have no score per document.
+    """
+
+    job: Job
+    documents: dict[str, int] | None
+    warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        each = "an unknown number of" if self.documents is None else sum(self.documents.values())
+        cells = self.job.grid.cells
+        return (
+            f"SweepPlan({self.job.folder}, {len(self.job.left())} of {len(cells)} cells to run, {each} documents each)"
+        )
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell: cell, kind ("plain", "merged", "control"), bytes_to_read, finished."""
+        import pandas as pd
+
+        left = {cell.name for cell in self.job.left()}
+        rows = [
+            {
+                "cell": cell.name,
+                "kind": cell.kind,
+                "bytes_to_read": self.job.bytes_to_read.get(cell.name, 0),
+                "finished": cell.name not in left,
+            }
+            for cell in self.job.grid.cells
+        ]
+        return pd.DataFrame(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: folder, cells, documents by task, seconds per finished cell, warnings."""
+        return {
+            "folder": str(self.job.folder),
+            "cells": self.cells.to_dict("records"),
+            "documents": self.documents,
+            "seconds_per_cell": self.job.seconds_per_cell(),
+            "warnings": list(self.warnings),
+        }
+
+
+@takes(config=PATH_OR_MAPPING, output=PATH)
+def plan_sweep(
+    config: str | Path | Mapping[str, Any] | None = None, *, output: str | Path = "sweep", **given: Any
+) -> SweepPlan:
+    """What `sweep` with the same arguments would do; nothing is loaded or written.
+
+    Args:
+        config: as for `sweep`.
+        output: as for `sweep`.
+        **given: what else `sweep` takes, without ray, workers and wandb_args.
+
+    Raises:
+        What `sweep` raises before it loads a model.
+    """
+    from plam_eval.evaluation import harness
+    from plam_eval.evaluation import sweep as sweeps
+
+    job = _plan_job(config=config, output=output, **given)
+    try:
+        checked = sweeps.check_tasks(job.config)
+    except (harness.TaskNameError, sweeps.SweepError):
+        raise
+    except harness.EvaluationError as error:
+        return SweepPlan(job, None, (f"documents not counted: {error}",))
+    warnings = [f"{task}: no score per document is known: {why}" for task, why in checked.unscored.items()]
+    return SweepPlan(job, checked.documents, tuple(warnings))
+
+
+@takes(folder=PATH, select=count(0))
+def read_sweep(folder: str | Path, select: int | None = None) -> Findings:
+    """What a sweep's folder, or a comparison's, holds now, finished or not.
+
+    Args:
+        folder: of the sweep or comparison.
+        select: choose the best merge on so many documents of each task, instead of as the sweep was told.
+
+    Raises:
+        SweepError: no sweep there. DamagedFileError: its plan cannot be read. RecordError: no task has a score.
+    """
+    from plam_eval.evaluation.sweep import findings
+
+    return findings.read_findings(Path(folder), select)
+
+
+def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
+    """A sweep's job from arguments of `sweep`."""
+    from plam_eval.evaluation import sweep as sweeps
+
+    base = given.pop("base", None)
+    given["base_model"] = str(base) if isinstance(base, Path) else base
+    if given.get("model_args") is not None:
+        given["model_args"] = write_words(given["model_args"], "model_args")
+    if given.get("include_path") is not None:
+        given["include_path"] = str(given["include_path"])
+    if isinstance(config, Mapping):
+        config, given = None, {**config, **{key: value for key, value in given.items() if value is not None}}
+    return sweeps.Job.plan(sweeps.SweepConfig.load(config, **given), output)
+
+
+def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings | None:
+    """Evaluate what is left of a job, and read back all of it; None on every process but the first."""
+    from plam_eval.evaluation import sweep as sweeps
+    from plam_eval.evaluation.sweep import findings
+
+    if not job.left():
+        job.write()
+    elif ray:
+        from plam_eval.evaluation.sweep import ray as ray_workers
+
+        ray_workers.run(job, workers)
+        job.write()
+    else:
+        resident = sweeps.load_model(job.config)
+        try:
+            sweeps.run(job, resident)
+            first = resident.rank == 0
+        finally:
+            del resident
+            free_memory()
+        if not first:
+            return None
+    return findings.read_findings(job.folder)

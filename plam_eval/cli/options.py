@@ -1,0 +1,67 @@
+"""Options that several commands have, and what a shell completes them by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MOST_DOCUMENTS = 2**31 - 1  # of a task, that an option takes
+
+
+def example(command: str) -> str:
+    """The end of a command's help: a call whose lines stay as they are, indented by two spaces from the second on."""
+    return f"\b\nExample:\n  {command}"
+
+
+def complete_wrapper(incomplete: str) -> list[str]:
+    """Our wrappers' ids that begin so."""
+    from plam_eval.harness.registry import WRAPPERS
+
+    return [name for name in WRAPPERS if name.startswith(incomplete)]
+
+
+def complete_spec(incomplete: str) -> list[str]:
+    """Packaged specs, folders and YAML files that begin so."""
+    from plam_eval.spec import packaged_specs
+
+    folder, _, start = incomplete.rpartition("/")
+    found = sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{start}*"))
+    files = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == ".yaml"]
+    return [*(name for name in packaged_specs() if name.startswith(incomplete)), *files]
+
+
+Json = Annotated[
+    bool, typer.Option("--json", help="The result as JSON on standard output; all else on standard error.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Nothing but warnings and errors, on standard error (and --json).")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="One of our wrappers, such as plam_llava or plam_vllm.", autocompletion=complete_wrapper),
+]
+ModelArgs = Annotated[str | None, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")]
+Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=MOST_DOCUMENTS)]
+Offset = Annotated[
+    int | None,
+    typer.Option(help="Leave out as many documents of each task; none by default.", min=0, max=MOST_DOCUMENTS),
+]
+GenKwargs = Annotated[
+    str | None, typer.Option("--gen_kwargs", "--gen-kwargs", help="Generation settings over the tasks' own.")
+]
+IncludePath = Annotated[Path | None, typer.Option("--include_path", "--include-path", help="Folder of further tasks.")]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch_size", "--batch-size", help="As for lmms-eval; 1 by default.", min=1)
+]
+ForceSimple = Annotated[
+    bool | None, typer.Option("--force_simple/--no-force_simple", help="The wrapper's simple mode.", show_default=False)
+]
+WandbArgs = Annotated[
+    str | None,
+    typer.Option(
+        "--wandb_args", "--wandb-args", help="Log the result by wandb.init(key=value,...), as project=plam,name=first."
+    ),
+]

@@ -1,0 +1,259 @@
+"""What a sweep is asked for: its configuration, from a YAML file or flags, checked before anything is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from plam_eval.errors import quoted, system_error
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.evaluate import parse_model_args
+from plam_eval.harness.registry import WRAPPERS
+from plam_eval.spec import (
+    LARGEST_SEED,
+    MOST_LAYERS,
+    OVERRIDE_KEYS,
+    RULES,
+    hint,
+    not_a_mapping,
+    number,
+    range_hint,
+    whole_number,
+)
+from plam_eval.yaml_reader import YamlError, read_yaml
+
+MOST_CELLS = 10_000
+MOST_DOCUMENTS = 2**31 - 1
+_LONGEST_WORD = 500
+_WEIGHT = r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*"
+_PAIR = re.compile(rf"{_WEIGHT}\+{_WEIGHT}", re.ASCII)
+
+STOCK_RULE = "weighted_sum"
+"""The merge rule of a spec that names none. Cells are named, and described, by their rule where it is another."""
+SCALE_CONTROL = "self_scale"
+"""The control that a verdict names: the scale of the merge without the base."""
+_CONTROLS = (SCALE_CONTROL, "normalized", "noise")
+
+
+class SweepError(EvaluationError):
+    """A sweep that cannot start or go on; the message says what was found and what to do. Finished cells are kept."""
+
+
+# Of the rules that are known, what a sweep has to know. Everything in this folder asks here.
+
+
+def rule_names() -> tuple[str, ...]:
+    """Every rule that a cell may have, of merges and of controls."""
+    return tuple(RULES)
+
+
+def control_names() -> tuple[str, ...]:
+    """The rules that are run beside every merge unless a sweep names others, and never as the merge."""
+    return _CONTROLS
+
+
+def draws(rule: str) -> bool:
+    """Whether `rule` draws random numbers, so that a seed makes a cell of its own."""
+    return RULES[rule]
+
+
+class SweepConfig(BaseModel):
+    """What to sweep, as written in a YAML file or given as flags.
+
+    Attributes:
+        model, model_args: as for lmms-eval. A `plateau` among the arguments, with its overrides, gives the base LLM,
+            the merge rule, and whatever of layers, weights and modules the grid leaves out.
+        base_model: the base LLM, where no plateau says it.
+        tasks, limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
+        layers: decoder layers [start, end): "24:36", "plateau" (the spec's own), "early", "middle", "late" (thirds),
+            "all", "starts" or "starts:4" (from each, or each fourth, layer to the last), "windows:4" (of four layers,
+            side by side) or "windows:4:2" (two layers apart).
+        weights: "0.9+0.3" or [0.9, 0.3]: of the MLLM and of the base.
+        modules: names or groups (qkvo, qk, vo, mlp, all), joined by "+".
+        controls: rules to run beside every merge.
+        seeds: of the controls that draw.
+        select: choose the best merge on so many documents of each task, and report on the others; on all without it.
+        together: so many cells have a document answered in one generation (HF wrappers, without Ray). It takes memory
+            for the merged tensors of all of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str
+    model_args: str = ""
+    base_model: str | None = None
+    tasks: tuple[str, ...] = Field(min_length=1)
+    layers: tuple[str, ...] = ("plateau",)
+    weights: tuple[tuple[float, float], ...] = ()
+    modules: tuple[str, ...] = ()
+    controls: tuple[str, ...] = Field(default_factory=control_names)
+    seeds: tuple[int, ...] = (0,)
+    select: int | None = Field(default=None, ge=0, le=MOST_DOCUMENTS)
+    limit: int | None = Field(default=None, ge=1, le=MOST_DOCUMENTS)
+    offset: int = Field(default=0, ge=0, le=MOST_DOCUMENTS)
+    gen_kwargs: str | None = None
+    include_path: str | None = None
+    batch_size: int = Field(default=1, ge=1, le=MOST_DOCUMENTS)
+    force_simple: bool = False
+    together: int = Field(default=1, ge=1, le=MOST_CELLS)
+
+    @field_validator("model", "model_args", "base_model", "gen_kwargs", "include_path", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        if isinstance(value, (int, float)):
+            raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
+        return value
+
+    @field_validator("tasks", "layers", "modules", "controls", mode="before")
+    @classmethod
+    def _words(cls, value: Any, info: ValidationInfo) -> Any:
+        words = _listed(value)
+        strange = [word for word in words if not isinstance(word, str)]
+        if strange and info.field_name == "layers":
+            _check_no_pairs(value, words, strange)
+        if strange:
+            named = type(strange[0]) is int
+            write = f'; put it into quotes, as "{quoted(strange[0])}"' if named else ", as a list or with commas"
+            raise ValueError(f"found {quoted(strange[0])}, expected words{write}")
+        words = [word.strip() for word in words]
+        if long := [word for word in words if len(word) > _LONGEST_WORD]:
+            raise ValueError(f"found {quoted(long[0])}, expected a word")
+        if not any(words) and info.field_name in ("tasks", "layers"):
+            raise ValueError(f"found {quoted(value)}, expected at least one word")
+        if info.field_name == "layers":
+            for word in words:
+                if meant := range_hint(word):
+                    raise ValueError(f"found {word!r}, expected start:end{meant}")
+        return [word for word in words if word]
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return [whole_number(word, LARGEST_SEED, "whole numbers") for word in _listed(value)]
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        form = "expected pairs such as 0.9+0.3 or [0.9, 0.3] (of the MLLM and the base)"
+        if not isinstance(value, (str, list, tuple)):
+            raise ValueError(f"found {quoted(value)}, {form}")
+        if isinstance(value, str) and re.search(r"(^|\+)\s*\d+,\d+\s*\+", value):
+            form += "; a decimal fraction has a point"
+        words = _listed(value)
+        if len(words) == 2 and all(isinstance(word, (int, float)) for word in words):
+            words = [words]  # one pair, written without the outer brackets
+        if len(words) == 4 and all(type(word) is int for word in words):
+            form += f"; a decimal fraction has a point: write [{words[0]}.{words[1]}, {words[2]}.{words[3]}]"
+        pairs = []
+        for word in words:
+            if isinstance(word, str):
+                match = _PAIR.fullmatch(word)
+                word = list(match.groups()) if match else word
+            if not isinstance(word, (list, tuple)):
+                raise ValueError(f"found {quoted(word)}, {form}")
+            pairs.append([number(weight) for weight in word])
+        return pairs
+
+    @field_validator("controls")
+    @classmethod
+    def _known_controls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        value = tuple(word for word in value if word != "none")
+        for word in value:
+            if word not in rule_names() or word == STOCK_RULE:
+                raise ValueError(f"unknown control {word!r}, {hint(word, [*control_names(), 'none'])}")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str) -> str:
+        if value not in WRAPPERS:
+            raise ValueError(f"unknown model {value!r}, {hint(value, WRAPPERS)}")
+        return value
+
+    @field_validator("together")
+    @classmethod
+    def _together(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("model") == "plam_vllm":
+            raise ValueError("plam_vllm answers for one merge at a time; expected 1, or an HF wrapper")
+        return value
+
+    def seeds_of(self, rule: str) -> tuple[int, ...]:
+        """The seeds that `rule` is run with: one where it draws nothing."""
+        return self.seeds if draws(rule) else (0,)
+
+    @classmethod
+    def load(cls, file: str | Path | None = None, **given: Any) -> SweepConfig:
+        """From a YAML file, with values that are not None over it.
+
+        Args:
+            file: of a sweep; None where everything is given.
+            given: fields of a sweep, by name.
+
+        Raises:
+            SweepError: listing every problem.
+        """
+        origin = f"sweep {file}" if file else "sweep"
+        content = _read_file(origin, file) if file is not None else {}
+        content = {**content, **{key: value for key, value in given.items() if value is not None}}
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            lines = _problems(error)
+            text = "\n".join(f"  - {line}" for line in lines)
+            raise SweepError(f"{origin}: {len(lines)} problem(s)\n{text}") from None
+
+
+def _read_file(origin: str, file: str | Path) -> dict[str, Any]:
+    """The unchecked content of a sweep's file. Raises SweepError where it is no mapping of words."""
+    try:
+        content = read_yaml(file)
+    except (OSError, YamlError) as error:
+        why = system_error(error) if isinstance(error, OSError) else str(error)
+        raise SweepError(f"{origin} cannot be read: {why}") from error
+    if not isinstance(content, dict):
+        raise SweepError(f"{origin}: found {not_a_mapping(content)}, expected keys, one a line, as `tasks: [pope]`")
+    if strange := [key for key in content if not isinstance(key, str)]:
+        raise SweepError(f"{origin}: found {quoted(strange[0])} as a key, expected a word")
+    return content
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """What pydantic found, in our words: key, what was found, what was expected."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key, {hint(key, SweepConfig.model_fields)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; expected a value")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key}: {problem['ctx']['error']}")
+        else:
+            lines.append(f"{key}: found {quoted(problem['input'])}: {problem['msg']}")
+    return lines
+
+
+def _check_no_pairs(value: Any, words: Sequence[Any], strange: Sequence[Any]) -> None:
+    """Raises ValueError where layers are given as numbers, [4, 8] or [[4, 8], ...]: what to write in their place."""
+    is_nested = isinstance(strange[0], (list, tuple))
+    ends = list(strange[0]) if is_nested else list(words)
+    if all(isinstance(end, (int, float)) for end in (ends if is_nested else strange)):
+        is_pair = len(ends) == 2 and all(type(end) is int and 0 <= end <= MOST_LAYERS for end in ends)
+        write = f'"{ends[0]}:{ends[1]}"' if is_pair else "24:36, or words such as plateau"
+        raise ValueError(f"found {quoted(value)}, expected ranges start:end, end exclusive; write {write}")
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or the words of a text with commas, or the one value."""
+    return value.split(",") if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def split_arguments(model_args: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """model_args without the plateau and its overrides, and these."""
+    arguments = parse_model_args(model_args)
+    ours = {key: arguments.pop(key) for key in ("plateau", *OVERRIDE_KEYS) if key in arguments}
+    return arguments, ours

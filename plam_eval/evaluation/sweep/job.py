@@ -1,0 +1,206 @@
+"""A sweep's job: its grid in its folder, checked against the checkpoints before anything is loaded or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plam_eval import files
+from plam_eval.evaluation import variants
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
+from plam_eval.evaluation.sweep.folder import FINISHED, PLAN, TABLES, TOGETHER, read_cell, read_plan, read_state
+from plam_eval.evaluation.sweep.grid import Cell, Grid, make_grid
+from plam_eval.merging.checkpoint import Checkpoint, MergeError
+from plam_eval.provenance import versions
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sweep's grid in its folder: what is done, and what is left to do."""
+
+    config: SweepConfig
+    grid: Grid
+    folder: Path
+    settings: dict[str, Any]
+    num_layers: int
+    bytes_to_read: dict[str, int]
+    """By merged or control cell: of both checkpoints, to reach it."""
+    bytes_merged: dict[str, int]
+    """By merged or control cell: of the tensors that are not plain in it, as they are stored."""
+
+    @classmethod
+    def plan(cls, config: SweepConfig, folder: str | Path, grid: Grid | None = None) -> Job:
+        """Check every cell against the headers of both checkpoints; nothing is loaded or written.
+
+        Args:
+            config: what is swept.
+            folder: where; it need not exist.
+            grid: its cells; those that `config` describes by default.
+
+        Raises:
+            SweepError: the folder holds a sweep of other settings, or of another base. MergeError, SpecError: a cell
+                cannot be merged. FolderError: the folder cannot be written, or holds something else.
+        """
+        from plam_eval.merging.plan import plan_merge
+
+        folder = Path(folder)
+        files.check_writable(folder)
+        files.check_free(folder, TABLES, PLAN)
+        checkpoint = open_model(config)
+        num_layers = _count_layers(checkpoint)
+        grid = grid or make_grid(config, num_layers)
+        bases: dict[str, Checkpoint] = {}
+        sizes: dict[str, int] = {}
+        merged: dict[str, int] = {}
+        for cell in grid.cells:
+            if cell.spec is not None:
+                if cell.spec.base_model not in bases:
+                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model, role="base")
+                merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
+                sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
+        settings = sweep_settings(config, checkpoint, bases)
+        if (folder / PLAN).is_file():
+            grid = with_cells_before(folder, settings, grid)
+        return cls(config, grid, folder, settings, num_layers, sizes, merged)
+
+    def write(self) -> None:
+        """Write the plan, in one step, and drop what only an unfinished sweep needs from a finished one."""
+        content = {
+            "config": self.config.model_dump(mode="json"),
+            "settings": self.settings,
+            "grid": self.grid.to_dict(),
+            "num_layers": self.num_layers,
+            "working_directory": str(Path.cwd()),
+            "command": _command_line(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.folder / PLAN, content)
+        if not self.left():
+            variants.delete_answers(self.folder / TOGETHER)
+
+    @property
+    def answers_together(self) -> Path:
+        """Where answers that several cells were given at once are kept, for these settings and no others."""
+        text = json.dumps(self.settings, sort_keys=True, default=str)
+        return self.folder / TOGETHER / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def seconds_per_cell(self) -> float | None:
+        """Mean time of the finished cells; None before there are any."""
+        recorded = [read_cell(self.folder, cell) or {} for cell in self.grid.cells]
+        finished = [record for record in recorded if record.get("status") == FINISHED]
+        if not finished:
+            return None
+        own = sum(sum(record["seconds"].values()) for record in finished) / len(finished)
+        # Answering for many cells is counted with the first of them.
+        together = [record["together"] for record in finished if record.get("together", {}).get("cells")]
+        cells = sum(counts["cells"] for counts in together)
+        return own + (sum(counts["seconds"] for counts in together) / cells if cells else 0)
+
+    def left(self) -> list[Cell]:
+        """Cells that have no finished run, failed and damaged ones included."""
+        cells = self.grid.cells
+        return [cell for cell in cells if read_state(self.folder, cell, self.settings)[0].get("status") != FINISHED]
+
+
+def chunks(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
+    """Cells in chunks whose documents are answered together.
+
+    Args:
+        cells: in the order in which they are evaluated.
+        size: `SweepConfig.together`.
+    """
+    return [cells[start : start + size] for start in range(0, len(cells), size)]
+
+
+def _command_line() -> list[str]:
+    """What this process was started as; nothing in a notebook or console, whose own command does not say it."""
+    name = Path(sys.argv[0]).name
+    if name in ("plam", "cli.py"):
+        return ["plam", *sys.argv[1:]]
+    return [] if hasattr(sys, "ps1") or name in ("", "-c") else list(sys.argv)
+
+
+def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> Grid:
+    """The grid with the cells of the sweep that a folder holds; alone, where nothing of that sweep is worth keeping.
+
+    Args:
+        folder: a sweep's.
+        settings: what answers depend on now, as `sweep_settings` gives them.
+        grid: the cells of this call.
+
+    Raises:
+        SweepError: the folder's cells are of other settings.
+    """
+    before = read_plan(folder)
+    earlier = Grid.from_dict(before["grid"])
+    changed = [
+        f"{key} (was {before['settings'].get(key)!r}, is {settings.get(key)!r})"
+        for key in dict.fromkeys([*before["settings"], *settings])
+        if before["settings"].get(key) != settings.get(key)
+    ]
+    if not changed:
+        unknown = {cell.spec.base_model for cell in earlier.cells if cell.spec} - set(settings["bases"])
+        if unknown:  # it would be fetched, or opened wherever it is
+            raise SweepError(
+                f"{folder / PLAN}: has cells of the base {', '.join(sorted(unknown))}, which this sweep does not name; "
+                "name another --output"
+            )
+        try:
+            return grid.with_earlier(earlier)
+        except SweepError as error:
+            raise SweepError(f"{folder}: {error}") from None
+    if not any((read_cell(folder, cell) or {}).get("status") == FINISHED for cell in earlier.cells):
+        return grid
+    raise SweepError(
+        f"{folder} holds a sweep of other settings: {'; '.join(changed)}. Cells of both cannot be compared: name "
+        "another --output, or delete this one"
+    )
+
+
+def open_model(config: SweepConfig) -> Checkpoint:
+    """The checkpoint of the MLLM that a sweep is of; its headers only are read.
+
+    Args:
+        config: of the sweep.
+
+    Raises:
+        SweepError: its model_args name none. CheckpointError: it cannot be opened.
+    """
+    arguments, _ = split_arguments(config.model_args)
+    if not arguments.get("pretrained"):
+        raise SweepError(f"model_args is {config.model_args!r}; expected pretrained=FOLDER_OR_HUB_ID in it")
+    return Checkpoint.open(str(arguments["pretrained"]), revision=arguments.get("revision"), role="pretrained")
+
+
+def _count_layers(checkpoint: Checkpoint) -> int:
+    from plam_eval.merging.plan import decoder_names
+
+    layers = {layer for layer, _ in decoder_names(checkpoint)}
+    if not layers:
+        raise MergeError(f"{checkpoint.name} has no decoder layers that are known by name")
+    return max(layers) + 1
+
+
+def sweep_settings(config: SweepConfig, checkpoint: Checkpoint, bases: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """What answers depend on besides the cell; equal settings make cells comparable.
+
+    Args:
+        config: of the sweep.
+        checkpoint: of the MLLM.
+        bases: checkpoints of the base LLMs, by the names that specs give them.
+    """
+    arguments, _ = split_arguments(config.model_args)
+    return {
+        "model": config.model,
+        "model_args": {key: str(value) for key, value in sorted(arguments.items())},
+        "tasks": list(config.tasks),
+        **{key: getattr(config, key) for key in ("limit", "offset", "gen_kwargs", "include_path", "force_simple")},
+        "checkpoint": checkpoint.identity(),
+        "bases": {name: base.identity() for name, base in sorted(bases.items())},
+        "versions": versions(),
+    }

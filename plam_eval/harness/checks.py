@@ -1,0 +1,189 @@
+"""What can be known of tasks before a model answers them: that they can be loaded, asked and scored."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plam_eval.arguments import read_words
+from plam_eval.harness.dataset_errors import dataset_error
+from plam_eval.harness.errors import EvaluationError, NoScoreError
+from plam_eval.harness.lookup import (
+    cause_of,
+    check_limit,
+    check_names,
+    dataset_of,
+    leaves_of,
+    load_tasks,
+    one_attempt,
+    task_manager,
+    task_names,
+)
+from plam_eval.harness.registry import prompt_id
+from plam_eval.harness.tasks import TASKS, Score, cluster_of_document, falls, has_clusters, score_of_task
+
+_TRIED = 8  # documents of a task that is not known
+_PATIENCE = 2.0  # seconds: a judge is asked over the network
+
+
+@dataclass(frozen=True)
+class CheckedTasks:
+    """What can be known of tasks before a model answers them.
+
+    Attributes:
+        documents: task -> documents that an evaluation would ask about.
+        clusters: scored task -> how many of them are independent: documents that share an image count once.
+        unscored: task -> why its documents will have no score that could be compared.
+        scored: the names that were given, groups that have unscored tasks in them being replaced by their other tasks.
+    """
+
+    documents: dict[str, int]
+    clusters: dict[str, int]
+    unscored: dict[str, str]
+    scored: tuple[str, ...]
+
+
+def check_tasks(
+    tasks: str | Sequence[str],
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    include_path: str | Path | None = None,
+    gen_kwargs: str | None = None,
+    model: Any = None,
+    by_document: bool = False,
+) -> CheckedTasks:
+    """What an evaluation of these tasks would ask and score; datasets are loaded for it, no model is.
+
+    A task that `harness.tasks` does not know has answers to a few of these documents scored, right ones and wrong ones,
+    as its evaluation would: some log a metric for a part of their documents only.
+
+    Args:
+        tasks: task or group names, as a list or separated by commas.
+        limit: documents per task; None is all.
+        offset: of the first document.
+        include_path: folder of further tasks.
+        gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
+        model: an id or an instance, for its prompts.
+        by_document: answers will be scored one by one (`score_answers`), without the aggregation of all of them.
+
+    Raises:
+        EvaluationError: unknown task, a task or dataset that cannot be loaded, no documents, a limit that MME cannot
+            have, or no task at all whose documents have a score. InputError: `gen_kwargs` are no `key=value`.
+    """
+    read_words(gen_kwargs or "", "gen_kwargs")
+    include = str(include_path) if include_path else None
+    if include is not None and not Path(include).is_dir():
+        raise EvaluationError(f"include_path {include}: no such folder; expected the folder of your task files")
+    return _checked(tuple(task_names(tasks)), limit, offset, include, prompt_id(model), str(Path.cwd()), by_document)
+
+
+@functools.lru_cache(maxsize=8)  # a command checks before it loads a model, and the evaluation that it calls does, too
+def _checked(
+    names: tuple[str, ...],
+    limit: int | None,
+    offset: int,
+    include_path: str | None,
+    model: Any,
+    folder: str,
+    by_document: bool,
+) -> CheckedTasks:
+    manager = task_manager(include_path, model)
+    check_names(names, manager.all_tasks)
+    leaves = leaves_of(manager, names)
+    check_limit(limit, leaves)
+    never = {leaf: TASKS[leaf].unscored for leaf in sorted(leaves) if leaf in TASKS}
+    if len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
+        raise EvaluationError(_nothing_scored(never))
+    documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
+    with one_attempt():
+        try:
+            for output in load_tasks(manager, names):
+                task, rows = output.task_name, output.task.eval_docs_no_media
+                total = max(0, len(rows) - offset)
+                documents[task] = min(total, limit) if limit is not None else total
+                asked = range(offset, offset + documents[task])
+                if (why := _no_score(output, asked, by_document)) is not None:
+                    unscored[task] = why
+                else:
+                    clusters[task] = _count_clusters(task, rows, asked)
+        except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
+            raise EvaluationError(_not_loaded(manager, names, error)) from error
+    if empty := [task for task, count in documents.items() if not count]:
+        raise EvaluationError(f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one")
+    if unscored and len(unscored) == len(documents):
+        raise EvaluationError(_nothing_scored(unscored))
+    scored = []
+    for name in names:
+        members = sorted(leaves_of(manager, [name]))
+        with_score = [leaf for leaf in members if leaf in documents and leaf not in unscored]
+        scored += with_score if set(members) & set(unscored) else [name]
+    return CheckedTasks(documents, clusters, unscored, tuple(scored))
+
+
+def _nothing_scored(unscored: Mapping[str, str]) -> str:
+    reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
+    return f"no score per document is known for any of these tasks:\n{reasons}"
+
+
+def _not_loaded(manager: Any, names: Sequence[str], error: Exception) -> str:
+    """Which of the tasks cannot be loaded, and why; `error` is what loading all of them raised."""
+    lines = []
+    for leaf in sorted(leaves_of(manager, names)):
+        try:
+            load_tasks(manager, [leaf])
+        except Exception as own:  # as above
+            lines.append(dataset_error(leaf, dataset_of(manager, leaf), own))
+    lines = lines or [dataset_error(", ".join(names), None, error)]
+    text = f" {lines[0]}" if len(lines) == 1 else "".join(f"\n  - {line}" for line in lines)
+    return f"a task or its dataset could not be loaded:{text}"
+
+
+def _count_clusters(task: str, rows: Any, numbers: range) -> int:
+    if not has_clusters(task):
+        return len(numbers)
+    return len({cluster_of_document(task, rows[number]) or number for number in numbers})
+
+
+def _no_score(output: Any, asked: range, by_document: bool) -> str | None:
+    """Why the documents of a task will have no score; None where they will have one, as far as trying tells."""
+    name, task = output.task_name, output.task
+    config = dict(output.task_config)
+    try:
+        score = score_of_task(name, config)
+    except NoScoreError as error:
+        return str(error)
+    if by_document:
+        if score.late:
+            return f"{score.metric} is only judged when all answers are there"
+        if falls(score.metric, config):
+            return f"lower is better in {score.metric}, and a curve is of scores from 0 to 1 in which higher is better"
+    if name in TASKS or not asked:
+        return None
+    kind = getattr(task, "OUTPUT_TYPE", None)
+    if kind in ("loglikelihood", "multiple_choice"):  # scored by likelihoods, not by an answer that could be tried
+        return f"it is answered by likelihoods ({kind}), and a scan generates answers" if by_document else None
+    return _tried(task, score, asked)
+
+
+def _tried(task: Any, score: Score, asked: range) -> str | None:
+    """What is wrong with the scores of a few documents, each answered as it should be and as another one should be."""
+    numbers = sorted({asked[round(step * (len(asked) - 1) / (_TRIED - 1))] for step in range(_TRIED)})
+    started, documents = time.monotonic(), task.eval_docs
+    for index, number in enumerate(numbers):
+        try:
+            document = documents[number]
+            for other in {number, numbers[index - 1]}:
+                score.of(task.process_results(document, [str(task.doc_to_target(documents[other]))]))
+        except NoScoreError as error:
+            return str(error)
+        except Exception as error:  # a task's own code runs here, and may raise anything
+            cause = cause_of(error)
+            return f"scoring an answer to document {number} raised {type(cause).__name__}: {cause}"
+        if time.monotonic() - started > _PATIENCE:
+            break
+    return None

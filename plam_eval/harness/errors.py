@@ -1,0 +1,21 @@
+"""The errors of evaluations."""
+
+from __future__ import annotations
+
+from plam_eval.errors import PlamError
+
+
+class EvaluationError(PlamError, RuntimeError):
+    """An evaluation that has no results worth keeping; the message says what failed and what to do."""
+
+
+class TaskNameError(EvaluationError):
+    """A task or group that is not known; the message has the near names."""
+
+
+class GenerationError(EvaluationError):
+    """More generations raised than `max_error_share` allows."""
+
+
+class NoScoreError(PlamError, ValueError):
+    """No score of a document is known for a task; the message says what there was instead."""

@@ -1,0 +1,96 @@
+"""The functions of lmms-eval 0.7 that are wrapped for our models, each once and only where no hook exists.
+
+- `TaskManager.__init__`: our task folder is searched without `--include_path`, and a wrapper of ours gets the prompts
+  and generation settings of the model id it wraps (`registry.extend_task_manager`).
+- `ResponseCache.execute`: answers are keyed by what the weights are, not by the text of `--model_args`.
+- `evaluator.evaluate`: what the wrapper recorded (merge report, provenance, failed generations) joins the results, the
+  sample logs say which documents share an image, and a run with too many failed generations ends in an error.
+- `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own.
+
+Models that are not ours pass through all four untouched. Two more make loading faster, for any model (`loading`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plam_eval.harness.answers import note_clusters
+from plam_eval.harness.errors import GenerationError
+from plam_eval.harness.output_files import RECORD_KEY, later_than_others
+from plam_eval.harness.processes import all_ranks
+from plam_eval.harness.registry import extend_task_manager
+from plam_eval.patching import wrap_once
+
+
+def install() -> None:
+    """All patches. Called when one of our wrappers is imported; calling it again does nothing."""
+    extend_task_manager()
+    from lmms_eval import evaluator
+    from lmms_eval.caching.response_cache import ResponseCache
+    from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
+
+    wrap_once(ResponseCache, "execute", _execute)
+    wrap_once(evaluator, "evaluate", _evaluate)
+    wrap_once(EvaluationTracker, "save_results_aggregated", _save_results_aggregated)
+
+
+def _execute(stock: Any, self: Any, lm: Any, reqtype: str, requests: list[Any]) -> list[Any]:
+    from lmms_eval.caching.response_cache import _short_hash
+
+    fingerprint = getattr(lm, "cache_fingerprint", None)
+    if fingerprint is not None:
+        # One cache object serves one evaluation, but a resident model may have been merged again since the last.
+        self.model_fingerprint = fingerprint()
+        self._model_fingerprint_hash = _short_hash(self.model_fingerprint)
+    answers: list[Any] = stock(self, lm, reqtype, requests)
+    return answers
+
+
+def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+    results: dict[str, Any] | None
+    if not hasattr(lm, "begin_run"):
+        results = stock(lm, *args, **kwargs)
+        return results
+    lm.begin_run()
+    results = stock(lm, *args, **kwargs)
+    tasks = args[0] if args else kwargs["task_dict"]
+    lm.end_run(tasks)
+    # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
+    journals = all_ranks(lm.journal.to_dict())
+    check_failures(journals, lm.max_error_share)
+    if results is not None:
+        results[RECORD_KEY] = lm.run_record(journals)
+        note_clusters(tasks, results.get("samples") or {})
+    return results
+
+
+def _save_results_aggregated(stock: Any, self: Any, results: dict[str, Any], samples: Any, datetime_str: str) -> None:
+    if RECORD_KEY in results:
+        tracker = self.general_config_tracker
+        tracker.model_name_sanitized = f"{tracker.model_name_sanitized}__{results[RECORD_KEY]['folder']}"
+        if self.output_path:
+            datetime_str = later_than_others(datetime_str, Path(self.output_path, tracker.model_name_sanitized))
+    stock(self, results, samples, datetime_str)
+
+
+def check_failures(journals: Sequence[dict[str, Any]], max_error_share: float) -> None:
+    """Whether so many generations raised that an evaluation has no results worth keeping.
+
+    Args:
+        journals: of all ranks: the numbers of `calls` and of those that `failed`, and the first `errors`.
+        max_error_share: the share of calls that may fail, from 0 to 1.
+
+    Raises:
+        GenerationError: more of all ranks' generations raised.
+    """
+    calls = sum(journal["calls"] for journal in journals)
+    failed = sum(journal["failed"] for journal in journals)
+    if failed > max_error_share * calls:
+        errors = "; ".join(dict.fromkeys(error for journal in journals for error in journal["errors"]))
+        raise GenerationError(
+            f"{failed} of {calls} generations raised, and max_error_share={max_error_share:g} allows "
+            f"{math.floor(max_error_share * calls)}; no results were written. First errors: {errors}"
+        )

@@ -1,0 +1,35 @@
+"""The processes of one evaluation, as a launcher starts them: which is the first, and what all of them say."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def is_first_process() -> bool:
+    """Whether this is the one that prints and writes; as the launcher says, so that torch need not be imported."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every process has here, in the order of their ranks; waits for all of them.
+
+    Args:
+        value: of this process; whatever can be pickled.
+    """
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    gathered: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def end_together() -> None:
+    """Waits for the other processes and leaves their group; a process that just exits may abort while it is in one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()

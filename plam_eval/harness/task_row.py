@@ -1,0 +1,153 @@
+"""What can be known of a task of lmms-eval: a row of the table in `tasks`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean as mean
+from typing import Any
+
+from plam_eval.harness.errors import NoScoreError
+
+Entry = Any
+"""What a task logs for one document under the name of a metric."""
+Document = Mapping[str, Any]
+"""A row of a task's dataset."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How the score of a document is read from what its task logs.
+
+    Attributes:
+        metric: the name under which the task logs it.
+        read: entry -> score, NaN where a judge gave none. May raise anything for an entry of another shape.
+        also: other names under which the task logs some of its documents, in the same form.
+        low, high: the range that scores are in.
+        unjudged: values that stand for "could not be judged", such as -1; such a document has no score.
+        stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
+            task has none.
+        aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
+        late: whether the task writes it into its entries only when it aggregates them, which a scan does not do.
+    """
+
+    metric: str
+    read: Callable[[Entry], float]
+    also: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    unjudged: frozenset[float] = frozenset()
+    stock: str | None = None
+    scale: float = 1.0
+    aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
+    late: bool = False
+
+    def of(self, sample: Mapping[str, Any]) -> float:
+        """A document's score; NaN where it could not be judged.
+
+        Args:
+            sample: the document's line of a sample log.
+
+        Raises:
+            NoScoreError: the line holds no score, or one out of range.
+        """
+        metric = next((name for name in (self.metric, *self.also) if name in sample), None)
+        if metric is None:
+            raise NoScoreError(f"expected {self.metric} in its log, found {listed(entries_of(sample))}")
+        entry = sample[metric]
+        try:
+            score = float(self.read(entry))
+        except Exception as error:  # lmms-eval's own scoring runs here, on an entry that may be another task's
+            raise NoScoreError(
+                f"{metric} is not logged in the form that is known: found {_shortened(entry)} "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        if math.isnan(score) or score in self.unjudged:
+            return math.nan
+        if not self.low <= score <= self.high or math.isinf(score):
+            raise NoScoreError(f"{metric} is {score:g}, expected {self.low:g} to {self.high:g}")
+        return score
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What documents that are not independent of each other have in common.
+
+    Attributes:
+        kind: "image", "question" (asked again with its choices rotated) or "subject".
+        of_document: from a row of the dataset, which sample logs do not hold; our wrappers note it there.
+        of_sample: from a line of a sample log, where the task's own entry says it.
+    """
+
+    kind: str
+    of_document: Callable[[Document], str] | None = None
+    of_sample: Callable[[Mapping[str, Any]], str] | None = None
+
+
+ONE_EACH = Cluster("document")
+"""Every document has an image of its own, or none."""
+
+
+_LETTER = re.compile(r"\(?[A-H](?![A-Za-z0-9])")
+_YES_NO = re.compile(r"(yes|no)(?![a-z])", re.IGNORECASE)
+
+
+def letter_or_verdict(target: str, answer: str) -> bool | None:
+    """Whether an answer begins as its target asks for: by a letter from A to H, or by yes or no; None for free words.
+
+    Args:
+        target: the right answer.
+        answer: the model's.
+    """
+    if re.fullmatch(r"[A-H]", target):
+        return bool(_LETTER.match(answer.strip()))
+    if target.lower() in ("yes", "no"):
+        return bool(_YES_NO.match(answer.strip()))
+    return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of one task.
+
+    Attributes:
+        score: None where no score per document can be read, for the reason `unscored`.
+        cluster: None where it is not known whether documents share images.
+        form: (target, answer) -> whether the answer has the form that is asked for; None where there is none.
+        in_pairs: the benchmark's name where it scores documents two by two, so that a limit has to be even.
+    """
+
+    score: Score | None = None
+    cluster: Cluster | None = None
+    unscored: str = ""
+    form: Callable[[str, str], bool | None] = letter_or_verdict
+    in_pairs: str = ""
+
+
+_NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}
+_NO_METRIC |= {"input", "input_media", "group", "task", "turn"}  # of a line of a sample log
+
+
+def entries_of(sample: Mapping[str, Any]) -> list[str]:
+    """Names under which a line of a sample log holds what its task logged.
+
+    Args:
+        sample: the line.
+    """
+    return [name for name in sample if name not in _NO_METRIC]
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words in a row, or that there are none.
+
+    Args:
+        words: that are named.
+    """
+    return ", ".join(words) or "nothing"
+
+
+def _shortened(entry: Entry) -> str:
+    text = repr(entry)
+    return text if len(text) <= 120 else f"{text[:117]}..."
