@@ -15,7 +15,7 @@ from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.skeleton import check_layout, skeleton
+from plam_eval.probing.skeleton import check_probeable, skeleton
 
 
 class PlamHFChat(HFPlateauMixin, stock.Huggingface):
@@ -37,18 +37,18 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
     @classmethod
     def _check_checkpoint(cls, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
         kind = checkpoint.config.get("model_type")
-        found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
+        stated = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
         trusted = {"trust_remote_code": trust_remote_code, "revision": checkpoint.commit}
         if "auto_map" in checkpoint.config and not trust_remote_code and not _known(kind):
             raise InputError(
-                f"{found}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
+                f"{stated}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
             )
         try:
             config = AutoConfig.from_pretrained(checkpoint.location, **trusted)
-            check_layout(skeleton(config, trust_remote_code=trust_remote_code))
+            check_probeable(skeleton(config, trust_remote_code=trust_remote_code))
         except Exception as error:  # of a library that reads a file, which may say anything
             raise InputError(
-                f"{found}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
+                f"{stated}, which {cls.model_id} cannot probe or merge with transformers {transformers.__version__}: "
                 f"{_said(error)}. Unmerged it may run as --model {WRAPPERS[cls.model_id].wrapped_id}"
             ) from error
         try:
@@ -61,7 +61,7 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
             ) from error
         if not getattr(processor, "chat_template", None):
             raise InputError(
-                f"{found}, and its processor ({type(processor).__name__}) has no chat template, by which prompts are "
+                f"{stated}, and its processor ({type(processor).__name__}) has no chat template, by which prompts are "
                 "made; add chat_template.jinja to a copy of the checkpoint"
             )
 

@@ -7,11 +7,12 @@ the mixin decides where and in which dtype it loads, merges in place afterwards,
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from transformers import (
     AutoTokenizer,
     AutoVideoProcessor,
     PreTrainedModel,
+    ProcessorMixin,
 )
 
 from plam_eval import threads
 from plam_eval.errors import InputError, first_line
+from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport, merge_in_place
 from plam_eval.merging.plan import plan_merge
@@ -38,18 +41,11 @@ from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, hint, load_spec
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-_KINDS = {  # model_type of a config -> the wrapper whose stock class loads it
-    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), "plam_llava"),
-    "qwen2_vl": "plam_qwen2_vl",
-    "qwen2_5_vl": "plam_qwen2_5_vl",
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "plam_qwen3_vl"),
-    "internvl": "plam_internvl",
-}
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class HFPlateauMixin(PlateauMixin):
-    """Merges at load time, runs where it is told, and keeps what it generates from costing a run.
+    """Merges at load time, runs where it is told, and counts what it generates and what of it fails.
 
     Arguments it takes from model_args; all others go to the stock class unchanged:
 
@@ -67,6 +63,8 @@ class HFPlateauMixin(PlateauMixin):
         SpecError, MergeError: before the model is loaded where headers show it, otherwise there is no wrapper to use.
         ArgumentError: an argument that nobody takes, or text where it wants a number.
     """
+
+    _exchanged: Callable[..., Any] | None = None  # in place of `own_generate`
 
     def __init__(
         self,
@@ -116,7 +114,7 @@ class HFPlateauMixin(PlateauMixin):
             threads.use(sum(parameter.numel() for parameter in self.model.parameters()))
         self.accelerator = accelerator
         self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        self._generate = self.model.generate
+        self.own_generate = self.model.generate
         self.model.generate = self._watched_generate
         trusted = {"trust_remote_code": True} if trust_remote_code else {}
         self._begin(checkpoint, {**kwargs, **trusted}, max_error_share)
@@ -176,28 +174,109 @@ class HFPlateauMixin(PlateauMixin):
     def running_dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
-    def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+    def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         # A wrapper whose constructor raises is nobody's, and its model with it.
         return merge_in_place(
             self.model, spec, checkpoint=self.checkpoint, base=base, thrown_away_on_error=not self._is_loaded
         )
 
+    @contextlib.contextmanager
+    def generating(self, generate: Callable[..., Any]) -> Iterator[None]:
+        """While it lasts, the stock loop gets what `generate` returns where it calls `model.generate`.
+
+        Args:
+            generate: takes what the loop hands over, and returns token ids of (documents, prompt and new tokens).
+        """
+        before, self._exchanged = self._exchanged, generate
+        try:
+            yield
+        finally:
+            self._exchanged = before
+
+    @contextlib.contextmanager
+    def generating_itself(self) -> Iterator[None]:
+        """While it lasts, `model.generate` is the model's own: neither exchanged nor counted."""
+        before, self._exchanged = self._exchanged, None
+        try:
+            with self._uncounted():
+                yield
+        finally:
+            self._exchanged = before
+
+    @contextlib.contextmanager
+    def processing_once(self) -> Iterator[Callable[[], None]]:
+        """While it lasts, processors keep what they made of their inputs; the function it gives starts a replay."""
+        processed = _Processed()
+        before = {name: value for name, value in vars(self).items() if is_processor(value)}
+        for name, processor in before.items():
+            setattr(self, name, _Remembering(processor, processed))
+        try:
+            yield processed.replay
+        finally:
+            for name, processor in before.items():
+                setattr(self, name, processor)
+
     def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
+        generate = self.own_generate if self._exchanged is None else self._exchanged
         if self._planned is None:
-            return self._generate(*args, **kwargs)
+            return generate(*args, **kwargs)
         documents = len(kwargs["input_ids"])
-        self.journal.calls += documents
+        self.generation.calls += documents
         keys = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams", "use_cache")
-        self.journal.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += (
+        self.generation.settings[json.dumps({key: kwargs[key] for key in keys if kwargs.get(key) is not None})] += (
             documents
         )
         try:
             with _checked_before(self.model.config):
-                return self._generate(*args, **kwargs)
+                return generate(*args, **kwargs)
         except Exception as error:
             self._generation_raised(error, documents)
             return kwargs["input_ids"]
+
+
+# --- inputs that are processed once -----------------------------------------------------------------------------------
+
+
+def is_processor(value: Any) -> bool:
+    """Whether an attribute of a stock wrapper is what makes a model's inputs of texts and images.
+
+    Args:
+        value: of the attribute.
+    """
+    return isinstance(value, ProcessorMixin)
+
+
+class _Processed:
+    """What processors made of their inputs, in the order of the calls."""
+
+    def __init__(self) -> None:
+        self._results: list[Any] = []
+        self._next: int | None = None  # of a replay; None while results are being made
+
+    def replay(self) -> None:
+        """From here on, calls get what earlier ones got, from the first one on."""
+        self._next = 0
+
+    def result_of(self, process: Callable[[], Any]) -> Any:
+        if self._next is None:
+            self._results.append(process())
+            return copy.copy(self._results[-1])
+        self._next += 1
+        return copy.copy(self._results[self._next - 1])
+
+
+class _Remembering:
+    """A processor whose results are kept, and given again in a replay."""
+
+    def __init__(self, processor: Any, processed: _Processed) -> None:
+        self._processor, self._processed = processor, processed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._processed.result_of(lambda: self._processor(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
 
 
 # --- what the stock classes assume -----------------------------------------------------------------------------------
@@ -206,31 +285,31 @@ class HFPlateauMixin(PlateauMixin):
 def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
     """Raise InputError for a checkpoint that the stock class of a wrapper cannot load, as its config shows."""
     kind = checkpoint.config.get("model_type")
-    owner = _KINDS.get(kind) if isinstance(kind, str) else None
+    owner = next((name for name, wrapper in WRAPPERS.items() if kind in wrapper.model_types), None)
     if owner == model_id:
         return
-    takes = ", ".join(name for name, wrapper in _KINDS.items() if wrapper == model_id)
-    found = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
+    takes = ", ".join(WRAPPERS[model_id].model_types)
+    stated = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
     if owner is not None:
-        raise InputError(f"{found}, and {model_id} loads {takes}; give --model {owner}")
+        raise InputError(f"{stated}, and {model_id} loads {takes}; give --model {owner}")
     if "auto_map" in checkpoint.config:
         raise InputError(
-            f"{found}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
+            f"{stated}, which code of the checkpoint's own defines; it runs only with trust_remote_code=True"
         )
     if "vision_config" not in checkpoint.config:
         raise InputError(
-            f"{found} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
+            f"{stated} and has no vision_config, so it is no multimodal model in Hugging Face format; {model_id} loads "
             f"{takes}. A base LLM is named with base="
         )
-    raise InputError(f"{found}; {model_id} loads {takes}. For others there is --model plam_hf")
+    raise InputError(f"{stated}; {model_id} loads {takes}. For others there is --model plam_hf")
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype | None:
     if dtype is None or dtype == "auto" or isinstance(dtype, torch.dtype):
         return dtype
-    known = ("float32", "bfloat16", "float16")
-    if dtype not in known:
-        raise InputError(f"dtype is {dtype!r}; expected auto, {', '.join(known)}")
+    dtypes = ("float32", "bfloat16", "float16")
+    if dtype not in dtypes:
+        raise InputError(f"dtype is {dtype!r}; expected auto, {', '.join(dtypes)}")
     return getattr(torch, dtype)
 
 
@@ -259,8 +338,8 @@ def _device(name: Any) -> torch.device:
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:
-        known = "cpu, cuda, cuda:N; as device_map also auto, balanced, balanced_low_0, sequential"
-        raise InputError(f"device is {name!r}; expected {known}") from error
+        devices = "cpu, cuda, cuda:N; as device_map also auto, balanced, balanced_low_0, sequential"
+        raise InputError(f"device is {name!r}; expected {devices}") from error
 
 
 class _OneProcess:
@@ -302,12 +381,12 @@ def _checked_before(config: Any) -> Iterator[None]:
     some milliseconds: a third of the time of a small model's short answer.
     """
     name = "_get_generation_parameters"
-    known = _WITHOUT_SETTINGS.get(id(config)) is config
-    if not known and hasattr(config, name) and not getattr(config, name)():
+    holds_none = _WITHOUT_SETTINGS.get(id(config)) is config
+    if not holds_none and hasattr(config, name) and not getattr(config, name)():
         _WITHOUT_SETTINGS.clear()  # of one model at a time, so that it keeps no other one alive
         _WITHOUT_SETTINGS[id(config)] = config
-        known = True
-    if known:
+        holds_none = True
+    if holds_none:
         vars(config)[name] = dict
     try:
         yield
@@ -332,6 +411,7 @@ def _loading_with(trust_remote_code: bool, model: Mapping[str, Any], checkpoint:
     most hard-code bfloat16, and those that take a revision hand it to some loaders and not to others.
 
     Args:
+        trust_remote_code: whether code that lies in the checkpoint may run.
         model: keyword arguments for the model alone, such as its dtype.
         checkpoint: on the hub, whatever is loaded under its name is of its commit.
     """

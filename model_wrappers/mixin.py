@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import inspect
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, get_args
@@ -19,69 +17,66 @@ from typing import Any, ClassVar, get_args
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentError, InputError
-from plam_eval.evaluation import harness
+from plam_eval.errors import ArgumentError, InputError, near_names
+from plam_eval.harness.answers import is_padding
+from plam_eval.harness.evaluate import parse_model_args
+from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
+from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import MergeReport
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 from plam_eval.terminal import shown
 
-# XML 1.0 has no way to write these, so a worksheet refuses them, and MMBench writes worksheets while it aggregates.
-_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _KEPT_ERRORS = 5
-
-
-def writable(answer: str) -> str:
-    """`answer` without the characters a worksheet refuses.
-
-    Those that Python counts as white space become spaces, so that a parser strips them as before; the others become
-    U+FFFD, which no parser takes for an answer.
-    """
-    return _UNWRITABLE.sub(lambda found: " " if found.group().isspace() else "\ufffd", answer)
 
 
 class _TooManyFailures(BaseException):
     """Ends a stock generation loop; not an `Exception`, because the loops swallow those."""
 
 
-@dataclass
-class Journal:
-    """What one run's generation did on this rank; calls and failures count documents, whatever the batch size."""
-
-    calls: int = 0
-    failed: int = 0
-    errors: list[str] = field(default_factory=list)
-    settings: Counter[str] = field(default_factory=Counter)
-    altered: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "settings": dict(self.settings)}
-
-
 class PlateauMixin:
-    """What every wrapper shares: its plateau spec, the record of a run, and answers that cannot cost one.
+    """What every wrapper shares: its plateau spec, who answers, and the record of a run.
 
-    A subclass loads the model and says, in `_bring_to`, how its weights go to another spec.
+    Failed generations are counted, and not fatal up to a share of a run's. A subclass loads the model and says, in
+    `bring_weights_to`, how its weights go to another spec. The contract that this keeps is `plam_eval.harness.wrapper`.
     """
 
     model_id: ClassVar[str]
+    pretrained_name: str
     checkpoint: Checkpoint
+    spec: PlateauSpec | None
+    base: Checkpoint | None
+    merge_report: MergeReport | None
+    generation: GenerationRecord
     max_error_share: float
 
+    # Of lmms-eval's own class, which stands behind this one.
+    is_simple: bool
+    rank: int
+    world_size: int
+    device: Any
+    _rank: int
+
+    _planned: int | None = None  # documents that are being generated for, while they count
+    _strategy: AnsweringStrategy | None = None
+
     def _begin(self, checkpoint: Checkpoint, arguments: Mapping[str, Any], max_error_share: float) -> None:
-        """To be called once the model is loaded. `arguments`: those that answers depend on, by name."""
+        """To be called once the model is loaded.
+
+        Args:
+            checkpoint: it was loaded from.
+            arguments: those that answers depend on, by name.
+            max_error_share: share of a run's generations that may raise.
+        """
         # Identities are those of what was read: the files may be others by the time answers are cached.
         self.checkpoint, self._identity = checkpoint, checkpoint.identity()
         self._arguments = {key: str(value) for key, value in sorted(arguments.items()) if "batch_size" not in key}
         self.max_error_share = float(max_error_share)
-        self.journal = Journal()
-        self._planned: int | None = None
-        self.spec: PlateauSpec | None = None
-        self.base: Checkpoint | None = None
+        self.generation = GenerationRecord()
+        self.spec = self.base = self.merge_report = None
         self._base_identity: dict[str, Any] | None = None
-        self.merge_report: MergeReport | None = None
 
     @property
     def wrapped_id(self) -> str:
@@ -93,14 +88,19 @@ class PlateauMixin:
         """Dtype of the weights, such as "bfloat16"."""
         raise NotImplementedError
 
-    def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
-        """Change the weights, or raise with the old ones in place."""
+    def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+        """Change the weights, or raise with the old ones in place. `merge` is what calls it.
+
+        Args:
+            spec: what they are to be merged by; None for the checkpoint's own.
+            base: the checkpoint of the spec's base LLM.
+        """
         raise NotImplementedError
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
         """As in lmms-eval, except that one setting given in both places is an error only if the two differ."""
-        given = harness.parse_model_args(arg_string)
+        given = parse_model_args(arg_string)
         added = {key: value for key, value in (additional_config or {}).items() if value is not None}
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
         for key in given.keys() & added.keys() - {"batch_size"}:
@@ -113,10 +113,21 @@ class PlateauMixin:
     def merge(
         self, plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, **overrides: Any
     ) -> MergeReport | None:
-        """Brings the resident model to this plateau spec (None or "none": back to plain), without reloading it."""
+        """Brings the resident model to another plateau spec, without reloading it.
+
+        Args:
+            plateau: a spec, its name, file or content; None or "none" for the plain model.
+            overrides: single fields of the spec, by their names in model_args.
+
+        Returns:
+            The merge's report; None for the plain model.
+
+        Raises:
+            SpecError, CheckpointError, MergeError: with the weights as they were.
+        """
         spec = load_spec(plateau, overrides)
         base = Checkpoint.open(spec.base_model, role="base") if spec is not None else None
-        report = self._bring_to(spec, base)
+        report = self.bring_weights_to(spec, base)
         self._merged(spec, base, report)
         return self.merge_report
 
@@ -124,7 +135,7 @@ class PlateauMixin:
         self.spec, self.base = spec, base
         self._base_identity = base.identity() if base is not None else None
         self.merge_report = report if spec is not None else None
-        if self._rank != 0:  # type: ignore[attr-defined]
+        if self.rank != 0:
             return
         if spec is not None:
             logger.info(shown(f"{self.model_id}: merged {spec.base_model}\n{report}"))
@@ -138,7 +149,7 @@ class PlateauMixin:
             "wrapper": f"{stock.__module__}.{stock.__qualname__}",
             "arguments": self._arguments,
             "dtype": self.running_dtype,
-            "device": torch.device(self.device).type,  # type: ignore[attr-defined]
+            "device": torch.device(self.device).type,
             "checkpoint": self._identity,
             "spec": self.spec.digest() if self.spec is not None else None,
             "base": self._base_identity,
@@ -150,84 +161,159 @@ class PlateauMixin:
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def answering(self, strategy: AnsweringStrategy, *, max_error_share: float | None = None) -> Iterator[None]:
+        """While it lasts, `strategy` answers in this wrapper's place, and is told of the end of each run.
+
+        Args:
+            strategy: what answers.
+            max_error_share: in place of the wrapper's own, if it is given.
+        """
+        before = self._strategy, self.max_error_share
+        self._strategy = strategy
+        if max_error_share is not None:
+            self.max_error_share = max_error_share
+        try:
+            yield
+        finally:
+            self._strategy, self.max_error_share = before
+
     def generate_until(self, requests: list[Any]) -> list[Any]:
+        """The answers of the strategy in place, or else the stock class's in a form every task can write down."""
+        return self.own_answers(requests) if self._strategy is None else self._strategy.answer(requests)
+
+    def own_answers(self, requests: list[Any]) -> list[Any]:
         """The stock class's answers, in a form every task can write down; raises where too many generations raised."""
         return self._watched(super().generate_until, requests)  # type: ignore[misc]
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
         return self._watched(super().generate_until_multi_round, requests)  # type: ignore[misc]
 
-    def _watched(self, generate: Any, requests: list[Any]) -> list[Any]:
-        answers = self.generated(generate, requests)
-        return [self.recorded(answer, request) for answer, request in zip(answers, requests, strict=True)]
+    def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
+        """The stock class's answers, as they are.
 
-    def generated(self, generate: Any, requests: list[Any]) -> list[Any]:
-        """What `generate` answers, as it is, with the calls of the model counted and failures kept from costing a run.
+        Args:
+            requests: lmms-eval's.
+            counted: whether they are generations of the present run, of which only so many may fail.
+        """
+        stock = super().generate_until  # type: ignore[misc]
+        return self._counted(stock, requests) if counted else list(stock(_with_own_settings(requests)))
+
+    def _watched(self, generate: Any, requests: list[Any]) -> list[Any]:
+        answers = self._counted(generate, requests)
+        return [self._recorded(answer, request) for answer, request in zip(answers, requests, strict=True)]
+
+    def _counted(self, generate: Any, requests: list[Any]) -> list[Any]:
+        """What `generate` answers, as it is, with the calls of the model and those that failed counted.
 
         Raises GenerationError where too many generations raised.
         """
-        # Stock wrappers edit the generation settings they are given, and the response cache would then store answers
-        # under keys it never looks up.
-        copies = [with_own_settings(request) for request in requests]
         self._planned = len(requests)
         try:
-            answers: list[Any] = generate(copies)
+            answers: list[Any] = generate(_with_own_settings(requests))
         except _TooManyFailures:
-            harness.check_failures([self.journal.to_dict()], self.max_error_share)
+            check_failures([self.generation.to_dict()], self.max_error_share)
             raise
         finally:
             self._planned = None
         return answers
 
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """While it lasts, what the model generates is no generation of the run."""
+        planned, self._planned = self._planned, None
+        try:
+            yield
+        finally:
+            self._planned = planned
+
     def _generation_raised(self, error: Exception, documents: int) -> None:
         """Count a failure; raises when one process alone already knows that there are too many."""
-        self.journal.failed += documents
+        self.generation.failed += documents
         logger.error(shown(f"{self.model_id}: generation raised {type(error).__name__}: {error}"))
-        if len(self.journal.errors) < _KEPT_ERRORS:
-            self.journal.errors.append(f"{type(error).__name__}: {error}")
+        if len(self.generation.errors) < _KEPT_ERRORS:
+            self.generation.errors.append(f"{type(error).__name__}: {error}")
         # With several processes the verdict falls at the end, on all of them: one that stopped here would leave
         # the others waiting.
-        if self._world_size == 1 and self.journal.failed > self.max_error_share * (self._planned or 0):  # type: ignore[attr-defined]
+        if self.world_size == 1 and self.generation.failed > self.max_error_share * (self._planned or 0):
             raise _TooManyFailures from error
 
-    def recorded(self, answer: Any, request: Any) -> Any:
-        """The answer without unwritable characters; what it was before goes to the journal."""
+    def replayed(self, answer: Any, request: Any, settings: str) -> Any:
+        """A known answer, counted as if it had been generated now, in a form every task can write down.
+
+        Args:
+            answer: as `stock_answers` gave it.
+            request: which it answers.
+            settings: of its generation, as a key of `GenerationRecord.settings`.
+        """
+        self.generation.calls += 1
+        self.generation.settings[settings] += 1
+        return self._recorded(answer, request)
+
+    def _recorded(self, answer: Any, request: Any) -> Any:
+        """The answer without unwritable characters; what it was before goes to the record of the run."""
         if isinstance(answer, str):
             text, clean = answer, writable(answer)
         elif isinstance(answer, (list, tuple)):
-            return type(answer)(self.recorded(part, request) for part in answer)
+            return type(answer)(self._recorded(each, request) for each in answer)
         elif isinstance(getattr(answer, "text", None), str):
             text = answer.text
             clean = replace(answer, text=writable(text))
         else:
             return answer
-        if text != (clean if isinstance(clean, str) else clean.text) and not request.metadata.get("__padding_only__"):
-            self.journal.altered.append({"task": request.task_name, "doc_id": request.doc_id, "raw": text})
+        if text != (clean if isinstance(clean, str) else clean.text) and not is_padding(request):
+            self.generation.altered.append({"task": request.task_name, "doc_id": request.doc_id, "raw": text})
         return clean
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """While it lasts, no progress bar and no log line of the stock loop, which would come once per document."""
+        rank, self._rank = self._rank, -1
+        logger.disable("lmms_eval")
+        try:
+            yield
+        finally:
+            logger.enable("lmms_eval")
+            self._rank = rank
 
     # --- record -------------------------------------------------------------------------------------------------------
 
     def begin_run(self) -> None:
-        """Starts a fresh journal; called at the start of every evaluation."""
-        self.journal = Journal()
+        """Starts a fresh record; called at the start of every evaluation."""
+        self.generation = GenerationRecord()
 
     def end_run(self, tasks: dict[str, Any]) -> None:
         """Called with lmms-eval's tasks once they are answered and scored."""
+        if self._strategy is not None:
+            self._strategy.end_run(tasks)
 
-    def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
-        """Our block of a results JSON, from the journals of all ranks."""
+    @contextlib.contextmanager
+    def recorded_apart(self) -> Iterator[GenerationRecord]:
+        """While it lasts, generations go to a record of their own, which it gives, and not to that of the run."""
+        before, self.generation = self.generation, GenerationRecord()
+        try:
+            yield self.generation
+        finally:
+            self.generation = before
+
+    def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Our block of a results JSON.
+
+        Args:
+            records: of the generations, from all processes.
+        """
         settings: Counter[str] = Counter()
-        for journal in journals:
-            settings.update(journal["settings"])
+        for record in records:
+            settings.update(record["settings"])
         return {
             "folder": f"plam-{self.spec.digest()[:12]}" if self.spec is not None else "plam-plain",
             "wrapper": self.model_id,
             "wraps": self.wrapped_id,
-            "mode": "simple" if self.is_simple else "chat",  # type: ignore[attr-defined]
+            "mode": "simple" if self.is_simple else "chat",
             "plain": self.spec is None,
             "dtype": self.running_dtype,
-            "device": str(self.device),  # type: ignore[attr-defined]
-            "processes": len(journals),
+            "device": str(self.device),
+            "processes": len(records),
             "arguments": self._arguments,
             "provenance": provenance(
                 self.spec,
@@ -237,17 +323,21 @@ class PlateauMixin:
                 loaded=(self._identity, self._base_identity),
             ),
             "generation": {
-                "calls": sum(journal["calls"] for journal in journals),
-                "failed": sum(journal["failed"] for journal in journals),
-                "errors": [error for journal in journals for error in journal["errors"]][:_KEPT_ERRORS],
+                "calls": sum(record["calls"] for record in records),
+                "failed": sum(record["failed"] for record in records),
+                "errors": [error for record in records for error in record["errors"]][:_KEPT_ERRORS],
                 "settings": [{**json.loads(text), "calls": count} for text, count in sorted(settings.items())],
             },
-            "altered_answers": [row for journal in journals for row in journal["altered"]],
+            "altered_answers": [row for record in records for row in record["altered"]],
         }
 
 
 def stock_class(cls: type) -> type:
-    """The harness's own wrapper: the first class behind ours."""
+    """The harness's own wrapper: the first class behind ours.
+
+    Args:
+        cls: one of our wrappers.
+    """
     return next(parent for parent in cls.__mro__ if not issubclass(parent, PlateauMixin))
 
 
@@ -257,21 +347,24 @@ def check_arguments(
     """Refuses names nobody takes: some stock wrappers swallow them, and a misspelt `plateau` would then be ignored.
 
     Args:
-        parameters: of the stock class's constructor; `own`: names that our class takes besides those of every wrapper.
+        model_id: of the wrapper.
+        given: the arguments, by name.
+        parameters: of the stock class's constructor.
+        own: names that our class takes besides those of every wrapper.
 
     Raises:
         ArgumentError: listing every name that nobody takes, or every text that stands for a number.
     """
     stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    known = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
-    unknown = [name for name in given if name not in known and name != "max_batch_size"]
+    taken = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
+    unknown = [name for name in given if name not in taken and name != "max_batch_size"]
     if unknown:
         hints = []
         for name in unknown:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = near_names(name, taken, cutoff=0.6)
             hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
-        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(known)}")
-    faults = [
+        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(taken)}")
+    problems = [
         f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
         for name, value in given.items()
         if isinstance(value, str)
@@ -279,8 +372,8 @@ def check_arguments(
         and (kinds := _numbers(parameters[name].annotation))
         and not _reads_as(value, kinds)
     ]
-    if faults:
-        raise ArgumentError(f"{model_id}: {'; '.join(faults)}")
+    if problems:
+        raise ArgumentError(f"{model_id}: {'; '.join(problems)}")
 
 
 def _numbers(annotation: Any) -> tuple[type, ...]:
@@ -299,22 +392,37 @@ def _reads_as(text: str, kinds: tuple[type, ...]) -> bool:
 
 
 def check_trust(trust_remote_code: Any) -> None:
-    """Refuses what is neither True nor False: the text "no" would count as yes."""
+    """Refuses what is neither True nor False: the text "no" would count as yes.
+
+    Args:
+        trust_remote_code: as it was given.
+    """
     if not isinstance(trust_remote_code, bool):
         raise ArgumentError(f"trust_remote_code is {trust_remote_code!r}; expected true or false")
 
 
 def check_share(max_error_share: Any) -> None:
+    """Refuses what is no share from 0 to 1.
+
+    Args:
+        max_error_share: as it was given.
+    """
     if not isinstance(max_error_share, (int, float)):
         raise ArgumentError(f"max_error_share is {max_error_share!r}; expected a number")
     if not 0 <= max_error_share <= 1:
         raise InputError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
 
 
-def with_own_settings(request: Any) -> Any:
-    own = copy.copy(request)
-    own.arguments = tuple(copy.deepcopy(part) if isinstance(part, dict) else part for part in request.args)
-    return own
+def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
+    """The requests with generation settings of their own.
+
+    Stock wrappers edit those they are given, and the response cache would then store answers under keys it never looks
+    up.
+    """
+    copies = [copy.copy(request) for request in requests]
+    for own in copies:
+        own.arguments = tuple(copy.deepcopy(each) if isinstance(each, dict) else each for each in own.args)
+    return copies
 
 
-harness.install()
+install()

@@ -101,7 +101,7 @@ class VLLMPlateauMixin(PlateauMixin):
         stored = self.client.collective_rpc("plam_state")[0]["report"]
         return MergeReport.from_dict(stored) if stored else None
 
-    def _bring_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+    def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         try:
             return self._loader.merge_engine(self.client, spec)
         except MergeError:
@@ -114,10 +114,10 @@ class VLLMPlateauMixin(PlateauMixin):
             )
             raise
 
-    def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
+    def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         remerge, why = self._loader.remerge_way()
         engine = {"vllm": self._loader.VLLM_VERSION, "arguments": self._arguments, "remerge": f"{remerge}: {why}"}
-        return {**super().run_record(journals), "engine": engine}
+        return {**super().run_record(records), "engine": engine}
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -161,10 +161,10 @@ class VLLMPlateauMixin(PlateauMixin):
             self._special_tokens = self._lacks_special_tokens(kwargs)
         kwargs["tokenization_kwargs"] = {"add_special_tokens": self._special_tokens}
         each = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(messages)
-        self.journal.calls += len(messages)
+        self.generation.calls += len(messages)
         keys = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "stop")
         for parameters in each:
-            self.journal.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
+            self.generation.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
         try:
             return self._chat(messages=messages, sampling_params=each, **kwargs)
         except self._loader.REFUSALS as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,12 +81,14 @@ def scan(
     """
     from plam_eval.evaluation import harness, wandb
     from plam_eval.evaluation import scan as scans
+    from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
     from plam_eval.probing.plateau import check_criteria
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
-    if model_id not in WRAPPERS or model_id == "plam_vllm":
-        known = ", ".join(name for name in WRAPPERS if name != "plam_vllm")
+    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
+    if model_id not in scannable:
+        known = ", ".join(scannable)
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
     base = None if base is None else str(base)
     check_criteria(margin, confidence)
@@ -100,7 +101,7 @@ def scan(
         found = harness.check_model(model, arguments, force_simple=force_simple)
         if arguments.get("pretrained"):
             trusted = bool(arguments.get("trust_remote_code"))
-            scans.check_layout(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
+            scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
         if cuts and arguments.get("pretrained"):
             scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
         pretrained, merged = (found[0].name, found[1] is not None) if found else (None, False)
@@ -112,7 +113,7 @@ def scan(
     asked["include_path"] = include_path and str(include_path)
     scans.check(output, tasks, model=model, **asked)
     note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
-    if note and os.environ.get("RANK", "0") == "0":  # of a launcher's processes the first
+    if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
     settings = {"model": model_id, "model_args": arguments, "tasks": listed(tasks), **asked}
     with logged.run("scan", pretrained or model_id, settings) as log:

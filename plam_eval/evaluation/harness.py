@@ -6,10 +6,10 @@ from plam_eval.harness.errors import EvaluationError, GenerationError, TaskNameE
 from plam_eval.harness.evaluate import Evaluation as Run
 from plam_eval.harness.evaluate import check_model, evaluate, make_model, parse_model_args
 from plam_eval.harness.images import document_images
-from plam_eval.harness.output_files import RECORD_KEY
 from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.processes import all_ranks, end_together
 from plam_eval.harness.registry import extend_task_manager, prompt_id, task_folder
+from plam_eval.harness.run_files import RECORD_KEY
 
 __all__ = [
     "RECORD_KEY",

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from plam_eval.evaluation.run_files import (
-    RecordError,
+from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_interval
+from plam_eval.harness import tasks as known_tasks
+from plam_eval.harness.errors import NoScoreError, RecordError
+from plam_eval.harness.run_files import (
+    RECORD_KEY,
     expected_documents,
     read_results,
     read_samples,
     result_files,
+    samples_file,
+    texts_of,
 )
-from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_interval
-from plam_eval.harness import tasks as known_tasks
-from plam_eval.harness.output_files import RECORD_KEY
-from plam_eval.harness.tasks import NoScoreError, Score
+from plam_eval.harness.task_row import Score
 
 _MODE = re.compile(r"\((chat|simple)\)$")
 _ROUNDED = 1e-4
@@ -220,14 +222,13 @@ def read_run(path: str | Path) -> Run:
     file = files[-1]
     results = read_results(file)
     configs = {task: config or {} for task, config in results["configs"].items()}
-    date = file.name.removesuffix("_results.json")
     rows: list[dict[str, Any]] = []
     unscored: dict[str, str] = {}
     notes: list[str] = []
     for task, config in configs.items():
         if "/" in task or "\0" in task:
             raise RecordError(f"{file}: found a task named {task!r:.80}, expected the name of a task of lmms-eval")
-        log = file.with_name(f"{date}_samples_{task}.jsonl")
+        log = samples_file(file, task)
         if not log.is_file():
             raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
         samples = read_samples(log, config, expected_documents(results, task))
@@ -254,10 +255,7 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
     Raises:
         NoScoreError: the line does not hold what `score` reads.
     """
-    answer = sample["filtered_resps"]
-    while isinstance(answer, list):
-        answer = answer[0] if answer else ""
-    answer, target, prompt = (_storable(str(text)) for text in (answer, sample["target"], sample.get("input", "")))
+    prompt, target, answer = texts_of(sample)
     return {
         "task": task,
         "doc_id": sample["doc_id"],
@@ -279,11 +277,6 @@ def clusters_by_content(samples: pd.DataFrame) -> pd.Series:
     """
     of_subject = samples["group"].str.startswith("subject ")
     return samples["group"].mask(of_subject, "document " + samples["doc_id"].astype(str))
-
-
-def _storable(text: str) -> str:
-    """Half a surrogate pair, which a log may hold and no file of text, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _differing_mean(

@@ -1,4 +1,4 @@
-"""The errors of evaluations."""
+"""The errors of evaluations and of what they leave."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class TaskNameError(EvaluationError):
 
 class GenerationError(EvaluationError):
     """More generations raised than `max_error_share` allows."""
+
+
+class RecordError(PlamError, ValueError):
+    """A folder that holds no readable run; the message names the file and what was expected in it."""
 
 
 class NoScoreError(PlamError, ValueError):

@@ -13,8 +13,8 @@ from typing import Any
 from plam_eval.arguments import read_words
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.lookup import check_limit, check_names, leaves_of, task_manager, task_names
-from plam_eval.harness.output_files import write_run
 from plam_eval.harness.patches import install
+from plam_eval.harness.run_files import write_run
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plam_eval.errors import near_names
 from plam_eval.harness.errors import EvaluationError, TaskNameError
 from plam_eval.harness.registry import extend_task_manager, prompt_id
 from plam_eval.harness.tasks import TASKS
@@ -100,7 +100,7 @@ def check_names(names: Sequence[str], existing: list[str]) -> None:
     if unknown := [name for name in names if name not in existing]:
         hints = []
         for name in unknown:
-            near = difflib.get_close_matches(name, existing, n=3)
+            near = near_names(name, existing, most=3, cutoff=0.6)
             hints.append(f"{name!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
         apart = any(mark in name for name in unknown for mark in " ;\t")
         raise TaskNameError(

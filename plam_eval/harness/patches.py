@@ -19,9 +19,9 @@ from typing import Any
 
 from plam_eval.harness.answers import note_clusters
 from plam_eval.harness.errors import GenerationError
-from plam_eval.harness.output_files import RECORD_KEY, later_than_others
 from plam_eval.harness.processes import all_ranks
 from plam_eval.harness.registry import extend_task_manager
+from plam_eval.harness.run_files import RECORD_KEY, later_than_others
 from plam_eval.patching import wrap_once
 
 
@@ -59,10 +59,10 @@ def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] 
     tasks = args[0] if args else kwargs["task_dict"]
     lm.end_run(tasks)
     # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
-    journals = all_ranks(lm.journal.to_dict())
-    check_failures(journals, lm.max_error_share)
+    records = all_ranks(lm.generation.to_dict())
+    check_failures(records, lm.max_error_share)
     if results is not None:
-        results[RECORD_KEY] = lm.run_record(journals)
+        results[RECORD_KEY] = lm.run_record(records)
         note_clusters(tasks, results.get("samples") or {})
     return results
 
@@ -76,20 +76,20 @@ def _save_results_aggregated(stock: Any, self: Any, results: dict[str, Any], sam
     stock(self, results, samples, datetime_str)
 
 
-def check_failures(journals: Sequence[dict[str, Any]], max_error_share: float) -> None:
+def check_failures(records: Sequence[dict[str, Any]], max_error_share: float) -> None:
     """Whether so many generations raised that an evaluation has no results worth keeping.
 
     Args:
-        journals: of all ranks: the numbers of `calls` and of those that `failed`, and the first `errors`.
+        records: of all ranks: the numbers of `calls` and of those that `failed`, and the first `errors`.
         max_error_share: the share of calls that may fail, from 0 to 1.
 
     Raises:
         GenerationError: more of all ranks' generations raised.
     """
-    calls = sum(journal["calls"] for journal in journals)
-    failed = sum(journal["failed"] for journal in journals)
+    calls = sum(record["calls"] for record in records)
+    failed = sum(record["failed"] for record in records)
     if failed > max_error_share * calls:
-        errors = "; ".join(dict.fromkeys(error for journal in journals for error in journal["errors"]))
+        errors = "; ".join(dict.fromkeys(error for record in records for error in record["errors"]))
         raise GenerationError(
             f"{failed} of {calls} generations raised, and max_error_share={max_error_share:g} allows "
             f"{math.floor(max_error_share * calls)}; no results were written. First errors: {errors}"

@@ -19,31 +19,76 @@ _PACKAGE = "plam_eval.model_wrappers"
 
 @dataclass(frozen=True)
 class Wrapper:
-    """One of our model ids: the stock id it wraps, whose prompts it uses, and its classes."""
+    """One of our model ids.
+
+    Attributes:
+        model_id: under which lmms-eval knows it.
+        wrapped_id: the stock id it wraps, whose prompts it uses.
+        chat, simple: paths of its classes, by mode; None where it has no such mode.
+        model_types: what config.json calls the models that its stock class loads; none: it finds out by itself.
+        batched: whether a scan may answer several documents at a time: its stock loop takes batches, and pads prompts
+            on the left (Qwen2-VL's pads on the right).
+        hf: whether its model is one of transformers in this process (`harness.wrapper.HFWrapper`): only then can many
+            variants of it be answered for at once, as scans and sweeps that answer together do.
+    """
 
     model_id: str
     wrapped_id: str
     chat: str | None
     simple: str | None
+    model_types: tuple[str, ...] = ()
+    batched: bool = False
+    hf: bool = True
 
 
 WRAPPERS: dict[str, Wrapper] = {
     wrapper.model_id: wrapper
     for wrapper in (
-        Wrapper("plam_llava", "llava_hf", f"{_PACKAGE}.llava.PlamLlavaChat", f"{_PACKAGE}.llava.PlamLlava"),
-        Wrapper("plam_qwen2_vl", "qwen2_vl", None, f"{_PACKAGE}.qwen2_vl.PlamQwen2VL"),
+        Wrapper(
+            "plam_llava",
+            "llava_hf",
+            chat=f"{_PACKAGE}.llava.PlamLlavaChat",
+            simple=f"{_PACKAGE}.llava.PlamLlava",
+            model_types=("llava", "llava_next", "llava_onevision"),
+        ),
+        Wrapper(
+            "plam_qwen2_vl",
+            "qwen2_vl",
+            chat=None,
+            simple=f"{_PACKAGE}.qwen2_vl.PlamQwen2VL",
+            model_types=("qwen2_vl",),
+        ),
         Wrapper(
             "plam_qwen2_5_vl",
             "qwen2_5_vl",
-            f"{_PACKAGE}.qwen2_5_vl.PlamQwen25VLChat",
-            f"{_PACKAGE}.qwen2_5_vl.PlamQwen25VL",
+            chat=f"{_PACKAGE}.qwen2_5_vl.PlamQwen25VLChat",
+            simple=f"{_PACKAGE}.qwen2_5_vl.PlamQwen25VL",
+            model_types=("qwen2_5_vl",),
+            batched=True,
         ),
         Wrapper(
-            "plam_qwen3_vl", "qwen3_vl", f"{_PACKAGE}.qwen3_vl.PlamQwen3VLChat", f"{_PACKAGE}.qwen3_vl.PlamQwen3VL"
+            "plam_qwen3_vl",
+            "qwen3_vl",
+            chat=f"{_PACKAGE}.qwen3_vl.PlamQwen3VLChat",
+            simple=f"{_PACKAGE}.qwen3_vl.PlamQwen3VL",
+            model_types=("qwen3_vl", "qwen3_vl_moe"),
+            batched=True,
         ),
-        Wrapper("plam_vllm", "vllm", f"{_PACKAGE}.vllm.PlamVLLMChat", f"{_PACKAGE}.vllm.PlamVLLM"),
-        Wrapper("plam_internvl", "internvl_hf", f"{_PACKAGE}.internvl.PlamInternVLChat", None),
-        Wrapper("plam_hf", "huggingface", f"{_PACKAGE}.generic.PlamHFChat", None),
+        Wrapper(
+            "plam_vllm",
+            "vllm",
+            chat=f"{_PACKAGE}.vllm.PlamVLLMChat",
+            simple=f"{_PACKAGE}.vllm.PlamVLLM",
+            hf=False,
+        ),
+        Wrapper(
+            "plam_internvl",
+            "internvl_hf",
+            chat=f"{_PACKAGE}.internvl.PlamInternVLChat",
+            simple=None,
+            model_types=("internvl",),
+        ),
+        Wrapper("plam_hf", "huggingface", chat=f"{_PACKAGE}.generic.PlamHFChat", simple=None),
     )
 }
 

@@ -15,6 +15,7 @@ from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.files import inside
+from plam_eval.harness.run_files import date_of, result_files
 
 
 class ReportError(PlamError, ValueError):
@@ -58,7 +59,7 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
                     sources.scans[name] = scan.load(_own(file, folder).parent)
             else:
                 sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
-        files = [folder] if folder.is_file() else records.result_files(folder)
+        files = [folder] if folder.is_file() else result_files(folder)
         files = [f for f in files if not any(owner in f.parents for owner in owners) and not _hidden(f, folder)]
         for file in files:
             if not _new(file, seen):
@@ -120,7 +121,7 @@ def _run_name(file: Path, folder: Path, files: Sequence[Path], taken: Iterable[s
     """That of the given folder, where one run lies in it; else the run's own folder below it."""
     given = folder.resolve() if folder.is_dir() else folder.resolve().parent
     below = file.parent.resolve().relative_to(given).as_posix()
-    date = file.name.removesuffix("_results.json")
+    date = date_of(file)
     if len(files) == 1 or below == ".":
         names = [given.name, f"{given.parent.name}/{given.name}", f"{given.name}/{date}"]
     else:

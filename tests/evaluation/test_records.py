@@ -12,7 +12,7 @@ import pytest
 
 from plam_eval.evaluation.comparable import IncomparableError, check_comparable, notes_of, only_scored
 from plam_eval.evaluation.records import Run, read_run, tables
-from plam_eval.evaluation.run_files import RecordError
+from plam_eval.harness.errors import RecordError
 from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}

@@ -19,7 +19,8 @@ import plam_eval
 from plam_eval import cli
 from plam_eval.decoding import all_cuts as cuts_at_once
 from plam_eval.errors import ArgumentError, InputError
-from plam_eval.evaluation import records, variants
+from plam_eval.evaluation import records
+from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.evaluation.harness import EvaluationError, evaluate
 from plam_eval.evaluation.scan import ScanError, conclude, scan
 from plam_eval.harness.tasks import score_of_task
@@ -135,6 +136,8 @@ def test_a_loaded_wrapper_from_python(lm, in_suite, tmp_path, capsys):
 
 
 def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
+    from plam_eval.model_wrappers import hf
+
     processor, processed = lm._image_processor, []
 
     class Counting:
@@ -145,7 +148,7 @@ def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
         def __getattr__(self, name: str) -> Any:
             return getattr(processor, name)
 
-    monkeypatch.setattr(variants, "_is_processor", lambda value: isinstance(value, Counting))
+    monkeypatch.setattr(hf, "is_processor", lambda value: isinstance(value, Counting))
     monkeypatch.setattr(lm, "_image_processor", Counting())
     found = scan(lm, "mmstar", tmp_path, limit=5)
     assert pd.read_parquet(tmp_path / "samples.parquet").groupby("doc_id")["answer"].nunique().max() > 1
@@ -155,7 +158,7 @@ def test_images_are_processed_once(lm, in_suite, tmp_path, monkeypatch):
 def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch, calls):
     whole = scan(lm, "mmstar,pope", tmp_path / "whole", cuts="0,4", limit=6)
     assert len(calls) == 12
-    add, folder = variants.AnswerFile.add, tmp_path / "killed"
+    add, folder = AnswerStore.add, tmp_path / "killed"
 
     def killed(self: Any, record: Any) -> None:
         if len(list(self.read())) == 7:
@@ -165,7 +168,7 @@ def test_a_killed_scan_goes_on_where_it_was(lm, in_suite, tmp_path, monkeypatch,
         add(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(variants.AnswerFile, "add", killed)
+        patch.setattr(AnswerStore, "add", killed)
         with pytest.raises(KeyboardInterrupt):
             scan(lm, "mmstar,pope", folder, cuts="0,4", limit=6)
     with pytest.raises(ScanError, match="has not finished"):

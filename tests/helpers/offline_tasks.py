@@ -22,7 +22,7 @@ import pytest
 from lmms_eval.api.model import lmms
 
 from plam_eval.harness.answers import score_answers, tasks_of
-from plam_eval.model_wrappers.mixin import Journal
+from plam_eval.harness.wrapper import GenerationRecord
 
 Row = dict[str, Any]
 
@@ -859,11 +859,11 @@ class PlannedModel(lmms):
 
     def __init__(self) -> None:
         super().__init__()
-        self.journal = Journal()
+        self.generation = GenerationRecord()
         self.scanned: list[Row] = []  # the same answers as a scan logs them
 
     def begin_run(self) -> None:
-        self.journal = Journal()
+        self.generation = GenerationRecord()
 
     def end_run(self, tasks: dict[str, Any]) -> None:
         answers = {

@@ -17,10 +17,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from plam_eval.errors import InputError
 from plam_eval.evaluation import scan as scans
 from plam_eval.evaluation.harness import Run, check_model, evaluate, make_model
+from plam_eval.harness.wrapper import writable
 from plam_eval.merging.checkpoint import MergeError
 from plam_eval.merging.plan import decoder_names
 from plam_eval.model_wrappers.generic import Processor
-from plam_eval.model_wrappers.mixin import writable
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
 from tests.helpers.pico import LAYERS, OTHER_FAMILIES
@@ -89,11 +89,11 @@ def test_plain_merged_and_masked_through_the_harness(family, pico, in_suite, tmp
 
     if family in WINDOWS:
         with pytest.raises(ProbeError, match="DynamicSlidingWindowLayer"):
-            scans.check_layout(str(pair.mllm))
+            scans.check_scannable(str(pair.mllm))
         with mask_vision(model.model, 0):
             assert answers(evaluate(model, "mmstar", limit=2, gen_kwargs=SHORT)) != answers(plain)
         return
-    scans.check_layout(str(pair.mllm))
+    scans.check_scannable(str(pair.mllm))
     scans.scan(model, "mmstar", tmp_path / "scan", limit=2, gen_kwargs=SHORT, cuts="1")
     rows = [json.loads(line) for line in (tmp_path / "scan" / "answers.rank0.jsonl").read_text().splitlines()]
     cut, unmasked = ([row["answers"][row["by_cut"][index]] for row in rows] for index in (0, 1))
@@ -142,7 +142,7 @@ def test_models_whose_decoder_or_image_tokens_cannot_be_told_are_refused_by_name
         with pytest.raises(InputError, match=reason):
             check_model("plam_hf", {"pretrained": described(config)})
         with pytest.raises(ProbeError):
-            scans.check_layout(described(config))
+            scans.check_scannable(described(config))
 
 
 def copied(pair: Any, folder: Any) -> Any:

@@ -78,7 +78,7 @@ def test_device_map_alone_places_the_model(load):
 
 @pytest.mark.parametrize("mode", ["chat", "simple"])
 def test_plain_answers_are_the_stock_wrappers_and_garbage_costs_nothing(mode, load, pico, in_suite, tmp_path):
-    from plam_eval.model_wrappers.mixin import writable
+    from plam_eval.harness.wrapper import writable
 
     simple = mode == "simple"
     model = load("llava", mode)
@@ -107,7 +107,7 @@ OTHERS = [case for case in CASES if case[0] != "llava"]
 
 @pytest.mark.parametrize(("family", "mode"), OTHERS)
 def test_plain_answers_are_the_stock_wrappers_in_their_own_dtype(family, mode, load, pico, in_suite):
-    from plam_eval.model_wrappers.mixin import writable
+    from plam_eval.harness.wrapper import writable
 
     model = load(family, mode, dtype=None)
     ours = evaluate(model, "mmmu_val", limit=3, gen_kwargs=SHORT)
@@ -135,7 +135,7 @@ def test_stock_wrapper_loses_the_run_to_an_unwritable_answer(pico, in_suite, tmp
 def test_writable_answers_fit_a_worksheet(tmp_path):
     import pandas as pd
 
-    from plam_eval.model_wrappers.mixin import writable
+    from plam_eval.harness.wrapper import writable
 
     every = [f"a{chr(code)}b" for code in (*range(0x20), 0x7F, 0x85, 0x2028, 0xD800, 0xFFFE, 0xFFFF, 0x1F600)]
     pd.DataFrame({"prediction": [writable(text) for text in every]}).to_excel(tmp_path / "answers.xlsx")
@@ -217,7 +217,7 @@ def test_plain_and_merged_runs_have_folders_of_their_own(load, pico, in_suite, t
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])  # one swallows what generation raises, one does not
 def test_failed_generations_fail_the_run(family, load, in_suite, tmp_path):
     model = load(family)
-    generate, calls = model._generate, []
+    generate, calls = model.own_generate, []
 
     def breaking(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -225,7 +225,7 @@ def test_failed_generations_fail_the_run(family, load, in_suite, tmp_path):
             raise RuntimeError("cell 7 is on fire")
         return generate(*args, **kwargs)
 
-    model._generate = breaking
+    model.own_generate = breaking
     with pytest.raises(GenerationError, match=r"1 of 2 generations raised.*cell 7 is on fire"):
         evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT, output=tmp_path)
     assert not list(tmp_path.rglob("*.json*"))
@@ -257,7 +257,7 @@ def test_a_failed_batch_counts_all_its_documents(load, in_suite):
     whole = evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
     assert whole.results["plam_eval"]["generation"]["calls"] == 4
 
-    model._generate = lambda **kwargs: torch.zeros(1) / None  # a TypeError
+    model.own_generate = lambda **kwargs: torch.zeros(1) / None  # a TypeError
     model.max_error_share = 0.25  # one document may fail, and a batch holds two
     with pytest.raises(GenerationError, match="2 of 2 generations raised"):
         evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)

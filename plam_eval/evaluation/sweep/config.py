@@ -177,8 +177,9 @@ class SweepConfig(BaseModel):
     @field_validator("together")
     @classmethod
     def _together(cls, value: int, info: ValidationInfo) -> int:
-        if value > 1 and info.data.get("model") == "plam_vllm":
-            raise ValueError("plam_vllm answers for one merge at a time; expected 1, or an HF wrapper")
+        wrapper = WRAPPERS.get(info.data.get("model", ""))
+        if value > 1 and wrapper is not None and not wrapper.hf:
+            raise ValueError(f"{wrapper.model_id} answers for one merge at a time; expected 1, or an HF wrapper")
         return value
 
     def seeds_of(self, rule: str) -> tuple[int, ...]:

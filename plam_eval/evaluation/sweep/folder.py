@@ -15,6 +15,7 @@ from plam_eval.evaluation import records
 from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.evaluation.sweep.grid import Cell, Grid
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.run_files import is_results_file, sample_logs
 from plam_eval.provenance import read_identity
 
 PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "sweep.lock"
@@ -134,10 +135,9 @@ def results_file(cell_folder: Path, record: Mapping[str, Any]) -> Path:
     """
     origin = str(cell_folder / CELL)
     file = files.inside(cell_folder, record.get("results"), origin)
-    if not file.name.endswith("_results.json") or not file.is_file():
+    if not is_results_file(file):
         raise DamagedFileError(f"{origin}: names {record.get('results')!r:.80} as its results, which is no such file")
-    date = file.name.removesuffix("results.json")
-    for log in file.parent.glob(f"{date}samples_*.jsonl"):
+    for log in sample_logs(file):
         files.inside(cell_folder, str(log.relative_to(cell_folder).as_posix()), origin)
     return file
 

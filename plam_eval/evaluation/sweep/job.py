@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval import files
-from plam_eval.evaluation import variants
+from plam_eval.evaluation.answer_store import delete_answers
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
 from plam_eval.evaluation.sweep.folder import FINISHED, PLAN, TABLES, TOGETHER, read_cell, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import Cell, Grid, make_grid
@@ -81,7 +81,7 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_json(self.folder / PLAN, content)
         if not self.left():
-            variants.delete_answers(self.folder / TOGETHER)
+            delete_answers(self.folder / TOGETHER)
 
     @property
     def answers_together(self) -> Path:

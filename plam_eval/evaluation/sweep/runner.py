@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loguru import logger
 from tqdm import tqdm
@@ -37,11 +37,12 @@ from plam_eval.evaluation.sweep.grid import Cell, cell_arguments
 from plam_eval.evaluation.sweep.job import Job, chunks, open_model
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.harness import checks, evaluate, processes
+from plam_eval.harness.wrapper import HFWrapper, PlateauWrapper
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.terminal import one_line
 
 
-def load_model(config: SweepConfig) -> Any:
+def load_model(config: SweepConfig) -> PlateauWrapper:
     """The plain model in its wrapper, as lmms-eval's command line would make it.
 
     Args:
@@ -81,7 +82,7 @@ def check_tasks(config: SweepConfig) -> checks.CheckedTasks:
     return checked
 
 
-def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
+def run(job: Job, model: PlateauWrapper | None = None) -> dict[str, dict[str, Any]]:
     """Evaluate every unfinished cell on one resident model, in order.
 
     Args:
@@ -112,7 +113,9 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
         with tqdm(total=len(cells), desc="sweep", unit="cell", disable=not first) as progress:
             for chunk in chunks(cells, job.config.together):
                 specs = [cell.spec for cell in chunk]
-                together = Together(lm, specs, job.answers_together, sys.stderr) if len(chunk) > 1 else None
+                together = (
+                    Together(cast(HFWrapper, lm), specs, job.answers_together, sys.stderr) if len(chunk) > 1 else None
+                )
                 for cell in chunk:
                     progress.set_postfix_str(one_line(cell.name))
                     done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
@@ -124,7 +127,13 @@ def run(job: Job, model: Any = None) -> dict[str, dict[str, Any]]:
 
 
 def run_cell(
-    lm: Any, cell: Cell, config: SweepConfig, folder: Path, *, alone: bool = True, together: Together | None = None
+    lm: PlateauWrapper,
+    cell: Cell,
+    config: SweepConfig,
+    folder: Path,
+    *,
+    alone: bool = True,
+    together: Together | None = None,
 ) -> dict[str, Any]:
     """Merge, evaluate and store one cell; what goes wrong is stored, too.
 

@@ -13,6 +13,7 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
+from plam_eval.harness.run_files import result_files
 from plam_eval.report.blocks import (
     Answer,
     count_of,
@@ -90,7 +91,7 @@ def links() -> list[tuple[str, str]]:
 def _dates(sources: Sources) -> list[str]:
     """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
     runs = [*sources.runs.values(), *(run for found in sources.sweeps.values() for run in found.runs.values())]
-    files = [file for found in sources.scans.values() for file in (found.folder / "unmasked").rglob("*_results.json")]
+    files = [file for found in sources.scans.values() for file in result_files(found.folder / "unmasked")]
     return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
-from plam_eval.evaluation import harness, scan, sweep, variants
+from plam_eval.evaluation import answer_store, scan, sweep
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import Cell, Grid, Job, SweepConfig, SweepError, make_grid, read_cell, read_plan
 from plam_eval.evaluation.sweep.findings import read_findings
@@ -216,11 +216,11 @@ def test_answers_are_deleted_and_nothing_else(tmp_path: Path) -> None:
         (folder / name / "answers.rank0.jsonl").touch()
     (folder / "two" / "mine.txt").touch()
     (folder / "link").symlink_to(tmp_path / "elsewhere")
-    variants.delete_answers(folder)
+    answer_store.delete_answers(folder)
     assert sorted(p.name for p in folder.rglob("*")) == ["link", "mine.txt", "two"]
     assert (tmp_path / "elsewhere" / "answers.rank0.jsonl").exists()
     (tmp_path / "to").symlink_to(tmp_path / "elsewhere")
-    variants.delete_answers(tmp_path / "to")
+    answer_store.delete_answers(tmp_path / "to")
     assert (tmp_path / "elsewhere").is_dir()
 
 
@@ -280,19 +280,19 @@ def test_a_damaged_plan_names_its_file(sweeping: Sweeping, change: dict[str, Any
 
 
 def test_damaged_answers_are_given_again(tmp_path: Path) -> None:
-    file = variants.AnswerFile(tmp_path, 0)
+    file = answer_store.AnswerStore(tmp_path, 0)
     for number in range(4):
         file.add({"task": "pope", "doc_id": number})
     path = tmp_path / "answers.rank0.jsonl"
     lines = path.read_text().splitlines()
     lines[1], lines[2] = lines[1][:9], '["pope"]'
     path.write_text("\n".join(lines) + "\n")
-    whole = variants.AnswerFile(tmp_path, 0).read(lambda line: line["task"] == "pope")
+    whole = answer_store.AnswerStore(tmp_path, 0).read(lambda line: line["task"] == "pope")
     assert [line["doc_id"] for line in whole] == [0, 3]
     (tmp_path / "elsewhere").write_text("mine")
     (tmp_path / "answers.rank1.jsonl").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(FolderError, match="found a link"):
-        variants.AnswerFile(tmp_path, 1)
+        answer_store.AnswerStore(tmp_path, 1)
     assert (tmp_path / "elsewhere").read_text() == "mine"
 
 
@@ -413,7 +413,7 @@ def test_a_cells_results_are_those_of_its_record(sweeping: Sweeping) -> None:
 def test_two_scans_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from plam_eval.files import locked
 
-    monkeypatch.setattr(harness, "check_tasks", lambda tasks, **given: CHECKED)
+    monkeypatch.setattr(checks, "check_tasks", lambda tasks, **given: CHECKED)
     monkeypatch.setattr("plam_eval.probing.decoder.decoder_layers", lambda model: [None] * 4)
     monkeypatch.setattr(scan, "_settings", lambda *given: {})
     model: Any = SimpleNamespace(rank=0, model=None, model_id="plam_llava")

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from plam_eval.decoding import all_merges
-from plam_eval.evaluation import records, sweep, variants
+from plam_eval.evaluation import answer_store, records, sweep
+from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.evaluation.harness import evaluate
 from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.joint import Together
+from plam_eval.harness.wrapper import text_of
 from plam_eval.merging.checkpoint import MergeError
 from tests.helpers.paths import PAIR
 from tests.helpers.sweeps import CELLS, GRID, SPEC, plam
@@ -147,7 +149,7 @@ def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
 
 
 def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monkeypatch, calls):
-    add, run_cell = variants.AnswerFile.add, sweep.run_cell
+    add, run_cell = AnswerStore.add, sweep.run_cell
 
     def killed(self: Any, line: Any) -> None:
         if len(list(self.read())) == 7:
@@ -161,7 +163,7 @@ def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monk
             raise KeyboardInterrupt
         return run_cell(lm, cell, *args, **kwargs)
 
-    for patched, owner, name in ((killed, variants.AnswerFile, "add"), (killed_later, runner, "run_cell")):
+    for patched, owner, name in ((killed, AnswerStore, "add"), (killed_later, runner, "run_cell")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, patched)
             with pytest.raises(KeyboardInterrupt):
@@ -185,7 +187,7 @@ def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_pa
 
 
 def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, monkeypatch):
-    values, bring = all_merges.merged_values, lm._bring_to
+    values, bring = all_merges.merged_values, lm.bring_weights_to
 
     def failing(module: Any, spec: Any, **kwargs: Any) -> Any:
         if spec.rule == "noise":
@@ -198,7 +200,7 @@ def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, m
         return bring(spec, base)
 
     monkeypatch.setattr(all_merges, "merged_values", failing)
-    monkeypatch.setattr(lm, "_bring_to", bring_to)
+    monkeypatch.setattr(lm, "bring_weights_to", bring_to)
     done = sweep.run(job(tmp_path), lm)
     assert {name for name, record in done.items() if record["status"] == "failed"} == {n for n in apart if "noise" in n}
     assert done["plain"]["together"]["apart"] == DOCUMENTS
@@ -259,18 +261,16 @@ def test_requests_that_are_repeated_have_an_answer_each(lm, in_suite, tmp_path, 
         evaluate(lm, "mmstar", limit=2)
     together = Together(lm, [None, job(tmp_path).grid.cells[1].spec], tmp_path / "answers")
     with together.installed():
-        given = together.generate_until([*asked, asked[0]])
-    assert [variants.text_of(answer) for answer in given] == [
-        variants.text_of(a) for a in stock(lm, [*asked, asked[0]])
-    ]
+        given = together.answer([*asked, asked[0]])
+    assert [text_of(answer) for answer in given] == [text_of(a) for a in stock(lm, [*asked, asked[0]])]
     assert together.record()["documents"] == 3
-    assert len(list(variants.AnswerFile(tmp_path / "answers", 0).read())) == 2  # answered once
+    assert len(list(AnswerStore(tmp_path / "answers", 0).read())) == 2  # answered once
     # Where they are answered apart, every repetition is asked for.
     together = Together(lm, [None, job(tmp_path).grid.cells[1].spec], tmp_path / "others")
-    together._apart["mmstar"] = "it samples"
-    monkeypatch.setattr(type(lm), "generate_until", lambda self, requests: [str(i) for i in range(len(requests))])
+    together._tasks_apart["mmstar"] = "it samples"
+    monkeypatch.setattr(type(lm), "own_answers", lambda self, requests: [str(i) for i in range(len(requests))])
     with together.installed():
-        assert together.generate_until([*asked, asked[0]]) == ["0", "1", "2"]
+        assert together.answer([*asked, asked[0]]) == ["0", "1", "2"]
     assert together.record()["apart"] == 3
 
 
@@ -308,34 +308,15 @@ def test_answers_of_other_settings_are_not_taken(lm, in_suite, tmp_path):
     assert first.answers_together == job(tmp_path, 3, layers="6:8").answers_together  # the grid is no such setting
 
 
-def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
-    file = variants.AnswerFile(tmp_path, 0)
-    file.add({"task": "a", "doc_id": 0})
-    dumps = json.dumps
-
-    class Full(str):
-        def __add__(self, other: str) -> str:
-            with file._file.open("a") as out:
-                out.write('{"task": "a", "doc')
-            raise OSError("no space left on device")
-
-    monkeypatch.setattr(variants.json, "dumps", lambda *args, **kwargs: Full("x"))
-    with pytest.raises(OSError, match="no space"):
-        file.add({"task": "a", "doc_id": 1})
-    monkeypatch.setattr(variants.json, "dumps", dumps)
-    file.add({"task": "a", "doc_id": 2})
-    assert [line["doc_id"] for line in variants.AnswerFile(tmp_path, 0).read()] == [0, 2]
-
-
 def test_a_failed_recheck_says_nothing(lm, in_suite, tmp_path, monkeypatch):
-    generate = lm._generate
+    generate = lm.own_generate
 
     def failing(**inputs: Any) -> Any:
         if "custom_generate" not in inputs:  # the model by itself
             raise RuntimeError("out of memory")
         return generate(**inputs)
 
-    monkeypatch.setattr(lm, "_generate", failing)
+    monkeypatch.setattr(lm, "own_generate", failing)
     done = sweep.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
     assert {record["status"] for record in done.values()} == {"finished"}
     assert {(r["together"]["rechecked"], r["together"]["differ"]) for r in done.values()} == {(0, 0)}
@@ -348,7 +329,7 @@ def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(variants, "prompt_of", lambda request: "another")
+        patch.setattr(answer_store, "prompt_of", lambda request: "another")
         patch.setattr(runner, "finish_cell", killed)  # answered, and before any cell was finished
         with pytest.raises(KeyboardInterrupt):
             sweep.run(job(tmp_path, **settings), lm)

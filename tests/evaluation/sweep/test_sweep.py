@@ -111,7 +111,7 @@ def test_a_finished_sweep_runs_nothing_and_grows(lm, finished, in_suite, tmp_pat
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(lm, in_suite, tmp_path, monkeypatch):
-    bring = lm._bring_to
+    bring = lm.bring_weights_to
 
     def failing(spec: Any, base: Any) -> Any:
         if spec is not None and spec.rule == "self_scale":
@@ -119,7 +119,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(lm, in_suite, tmp_path,
         return bring(spec, base)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lm, "_bring_to", failing)
+        patch.setattr(lm, "bring_weights_to", failing)
         done = sweep.run(job(tmp_path, layers="6:8"), lm)
     assert [record["status"] for record in done.values()] == ["finished", "finished", "failed", "finished"]
     name = "layers-6-8_qkvo_0.3+1.2_self_scale"

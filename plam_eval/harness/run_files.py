@@ -1,4 +1,7 @@
-"""The files of an lmms-eval run, ours or not: its results and its sample logs, checked where they are read."""
+"""The files of an lmms-eval run, ours or not, its results and its sample logs: named, written and read.
+
+What is read is checked: it may be damaged, or of another program.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,23 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import DamagedFileError, PlamError, quoted
+from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, read_json
-from plam_eval.harness.output_files import RECORD_KEY
+from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.tasks import filters_of
 
+RECORD_KEY = "plam_eval"
+"""Where our block stands in a results JSON."""
 
-class RecordError(PlamError, ValueError):
-    """A folder that holds no readable run; the message names the file and what was expected in it."""
+_RESULTS = "_results.json"
+
+
+# --- names and dates --------------------------------------------------------------------------------------------------
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -25,9 +34,110 @@ def result_files(folder: Path) -> list[Path]:
     Args:
         folder: that lmms-eval wrote into, or one above it.
     """
-    files = [file for file in folder.rglob("*_results.json") if file.parent.name != "submissions"]
+    files = [file for file in folder.rglob(f"*{_RESULTS}") if file.parent.name != "submissions"]
     return sorted(files, key=lambda file: file.name)
 
+
+def is_results_file(file: Path) -> bool:
+    """Whether a file is there and named as lmms-eval names results.
+
+    Args:
+        file: any path.
+    """
+    return file.name.endswith(_RESULTS) and file.is_file()
+
+
+def date_of(results_file: Path) -> str:
+    """When a run began, as the names of its files have it, such as "20260301_120000".
+
+    Args:
+        results_file: its results JSON.
+    """
+    return results_file.name.removesuffix(_RESULTS)
+
+
+def sample_logs(results_file: Path) -> Iterator[Path]:
+    """The sample logs that lie beside a results JSON and are of the same run.
+
+    Args:
+        results_file: the results JSON.
+    """
+    return results_file.parent.glob(f"{date_of(results_file)}_samples_*.jsonl")
+
+
+def samples_file(results_file: Path, task: str) -> Path:
+    """Where the sample log of a task lies that belongs to a results JSON.
+
+    Args:
+        results_file: the results JSON.
+        task: name of one of its tasks.
+    """
+    return results_file.with_name(f"{date_of(results_file)}_samples_{task}.jsonl")
+
+
+def later_than_others(date: str, output: Path) -> str:
+    """A run's date for its file names, moved behind every run in its folder.
+
+    Names have a resolution of one second and samples are appended to; and the newest run is known by its name, which a
+    clock that was set back would make the older one.
+
+    Args:
+        date: as lmms-eval writes it, such as "20260301_120000".
+        output: the folder; it need not exist.
+    """
+    form = "%Y%m%d_%H%M%S"
+    dates = [datetime.strptime(date, form)]
+    for path in output.rglob("*_*_*"):
+        with suppress(ValueError, OverflowError):  # a file of somebody else's, or of the last second there is
+            dates.append(datetime.strptime(path.name[: len(date)], form) + timedelta(seconds=1))
+    return max(dates).strftime(form)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_run(
+    results: dict[str, Any],
+    samples: Mapping[str, list[dict[str, Any]]],
+    output: Path,
+    *,
+    model_id: str,
+    source: str,
+    date: str,
+) -> Path:
+    """Writes results and samples through lmms-eval's own tracker, which logs what it cannot write and goes on.
+
+    Args:
+        results: lmms-eval's results, without samples.
+        samples: task -> lines of its log.
+        output: the folder, as `--output_path` names it.
+        model_id: the id that the results name.
+        source: the `model_args` that they name, from which lmms-eval makes the name of the run's folder.
+        date: when the run began, as lmms-eval writes it.
+
+    Returns:
+        The results JSON.
+
+    Raises:
+        EvaluationError: a file that is not there afterwards.
+    """
+    from lmms_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(output))
+    tracker.general_config_tracker.log_experiment_args(model_id, source, None, None, False)
+    # The tracker strips documents and prompts from the samples it is given.
+    tracker.save_results_aggregated(results=results, samples=samples, datetime_str=later_than_others(date, output))
+    for task, lines in samples.items():
+        tracker.save_results_samples(task_name=task, samples=[dict(line) for line in lines])
+    folder = output / tracker.general_config_tracker.model_name_sanitized
+    file = folder / f"{tracker.date_id}{_RESULTS}"
+    missing = [str(path) for path in (file, *(samples_file(file, task) for task in samples)) if not path.exists()]
+    if missing:
+        raise EvaluationError(f"lmms-eval could not write {', '.join(missing)}; look for its warning above")
+    return file
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 _TEXT, _NUMBER, _LIST, _OBJECT = (str,), (int, float), (list,), (dict,)  # or null
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -187,3 +297,21 @@ def expected_documents(results: Mapping[str, Any], task: str) -> int | None:
         return None  # a fractional --limit: lmms-eval leaves it as it was given
     original, effective, offset = whole
     return max(0, min(effective, original - offset))
+
+
+def texts_of(sample: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a document was asked, the right answer, and what was answered, as the task's first filter leaves it.
+
+    Args:
+        sample: its line of a sample log.
+    """
+    answer = sample["filtered_resps"]
+    while isinstance(answer, list):
+        answer = answer[0] if answer else ""
+    prompt, target, answer = (_storable(str(text)) for text in (sample.get("input", ""), sample["target"], answer))
+    return prompt, target, answer
+
+
+def _storable(text: str) -> str:
+    """Half a surrogate pair, which a log may hold and no file of text, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")

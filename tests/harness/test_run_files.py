@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plam_eval.harness.output_files import later_than_others, samples_file
+from plam_eval.harness.run_files import later_than_others, samples_file
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""Answers by document on disk, so that a scan or a sweep that was killed goes on where it was.
+
+A store is a folder with a file for each process. Each line is one document that is answered: which one it is
+(`document_of`), and whatever the strategy that answered it has to say of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plam_eval.errors import FolderError
+
+Key = tuple[str, int]
+"""(task, doc_id)"""
+
+Record = dict[str, Any]
+"""A line of a store."""
+
+_FILES = "answers.rank*.jsonl"
+
+
+def key_of(request: Any) -> Key:
+    """Which document a request asks about.
+
+    Args:
+        request: lmms-eval's.
+    """
+    return request.task_name, request.doc_id
+
+
+def prompt_of(request: Any) -> str:
+    """A short digest of what a request asks.
+
+    Args:
+        request: lmms-eval's.
+    """
+    return hashlib.sha256(str(request.args[0]).encode()).hexdigest()[:16]
+
+
+def document_of(request: Any) -> Record:
+    """The part of a record that says which document it is of, and what was asked.
+
+    Args:
+        request: lmms-eval's.
+    """
+    return {"task": request.task_name, "doc_id": request.doc_id, "prompt": prompt_of(request)}
+
+
+def prompt_problem(request: Any, record: Mapping[str, Any], whose: str) -> str | None:
+    """Why a record does not answer a request, in a sentence; None where it does.
+
+    Args:
+        request: lmms-eval's, of the document that the record is of.
+        record: of a store.
+        whose: the document that was answered, in words that follow "the one".
+    """
+    if record["prompt"] == prompt_of(request):
+        return None
+    return (
+        f"document {request.doc_id} of {request.task_name} is another than the one {whose} (its prompt changed); "
+        "name another --output"
+    )
+
+
+def delete_answers(folder: Path) -> None:
+    """Delete the stores in the folders below `folder`, and what is empty then; all else stays.
+
+    Args:
+        folder: one that holds a folder for each store.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for below in folder.iterdir():
+        if below.is_symlink() or not below.is_dir():
+            continue
+        for file in below.glob(_FILES):
+            file.unlink()
+        if not any(below.iterdir()):
+            below.rmdir()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+class AnswerStore:
+    """Answers by document, a line each, written as soon as they are known; every process writes a file of its own.
+
+    Args:
+        folder: made where it is missing.
+        rank: number of this process.
+
+    Raises:
+        FolderError: this process's file is a link.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._folder = folder
+        self._file = folder / f"answers.rank{rank}.jsonl"
+        self._known: dict[Key, list[Record]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._file.is_symlink():
+            raise FolderError(f"{self._file}: found a link, expected a file of plam-eval's own; name another output")
+        if self._file.is_file():  # a line that a kill cut off is not finished work
+            content = self._file.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(self._file, content.rfind(b"\n") + 1)
+
+    def read(self, is_whole: Callable[[Record], bool] = bool) -> Iterator[Record]:
+        """What all processes have written. Lines that are damaged are left out, and named in a warning.
+
+        Args:
+            is_whole: whether a line holds what it should; may raise ValueError, LookupError or TypeError where not.
+        """
+        from loguru import logger
+
+        for file in sorted(self._folder.glob(_FILES)):
+            if file.is_symlink():
+                continue
+            *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or another process is writing it
+            damaged = []
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line)
+                    whole = isinstance(record, dict) and is_whole(record)
+                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                    whole = False
+                if whole:
+                    yield record
+                else:
+                    damaged.append(number)
+            if damaged:
+                numbers = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+                logger.warning(f"{file}: damaged in line {numbers}; these documents are answered again")
+
+    def load(self, is_whole: Callable[[Record], bool], concerns: Callable[[Record], bool] = bool) -> None:
+        """Have `of` know what all processes have written.
+
+        Args:
+            is_whole: as `read` takes it.
+            concerns: whether a whole record is wanted.
+        """
+        for record in self.read(is_whole):
+            if concerns(record):
+                self._remember(record)
+
+    def of(self, key: Key) -> Sequence[Record]:
+        """The records of a document that were loaded or added, in that order.
+
+        Args:
+            key: the document.
+        """
+        return self._known.get(key, ())
+
+    def add(self, record: Record) -> None:
+        """Append a line, or nothing of it; `of` knows it from then on.
+
+        Args:
+            record: JSON-able, with what `document_of` gives.
+        """
+        self._file.touch()
+        size = self._file.stat().st_size
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError:  # a full disk, of which the next line must not become a part
+            os.truncate(self._file, size)
+            raise
+        self._remember(record)
+
+    def _remember(self, record: Record) -> None:
+        self._known.setdefault((record["task"], record["doc_id"]), []).append(record)

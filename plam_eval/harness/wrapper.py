@@ -1,0 +1,300 @@
+"""The wrapper's contract: what an evaluation asks of a wrapper, whatever runs its model.
+
+`PlateauWrapper` is what every wrapper offers: the evaluation of a run, a scan or a sweep needs no more of it.
+`HFWrapper` is what those offer besides whose model lives in this process, so that the model's own `generate` can be
+exchanged: answering for many variants of a model in one generation needs that. `AnsweringStrategy` is the other side:
+what answers in a wrapper's place while `PlateauWrapper.answering` lasts.
+
+`plam_eval.model_wrappers` keeps to it; who uses a wrapper knows no other name of it. Importing this module imports
+neither torch nor lmms-eval.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from plam_eval.spec import PlateauSpec
+
+
+@dataclass
+class GenerationRecord:
+    """What one run's generations did on this process; calls and failures count documents, whatever the batch size.
+
+    Attributes:
+        calls: documents that the model was asked for.
+        failed: those of them whose generation raised.
+        errors: the first few of what was raised, in words.
+        settings: generation settings, as JSON -> documents they were used for.
+        altered: answers that hold characters no worksheet takes: task, doc_id, and the answer as it was (`raw`).
+    """
+
+    calls: int = 0
+    failed: int = 0
+    errors: list[str] = field(default_factory=list)
+    settings: Counter[str] = field(default_factory=Counter)
+    altered: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, by the names of the attributes."""
+        return {**vars(self), "settings": dict(self.settings)}
+
+
+class AnsweringStrategy(Protocol):
+    """Answers in a wrapper's place, from a store of answers or by another generation."""
+
+    def answer(self, requests: list[Any]) -> list[Any]:
+        """An answer for each request, as the wrapper's `generate_until` would give it.
+
+        Args:
+            requests: lmms-eval's, of one evaluation; the same one may be in it several times.
+        """
+
+    def end_run(self, tasks: dict[str, Any]) -> None:
+        """The evaluation's documents are answered and scored.
+
+        Args:
+            tasks: lmms-eval's task dictionary of the evaluation.
+        """
+
+
+@runtime_checkable
+class PlateauWrapper(Protocol):
+    """A model in one of lmms-eval's own wrappers, plain or merged as a plateau spec says, and merged again at will."""
+
+    # --- what it is ---
+
+    @property
+    def model_id(self) -> str:
+        """Its id in lmms-eval, such as "plam_llava"."""
+
+    @property
+    def wrapped_id(self) -> str:
+        """The id of lmms-eval's own whose prompts and generation settings it uses."""
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether it makes prompts from a document's text (simple mode), and not from its messages (chat mode)."""
+
+    @property
+    def pretrained_name(self) -> str:
+        """Folder or hub id of the checkpoint, with its revision where one was given."""
+
+    @property
+    def checkpoint(self) -> Any:
+        """The `plam_eval.merging.checkpoint.Checkpoint` that the model was loaded from."""
+
+    @property
+    def running_dtype(self) -> str:
+        """Dtype of the weights, such as "bfloat16"."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among those that evaluate together; the first one, 0, writes and speaks."""
+
+    @property
+    def world_size(self) -> int:
+        """How many processes evaluate together, each with a model of its own."""
+
+    # --- its weights ---
+
+    @property
+    def spec(self) -> PlateauSpec | None:
+        """What the weights are merged by now; None: they are the checkpoint's own."""
+
+    @property
+    def merge_report(self) -> Any:
+        """The `plam_eval.merging.merge.MergeReport` of the merge that is in place; None where there is none."""
+
+    def merge(self, plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, **overrides: Any) -> Any:
+        """Bring the resident model to another spec, without loading it again; where that fails nothing has changed.
+
+        Args:
+            plateau: a spec, its name, file or content; None or "none" for the plain model.
+            overrides: single fields of the spec, by their names in model_args ("layers", "base_weight").
+
+        Returns:
+            The merge's report; None for the plain model.
+        """
+
+    def cache_fingerprint(self) -> str:
+        """Names the weights and the arguments that answers depend on."""
+
+    # --- a run ---
+
+    @property
+    def max_error_share(self) -> float:
+        """Share of a run's generations (0 to 1) that may raise before the run fails."""
+
+    @property
+    def generation(self) -> GenerationRecord:
+        """What the generations of the present run did on this process, as far as it went."""
+
+    def begin_run(self) -> None:
+        """An evaluation begins: what was generated before is not its own."""
+
+    def end_run(self, tasks: dict[str, Any]) -> None:
+        """An evaluation's documents are answered and scored.
+
+        Args:
+            tasks: lmms-eval's task dictionary of the evaluation.
+        """
+
+    def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Our block of a results file.
+
+        Args:
+            records: `GenerationRecord.to_dict` of every process.
+        """
+
+    # --- answers ---
+
+    def generate_until(self, requests: list[Any]) -> list[Any]:
+        """An answer for each request: the strategy's while there is one, otherwise the model's own.
+
+        Args:
+            requests: lmms-eval's.
+        """
+
+    def own_answers(self, requests: list[Any]) -> list[Any]:
+        """As `generate_until` where no strategy is in place.
+
+        Args:
+            requests: lmms-eval's.
+
+        Raises:
+            GenerationError: more generations raised than `max_error_share` allows.
+        """
+
+    def answering(
+        self, strategy: AnsweringStrategy, *, max_error_share: float | None = None
+    ) -> AbstractContextManager[None]:
+        """While it lasts, the strategy answers in the wrapper's place, and is told of the end of each run.
+
+        Args:
+            strategy: what answers.
+            max_error_share: in place of the wrapper's own, if it is given.
+        """
+
+
+@runtime_checkable
+class HFWrapper(PlateauWrapper, Protocol):
+    """A wrapper whose model is in this process and generates by transformers.
+
+    The stock loop of the wrapper makes the prompts and reads the answers; what it calls as `model.generate` can be
+    exchanged below it.
+    """
+
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that its answers are decoded by."""
+
+    def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
+        """What the stock loop answers, as it is; no strategy is asked.
+
+        Args:
+            requests: lmms-eval's.
+            counted: whether these are generations of the present run. Where they are, a failed one is counted and its
+                answer is empty, as long as not too many fail.
+
+        Raises:
+            GenerationError: too many of the counted generations raised.
+        """
+
+    def replayed(self, answer: Any, request: Any, settings: str) -> Any:
+        """A known answer, counted as if it had been generated now.
+
+        Args:
+            answer: as `stock_answers` gave it.
+            request: which it answers.
+            settings: of its generation, as a key of `GenerationRecord.settings`.
+
+        Returns:
+            The answer as `own_answers` would give it.
+        """
+
+    def recorded_apart(self) -> AbstractContextManager[GenerationRecord]:
+        """While it lasts, generations go to a record of their own, which it gives, and not to that of the run."""
+
+    def generating(self, generate: Callable[..., Any]) -> AbstractContextManager[None]:
+        """While it lasts, the stock loop gets what `generate` returns where it calls `model.generate`.
+
+        Args:
+            generate: takes what the loop hands over, and returns token ids of (documents, prompt and new tokens).
+        """
+
+    def generating_itself(self) -> AbstractContextManager[None]:
+        """While it lasts, `model.generate` is the model's own: neither exchanged nor counted."""
+
+    def processing_once(self) -> AbstractContextManager[Callable[[], None]]:
+        """While it lasts, processors keep what they made of their inputs.
+
+        It gives a function: called before the stock loop runs again over the same requests, it has them give out
+        what they kept, from the first call on.
+        """
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """While it lasts, the stock loop shows no progress bar and logs nothing."""
+
+
+# --- what an answer looks like ----------------------------------------------------------------------------------------
+
+# XML 1.0 has no way to write these, so a worksheet refuses them, and MMBench writes worksheets while it aggregates.
+_UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def writable(answer: str) -> str:
+    """`answer` without the characters a worksheet refuses.
+
+    Those that Python counts as white space become spaces, so that a parser strips them as before; the others become
+    U+FFFD, which no parser takes for an answer.
+
+    Args:
+        answer: a model's.
+    """
+    return _UNWRITABLE.sub(lambda match: " " if match.group().isspace() else "\ufffd", answer)
+
+
+def text_of(answer: Any) -> str:
+    """The text of a wrapper's answer, which lmms-eval may wrap with its number of tokens.
+
+    Args:
+        answer: a text, or a `GenerationResult` of lmms-eval's.
+    """
+    return answer if isinstance(answer, str) else str(answer.text)
+
+
+def answer_to_dict(answer: Any) -> dict[str, Any]:
+    """A wrapper's answer, JSON-able: its text and, where lmms-eval wraps it, its number of tokens.
+
+    Args:
+        answer: a text, or a `GenerationResult` of lmms-eval's.
+    """
+    if isinstance(answer, str):
+        return {"text": answer}
+    counts = answer.token_counts
+    return {"text": answer.text, "tokens": counts.output_tokens if counts is not None else None}
+
+
+def answer_from_dict(stored: Mapping[str, Any]) -> Any:
+    """The answer that `answer_to_dict` was given.
+
+    Args:
+        stored: what it returned.
+    """
+    from lmms_eval.api.instance import GenerationResult, TokenCounts
+
+    if "tokens" not in stored:
+        return stored["text"]
+    tokens = stored["tokens"]
+    counts = TokenCounts(output_tokens=tokens) if tokens is not None else None
+    return GenerationResult(text=stored["text"], token_counts=counts)
