@@ -69,7 +69,8 @@ def check(mllm, pico):
         assert got.tokens.dtype == got.lengths.dtype == torch.int64
         assert got.tokens.tolist() == expected.tolist()
         assert all(torch.equal(value, before[name]) for name, value in found.model.state_dict().items())
-        assert "forward" not in vars(decoder_layers(found.model)[2].self_attn.q_proj)
+        attention: Any = decoder_layers(found.model)[2].self_attn
+        assert "forward" not in vars(attention.q_proj)
         return got
 
     return run
@@ -128,9 +129,8 @@ def test_merges_share_what_they_have_in_common(mllm, pico, monkeypatch):
     found, folders = mllm("llava"), pico("llava")
     specs = [None, spec_of(folders.base, (3, 4)), spec_of(folders.base, (2, 4)), spec_of(folders.base, (2, 3))]
     merges = Merges.of(found.model, specs, checkpoint=folders.mllm)
-    layer = sum(
-        p.nbytes for n, p in decoder_layers(found.model)[2].self_attn.named_parameters() if n.endswith("proj.weight")
-    )
+    attention: Any = decoder_layers(found.model)[2].self_attn
+    layer = sum(p.nbytes for n, p in attention.named_parameters() if n.endswith("proj.weight"))
     assert merges.nbytes == 2 * layer
     rows: list[tuple[int, int]] = []
     images: list[int] = []

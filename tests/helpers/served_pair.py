@@ -40,7 +40,7 @@ STARTED = (*SWITCHES[:3], SWITCHES[5])
 """Those that an engine is started for; all of them are merged in an HF model."""
 
 
-def hf_answers(model: torch.nn.Module, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:
+def hf_answers(model: Any, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)

@@ -444,7 +444,7 @@ def test_what_is_damaged_does_not_hide_the_others(tmp_path: Path, no_images: Non
     for number, content in enumerate(("{", '{"grid": {}}', '{"config": 3}', "[]")):
         some_sweep(tmp_path / "all" / f"plan{number}")
         (tmp_path / "all" / f"plan{number}" / "sweep.json").write_text(content)
-    for file, content in (
+    for name, content in (
         (scan.STAGES, "{"),
         (scan.STAGES, "{}"),
         (scan.SETTINGS, '{"versions": 3}'),
@@ -452,7 +452,7 @@ def test_what_is_damaged_does_not_hide_the_others(tmp_path: Path, no_images: Non
     ):
         folder = tmp_path / "all" / f"scan{len(list((tmp_path / 'all').iterdir()))}"
         write_scan(folder)
-        (folder / file).write_text(content)
+        (folder / name).write_text(content)
     file = write_run(tmp_path / "all" / "run", documents(["pope"], 2))
     file.write_text("{")
     some_sweep(tmp_path / "all" / "cell")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -55,7 +56,7 @@ def cell(value: float, reach: float = 0.01) -> Estimate:
     return Estimate("", value, value - reach, value + reach)
 
 
-def fills(figure: Figure) -> list[tuple[float, ...]]:
+def fills(figure: Figure) -> list[Any]:
     """Colours of a heat map's squares, with their opacity, in the order of its cells."""
     return [patch.get_facecolor() for patch in figure.axes[0].patches if patch.get_fill()]
 

@@ -161,7 +161,8 @@ def test_a_proxy_is_not_this_machine(header, start, monkeypatch):
 
     for trusted, client in (("127.0.0.1,::1", "127.0.0.1"), ("*", "10.0.0.7")):
         http, _ = start(client=(client, 5000))
-        http = TestClient(ProxyHeadersMiddleware(http.app, trusted), base_url="http://localhost", client=(client, 5000))
+        proxied: Any = ProxyHeadersMiddleware(http.app, trusted)
+        http = TestClient(proxied, base_url="http://localhost", client=(client, 5000))
         answer = http.get("/plam/state", headers={header: "127.0.0.1"})
         assert answer.status_code == 403
         if client == "127.0.0.1" or header == "X-Forwarded-For":

@@ -45,4 +45,4 @@ def test_a_merge_from_python_ends_when_the_engine_dies(monkeypatch):
     resources.engine_dead = False
     assert engine_module._while_alive(engine, lambda: 3) == 3
     with pytest.raises(KeyError, match="from the call"):
-        engine_module._while_alive(engine, lambda: {}["from the call"])
+        engine_module._while_alive(engine, lambda: dict[str, int]()["from the call"])

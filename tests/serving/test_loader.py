@@ -123,7 +123,7 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
     arguments.model_loader_extra_config = {"plateau": spec.to_dict(), "enable_multithread_load": True}
     loader.prepare_arguments(arguments)
     assert arguments.revision == "a" * 40
-    files = {"location": "org/base", "commit": "b" * 40}
+    files: Any = {"location": "org/base", "commit": "b" * 40}
     assert arguments.model_loader_extra_config == {
         "plateau": spec.to_dict(),
         "plateau_base": files,
