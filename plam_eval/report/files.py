@@ -11,9 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.comparison import Comparisons, changed_table
 from plam_eval.evaluation.records import Run
-from plam_eval.report.comparisons import Comparisons
-from plam_eval.report.sections.changed import changed_table
 from plam_eval.report.sections.parts import chosen_beside
 from plam_eval.report.sources import Sources
 

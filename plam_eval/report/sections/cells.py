@@ -7,19 +7,9 @@ from typing import Any
 
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED, PLAIN
 from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import (
-    SPACE,
-    Listing,
-    count_of,
-    cut_short,
-    grid,
-    number,
-    p_value,
-    percent,
-    signed,
-    text_of,
-)
+from plam_eval.report.blocks import Listing, grid
 from plam_eval.report.sections.parts import PAIRED
+from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, percent, signed, text_of
 
 
 def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:

@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from plam_eval.evaluation import harness
-from plam_eval.evaluation.comparison import changed_table as changed_table
+from plam_eval.evaluation.comparison import changed_table
 from plam_eval.evaluation.records import Run
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.report.blocks import (
-    Example,
-    Examples,
-    Paragraph,
-    clip,
-    count_of,
-    cut_short,
-    data_uri,
-    is_known,
-)
+from plam_eval.report.blocks import Example, Examples, Paragraph, clip, data_uri
+from plam_eval.report.text import count_of, cut_short, is_known
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,16 +8,10 @@ from typing import Any
 from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.evaluation.sweep.findings import Findings, describe
 from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    grid,
-    is_known,
-    number,
-    picture,
-    records_of,
-    signed,
-)
+from plam_eval.report.blocks import grid, picture, records_of
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.parts import PAIRED, place
+from plam_eval.report.text import is_known, number, signed
 from plam_eval.spec import RULES
 
 _CONTROLS = {

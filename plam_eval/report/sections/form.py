@@ -9,12 +9,8 @@ from typing import Any
 from plam_eval.evaluation.stats import OVERALL
 from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import (
-    Paragraph,
-    count_of,
-    grid,
-    percent,
-)
+from plam_eval.report.blocks import Paragraph, grid
+from plam_eval.report.text import count_of, percent
 
 
 def in_form(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:

@@ -9,24 +9,16 @@ from importlib import metadata
 from typing import Any
 
 from plam_eval.evaluation import scan
+from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
-from plam_eval.report.blocks import (
-    Answer,
-    count_of,
-    equal_p,
-    listed,
-    minus_signs,
-    p_value,
-    sentence,
-    tasks_named,
-)
-from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.blocks import Answer
 from plam_eval.report.sections.parts import selection_note
 from plam_eval.report.sections.warnings import Warned
 from plam_eval.report.sources import Sources
+from plam_eval.report.text import count_of, equal_p, listed, minus_signs, p_value, sentence, tasks_named
 
 
 def title_of(sources: Sources) -> str:

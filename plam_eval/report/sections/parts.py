@@ -8,15 +8,8 @@ from typing import Any
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.evaluation.sweep.findings import Findings, Selection, describe
-from plam_eval.report.blocks import (
-    NONE,
-    Paragraph,
-    count_of,
-    interval,
-    p_value,
-    signed,
-    text_of,
-)
+from plam_eval.report.blocks import Paragraph
+from plam_eval.report.text import NONE, count_of, interval, p_value, signed, text_of
 
 
 def selection_note(selection: Selection) -> str:

@@ -9,18 +9,10 @@ from typing import Any
 from plam_eval.evaluation import scan
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import (
-    Grid,
-    Listing,
-    Row,
-    Section,
-    identity_of,
-    pairs_of,
-    records_of,
-    text_of,
-)
+from plam_eval.report.blocks import Grid, Listing, Row, Section, records_of
 from plam_eval.report.sections.head import model_of
 from plam_eval.report.sources import Sources
+from plam_eval.report.text import identity_of, pairs_of, text_of
 
 
 def _content(found: Findings, what: str, name: str | None = None) -> dict[str, str]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from plam_eval.evaluation import records
+from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep import PLAIN
 from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import Listing, Section, count_of, cut_short, interval, minus_signs, records_of, signed
-from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.blocks import Listing, Section, records_of
 from plam_eval.report.sources import Sources
+from plam_eval.report.text import count_of, cut_short, interval, minus_signs, signed
 
 ANCHOR = "warnings"
 _BESIDE = 5  # warnings that stand with one answer
