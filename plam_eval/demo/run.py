@@ -271,7 +271,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     console = console or Terminal(least_width=150)
     console.print()
     found = scans.load(demo.scan)
-    scans.show(found, console)
+    tables.show_scan(found, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     provenance = demo.merged.block["provenance"]
