@@ -7,7 +7,6 @@ gave, to decode it, with images and inputs kept from the first time.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from loguru import logger
-from rich import box
 from tqdm import tqdm
 
 from plam_eval import files
@@ -29,7 +27,6 @@ from plam_eval.harness.tasks import NoScoreError, score_of_task
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
 from plam_eval.probing.plateau import (
     KL_THRESHOLD,
-    OVERALL,
     Curve,
     Stages,
     check_criteria,
@@ -40,7 +37,6 @@ from plam_eval.probing.plateau import (
 )
 from plam_eval.provenance import versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
-from plam_eval.terminal import PlainTable, Terminal
 
 if TYPE_CHECKING:
     from plam_eval.model_wrappers.hf import HFPlateauMixin
@@ -322,50 +318,6 @@ def conclude(
         (folder / SPEC).unlink(missing_ok=True)
     files.write_json(folder / STAGES, {"base_model": base_model, "stages": stages.to_dict()})
     return Scan(folder, curve, stages, spec)
-
-
-def show(found: Scan, console: Terminal) -> None:
-    """Print the curve of the mean over tasks, the stages, and what was written."""
-    curve, stages = found.curve, found.stages
-    console.show(_table(curve, stages), _table(curve, stages, narrow=True))
-    console.say(stages.reason[:1].upper() + stages.reason[1:])
-    kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
-    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
-    console.warn(stages.warnings)
-    console.say(f"Curve, plot and answers: {found.folder}")
-    if found.spec is not None:
-        console.say(f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}")
-    elif stages.plateau is not None:
-        why = (
-            "a merged model was scanned"
-            if read_settings(found.folder)["spec"]
-            else "the base LLM is not known (--base)"
-        )
-        console.say(f"No spec was written: {why}")
-
-
-def _table(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
-    title = f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}"
-    form: dict[str, Any] = (
-        {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True} if narrow else {}
-    )
-    table = PlainTable(title=title, title_justify="left", **form)
-    first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
-    for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
-        table.add_column(name, justify="left" if name in (first, "stage") else "right", no_wrap=True)
-    names = ("all", "below", "none") if narrow else ("all layers", "layers below", "no layer")
-    rows = curve.table()
-    for row in rows[rows["task"] == OVERALL].itertuples():
-        table.add_row(
-            names[0] if row.cut == stages.num_layers else f"{names[1]} {row.cut}" if row.cut else names[2],
-            f"{row.accuracy:.3f}",
-            f"{row.low:.3f} to {row.high:.3f}",
-            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
-            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
-            f"{row.kl:.4f}",
-            stages.stage_from(int(row.cut)),
-        )
-    return table
 
 
 def load(folder: Path) -> Scan:
