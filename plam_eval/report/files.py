@@ -41,7 +41,10 @@ def tables_of(sources: Sources, compared: Comparisons | None) -> Tables:
         tables = _run_tables(sources.runs)
         if compared is not None and compared.rows:
             tables["tasks"] = pd.concat(
-                [stats.frame(rows).assign(run=name, against=compared.reference) for name, rows in compared.rows.items()]
+                [
+                    stats.comparison_table(rows).assign(run=name, against=compared.reference)
+                    for name, rows in compared.rows.items()
+                ]
             )
             changed = [
                 changed_table({"reference": sources.runs[compared.reference], "compared": sources.runs[name]}).assign(

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.comparison import Comparisons, compare_with_one
-from plam_eval.evaluation.sweep import PLAIN, findings
+from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
 from plam_eval.report.blocks import Answer, Section, records_of
 from plam_eval.report.files import Tables, tables_of
@@ -56,6 +57,7 @@ def write_report(
 
     Args:
         folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
+        output: folder for the page and tables/.
         title: of the page; by default it names the models.
         select: as in `findings.read_findings`, for every sweep.
         data: the folder in which the evaluation was started, where its datasets have relative paths; by default the

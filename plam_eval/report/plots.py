@@ -63,9 +63,12 @@ def heat_map(
 
     Args:
         cells: by row and column; None where there is no value.
+        rows: their names.
+        columns: their names.
         marked: whether a value gets an asterisk.
         words: what to write where there is no value, by (row, column).
         chosen: the cell with a frame.
+        label: of the colours' bar.
     """
     given = [cell for row in cells for cell in row if cell is not None and not math.isnan(cell.value)]
     widths = [(cell.high - cell.low) / 2 for cell in given if not math.isnan(cell.low)]
@@ -164,9 +167,12 @@ def forest(
     overall: Estimate | None = None,
     zero: bool = True,
 ) -> Figure:
-    """Estimates one below the other, each with its interval; `overall` is below them, apart and thick.
+    """Estimates one below the other, each with its interval.
 
     Args:
+        estimates: from above.
+        label: of the axis.
+        overall: below them, apart and thick.
         zero: whether to mark 0, as differences ask for; without it the axis is that of shares.
     """
     rows = [*estimates, *([overall] if overall else [])]
@@ -209,6 +215,7 @@ def controls(
     Args:
         groups: by the name of the merge; lines of a name are parted by newlines.
         chosen: the merge whose name is bold.
+        label: of the axis.
     """
     names = list(groups)
     rows = [names[start : start + _PER_ROW] for start in range(0, len(names), _PER_ROW)]

@@ -44,6 +44,7 @@ def to_markup(figure: Figure, title: str) -> str:
     It refers to nothing outside, and holds no style of its own, which a strict content security policy would forbid.
 
     Args:
+        figure: what is drawn; its background is made transparent.
         title: what it shows, in words.
     """
     figure.patch.set_visible(False)

@@ -50,6 +50,7 @@ def changed_documents(
 
     Args:
         runs: by the name that answers are shown with: two that are compared, and others whose answers stand beside.
+        looking: where images are looked for.
         table: the file that lists all of them.
         plan: that of the sweep, if it is one.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation.sweep import PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, describe
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
 from plam_eval.report.blocks import grid, picture, records_of
 from plam_eval.report.plots import Estimate
@@ -58,7 +58,7 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
             records_of(found.controls),
             {
-                "merge": lambda row: describe(cells[row["merged"]]),
+                "merge": lambda row: describe_cell(cells[row["merged"]]),
                 "control": lambda row: (
                     f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]] else row["rule"]
                 ),

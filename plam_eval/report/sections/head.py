@@ -12,8 +12,8 @@ from plam_eval.evaluation import scan
 from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
-from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.report.blocks import Answer
 from plam_eval.report.sections.parts import selection_note
 from plam_eval.report.sections.warnings import Warned

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation import records
 from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.sweep.findings import describe
+from plam_eval.evaluation.sweep.grid import describe_cell, module_group
 from plam_eval.report import plots
 from plam_eval.report.blocks import Listing, Paragraph, Section, grid, picture, records_of
 from plam_eval.report.plots import Estimate
@@ -108,5 +108,5 @@ def _stock(runs: Mapping[str, Run]) -> list[Section]:
 def _merge(row: Mapping[str, Any]) -> str:
     if not is_known(row["layers"]):
         return "plain" if row["plain"] is True else NONE
-    modules = sweep.module_group(row["modules"].split("+"))
-    return describe({**row, "kind": "merged", "modules": modules, "seed": None})
+    modules = module_group(row["modules"].split("+"))
+    return describe_cell({**row, "kind": "merged", "modules": modules, "seed": None})

@@ -36,7 +36,7 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
 
     table = grid(
         f"{second} against {first}, by task; p of single tasks is not adjusted",
-        records_of(stats.frame(rows if many else tasks)),
+        records_of(stats.comparison_table(rows if many else tasks)),
         {
             "task": name,
             "n": lambda row: f"{row['documents']:,}",
