@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from tests.helpers.engines import inputs, picture

@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation.sweep import PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, describe
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    grid,
-    is_known,
-    number,
-    picture,
-    records_of,
-    signed,
-)
+from plam_eval.report.blocks import grid, picture, records_of
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.parts import PAIRED, place
+from plam_eval.report.text import is_known, number, signed
 from plam_eval.rules import RULES
 
 
@@ -58,7 +52,7 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
             records_of(found.controls),
             {
-                "merge": lambda row: describe(cells[row["merged"]]),
+                "merge": lambda row: describe_cell(cells[row["merged"]]),
                 "control": lambda row: (
                     f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]].draws else row["rule"]
                 ),

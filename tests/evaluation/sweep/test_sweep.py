@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from plam_eval import cli
 from plam_eval.evaluation import records, sweep
 from plam_eval.evaluation.harness import evaluate
-from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell
+from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
 from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.checkpoint import MergeError
@@ -318,7 +318,7 @@ def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
 
 
 def test_results_as_json(in_suite, finished, monkeypatch):
-    monkeypatch.setattr(sweep, "load_model", lambda config: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(runner, "load_model", lambda config: pytest.fail("a model was loaded"))
     planned = json.loads(CliRunner().invoke(cli.app, words(finished, "--dry-run", "--json")).stdout)
     assert len(planned["cells"]) == CELLS and all(cell["finished"] for cell in planned["cells"])
     assert planned["documents"] == dict.fromkeys(TASKS.split(","), 6)
@@ -328,7 +328,7 @@ def test_results_as_json(in_suite, finished, monkeypatch):
 
 
 def test_a_sweep_with_a_failed_cell_ends_with_status_1(lm, in_suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "load_model", lambda config: lm)
+    monkeypatch.setattr(runner, "load_model", lambda config: lm)
     merge = type(lm).merge
 
     def failing(self: Any, plateau: Any, **overrides: Any) -> Any:
@@ -342,7 +342,7 @@ def test_a_sweep_with_a_failed_cell_ends_with_status_1(lm, in_suite, tmp_path, m
 
 
 def test_compare_writes_two_stock_folders_and_one_table(lm, in_suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "load_model", lambda config: lm)
+    monkeypatch.setattr(runner, "load_model", lambda config: lm)
     given = ["compare", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6"]
     output = plam(*given, "--output", str(tmp_path))
     for word in ("plain", "merged", "difference", "95 %", "gained", "parsable", "mean over tasks", *TASKS.split(",")):
