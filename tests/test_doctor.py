@@ -40,7 +40,7 @@ def test_every_override_of_a_spec_is_an_option(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor, "_OPTIONAL", ())
     given: dict[str, object] = {}
     monkeypatch.setattr("plam_eval.spec.load_spec", lambda plateau, overrides: None)
-    monkeypatch.setattr(doctor, "check_merge", lambda console, model, plateau, overrides: given.update(overrides))
+    monkeypatch.setattr(doctor, "check_merge", lambda model, plateau, overrides: given.update(overrides))
     words = [word for key in OVERRIDE_KEYS for word in (f"--{key.replace('_', '-')}", f"{key}?")]
     assert runner.invoke(cli.app, ["doctor", *words]).exit_code == 0
     assert given == {key: f"{key}?" for key in OVERRIDE_KEYS}
@@ -55,7 +55,7 @@ def test_json_has_the_rows_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_mistyped_spec_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "check_installation", lambda console: pytest.fail("looked at the installation"))
+    monkeypatch.setattr(doctor, "check_installation", lambda: pytest.fail("looked at the installation"))
     with pytest.raises(SpecError, match="did you mean 'demo'"):
         runner.invoke(cli.app, ["doctor", "--plateau", "dmo"], catch_exceptions=False)
 
@@ -117,7 +117,7 @@ def test_a_filelock_that_lmms_eval_cannot_use_fails(monkeypatch: pytest.MonkeyPa
 
 
 def test_shows_what_a_spec_would_merge(pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    monkeypatch.setattr(cli.doctor, "_say_installation", lambda console: True)
     pair = pico("llava")
     arguments = ["doctor", "--model", str(pair.mllm), "--base", str(pair.base), "--layers", "1:3", "--modules", "qk"]
     result = runner.invoke(cli.app, arguments)
@@ -132,7 +132,7 @@ def test_shows_what_a_spec_would_merge(pico: Callable[[str], PicoPair], monkeypa
 def test_faults_are_the_last_words(
     pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    monkeypatch.setattr(cli.doctor, "_say_installation", lambda console: True)
     pair = pico("llava")
     arguments = ["plam", "doctor", "--model", str(pair.mllm), "--base", str(pair.base), "--layers", "2:9"]
     monkeypatch.setattr("sys.argv", arguments)
@@ -143,7 +143,7 @@ def test_faults_are_the_last_words(
 
 
 def test_a_model_needs_a_spec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    monkeypatch.setattr(cli.doctor, "_say_installation", lambda console: True)
     monkeypatch.setattr("sys.argv", ["plam", "doctor", "--model", "some/model"])
     with pytest.raises(SystemExit):
         cli.main()

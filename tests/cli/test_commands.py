@@ -241,7 +241,7 @@ def test_a_scan_that_the_model_has_no_answer_for_is_refused_before_it_is_loaded(
 def test_the_doctor_says_what_to_write(
     plam: Call, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
 ) -> None:
-    monkeypatch.setattr(doctor, "check_installation", lambda console: True)
+    monkeypatch.setattr(cli.doctor, "_say_installation", lambda console: True)
     code, out, err = plam("doctor", *words)
     assert code == 1 and says in err and not out
 

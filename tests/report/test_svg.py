@@ -12,8 +12,12 @@ from plam_eval.probing.plot import curve_figure
 from plam_eval.report import plots
 from plam_eval.report.plots import Estimate
 from plam_eval.report.svg import to_markup, to_svg
-from tests.probing.curves import NINE, scan
-from tests.report.test_plots import cell
+from tests.helpers.curves import NINE
+from tests.helpers.curves import curve_of as scan
+
+
+def cell(value: float, reach: float = 0.01) -> Estimate:
+    return Estimate("", value, value - reach, value + reach)
 
 
 def test_figures_made_alike_give_equal_bytes() -> None:
