@@ -41,7 +41,8 @@ def read_words(text: str, origin: str) -> dict[str, str]:
     """The values of `key=value,...`, by key, as text.
 
     Args:
-        origin: where the words were given, such as "model_args".
+        text: the words, with commas between them.
+        origin: where they were given, such as "model_args".
 
     Raises:
         InputError: naming every word without `=` or a value, every key that was given twice, numbers too long to read.
