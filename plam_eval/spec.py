@@ -78,8 +78,8 @@ def range_hint(value: Any) -> str:
     Args:
         value: what was found in place of a range.
     """
-    found = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
-    return f"; write {found[1]}:{found[2]}" if found and ":" not in value else ""
+    ends = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
+    return f"; write {ends[1]}:{ends[2]}" if ends and ":" not in value else ""
 
 
 class _Record(BaseModel):

@@ -18,6 +18,7 @@ Only scenes of the "train" split are used (`scenes.split`); "heldout" scenes cho
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import time
@@ -60,6 +61,7 @@ from plam_eval.demo.questions import (
     describe,
 )
 from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
+from plam_eval.files import write_in_one_step
 from plam_eval.terminal import Terminal
 
 PATCH_SIZE = 16
@@ -434,9 +436,7 @@ class Stage:
                     "best_state": best_state,
                     "seconds": seconds + time.monotonic() - started,
                 }
-                partial = self.file.with_suffix(".partial")
-                torch.save(state, partial)
-                partial.replace(self.file)
+                write_in_one_step(self.file, functools.partial(torch.save, state))
         bar.close()
         if best_state is not None:
             self.module.load_state_dict(best_state)

@@ -73,8 +73,8 @@ def merge_tensor(
     function, generator = FUNCTIONS[spec.rule], generator_of(spec.seed, key)
     whole = not RULES[spec.rule].elementwise
     if wrong := [operand for operand in (model, base) if operand.tensor.shape != out.shape]:
-        found = ", ".join(f"{operand.where} is {list(operand.tensor.shape)}" for operand in wrong)
-        raise MergeError(f"{found}; expected {list(out.shape)}, as its header said. Download it again")
+        shapes = ", ".join(f"{operand.where} is {list(operand.tensor.shape)}" for operand in wrong)
+        raise MergeError(f"{shapes}; expected {list(out.shape)}, as its header said. Download it again")
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
     stored, other = model.tensor.reshape(-1), base.tensor.reshape(-1)
     size = flat.numel() if whole else min(flat.numel(), _PART if out.device.type == "cpu" else _LARGE_PART)

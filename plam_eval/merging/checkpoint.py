@@ -157,8 +157,8 @@ class Checkpoint:
             with contextlib.suppress(CheckpointError):  # its presence says enough
                 adapter = self._json(weight_files.ADAPTER)
         chosen = weight_files.choose(files)
-        there = f"beside {chosen}" if chosen else f"in it: it {weight_files.instead(files, adapter)}"
-        return CheckpointError(f"{self._source.argument}: no {missing} {there} ({self._source.remedy})")
+        instead = f"beside {chosen}" if chosen else f"in it: it {weight_files.instead(files, adapter)}"
+        return CheckpointError(f"{self._source.argument}: no {missing} {instead} ({self._source.remedy})")
 
     def _check_alone(self, files: frozenset[str]) -> None:
         """Raises where the folder could mean other weights than those that were chosen."""
@@ -397,12 +397,12 @@ class Checkpoint:
         """
         names = {"config.json", self._weights, *self.weight_files}
         try:
-            found = self._source.hashes(names)
+            hashes = self._source.hashes(names)
         except OSError as error:
             raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
-        lines = "".join(f"{found[name]}  {name}\n" for name in sorted(found))
-        whole = {"sha256": hashlib.sha256(lines.encode()).hexdigest()} if found.keys() == names else {}
-        return {**whole, "files": dict(sorted(found.items()))}
+        lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
+        whole = {"sha256": hashlib.sha256(lines.encode()).hexdigest()} if hashes.keys() == names else {}
+        return {**whole, "files": dict(sorted(hashes.items()))}
 
 
 def _names(names: Iterable[str]) -> str:

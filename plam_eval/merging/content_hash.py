@@ -23,6 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def wanted() -> bool:
+    """Whether content hashes belong into provenance: `SWITCH` does not say no."""
     return os.environ.get(SWITCH, "on").lower() not in ("off", "0", "no", "false")
 
 
@@ -35,15 +36,15 @@ def sha256_of(paths: Sequence[Path]) -> dict[Path, str]:
     Raises:
         OSError: a file cannot be read, or changed meanwhile.
     """
-    known = {path: digest for path in paths if (digest := _blob(path) or _remembered(path))}
-    left = [path for path in paths if path not in known]
+    digests = {path: digest for path in paths if (digest := _blob(path) or _remembered(path))}
+    left = [path for path in paths if path not in digests]
     total = sum(path.stat().st_size for path in left)
     with tqdm(
         desc="hashing weights", total=total, unit="B", unit_scale=True, leave=False, disable=total < 1 << 30
     ) as progress:
         for path in left:
-            known[path] = _read(path, progress)
-    return known
+            digests[path] = _read(path, progress)
+    return digests
 
 
 def _blob(path: Path) -> str | None:

@@ -19,6 +19,8 @@ _HUB_CACHE = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})")
 
 
 class FolderFiles:
+    """The files of a checkpoint in a folder."""
+
     commit = None
     remedy = "is this the folder save_pretrained wrote, and is it complete?"
 
@@ -26,8 +28,8 @@ class FolderFiles:
         self.name, self._folder, self.argument, self.location = name, folder, argument, str(folder.resolve())
         cached = _HUB_CACHE.search(str(folder.absolute())) or _HUB_CACHE.search(self.location)
         self.model_name = cached[1].replace("--", "/") if cached else Path(self.location).name
-        known = _HUB_CACHE.search(self.location) if content_hash.in_hub_cache(folder) else None
-        self.recorded_commit = known[2] if known else None
+        in_cache = _HUB_CACHE.search(self.location) if content_hash.in_hub_cache(folder) else None
+        self.recorded_commit = in_cache[2] if in_cache else None
 
     def find(self, file: str) -> Path | None:
         path = self._folder / file
@@ -70,6 +72,8 @@ class FolderFiles:
 
 
 class HubFiles:
+    """The files of a checkpoint on the hub, all of one commit: cached ones first, others downloaded when asked for."""
+
     def __init__(self, repository: str, revision: str | None, argument: str, role: str, named: bool) -> None:
         """`named`: whether the revision stood behind the name."""
         # A commit that was found belongs to no name that a user gave: every later look at the same files has it.
@@ -108,8 +112,8 @@ class HubFiles:
     def _cached(self, file: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.location, file, revision=self.commit)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(self.location, file, revision=self.commit)
+        return Path(path) if isinstance(path, str) else None
 
     def listing(self) -> frozenset[str]:
         """Names of the repository's files; those in the local cache alone while offline or out of reach."""
@@ -164,11 +168,11 @@ class HubFiles:
                 "expected safetensors, or a file that torch.save has written since"
             ) from error
         except (bin_header.BinHeaderError, hub.RangeError) as error:
-            at = f" --revision {self.commit}" if self.revision else ""
+            option = f" --revision {self.commit}" if self.revision else ""
             raise CheckpointError(
                 f"{self.argument}: the shapes in {file} cannot be told without all of it, {hub.in_words(size)}, and "
-                f"nothing is downloaded unasked ({error}); `hf download {self.location} {file}{at}` downloads it, and "
-                "the same command goes on"
+                f"nothing is downloaded unasked ({error}); `hf download {self.location} {file}{option}` downloads it, "
+                "and the same command goes on"
             ) from error
         except Exception as error:
             raise self._refused(file, error) from error
@@ -195,12 +199,12 @@ class HubFiles:
     def hashes(self, files: Iterable[str]) -> dict[str, str]:
         paths = {file: path for file in files if (path := self._cached(file))}
         digests = content_hash.sha256_of([*paths.values()])
-        found = {file: digests[path] for file, path in paths.items()}
-        for file in set(files) - found.keys():
+        hashes = {file: digests[path] for file, path in paths.items()}
+        for file in set(files) - hashes.keys():
             lfs = getattr(self._files().get(file), "lfs", None)
             if lfs is not None:
-                found[file] = lfs.sha256
-        return found
+                hashes[file] = lfs.sha256
+        return hashes
 
     def _refused(self, file: str, error: Exception) -> CheckpointError:
         """What the hub, or the way there, said; each with its own remedy."""

@@ -182,8 +182,8 @@ def _fused(module: str, suffixes: Iterable[str]) -> str:
     for suffix in sorted(suffixes, key=lambda suffix: (not suffix.endswith("weight"), suffix)):
         if block == "self_attn" and _FUSED.search(suffix):
             return f"this model keeps q, k and v in one tensor ({suffix}), which is not split for a merge; "
-        if block == "mlp" and (found := _FUSED_MLP.search(suffix)):
-            if found[2] == "experts":
+        if block == "mlp" and (fused := _FUSED_MLP.search(suffix)):
+            if fused[2] == "experts":
                 return (
                     f"this model has a mixture of experts here ({suffix}), whose experts are not merged; leave it at "
                     "attention modules (modules: q_proj+k_proj+v_proj+o_proj); "

@@ -41,6 +41,8 @@ class TensorFile(Protocol):
 
 
 class SafetensorsFile:
+    """A `.safetensors` file, mapped."""
+
     def __init__(self, path: Path) -> None:
         try:
             self._file = safe_open(path, framework="pt")

@@ -48,11 +48,11 @@ def read_by_vllm(files: Collection[str], indexed: Mapping[str, Collection[str]])
         ("consolidated*.safetensors", "consolidated.safetensors.index.json"),
         ("*.safetensors", "model.safetensors.index.json"),
     ):
-        if found := matching(pattern):
-            return found & set(indexed[index]) if index in indexed else found
+        if names := matching(pattern):
+            return names & set(indexed[index]) if index in indexed else names
     for pattern in ("*.bin", "*.pt"):
-        if found := matching(pattern):
-            return {name for name in found if not name.endswith(_TRAINING)}
+        if names := matching(pattern):
+            return {name for name in names if not name.endswith(_TRAINING)}
     return set()
 
 
@@ -80,25 +80,25 @@ def instead(files: Collection[str], adapter: Any = None) -> str:
         )
     if "model_index.json" in files:
         return "holds a diffusers pipeline (model_index.json), not a language model; pass the folder of its LLM"
-    if found := some("snapshots/*", "blobs/*"):
+    if some("snapshots/*", "blobs/*"):
         return "is a repository's folder in the hub's cache; pass the hub id, or the folder of a commit in it"
-    if found := some("*.gguf"):
+    if names := some("*.gguf"):
         return (
-            f"holds GGUF weights ({_list(found)}), which are made for llama.cpp and mostly quantised; pass the model "
+            f"holds GGUF weights ({_list(names)}), which are made for llama.cpp and mostly quantised; pass the model "
             "that they were converted from"
         )
-    if found := some("consolidated.*", "consolidated-*"):
-        return f"holds weights in Mistral's or Meta's own format ({_list(found)}); {_CONVERT}"
-    if found := [name for name in sorted(files) if _SHARD.fullmatch(name)]:
-        stem, suffix = _SHARD.fullmatch(found[0]).groups()  # type: ignore[union-attr]
-        return f"holds shards ({_list(found)}) without {stem}{suffix}.index.json, their index; download it as well"
-    if found := some("*.safetensors", "*.bin"):
+    if names := some("consolidated.*", "consolidated-*"):
+        return f"holds weights in Mistral's or Meta's own format ({_list(names)}); {_CONVERT}"
+    if names := [name for name in sorted(files) if _SHARD.fullmatch(name)]:
+        stem, suffix = _SHARD.fullmatch(names[0]).groups()  # type: ignore[union-attr]
+        return f"holds shards ({_list(names)}) without {stem}{suffix}.index.json, their index; download it as well"
+    if names := some("*.safetensors", "*.bin"):
         return (
-            f"holds weights under other names ({_list(found)}); expected one of {', '.join(CANDIDATES)}. If one "
+            f"holds weights under other names ({_list(names)}); expected one of {', '.join(CANDIDATES)}. If one "
             "is the whole model (a variant such as fp16), pass a folder that has it under the expected name"
         )
-    if found := some(*(f"*{suffix}" for suffix in _OTHER)):
-        return f"holds weights in another format ({_list(found)}); save the model with save_pretrained, as safetensors"
+    if names := some(*(f"*{suffix}" for suffix in _OTHER)):
+        return f"holds weights in another format ({_list(names)}); save the model with save_pretrained, as safetensors"
     if not files:
         return "is empty; expected config.json and weights, as save_pretrained writes them"
     if nested:

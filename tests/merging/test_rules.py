@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+import plam_eval
 from plam_eval.merging.rules import FUNCTIONS, generator_of, register_rule
 from plam_eval.rules import RULES, Coefficients, Rule, control_names, register
 from plam_eval.spec import SpecError, Weights, load_spec
@@ -138,6 +141,19 @@ def test_every_rule_has_a_function_and_says_what_it_is() -> None:
     assert all(name == rule.name and rule.meaning for name, rule in RULES.items())
     assert {name for name, rule in RULES.items() if rule.draws} == {"noise"}
     assert [name for name, rule in RULES.items() if rule.role == "merge"] == ["weighted_sum"]
+
+
+def test_nothing_else_lists_rules_by_name() -> None:
+    """A rule is added in two files: a name that stands elsewhere would be a third."""
+    root = Path(plam_eval.__file__).parent
+    folders = [root, root.parent / "model_wrappers", root.parent / "tasks"]
+    naming = {
+        path.relative_to(root.parent).as_posix()
+        for path in (path for folder in folders for path in folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in RULES
+    }
+    assert naming == {"plam_eval/rules.py"}
 
 
 @given(pairs)
