@@ -16,6 +16,8 @@ from plam_eval.errors import InputError
 from plam_eval.merging.checkpoint import Checkpoint, MergeError
 from plam_eval.merging.merge import MergeReport
 from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
+from plam_eval.serving import versions
+from plam_eval.serving.options import LOAD_FORMAT
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _OURS = ("model", "load_format", "model_loader_extra_config", "worker_extension_cls")
@@ -54,9 +56,9 @@ class VLLMPlateauMixin(PlateauMixin):
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
 
-        from plam_eval.serving import loader, versions
+        from plam_eval.serving import engine as serving
 
-        versions.check(versions.LOADING, versions.OFFLINE, versions.ANSWERING)
+        versions.check_installed(versions.LOADING, versions.OFFLINE, versions.ANSWERING)
         parameters = dict(inspect.signature(stock_class(type(self))).parameters)
         default = parameters.pop("model").default  # the stock class's name for `pretrained`
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
@@ -76,12 +78,12 @@ class VLLMPlateauMixin(PlateauMixin):
         self.pretrained_name = checkpoint.name
         spec = load_spec(plateau, overrides)
         self.until = until
-        self._loader = loader
+        self._serving = serving  # imports vLLM
         super().__init__(
             model=checkpoint.loaded_by,
             max_new_tokens=max_new_tokens,
             trust_remote_code=trust_remote_code,
-            load_format=loader.LOAD_FORMAT,
+            load_format=LOAD_FORMAT,
             model_loader_extra_config={"plateau": spec.to_dict() if spec is not None else None},
             **({"revision": checkpoint.commit} if checkpoint.commit else {}),
             **kwargs,
@@ -103,7 +105,7 @@ class VLLMPlateauMixin(PlateauMixin):
 
     def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         try:
-            return self._loader.merge_engine(self.client, spec)
+            return self._serving.merge_engine(self.client, spec)
         except MergeError:
             raise
         except BaseException:  # such as Ctrl-C: the engine may have finished all the same
@@ -115,8 +117,8 @@ class VLLMPlateauMixin(PlateauMixin):
             raise
 
     def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        remerge, why = self._loader.remerge_way()
-        engine = {"vllm": self._loader.VLLM_VERSION, "arguments": self._arguments, "remerge": f"{remerge}: {why}"}
+        remerge, why = versions.remerge_way()
+        engine = {"vllm": versions.vllm_version(), "arguments": self._arguments, "remerge": f"{remerge}: {why}"}
         return {**super().run_record(records), "engine": engine}
 
     # --- generation ---------------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ class VLLMPlateauMixin(PlateauMixin):
             self.generation.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
         try:
             return self._chat(messages=messages, sampling_params=each, **kwargs)
-        except self._loader.REFUSALS as error:
+        except self._serving.REFUSALS as error:
             if len(messages) == 1:
                 self._generation_raised(error, 1)
                 return [_EMPTY]
@@ -175,7 +177,7 @@ class VLLMPlateauMixin(PlateauMixin):
         for message, parameters in zip(messages, each, strict=True):
             try:
                 answers += self._chat(messages=[message], sampling_params=[parameters], **kwargs)
-            except self._loader.REFUSALS as error:
+            except self._serving.REFUSALS as error:
                 self._generation_raised(error, 1)
                 answers.append(_EMPTY)
         return answers

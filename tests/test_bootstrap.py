@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from plam_eval.bootstrap import Reweighted, halves, mean_over_tasks, reweighted
-from plam_eval.probing.plateau import Curve
+from plam_eval.probing.curve import Curve
 
 
 def _rng() -> np.random.Generator:

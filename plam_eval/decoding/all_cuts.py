@@ -37,7 +37,6 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from plam_eval.decoding.greedy import check_call, check_settings, document_dim, of_rows, own_stop_strings
 from plam_eval.probing.cuts import ascending_cuts
-from plam_eval.probing.cuts import parse_cuts as parse_cuts  # shim
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,

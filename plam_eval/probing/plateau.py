@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from plam_eval.bootstrap import Floats
 from plam_eval.errors import InputError
-from plam_eval.probing.curve import OVERALL as OVERALL  # shim
 from plam_eval.probing.curve import Curve
-from plam_eval.probing.curve import CurveError as CurveError  # shim
 
 # Mean KL (nats) under which hiding the image counts as no change: the default of VTW's code (arXiv 2405.05803), which
 # sets 0.0005 and 0.0001 for two models. It is an opinion beside the accuracy rule, never part of it.
@@ -369,22 +367,3 @@ def _of_single_tasks(facts: _Facts) -> Iterator[str]:
             f"at cut {curve.cuts[first]} single tasks are worse than unmasked by more than the margin: "
             f"{', '.join(worse)}"
         )
-
-
-if TYPE_CHECKING:  # shim
-    from plam_eval.probing.power import chance as chance
-    from plam_eval.probing.power import what_can_be_found as what_can_be_found
-    from plam_eval.probing.spec_file import to_spec as to_spec
-    from plam_eval.probing.spec_file import write_spec as write_spec
-
-
-def __getattr__(name: str) -> Any:  # shim
-    if name in ("to_spec", "write_spec"):
-        from plam_eval.probing import spec_file
-
-        return getattr(spec_file, name)
-    if name in ("chance", "what_can_be_found"):
-        from plam_eval.probing import power
-
-        return getattr(power, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

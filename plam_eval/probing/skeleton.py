@@ -45,9 +45,6 @@ def check_probeable(model: nn.Module) -> None:
     vision_token_ids(model)
 
 
-check_layout = check_probeable  # shim
-
-
 def check_shared_keys(model: nn.Module) -> None:
     """Refuse a model, or a skeleton of one, whose layers do not keep the keys of all tokens, which cuts share.
 

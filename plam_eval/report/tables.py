@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job
-    from plam_eval.probing.plateau import Curve, Stages
+    from plam_eval.probing.curve import Curve
+    from plam_eval.probing.plateau import Stages
     from plam_eval.terminal import Terminal
 
 

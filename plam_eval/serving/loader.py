@@ -24,10 +24,6 @@ from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
 from plam_eval.patching import wrap_once
 from plam_eval.serving import versions
-from plam_eval.serving.engine import REFUSALS as REFUSALS  # shim
-from plam_eval.serving.engine import EngineBrokenError as EngineBrokenError  # shim
-from plam_eval.serving.engine import EngineError as EngineError  # shim
-from plam_eval.serving.engine import merge_engine as merge_engine  # shim
 from plam_eval.serving.options import (
     BASE_FILES,
     LOAD_FORMAT,
@@ -38,11 +34,8 @@ from plam_eval.serving.options import (
     split_options,
 )
 from plam_eval.serving.state import ModelState, ReadFiles, named_report, set_state
-from plam_eval.serving.versions import remerge_way as remerge_way  # shim
 from plam_eval.serving.worker import EXTENSION
 from plam_eval.spec import load_spec
-
-VLLM_VERSION = versions.vllm_version()  # shim
 
 # In vLLM's own namespace: its logging is configured for that one alone.
 logger = init_logger("vllm.plam_eval")

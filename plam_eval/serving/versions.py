@@ -169,9 +169,6 @@ def check_installed(*tables: Mapping[str, tuple[str, ...]]) -> None:
         )
 
 
-check = check_installed  # shim
-
-
 def vllm_version() -> str:
     """The version of the installed vLLM."""
     from vllm.version import __version__

@@ -22,8 +22,8 @@ from plam_eval.harness import lookup
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.merging.checkpoint import MergeError
+from plam_eval.probing.curve import CurveError
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.plateau import CurveError
 from plam_eval.report.sources import ReportError
 from plam_eval.spec import SpecError
 from tests.helpers.nasty import NASTY, SHOWN

@@ -74,13 +74,13 @@ def test_answers_are_those_of_the_hf_wrapper_on_all_nine_tasks(merged, in_suite)
 
 def test_an_interrupted_merge_leaves_no_wrong_name(merged, monkeypatch):
     """The engine went on to the new weights although the caller was interrupted."""
-    real, digest = merged._loader.merge_engine, merged.spec.digest()
+    real, digest = merged._serving.merge_engine, merged.spec.digest()
 
     def merge_engine(llm: Any, spec: Any) -> Any:
         real(llm, spec)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merged._loader, "merge_engine", merge_engine)
+    monkeypatch.setattr(merged._serving, "merge_engine", merge_engine)
     with pytest.raises(KeyboardInterrupt):
         merged.merge("demo", base=str(PAIR / "base"), layers="5:8")
     assert merged.spec.layer_range == (5, 8) and merged.merge_report.tensors == 12
