@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plam_eval import doctor
+from plam_eval.cli import doctor
 from plam_eval.errors import InputError
 from plam_eval.evaluation import scan, sweep
 from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
@@ -51,7 +51,7 @@ def test_a_sweep_is_planned_at_a_revision_and_goes_on_at_no_other(hub: Hub, tmp_
 
 
 def test_doctor_tells_commits_and_what_would_be_downloaded(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    doctor.check_merge(Terminal(least_width=150), "org/mllm@v2", "none", {"base": "org/base@v2", "layers": "1:3"})
+    doctor._say_merge(Terminal(least_width=150), "org/mllm@v2", "none", {"base": "org/base@v2", "layers": "1:3"})
     said = capsys.readouterr().out
     assert f"org/mllm@v2 (commit {OTHER})" in said and f"org/base@v2 (commit {OTHER})" in said
     assert "of the model, 4 file(s)" in said and "of the base, 2 file(s), before a merge can begin" in said

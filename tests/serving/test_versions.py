@@ -84,13 +84,13 @@ def test_an_untested_version_takes_vllms_own_reload(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.needs("vllm")
 def test_doctor_says_how_vllm_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plam_eval import doctor
+    from plam_eval.cli import doctor
     from plam_eval.terminal import Terminal
 
     console = Terminal(record=True, width=200)
-    assert doctor.check_vllm(console)
+    assert doctor._say_vllm(console)
     assert "only the attention and MLP blocks" in console.export_text()
     monkeypatch.setattr(versions, "vllm_version", lambda: "0.40.0")
-    assert doctor.check_vllm(console)
+    assert doctor._say_vllm(console)
     said = console.export_text()
     assert "warning" in said and "every tensor is read and loaded again" in said
