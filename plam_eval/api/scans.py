@@ -79,8 +79,9 @@ def scan(
             FolderError: `output` holds something else. ProbeError: cuts, or a model whose image tokens or attention
             cannot be masked. MergeError, SpecError, CheckpointError: checkpoints and specs.
     """
-    from plam_eval.evaluation import harness, wandb
     from plam_eval.evaluation import scan as scans
+    from plam_eval.evaluation import wandb
+    from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
     from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
     from plam_eval.probing.plateau import check_criteria
@@ -93,12 +94,12 @@ def scan(
     base = None if base is None else str(base)
     check_criteria(margin, confidence)
     scans.check_batch(model_id, batch_size)
-    arguments = harness.parse_model_args(write_words(model_args or "", "model_args"))
+    arguments = parse_model_args(write_words(model_args or "", "model_args"))
     scans.check_folder(output)
     scans.check_base(base)
     logged = wandb.Settings.read(wandb_args)
     if isinstance(model, str):
-        found = harness.check_model(model, arguments, force_simple=force_simple)
+        found = check_model(model, arguments, force_simple=force_simple)
         if arguments.get("pretrained"):
             trusted = bool(arguments.get("trust_remote_code"))
             scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
@@ -119,7 +120,7 @@ def scan(
     with logged.run("scan", pretrained or model_id, settings) as log:
         wrapper = model
         if isinstance(model, str):
-            wrapper = harness.make_model(model, arguments, batch_size=batch_size, force_simple=force_simple)
+            wrapper = make_model(model, arguments, batch_size=batch_size, force_simple=force_simple)
         try:
             done = scans.scan(
                 wrapper,

@@ -184,16 +184,16 @@ def plan_sweep(
     Raises:
         What `sweep` raises before it loads a model.
     """
-    from plam_eval.evaluation import harness
     from plam_eval.evaluation.sweep import runner
     from plam_eval.evaluation.sweep.config import SweepError
+    from plam_eval.harness.errors import EvaluationError, TaskNameError
 
     job = _plan_job(config=config, output=output, **given)
     try:
         checked = runner.check_tasks(job.config)
-    except (harness.TaskNameError, SweepError):
+    except (TaskNameError, SweepError):
         raise
-    except harness.EvaluationError as error:
+    except EvaluationError as error:
         return SweepPlan(job, None, (f"documents not counted: {error}",))
     warnings = [f"{task}: no score per document is known: {why}" for task, why in checked.unscored.items()]
     return SweepPlan(job, checked.documents, tuple(warnings))

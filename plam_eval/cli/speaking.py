@@ -56,9 +56,9 @@ def working(as_json: bool, quiet: bool, *, least_width: int = WIDE, logs: str = 
     with speaking(as_json, quiet, least_width=least_width) as console:
         yield console
     if "torch" in sys.modules:
-        from plam_eval.evaluation import harness
+        from plam_eval.harness.processes import end_together
 
-        harness.end_together()
+        end_together()
 
 
 def quiet_logs(level: str = "WARNING") -> None:

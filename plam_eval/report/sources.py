@@ -9,13 +9,13 @@ from pathlib import Path
 
 from plam_eval.errors import PlamError
 from plam_eval.evaluation import records, scan
-from plam_eval.evaluation.harness import EvaluationError
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import PLAN
 from plam_eval.files import inside
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.run_files import date_of, result_files
 
 

@@ -15,7 +15,6 @@ from plam_eval import cli, doctor
 from plam_eval.demo.hub import HubError
 from plam_eval.demo.run import DemoError
 from plam_eval.errors import ArgumentError, DamagedFileError, InputError, OutsideError, PlamError
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.records import IncomparableError, RecordError
 from plam_eval.evaluation.scan import ScanError
 from plam_eval.evaluation.sweep import SweepError
@@ -162,7 +161,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(harness, "make_model", fail)
+    monkeypatch.setattr("plam_eval.harness.evaluate.make_model", fail)
 
 
 def scan_words(pretrained: object = "m", **changed: str) -> list[str]:

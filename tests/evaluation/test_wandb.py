@@ -11,8 +11,8 @@ import pytest
 
 import plam_eval
 from plam_eval.errors import InputError
-from plam_eval.evaluation import harness
 from plam_eval.evaluation.wandb import Log, Settings
+from plam_eval.harness import evaluate
 from tests.helpers.run_folders import changed, documents, write_run, write_sweep
 
 
@@ -28,7 +28,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_what_cannot_be_logged_is_known_before_a_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(harness, "check_model", lambda *a, **k: pytest.fail("its checkpoint was looked at"))
+    monkeypatch.setattr(evaluate, "check_model", lambda *a, **k: pytest.fail("its checkpoint was looked at"))
     given: dict[str, Any] = {"model_args": "pretrained=m", "tasks": "pope", "output": tmp_path / "scan"}
     for wandb_args, says in (
         ("project", "wandb_args: 1 problem"),
