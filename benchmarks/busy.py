@@ -44,7 +44,8 @@ def child(limit: int, threads: int) -> None:
     from safetensors.torch import load_file
 
     from plam_eval.demo.hub import write_hub
-    from plam_eval.evaluation import harness, scan
+    from plam_eval.evaluation import scan
+    from plam_eval.harness.evaluate import make_model
     from plam_eval.merging.merge import merge_in_place
     from plam_eval.spec import load_spec
 
@@ -54,7 +55,7 @@ def child(limit: int, threads: int) -> None:
         write_hub(folder / "suite", documents_per_task=max(30, limit))
         os.chdir(folder / "suite")
         pair = str(resources.files("plam_eval.demo") / "pair" / "mllm")
-        model = harness.make_model("plam_llava", {"pretrained": pair, "device_map": "cpu"})
+        model = make_model("plam_llava", {"pretrained": pair, "device_map": "cpu"})
         if threads:
             torch.set_num_threads(threads)
         folders = [write(folder / part, layers, seed) for seed, part in enumerate(("mllm", "base"))]

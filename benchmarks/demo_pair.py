@@ -32,7 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from plam_eval.demo import hub, run
 from plam_eval.demo.questions import describe
 from plam_eval.demo.scenes import Scene, Thing
-from plam_eval.evaluation import harness, records, stats
+from plam_eval.evaluation import records, stats
+from plam_eval.harness.evaluate import evaluate as run_evaluation
 from plam_eval.model_wrappers.llava import PlamLlavaChat
 
 
@@ -104,7 +105,7 @@ def main() -> None:
     ways: dict[str, Any] = {}
 
     def evaluate(way: str, model: Any) -> None:
-        finished = harness.evaluate(model, "plam9", output=output / way.replace(", ", "-"))
+        finished = run_evaluation(model, "plam9", output=output / way.replace(", ", "-"))
         assert finished is not None and finished.results_file is not None
         ways[way] = records.read_run(finished.results_file).samples
 

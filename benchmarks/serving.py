@@ -172,7 +172,7 @@ def remerge(settings: dict[str, Any]) -> dict[str, Any]:
 
 def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     from plam_eval.demo import run
-    from plam_eval.evaluation.harness import evaluate
+    from plam_eval.harness.evaluate import evaluate
     from plam_eval.model_wrappers.llava import PlamLlavaChat
     from plam_eval.model_wrappers.vllm import PlamVLLMChat
 

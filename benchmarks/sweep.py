@@ -32,7 +32,8 @@ import pandas as pd
 import torch
 
 from plam_eval.demo import run as demo
-from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation import records
+from plam_eval.evaluation.sweep.folder import CELLS, read_cell
 from plam_eval.provenance import versions
 
 # Twelve settings and plain: weights that sum to one have no scale to control, and are normalized already.
@@ -60,11 +61,11 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
     if workers:
         ways[f"on Ray ({workers})"] = ["--ray", "--workers", str(workers)]
     seconds = {way: timed([*words, *more, "--output", str(folder / way)], suite, log) for way, more in ways.items()}
-    cells = sorted(path.name for path in (folder / "plam sweep" / sweep.CELLS).iterdir())
+    cells = sorted(path.name for path in (folder / "plam sweep" / CELLS).iterdir())
     merging, apart, differ, compared = 0.0, 0.0, 0, 0
     for name in cells:
         resident = finished(folder / "plam sweep", name)
-        record = sweep.read_cell(folder / "plam sweep", name)
+        record = read_cell(folder / "plam sweep", name)
         assert record is not None
         merging += record["seconds"]["merge"]
         output = folder / "apart" / name
@@ -84,10 +85,10 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
 
 def finished(folder: Path, name: str) -> records.Run:
     """The run of a sweep's cell, which has to have one."""
-    record = sweep.read_cell(folder, name)
+    record = read_cell(folder, name)
     if record is None or record["status"] != "finished":
-        sys.exit(f"{folder / sweep.CELLS / name} has not finished: {record}")
-    return records.read_run(folder / sweep.CELLS / name / record["results"])
+        sys.exit(f"{folder / CELLS / name} has not finished: {record}")
+    return records.read_run(folder / CELLS / name / record["results"])
 
 
 def main() -> None:

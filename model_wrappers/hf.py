@@ -32,13 +32,14 @@ from transformers import (
 )
 
 from plam_eval import threads
-from plam_eval.errors import InputError, first_line
+from plam_eval.errors import InputError, first_line, hint
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import MergeReport, merge_in_place
+from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
+from plam_eval.merging.report import MergeReport
 from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
-from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, hint, load_spec
+from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)

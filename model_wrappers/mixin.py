@@ -24,7 +24,7 @@ from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.report import MergeReport
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 from plam_eval.terminal import shown

@@ -12,9 +12,9 @@ from typing import Any
 from lmms_eval.models.chat.vllm import VLLM as StockChat
 from lmms_eval.models.simple.vllm import VLLM as StockSimple
 
-from plam_eval.errors import InputError
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.merging.merge import MergeReport
+from plam_eval.errors import InputError, MergeError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.report import MergeReport
 from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
 from plam_eval.serving import versions
 from plam_eval.serving.options import LOAD_FORMAT

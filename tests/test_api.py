@@ -20,9 +20,8 @@ from plam_eval import api, cli
 from plam_eval.arguments import write_words
 from plam_eval.cli.options import complete_spec, complete_wrapper
 from plam_eval.cli.speaking import plain
-from plam_eval.errors import ArgumentError, InputError, PlamError
-from plam_eval.evaluation.records import RecordError
-from plam_eval.merging.checkpoint import CheckpointError, MergeError
+from plam_eval.errors import ArgumentError, CheckpointError, InputError, MergeError, PlamError
+from plam_eval.harness.errors import RecordError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.spec import SpecError, load_spec
 from tests.helpers.run_folders import changed, documents, write_run, write_sweep

@@ -17,7 +17,7 @@ from plam_eval.errors import (
     validation_problems,
 )
 from plam_eval.evaluation.comparable import IncomparableError
-from plam_eval.evaluation.sweep import SweepError
+from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.probing.curve import CurveError
 from plam_eval.spec import SpecError

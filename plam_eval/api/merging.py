@@ -13,7 +13,7 @@ from plam_eval.spec import PlateauSpec, load_spec
 if TYPE_CHECKING:
     from torch import nn
 
-    from plam_eval.merging.merge import MergeReport
+    from plam_eval.merging.report import MergeReport
 
 
 _FROM_PARAMETERS = "_plam_from_parameters"  # kept on a model that was merged so

@@ -11,7 +11,7 @@ from plam_eval.arguments import ARGUMENTS, NAME, PATH, TEXT, WORDS, count, real,
 from plam_eval.errors import ArgumentError, InputError
 
 if TYPE_CHECKING:
-    from plam_eval.evaluation.scan import Scan
+    from plam_eval.evaluation.scan_folder import Scan
 
 
 @takes(
@@ -80,7 +80,7 @@ def scan(
             cannot be masked. MergeError, SpecError, CheckpointError: checkpoints and specs.
     """
     from plam_eval.evaluation import scan as scans
-    from plam_eval.evaluation import wandb
+    from plam_eval.evaluation import scan_folder, wandb
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
     from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
@@ -95,7 +95,7 @@ def scan(
     check_criteria(margin, confidence)
     scans.check_batch(model_id, batch_size)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
-    scans.check_folder(output)
+    scan_folder.check_folder(output)
     scans.check_base(base)
     logged = wandb.Settings.read(wandb_args)
     if isinstance(model, str):
@@ -192,6 +192,6 @@ def read_scan(folder: str | Path) -> Scan:
     Raises:
         ScanError: none there. DamagedFileError, CurveError, SpecError: it cannot be read.
     """
-    from plam_eval.evaluation import scan as scans
+    from plam_eval.evaluation import scan_folder
 
-    return scans.load(Path(folder))
+    return scan_folder.load(Path(folder))

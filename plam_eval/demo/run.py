@@ -26,10 +26,11 @@ from plam_eval import threads
 from plam_eval.demo import hub
 from plam_eval.errors import InputError, PlamError
 from plam_eval.evaluation import records
-from plam_eval.evaluation.scan import SPEC
+from plam_eval.evaluation.scan_folder import SPEC
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import CELLS, read_run
 from plam_eval.files import MARKER, check_writable, inside, make_own, read_json, remove_own, write_json
+from plam_eval.harness import run_files
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text
 
@@ -145,9 +146,9 @@ def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, 
     elif not any((output / mark).is_file() for mark in (MARKER, DONE, LOG)) and any(output.iterdir()):
         raise DemoError(f"{output}: holds something that the demo has not made; name another --output")
     done.unlink(missing_ok=True)
-    before = set(records.result_files(output))
+    before = set(run_files.result_files(output))
     _run(words, suite, output / LOG, label, console)
-    new = sorted(set(records.result_files(output)) - before)
+    new = sorted(set(run_files.result_files(output)) - before)
     if words[0] == "lmms-eval" and len(new) != 1:
         raise DemoError(_failed(label, output / LOG, f"{len(new)} results files, expected 1"))
     # By name: the newest by date is another one where the clock was set back.
@@ -265,13 +266,13 @@ def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
 
 def report(demo: Demo, console: Terminal | None = None) -> None:
     """Print the scan, the merge, the sweep and what to try next."""
-    from plam_eval.evaluation import scan as scans
-    from plam_eval.merging.merge import MergeReport
+    from plam_eval.evaluation import scan_folder
+    from plam_eval.merging.report import MergeReport
     from plam_eval.report import tables
 
     console = console or Terminal(least_width=150)
     console.print()
-    found = scans.load(demo.scan)
+    found = scan_folder.load(demo.scan)
     tables.show_scan(found, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pandas as pd
 
 from plam_eval.errors import ProblemsError
-from plam_eval.evaluation.records import UNKNOWN_CLUSTERS, RecordError, Run
+from plam_eval.evaluation.records import UNKNOWN_CLUSTERS, Run
+from plam_eval.harness.errors import RecordError
 
 LEFT_OUT = "left out, no score per document is known"
 

@@ -11,11 +11,12 @@ import pandas as pd
 
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
-from plam_eval.evaluation.records import RecordError, Run
+from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import Paired, format_p
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import CELLS
 from plam_eval.evaluation.sweep.grid import MERGED, PLAIN
+from plam_eval.harness.errors import RecordError
 
 
 @dataclass(frozen=True, repr=False)

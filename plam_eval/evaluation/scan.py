@@ -352,7 +352,8 @@ def check_base(base_model: str | None) -> None:
 
 def _commit_of(base_model: str) -> str | None:
     """The commit on the hub that a base's name leads to now; None for a folder, or where that cannot be found out."""
-    from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
+    from plam_eval.errors import CheckpointError
+    from plam_eval.merging.checkpoint import Checkpoint
 
     repository, revision = split_revision(base_model)
     if is_folder(base_model) or not is_repository(repository):

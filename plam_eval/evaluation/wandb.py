@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 
 from plam_eval.arguments import write_words
-from plam_eval.errors import InputError, first_line
+from plam_eval.errors import InputError, first_line, hint
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.processes import is_first_process
-from plam_eval.spec import hint
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from plam_eval.evaluation.comparison import Comparison
-    from plam_eval.evaluation.scan import Scan
+    from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.sweep.findings import Findings
 
 

@@ -24,7 +24,8 @@ from plam_eval.harness.lookup import (
     task_names,
 )
 from plam_eval.harness.registry import prompt_id
-from plam_eval.harness.tasks import TASKS, Score, cluster_of_document, falls, has_clusters, score_of_task
+from plam_eval.harness.task_row import Score
+from plam_eval.harness.tasks import TASKS, cluster_of_document, falls, has_clusters, score_of_task
 
 _TRIED = 8  # documents of a task that is not known
 _PATIENCE = 2.0  # seconds: a judge is asked over the network

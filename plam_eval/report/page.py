@@ -13,9 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plam_eval import files
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.comparison import Comparisons, compare_with_one
-from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
@@ -84,7 +84,7 @@ def write_report(
     check_free(output, (f"{TABLES}/{name}{suffix}" for name in tables.frames for suffix in (".csv", ".parquet")), PAGE)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.frames.items():
-        findings.write_table(table, folder / name)
+        files.write_table(table, folder / name)
     write_in_one_step(path, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
     return path
 

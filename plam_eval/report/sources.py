@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plam_eval.errors import PlamError
-from plam_eval.evaluation import records, scan
+from plam_eval.evaluation import records, scan_folder
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.scan import Scan
+from plam_eval.evaluation.scan_folder import Scan
 from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import PLAN
@@ -50,14 +50,14 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
                 name = _name(file.parent, sources.sweeps)
                 with _noted(sources, "A sweep", file.parent):
                     sources.sweeps[name] = findings.read_findings(_own(file, folder).parent, select)
-        for file in sorted(_visible(folder, scan.SETTINGS)):
+        for file in sorted(_visible(folder, scan_folder.SETTINGS)):
             owners.append(file.parent)
             if not _new(file.parent, seen):
                 continue
-            if (file.parent / scan.STAGES).is_file():
+            if (file.parent / scan_folder.STAGES).is_file():
                 name = _name(file.parent, sources.scans)
                 with _noted(sources, "A scan", file.parent):
-                    sources.scans[name] = scan.load(_own(file, folder).parent)
+                    sources.scans[name] = scan_folder.load(_own(file, folder).parent)
             else:
                 sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
         files = [folder] if folder.is_file() else result_files(folder)
@@ -76,7 +76,7 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         found = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
             f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of a "
-            f"finished `plam scan` ({scan.SETTINGS} and {scan.STAGES}), or of lmms-eval with --log_samples "
+            f"finished `plam scan` ({scan_folder.SETTINGS} and {scan_folder.STAGES}), or of lmms-eval with --log_samples "
             "(*_results.json beside its sample logs)"
         )
     return sources

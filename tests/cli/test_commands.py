@@ -14,14 +14,13 @@ import pytest
 from plam_eval import cli, doctor
 from plam_eval.demo.hub import HubError
 from plam_eval.demo.run import DemoError
-from plam_eval.errors import ArgumentError, DamagedFileError, InputError, OutsideError, PlamError
-from plam_eval.evaluation.records import IncomparableError, RecordError
-from plam_eval.evaluation.scan import ScanError
-from plam_eval.evaluation.sweep import SweepError
+from plam_eval.errors import ArgumentError, DamagedFileError, InputError, MergeError, OutsideError, PlamError
+from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.scan_folder import ScanError
+from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.harness import lookup
-from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.evaluate import evaluate
-from plam_eval.merging.checkpoint import MergeError
 from plam_eval.probing.curve import CurveError
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.report.sources import ReportError

@@ -13,7 +13,8 @@ import pytest
 from plam_eval.evaluation.comparable import IncomparableError, check_comparable, notes_of, only_scored
 from plam_eval.evaluation.records import Run, read_run, tables
 from plam_eval.harness.errors import RecordError
-from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
+from plam_eval.harness.task_row import ONE_EACH, Score, Task
+from plam_eval.harness.tasks import TASKS, number
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from plam_eval.cli import doctor
-from plam_eval.errors import InputError
-from plam_eval.evaluation import scan, sweep
-from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
+from plam_eval.errors import CheckpointError, InputError
+from plam_eval.evaluation import scan
+from plam_eval.evaluation.sweep import grid
+from plam_eval.evaluation.sweep.config import SweepConfig
+from plam_eval.evaluation.sweep.job import Job
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import plan_merge
 from plam_eval.spec import PlateauSpec, load_spec
 from plam_eval.terminal import Terminal
@@ -31,17 +34,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_a_sweep_is_planned_at_a_revision_and_goes_on_at_no_other(hub: Hub, tmp_path: Path) -> None:
-    def planned(model_args: str, base: str = "org/base@v2") -> sweep.Job:
-        config = sweep.SweepConfig.load(
+    def planned(model_args: str, base: str = "org/base@v2") -> Job:
+        config = SweepConfig.load(
             model="plam_llava", model_args=model_args, tasks="mmstar", base_model=base, layers="1:3", weights="0.9+0.3"
         )
-        return sweep.Job.plan(config, tmp_path / "sweep")
+        return Job.plan(config, tmp_path / "sweep")
 
     job = planned("pretrained=org/mllm@v2")
     assert job.settings["checkpoint"] == {"hub": "org/mllm", "commit": OTHER}
     assert job.settings["bases"] == {"org/base@v2": {"hub": "org/base", "commit": OTHER}}
     cell = next(cell for cell in job.grid.cells if cell.kind == "merged")
-    arguments = sweep.cell_arguments(job.config, cell)
+    arguments = grid.cell_arguments(job.config, cell)
     assert "pretrained=org/mllm@v2," in arguments and ",base=org/base@v2," in arguments
     assert planned("pretrained=org/mllm,revision=v2").settings["checkpoint"]["commit"] == OTHER
     assert planned("pretrained=org/mllm").settings["checkpoint"]["commit"] == COMMIT

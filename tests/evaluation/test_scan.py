@@ -21,8 +21,10 @@ from plam_eval.decoding import all_cuts as cuts_at_once
 from plam_eval.errors import ArgumentError, InputError
 from plam_eval.evaluation import records
 from plam_eval.evaluation.answer_store import AnswerStore
-from plam_eval.evaluation.harness import EvaluationError, evaluate
-from plam_eval.evaluation.scan import ScanError, conclude, scan
+from plam_eval.evaluation.scan import conclude, scan
+from plam_eval.evaluation.scan_folder import ScanError
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.evaluate import evaluate
 from plam_eval.harness.tasks import score_of_task
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision

@@ -14,7 +14,8 @@ from plam_eval.harness.checks import check_tasks
 from plam_eval.harness.errors import EvaluationError, NoScoreError
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.harness.lookup import task_manager
-from plam_eval.harness.tasks import ONE_EACH, TASKS, score_of_task
+from plam_eval.harness.task_row import ONE_EACH
+from plam_eval.harness.tasks import TASKS, score_of_task
 from tests.helpers.offline_tasks import PLANNED, PlannedModel, judged, write_copies
 from tests.helpers.paths import DOCS
 

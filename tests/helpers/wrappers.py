@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tests.helpers.pico import PicoPair
 
 if TYPE_CHECKING:
-    from plam_eval.evaluation.harness import Run
+    from plam_eval.harness.evaluate import Evaluation as Run
 
 # Wrapper of each family, and the modes it has.
 WRAPPER = {

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plam_eval.errors import MergeError
 from plam_eval.merging import arithmetic, merge, rules, undo
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import MergeError, merge_in_place, plan_merge
+from plam_eval.merging.merge import merge_in_place
+from plam_eval.merging.plan import plan_merge
 from tests.helpers.llamas import Pair, bits, changed, load, shard, write_llama
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from plam_eval.errors import CheckpointError
 from plam_eval.merging.bin_header import BinHeaderError, LegacyError, read_header, tensors_of
-from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
 from tests.helpers.hub import COMMIT, Hub, serving

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from plam_eval.merging.checkpoint import Checkpoint, CheckpointError, MergeError
-from plam_eval.merging.merge import plan_merge
-from plam_eval.merging.plan import decoder_geometry
+from plam_eval.errors import CheckpointError, MergeError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.plan import decoder_geometry, plan_merge
 from tests.helpers.llamas import Pair, shard, write_llama
 
 ODD: tuple[Any, ...] = (

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
-from plam_eval.merging.merge import merge_in_place, plan_merge
+from plam_eval.errors import MergeError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.names import decoder_tensor
+from plam_eval.merging.plan import plan_merge
 from tests.helpers.llamas import Edit, Pair, load, write_llama
 from tests.helpers.pico import FAMILIES, PicoPair
 

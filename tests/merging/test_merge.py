@@ -18,10 +18,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file as load_numpy
 from torch import Tensor, nn
 
+from plam_eval.errors import MergeError
 from plam_eval.merging import arithmetic
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.merge import MergeError, MergeReport, merge_in_place, merged_weights, plan_merge
+from plam_eval.merging.merge import merge_in_place, merged_weights
 from plam_eval.merging.names import decoder_tensor
+from plam_eval.merging.plan import plan_merge
+from plam_eval.merging.report import MergeReport
 from plam_eval.merging.rules import FUNCTIONS, generator_of
 from plam_eval.rules import RULES, Rule
 from plam_eval.spec import MODULES, PlateauSpec, Weights, load_spec

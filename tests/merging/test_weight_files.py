@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plam_eval.errors import CheckpointError
 from plam_eval.merging import weight_files
-from plam_eval.merging.checkpoint import Checkpoint, CheckpointError
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.names import by_layer
 from tests.helpers.llamas import Pair, load, shard, write_llama
 from tests.helpers.pico import PicoPair

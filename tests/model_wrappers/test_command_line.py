@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plam_eval.evaluation.harness import evaluate
+from plam_eval.harness.evaluate import evaluate
 from tests.helpers.wrappers import NINE, answers, arguments
 
 pytestmark = pytest.mark.slow

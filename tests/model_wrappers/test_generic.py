@@ -14,11 +14,11 @@ from lmms_eval.models.chat import huggingface as stock
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from plam_eval.errors import InputError
+from plam_eval.errors import InputError, MergeError
 from plam_eval.evaluation import scan as scans
-from plam_eval.evaluation.harness import Run, check_model, evaluate, make_model
+from plam_eval.harness.evaluate import Evaluation as Run
+from plam_eval.harness.evaluate import check_model, evaluate, make_model
 from plam_eval.harness.wrapper import writable
-from plam_eval.merging.checkpoint import MergeError
 from plam_eval.merging.plan import decoder_names
 from plam_eval.model_wrappers.generic import Processor
 from plam_eval.probing.decoder import ProbeError

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plam_eval.evaluation.harness import evaluate, make_model
-from plam_eval.merging.checkpoint import CheckpointError
-from plam_eval.merging.merge import MergeReport
+from plam_eval.errors import CheckpointError
+from plam_eval.harness.evaluate import evaluate, make_model
+from plam_eval.merging.report import MergeReport
 from tests.helpers.hub import COMMIT, Hub, serving
 
 OTHER, LATER = "a" * 40, "b" * 40

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from plam_eval.errors import ArgumentError
-from plam_eval.evaluation.harness import EvaluationError, GenerationError, evaluate
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.errors import ArgumentError, MergeError
+from plam_eval.harness.errors import EvaluationError, GenerationError
+from plam_eval.harness.evaluate import evaluate
 from plam_eval.spec import load_spec
 from tests.helpers import recipes
 from tests.helpers.engines import FAST
@@ -92,14 +92,15 @@ def test_an_interrupted_merge_leaves_no_wrong_name(merged, monkeypatch):
 def test_a_sweep_on_one_engine_equals_one_on_the_hf_model(merged, in_suite, tmp_path):
     from lmms_eval.models import get_model
 
-    from plam_eval.evaluation import sweep
+    from plam_eval.evaluation.sweep import job, runner
+    from plam_eval.evaluation.sweep.config import SweepConfig
     from plam_eval.evaluation.sweep.findings import read_findings
 
     hf = get_model("plam_llava")(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
     plateau = merged.spec
     found = []
     for lm, size in ((hf, 1), (merged, 16)):
-        config = sweep.SweepConfig.load(
+        config = SweepConfig.load(
             model=lm.model_id,
             model_args=f"pretrained={PAIR}/mllm,dtype=float32,plateau=demo,base={PAIR}/base",
             tasks="gqa,pope",
@@ -109,7 +110,7 @@ def test_a_sweep_on_one_engine_equals_one_on_the_hf_model(merged, in_suite, tmp_
             controls="self_scale,noise",
             batch_size=size,
         )
-        done = sweep.run(sweep.Job.plan(config, tmp_path / lm.model_id), lm)
+        done = runner.run(job.Job.plan(config, tmp_path / lm.model_id), lm)
         assert [record["status"] for record in done.values()] == ["finished"] * 7
         found.append(read_findings(tmp_path / lm.model_id))
     merged.merge(plateau)

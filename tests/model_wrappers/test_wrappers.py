@@ -14,10 +14,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from plam_eval.errors import ArgumentError
-from plam_eval.evaluation.harness import EvaluationError, GenerationError, Run, check_failures, evaluate
+from plam_eval.errors import ArgumentError, CheckpointError, MergeError
+from plam_eval.harness.errors import EvaluationError, GenerationError
+from plam_eval.harness.evaluate import Evaluation as Run
+from plam_eval.harness.evaluate import evaluate
+from plam_eval.harness.patches import check_failures
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.merging.checkpoint import CheckpointError, MergeError
 from plam_eval.spec import SpecError
 from tests.helpers.pico import LAYERS
 from tests.helpers.wrappers import CASES, NINE, answers, arguments

@@ -15,7 +15,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from plam_eval.errors import FolderError
-from plam_eval.evaluation import scan
+from plam_eval.evaluation import scan, scan_folder
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.harness import images
 from plam_eval.report import plots
@@ -183,9 +183,9 @@ def answer_boxes(page: Page) -> list[str]:
 
 def test_warnings_stand_with_the_answer_that_they_qualify(tmp_path: Path, no_images: None) -> None:
     write_scan(tmp_path / "all" / "scan")
-    stages = json.loads((tmp_path / "all" / "scan" / scan.STAGES).read_text())
+    stages = json.loads((tmp_path / "all" / "scan" / scan_folder.STAGES).read_text())
     stages["stages"]["warnings"] = ["at cut 4 single tasks are worse: pope (-0.075)"]
-    (tmp_path / "all" / "scan" / scan.STAGES).write_text(json.dumps(stages))
+    (tmp_path / "all" / "scan" / scan_folder.STAGES).write_text(json.dumps(stages))
     plain = some_sweep(tmp_path / "all" / "sweep")
     lost = {("mmstar", number): ("x", 0.0) for number in range(9)}
     gained = {("pope", number): (["no", "yes"][number % 2], 1.0) for number in range(12, 20)}
@@ -447,10 +447,10 @@ def test_what_is_damaged_does_not_hide_the_others(tmp_path: Path, no_images: Non
         some_sweep(tmp_path / "all" / f"plan{number}")
         (tmp_path / "all" / f"plan{number}" / "sweep.json").write_text(content)
     for name, content in (
-        (scan.STAGES, "{"),
-        (scan.STAGES, "{}"),
-        (scan.SETTINGS, '{"versions": 3}'),
-        (scan.SAMPLES, "x"),
+        (scan_folder.STAGES, "{"),
+        (scan_folder.STAGES, "{}"),
+        (scan_folder.SETTINGS, '{"versions": 3}'),
+        (scan_folder.SAMPLES, "x"),
     ):
         folder = tmp_path / "all" / f"scan{len(list((tmp_path / 'all').iterdir()))}"
         write_scan(folder)
@@ -481,8 +481,8 @@ def test_links_that_lead_out_are_left_out(tmp_path: Path, no_images: None) -> No
     logs.unlink()
     logs.symlink_to(secret / logs.name)
     write_scan(given / "scan")
-    (given / "scan" / scan.SPEC).unlink()
-    (given / "scan" / scan.SPEC).symlink_to(secret / "scan" / scan.SPEC)
+    (given / "scan" / scan_folder.SPEC).unlink()
+    (given / "scan" / scan_folder.SPEC).symlink_to(secret / "scan" / scan_folder.SPEC)
     some_sweep(given / "sweep")
     (given / "sweep" / "sweep.json").unlink()
     (given / "sweep" / "sweep.json").symlink_to(tmp_path / "mine" / "sweep" / "sweep.json")
@@ -623,8 +623,8 @@ def write_scan(folder: Path, layers: int = 8) -> None:
     folder.mkdir(parents=True)
     settings = {"pretrained": "pair/mllm", "wrapper": "plam_llava", "mode": "chat", "dtype": "float32", "spec": None}
     more = {"weights and arguments": "abc", "versions": {"torch": "2"}}
-    (folder / scan.SETTINGS).write_text(json.dumps(settings | more))
-    curve_of(layers, TASKS).write(folder / scan.SAMPLES)
+    (folder / scan_folder.SETTINGS).write_text(json.dumps(settings | more))
+    curve_of(layers, TASKS).write(folder / scan_folder.SAMPLES)
     scan.conclude(folder, base_model="pair/base")
     write_run(folder / "unmasked" / "model", documents(TASKS, 4))
 
@@ -632,7 +632,7 @@ def write_scan(folder: Path, layers: int = 8) -> None:
 def test_scan(tmp_path: Path) -> None:
     write_scan(tmp_path / "scan")
     page = Page(write_report([tmp_path / "scan"], tmp_path / "out"))
-    found = scan.load(tmp_path / "scan")
+    found = scan_folder.load(tmp_path / "scan")
     assert page.headings == ["Where the image is used", "Where it comes from", "How to read this page"]
     assert f"The plateau is layers 4:8 of 8: {found.stages.reason}" in page.text.replace("\N{MINUS SIGN}", "-")
     assert "so what merging does is not shown" in page.text and "base_model: pair/base" in page.text
@@ -650,7 +650,7 @@ def test_a_folder_of_everything(tmp_path: Path, no_images: None) -> None:
     write_run(tmp_path / "all" / "runs" / "plain", documents(TASKS, 4))
     write_run(tmp_path / "all" / "runs" / "merged", documents(TASKS, 4), plain=False)
     (tmp_path / "all" / "unfinished").mkdir()
-    (tmp_path / "all" / "unfinished" / scan.SETTINGS).write_text("{}")
+    (tmp_path / "all" / "unfinished" / scan_folder.SETTINGS).write_text("{}")
     given = [tmp_path / "all", tmp_path / "all" / "one", tmp_path / "all" / "scan" / ".." / "scan"]
     page = Page(write_report(given, tmp_path / "out", examples=1))
     assert [h for h in page.headings if h.startswith("All")] == ["All cells: one", "All cells: two", "All runs"]
@@ -670,7 +670,7 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="absent: no such folder"):
         write_report([tmp_path / "absent"], tmp_path / "out")
     (tmp_path / "scan").mkdir()
-    (tmp_path / "scan" / scan.SETTINGS).write_text("{}")
+    (tmp_path / "scan" / scan_folder.SETTINGS).write_text("{}")
     with pytest.raises(ReportError, match="a scan that has not finished"):
         write_report([tmp_path / "scan"], tmp_path / "out")
     file = write_run(tmp_path / "run", documents(["pope"], 2))

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from plam_eval.evaluation import scan
+from plam_eval.evaluation import scan_folder
 from plam_eval.evaluation.stats import OVERALL, Paired
-from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.report import MergeReport
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
 from plam_eval.terminal import Terminal
@@ -66,7 +66,7 @@ def test_a_scan(tmp_path: Path) -> None:
     stages = stages.model_copy(update={"reason": NASTY, "warnings": (NASTY,)})
     spec: Any = object()
     stream = io.StringIO()
-    tables.show_scan(scan.Scan(tmp_path / "[parts]", curve, stages, spec), Terminal(file=stream, width=300))
+    tables.show_scan(scan_folder.Scan(tmp_path / "[parts]", curve, stages, spec), Terminal(file=stream, width=300))
     out = stream.getvalue()
     assert out.count(SHOWN) == 2 and f"warning: {SHOWN}" in out and "documents of [x] [/x] [bold]" in out
     assert f"{tmp_path}/[parts]/plateau.yaml, to be used as plateau={tmp_path}/[parts]/plateau.yaml" in out

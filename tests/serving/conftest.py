@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.engines import engine
-from tests.helpers.served_pair import PAIR, detailed
+from tests.helpers.paths import PAIR
+from tests.helpers.served_pair import detailed
 
 
 @pytest.fixture(scope="session")

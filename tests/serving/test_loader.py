@@ -28,16 +28,9 @@ from plam_eval.serving.loader import PlamModelLoader
 from plam_eval.spec import load_spec
 from tests.helpers.engines import answers, engine, picture
 from tests.helpers.llamas import shard
+from tests.helpers.paths import PAIR
 from tests.helpers.pico import FAMILIES, PicoPair
-from tests.helpers.served_pair import (
-    BASE,
-    DEMO,
-    PAIR,
-    Prompts,
-    detailed,
-    environment,
-    hf_answers,
-)
+from tests.helpers.served_pair import BASE, DEMO, Prompts, detailed, environment, hf_answers
 
 pytestmark = pytest.mark.vllm
 
@@ -114,7 +107,7 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
         found = {"name": source, "location": source, "loaded_by": source, "commit": commits[source]}
         return SimpleNamespace(**found, check_read_by_vllm=lambda: None, announce=lambda names=None: None)
 
-    monkeypatch.setattr(loader.Checkpoint, "open", open_checkpoint)
+    monkeypatch.setattr(Checkpoint, "open", open_checkpoint)
     for module in (loader, engine_module):
         monkeypatch.setattr(module, "plan_merge", lambda spec, model, base: SimpleNamespace(tensors=()))
     spec = load_spec("none", {"base": "org/base", "layers": "1:3"})

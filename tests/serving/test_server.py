@@ -26,15 +26,8 @@ from plam_eval.serving.worker import why_not_remerged
 from plam_eval.spec import load_spec
 from tests.helpers import recipes
 from tests.helpers.engines import FAST, picture
-from tests.helpers.served_pair import (
-    BASE,
-    DEMO,
-    LONG,
-    PAIR,
-    PAIR_PROMPTS,
-    SWITCHES,
-    environment,
-)
+from tests.helpers.paths import PAIR
+from tests.helpers.served_pair import BASE, DEMO, LONG, PAIR_PROMPTS, SWITCHES, environment
 
 pytestmark = pytest.mark.vllm
 

@@ -22,16 +22,8 @@ from plam_eval.serving.engine import EngineBrokenError, merge_engine
 from plam_eval.serving.worker import PlateauWorker
 from plam_eval.spec import SpecError, load_spec
 from tests.helpers.engines import engine
-from tests.helpers.served_pair import (
-    BASE,
-    DEMO,
-    PAIR,
-    PAIR_PROMPTS,
-    STARTED,
-    SWITCHES,
-    detailed,
-    hf_answers,
-)
+from tests.helpers.paths import PAIR
+from tests.helpers.served_pair import BASE, DEMO, PAIR_PROMPTS, STARTED, SWITCHES, detailed, hf_answers
 
 pytestmark = pytest.mark.vllm
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval import files
-from plam_eval.errors import changed_settings
+from plam_eval.errors import MergeError, changed_settings
 from plam_eval.evaluation.answer_store import delete_answers
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
 from plam_eval.evaluation.sweep.folder import FINISHED, PLAN, TABLES, TOGETHER, read_cell, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import Cell, Grid, make_grid
-from plam_eval.merging.checkpoint import Checkpoint, MergeError
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.provenance import versions
 
 

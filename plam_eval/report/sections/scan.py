@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from plam_eval.evaluation import scan
-from plam_eval.evaluation.scan import Scan
+from plam_eval.evaluation import scan_folder
+from plam_eval.evaluation.scan_folder import Scan
 from plam_eval.evaluation.stats import OVERALL
 from plam_eval.probing.plot import curve_figure
 from plam_eval.report.blocks import Listing, Paragraph, Section, grid, picture, records_of
@@ -46,7 +46,7 @@ def scan_section(found: Scan, suffix: str) -> Section:
             look=lambda row: "total" if row["cut"] == last else "",
         ),
     ]
-    spec = found.folder / scan.SPEC
+    spec = found.folder / scan_folder.SPEC
     if spec.is_file():
         blocks.append(Listing("The spec that follows from it", tuple(spec.read_text(encoding="utf-8").splitlines())))
     return Section(f"Where the image is used{suffix}", tuple(blocks))

@@ -20,7 +20,8 @@ from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import Findings, read_findings, split_documents
 from plam_eval.evaluation.sweep.grid import Grid, describe_cell, make_grid
 from plam_eval.files import write_table
-from plam_eval.harness.tasks import ONE_EACH, TASKS, Score, Task, number
+from plam_eval.harness.task_row import ONE_EACH, Score, Task
+from plam_eval.harness.tasks import TASKS, number
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"
 OTHER = "layers-0-8_qkvo_0.9+0.3"

@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import save_file
 
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
-from plam_eval.evaluation import answer_store, scan, sweep
-from plam_eval.evaluation.scan import ScanError
-from plam_eval.evaluation.sweep import Cell, Grid, Job, SweepConfig, SweepError, make_grid, read_cell, read_plan
+from plam_eval.evaluation import answer_store, scan, scan_folder
+from plam_eval.evaluation.scan_folder import ScanError
+from plam_eval.evaluation.sweep import runner
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
-from plam_eval.evaluation.sweep.job import sweep_settings, with_cells_before
+from plam_eval.evaluation.sweep.folder import PLAN, lock_sweep, read_cell, read_plan, read_run
+from plam_eval.evaluation.sweep.grid import Cell, Grid, make_grid
+from plam_eval.evaluation.sweep.job import Job, sweep_settings, with_cells_before
 from plam_eval.harness import checks, evaluate
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.merging.checkpoint import Checkpoint
@@ -58,13 +61,13 @@ class Sweeping:
         )
         grid, bases = make_grid(config, 8), {str(self.base): Checkpoint.open(self.base)}
         settings = sweep_settings(config, Checkpoint.open(self.model), bases)
-        if (self.folder / sweep.PLAN).is_file():
+        if (self.folder / PLAN).is_file():
             grid = with_cells_before(self.folder, settings, grid)
         return Job(config, grid, self.folder, settings, 8, {}, {})
 
     def run(self, **changes: Any) -> dict[str, dict[str, Any]]:
         self.evaluated.clear()
-        return sweep.run(self.job(**changes), SimpleNamespace(rank=0, world_size=1, merge=self._merge))
+        return runner.run(self.job(**changes), SimpleNamespace(rank=0, world_size=1, merge=self._merge))
 
     def _merge(self, spec: Any) -> None:
         self._spec = spec
@@ -342,7 +345,7 @@ def test_a_mistyped_task_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mo
         sweeping.run(tasks="poppe")
     assert not sweeping.folder.exists()
     with pytest.raises(EvaluationError, match="no task"):  # before the model is loaded
-        sweep.load_model(sweeping.job(tasks="poppe").config)
+        runner.load_model(sweeping.job(tasks="poppe").config)
     with pytest.raises(EvaluationError, match="no task"):
         scan.check(tmp_path / "scan", "poppe")
     assert sweeping.run() and not (tmp_path / "scan").exists()
@@ -407,7 +410,7 @@ def test_a_cells_results_are_those_of_its_record(sweeping: Sweeping) -> None:
     (file,) = sweeping.cell(MERGED).glob("run/*_results.json")
     for one in file.parent.iterdir():
         shutil.copyfile(one, one.with_name(one.name.replace("20260101", "20270101")))
-    assert sweep.read_run(sweeping.cell(MERGED)).file == file == sweeping.cell(MERGED) / record["results"]
+    assert read_run(sweeping.cell(MERGED)).file == file == sweeping.cell(MERGED) / record["results"]
 
 
 def test_two_scans_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,9 +420,9 @@ def test_two_scans_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("plam_eval.probing.decoder.decoder_layers", lambda model: [None] * 4)
     monkeypatch.setattr(scan, "_settings", lambda *given: {})
     model: Any = SimpleNamespace(rank=0, model=None, model_id="plam_llava")
-    with locked(tmp_path, scan.LOCK), pytest.raises(ScanError, match="another process is at work"):
+    with locked(tmp_path, scan_folder.LOCK), pytest.raises(ScanError, match="another process is at work"):
         scan.scan(model, "pope", tmp_path)
-    assert not (tmp_path / scan.SETTINGS).exists()
+    assert not (tmp_path / scan_folder.SETTINGS).exists()
 
 
 def test_a_scan_leaves_files_of_something_else(tmp_path: Path) -> None:
@@ -443,5 +446,5 @@ def test_two_sweeps_in_one_folder_are_refused(sweeping: Sweeping, evaluated_befo
         _enable_reentrant_filelocks()
     if finished:
         sweeping.run()
-    with sweep.locked(sweeping.folder), pytest.raises(SweepError, match="another process"):
+    with lock_sweep(sweeping.folder), pytest.raises(SweepError, match="another process"):
         sweeping.run()

@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 
 from plam_eval.decoding import all_merges
-from plam_eval.evaluation import answer_store, records, sweep
+from plam_eval.errors import MergeError
+from plam_eval.evaluation import answer_store, records
 from plam_eval.evaluation.answer_store import AnswerStore
-from plam_eval.evaluation.harness import evaluate
-from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
+from plam_eval.evaluation.sweep import folder as sweep_folder
+from plam_eval.evaluation.sweep import runner
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
+from plam_eval.evaluation.sweep.folder import TOGETHER, read_cell
+from plam_eval.evaluation.sweep.job import Job
 from plam_eval.evaluation.sweep.joint import Together
+from plam_eval.harness.evaluate import evaluate
 from plam_eval.harness.wrapper import text_of
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.merging import merge
 from tests.helpers.paths import PAIR
 from tests.helpers.sweeps import CELLS, GRID, SPEC, plam
 from tests.helpers.wrappers import MASKED, WRAPPER, arguments
@@ -50,7 +55,7 @@ def job(folder: Path, together: int = CELLS, **given: Any) -> Job:
 def evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     """By cell: everything that an evaluation says of its answers."""
     found = {}
-    for cell in sorted((folder / sweep.CELLS).iterdir()):
+    for cell in sorted((folder / sweep_folder.CELLS).iterdir()):
         record = read_cell(folder, cell.name)
         assert record is not None and record["status"] == "finished", record
         run = records.read_run(cell / record["results"])
@@ -74,7 +79,7 @@ def apart(lm, suite, tmp_path_factory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("apart")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(suite)
-        sweep.run(job(folder, 1), lm)
+        runner.run(job(folder, 1), lm)
     found = evaluations(folder)
     assert len({str(sorted(each["answers"].items())) for each in found.values()}) > 2
     return found
@@ -97,7 +102,7 @@ def calls(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("together", [CELLS, 3])
 def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_path, calls):
     started = time.perf_counter()
-    done = sweep.run(job(tmp_path, together), lm)
+    done = runner.run(job(tmp_path, together), lm)
     wall = time.perf_counter() - started
     assert evaluations(tmp_path) == apart
     assert calls == ([CELLS] * DOCUMENTS if together == CELLS else [3] * 2 * DOCUMENTS)  # the last one is alone
@@ -109,7 +114,7 @@ def test_the_same_evaluations_as_one_by_one(together, lm, apart, in_suite, tmp_p
         first = index % together == 0
         assert part.pop("cells") == (together if first else 0) and (part.pop("seconds") > 0) == first
         assert part == counts
-    assert not (tmp_path / sweep.TOGETHER).exists()
+    assert not (tmp_path / TOGETHER).exists()
     # No time is counted twice, and that of answering together is shared out.
     times = [
         {**record["seconds"], "together": read_cell(tmp_path, n)["together"]["seconds"]}
@@ -141,7 +146,7 @@ def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
     wrapper = get_model(WRAPPER[family][0], force_simple=mode == "simple")
     model = wrapper.create_from_arg_string(arguments(pair), {"batch_size": 1})
     for name, together in (("together", 9), ("apart", 1)):
-        sweep.run(job(tmp_path / name, together, **settings), model)
+        runner.run(job(tmp_path / name, together, **settings), model)
     found = evaluations(tmp_path / "together")
     assert found == evaluations(tmp_path / "apart")
     assert len({str(each["answers"]) for each in found.values()}) > 2
@@ -149,7 +154,7 @@ def test_any_hf_wrapper(family, mode, pico, in_suite, tmp_path):
 
 
 def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monkeypatch, calls):
-    add, run_cell = AnswerStore.add, sweep.run_cell
+    add, run_cell = AnswerStore.add, runner.run_cell
 
     def killed(self: Any, line: Any) -> None:
         if len(list(self.read())) == 7:
@@ -167,17 +172,17 @@ def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monk
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, patched)
             with pytest.raises(KeyboardInterrupt):
-                sweep.run(job(tmp_path), lm)
+                runner.run(job(tmp_path), lm)
     assert len(calls) == 8 + (DOCUMENTS - 7)  # what was answered was not answered again, the line cut off was
-    sweep.run(job(tmp_path), lm)
+    runner.run(job(tmp_path), lm)
     assert len(calls) == 8 + (DOCUMENTS - 7)
     assert evaluations(tmp_path) == apart
 
 
 def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_path, calls):
     settings: dict[str, Any] = {"gen_kwargs": "num_beams=2", "layers": "6:8", "controls": "self_scale"}
-    sweep.run(job(tmp_path / "together", **settings), lm)
-    sweep.run(job(tmp_path / "apart", 1, **settings), lm)
+    runner.run(job(tmp_path / "together", **settings), lm)
+    runner.run(job(tmp_path / "apart", 1, **settings), lm)
     assert evaluations(tmp_path / "together") == evaluations(tmp_path / "apart")
     assert len(calls) == 3  # once for each task, and that in the first cell only
     record = read_cell(tmp_path / "together", "plain")
@@ -187,7 +192,7 @@ def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_pa
 
 
 def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, monkeypatch):
-    values, bring = all_merges.merged_values, lm.bring_weights_to
+    values, bring = merge.merged_values, lm.bring_weights_to
 
     def failing(module: Any, spec: Any, **kwargs: Any) -> Any:
         if spec.rule == "noise":
@@ -201,14 +206,14 @@ def test_a_merge_that_fails_costs_its_cell_only(lm, apart, in_suite, tmp_path, m
 
     monkeypatch.setattr(all_merges, "merged_values", failing)
     monkeypatch.setattr(lm, "bring_weights_to", bring_to)
-    done = sweep.run(job(tmp_path), lm)
+    done = runner.run(job(tmp_path), lm)
     assert {name for name, record in done.items() if record["status"] == "failed"} == {n for n in apart if "noise" in n}
     assert done["plain"]["together"]["apart"] == DOCUMENTS
     assert any("no disk left" in warning for warning in read_findings(tmp_path).warnings)
-    assert (tmp_path / sweep.TOGETHER).is_dir()  # until all cells are finished
+    assert (tmp_path / TOGETHER).is_dir()  # until all cells are finished
     monkeypatch.undo()
     monkeypatch.chdir(in_suite)
-    sweep.run(job(tmp_path), lm)
+    runner.run(job(tmp_path), lm)
     assert evaluations(tmp_path) == apart
 
 
@@ -221,7 +226,7 @@ def test_answers_that_are_not_the_merged_models_own_are_told(lm, in_suite, tmp_p
         return answers
 
     monkeypatch.setattr(all_merges, "generate_all_merges", wrong)
-    done = sweep.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
+    done = runner.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
     assert [record["together"]["differ"] for record in done.values()] == [0, 6, 0]
     (warning,) = read_findings(tmp_path).warnings
     assert warning.startswith("6 of 18 answers")
@@ -239,7 +244,7 @@ def test_a_document_that_fails_is_answered_apart(lm, apart, in_suite, tmp_path, 
         return real(model, held, **inputs)
 
     monkeypatch.setattr(all_merges, "generate_all_merges", failing)
-    done = sweep.run(job(tmp_path), lm)
+    done = runner.run(job(tmp_path), lm)
     assert evaluations(tmp_path) == apart
     assert {record["together"]["apart"] for record in done.values()} == {1 + 6}
     assert len(seen) == 6 + 3 + 6  # nothing was tried again for the other cells
@@ -295,7 +300,7 @@ def test_what_a_group_held_is_freed_without_a_collector(lm, in_suite, tmp_path, 
     gc.collect()
     gc.disable()
     try:
-        sweep.run(job(tmp_path, 3, layers="6:8"), lm)
+        runner.run(job(tmp_path, 3, layers="6:8"), lm)
     finally:
         gc.enable()
     assert len(made) == 1 and alive == [0, 0, 0]
@@ -317,7 +322,7 @@ def test_a_failed_recheck_says_nothing(lm, in_suite, tmp_path, monkeypatch):
         return generate(**inputs)
 
     monkeypatch.setattr(lm, "own_generate", failing)
-    done = sweep.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
+    done = runner.run(job(tmp_path, layers="6:8", controls="self_scale"), lm)
     assert {record["status"] for record in done.values()} == {"finished"}
     assert {(r["together"]["rechecked"], r["together"]["differ"]) for r in done.values()} == {(0, 0)}
 
@@ -332,8 +337,8 @@ def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path,
         patch.setattr(answer_store, "prompt_of", lambda request: "another")
         patch.setattr(runner, "finish_cell", killed)  # answered, and before any cell was finished
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(job(tmp_path, **settings), lm)
-    done = sweep.run(job(tmp_path, **settings), lm)
+            runner.run(job(tmp_path, **settings), lm)
+    done = runner.run(job(tmp_path, **settings), lm)
     assert {record["status"] for record in done.values()} == {"failed"}
     assert "its prompt changed" in done["plain"]["error"]
 

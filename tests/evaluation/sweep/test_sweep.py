@@ -17,12 +17,16 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli
-from plam_eval.evaluation import records, sweep
-from plam_eval.evaluation.harness import evaluate
-from plam_eval.evaluation.sweep import Job, SweepConfig, SweepError, read_cell, runner
+from plam_eval.errors import MergeError
+from plam_eval.evaluation import records
+from plam_eval.evaluation.sweep import folder as sweep_folder
+from plam_eval.evaluation.sweep import grid, runner
 from plam_eval.evaluation.sweep import ray as ray_workers
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.evaluation.sweep.folder import lock_sweep, read_cell
+from plam_eval.evaluation.sweep.job import Job
+from plam_eval.harness.evaluate import evaluate
 from tests.helpers import recipes
 from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.sweeps import ARGUMENTS, CELLS, GRID, SPEC, plam
@@ -46,7 +50,7 @@ def job(folder: Path, **given: Any) -> Job:
 def answers(folder: Path) -> dict[str, dict[tuple[str, int], str]]:
     """By cell and document."""
     found: dict[str, dict[Any, Any]] = {}
-    for cell in sorted((folder / sweep.CELLS).iterdir()):
+    for cell in sorted((folder / sweep_folder.CELLS).iterdir()):
         record = read_cell(folder, cell.name)
         assert record is not None and record["status"] == "finished", cell
         samples = records.read_run(cell / record["results"]).samples
@@ -61,7 +65,7 @@ def finished(lm: Any, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     before = Path.cwd()
     os.chdir(suite)
     try:
-        done = sweep.run(job(folder), lm)
+        done = runner.run(job(folder), lm)
     finally:
         os.chdir(before)
     assert len(done) == CELLS
@@ -103,10 +107,10 @@ def test_a_cell_is_a_stock_results_folder_with_our_provenance(finished):
 def test_a_finished_sweep_runs_nothing_and_grows(lm, finished, in_suite, tmp_path):
     folder = tmp_path / "sweep"
     shutil.copytree(finished, folder)
-    assert sweep.run(job(folder), lm) == {}
+    assert runner.run(job(folder), lm) == {}
     more = job(folder, layers="6:8", weights="0.3+1.2,0.7+0.3", controls="none")
     assert len(more.grid.cells) == CELLS + 1  # what was tried before still counts
-    assert list(sweep.run(more, lm)) == ["layers-6-8_qkvo_0.7+0.3"]
+    assert list(runner.run(more, lm)) == ["layers-6-8_qkvo_0.7+0.3"]
     assert len(read_findings(folder).runs) == CELLS + 1
 
 
@@ -120,7 +124,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(lm, in_suite, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(lm, "bring_weights_to", failing)
-        done = sweep.run(job(tmp_path, layers="6:8"), lm)
+        done = runner.run(job(tmp_path, layers="6:8"), lm)
     assert [record["status"] for record in done.values()] == ["finished", "finished", "failed", "finished"]
     name = "layers-6-8_qkvo_0.3+1.2_self_scale"
     error = read_cell(tmp_path, name)["error"]
@@ -130,7 +134,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(lm, in_suite, tmp_path,
     assert found.cells.set_index("cell").loc[name, "status"] == "failed" and len(found.controls) == 1
     # The cells around it are what they would have been.
     assert found.runs["layers-6-8_qkvo_0.3+1.2_noise0"].block["provenance"]["spec"]["rule"] == "noise"
-    assert list(sweep.run(job(tmp_path, layers="6:8"), lm)) == [name]
+    assert list(runner.run(job(tmp_path, layers="6:8"), lm)) == [name]
     assert "self_scale" in set(read_findings(tmp_path).controls["rule"])
 
 
@@ -150,8 +154,8 @@ def test_settings_are_not_mixed(finished, in_suite, tmp_path):
 
 
 def test_a_folder_is_worked_on_by_one_process(finished, lm, in_suite):
-    with sweep.locked(finished), pytest.raises(SweepError, match="another process"):
-        sweep.run(job(finished), lm)
+    with lock_sweep(finished), pytest.raises(SweepError, match="another process"):
+        runner.run(job(finished), lm)
 
 
 def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_path):
@@ -167,7 +171,7 @@ def test_what_cannot_be_merged_is_said_before_anything_is_loaded(in_suite, tmp_p
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").iterdir()), ids=str)
 def test_the_examples_are_sweeps(file):
     config = SweepConfig.load(file, base_model="base")
-    assert len(sweep.make_grid(config, 36).cells) > 10
+    assert len(grid.make_grid(config, 36).cells) > 10
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------
