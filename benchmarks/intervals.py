@@ -165,6 +165,8 @@ def measure(
 
     Args:
         tasks: (kind, documents, most questions on one image); of more than one, the mean over tasks is measured.
+        experiments: how many are drawn.
+        seed: of the draws.
         old: whether to measure the old interval, too.
     """
     rng = np.random.default_rng(seed)

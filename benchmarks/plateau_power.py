@@ -68,8 +68,13 @@ def plateaus(
     """The cut from which on each scan has its plateau, 28 where it has none: (scans,).
 
     Args:
+        scans: how many are drawn.
         documents: in all, shared out over the tasks.
-        changed, copied: share of answers that change at a late cut, and of those that are as at the next cut.
+        changed: share of answers that change at a late cut.
+        copied: share of those that are as at the next cut.
+        tasks: how many there are.
+        resamples: of the documents, for the interval of each scan.
+        seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     found: list[int] = []

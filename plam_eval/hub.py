@@ -76,6 +76,9 @@ def small_file(repository: str, file: str, revision: str | None, largest: int) -
     """A file in the hub's cache, downloaded if need be, and the commit that it is of.
 
     Args:
+        repository: owner/name.
+        file: its path in the repository.
+        revision: branch, tag or commit; None for the repository's own default.
         largest: bytes above which it is not downloaded.
 
     Raises:
@@ -133,7 +136,10 @@ def refusal(repository: str, revision: str | None, file: str, error: Exception, 
     """What the hub, or the way there, said when a file was asked for, each with what to do.
 
     Args:
+        repository: owner/name.
+        revision: branch, tag or commit; None where none was named.
         file: the file, or in words what else was asked for.
+        error: what asking for it raised.
         remedy: what to do where the hub is out of reach.
     """
     from huggingface_hub import constants, errors

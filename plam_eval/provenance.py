@@ -58,6 +58,7 @@ def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -
     none of it. They are left out with PLAM_CONTENT_HASHES=off, and where the files are others than were loaded.
 
     Args:
+        checkpoint: the one to describe.
         loaded: its identity when it was loaded, if that is another time than now.
     """
     from loguru import logger
@@ -99,7 +100,9 @@ def provenance(
 
     Args:
         spec: the plateau spec; None for the plain model.
-        checkpoint: the MLLM; base: the base LLM; report: of the merge. None for what is not known.
+        checkpoint: the MLLM's; None where it is not known.
+        base: the base LLM's; None where there is none, or it is not known.
+        report: of the merge; None where there was none.
         loaded: identities of MLLM and base when they were loaded, see `described`.
     """
     return {

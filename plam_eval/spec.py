@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from plam_eval import hub
 from plam_eval.arguments import read_number, read_whole_number, takes
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
-from plam_eval.rules import RULES as _RULES
-from plam_eval.rules import SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
+from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
 from plam_eval.yaml_reader import LARGEST_FILE, not_a_mapping, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
@@ -41,21 +40,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
     "all": tuple(MODULES),
 }
-
-
-class _Draws(Mapping[str, bool]):  # shim: rule -> whether it draws; `plam_eval.rules.RULES` has all of it
-    def __getitem__(self, name: str) -> bool:
-        return _RULES[name].draws
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_RULES)
-
-    def __len__(self) -> int:
-        return len(_RULES)
-
-
-RULES: Mapping[str, bool] = _Draws()  # shim
-number, whole_number = read_number, read_whole_number  # shim
 
 # Override key (one `key=value` of model_args) -> the field it sets.
 _OVERRIDES = {
@@ -201,9 +185,9 @@ class PlateauSpec(_Record):
     @field_validator("rule")
     @classmethod
     def _rule(cls, value: str, info: ValidationInfo) -> str:
-        if value not in _RULES:
-            raise ValueError(f"unknown rule {quoted(value)}, {hint(value, _RULES)}")
-        weights, refused = info.data.get("weights"), _RULES[value].refused
+        if value not in RULES:
+            raise ValueError(f"unknown rule {quoted(value)}, {hint(value, RULES)}")
+        weights, refused = info.data.get("weights"), RULES[value].refused
         # The weights are missing here when they are wrong themselves.
         if weights is not None and refused is not None and (problem := refused(weights.coefficients)):
             raise ValueError(problem)
@@ -261,7 +245,7 @@ class PlateauSpec(_Record):
 
     def _content(self) -> dict[str, Any]:
         rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
-        if equal_to := _RULES[rule].equal_to:
+        if equal_to := RULES[rule].equal_to:
             rule, weights = equal_to(self.weights.coefficients)
         if weights == (1, 0):  # no change, whatever makes it
             rule = SELF_SCALE
@@ -274,7 +258,7 @@ class PlateauSpec(_Record):
             "modules": list(self.modules),
             "weights": list(weights),
             "rule": rule,
-            "seed": self.seed if _RULES[rule].draws else None,
+            "seed": self.seed if RULES[rule].draws else None,
         }
 
 

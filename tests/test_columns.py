@@ -82,7 +82,7 @@ def test_a_sweep(narrow: Terminal, tmp_path: Path) -> None:
 def test_a_scan(narrow: Terminal, tmp_path: Path) -> None:
     curve = curve_of(36, ["mmstar", "pope", "mmbench_en_dev_static", "realworldqa"])
     spec: Any = object()
-    scan.show(scan.Scan(tmp_path, curve, find_plateau(curve), spec), narrow)
+    tables.show_scan(scan.Scan(tmp_path, curve, find_plateau(curve), spec), narrow)
     table = [line for line in narrow.file.getvalue().splitlines() if line.startswith(("below", "none", "all "))]  # type: ignore[attr-defined]
     assert len(table) == 37 and max(map(len, table)) <= 80
     assert all(line.split()[-1] in ("separation", "alignment", "plateau", "degradation") for line in table[:-1]), table

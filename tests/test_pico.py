@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
@@ -28,9 +30,11 @@ def test_pico_pair_loads_whole_and_sees_the_image(family, pico):
     with safe_open(pair.mllm / "model.safetensors", "pt") as file:
         assert HUB_LAYER[family] in file.keys()  # noqa: SIM118 (safe_open is no mapping)
 
-    model, info = AutoModelForImageTextToText.from_pretrained(pair.mllm, output_loading_info=True)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(pair.mllm, output_loading_info=True)
+    model, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    base, info = AutoModelForCausalLM.from_pretrained(pair.base, output_loading_info=True)
+    loaded = AutoModelForCausalLM.from_pretrained(pair.base, output_loading_info=True)
+    base, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
 
     processor = AutoProcessor.from_pretrained(pair.mllm)

@@ -1,7 +1,7 @@
 """The recipes of docs/multi-gpu.md, run as they stand there, on CPU processes.
 
-Those of vLLM and Ray run beside the engine and the sweep that tests/merging/test_vllm_loader.py and
-tests/evaluation/test_sweep.py start.
+Those of vLLM and Ray run beside the engine and the sweep that tests/serving/test_server.py and
+tests/evaluation/sweep/test_sweep.py start.
 """
 
 from __future__ import annotations

@@ -276,9 +276,9 @@ def test_packaged_specs_say_where_their_numbers_come_from() -> None:
     for name in names:
         spec = load_spec(name)
         assert spec is not None and spec.model and spec.source
-    certainty = {name: load_spec(name).source for name in names}  # type: ignore[union-attr]
-    assert "[C]" in certainty["qwen3-vl-8b"] and "[U]" in certainty["qwen2.5-vl-7b"]  # type: ignore[operator]
-    assert "scan first" in certainty["llava-1.5-7b"]  # type: ignore[operator]
+    certainty = {name: load_spec(name).source for name in names}
+    assert "[C]" in certainty["qwen3-vl-8b"] and "[U]" in certainty["qwen2.5-vl-7b"]
+    assert "scan first" in certainty["llava-1.5-7b"]
 
 
 modules = st.lists(st.sampled_from(list(MODULES)), min_size=1, unique=True)

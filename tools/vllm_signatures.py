@@ -3,7 +3,7 @@
     pip download --no-deps vllm==0.33.0 && unzip -q vllm-0.33.0-*.whl 'vllm/*.py' -d vllm-0.33.0
     python tools/vllm_signatures.py vllm-0.33.0 > tests/serving/vllm-0.33.0.json
 
-Nothing of it is imported. `tests/serving/test_layout.py` holds the table against what plam-eval needs.
+Nothing of it is imported. `tests/serving/test_versions.py` holds the table against what plam-eval needs.
 """
 
 from __future__ import annotations

@@ -102,9 +102,11 @@ def compare(
     if not model or not model_args or not tasks:
         raise InputError("give --model, --model_args with a plateau, and --tasks; or two run folders")
 
-    from plam_eval.evaluation import sweep as sweeps
+    from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
+    from plam_eval.evaluation.sweep.grid import pair_grid
+    from plam_eval.evaluation.sweep.job import Job
 
-    config = sweeps.SweepConfig.load(
+    config = SweepConfig.load(
         model=model,
         model_args=write_words(model_args, "model_args"),
         tasks=tasks,
@@ -117,14 +119,14 @@ def compare(
         batch_size=batch_size,
         force_simple=force_simple,
     )
-    job = sweeps.Job.plan(config, output, sweeps.pair_grid(config))
+    job = Job.plan(config, output, pair_grid(config))
     logged = wandb.Settings.read(wandb_args)
     with logged.run("compare", model, config.model_dump(mode="json")) as log:
         found = evaluate_job(job)
         if found is None:
             return None
         if failures := found.failures():
-            raise sweeps.SweepError("\n".join([*failures, "The same command tries again what failed."]))
+            raise SweepError("\n".join([*failures, "The same command tries again what failed."]))
         found.write()
         done = comparison.comparison_of(found)
         log.comparison(done)
@@ -152,6 +154,6 @@ def read_run(folder: str | Path) -> Run:
     Raises:
         RecordError: no readable run there. DamagedFileError, OutsideError: a cell's record.
     """
-    from plam_eval.evaluation import sweep as sweeps
+    from plam_eval.evaluation.sweep import folder as sweep_folders
 
-    return sweeps.read_run(Path(folder))
+    return sweep_folders.read_run(Path(folder))

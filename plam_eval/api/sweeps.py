@@ -13,8 +13,8 @@ from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, count, takes, 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from plam_eval.evaluation.sweep import Job
     from plam_eval.evaluation.sweep.findings import Findings
+    from plam_eval.evaluation.sweep.job import Job
 
 
 @takes(
@@ -184,13 +184,14 @@ def plan_sweep(
     Raises:
         What `sweep` raises before it loads a model.
     """
-    from plam_eval.evaluation import sweep as sweeps
+    from plam_eval.evaluation.sweep import runner
+    from plam_eval.evaluation.sweep.config import SweepError
     from plam_eval.harness.errors import EvaluationError, TaskNameError
 
     job = _plan_job(config=config, output=output, **given)
     try:
-        checked = sweeps.check_tasks(job.config)
-    except (TaskNameError, sweeps.SweepError):
+        checked = runner.check_tasks(job.config)
+    except (TaskNameError, SweepError):
         raise
     except EvaluationError as error:
         return SweepPlan(job, None, (f"documents not counted: {error}",))
@@ -216,7 +217,8 @@ def read_sweep(folder: str | Path, select: int | None = None) -> Findings:
 
 def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
     """A sweep's job from arguments of `sweep`."""
-    from plam_eval.evaluation import sweep as sweeps
+    from plam_eval.evaluation.sweep.config import SweepConfig
+    from plam_eval.evaluation.sweep.job import Job
 
     base = given.pop("base", None)
     given["base_model"] = str(base) if isinstance(base, Path) else base
@@ -226,13 +228,12 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
         given["include_path"] = str(given["include_path"])
     if isinstance(config, Mapping):
         config, given = None, {**config, **{key: value for key, value in given.items() if value is not None}}
-    return sweeps.Job.plan(sweeps.SweepConfig.load(config, **given), output)
+    return Job.plan(SweepConfig.load(config, **given), output)
 
 
 def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings | None:
     """Evaluate what is left of a job, and read back all of it; None on every process but the first."""
-    from plam_eval.evaluation import sweep as sweeps
-    from plam_eval.evaluation.sweep import findings
+    from plam_eval.evaluation.sweep import findings, runner
 
     if not job.left():
         job.write()
@@ -242,9 +243,9 @@ def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> 
         ray_workers.run(job, workers)
         job.write()
     else:
-        resident = sweeps.load_model(job.config)
+        resident = runner.load_model(job.config)
         try:
-            sweeps.run(job, resident)
+            runner.run(job, resident)
             first = resident.rank == 0
         finally:
             del resident

@@ -28,11 +28,11 @@ def plateau(
 ) -> None:
     """Find the plateau again in a finished scan, by another margin or for other tasks; no model is needed."""
     from plam_eval import api
-    from plam_eval.evaluation.scan import show
+    from plam_eval.report import tables
 
     with speaking(as_json, quiet, least_width=100) as console:
         found = api.plateau(
             curve, tasks=tasks, base=base, margin=margin, confidence=confidence, kl_threshold=kl_threshold
         )
         console.data = found.to_dict()
-        show(found, console)
+        tables.show_scan(found, console)

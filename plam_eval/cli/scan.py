@@ -67,7 +67,7 @@ def scan(
 ) -> None:
     """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec."""
     from plam_eval import api
-    from plam_eval.evaluation.scan import show
+    from plam_eval.report import tables
 
     with working(as_json, quiet, least_width=100, logs="INFO") as console:
         found = api.scan(
@@ -89,4 +89,4 @@ def scan(
         )
         if found is not None:
             console.data = found.to_dict()
-            show(found, console)
+            tables.show_scan(found, console)

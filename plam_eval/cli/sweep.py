@@ -24,6 +24,7 @@ from plam_eval.cli.options import (
     example,
 )
 from plam_eval.cli.speaking import working
+from plam_eval.rules import control_names
 from plam_eval.terminal import labelled
 
 
@@ -57,7 +58,7 @@ def sweep(
         typer.Option(help="qkvo, qk, vo, mlp, all, or names joined by +; with commas; the plateau's by default."),
     ] = None,
     controls: Annotated[
-        str | None, typer.Option(help="Beside every merge: self_scale,normalized,noise (all by default), or none.")
+        str | None, typer.Option(help=f"Beside every merge: {','.join(control_names())} (all by default), or none.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Of the controls that draw; with commas; 0 by default.")] = None,
     select: Annotated[

@@ -1,0 +1,1 @@
+"""Many variants of a model in one generation: every cut (`all_cuts`), every merge (`all_merges`)."""

@@ -553,8 +553,8 @@ class _Scan:
     @contextmanager
     def decoding(self, rows: _Rows) -> Iterator[None]:
         self.select(None, rows)
-        found: list[Any] = [getattr(module, "config", None) for module in decoder(self.model).modules()]
-        configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
+        every: list[Any] = [getattr(module, "config", None) for module in decoder(self.model).modules()]
+        configs = {id(config): config for config in every if hasattr(config, "_attn_implementation")}
         before = {key: config._attn_implementation for key, config in configs.items()}
         token = _DECODING.set(self)
         try:
@@ -569,7 +569,7 @@ class _Scan:
     def select(self, kept: Tensor | None, rows: _Rows) -> None:
         """From now on the rows are `rows`, those that were at `kept` before."""
         self.rows = rows
-        self.groups: dict[int, tuple[_Group, _Group]] = {}
+        self.shared_rows: dict[int, tuple[_SharedRows, _SharedRows]] = {}
         seeing = {doc: index for index, doc in enumerate(self.prompt.seeing)}
         self.seeing_of_rows = torch.tensor([seeing.get(doc, 0) for _, doc in rows.pairs], device=rows.documents.device)
         if kept is not None:
@@ -596,13 +596,13 @@ class _Scan:
         keys = self.keys[layer]
         assert keys.new is not None
         count, heads, _, size = query.shape
-        groups = keys.new[0].shape[1]
-        query = query.reshape(count, groups, heads // groups, size) * scaling
+        key_heads = keys.new[0].shape[1]
+        query = query.reshape(count, key_heads, heads // key_heads, size) * scaling
         cut = self.rows.cut_by(layer)
-        if cut not in self.groups:
+        if cut not in self.shared_rows:
             documents, seeing = self.rows.documents, self.seeing_of_rows
-            self.groups[cut] = _Group.of(seeing[:cut]), _Group.of(documents[cut:])
-        blind, sighted = (group.to(query.device) for group in self.groups[cut])
+            self.shared_rows[cut] = _SharedRows.of(seeing[:cut]), _SharedRows.of(documents[cut:])
+        blind, sighted = (rows.to(query.device) for rows in self.shared_rows[cut])
         real = self.prompt.real.to(query.device)
         new = query @ keys.new[0].transpose(-1, -2)
         outputs = []
@@ -632,7 +632,7 @@ def _take(name: str, value: Any, rows: Tensor) -> Any:
 
 
 def _closed(scores: Tensor, real: Tensor) -> Tensor:
-    """Scores (rows, groups, heads, tokens) without the tokens that are not `real` (rows, tokens)."""
+    """Scores (rows, key_heads, heads, tokens) without the tokens that are not `real` (rows, tokens)."""
     return scores.masked_fill(~real[:, None, None, :], float("-inf"))
 
 
@@ -643,16 +643,16 @@ def _weights(parts: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass
-class _Group:
+class _SharedRows:
     """Rows that share keys by their document: the row has place `slot` among the `slots` of `document`."""
 
     document: Tensor
     slot: Tensor
     slots: int
-    placed: dict[torch.device, _Group] = field(default_factory=dict, repr=False)
+    placed: dict[torch.device, _SharedRows] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, documents: Tensor) -> _Group:
+    def of(cls, documents: Tensor) -> _SharedRows:
         seen: Counter[int] = Counter()
         slots = []
         for document in documents.tolist():
@@ -662,24 +662,24 @@ class _Group:
             documents, torch.tensor(slots, dtype=torch.long, device=documents.device), max(seen.values(), default=0)
         )
 
-    def to(self, device: torch.device) -> _Group:
+    def to(self, device: torch.device) -> _SharedRows:
         if device == self.document.device:
             return self
         if device not in self.placed:
-            self.placed[device] = _Group(self.document.to(device), self.slot.to(device), self.slots)
+            self.placed[device] = _SharedRows(self.document.to(device), self.slot.to(device), self.slots)
         return self.placed[device]
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(rows, groups, heads, size) and (documents, groups, tokens, size) -> (rows, groups, heads, tokens)."""
+        """(rows, K, heads, size) and (documents, K, tokens, size) -> (rows, K, heads, tokens), for K key heads."""
         return self._multiply(query, keys.transpose(-1, -2))
 
     def values(self, weights: Tensor, values: Tensor) -> Tensor:
-        """(rows, groups, heads, tokens) and (documents, groups, tokens, size) -> (rows, groups, heads, size)."""
+        """(rows, K, heads, tokens) and (documents, K, tokens, size) -> (rows, K, heads, size), for K key heads."""
         return self._multiply(weights, values)
 
     def _multiply(self, rows: Tensor, shared: Tensor) -> Tensor:
-        _, groups, heads, width = rows.shape
-        by_document = rows.new_zeros(shared.shape[0], groups, self.slots, heads, width)
+        _, key_heads, heads, width = rows.shape
+        by_document = rows.new_zeros(shared.shape[0], key_heads, self.slots, heads, width)
         by_document[self.document, :, self.slot] = rows
         product = by_document.flatten(2, 3) @ shared
         return product.unflatten(2, (self.slots, heads))[self.document, :, self.slot]

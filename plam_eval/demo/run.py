@@ -25,9 +25,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from plam_eval import threads
 from plam_eval.demo import hub
 from plam_eval.errors import InputError, PlamError
-from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation import records
 from plam_eval.evaluation.scan import SPEC
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
+from plam_eval.evaluation.sweep.folder import CELLS, read_run
 from plam_eval.files import MARKER, check_writable, inside, make_own, read_json, remove_own, write_json
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text
@@ -257,7 +258,7 @@ def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
     """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are."""
     digest = demo.merged.block["provenance"]["digest"]
     cell = found.cells.loc[found.cells["digest"] == digest, "cell"].iloc[0]
-    resident = sweep.read_run(demo.sweep / sweep.CELLS / cell).samples
+    resident = read_run(demo.sweep / CELLS / cell).samples
     both = demo.merged.samples.merge(resident, on=["task", "doc_id"], suffixes=("", "_resident"))
     return int((both["answer"] != both["answer_resident"]).sum()), len(both)
 
@@ -271,7 +272,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     console = console or Terminal(least_width=150)
     console.print()
     found = scans.load(demo.scan)
-    scans.show(found, console)
+    tables.show_scan(found, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     provenance = demo.merged.block["provenance"]

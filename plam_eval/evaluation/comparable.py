@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from plam_eval.errors import PlamError
+from plam_eval.errors import ProblemsError
 from plam_eval.evaluation.records import UNKNOWN_CLUSTERS, RecordError, Run
 
 LEFT_OUT = "left out, no score per document is known"
@@ -18,12 +18,11 @@ LEFT_OUT = "left out, no score per document is known"
 _TASK_SETTINGS = ("generation_kwargs", "repeats", "output_type", "num_fewshot")
 
 
-class IncomparableError(PlamError, ValueError):
-    """Two runs that do not answer the same questions in the same way. `problems` holds every difference."""
+class IncomparableError(ProblemsError, ValueError):
+    """Two runs that do not answer the same questions in the same way; `origin` names them, `problems` what differs."""
 
-    def __init__(self, first: str, second: str, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__(f"{first} and {second} cannot be compared:\n" + "\n".join(f"  - {p}" for p in problems))
+    def _heading(self) -> str:
+        return f"{self.origin} cannot be compared:"
 
 
 def check_comparable(first: Run, second: Run, names: Sequence[str] = ("the first run", "the second run")) -> list[str]:
@@ -61,7 +60,7 @@ def check_comparable(first: Run, second: Run, names: Sequence[str] = ("the first
     if len(set(engines)) == 1 and None not in used and used[0] != used[1]:
         problems.append(f"generation settings in use: {used[0]} and {used[1]}")
     if problems:
-        raise IncomparableError(str(names[0]), str(names[1]), problems)
+        raise IncomparableError(*problems, origin=f"{names[0]} and {names[1]}")
     warnings = _warnings(first, second)
     if len(set(engines)) == 2:
         warnings.append(f"engine differs: {' and '.join(engines)}; which settings each used is not compared")

@@ -6,7 +6,6 @@ stored.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -15,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 from loguru import logger
-from rich import box
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, InputError
@@ -29,7 +27,6 @@ from plam_eval.evaluation.scan_folder import (
     check_folder,
     concluded,
     open_store,
-    read_settings,
     whole_settings,
 )
 from plam_eval.evaluation.scan_folder import SETTINGS as SETTINGS  # shim
@@ -39,13 +36,12 @@ from plam_eval.harness import checks, evaluate, processes
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import HFWrapper
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
-from plam_eval.probing.curve import OVERALL, Curve
-from plam_eval.probing.plateau import KL_THRESHOLD, Stages, check_criteria, find_plateau
+from plam_eval.probing.curve import Curve
+from plam_eval.probing.plateau import KL_THRESHOLD, check_criteria, find_plateau
 from plam_eval.probing.power import what_can_be_found
 from plam_eval.probing.spec_file import to_spec, write_spec
 from plam_eval.provenance import versions
 from plam_eval.spec import load_spec, packaged_specs
-from plam_eval.terminal import PlainTable, Terminal
 
 
 def scan(
@@ -378,47 +374,3 @@ def _known_base(folder: Path, pretrained: str) -> str | None:
     specs = (load_spec(name) for name in packaged_specs())
     repository = repository_of(pretrained)  # of whichever revision
     return next((spec.base_model for spec in specs if spec is not None and spec.model == repository), None)
-
-
-def show(found: Scan, console: Terminal) -> None:
-    """Print the curve of the mean over tasks, the stages, and what was written."""
-    curve, stages = found.curve, found.stages
-    console.show(_table(curve, stages), _table(curve, stages, narrow=True))
-    console.say(stages.reason[:1].upper() + stages.reason[1:])
-    kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
-    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
-    console.warn(stages.warnings)
-    console.say(f"Curve, plot and answers: {found.folder}")
-    if found.spec is not None:
-        console.say(f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}")
-    elif stages.plateau is not None:
-        why = (
-            "a merged model was scanned"
-            if read_settings(found.folder)["spec"]
-            else "the base LLM is not known (--base)"
-        )
-        console.say(f"No spec was written: {why}")
-
-
-def _table(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
-    title = f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}"
-    form: dict[str, Any] = (
-        {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True} if narrow else {}
-    )
-    table = PlainTable(title=title, title_justify="left", **form)
-    first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
-    for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
-        table.add_column(name, justify="left" if name in (first, "stage") else "right", no_wrap=True)
-    names = ("all", "below", "none") if narrow else ("all layers", "layers below", "no layer")
-    rows = curve.table()
-    for row in rows[rows["task"] == OVERALL].itertuples():
-        table.add_row(
-            names[0] if row.cut == stages.num_layers else f"{names[1]} {row.cut}" if row.cut else names[2],
-            f"{row.accuracy:.3f}",
-            f"{row.low:.3f} to {row.high:.3f}",
-            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
-            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
-            f"{row.kl:.4f}",
-            stages.stage_from(int(row.cut)),
-        )
-    return table

@@ -70,6 +70,7 @@ class Checkpoint:
         cache is made of them: what they lead to is only ever read as weights or JSON, and quoted nowhere.
 
         Args:
+            source: folder or hub id; a checkpoint that is open is given back.
             revision: branch, tag or commit, in place of one in the name.
             role: name of the argument that `source` was given as, such as "pretrained", for messages.
 

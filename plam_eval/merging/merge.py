@@ -144,7 +144,10 @@ def merged_values(
     """What `merge_in_place` would write, by parameter name, on the parameters' devices; the model stays as it is.
 
     Args:
-        module: as for `merge_in_place`; `spec`, `checkpoint` and `base` likewise.
+        module: as for `merge_in_place`.
+        spec: what would be merged.
+        checkpoint: as for `merge_in_place`.
+        base: as for `merge_in_place`.
         known: values of an equal merge of other layers or modules, to be taken from there instead of read again.
 
     Raises:
@@ -239,8 +242,7 @@ def _bring(
 ) -> None:
     """Write one parameter, noted in `undo` before; None only looks whether it could be. Raises `MergeError`.
 
-    Args:
-        found_in: the parameter as it is loaded, if that is not the one that is written.
+    `found_in` is the parameter as it is loaded, if that is not the one that is written.
     """
     model, parameter = read_operand(work.source, job.model_name), job.parameter
     if spec is None or work.base is None or job.base_name is None:

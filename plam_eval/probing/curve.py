@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
-from plam_eval.errors import InputError, PlamError
+from plam_eval.errors import InputError, ProblemsError
 
 OVERALL = "overall"
 """The `task` of rows that are the unweighted mean over tasks."""
@@ -29,12 +29,16 @@ _DOCUMENT = ["task", "doc_id"]
 _SAME = 1e-4  # nats: what rounding may leave of the unmasked model's KL against itself
 
 
-class CurveError(PlamError, ValueError):
-    """A table that is no accuracy curve. The message lists every problem; `problems` holds them one by one."""
+class CurveError(ProblemsError, ValueError):
+    """A table that is no accuracy curve.
 
-    def __init__(self, problems: list[str], origin: str = "accuracy curve") -> None:
-        self.problems = problems
-        super().__init__(f"{origin}: {len(problems)} problem(s)\n" + "\n".join(f"  - {p}" for p in problems))
+    Args:
+        *problems: in words.
+        origin: what they are problems of.
+    """
+
+    def __init__(self, *problems: str, origin: str | None = "accuracy curve") -> None:
+        super().__init__(*problems, origin=origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +89,14 @@ class Curve:
                     path, dtype=text, converters=exact, keep_default_na=False, na_values=_empty_is_missing()
                 )
         except (OSError, ValueError) as error:
-            raise CurveError([f"cannot be read: {error}"], f"accuracy curve {path}") from error
+            raise CurveError(f"cannot be read: {error}", origin=f"accuracy curve {path}") from error
         layers = samples["num_layers"].unique().tolist() if "num_layers" in samples.columns else []
         try:
             if len(layers) != 1 and set(_NEEDED) <= set(samples.columns):
-                raise CurveError([f"num_layers: found {layers or 'no such column'}, expected one number in every row"])
+                raise CurveError(f"num_layers: found {layers or 'no such column'}, expected one number in every row")
             return cls(samples, layers[0] if layers else 1, **kwargs)
         except CurveError as error:
-            raise CurveError(error.problems, f"accuracy curve {path}") from None
+            raise CurveError(*error.problems, origin=f"accuracy curve {path}") from None
 
     def write(self, path: str | Path) -> Path:
         """Write the scores per document; `read` gives back an equal curve.
@@ -249,31 +253,31 @@ def _checked(samples: pd.DataFrame, num_layers: int) -> pd.DataFrame:
     """The table in one canonical form (columns, types, order of rows); raises CurveError."""
     _check_columns(samples)
     if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-        raise CurveError([f"num_layers: found {num_layers!r}, expected a whole number, 1 or more"])
+        raise CurveError(f"num_layers: found {num_layers!r}, expected a whole number, 1 or more")
     problems = _Problems(samples)
     frame = _typed(samples, problems)
     _check_cells(frame, num_layers, problems)
     frame["cut"] = frame["cut"].astype(int)
     frame["kl"] = frame["kl"].clip(lower=0.0)
     _check_grid(frame, num_layers, problems)
-    if problems.found:
-        raise CurveError(problems.found)
+    if problems.texts:
+        raise CurveError(*problems.texts)
     for column in ("task", "doc_id", "metric"):
         frame[column] = frame[column].astype(str)
     return frame.sort_values([*_DOCUMENT, "cut"], ignore_index=True)
 
 
 class _Problems:
-    """What is wrong with a table; `found` grows from step to step, so that all of it is told at once."""
+    """What is wrong with a table; `texts` grows from step to step, so that all of it is told at once."""
 
     def __init__(self, samples: pd.DataFrame) -> None:
-        self.samples, self.found = samples, list[str]()
+        self.samples, self.texts = samples, list[str]()
 
     def of_rows(self, wrong: pd.Series, what: str) -> None:
         if wrong.any():
             row = self.samples[wrong.to_numpy()].iloc[0]
             where = f"document {row['doc_id']} of {row['task']}, cut {row['cut']}"
-            self.found.append(f"{int(wrong.sum())} row(s) with {what}; the first: {where}")
+            self.texts.append(f"{int(wrong.sum())} row(s) with {what}; the first: {where}")
 
 
 def _check_columns(samples: pd.DataFrame) -> None:
@@ -281,9 +285,9 @@ def _check_columns(samples: pd.DataFrame) -> None:
         problem = f"no column {', '.join(missing)}; found {', '.join(map(str, samples.columns)) or 'none'}"
         if {"accuracy", "low", "high"} <= set(samples.columns):
             problem += "; this is a table of means, expected the scores per document that it was made from"
-        raise CurveError([problem])
+        raise CurveError(problem)
     if samples.empty:
-        raise CurveError(["no rows; expected one per task, document and cut"])
+        raise CurveError("no rows; expected one per task, document and cut")
 
 
 def _typed(samples: pd.DataFrame, problems: _Problems) -> pd.DataFrame:
@@ -318,30 +322,30 @@ def _check_cells(frame: pd.DataFrame, num_layers: int, problems: _Problems) -> N
         f"a kl above {_SAME} at cut {num_layers}, which is the unmasked model itself",
     )
     if unnamed.any() or not whole.all():
-        raise CurveError(problems.found)
+        raise CurveError(*problems.texts)
 
 
 def _check_grid(frame: pd.DataFrame, num_layers: int, problems: _Problems) -> None:
     """Look at the rows together: every document once at every cut, in one cluster and by one metric."""
     cuts = sorted(frame["cut"].unique())
     if cuts[-1] != num_layers:
-        problems.found.append(f"no cut {num_layers}, the unmasked model that all others are compared with")
+        problems.texts.append(f"no cut {num_layers}, the unmasked model that all others are compared with")
     elif len(cuts) == 1:
-        problems.found.append(f"only cut {num_layers}; expected at least one cut that hides the image somewhere")
+        problems.texts.append(f"only cut {num_layers}; expected at least one cut that hides the image somewhere")
     row = [*_DOCUMENT, "cut"]
     problems.of_rows(frame.duplicated(row), "a task, doc_id and cut that an earlier row has")
     counts = frame.drop_duplicates(row).groupby(_DOCUMENT).size()
     if len(partial := counts[counts < len(cuts)].index):
         task, doc_id = partial[0]
         scored = set(frame["cut"][frame["task"].eq(task) & frame["doc_id"].eq(doc_id)])
-        problems.found.append(
+        problems.texts.append(
             f"{len(partial)} document(s) not scored at every cut; the first: document {doc_id} of {task} lacks "
             + ", ".join(str(cut) for cut in cuts if cut not in scored)
         )
     for column, keys in (("group", _DOCUMENT), ("metric", ["task"])):
         varying = frame.groupby(keys)[column].nunique(dropna=False)
         if len(varying := varying[varying > 1]):
-            problems.found.append(
+            problems.texts.append(
                 f"{column}: more than one for {len(varying)} {keys[-1]}(s); the first: {varying.index[0]}"
             )
 
@@ -353,7 +357,7 @@ def _parsable(values: pd.Series, problems: _Problems) -> pd.Series:
     parsable = words.map(spelt).astype(float)
     strange = words[parsable.isna() & words.notna()]
     if len(strange):
-        problems.found.append(
+        problems.texts.append(
             f"{len(strange)} row(s) with a parsable that is neither true, false nor missing: {strange.iloc[0]!r}"
         )
     return parsable

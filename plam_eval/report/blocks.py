@@ -1,24 +1,21 @@
-"""What a report page is made of: blocks, of which `page.html.j2` knows the form, and figures and numbers as text."""
+"""What a report page is made of: blocks, of which `page.html.j2` knows the form."""
 
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from plam_eval.evaluation.sweep import findings
-from plam_eval.provenance import read_identity
-from plam_eval.report import plots
+from plam_eval.report.svg import to_markup
+from plam_eval.report.text import minus_signs, printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-_MINUS, NONE, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 _DPI = 96  # CSS pixels per inch of a figure
 
 
@@ -179,7 +176,7 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
     width = figure.get_figwidth() * _DPI
     least = "" if width <= 520 else "s" if width < 900 else "m" if width < 1100 else "l"
     alt = minus_signs(alt)
-    drawing = Markup(plots.to_markup(figure, printable(alt)))
+    drawing = Markup(to_markup(figure, printable(alt)))
     return Picture(drawing, alt.partition(". ")[0].rstrip("."), caption, least)
 
 
@@ -188,128 +185,9 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def is_known(value: Any) -> bool:
-    """Whether a value of a table is there: None, NaN and NA are not."""
-    return value is not None and not pd.isna(value)
-
-
-def text_of(value: Any) -> str:
-    """A value as text, "" where there is none."""
-    return str(value) if is_known(value) else ""
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with so many decimals, or a dash."""
-    return minus_signs(f"{value:.{digits}f}") if is_known(value) else NONE
-
-
-def signed(value: float) -> str:
-    """A difference with its sign and three decimals, or a dash."""
-    if not is_known(value):
-        return NONE
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else minus_signs(text)
-
-
-def interval(low: float, high: float, *, plus: bool = True) -> str:
-    """ "low to high", or a dash; `plus`: of differences, which have a sign."""
-    if not is_known(low):
-        return NONE
-    form = signed if plus else number
-    return f"{form(low)} to {form(high)}"
-
-
-def percent(share: float) -> str:
-    """Whole percents; one digit more where that alone would hide that some, or not all, are left."""
-    if not is_known(share):
-        return NONE
-    return f"{share:.1%}" if share not in (0, 1) and f"{share:.0%}" in ("0%", "100%") else f"{share:.0%}"
-
-
-def p_value(p: float) -> str:
-    """A p value for a cell of a table, or a dash."""
-    return NONE if not is_known(p) else "<0.0001" if p < 1e-4 else findings.format_p(p)
-
-
-def equal_p(p: float) -> str:
-    """ "= 0.03", for a sentence."""
-    return "< 0.0001" if p < 1e-4 else f"= {findings.format_p(p)}"
-
-
-def minus_signs(text: str) -> str:
-    """Hyphens that stand before a number as minus signs; those within names and dates stay."""
-    return re.sub(r"(?<![\w.+-])-(?=\d)", _MINUS, text)
-
-
-def count_of(number: int, what: str) -> str:
-    """ "1 document", "1,080 documents"."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
-    """Tasks by name, or by their number where there are many or the names have been said."""
-    known = sorted(names) in said
-    said.append(sorted(names))
-    if len(names) == 1:
-        return str(names[0])
-    return f"{len(names)} tasks" + ("" if known or len(names) > 12 else f" ({', '.join(names)})")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names with "and" before the last; many are only counted."""
-    if len(names) > 5:
-        return f"{len(names)} others"
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def sentence(text: str) -> str:
-    """A text with a capital letter in front and a full stop behind, unless it has them."""
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
-
-
-def cut_short(text: str, length: int = 600) -> str:
-    """A text on one line, of at most about so many letters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more letters)"
-
-
 def clip(text: str, length: int, whole: int) -> Clip:
     """The first `length` letters of a text, and behind them as many as `whole`."""
     text = text.strip("\n") or "(nothing)"
     if len(text) <= length:
         return Clip(text, None, 0)
     return Clip(text[:length], text[:whole], max(0, len(text) - whole))
-
-
-def printable(text: str) -> str:
-    """Control characters as their pictures: they are not allowed in a page, and should be seen.
-
-    Among them are those that turn the order of letters around, so that a command reads otherwise than it runs.
-    """
-    return str(text).translate(_PICTURES)
-
-
-_PICTURES = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys((*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF), 0xFFFD),
-}
-
-
-def breakable(text: str) -> Markup:
-    """A name that may be parted into lines after its underscores."""
-    from markupsafe import Markup, escape
-
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
-
-
-def identity_of(identity: Mapping[str, Any] | None) -> str:
-    """What tells a checkpoint from others, as its record holds it."""
-    shown = {key: value for key, value in read_identity(identity or {}).items() if value and key != "files"}
-    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "identity not known"
-
-
-def pairs_of(values: Mapping[str, Any] | None) -> str:
-    """ "key value, key value", such as versions."""
-    return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "not known"

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.comparison import Comparisons, changed_table
 from plam_eval.evaluation.records import Run
-from plam_eval.report.comparisons import Comparisons
-from plam_eval.report.sections.changed import changed_table
 from plam_eval.report.sections.parts import chosen_beside
 from plam_eval.report.sources import Sources
 
@@ -42,7 +41,10 @@ def tables_of(sources: Sources, compared: Comparisons | None) -> Tables:
         tables = _run_tables(sources.runs)
         if compared is not None and compared.rows:
             tables["tasks"] = pd.concat(
-                [stats.frame(rows).assign(run=name, against=compared.reference) for name, rows in compared.rows.items()]
+                [
+                    stats.comparison_table(rows).assign(run=name, against=compared.reference)
+                    for name, rows in compared.rows.items()
+                ]
             )
             changed = [
                 changed_table({"reference": sources.runs[compared.reference], "compared": sources.runs[name]}).assign(

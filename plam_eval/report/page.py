@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import FolderError
-from plam_eval.evaluation.sweep import PLAIN, findings
+from plam_eval.evaluation.comparison import Comparisons, compare_with_one
+from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
-from plam_eval.report.blocks import Answer, Section, breakable, printable, records_of
-from plam_eval.report.comparisons import Comparisons, compare
+from plam_eval.report.blocks import Answer, Section, records_of
 from plam_eval.report.files import Tables, tables_of
 from plam_eval.report.sections import warnings
 from plam_eval.report.sections.cells import all_cells
@@ -34,6 +35,7 @@ from plam_eval.report.sections.runs import runs_sections
 from plam_eval.report.sections.scan import scan_section
 from plam_eval.report.sections.tasks import stock_metrics, task_by_task
 from plam_eval.report.sources import Sources, read_sources
+from plam_eval.report.text import breakable, printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -55,6 +57,7 @@ def write_report(
 
     Args:
         folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
+        output: folder for the page and tables/.
         title: of the page; by default it names the models.
         select: as in `findings.read_findings`, for every sweep.
         data: the folder in which the evaluation was started, where its datasets have relative paths; by default the
@@ -74,7 +77,7 @@ def write_report(
     check_writable(output)
     _check_ours(path)
     sources = read_sources([Path(folder) for folder in folders], select)
-    compared = compare(sources.runs)
+    compared = compare_with_one(sources.runs)
     tables = tables_of(sources, compared)
     page = _page(sources, compared, title, Looking(data, include_path, examples), tables)
     folder = inside(output, TABLES, str(output))

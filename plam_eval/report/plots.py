@@ -1,14 +1,13 @@
-"""Plots, drawn with matplotlib's own objects: no pyplot, no state shared with a user's figures, no display needed."""
+"""Figures of differences: heat map, forest and merges beside controls. `probing/plot.py` draws the masking curve.
+
+They are drawn with matplotlib's own objects: no pyplot, no state shared with a user's figures, no display needed.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -19,42 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from plam_eval.figures import COLOURS as _COLOURS
-from plam_eval.figures import LIMIT_COLOUR as _LIMIT
-from plam_eval.figures import SALT as _SALT
-from plam_eval.figures import STAGE_COLOURS as _STAGES
-from plam_eval.figures import add_legend as _legend
-from plam_eval.figures import names_as_text as _names_as_text
-from plam_eval.figures import write_plainly as _plainly
-from plam_eval.probing.plot import curve_figure as curve_figure  # shim
-from plam_eval.probing.plot import plot_curve as plot_curve  # shim
+from plam_eval.figures import COLOURS, add_legend, write_plainly
+from plam_eval.report.svg import BETTER, HATCH, QUIET, WORSE
+from plam_eval.report.text import signed
+from plam_eval.rules import RULES, WEIGHTED_SUM, Rule
 from plam_eval.terminal import one_line, shown
 
-_BETTER, _WORSE, _HATCH, _QUIET = "#2166AC", "#B3182C", "#8A8F96", "#555555"
-
-# --- differences against plain ----------------------------------------------------------------------------------------
-
-_RULES = {  # colours and marks of a merge and its controls
-    "weighted_sum": ("merge", "#000000", "o"),
-    "self_scale": ("self_scale", "#D55E00", "s"),
-    "normalized": ("normalized", "#0072B2", "^"),
-    "noise": ("noise", "#8C6D00", "x"),
-}
-_OTHER_RULE = ("#6A3D9A", "D")  # of a rule that somebody registered
-# Variables of the page's style, by the colours that figures are drawn in.
-_VARIABLES = {
-    "#000000": "ink",
-    "#ffffff": "page",
-    "#b0b0b0": "grid",  # matplotlib's own
-    _QUIET: "ink-soft",
-    _LIMIT: "limit",
-    _BETTER: "better",
-    _WORSE: "worse",
-    _HATCH: "hatch",
-    **{colour: f"c{number}" for number, colour in enumerate(_COLOURS, 1)},
-    **dict(zip(_STAGES.values(), ("separation", "alignment", "plateau"), strict=True)),
-}
-_VARIABLE_OF = {colour.lower(): f"var(--{name}, {colour.lower()})" for colour, name in _VARIABLES.items()}
 _OPAQUE = 0.6  # of a heat map's strongest colour: figures on it stay readable, on a light page and a dark one
 _FAINT = 0.15  # of the strongest of those that are not shown to differ
 _PER_ROW = 12  # merges beside each other in `controls`
@@ -68,82 +37,6 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def to_svg(figure: Figure) -> bytes:
-    """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
-    buffer = io.BytesIO()
-    _names_as_text(figure)
-    with matplotlib.rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "path", "hatch.linewidth": 0.6}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def to_markup(figure: Figure, title: str) -> str:
-    """A figure as SVG to stand within a page, whose style gives it its colours: variables such as `--ink`.
-
-    It refers to nothing outside, and holds no style of its own, which a strict content security policy would forbid.
-
-    Args:
-        title: what it shows, in words.
-    """
-    figure.patch.set_visible(False)
-    for axes in figure.axes:
-        axes.patch.set_visible(False)
-    content = to_svg(figure)
-    root = ElementTree.fromstring(content)
-    mark = f"f{hashlib.sha256(content + title.encode()).hexdigest()[:8]}-"  # ids of a page's figures are told apart
-    used = set(re.findall(rb'(?:href="#|url\(#)([^")]+)', content))
-    for parent in [*root.iter()]:
-        for child in [*parent]:
-            if _local(child.tag) in ("metadata", "style") or (_local(child.tag) == "defs" and not _holds(child)):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        attributes: dict[str, str] = {}
-        for name, value in element.attrib.items():
-            name = _local(name)
-            if name == "style":
-                attributes |= _declared(value, mark)
-            elif name == "id":
-                if value.encode() in used:
-                    attributes[name] = mark + value
-            elif name == "href":
-                attributes[name] = f"#{mark}{value.removeprefix('#')}"
-            elif name in ("d", "x", "y", "width", "height"):
-                attributes[name] = re.sub(r"(\.\d\d)\d+", r"\1", " ".join(value.split()))
-            else:
-                attributes[name] = value.replace("url(#", f"url(#{mark}")
-        element.attrib.clear()
-        element.attrib.update(attributes)
-    wide, high = (round(inches * 96) for inches in figure.get_size_inches())
-    box = root.get("viewBox", "")
-    root.attrib.clear()
-    root.attrib |= {
-        "viewBox": box,
-        "width": str(wide),
-        "height": str(high),
-        "role": "img",
-        "fill": _VARIABLE_OF["#000000"],
-    }
-    root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt", "aria-label": title}
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _local(name: str) -> str:
-    """A name without its namespace: there are none within a page."""
-    return name.rpartition("}")[2]
-
-
-def _holds(defs: ElementTree.Element) -> bool:
-    return any(_local(child.tag) != "style" for child in defs)
-
-
-def _declared(style: str, mark: str) -> dict[str, str]:
-    """Declarations of a style attribute as attributes of their own, colours as the page's variables."""
-    pairs = (part.partition(":") for part in style.split(";") if part.strip())
-    found = {name.strip(): value.strip().replace("url(#", f"url(#{mark}") for name, _, value in pairs}
-    return {name: _VARIABLE_OF.get(value.lower(), value) for name, value in found.items()}
 
 
 def heat_map(
@@ -164,9 +57,12 @@ def heat_map(
 
     Args:
         cells: by row and column; None where there is no value.
+        rows: their names.
+        columns: their names.
         marked: whether a value gets an asterisk.
         words: what to write where there is no value, by (row, column).
         chosen: the cell with a frame.
+        label: of the colours' bar.
     """
     given = [cell for row in cells for cell in row if cell is not None and not math.isnan(cell.value)]
     widths = [(cell.high - cell.low) / 2 for cell in given if not math.isnan(cell.low)]
@@ -184,15 +80,15 @@ def heat_map(
         known = cell is not None and not math.isnan(cell.value)
         hatched = known and cell is not None and not differs(cell)
         if cell is None or not known:
-            text, weight, colour = (words or {}).get((row, column), ""), "normal", _QUIET
+            text, weight, colour = (words or {}).get((row, column), ""), "normal", QUIET
         else:
-            text = _signed(cell.value) + ("*" if marked[row][column] else "")
+            text = signed(cell.value) + ("*" if marked[row][column] else "")
             weight, colour = "bold" if marked[row][column] else "normal", "black"
             axes.add_patch(_square(row, column, facecolor=_tint(cell.value / most, hatched=hatched), linewidth=0))
         if hatched:
-            axes.add_patch(_square(row, column, fill=False, hatch="////", edgecolor=_HATCH, linewidth=0, alpha=0.8))
+            axes.add_patch(_square(row, column, fill=False, hatch="////", edgecolor=HATCH, linewidth=0, alpha=0.8))
         elif not known:
-            axes.add_patch(_square(row, column, fill=False, edgecolor=_HATCH, linewidth=0.5, alpha=0.5))
+            axes.add_patch(_square(row, column, fill=False, edgecolor=HATCH, linewidth=0.5, alpha=0.5))
         written = axes.text(
             column,
             row,
@@ -204,12 +100,12 @@ def heat_map(
             weight=weight,
             bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1} if hatched else None,
         )
-        _plainly(written)
+        write_plainly(written)
     axes.set_xticks(
         range(len(columns)), list(map(shown, columns)), rotation=90 if upright else 0, fontsize=8 if upright else 9
     )
     axes.set_yticks(range(len(rows)), list(map(shown, rows)), fontsize=9)
-    _plainly(*axes.get_xticklabels(), *axes.get_yticklabels())
+    write_plainly(*axes.get_xticklabels(), *axes.get_yticklabels())
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("decoder layers", fontsize=9, loc="left")
@@ -221,9 +117,9 @@ def heat_map(
         handles.append(Patch(fill=False, edgecolor="black", linewidth=2, label="chosen"))
     if any(not differs(cell) for cell in given):
         name = "not shown to differ: the 95% interval holds 0"
-        handles.append(Patch(fill=False, hatch="//////", edgecolor=_HATCH, linewidth=0, label=name))
+        handles.append(Patch(fill=False, hatch="//////", edgecolor=HATCH, linewidth=0, label=name))
     if handles:
-        _legend(figure, handles, loc="outside lower left", ncols=len(handles))
+        add_legend(figure, handles, loc="outside lower left", ncols=len(handles))
     shades = ListedColormap([_tint(strength, hatched=False) for strength in np.linspace(-1, 1, 41)])
     bar = figure.colorbar(
         ScalarMappable(Normalize(-most, most), shades),
@@ -235,7 +131,7 @@ def heat_map(
         pad=0.02,
     )
     bar.set_label(label, fontsize=8)
-    _plainly(bar.ax.xaxis.label)
+    write_plainly(bar.ax.xaxis.label)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     bar.locator = matplotlib.ticker.MaxNLocator(5, symmetric=True)
@@ -251,7 +147,7 @@ def differs(cell: Estimate) -> bool:
 def _tint(strength: float, *, hatched: bool) -> tuple[float, float, float, float]:
     """Blue above 0, red below, the stronger the more opaque: what lies under it is the page, light or dark."""
     most = _FAINT if hatched else _OPAQUE
-    return to_rgba(_BETTER if strength > 0 else _WORSE, round(most * min(abs(strength), 1), 3))
+    return to_rgba(BETTER if strength > 0 else WORSE, round(most * min(abs(strength), 1), 3))
 
 
 def _square(row: int, column: int, **look: Any) -> Rectangle:
@@ -265,9 +161,12 @@ def forest(
     overall: Estimate | None = None,
     zero: bool = True,
 ) -> Figure:
-    """Estimates one below the other, each with its interval; `overall` is below them, apart and thick.
+    """Estimates one below the other, each with its interval.
 
     Args:
+        estimates: from above.
+        label: of the axis.
+        overall: below them, apart and thick.
         zero: whether to mark 0, as differences ask for; without it the axis is that of shares.
     """
     rows = [*estimates, *([overall] if overall else [])]
@@ -282,17 +181,17 @@ def forest(
         axes.axvline(0, color="black", linewidth=0.9)
     for place, row in zip(places, rows, strict=True):
         thick = row is overall
-        colour = "black" if thick else _COLOURS[0]
+        colour = "black" if thick else COLOURS[0]
         if not math.isnan(row.low):
             axes.hlines(place, row.low, row.high, color=colour, linewidth=2.6 if thick else 1.6)
         axes.plot(row.value, place, "D" if thick else "o", color=colour, markersize=6.5 if thick else 5)
     axes.set_yticks(places, [shown(row.name) for row in rows], fontsize=9)
-    _plainly(*axes.get_yticklabels())
+    write_plainly(*axes.get_yticklabels())
     if overall:
         axes.get_yticklabels()[-1].set_fontweight("bold")
     axes.set_ylim(places[-1] + 0.6 if len(places) else 1, -0.6)
     axes.set_xlabel(label, fontsize=9)
-    _plainly(axes.xaxis.label)
+    write_plainly(axes.xaxis.label)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.5, alpha=0.4)
@@ -310,6 +209,7 @@ def controls(
     Args:
         groups: by the name of the merge; lines of a name are parted by newlines.
         chosen: the merge whose name is bold.
+        label: of the axis.
     """
     names = list(groups)
     rows = [names[start : start + _PER_ROW] for start in range(0, len(names), _PER_ROW)]
@@ -321,8 +221,8 @@ def controls(
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
     present = {row.name for group in groups.values() for row in group}
-    rules = [*(rule for rule in _RULES if rule in present), *sorted(present - _RULES.keys())]
-    looks = {rule: _RULES.get(rule, (rule, *_OTHER_RULE)) for rule in rules}
+    rules = [*(rule for rule in RULES if rule in present), *sorted(present - RULES.keys())]
+    looks = {rule: _look(rule) for rule in rules}
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
         for number, name in enumerate(row):
@@ -333,14 +233,14 @@ def controls(
                     axes.vlines(place, estimate.low, estimate.high, color=colour, linewidth=1.5)
                 axes.plot(place, estimate.value, mark, color=colour, markersize=5.5)
         axes.set_xticks(range(len(row)), list(map(shown, row)), fontsize=8 if most <= across else 7)
-        _plainly(*axes.get_xticklabels())
+        write_plainly(*axes.get_xticklabels())
         for tick, name in zip(axes.get_xticklabels(), row, strict=True):
             tick.set_fontweight("bold" if name == chosen else "normal")
         axes.set_xlim(-0.6, most - 0.4)
         for edge in np.arange(len(row) - 1) + 0.5:
             axes.axvline(edge, color="black", linewidth=0.5, alpha=0.15)
         axes.set_ylabel(label, fontsize=8)
-        _plainly(axes.yaxis.label)
+        write_plainly(axes.yaxis.label)
         axes.tick_params(axis="y", labelsize=8)
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="y", linewidth=0.5, alpha=0.4)
@@ -349,15 +249,16 @@ def controls(
         Line2D([], [], color=colour, marker=mark, markersize=5.5, label=one_line(name))
         for name, colour, mark in looks.values()
     ]
-    _legend(figure, handles, loc="outside upper left", ncols=len(handles))
+    add_legend(figure, handles, loc="outside upper left", ncols=len(handles))
     return figure
+
+
+def _look(name: str) -> tuple[str, str, str]:
+    """Label, colour and mark of a rule's estimates."""
+    rule = RULES.get(name, Rule(name))  # names of another kind have the look of a rule that somebody registered
+    return "merge" if name == WEIGHTED_SUM else name, rule.colour, rule.mark
 
 
 def _dodged(count: int) -> np.ndarray:
     step = min(0.17, 0.7 / max(count, 1))
     return (np.arange(count) - (count - 1) / 2) * step
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.3f}"
-    return "0.000" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")

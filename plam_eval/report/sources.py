@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plam_eval.errors import PlamError
-from plam_eval.evaluation import records, scan, sweep
+from plam_eval.evaluation import records, scan
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.folder import PLAN
 from plam_eval.files import inside
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.run_files import date_of, result_files
@@ -43,7 +44,7 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         if not folder.exists():
             raise ReportError(f"{folder}: no such folder")
         owners = []  # folders whose runs are not listed by themselves
-        for file in sorted(_visible(folder, sweep.PLAN)):
+        for file in sorted(_visible(folder, PLAN)):
             owners.append(file.parent)
             if _new(file.parent, seen):
                 name = _name(file.parent, sources.sweeps)
@@ -74,7 +75,7 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
     if not (sources.sweeps or sources.scans or sources.runs):
         found = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
-            f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({sweep.PLAN}), of a "
+            f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of a "
             f"finished `plam scan` ({scan.SETTINGS} and {scan.STAGES}), or of lmms-eval with --log_samples "
             "(*_results.json beside its sample logs)"
         )

@@ -1,21 +1,29 @@
-"""Tables for the terminal."""
+"""Tables for the terminal.
+
+`plam doctor` writes its own: it has to work where pandas, which these need, does not.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich import box
 
-from plam_eval.evaluation.stats import OVERALL, Paired
-from plam_eval.evaluation.sweep import groups
-from plam_eval.evaluation.sweep.findings import describe, describe_rule, format_p
+from plam_eval.evaluation.stats import OVERALL, Paired, format_p
+from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule
+from plam_eval.evaluation.sweep.job import chunks
+from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
-    from plam_eval.evaluation.sweep import Job
+    from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.sweep.findings import Findings
+    from plam_eval.evaluation.sweep.job import Job
+    from plam_eval.probing.plateau import Curve, Stages
+    from plam_eval.terminal import Terminal
 
 
 def _narrow(first: str, least: int, others: Sequence[str]) -> PlainTable:
@@ -38,6 +46,9 @@ def comparison(
     """One line per task and the mean over tasks last, as `stats.compare` gives them.
 
     Args:
+        rows: of the tasks, and of the mean over them.
+        first: name of the first run.
+        second: name of the second.
         directions: as `stats.compare` takes them.
         narrow: for 80 columns, in two lines per task.
     """
@@ -75,19 +86,24 @@ def comparison(
 
 
 def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
-    """One line per cell: against plain, and merges against their scale control; `narrow`: two, for 80 columns."""
+    """One line per cell: against plain, and merges against their scale control.
+
+    Args:
+        found: the sweep's findings.
+        narrow: for 80 columns, in two lines per cell.
+    """
     if narrow:
-        pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", "minus\nself_scale")
+        pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", f"minus\n{SELF_SCALE}")
         table = _narrow("setting", 16, pairs)
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("setting", no_wrap=True)
-        for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", "minus self_scale"):
+        for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
-    beside = found.controls[found.controls["rule"] == "self_scale"].drop_duplicates("merged").set_index("merged")
+    beside = found.controls[found.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
     chosen = found.selection.cell if found.selection else None
     for _, row in found.cells.iterrows():
-        name = describe(row)
+        name = describe_cell(row)
         if narrow and row["kind"] != "plain":
             weights = f"{row['model_weight']:g}+{row['base_weight']:g}"
             name = f"layers {row['layers']}, {row['modules']}\n{' '.join([weights, *describe_rule(row)])}"
@@ -128,7 +144,12 @@ def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
 
 
 def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
-    """What a sweep would do: its cells, what each reads, what is finished, and an estimate."""
+    """What a sweep would do: its cells, what each reads, what is finished, and an estimate.
+
+    Args:
+        job: the sweep.
+        documents: by task; None where they are not known.
+    """
     left = {cell.name for cell in job.left()}
     table = PlainTable(caption_justify="left")
     table.add_column("cell", overflow="fold")
@@ -153,13 +174,71 @@ def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
         else "the number of documents is not known here"
     )
     if (together := job.config.together) > 1:
-        sizes = [sum(job.bytes_merged.get(c.name, 0) for c in group) for group in groups(job.left(), together)]
+        sizes = [sum(job.bytes_merged.get(c.name, 0) for c in chunk) for chunk in chunks(job.left(), together)]
         estimate += (
             f"\n{together} cells are answered together, with up to {max(sizes, default=0) / 1e6:.1f} MB of merged "
             "tensors (as stored) beside the model"
         )
     table.caption = f"{len(left)} cells to run, {generations}\n{total / 1e6:.1f} MB to read for merging; {estimate}"
     return table
+
+
+def scan(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
+    """One line per cut: accuracy, parsable answers and KL divergence (nats), mean over tasks.
+
+    Args:
+        curve: what was measured.
+        stages: what was found on it.
+        narrow: for 80 columns.
+    """
+    title = f"{sum(curve.documents.values())} documents of {', '.join(curve.tasks)}"
+    form: dict[str, Any] = (
+        {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True} if narrow else {}
+    )
+    table = PlainTable(title=title, title_justify="left", **form)
+    first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
+    for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
+        table.add_column(name, justify="left" if name in (first, "stage") else "right", no_wrap=True)
+    names = ("all", "below", "none") if narrow else ("all layers", "layers below", "no layer")
+    rows = curve.table()
+    for row in rows[rows["task"] == OVERALL].itertuples():
+        table.add_row(
+            names[0] if row.cut == stages.num_layers else f"{names[1]} {row.cut}" if row.cut else names[2],
+            f"{row.accuracy:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
+            "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
+            f"{row.kl:.4f}",
+            stages.stage_from(int(row.cut)),
+        )
+    return table
+
+
+def show_scan(found: Scan, console: Terminal) -> None:
+    """Print the curve of the mean over tasks, the stages, and what was written.
+
+    Args:
+        found: the scan.
+        console: where to.
+    """
+    from plam_eval.evaluation.scan_folder import SPEC, read_settings
+
+    curve, stages = found.curve, found.stages
+    console.show(*(scan(curve, stages, narrow=narrow) for narrow in (False, True)))
+    console.say(stages.reason[:1].upper() + stages.reason[1:])
+    kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
+    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
+    console.warn(stages.warnings)
+    console.say(f"Curve, plot and answers: {found.folder}")
+    if found.spec is not None:
+        console.say(f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}")
+    elif stages.plateau is not None:
+        why = (
+            "a merged model was scanned"
+            if read_settings(found.folder)["spec"]
+            else "the base LLM is not known (--base)"
+        )
+        console.say(f"No spec was written: {why}")
 
 
 def _interval(low: float, high: float) -> str:

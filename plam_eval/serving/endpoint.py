@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
-from plam_eval.serving.gate import MAX_BYTES, Gate, parse
-from plam_eval.serving.loader import WATCH_SECONDS, BaseFiles, EngineBrokenError, check_merge, outcome_of
+from plam_eval.serving.engine import WATCH_SECONDS, EngineBrokenError, check_merge, outcome_of
+from plam_eval.serving.gate import MAX_BYTES, Gate, parse_request
+from plam_eval.serving.options import BaseFiles
 from plam_eval.spec import PlateauSpec
 
 REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
@@ -46,6 +47,10 @@ async def while_alive(engine: Any, call: Awaitable[T]) -> T:
 
     A call that is under way when the engine's process dies is never ended by vLLM, and the server, which waits for its
     requests before it shuts down, does not end either.
+
+    Args:
+        engine: vLLM's engine client.
+        call: of a method of it.
 
     Raises:
         EngineDeadError: the engine died.
@@ -82,15 +87,27 @@ class MergeEndpoint:
         self._one_at_a_time = asyncio.Lock()
 
     def attach_router(self, app: Any) -> None:
+        """Add our routes to the server.
+
+        Args:
+            app: a Starlette application.
+        """
         app.add_route("/plam/state", self._answer(self._show), methods=["GET"])
         app.add_route("/plam/merge", self._answer(self._merge), methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Raises ValueError when an environment variable of ours names what is not there: the server does not start.
+        """Get ready before the server starts.
 
-        LayoutError: the installed vLLM is another than this was written for.
+        Args:
+            engine_client: vLLM's.
+            state: of the server; unused.
+            args: the server's.
+
+        Raises:
+            ValueError: an environment variable of ours names what is not there; the server does not start.
+            LayoutError: the installed vLLM is another than this was written for.
         """
-        versions.check(versions.SERVING)
+        versions.check_installed(versions.SERVING)
         self._engine = engine_client
         self._gate = Gate.of(os.environ, _base_at_start(engine_client.vllm_config))
         self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
@@ -181,9 +198,9 @@ class MergeEndpoint:
     def _shown(self, content: Any) -> Any:
         """`content` for an answer: of each folder that this server knows only the name, not where it lies."""
         config, gate = self._engine.vllm_config, self._gate
-        known = [config.model_config.model, _base_at_start(config), *self._asked, *gate.bases, *gate.below, gate.specs]
-        paths = [Path(folder) for folder in known if folder]
-        paths = [path for folder in paths if folder.is_absolute() for path in (folder, folder.resolve())]
+        model, base = config.model_config.model, _base_at_start(config)
+        named = [Path(folder) for folder in (model, base, *self._asked, *gate.bases, *gate.below, gate.specs) if folder]
+        paths = [path for folder in named if folder.is_absolute() for path in (folder, folder.resolve())]
         folders = sorted({str(path) for path in paths if path.name}, key=len, reverse=True)
         anywhere = "|".join(re.escape(folder) for folder in folders) or "(?!)"
         return _without(re.compile(rf"(?<![\w./-])(?:{anywhere})(?![\w-])"), content)
@@ -196,7 +213,7 @@ class MergeEndpoint:
         kind = request.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() != "application/json":
             raise ValueError(f"Content-Type is {kind[:100]!r}; expected application/json")
-        body = parse(await _read(request))
+        body = parse_request(await _read(request))
         if "plateau" not in body:
             raise ValueError('expected a JSON object with "plateau" (a name, a spec, or "none")')
         if self._servers > 1:

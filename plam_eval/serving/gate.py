@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import OutsideError
+from plam_eval.errors import OutsideError, hint
 from plam_eval.files import inside
-from plam_eval.spec import PlateauSpec, hint, load_spec, packaged_specs
+from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
 SPECS = "PLAM_SPECS"
 """Environment variable: the folder whose files a request may name as `plateau`."""
@@ -56,7 +56,11 @@ class Gate:
 
     @classmethod
     def of(cls, environment: Mapping[str, str], base: str | None) -> Gate:
-        """The gate of a server with this environment, which was started with a spec of this base (None: plain).
+        """The gate of a server.
+
+        Args:
+            environment: of its process.
+            base: of the spec that it was started with; None: plain.
 
         Raises:
             ValueError: a variable names a folder that is none.
@@ -66,10 +70,10 @@ class Gate:
         if specs and folder is None:
             raise ValueError(f"{SPECS}={specs}: no such folder; expected the folder whose specs requests may name")
         ids, below = set[str](), list[Path]()
-        for entry in (part.strip() for part in environment.get(BASES, "").split(",") if part.strip()):
-            found = _folder(entry)
-            if found is not None:
-                below.append(found)
+        for entry in (entry.strip() for entry in environment.get(BASES, "").split(",") if entry.strip()):
+            allowed = _folder(entry)
+            if allowed is not None:
+                below.append(allowed)
             elif entry.startswith((".", "/", "~")) or entry.count("/") > 1:
                 raise ValueError(f"{BASES}: {entry!r} is no folder; expected hub ids and folders, separated by commas")
             else:
@@ -81,6 +85,10 @@ class Gate:
 
     def spec(self, plateau: object, overrides: Mapping[str, Any]) -> PlateauSpec | None:
         """The spec that a request asks for; None for the plain model.
+
+        Args:
+            plateau: a name, a file below the folder of specs, or a spec's content.
+            overrides: of the spec, as in model_args.
 
         Raises:
             ValueError: (SpecError among others) the request may not name it, or it is none. The message holds what
@@ -108,7 +116,11 @@ class Gate:
         return spec
 
     def allows(self, base: str) -> bool:
-        """Whether a request may name this base. What is a folder here is judged as one, also if it looks like an id."""
+        """Whether a request may name a base. What is a folder here is judged as one, also if it looks like an id.
+
+        Args:
+            base: hub id or folder, as it is written.
+        """
         folder = _folder(base)
         if folder is None:
             return base in self.ids
@@ -130,10 +142,10 @@ class Gate:
                 f"{origin}: expected a packaged name, or a file inside the server's folder of specs, relative to it"
             ) from None
         try:
-            fit = path.is_file() and path.stat().st_size <= MAX_BYTES
+            readable = path.is_file() and path.stat().st_size <= MAX_BYTES
         except OSError:
-            fit = False
-        if not fit:
+            readable = False
+        if not readable:
             raise ValueError(
                 f"{origin}: no packaged spec and no file of that name (of at most {MAX_BYTES} bytes) in the server's "
                 "folder of specs"
@@ -171,33 +183,24 @@ def _unquoted(error: Exception) -> str:
     problems = [str(problem) for problem in getattr(error, "problems", [])]
     named = [problem.partition(":")[0].split(".")[0] for problem in problems]
     fields = [field for field in PlateauSpec.model_fields if field in named]
-    faults = [f"{field}: expected {_EXPECTED.get(field, 'another value')}" for field in fields]
+    remedies = [f"{field}: expected {_EXPECTED.get(field, 'another value')}" for field in fields]
     if not problems or any(name not in fields for name in named):
-        faults.append(f"expected a YAML mapping with no other keys than {', '.join(PlateauSpec.model_fields)}")
-    return f"the file is no valid plateau spec ({'; '.join(faults)}); its content is not shown here"
+        remedies.append(f"expected a YAML mapping with no other keys than {', '.join(PlateauSpec.model_fields)}")
+    return f"the file is no valid plateau spec ({'; '.join(remedies)}); its content is not shown here"
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse_request(body: bytes) -> dict[str, Any]:
     """The JSON object that a request holds, checked for what a spec never needs and what later steps cannot take.
+
+    Args:
+        body: of the request.
 
     Raises:
         ValueError: not UTF-8, not JSON, no object, a key given twice, NaN or an infinity, a number beyond 64 bits, or
             deeper or longer than the limits of this module.
     """
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        content: dict[str, Any] = {}
-        for key, value in items:
-            if key in content:
-                raise ValueError(f"the key {key[:100]!r} is given twice")
-            content[key] = value
-        return content
-
-    def constant(text: str) -> Any:
-        raise ValueError(f"found {text}, which is not JSON; expected a finite number")
-
     try:
-        content = json.loads(body.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        content = json.loads(body.decode("utf-8"), object_pairs_hook=_each_key_once, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError(f"nested too deeply; expected at most {MAX_DEPTH} levels") from None
     except UnicodeDecodeError as error:
@@ -212,6 +215,19 @@ def parse(body: bytes) -> dict[str, Any]:
         raise ValueError(f"found {_kind(content)}, expected a JSON object")
     _check_values(content)
     return content
+
+
+def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in items:
+        if key in content:
+            raise ValueError(f"the key {key[:100]!r} is given twice")
+        content[key] = value
+    return content
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"found {text}, which is not JSON; expected a finite number")
 
 
 def _check_values(content: Any) -> None:

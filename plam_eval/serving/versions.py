@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from plam_eval.errors import PlamError
+from plam_eval.versions import VLLM_READ, VLLM_TESTED
 
 _LOADER = "vllm.model_executor.model_loader.default_loader:DefaultModelLoader"
 _WORKER = "vllm.v1.worker.gpu_worker:Worker"
@@ -109,25 +110,29 @@ def problems(needed: Mapping[str, tuple[str, ...]], look_up: Callable[[str], Sig
         needed: one of the tables of this module.
         look_up: what a vLLM has under a name; None where it has nothing.
     """
-    found = []
+    differences = []
     for name, expected in needed.items():
-        there = look_up(name)
-        if there is None:
-            found.append(f"{name} is missing")
+        signature = look_up(name)
+        if signature is None:
+            differences.append(f"{name} is missing")
             continue
-        lacking = [parameter for parameter in expected if parameter not in there.names]
+        lacking = [parameter for parameter in expected if parameter not in signature.names]
         # A parameter more that has no default would be missing from our calls, and from those of what we override.
-        more = [parameter for parameter in there.required if parameter not in expected] if expected else []
+        more = [parameter for parameter in signature.required if parameter not in expected] if expected else []
         if lacking:
-            found.append(f"{name} has no {', '.join(lacking)} (it has {', '.join(there.names[:12])})")
+            differences.append(f"{name} has no {', '.join(lacking)} (it has {', '.join(signature.names[:12])})")
         if more:
-            found.append(f"{name} also wants {', '.join(more)}")
-    return found
+            differences.append(f"{name} also wants {', '.join(more)}")
+    return differences
 
 
 @lru_cache(maxsize=256)
 def installed(name: str) -> Signature | None:
-    """What the installed vLLM has under "module:name"."""
+    """What the installed vLLM has under a name; None where it has nothing.
+
+    Args:
+        name: "module:name".
+    """
     module, _, path = name.partition(":")
     try:
         value = importlib.import_module(module)
@@ -147,13 +152,53 @@ def installed(name: str) -> Signature | None:
     return Signature(tuple(parameter.name for parameter in named), tuple(required))
 
 
-def check(*tables: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise LayoutError where the installed vLLM has not what these tables name."""
-    found = [problem for table in tables for problem in problems(table, installed)]
-    if found:
-        from vllm.version import __version__
+def check_installed(*tables: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse an installed vLLM that has not what is needed of it.
 
+    Args:
+        *tables: of this module, such as `LOADING`.
+
+    Raises:
+        LayoutError: naming all that is missing or takes something else.
+    """
+    differences = [difference for table in tables for difference in problems(table, installed)]
+    if differences:
         raise LayoutError(
-            f"vLLM {__version__} is laid out otherwise than plam-eval expects, so nothing was loaded: "
-            f"{'; '.join(found)}. Install a version that `plam doctor --vllm` knows"
+            f"vLLM {vllm_version()} is laid out otherwise than plam-eval expects, so nothing was loaded: "
+            f"{'; '.join(differences)}. Install a version that `plam doctor --vllm` knows"
         )
+
+
+check = check_installed  # shim
+
+
+def vllm_version() -> str:
+    """The version of the installed vLLM."""
+    from vllm.version import __version__
+
+    return str(__version__)
+
+
+def is_tested() -> bool:
+    """Whether the installed vLLM, whatever its build, is a version that was run here."""
+    return vllm_version().split("+")[0] in VLLM_TESTED
+
+
+def untested() -> str:
+    """What is known of an installed version that was never run here, in a sentence."""
+    tested = f"plam-eval was tested with vLLM {', '.join(VLLM_TESTED)} (CPU build), not with {vllm_version()}"
+    read = vllm_version().split("+")[0] in VLLM_READ
+    return f"{tested}, of which what is used was compared in the source" if read else tested
+
+
+def remerge_way() -> tuple[str, str]:
+    """How a running engine is re-merged under the installed vLLM: "layers" or "all", and why.
+
+    "layers" reloads only the attention and MLP blocks whose weights change, through functions that vLLM does not
+    promise to keep. "all" is vLLM's own `reload_weights`: every tensor is read and loaded again.
+    """
+    if differences := problems(LAYERWISE, installed):
+        return "all", f"vLLM {vllm_version()} has another layerwise reload: {'; '.join(differences)}"
+    if not is_tested():
+        return "all", f"vLLM {vllm_version()} was never tested here ({', '.join(VLLM_TESTED)} was)"
+    return "layers", f"vLLM {vllm_version()} is a tested version"

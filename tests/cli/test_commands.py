@@ -74,8 +74,8 @@ def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> No
     "error",
     [
         SpecError(NASTY, origin="spec"),
-        CurveError([NASTY], "curve"),
-        IncomparableError("a", "b", [NASTY]),
+        CurveError(NASTY, origin="curve"),
+        IncomparableError(NASTY, origin="a and b"),
         *(
             kind(NASTY)
             for kind in (

@@ -174,7 +174,9 @@ def test_finished_answers_are_not_decoded_further(mllm):
     handle = layer.register_forward_pre_hook(
         lambda _, args, kwargs: batches.append(args[0].shape[:2]), with_kwargs=True
     )
-    check_end = generate_all_cuts(found.model, **inputs, do_sample=False, max_new_tokens=6, eos_token_id=end).tokens
+    check_end = generate_all_cuts(
+        found.model, None, **inputs, do_sample=False, max_new_tokens=6, eos_token_id=end
+    ).tokens
     handle.remove()
     running = [int(((free[:, :step] == end).sum(-1) == 0).sum()) for step in range(1, 6)]
     assert [batch for batch, tokens in batches if tokens == 1] == [count for count in running if count]

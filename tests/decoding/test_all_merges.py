@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from plam_eval.decoding.all_merges import MergeAnswers, Merges, generate_all_merges
-from plam_eval.merging.checkpoint import MergeError
+from plam_eval.errors import MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers
 from plam_eval.probing.masking import mask_vision
@@ -69,7 +69,8 @@ def check(mllm, pico):
         assert got.tokens.dtype == got.lengths.dtype == torch.int64
         assert got.tokens.tolist() == expected.tolist()
         assert all(torch.equal(value, before[name]) for name, value in found.model.state_dict().items())
-        assert "forward" not in vars(decoder_layers(found.model)[2].self_attn.q_proj)
+        attention: Any = decoder_layers(found.model)[2].self_attn
+        assert "forward" not in vars(attention.q_proj)
         return got
 
     return run
@@ -128,9 +129,8 @@ def test_merges_share_what_they_have_in_common(mllm, pico, monkeypatch):
     found, folders = mllm("llava"), pico("llava")
     specs = [None, spec_of(folders.base, (3, 4)), spec_of(folders.base, (2, 4)), spec_of(folders.base, (2, 3))]
     merges = Merges.of(found.model, specs, checkpoint=folders.mllm)
-    layer = sum(
-        p.nbytes for n, p in decoder_layers(found.model)[2].self_attn.named_parameters() if n.endswith("proj.weight")
-    )
+    attention: Any = decoder_layers(found.model)[2].self_attn
+    layer = sum(p.nbytes for n, p in attention.named_parameters() if n.endswith("proj.weight"))
     assert merges.nbytes == 2 * layer
     rows: list[tuple[int, int]] = []
     images: list[int] = []

@@ -167,7 +167,7 @@ def test_pictures_show_what_the_manifest_says(
     looked_at = 0
     for name, documents in records.items():
         for index, document in enumerate(documents):
-            pixels = image_of(name, index, tables).convert("RGB").load()
+            pixels: Any = image_of(name, index, tables).convert("RGB").load()
             for cell, box in zip(document["cells"], document["boxes"], strict=True):
                 assert (cell is None) == (box is None)
                 if cell is None or cell.split()[1] not in ("circle", "square"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -128,7 +129,7 @@ def test_a_failing_command_is_an_error_with_the_log(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("given", [{"documents": 31}, {"scanned": 3}, {"limit": 3}])
-def test_odd_numbers_are_refused_before_anything_is_written(tmp_path: Path, given: dict[str, int]) -> None:
+def test_odd_numbers_are_refused_before_anything_is_written(tmp_path: Path, given: dict[str, Any]) -> None:
     ((name, count),) = given.items()
     with pytest.raises(InputError, match=f"{name} is {count}, but MME asks two questions of an image"):
         demo.run(tmp_path / "demo", **given)

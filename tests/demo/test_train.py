@@ -126,7 +126,8 @@ def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
 
     folder = tmp_path / "whole" / "pair" / "mllm"
     assert "language_model.model.layers.0.self_attn.q_proj.weight" in load_file(folder / "model.safetensors")
-    model, info = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, info = loaded
     assert not info["missing_keys"] and not info["unexpected_keys"]
     processor = AutoProcessor.from_pretrained(folder)
     scene = scene_of("heldout", random.Random(0))

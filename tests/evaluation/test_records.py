@@ -100,6 +100,13 @@ def test_a_results_file_that_is_none_is_named(tmp_path: Path, content: str) -> N
         read_run(tmp_path)
 
 
+PROVENANCES: list[dict[str, Any]] = [
+    *({"spec": {"a": 1}}, {"spec": {"modules": [3], "layer_range": [1, 2]}}, {"checkpoint": math.nan}),
+    *({"versions": "x"}, {"merge": {"relative_change": {"7": {}}}}, {"merge": {"warnings": "x"}}),
+    *({"base": "x"}, {"merge": {"relative_change": [1.0]}}),
+]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -119,14 +126,7 @@ def test_a_results_file_that_is_none_is_named(tmp_path: Path, content: str) -> N
         {"plam_eval": {"generation": {"calls": "9", "settings": []}}},
         {"plam_eval": {"generation": {"calls": 9, "settings": [3]}}},
         {"plam_eval": {"altered_answers": 3}},
-        *(
-            {"plam_eval": {"provenance": provenance}}
-            for provenance in (
-                *({"spec": {"a": 1}}, {"spec": {"modules": [3], "layer_range": [1, 2]}}, {"checkpoint": math.nan}),
-                *({"versions": "x"}, {"merge": {"relative_change": {"7": {}}}}, {"merge": {"warnings": "x"}}),
-                *({"base": "x"}, {"merge": {"relative_change": [1.0]}}),
-            )
-        ),
+        *({"plam_eval": {"provenance": provenance}} for provenance in PROVENANCES),
     ],
 )
 def test_a_results_file_with_values_of_other_kinds_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
@@ -211,7 +211,10 @@ def test_a_log_of_several_filters_that_is_cut_is_named(tmp_path: Path) -> None:
 
 
 def test_a_log_cut_at_the_end_of_a_line_is_named(tmp_path: Path) -> None:
-    counts = {"n-samples": {"gqa": {"original": 30, "effective": 6}}, "config": {"limit": 6.0, "offset": 0}}
+    counts: dict[str, Any] = {
+        "n-samples": {"gqa": {"original": 30, "effective": 6}},
+        "config": {"limit": 6.0, "offset": 0},
+    }
     logs = {"gqa": _graded([1, 0, 1, 1, 0, 1])}
     assert len(read_run(_write(tmp_path / "whole", logs, **counts)).samples) == 6
     file = _write(tmp_path / "cut", {"gqa": logs["gqa"][:2]}, **counts)
@@ -236,12 +239,13 @@ def test_a_log_cut_at_the_end_of_a_line_is_named(tmp_path: Path) -> None:
 def test_how_many_documents_a_log_should_hold(
     tmp_path: Path, counts: dict[str, Any], config: dict[str, Any], whole: int | None
 ) -> None:
+    settings: dict[str, Any] = {"n-samples": {"gqa": counts}}
     for documents in (3, 30):
         file = _write(
             tmp_path / str(documents),
             {"gqa": _graded([1] * documents)},
             config=config,
-            **{"n-samples": {"gqa": counts}},
+            **settings,
         )
         if whole in (None, documents):
             assert len(read_run(file).samples) == documents
@@ -414,7 +418,7 @@ def _run(folder: Path, change: Callable[[dict[str, Any], dict[str, list[dict[str
         sample |= {"target": "red", "group": "i"}
     setting = {"max_new_tokens": 16, "do_sample": False, "calls": 7}
     spec = {"base_model": "org/base", "layer_range": [2, 5], "modules": ["q_proj", "v_proj"], "rule": "noise"}
-    results = {
+    results: dict[str, Any] = {
         "configs": {
             task: {"generation_kwargs": {"max_new_tokens": 16}, "repeats": 1, "num_fewshot": 0} for task in logs
         },
@@ -654,4 +658,4 @@ def test_a_branch_is_no_version_of_lmms_eval(tmp_path: Path) -> None:
         file = _write(tmp_path / str(place), {"yes": [_sample("yes")]}, lmms_eval_version=version)
         runs.append(read_run(file))
     assert [run.summary()["lmms_eval"] for run in runs] == [None, "0.7.3"]
-    assert check_comparable(*runs) == []
+    assert check_comparable(runs[0], runs[1]) == []

@@ -107,7 +107,7 @@ def test_documents_in_batches_are_answered_as_one_by_one(family, mode, pico, in_
 
     wrapper = get_model(WRAPPER[family][0], force_simple=mode == "simple")
     model = wrapper.create_from_arg_string(arguments(pico(family)), {"batch_size": 3})
-    given = {"cuts": "0,2", "limit": 5, "gen_kwargs": "max_new_tokens=4"}
+    given: dict[str, Any] = {"cuts": "0,2", "limit": 5, "gen_kwargs": "max_new_tokens=4"}
     scan(model, "mmstar", tmp_path / "three", batch_size=3, **given)  # and a last batch of two
     model.batch_size_per_gpu = 1
     scan(model, "mmstar", tmp_path / "one", **given)

@@ -63,7 +63,7 @@ def test_results_are_logged_by_wandb(offline: Any, tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(run, "log", logged.append)
         with Settings.read("project=other").run("sweep", "x", {"a": 1}) as log:
             log.sweep(plam_eval.read_sweep(tmp_path / "sweep"))
-        assert offline.run is run and run.config["a"] == 1 and run.summary["chosen"] == names[0]
+        assert run.config["a"] == 1 and run.summary["chosen"] == names[0] and offline.run is run
         tables = {name: table for row in logged for name, table in row.items()}
         assert set(tables) == {"cells", "tasks", "controls"} and len(tables["cells"].data) == 3
         monkeypatch.setattr(run, "log", lambda row: 1 / 0)

@@ -13,7 +13,7 @@ from plam_eval.harness import dataset_errors
 from plam_eval.harness.dataset_errors import dataset_error
 
 
-def response(status: int) -> httpx.Response:
+def response(status: int) -> Any:
     return httpx.Response(status, request=httpx.Request("GET", "https://hub/api/datasets/org/data"))
 
 

@@ -68,7 +68,12 @@ def test_libyaml_reads_what_is_installed_and_nothing_else(tmp_path, monkeypatch)
     from lmms_eval import utils
 
     read: list[str] = []
-    monkeypatch.setattr(yaml, "full_load", lambda file: read.append(file.name) or yaml.load(file, yaml.FullLoader))
+
+    def full_load(file: Any) -> Any:
+        read.append(file.name)
+        return yaml.load(file, yaml.FullLoader)
+
+    monkeypatch.setattr(yaml, "full_load", full_load)
     pope = Path(lmms_eval.__file__).parent / "tasks" / "pope" / "pope.yaml"
     (tmp_path / "own.py").write_text("def text(doc):\n    return 'mine'\n")
     own = tmp_path / "own.yaml"
@@ -160,8 +165,8 @@ def test_one_evaluation_leaves_nothing_behind_for_the_next(in_suite, loads):
         model = Answering(lambda task, index: "A" if index % 2 else "Yes")
         found = evaluate(model, "gqa,mme,mmmu_val,mmbench_en_dev_static", **settings)
         assert found is not None
-        settings = re.sub(r"0x[0-9a-f]+", "", repr(found.results["configs"]))  # of functions, which are made anew
-        return found.samples, found.results["results"], settings
+        configs = re.sub(r"0x[0-9a-f]+", "", repr(found.results["configs"]))  # of functions, which are made anew
+        return found.samples, found.results["results"], configs
 
     before = run(limit=4)
     run(limit=6, offset=2, gen_kwargs="max_new_tokens=3,temperature=1")

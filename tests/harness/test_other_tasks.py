@@ -46,7 +46,7 @@ def run(evaluated: tuple[Run, PlannedModel]) -> Run:
 def stock(run: Run, task: str) -> float:
     """A task's own figure of the metric that its documents' scores should come to."""
     values = run.results["results"][task]
-    name = TASKS[task].score.stock  # type: ignore[union-attr]
+    name = TASKS[task].score.stock
     return float(next(value for key, value in values.items() if key.partition(",")[0] == name))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lmms_eval.api.model import lmms
 
 
-class Answering(lmms):  # type: ignore[misc]
+class Answering(lmms):
     """A chat model that answers by document and keeps the messages it was sent."""
 
     is_simple = False

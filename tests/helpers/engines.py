@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-FAST = {
+FAST: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
     "max_model_len": 1024,

@@ -72,7 +72,7 @@ def hooks(found: Mllm) -> list[int]:
     return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in found.model.modules()]
 
 
-def mixed(found: Mllm) -> dict[str, Tensor]:
+def mixed(found: Mllm) -> dict[str, Any]:
     """Text before, between and behind one or more images, nothing before them, and none at all; unequal lengths."""
     return found.batch(
         ["Look: ", picture(0), " is it red?"],

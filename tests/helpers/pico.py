@@ -488,7 +488,7 @@ def write_pico(family: str, folder: Path, *, dtype: torch.dtype = torch.float32,
         mllm / "model.safetensors",
         metadata={"format": "pt"},
     )
-    config = model.config
+    config: Any = model.config
     config.architectures = [type(model).__name__]
     config.dtype = dtype
     config.save_pretrained(mllm)

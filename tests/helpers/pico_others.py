@@ -131,7 +131,7 @@ def _paligemma(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:
 def _paligemma_processor(tokenizer: Any, template: str) -> Any:
     from transformers import PaliGemmaProcessor, SiglipImageProcessor
 
-    images = SiglipImageProcessor(size={"height": 28, "width": 28})
+    images: Any = SiglipImageProcessor(size={"height": 28, "width": 28})
     images.image_seq_length = 4
     return PaliGemmaProcessor(images, _named(tokenizer, image_token="<image>"), chat_template=template)
 
@@ -272,7 +272,12 @@ def _glm4_base(decoder: dict[str, Any]) -> Any:
     return Glm4Config(**decoder, architectures=["Glm4ForCausalLM"])
 
 
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1}
+_EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+}
 
 
 def _qwen3_vl_moe(decoder: dict[str, Any], tokens: dict[str, int]) -> nn.Module:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plam_eval.evaluation.sweep import CELL, CELLS, PLAIN, PLAN, Cell, Grid, SweepConfig, make_grid
+from plam_eval.evaluation.sweep.config import SweepConfig
+from plam_eval.evaluation.sweep.folder import CELL, CELLS, PLAN
+from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, make_grid
 
 Document = dict[str, Any]
 """task, doc_id, prompt, target, answer, score; group where documents share an image."""

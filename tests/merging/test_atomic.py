@@ -238,8 +238,8 @@ def gptq(module: nn.Module) -> None:
 
 
 def fsdp(module: nn.Module) -> None:
-    inner = module.model  # type: ignore[attr-defined]
-    module.model = nn.Module()  # type: ignore[assignment]
+    inner: Any = module.model
+    module.model = nn.Module()
     module.model.add_module("_fsdp_wrapped_module", inner)
 
 
@@ -543,7 +543,7 @@ def test_memory_beyond_the_model_is_that_of_a_part(
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         merge_in_place(module, llamas.spec(modules="mlp", rule=rule), checkpoint=llamas.mllm)
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = profile.profiler.kineto_results.events()
     records = sorted(
         (event.start_ns(), event.nbytes())
         for event in events
@@ -557,13 +557,13 @@ def test_memory_beyond_the_model_is_that_of_a_part(
 
 
 def test_a_range_is_checked_in_the_module_too(llamas: Pair) -> None:
-    module = load(llamas.mllm)
-    del module.model.layers[2]  # type: ignore[attr-defined,union-attr]
+    module: Any = load(llamas.mllm)
+    del module.model.layers[2]
     refused(module, llamas, "does not fit LlamaForCausalLM in memory, which has 2 decoder layers")
 
 
 def test_a_module_without_config_is_warned_about(llamas: Pair) -> None:
-    module = load(llamas.mllm)
-    module.config = None  # type: ignore[assignment]
+    module: Any = load(llamas.mllm)
+    module.config = None
     report = merge_in_place(module, llamas.spec())
     assert "has no config" in report.warnings[0]

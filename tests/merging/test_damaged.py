@@ -134,7 +134,8 @@ def test_odd_values_in_a_safetensors_header(llamas: Pair, copies: Callable[[], P
         for value in values:
             write_header(file, {**header, name: {**header[name], field: value}}, data)
             assert survives(folder, llamas), (field, value)
-    for whole in (None, [], "x", {name: None}, {name: []}, {}, {"__metadata__": 3}):
+    headers: tuple[Any, ...] = (None, [], "x", {name: None}, {name: []}, {}, {"__metadata__": 3})
+    for whole in headers:
         write_header(file, whole, data)
         assert survives(folder, llamas), whole
     for size in (0, 2**63, 2**64 - 1, 100_000_001):

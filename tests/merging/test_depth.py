@@ -23,7 +23,7 @@ CROSS = 1  # a cross-attention layer stands here, and the base's layers from her
 def with_cross_attention(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     """As Llama-3.2-Vision has it: a layer with `cross_attn` instead of `self_attn`, between those of the base."""
     for name in sorted((name for name in tensors if decoder_tensor(name)), reverse=True):
-        layer, suffix = decoder_tensor(name)  # type: ignore[misc]
+        layer, suffix = decoder_tensor(name)
         if layer >= CROSS:
             tensors[f"model.layers.{layer + 1}.{suffix}"] = tensors[name].clone()
     for name in [name for name in tensors if f"layers.{CROSS}.self_attn" in name]:

@@ -88,8 +88,8 @@ def test_families(halves: Callable[[str], PicoPair], family: str) -> None:
     merged = module.state_dict()
     for name in names:
         key = decoder_tensor(name)
-        terms = 0.9 * stored[mllm_of[key]].astype(np.float64), 0.3 * base[base_of[key]].astype(np.float64)
-        exact, arithmetic = sum(terms), 2.0**-23 * sum(np.abs(term) for term in terms)  # float32, where terms cancel
+        term, other = 0.9 * stored[mllm_of[key]].astype(np.float64), 0.3 * base[base_of[key]].astype(np.float64)
+        exact, arithmetic = term + other, 2.0**-23 * (np.abs(term) + np.abs(other))  # float32, where terms cancel
         assert np.all(np.abs(merged[name].double().numpy() - exact) <= ulp(exact) + arithmetic)
 
     checkpoint = Checkpoint.open(pair.mllm)
@@ -375,8 +375,8 @@ def test_parts_give_the_bits_of_the_whole(shape, rule, stored, other, running, w
     out = torch.empty(shape[::-1], dtype=running).t() if transposed else torch.empty(shape, dtype=running)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "_PART", 64)
-        operands = (arithmetic.Operand(tensor, "x") for tensor in (mllm, base))
-        found = arithmetic.merge_tensor(spec, key, *operands, out, arithmetic.Buffers())
+        first, second = (arithmetic.Operand(tensor, "x") for tensor in (mllm, base))
+        found = arithmetic.merge_tensor(spec, key, first, second, out, arithmetic.Buffers())
     assert out.contiguous().view(torch.uint8).equal(expected.view(torch.uint8))
     plain = mllm.to(running).double()
     assert found.plain == pytest.approx(float(plain.norm()), rel=1e-5)

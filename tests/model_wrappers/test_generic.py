@@ -106,7 +106,7 @@ def test_a_processor_is_handed_what_there_is_and_can_be_copied():
     def made(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    made.chat_template = "..."
+    setattr(made, "chat_template", "...")  # noqa: B010  a function has none that a type checker knows
     processor = copy.deepcopy(Processor(made))
     assert processor.chat_template == "..."
     assert processor("text", images=[1], videos=[], audios=None, padding=True) == (
@@ -194,7 +194,8 @@ def test_modules_that_are_no_tensors_of_their_own_are_refused_with_the_reason(pi
     assert "gate and up projection in one tensor (mlp.gate_up_proj.weight)" in refused(pico("glm4v"), "mlp")
 
     pair, folder = pico("llava_next_video"), copied(pico("llava_next_video"), tmp_path / "fused")
-    tensors, fused = load_file(folder / "model.safetensors"), {}
+    tensors = load_file(folder / "model.safetensors")
+    fused: dict[str, Any] = {}
     for name, value in tensors.items():
         found = re.fullmatch(r"(language_model\.model\.layers\.\d+\.self_attn\.)[qkv]_proj\.weight", name)
         fused.setdefault(f"{found[1]}qkv_proj.weight" if found else name, []).append(value)

@@ -257,7 +257,7 @@ def test_a_failed_batch_counts_all_its_documents(load, in_suite):
     whole = evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
     assert whole.results["plam_eval"]["generation"]["calls"] == 4
 
-    model.own_generate = lambda **kwargs: torch.zeros(1) / {}  # a TypeError
+    model.own_generate = lambda **kwargs: torch.zeros(1) / None  # a TypeError
     model.max_error_share = 0.25  # one document may fail, and a batch holds two
     with pytest.raises(GenerationError, match="2 of 2 generations raised"):
         evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
@@ -306,4 +306,4 @@ def test_evaluate_refuses_what_cannot_give_results(load, in_suite):
     with pytest.raises(EvaluationError, match="MME scores documents in pairs"):
         evaluate("plam_llava", "plam9", limit=5)
     with pytest.raises(EvaluationError, match="whole number"):
-        evaluate("plam_llava", "plam9", limit=0.5)
+        evaluate("plam_llava", "plam9", limit=0.5)  # type: ignore[arg-type]

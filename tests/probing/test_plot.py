@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from plam_eval.probing.curve import OVERALL, Curve
@@ -38,7 +39,7 @@ def spans(axes: Axes) -> dict[str, tuple[float, float]]:
     return {
         str(patch.get_label()): (patch.get_x(), patch.get_x() + patch.get_width())
         for patch in axes.patches
-        if hasattr(patch, "get_x")
+        if isinstance(patch, Rectangle)
     }
 
 
@@ -61,7 +62,7 @@ def test_accuracy_interval_and_margin() -> None:
         assert np.asarray(shown.get_ydata()) == pytest.approx(table.loc[task, "accuracy"].to_numpy())
         assert shown.get_linewidth() >= width
     (band,) = accuracy.collections
-    corners = band.get_paths()[0].vertices
+    corners = np.asarray(band.get_paths()[0].vertices)
     assert corners[:, 1].min() == pytest.approx(table.loc[OVERALL, "low"].min())
     assert corners[:, 1].max() == pytest.approx(table.loc[OVERALL, "high"].max())
     unmasked = table.loc[(OVERALL, 36), "accuracy"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from plam_eval.probing.curve import Curve
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.probing.power import chance, what_can_be_found
 from tests.helpers.curves import rows
+from tests.helpers.paths import DOCS
 
 
 @pytest.mark.parametrize(("documents", "changed"), [(300, 0.02), (700, 0.03), (700, 0.05)])
@@ -65,7 +65,7 @@ def test_what_can_be_found_is_said_in_sentences() -> None:
 
 
 def test_the_guides_table_is_what_the_code_gives() -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "plateau.md").read_text(encoding="utf-8")
+    guide = (DOCS / "plateau.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| (\d+) % \| (\w+) \| (.+) \|$", guide, flags=re.MULTILINE)
     header = re.search(r"^\| changed \| changes \| (.+) \|$", guide, flags=re.MULTILINE)
     assert header is not None and len(cells) == 8

@@ -19,10 +19,12 @@ from plam_eval.evaluation import scan
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.harness import images
 from plam_eval.report import plots
-from plam_eval.report.blocks import picture, printable
+from plam_eval.report.blocks import picture
 from plam_eval.report.page import write_report
 from plam_eval.report.sections import changed as sections_changed
 from plam_eval.report.sources import ReportError
+from plam_eval.report.svg import to_svg
+from plam_eval.report.text import printable
 from tests.helpers.curves import curve_of
 from tests.helpers.run_folders import Document, changed, documents, write_run, write_sweep
 
@@ -444,7 +446,7 @@ def test_what_is_damaged_does_not_hide_the_others(tmp_path: Path, no_images: Non
     for number, content in enumerate(("{", '{"grid": {}}', '{"config": 3}', "[]")):
         some_sweep(tmp_path / "all" / f"plan{number}")
         (tmp_path / "all" / f"plan{number}" / "sweep.json").write_text(content)
-    for file, content in (
+    for name, content in (
         (scan.STAGES, "{"),
         (scan.STAGES, "{}"),
         (scan.SETTINGS, '{"versions": 3}'),
@@ -452,7 +454,7 @@ def test_what_is_damaged_does_not_hide_the_others(tmp_path: Path, no_images: Non
     ):
         folder = tmp_path / "all" / f"scan{len(list((tmp_path / 'all').iterdir()))}"
         write_scan(folder)
-        (folder / file).write_text(content)
+        (folder / name).write_text(content)
     file = write_run(tmp_path / "all" / "run", documents(["pope"], 2))
     file.write_text("{")
     some_sweep(tmp_path / "all" / "cell")
@@ -528,7 +530,7 @@ def test_figures_hold_no_control_characters() -> None:
     }
     heat = plots.heat_map([[plots.Estimate("", 0.1, 0.0, 0.2)]], ["a\x1b$_$"], ["b\x1b"], marked=[[False]])
     for figure in (plots.forest(estimates, label="b\x1b$_$"), plots.controls(groups), heat):
-        assert r"\x1b" in plots.to_svg(figure).decode()
+        assert r"\x1b" in to_svg(figure).decode()
         svg = picture(figure, "alt <b>\x1b", "caption").drawing
         ElementTree.fromstring(svg)
         assert "\x1b" not in svg and "alt &lt;b&gt;\u241b" in svg

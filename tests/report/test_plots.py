@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 import sys
-from importlib import resources
-from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,12 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from plam_eval.probing.plateau import find_plateau
-from plam_eval.probing.plot import curve_figure
 from plam_eval.report import plots
 from plam_eval.report.plots import Estimate
-from tests.helpers.curves import NINE
-from tests.helpers.curves import curve_of as scan
+from plam_eval.report.svg import to_svg
 
 
 def legend(figure: Figure) -> list[str]:
@@ -35,8 +30,8 @@ def test_names_are_drawn_as_they_are_written() -> None:
         plots.forest([made], label=nasty, overall=made),
         plots.controls({nasty: [made]}, chosen=nasty, label=nasty),
     ):
-        assert b"\x1b" not in plots.to_svg(figure)
-        ElementTree.fromstring(plots.to_svg(figure))
+        assert b"\x1b" not in to_svg(figure)
+        ElementTree.fromstring(to_svg(figure))
         texts = [text for text in figure.findobj(match=Text) if "frac" in text.get_text() and text.get_visible()]
         assert len(texts) >= 3 and {text.get_text() for text in texts} == {written}
         assert not any(text.get_parse_math() for text in texts)
@@ -55,7 +50,7 @@ def cell(value: float, reach: float = 0.01) -> Estimate:
     return Estimate("", value, value - reach, value + reach)
 
 
-def fills(figure: Figure) -> list[tuple[float, ...]]:
+def fills(figure: Figure) -> list[Any]:
     """Colours of a heat map's squares, with their opacity, in the order of its cells."""
     return [patch.get_facecolor() for patch in figure.axes[0].patches if patch.get_fill()]
 
@@ -101,11 +96,6 @@ def test_what_is_not_shown_to_differ_is_hatched_and_pale_whatever_its_size() -> 
     assert hatches(sure) == [] and not legend(sure)
 
 
-def test_figures_made_alike_give_equal_bytes() -> None:
-    made = [plots.forest([Estimate("a", 0.1, 0.0, 0.2)]) for _ in range(2)]
-    assert plots.to_svg(made[0]) == plots.to_svg(made[1])
-
-
 def test_small_differences_are_pale() -> None:
     """Full colour is for what is twice as large as its interval reaches."""
     (barely,) = fills(plots.heat_map([[cell(0.011, 0.01)]], ["a"], ["0:8"], marked=[[False]]))
@@ -113,39 +103,7 @@ def test_small_differences_are_pale() -> None:
     (largest,) = fills(plots.heat_map([[cell(0.2, 0.01)]], ["a"], ["0:8"], marked=[[False]]))
     assert barely[3] == pytest.approx(0.55 * clearly[3]) and clearly == largest
     none = plots.heat_map([[None, Estimate("", 0.0, math.nan, math.nan)]], ["a"], ["0:8", "4:8"], marked=[[False] * 2])
-    assert plots.to_svg(none)
-
-
-def test_a_figure_takes_its_colours_from_the_page() -> None:
-    made = plots.heat_map([[cell(0.02), cell(0.001)]], ["a & <b>"], ["0:8", "4:8"], marked=[[False] * 2], chosen=(0, 0))
-    markup = plots.to_markup(made, 'what it "shows" <i>')
-    root = ElementTree.fromstring(markup)
-    assert root.tag == "svg" and root.get("aria-label") == 'what it "shows" <i>' and root.get("role") == "img"
-    elements = [*root.iter()]
-    assert not any("style" in element.attrib or element.tag in ("style", "script", "metadata") for element in elements)
-    colours = {element.get(name) for element in elements for name in ("fill", "stroke")} - {None}
-    assert {"var(--better, #2166ac)", "var(--ink, #000000)", "var(--hatch, #8a8f96)"} <= colours
-    assert not [c for c in colours if c and c.startswith("#")], "a colour that would not change with the page's"
-    ids = {element.get("id") for element in elements if element.get("id")}
-    referred = set(re.findall(r'(?:href="|url\()#([^")]+)', markup))
-    assert referred and referred == ids
-    assert not re.search(r'(?:href="|url\()(?!#)|<!--|xmlns', markup)
-
-
-def test_every_colour_of_figures_is_one_of_the_page(tmp_path: Path) -> None:
-    curve = scan(8, NINE)
-    rules = ("weighted_sum", "noise", "self_scale", "normalized", "my_rule")
-    figures = [
-        curve_figure(curve, find_plateau(curve)),
-        plots.forest([cell(0.1)], overall=cell(0.2)),
-        plots.controls({"6:8": [Estimate(rule, 0.01, 0.0, 0.02) for rule in rules]}),
-    ]
-    style = resources.files("plam_eval.report").joinpath("page.css").read_text(encoding="utf-8")
-    for figure in figures:
-        markup = plots.to_markup(figure, "what it shows")
-        assert not re.search(r'(?:fill|stroke)="#', markup)
-        for name in re.findall(r"var\(--([\w-]+),", markup):
-            assert len(re.findall(rf"--{name}: ", style)) == 3, f"{name}: light, dark and print"
+    assert to_svg(none)
 
 
 def test_heat_map_of_many_columns_is_wide_and_its_names_upright() -> None:
@@ -165,7 +123,7 @@ def test_forest(count: int) -> None:
     assert len(axes.collections) == count  # an interval each, but for the one without
     low, high = axes.get_ylim()
     assert low > high and figure.get_figheight() > 0.25 * count
-    assert plots.to_svg(figure).startswith(b"<?xml")
+    assert to_svg(figure).startswith(b"<?xml")
 
 
 def test_controls_beside_merges() -> None:

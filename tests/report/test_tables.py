@@ -66,7 +66,7 @@ def test_a_scan(tmp_path: Path) -> None:
     stages = stages.model_copy(update={"reason": NASTY, "warnings": (NASTY,)})
     spec: Any = object()
     stream = io.StringIO()
-    scan.show(scan.Scan(tmp_path / "[parts]", curve, stages, spec), Terminal(file=stream, width=300))
+    tables.show_scan(scan.Scan(tmp_path / "[parts]", curve, stages, spec), Terminal(file=stream, width=300))
     out = stream.getvalue()
     assert out.count(SHOWN) == 2 and f"warning: {SHOWN}" in out and "documents of [x] [/x] [bold]" in out
     assert f"{tmp_path}/[parts]/plateau.yaml, to be used as plateau={tmp_path}/[parts]/plateau.yaml" in out

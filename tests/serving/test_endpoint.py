@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,10 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from plam_eval.merging.merge import MergeReport
+from plam_eval.merging.report import MergeReport
 from plam_eval.serving import endpoint as module
 from plam_eval.serving.endpoint import HOSTS, REMOTE_SWITCH, MergeEndpoint
 from plam_eval.serving.gate import BASES, MAX_BYTES, SPECS
-from plam_eval.serving.loader import _while_alive
 from plam_eval.spec import load_spec
 from tests.helpers.pico import PicoPair
 
@@ -161,7 +161,8 @@ def test_a_proxy_is_not_this_machine(header, start, monkeypatch):
 
     for trusted, client in (("127.0.0.1,::1", "127.0.0.1"), ("*", "10.0.0.7")):
         http, _ = start(client=(client, 5000))
-        http = TestClient(ProxyHeadersMiddleware(http.app, trusted), base_url="http://localhost", client=(client, 5000))
+        proxied: Any = ProxyHeadersMiddleware(http.app, trusted)
+        http = TestClient(proxied, base_url="http://localhost", client=(client, 5000))
         answer = http.get("/plam/state", headers={header: "127.0.0.1"})
         assert answer.status_code == 403
         if client == "127.0.0.1" or header == "X-Forwarded-For":
@@ -383,29 +384,6 @@ def test_asking_for_the_state_ends_when_the_engine_dies(start):
     assert answer.status_code == 500 and "the engine died" in answer.json()["error"]
 
 
-def test_a_merge_from_python_ends_when_the_engine_dies(monkeypatch):
-    import threading
-
-    from plam_eval.serving import loader
-
-    monkeypatch.setattr(loader, "WATCH_SECONDS", 0.02)
-    resources = SimpleNamespace(engine_dead=False)
-    engine = SimpleNamespace(engine_core=SimpleNamespace(resources=resources))
-    never = threading.Event()
-
-    def call() -> None:
-        threading.Timer(0.05, setattr, (resources, "engine_dead", True)).start()
-        never.wait()
-
-    with pytest.raises(EngineDeadError):
-        _while_alive(engine, call)
-    never.set()
-    resources.engine_dead = False
-    assert _while_alive(engine, lambda: 3) == 3
-    with pytest.raises(KeyError, match="from the call"):
-        _while_alive(engine, lambda: {}["from the call"])
-
-
 def test_a_server_goes_on_after_a_pause_that_failed(start):
     calls: list[str] = []
 
@@ -426,7 +404,6 @@ def test_a_server_goes_on_after_a_pause_that_failed(start):
     assert calls == ["pause", "resume"]
 
 
-def test_installed_entry_points_of_earlier_versions_still_lead_here():
-    from plam_eval.serving import loader
-
-    assert loader.MergeEndpoint is MergeEndpoint
+def test_vllm_finds_the_routes_by_their_entry_point():
+    (point,) = metadata.entry_points(group="vllm.endpoint_plugins", name="plam_eval")
+    assert point.load() is MergeEndpoint

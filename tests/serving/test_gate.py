@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from plam_eval.serving import gate
-from plam_eval.serving.gate import BASES, SPECS, Gate, parse
+from plam_eval.serving.gate import BASES, SPECS, Gate, parse_request
 from plam_eval.spec import load_spec, packaged_specs
 
 TOKEN = "hf_PlantedToken123"
@@ -204,7 +204,7 @@ def test_a_folder_that_is_none_stops_the_start(variable, house):
 )
 def test_requests_that_are_none(body, says):
     with pytest.raises(ValueError, match=says) as found:
-        parse(body)
+        parse_request(body)
     assert "\n" not in str(found.value) and len(str(found.value)) < 300
 
 
@@ -229,6 +229,6 @@ def test_requests_that_are_none(body, says):
 )
 def test_specs_that_are_none(body, says, house):
     here = gate_of(house, base="org/allowed")
-    content = parse(json.dumps(body).encode())
+    content = parse_request(json.dumps(body).encode())
     with pytest.raises(ValueError, match=says):
         here.spec(content.pop("plateau"), content)

@@ -54,7 +54,7 @@ def test_the_installed_version_and_the_reader_of_sources_agree() -> None:
 
 @pytest.mark.needs("vllm")
 def test_an_unknown_layout_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from plam_eval.serving import loader
+    from plam_eval.serving import engine, loader, worker
 
     def other(name: str) -> Signature | None:
         lacks = ("get_all_weights", "update_config", "finalize_layerwise", "LLM.collective_rpc")
@@ -62,14 +62,35 @@ def test_an_unknown_layout_is_refused_before_anything_is_loaded(monkeypatch: pyt
 
     monkeypatch.setattr(versions, "installed", other)
     config = SimpleNamespace(model_loader_extra_config={}, load_format="plam")
-    for call in (lambda: loader.PlamModelLoader(config), lambda: loader._prepare(config)):
+    for call in (lambda: loader.PlamModelLoader(config), lambda: loader.prepare_arguments(config)):
         with pytest.raises(versions.LayoutError, match=r"get_all_weights is missing\. Install a version"):
             call()
     with pytest.raises(versions.LayoutError, match=r"LLM\.collective_rpc is missing"):
-        loader.merge_engine(None, "none")
-    assert loader.remerge_way()[0] == "all"
+        engine.merge_engine(None, "none")
+    assert versions.remerge_way()[0] == "all"
 
     model = SimpleNamespace()
-    worker = SimpleNamespace(get_model=lambda: model)
-    outcome = loader.PlateauWorker.plam_merge(worker, None)  # type: ignore[arg-type]
+    holder = SimpleNamespace(get_model=lambda: model)
+    outcome = worker.PlateauWorker.plam_merge(holder, None)  # type: ignore[arg-type]
     assert "update_config is missing" in outcome["faults"][0] and not vars(model)
+
+
+@pytest.mark.needs("vllm")
+def test_an_untested_version_takes_vllms_own_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.33.1+cpu")
+    way, why = versions.remerge_way()
+    assert way == "all" and "0.33.1" in why
+
+
+@pytest.mark.needs("vllm")
+def test_doctor_says_how_vllm_would_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plam_eval import doctor
+    from plam_eval.terminal import Terminal
+
+    console = Terminal(record=True, width=200)
+    assert doctor.check_vllm(console)
+    assert "only the attention and MLP blocks" in console.export_text()
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.40.0")
+    assert doctor.check_vllm(console)
+    said = console.export_text()
+    assert "warning" in said and "every tensor is read and loaded again" in said

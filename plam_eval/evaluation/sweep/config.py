@@ -9,22 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from plam_eval.errors import quoted, system_error
+from plam_eval.arguments import read_number, read_whole_number
+from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.spec import (
-    LARGEST_SEED,
-    MOST_LAYERS,
-    OVERRIDE_KEYS,
-    RULES,
-    hint,
-    not_a_mapping,
-    number,
-    range_hint,
-    whole_number,
-)
-from plam_eval.yaml_reader import YamlError, read_yaml
+from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
+from plam_eval.spec import LARGEST_SEED, MOST_LAYERS, OVERRIDE_KEYS, range_hint
+from plam_eval.yaml_reader import YamlError, not_a_mapping, read_yaml
 
 MOST_CELLS = 10_000
 MOST_DOCUMENTS = 2**31 - 1
@@ -32,33 +24,9 @@ _LONGEST_WORD = 500
 _WEIGHT = r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*"
 _PAIR = re.compile(rf"{_WEIGHT}\+{_WEIGHT}", re.ASCII)
 
-STOCK_RULE = "weighted_sum"
-"""The merge rule of a spec that names none. Cells are named, and described, by their rule where it is another."""
-SCALE_CONTROL = "self_scale"
-"""The control that a verdict names: the scale of the merge without the base."""
-_CONTROLS = (SCALE_CONTROL, "normalized", "noise")
 
-
-class SweepError(EvaluationError):
+class SweepError(ProblemsError, EvaluationError):
     """A sweep that cannot start or go on; the message says what was found and what to do. Finished cells are kept."""
-
-
-# Of the rules that are known, what a sweep has to know. Everything in this folder asks here.
-
-
-def rule_names() -> tuple[str, ...]:
-    """Every rule that a cell may have, of merges and of controls."""
-    return tuple(RULES)
-
-
-def control_names() -> tuple[str, ...]:
-    """The rules that are run beside every merge unless a sweep names others, and never as the merge."""
-    return _CONTROLS
-
-
-def draws(rule: str) -> bool:
-    """Whether `rule` draws random numbers, so that a seed makes a cell of its own."""
-    return RULES[rule]
 
 
 class SweepConfig(BaseModel):
@@ -133,7 +101,7 @@ class SweepConfig(BaseModel):
     @field_validator("seeds", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
-        return [whole_number(word, LARGEST_SEED, "whole numbers") for word in _listed(value)]
+        return [read_whole_number(word, LARGEST_SEED, "whole numbers") for word in _listed(value)]
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -155,7 +123,7 @@ class SweepConfig(BaseModel):
                 word = list(match.groups()) if match else word
             if not isinstance(word, (list, tuple)):
                 raise ValueError(f"found {quoted(word)}, {form}")
-            pairs.append([number(weight) for weight in word])
+            pairs.append([read_number(weight) for weight in word])
         return pairs
 
     @field_validator("controls")
@@ -163,7 +131,7 @@ class SweepConfig(BaseModel):
     def _known_controls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         value = tuple(word for word in value if word != "none")
         for word in value:
-            if word not in rule_names() or word == STOCK_RULE:
+            if word not in RULES or word == WEIGHTED_SUM:
                 raise ValueError(f"unknown control {word!r}, {hint(word, [*control_names(), 'none'])}")
         return value
 
@@ -184,7 +152,7 @@ class SweepConfig(BaseModel):
 
     def seeds_of(self, rule: str) -> tuple[int, ...]:
         """The seeds that `rule` is run with: one where it draws nothing."""
-        return self.seeds if draws(rule) else (0,)
+        return self.seeds if RULES[rule].draws else (0,)
 
     @classmethod
     def load(cls, file: str | Path | None = None, **given: Any) -> SweepConfig:
@@ -203,9 +171,8 @@ class SweepConfig(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            lines = _problems(error)
-            text = "\n".join(f"  - {line}" for line in lines)
-            raise SweepError(f"{origin}: {len(lines)} problem(s)\n{text}") from None
+            problems = validation_problems(error, {"": cls.model_fields})
+            raise SweepError(*(f"{field}: {text}" for field, text in problems), origin=origin) from None
 
 
 def _read_file(origin: str, file: str | Path) -> dict[str, Any]:
@@ -220,22 +187,6 @@ def _read_file(origin: str, file: str | Path) -> dict[str, Any]:
     if strange := [key for key in content if not isinstance(key, str)]:
         raise SweepError(f"{origin}: found {quoted(strange[0])} as a key, expected a word")
     return content
-
-
-def _problems(error: ValidationError) -> list[str]:
-    """What pydantic found, in our words: key, what was found, what was expected."""
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key}: unknown key, {hint(key, SweepConfig.model_fields)}")
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: missing; expected a value")
-        elif problem["type"] == "value_error":
-            lines.append(f"{key}: {problem['ctx']['error']}")
-        else:
-            lines.append(f"{key}: found {quoted(problem['input'])}: {problem['msg']}")
-    return lines
 
 
 def _check_no_pairs(value: Any, words: Sequence[Any], strange: Sequence[Any]) -> None:

@@ -16,12 +16,12 @@ from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run, clusters_by_content
 from plam_eval.evaluation.stats import Paired, format_p
-from plam_eval.evaluation.sweep.config import SCALE_CONTROL
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
 from plam_eval.evaluation.sweep.grid import describe_rule as describe_rule  # shim
 from plam_eval.files import write_csv as write_csv  # shim
 from plam_eval.files import write_table
+from plam_eval.rules import SELF_SCALE
 
 SIGNIFICANT = 0.05
 PAIRED = tuple(Paired.__dataclass_fields__)
@@ -96,7 +96,7 @@ class Findings:
             f"{chosen}: {describe_cell(row)}. It scores {row['difference']:+.3f} against plain "
             f"({row['gained']} gained, {row['lost']} lost, p = {format_p(row['p'])}): "
         )
-        beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == SCALE_CONTROL)]
+        beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == SELF_SCALE)]
         against = beside.iloc[0] if len(beside) else None
         higher, lower = ("better", "worse") if self.higher_is_better else ("worse", "better")
         effect = higher if row["difference"] > 0 else lower

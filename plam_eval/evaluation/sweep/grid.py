@@ -8,17 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.arguments import split_words
+from plam_eval.errors import hint
 from plam_eval.evaluation.sweep.config import (
     MOST_CELLS,
-    STOCK_RULE,
     SweepConfig,
     SweepError,
-    control_names,
-    draws,
-    rule_names,
     split_arguments,
 )
-from plam_eval.spec import GROUPS, MOST_LAYERS, OVERRIDE_KEYS, PlateauSpec, hint, load_spec
+from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
+from plam_eval.spec import GROUPS, MOST_LAYERS, OVERRIDE_KEYS, PlateauSpec, load_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,8 +86,8 @@ class Grid:
         named = {*controls, *(name for by_rule in controls.values() for beside in by_rule.values() for name in beside)}
         if unknown := sorted(named - {PLAIN, *names}):
             raise SweepError(f"{', '.join(map(repr, unknown))}: found among the controls and not among the cells")
-        if unknown := sorted({rule for by_rule in controls.values() for rule in by_rule} - {*rule_names()}):
-            raise SweepError(f"controls: unknown rule {unknown[0]!r}, {hint(unknown[0], rule_names())}")
+        if unknown := sorted({rule for by_rule in controls.values() for rule in by_rule} - {*RULES}):
+            raise SweepError(f"controls: unknown rule {unknown[0]!r}, {hint(unknown[0], RULES)}")
         return cls(cells, controls)
 
     def with_earlier(self, earlier: Grid) -> Grid:
@@ -179,7 +177,7 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
     base = config.base_model or (start.base_model if start else None)
     if base is None:
         raise SweepError("no base LLM: give --base, or a plateau in --model_args")
-    rule = {"rule": start.rule, "seed": start.seed} if start and start.rule != STOCK_RULE else {}
+    rule = {"rule": start.rule, "seed": start.seed} if start and start.rule != WEIGHTED_SUM else {}
     for model_weight, base_weight in pairs:
         for words in modules:
             for layer_range in ranges:
@@ -315,7 +313,7 @@ def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:
     Args:
         row: of `Findings.cells`.
     """
-    if row["rule"] == STOCK_RULE:
+    if row["rule"] == WEIGHTED_SUM:
         return []
     return [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
 
@@ -340,7 +338,7 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
         "model_weight": _exact(spec.weights.model),
         "base_weight": _exact(spec.weights.base_model),
         "rule": spec.rule,
-        **({"seed": spec.seed} if draws(spec.rule) else {}),
+        **({"seed": spec.seed} if RULES[spec.rule].draws else {}),
     }
     return ",".join([*words, *(f"{key}={value}" for key, value in ours.items())])
 
@@ -348,8 +346,8 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
 def _cell_name(spec: PlateauSpec) -> str:
     weights = f"{_exact(spec.weights.model)}+{_exact(spec.weights.base_model)}"
     words = [f"layers-{spec.layer_range[0]}-{spec.layer_range[1]}", module_group(spec.modules), weights]
-    if spec.rule != STOCK_RULE:
-        words.append(spec.rule + (str(spec.seed) if draws(spec.rule) else ""))
+    if spec.rule != WEIGHTED_SUM:
+        words.append(spec.rule + (str(spec.seed) if RULES[spec.rule].draws else ""))
     return "_".join(words)
 
 
@@ -362,7 +360,7 @@ def _is_name(cell: Cell) -> bool:
         return cell.name == PLAIN
     start, end = cell.spec.layer_range
     number = r"-?[\d.]+(?:e[+-]?\d+)?"
-    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, rule_names()))})\d*)?"
+    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?"
     own = re.escape(f"layers-{start}-{end}_{module_group(cell.spec.modules)}_")
     return (cell.name == MERGED and cell.kind == "merged") or bool(re.fullmatch(own + rest, cell.name, re.ASCII))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval import files
+from plam_eval.errors import changed_settings
 from plam_eval.evaluation.answer_store import delete_answers
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
 from plam_eval.evaluation.sweep.folder import FINISHED, PLAN, TABLES, TOGETHER, read_cell, read_plan, read_state
@@ -138,11 +139,7 @@ def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> 
     """
     before = read_plan(folder)
     earlier = Grid.from_dict(before["grid"])
-    changed = [
-        f"{key} (was {before['settings'].get(key)!r}, is {settings.get(key)!r})"
-        for key in dict.fromkeys([*before["settings"], *settings])
-        if before["settings"].get(key) != settings.get(key)
-    ]
+    changed = changed_settings(before["settings"], settings)
     if not changed:
         unknown = {cell.spec.base_model for cell in earlier.cells if cell.spec} - set(settings["bases"])
         if unknown:  # it would be fetched, or opened wherever it is
@@ -157,7 +154,7 @@ def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> 
     if not any((read_cell(folder, cell) or {}).get("status") == FINISHED for cell in earlier.cells):
         return grid
     raise SweepError(
-        f"{folder} holds a sweep of other settings: {'; '.join(changed)}. Cells of both cannot be compared: name "
+        f"{folder} holds a sweep of other settings: {changed}. Cells of both cannot be compared: name "
         "another --output, or delete this one"
     )
 

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED, PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import (
-    SPACE,
-    Listing,
-    count_of,
-    cut_short,
-    grid,
-    number,
-    p_value,
-    percent,
-    signed,
-    text_of,
-)
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
+from plam_eval.report.blocks import Listing, grid
 from plam_eval.report.sections.parts import PAIRED
+from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, percent, signed, text_of
 
 
 def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -44,7 +35,7 @@ def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
         f"Every cell against plain, mean over tasks of {count_of(reported, 'document')}" if reported else "Every cell",
         list(cells.values()),
         {
-            "cell": describe,
+            "cell": describe_cell,
             **({} if done else {"status": lambda row: "not run" if row["status"] == "missing" else str(row["status"])}),
             **(against_plain if reported else {}),
             "change of weights": lambda row: percent(row["relative_change"]),
@@ -57,6 +48,6 @@ def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
     listings = []
     for status, title in ((FAILED, "What failed"), (DAMAGED, "What is damaged, and was left out")):
         rows = [row for row in cells.values() if row["status"] == status]
-        lines = tuple(f"{describe(row)}: {cut_short(text_of(row['error']))}" for row in rows)
+        lines = tuple(f"{describe_cell(row)}: {cut_short(text_of(row['error']))}" for row in rows)
         listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
     return [table, *listings]

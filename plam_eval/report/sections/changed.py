@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from plam_eval.evaluation.comparison import changed_table as changed_table
+from plam_eval.evaluation.comparison import changed_table
 from plam_eval.evaluation.records import Run
 from plam_eval.harness import images
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.report.blocks import (
-    Example,
-    Examples,
-    Paragraph,
-    clip,
-    count_of,
-    cut_short,
-    data_uri,
-    is_known,
-)
+from plam_eval.report.blocks import Example, Examples, Paragraph, clip, data_uri
+from plam_eval.report.text import count_of, cut_short, is_known
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,6 +50,7 @@ def changed_documents(
 
     Args:
         runs: by the name that answers are shown with: two that are compared, and others whose answers stand beside.
+        looking: where images are looked for.
         table: the file that lists all of them.
         plan: that of the sweep, if it is one.
     """

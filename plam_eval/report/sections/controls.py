@@ -5,26 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation.sweep import PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, describe
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    grid,
-    is_known,
-    number,
-    picture,
-    records_of,
-    signed,
-)
+from plam_eval.report.blocks import grid, picture, records_of
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.parts import PAIRED, place
-from plam_eval.spec import RULES
-
-_CONTROLS = {
-    "self_scale": "the model's own weights times the same sum",
-    "normalized": "the merge with weights that sum to one",
-    "noise": "a random change of the same size",
-}
+from plam_eval.report.text import is_known, number, signed
+from plam_eval.rules import RULES
 
 
 def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -37,7 +25,7 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""
-        roles = [("weighted_sum", name), *((rule, control) for rule, beside in by_rule.items() for control in beside)]
+        roles = [(row["rule"], name), *((rule, control) for rule, beside in by_rule.items() for control in beside)]
         estimates = [
             Estimate(role, *(float(cells[cell][key]) for key in ("difference", "low", "high")))
             for role, cell in roles
@@ -49,7 +37,7 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
     if not groups:
         return []
     shown = {estimate.name for estimates in groups.values() for estimate in estimates}
-    meanings = [f"{rule}, {meaning}" for rule, meaning in _CONTROLS.items() if rule in shown]
+    meanings = _meanings(shown - {cells[name]["rule"] for name in found.plan["grid"]["controls"]})
     blocks: list[Any] = [
         picture(
             plots.controls(groups, chosen=bold),
@@ -64,9 +52,9 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
             records_of(found.controls),
             {
-                "merge": lambda row: describe(cells[row["merged"]]),
+                "merge": lambda row: describe_cell(cells[row["merged"]]),
                 "control": lambda row: (
-                    f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]] else row["rule"]
+                    f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]].draws else row["rule"]
                 ),
                 "merge scores": lambda row: number(row["second"]),
                 "control scores": lambda row: number(row["first"]),
@@ -80,3 +68,8 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
         )
         blocks.append(table)
     return blocks
+
+
+def _meanings(names: set[str]) -> list[str]:
+    """What the rules of these names make, each behind its name."""
+    return [f"{name}, {rule.meaning}" if rule.meaning else name for name, rule in RULES.items() if name in names]

@@ -7,14 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plam_eval.evaluation.stats import OVERALL
-from plam_eval.evaluation.sweep import PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import (
-    Paragraph,
-    count_of,
-    grid,
-    percent,
-)
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
+from plam_eval.report.blocks import Paragraph, grid
+from plam_eval.report.text import count_of, percent
 
 
 def in_form(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -37,7 +33,7 @@ def in_form(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any
         "Share of answers in the form asked for (a letter, yes or no), by cell and task",
         [name for name in cells if name in shares],
         {
-            "cell": lambda name: describe(cells[name]),
+            "cell": lambda name: describe_cell(cells[name]),
             **{
                 "mean" if row.task == OVERALL else row.task: column(row.task) for row in (first if many else first[:-1])
             },

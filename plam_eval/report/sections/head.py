@@ -8,26 +8,17 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from plam_eval.evaluation import scan
+from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.scan import Scan
-from plam_eval.evaluation.sweep import DAMAGED, FAILED, FINISHED
+from plam_eval.evaluation.scan_folder import Scan, read_settings
 from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.harness.run_files import result_files
-from plam_eval.report.blocks import (
-    Answer,
-    count_of,
-    equal_p,
-    listed,
-    minus_signs,
-    p_value,
-    sentence,
-    tasks_named,
-)
-from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.blocks import Answer
 from plam_eval.report.sections.parts import selection_note
 from plam_eval.report.sections.warnings import Warned
 from plam_eval.report.sources import Sources
+from plam_eval.report.text import count_of, equal_p, listed, minus_signs, p_value, sentence, tasks_named
 
 
 def title_of(sources: Sources) -> str:
@@ -43,7 +34,7 @@ def title_of(sources: Sources) -> str:
 def models_of(sources: Sources) -> list[str]:
     """The MLLMs of all sources, each once."""
     names = [model_of(found) for found in sources.sweeps.values()]
-    names += [str(scan.read_settings(found.folder)["pretrained"]) for found in sources.scans.values()]
+    names += [str(read_settings(found.folder)["pretrained"]) for found in sources.scans.values()]
     names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
     return list(dict.fromkeys(names))
 
@@ -102,7 +93,7 @@ def _day(date: str) -> str | None:
 
 def _versions(sources: Sources) -> list[Mapping[str, Any]]:
     found: list[Any] = [result.plan["settings"].get("versions") for result in sources.sweeps.values()]
-    found += [scan.read_settings(result.folder).get("versions") for result in sources.scans.values()]
+    found += [read_settings(result.folder).get("versions") for result in sources.scans.values()]
     for run in sources.runs.values():
         provenance, summary = run.block.get("provenance") or {}, run.summary()
         found.append(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})
@@ -156,7 +147,7 @@ def scan_answer(found: Scan) -> str:
 
 def scan_question(found: Scan, said: list[Sequence[str]]) -> str:
     """What a scan asked. `said`: lists of tasks that the page has named, to which this one is added."""
-    settings = scan.read_settings(found.folder)
+    settings = read_settings(found.folder)
     curve = found.curve
     return (
         f"From which decoder layer on does {settings['pretrained']} no longer need to see its image? "

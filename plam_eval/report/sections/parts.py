@@ -6,17 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.sweep import PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, Selection, describe
-from plam_eval.report.blocks import (
-    NONE,
-    Paragraph,
-    count_of,
-    interval,
-    p_value,
-    signed,
-    text_of,
-)
+from plam_eval.evaluation.sweep.findings import Findings, Selection
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
+from plam_eval.report.blocks import Paragraph
+from plam_eval.report.text import NONE, count_of, interval, p_value, signed, text_of
+from plam_eval.rules import SELF_SCALE
 
 
 def selection_note(selection: Selection) -> str:
@@ -37,7 +31,7 @@ def chosen_note(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list
         return []
     optimistic = found.selection.tried > 1 and not found.selection.held_out
     more = " (optimistic: see the answer above)" if optimistic else ""
-    return [Paragraph(f"Merged: {describe(cells[found.selection.cell])}{more}.", "note")]
+    return [Paragraph(f"Merged: {describe_cell(cells[found.selection.cell])}{more}.", "note")]
 
 
 def chosen_beside(found: Findings) -> dict[str, Run]:
@@ -48,7 +42,7 @@ def chosen_beside(found: Findings) -> dict[str, Run]:
         for number, cell in enumerate(cells, 1):
             if cell in found.runs and cell != PLAIN:
                 controls[rule if len(cells) == 1 else f"{rule} {number}"] = found.runs[cell]
-    ordered = dict(sorted(controls.items(), key=lambda item: item[0] != "self_scale"))
+    ordered = dict(sorted(controls.items(), key=lambda item: item[0] != SELF_SCALE))
     return {PLAIN: found.runs[PLAIN], "merged": found.runs[found.selection.cell], **ordered}
 
 

@@ -6,21 +6,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation import scan
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import (
-    Grid,
-    Listing,
-    Row,
-    Section,
-    identity_of,
-    pairs_of,
-    records_of,
-    text_of,
-)
+from plam_eval.evaluation.scan_folder import read_settings
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import describe_cell
+from plam_eval.report.blocks import Grid, Listing, Row, Section, records_of
 from plam_eval.report.sections.head import model_of
 from plam_eval.report.sources import Sources
+from plam_eval.report.text import identity_of, pairs_of, text_of
 
 
 def _content(found: Findings, what: str, name: str | None = None) -> dict[str, str]:
@@ -60,10 +53,12 @@ def provenance_section(sources: Sources) -> Section:
             config = {key: found.plan["config"].get(key) for key in ("tasks", "include_path", "force_simple")}
             commands = tuple(_command(run, config) for run in found.runs.values())
             blocks.append(Listing(f"Each cell of {name} as an lmms-eval command ({len(commands)})", commands))
-        digests = [f"{row['digest']}  {describe(row)}" for row in records_of(found.cells) if text_of(row["digest"])]
+        digests = [
+            f"{row['digest']}  {describe_cell(row)}" for row in records_of(found.cells) if text_of(row["digest"])
+        ]
         blocks.append(Listing(f"Digests of the specs of {name} ({len(digests)})", tuple(digests)))
     for name, scanned in sources.scans.items():
-        settings = scan.read_settings(scanned.folder)
+        settings = read_settings(scanned.folder)
         rows.append(
             (
                 of(name, "model"),

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation.sweep import DAMAGED, FAILED
 from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED
 from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    Picture,
-    is_known,
-    picture,
-)
+from plam_eval.report.blocks import Picture, picture
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.parts import place
+from plam_eval.report.text import is_known
 
 
 def heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from plam_eval.report.blocks import (
-    Paragraph,
-)
+from plam_eval.report.blocks import Paragraph
 from plam_eval.report.sources import Sources
 
 

@@ -5,33 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation import records, sweep
+from plam_eval.evaluation import records
+from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.sweep.findings import describe
+from plam_eval.evaluation.sweep.grid import describe_cell, module_group
 from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    NONE,
-    SPACE,
-    Listing,
-    Paragraph,
-    Section,
-    cut_short,
-    grid,
-    interval,
-    is_known,
-    number,
-    p_value,
-    percent,
-    picture,
-    records_of,
-    signed,
-    text_of,
-)
-from plam_eval.report.comparisons import Comparisons
+from plam_eval.report.blocks import Listing, Paragraph, Section, grid, picture, records_of
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.parts import PAIRED
 from plam_eval.report.sections.tasks import stock_metrics, task_by_task
+from plam_eval.report.text import NONE, SPACE, cut_short, interval, is_known, number, p_value, percent, signed, text_of
 
 _BESIDE = 6  # runs whose stock metrics stand beside each other
 _DETAILED = 6  # comparisons of plain run folders that get a section of their own
@@ -124,5 +108,5 @@ def _stock(runs: Mapping[str, Run]) -> list[Section]:
 def _merge(row: Mapping[str, Any]) -> str:
     if not is_known(row["layers"]):
         return "plain" if row["plain"] is True else NONE
-    modules = sweep.module_group(row["modules"].split("+"))
-    return describe({**row, "kind": "merged", "modules": modules, "seed": None})
+    modules = module_group(row["modules"].split("+"))
+    return describe_cell({**row, "kind": "merged", "modules": modules, "seed": None})

@@ -7,21 +7,9 @@ from typing import Any
 from plam_eval.evaluation import scan
 from plam_eval.evaluation.scan import Scan
 from plam_eval.evaluation.stats import OVERALL
-from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    NONE,
-    Listing,
-    Paragraph,
-    Section,
-    count_of,
-    grid,
-    interval,
-    number,
-    percent,
-    picture,
-    records_of,
-    signed,
-)
+from plam_eval.probing.plot import curve_figure
+from plam_eval.report.blocks import Listing, Paragraph, Section, grid, picture, records_of
+from plam_eval.report.text import NONE, count_of, interval, number, percent, signed
 
 
 def scan_section(found: Scan, suffix: str) -> Section:
@@ -32,7 +20,7 @@ def scan_section(found: Scan, suffix: str) -> Section:
     last = stages.num_layers
     blocks: list[Any] = [
         picture(
-            plots.curve_figure(curve, stages),
+            curve_figure(curve, stages),
             "Accuracy, parsable answers and KL divergence by cut layer. Its numbers are in the table below.",
             "At the left the image is hidden in every layer, at the right in none. Above: accuracy, and the 95% "
             "interval of its mean over tasks. Below: the share of answers in the form asked for, and how far the first "

@@ -9,20 +9,10 @@ from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
-from plam_eval.report.blocks import (
-    NONE,
-    Paragraph,
-    grid,
-    interval,
-    minus_signs,
-    number,
-    percent,
-    picture,
-    records_of,
-    signed,
-)
+from plam_eval.report.blocks import Paragraph, grid, picture, records_of
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.parts import PAIRED
+from plam_eval.report.text import NONE, interval, minus_signs, number, percent, signed
 
 
 def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int]) -> list[Any]:
@@ -46,7 +36,7 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
 
     table = grid(
         f"{second} against {first}, by task; p of single tasks is not adjusted",
-        records_of(stats.frame(rows if many else tasks)),
+        records_of(stats.comparison_table(rows if many else tasks)),
         {
             "task": name,
             "n": lambda row: f"{row['documents']:,}",

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plam_eval.evaluation import records
+from plam_eval.evaluation import comparable, records
+from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
-from plam_eval.evaluation.sweep import PLAIN
-from plam_eval.evaluation.sweep.findings import Findings, describe
-from plam_eval.report.blocks import Listing, Section, count_of, cut_short, interval, minus_signs, records_of, signed
-from plam_eval.report.comparisons import Comparisons
+from plam_eval.evaluation.sweep.findings import Findings
+from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
+from plam_eval.report.blocks import Listing, Section, records_of
 from plam_eval.report.sources import Sources
+from plam_eval.report.text import count_of, cut_short, interval, minus_signs, signed
 
 ANCHOR = "warnings"
 _BESIDE = 5  # warnings that stand with one answer
@@ -49,7 +50,7 @@ def of_sweep(found: Findings) -> Warned:
         inside = cell in found.runs and text
         texts.setdefault(text if inside else warning, []).extend([cell] if inside else [])
     _of_runs(found.runs, texts)
-    names = {str(row["cell"]): describe(row) for row in records_of(found.cells)}
+    names = {str(row["cell"]): describe_cell(row) for row in records_of(found.cells)}
     chosen = found.selection.cell if found.selection else None
     by_rule = found.plan["grid"]["controls"].get(chosen, {}) if chosen else {}
     meant = {PLAIN, chosen, *(control for controls in by_rule.values() for control in controls)}
@@ -57,7 +58,7 @@ def of_sweep(found: Findings) -> Warned:
     far: list[str] = []
     if chosen is not None:
         near += worse_tasks(found.compared[chosen], found.runs[PLAIN].directions)
-    for text, where in records.joined(texts).items():
+    for text, where in comparable.join_notes(texts).items():
         close = not where or meant & set(where)
         every = len(where) == len(found.runs) - 1 and PLAIN not in where
         places = ["every cell but plain"] if every and len(where) > 1 else [names.get(cell, cell) for cell in where]
@@ -78,7 +79,7 @@ def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
             near += [
                 f"{name}: {text}" for text in worse_tasks(rows, runs[compared.reference].directions, compared.reference)
             ]
-    lines = [_line(text, where, len(runs)) for text, where in records.joined(texts).items()]
+    lines = [_line(text, where, len(runs)) for text, where in comparable.join_notes(texts).items()]
     return _parted([*near, *lines], ())
 
 
@@ -129,7 +130,7 @@ def _of_runs(runs: Mapping[str, Run], texts: dict[str, list[str]]) -> None:
 def _run_warnings(run: Run) -> list[str]:
     merge: Mapping[str, Any] = (run.block.get("provenance") or {}).get("merge") or {}
     found = [str(warning) for warning in merge.get("warnings") or []]
-    found += [*run.notes, *(f"{task}: {records.LEFT_OUT}: {why}" for task, why in run.unscored.items())]
+    found += [*run.notes, *(f"{task}: {comparable.LEFT_OUT}: {why}" for task, why in run.unscored.items())]
     generation = run.block.get("generation") or {}
     if generation.get("failed"):
         found.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")

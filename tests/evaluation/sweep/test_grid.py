@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from plam_eval import spec as specs
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.grid import (
     Cell,
@@ -18,6 +17,7 @@ from plam_eval.evaluation.sweep.grid import (
     module_group,
     pair_grid,
 )
+from plam_eval.rules import RULES, Rule
 from plam_eval.spec import GROUPS, PlateauSpec, SpecError, load_spec
 
 ARGS = "pretrained=mllm,base=org/base,layers=6:8"
@@ -290,7 +290,7 @@ def test_weights_that_differ_late_have_names_of_their_own() -> None:
 
 
 def test_a_rule_of_ones_own_is_swept_as_the_merge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(specs.RULES, "mean", False)
+    monkeypatch.setitem(RULES, "mean", Rule("mean"))
     given = {"model_args": f"{ARGS},rule=mean", "layers": "6:8,all", "controls": "self_scale"}
     made = grid(**given)
     assert names(made, "merged") == ["layers-6-8_qkvo_0.9+0.3_mean", "layers-0-8_qkvo_0.9+0.3_mean"]
@@ -303,7 +303,7 @@ def test_a_rule_of_ones_own_is_swept_as_the_merge(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_rule_that_draws_keeps_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(specs.RULES, "shuffle", True)
+    monkeypatch.setitem(RULES, "shuffle", Rule("shuffle", parameters=("weights", "seed")))
     made = grid(model_args=f"{ARGS},rule=shuffle,seed=3", layers="6:8", controls="shuffle,noise", seeds="3,4")
     assert names(made, "merged") == ["layers-6-8_qkvo_0.9+0.3_shuffle3"]
     assert made.controls[names(made, "merged")[0]] == {

@@ -36,7 +36,14 @@ def lm() -> Any:
 
 
 def job(folder: Path, together: int = CELLS, **given: Any) -> Job:
-    settings = {"model": "plam_llava", "model_args": SPEC, "tasks": TASKS, "limit": 6, "together": together, **GRID}
+    settings: dict[str, Any] = {
+        "model": "plam_llava",
+        "model_args": SPEC,
+        "tasks": TASKS,
+        "limit": 6,
+        "together": together,
+        **GRID,
+    }
     return Job.plan(SweepConfig.load(**(settings | given)), folder)
 
 
@@ -168,7 +175,7 @@ def test_a_killed_sweep_goes_on_where_it_was(lm, apart, in_suite, tmp_path, monk
 
 
 def test_what_cannot_be_answered_together_is_answered_apart(lm, in_suite, tmp_path, calls):
-    settings = {"gen_kwargs": "num_beams=2", "layers": "6:8", "controls": "self_scale"}
+    settings: dict[str, Any] = {"gen_kwargs": "num_beams=2", "layers": "6:8", "controls": "self_scale"}
     sweep.run(job(tmp_path / "together", **settings), lm)
     sweep.run(job(tmp_path / "apart", 1, **settings), lm)
     assert evaluations(tmp_path / "together") == evaluations(tmp_path / "apart")
@@ -222,7 +229,8 @@ def test_answers_that_are_not_the_merged_models_own_are_told(lm, in_suite, tmp_p
 
 def test_a_document_that_fails_is_answered_apart(lm, apart, in_suite, tmp_path, monkeypatch):
     """As where many answers at once take more memory than there is: one document, and a task that fails often."""
-    real, seen = all_merges.generate_all_merges, []
+    real = all_merges.generate_all_merges
+    seen: list[int] = []
 
     def failing(model: Any, held: Any, **inputs: Any) -> Any:
         seen.append(len(seen))
@@ -243,9 +251,12 @@ def test_requests_that_are_repeated_have_an_answer_each(lm, in_suite, tmp_path, 
     asked: list[Any] = []
     stock = type(lm).generate_until
     with monkeypatch.context() as patch:
-        patch.setattr(
-            lm, "generate_until", lambda requests: asked.extend(requests) or stock(lm, requests), raising=False
-        )
+
+        def generate_until(requests: list[Any]) -> Any:
+            asked.extend(requests)
+            return stock(lm, requests)
+
+        patch.setattr(lm, "generate_until", generate_until, raising=False)
         lm.merge(None)
         evaluate(lm, "mmstar", limit=2)
     together = Together(lm, [None, job(tmp_path).grid.cells[1].spec], tmp_path / "answers")
@@ -265,7 +276,7 @@ def test_requests_that_are_repeated_have_an_answer_each(lm, in_suite, tmp_path, 
 
 def test_what_a_group_held_is_freed_without_a_collector(lm, in_suite, tmp_path, monkeypatch):
     made: list[Any] = []
-    real = all_merges.Merges.of.__func__
+    real = vars(all_merges.Merges)["of"].__func__
 
     def of(cls: Any, *args: Any, **kwargs: Any) -> Any:
         held = real(cls, *args, **kwargs)
@@ -274,12 +285,13 @@ def test_what_a_group_held_is_freed_without_a_collector(lm, in_suite, tmp_path, 
 
     monkeypatch.setattr(all_merges.Merges, "of", classmethod(of))
     alive: list[int] = []
-    recheck = Together._recheck
-    monkeypatch.setattr(
-        Together,
-        "_recheck",
-        lambda self, *args: (alive.append(sum(ref() is not None for ref in made)), recheck(self, *args))[1],
-    )
+    stock = Together._recheck
+
+    def recheck(self: Together, *args: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in made))
+        return stock(self, *args)
+
+    monkeypatch.setattr(Together, "_recheck", recheck)
     gc.collect()
     gc.disable()
     try:
@@ -311,7 +323,7 @@ def test_a_failed_recheck_says_nothing(lm, in_suite, tmp_path, monkeypatch):
 
 
 def test_another_prompt_than_the_one_answered_is_refused(lm, in_suite, tmp_path, monkeypatch):
-    settings = {"layers": "6:8", "controls": "self_scale"}
+    settings: dict[str, Any] = {"layers": "6:8", "controls": "self_scale"}
 
     def killed(*args: Any) -> None:
         raise KeyboardInterrupt
@@ -340,7 +352,7 @@ def test_ray_workers_do_not_answer_together(in_suite, tmp_path):
 
 
 def test_compare_together(lm, in_suite, tmp_path, monkeypatch, calls):
-    monkeypatch.setattr(sweep, "load_model", lambda config: lm)
+    monkeypatch.setattr(runner, "load_model", lambda config: lm)
     given = ["compare", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6", "--output"]
     outputs = [plam(*given, str(tmp_path / "apart")), plam(*given, str(tmp_path / "together"), "--together")]
     tables = [[line for line in output.splitlines() if "│" in line] for output in outputs]

@@ -17,7 +17,7 @@ from tests.helpers.wrappers import NINE, answers, arguments
 
 pytestmark = pytest.mark.slow
 
-COMMON = {"gen_kwargs": "max_new_tokens=6", "batch_size": 1, "log_samples": True, "force_simple": False}
+COMMON: dict[str, Any] = {"gen_kwargs": "max_new_tokens=6", "batch_size": 1, "log_samples": True, "force_simple": False}
 
 
 def lmms_eval(
@@ -52,7 +52,7 @@ def logged(folder: Path) -> dict[tuple[str, int], str]:
 def test_nine_tasks_and_a_clear_last_word(pico, suite, tmp_path):
     pair = pico("llava")
     good = arguments(pair, base=pair.base, layers="2:4", device=None, device_map="cpu")
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "model": "plam_llava",
             "model_args": good,
@@ -81,7 +81,8 @@ def test_nine_tasks_and_a_clear_last_word(pico, suite, tmp_path):
 
 def test_two_cpu_processes_answer_like_one(pico, suite, tmp_path, monkeypatch):
     tasks, limit = "mmstar,pope", 5  # an odd number: one process has a document less and is padded
-    runs, expected = [], {}
+    runs: list[dict[str, Any]] = []
+    expected = {}
     for family, model_id in (("llava", "plam_llava"), ("qwen2_5_vl", "plam_qwen2_5_vl")):
         pair = pico(family)
         model_args = arguments(pair, base=pair.base, layers="2:4")

@@ -1,0 +1,138 @@
+"""The re-merge of a running engine, from outside: what is looked at before, what is reset, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from vllm.exceptions import VLLMClientError
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from plam_eval.errors import MergeError, PlamError
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.plan import plan_merge
+from plam_eval.merging.report import MergeReport
+from plam_eval.serving import versions
+from plam_eval.serving.options import BaseFiles, base_files, open_model
+from plam_eval.serving.worker import why_not_remerged
+from plam_eval.spec import PlateauSpec, load_spec
+
+REFUSALS = (ValueError, VLLMClientError)
+"""What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
+
+WATCH_SECONDS = 0.5
+"""How often a call that waits for the engine looks whether the engine lives."""
+
+
+class EngineError(PlamError, RuntimeError):
+    """An engine that cannot be re-merged just now; its weights were left as they are."""
+
+
+class EngineBrokenError(EngineError):
+    """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
+
+
+def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
+    """Look at all that can be known before an engine is disturbed.
+
+    Args:
+        vllm_config: the engine's.
+        spec: what it is to be brought to; None: back to plain.
+
+    Returns:
+        The files of the spec's base.
+
+    Raises:
+        MergeError: the engine cannot be re-merged, or the spec does not fit it.
+    """
+    faults = why_not_remerged(vllm_config)
+    if faults:
+        raise MergeError(*faults)
+    if spec is None:
+        return None
+    config = vllm_config.model_config
+    base = Checkpoint.open(spec.base_model)
+    plan_merge(spec, model=open_model(config), base=base)
+    return base_files(base)
+
+
+def outcome_of(results: list[dict[str, Any]]) -> MergeReport | None:
+    """The report of a re-merge; None of one back to plain.
+
+    Args:
+        results: what `plam_merge` gave on every worker.
+
+    Raises:
+        MergeError: the old weights are still in place.
+        EngineBrokenError: neither the old nor the new weights are.
+    """
+    for result in results:
+        if "broken" in result:
+            raise EngineBrokenError(result["broken"])
+    faults = [fault for result in results for fault in result.get("faults", ())]
+    if faults:
+        raise MergeError(*dict.fromkeys(faults))
+    report = results[0]["report"]
+    return MergeReport.from_dict(report) if report else None
+
+
+def _while_alive(engine: Any, call: Callable[[], Any]) -> Any:
+    """What `call` gives; EngineDeadError when the engine's process dies meanwhile, which vLLM would never tell."""
+    resources = getattr(engine.engine_core, "resources", None)
+    if resources is None:  # the engine runs in this process
+        return call()
+    outcome: futures.Future[Any] = futures.Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    while not futures.wait([outcome], timeout=WATCH_SECONDS).done:
+        if resources.engine_dead:
+            raise EngineDeadError()
+    return outcome.result()
+
+
+def merge_engine(
+    llm: Any, plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, **overrides: Any
+) -> MergeReport | None:
+    """Bring a running `vllm.LLM` to this plateau spec (None or "none": back to plain) and reset its caches.
+
+    Args:
+        llm: started with `load_format="plam"`, or with our `worker_extension_cls`.
+        plateau: a spec, its name, its file or its content; None or "none" for the plain model.
+        **overrides: of the spec, as in `load_format="plam"`.
+
+    Returns:
+        What was merged; None of the plain model.
+
+    Raises:
+        SpecError, MergeError: the old weights are still in place.
+        EngineBrokenError: neither weights are; the engine refuses to generate.
+        EngineDeadError: (vLLM's) the engine's process died.
+        RuntimeError: requests are running, or (LayoutError) the installed vLLM is another than this was written for;
+            nothing was changed.
+    """
+    versions.check_installed(versions.OFFLINE)
+    spec = load_spec(plateau, overrides)
+    engine = llm.llm_engine
+    base = check_merge(engine.vllm_config, spec)
+    if engine.has_unfinished_requests():
+        raise EngineError("the engine has unfinished requests; collect their answers before another merge")
+    content = spec.to_dict() if spec is not None else None
+
+    def merge() -> list[dict[str, Any]]:
+        # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
+        if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
+            raise EngineError("vLLM could not reset its prefix cache, so its weights were left as they are")
+        engine.reset_encoder_cache()
+        results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, base))
+        return results
+
+    return outcome_of(_while_alive(engine, merge))

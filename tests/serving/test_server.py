@@ -1,0 +1,194 @@
+"""An API server on merged weights, its routes and its processes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from plam_eval.serving.worker import why_not_remerged
+from plam_eval.spec import load_spec
+from tests.helpers import recipes
+from tests.helpers.engines import FAST, picture
+from tests.helpers.served_pair import (
+    BASE,
+    DEMO,
+    LONG,
+    PAIR,
+    PAIR_PROMPTS,
+    SWITCHES,
+    environment,
+)
+
+pytestmark = pytest.mark.vllm
+
+TOKEN = "hf_PlantedToken123"
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An API server with two tensor-parallel workers: four processes. It does not outlive the last test here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    folder = tmp_path_factory.mktemp("server")
+    log, specs = folder / "log", folder / "specs"
+    specs.mkdir()
+    (specs / "late.yaml").write_text(json.dumps({**load_spec("demo", {"base": BASE}).to_dict(), "layer_range": [6, 8]}))
+    (specs / "bad.yaml").write_text(f"token: {TOKEN}\n")
+    (folder / "demo.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE}).to_dict()))
+    given = {"MODEL": str(PAIR / "mllm"), "SPEC": str(folder / "demo.yaml"), "GPUS": "2"}
+    serve, model, *words = recipes.words_of("serve", "vllm", **given)  # of docs/multi-gpu.md
+    assert serve == "serve"  # the CPU build lacks the command
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *words]
+    command += ["--host", "127.0.0.1", "--port", port, "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--skip-mm-profiling"]
+    command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"])]
+    given = environment(
+        PLAM_SPECS=str(specs), VLLM_PLUGINS="plam_eval", VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_LOGGING_LEVEL="INFO"
+    )
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+        assert "Worker_TP1" in log.read_text()
+        yield Server(f"http://127.0.0.1:{port}", process, log)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def call(url: str, body: Any = None) -> tuple[int, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, fresh):
+    text, _ = PAIR_PROMPTS[2]
+    asked = {"model": "merged", "prompt": text, "temperature": 0, "max_tokens": 16, "ignore_eos": True}
+    asked |= {"return_token_ids": True}
+
+    def tokens() -> list[int]:
+        status, answer = call(f"{server.url}/v1/completions", asked)
+        assert status == 200, answer
+        return answer["choices"][0]["token_ids"]
+
+    def look() -> Any:
+        buffer = io.BytesIO()
+        picture(4, (64, 64)).save(buffer, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": LONG}]
+        body = {**asked, "messages": [{"role": "user", "content": content}], "logprobs": True}
+        status, answer = call(f"{server.url}/v1/chat/completions", {k: v for k, v in body.items() if k != "prompt"})
+        assert status == 200 and answer["choices"][0]["finish_reason"] == "length", answer
+        return [round(token["logprob"], 3) for token in answer["choices"][0]["logprobs"]["content"]]
+
+    assert tokens() == fresh(DEMO)[2][0]
+    seen = look()
+    status, state = call(f"{server.url}/plam/state")
+    assert status == 200 and state["digest"] == load_spec("demo", {"base": BASE}).digest()
+    assert str(PAIR) not in json.dumps(state)
+
+    other = SWITCHES[2]
+    status, told = call(f"{server.url}/plam/merge", other)
+    assert status == 200 and told["report"]["tensors"] == 8 * 7, told
+    assert tokens() == fresh(other)[2][0] != fresh(DEMO)[2][0]
+    assert look() != seen  # an image that the server has met before
+
+    for body in ({**DEMO, "layers": "3:12"}, {**DEMO, "layer": "3:5"}, {"layers": "3:5"}, ["demo"]):
+        status, told = call(f"{server.url}/plam/merge", body)
+        assert status == 400 and told["error"], told
+    assert tokens() == fresh(other)[2][0]
+    assert call(f"{server.url}/plam/state")[1]["digest"] == told_digest(other)
+
+    status, told = call(f"{server.url}/plam/merge", {"plateau": "late.yaml"})
+    assert status == 200 and told["report"]["tensors"] == 2 * 4, told
+    for name in ("bad.yaml", str(server.log), "../log"):
+        status, told = call(f"{server.url}/plam/merge", {"plateau": name})
+        assert status == 400 and TOKEN not in told["error"], told
+
+
+def test_the_client_of_the_page(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture(4, (64, 64)).save("picture.png")
+    code = recipes.recipe("client").replace("http://localhost:8000", server.url)
+    exec(compile(code, "docs/multi-gpu.md", "exec"), {})
+    assert len(capsys.readouterr().out.strip()) > 1
+
+
+def test_copies_behind_one_server_merge_when_they_start_and_not_again(tmp_path):
+    """Up to vLLM's own config: its CPU build starts no two replicas."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    (tmp_path / "demo.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE}).to_dict()))
+    given = {"MODEL": str(PAIR / "mllm"), "SPEC": str(tmp_path / "demo.yaml"), "GPUS": "2"}
+    _, model, *words = recipes.words_of("data parallel", "vllm", **given)  # of docs/multi-gpu.md
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
+    read, others = parser.parse_known_args(["--model", model, *words])
+    assert others == ["--port", "8000"]
+    config = AsyncEngineArgs.from_cli_args(read).create_engine_config()
+    assert config.parallel_config.data_parallel_size == 2 and config.load_config.load_format == "plam"
+    assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == BASE
+    assert "2 data-parallel replicas" in why_not_remerged(config)[0]
+
+
+def told_digest(options: dict[str, Any]) -> str:
+    rest = {key: value for key, value in options.items() if key != "plateau"}
+    spec = load_spec(options["plateau"], rest)
+    assert spec is not None
+    return spec.digest()
+
+
+def test_a_server_ends_when_its_engine_dies_during_a_merge(server):
+    """The last test of `server`."""
+    (core,) = [
+        process
+        for process in psutil.Process(server.process.pid).children(recursive=True)
+        if any("EngineCore" in word for word in process.cmdline())
+    ]
+    core.suspend()  # so that the merge is under way, and waits, when the process dies
+    told: list[tuple[int, Any]] = []
+    asking = threading.Thread(target=lambda: told.append(call(f"{server.url}/plam/merge", DEMO)), daemon=True)
+    asking.start()
+    asking.join(2)
+    assert asking.is_alive()
+    core.kill()
+    asking.join(60)
+    assert told == [(500, {"error": "the engine died, and the server shuts down; its log says why. Start it again"})]
+    assert server.process.wait(60) is not None

@@ -1,0 +1,214 @@
+"""The re-merge of a real engine: against fresh engines, and what is left when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from plam_eval.errors import MergeError
+from plam_eval.merging.merge import merge_in_place
+from plam_eval.serving import versions, worker
+from plam_eval.serving.engine import EngineBrokenError, merge_engine
+from plam_eval.serving.worker import PlateauWorker
+from plam_eval.spec import SpecError, load_spec
+from tests.helpers.engines import engine
+from tests.helpers.served_pair import (
+    BASE,
+    DEMO,
+    PAIR,
+    PAIR_PROMPTS,
+    STARTED,
+    SWITCHES,
+    detailed,
+    hf_answers,
+)
+
+pytestmark = pytest.mark.vllm
+
+
+@pytest.fixture(scope="module")
+def resident(fresh: Callable[..., Any]) -> Iterator[Any]:
+    for options in STARTED:  # while no other engine is alive: one process holds one world of workers
+        fresh(options)
+    with engine(PAIR / "mllm", DEMO) as llm:
+        yield llm
+
+
+# Tests with `resident` come first: an engine that another test shuts down takes the process's world of workers along.
+
+
+def test_ten_switches_of_one_engine_each_equal_a_fresh_engine_or_model(resident, fresh):
+    from transformers import AutoModelForImageTextToText
+
+    assert versions.remerge_way()[0] == "layers"
+    found = set()
+    for options in SWITCHES:
+        merge_engine(resident, **options)
+        told = detailed(resident)
+        if options in STARTED:
+            assert told == fresh(options), options
+        model = AutoModelForImageTextToText.from_pretrained(PAIR / "mllm", dtype=torch.float32).eval()
+        rest = {key: value for key, value in options.items() if key != "plateau"}
+        if (spec := load_spec(options["plateau"], rest)) is not None:
+            merge_in_place(model, spec, checkpoint=PAIR / "mllm")
+        for expected, (tokens, _) in zip(hf_answers(model, PAIR / "mllm", PAIR_PROMPTS, 16), told, strict=True):
+            assert tokens[: len(expected)] == expected, options  # HF ends where the engine was told to go on
+        found.add(json.dumps(told))
+    assert len(found) == 9  # plain comes twice
+
+
+def test_switches_through_vllms_own_reload_of_all_weights(resident, fresh, monkeypatch):
+    monkeypatch.setattr(versions, "remerge_way", lambda: ("all", "for this test"))
+    for options in (SWITCHES[2], SWITCHES[0], SWITCHES[1]):
+        merge_engine(resident, **options)
+        assert detailed(resident) == fresh(options), options
+
+
+@pytest.mark.parametrize("way", ["layers", "all"])
+def test_a_fault_in_the_data_leaves_the_old_weights(way, resident, fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(versions, "remerge_way", lambda: (way, "for this test"))
+    merge_engine(resident, **DEMO)
+    bad = tmp_path / "base"
+    shutil.copytree(BASE, bad)
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.layers.7.self_attn.v_proj.weight"][3, 5] = float("nan")  # the last block but one to be reloaded
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MergeError, match=r"layers\.7\.self_attn\.v_proj\.weight .*NaN"):
+        merge_engine(resident, **{**DEMO, "base": str(bad), "layers": "0:8", "modules": "all"})
+    assert detailed(resident) == fresh(DEMO)
+    assert resident.collective_rpc("plam_state")[0]["digest"] == load_spec("demo", {"base": BASE}).digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({**DEMO, "layers": "4:9"}, MergeError, r"\[4, 9\) does not fit"),
+        ({**DEMO, "base": "/nowhere/base"}, MergeError, "no such folder"),
+        ({**DEMO, "layer": "4:8"}, SpecError, "did you mean 'layers'"),
+    ],
+)
+def test_a_bad_spec_changes_nothing(options, error, says, resident, fresh):
+    merge_engine(resident, **DEMO)
+    with pytest.raises(error, match=says):
+        merge_engine(resident, **options)
+    assert detailed(resident) == fresh(DEMO)
+
+
+def test_blocks_that_vllm_names_otherwise_are_not_passed_over(resident, fresh, monkeypatch):
+    merge_engine(resident, **DEMO)
+    model = resident.llm_engine.model_executor.driver_worker.worker.get_model()
+    renamed = [(name.replace(".6.self_attn", ".6.attention"), module) for name, module in model.named_modules()]
+    monkeypatch.setattr(model, "named_modules", lambda: iter(renamed))
+    with pytest.raises(MergeError, match="no module of its own for self_attn of layer 6"):
+        merge_engine(resident, "none")
+    monkeypatch.undo()
+    assert detailed(resident) == fresh(DEMO)
+
+
+def test_a_checkpoint_that_changed_under_the_engine_is_refused(fresh, tmp_path):
+    copies = {name: shutil.copytree(PAIR / name, tmp_path / name) for name in ("mllm", "base")}
+    options = {**DEMO, "base": str(copies["base"])}
+    with engine(copies["mllm"], options) as llm:
+        stamp = (copies["base"] / "model.safetensors").stat()
+        os.utime(copies["base"] / "model.safetensors", ns=(1, 1))
+        with pytest.raises(MergeError, match="base: changed since the engine loaded it"):
+            merge_engine(llm, **options, layers="0:4")
+        assert stamp.st_mtime_ns != 1 and detailed(llm) == fresh(DEMO)
+        merge_engine(llm, "none")  # needs no base
+        with pytest.raises(MergeError, match="base: changed since the engine loaded it"):
+            merge_engine(llm, **options)
+        os.utime(copies["mllm"] / "model.safetensors", ns=(1, 1))
+        with pytest.raises(MergeError, match="mllm: changed since the engine loaded it"):
+            merge_engine(llm, **DEMO)
+
+
+def fail_in_the_third_block(llm: Any, error: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llm.llm_engine.model_executor.driver_worker.worker.get_model()
+    real, calls = model.load_weights, []
+
+    def load_weights(weights: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 2:
+            raise error
+        return real(weights)
+
+    monkeypatch.setattr(model, "load_weights", load_weights)
+
+
+def test_neither_old_nor_new_weights_stop_the_engine(monkeypatch):
+    with engine(PAIR / "mllm", DEMO) as llm:
+        fail_in_the_third_block(llm, OSError("no space left on device"), monkeypatch)
+        with pytest.raises(EngineBrokenError, match=r"neither the old nor the new weights; start it again.*no space"):
+            merge_engine(llm, "none")
+        with pytest.raises(RuntimeError, match="neither the old nor the new weights"):
+            detailed(llm)
+        assert "start it again" in llm.collective_rpc("plam_state")[0]["broken"]
+        monkeypatch.undo()
+        assert llm.collective_rpc("plam_merge", args=(None,))[0]["broken"]  # and stays so
+
+
+def test_an_interrupt_half_way_stops_the_engine(monkeypatch):
+    with engine(PAIR / "mllm", DEMO) as llm:
+        fail_in_the_third_block(llm, KeyboardInterrupt, monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            merge_engine(llm, "none")
+        with pytest.raises(RuntimeError, match="interrupted half-way"):
+            detailed(llm)
+
+
+def test_the_way_back_wants_the_base_it_came_from(fresh, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    with engine(PAIR / "mllm", {**DEMO, "base": str(base)}) as llm:
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.layers.7.self_attn.v_proj.weight"] *= 2
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        bad = tmp_path / "bad"
+        shutil.copytree(BASE, bad)
+        tensors["model.layers.7.self_attn.v_proj.weight"][0, 0] = float("nan")
+        save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(EngineBrokenError, match="changed since the engine loaded it"):
+            merge_engine(llm, **{**DEMO, "base": str(bad)})
+
+
+def test_vllm_finds_the_worker_by_its_name():
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    assert resolve_obj_by_qualname(worker.EXTENSION) is PlateauWorker
+
+
+SPEC = {"modules": ["q_proj"], "weights": {"model": 0.9, "base_model": 0.3}}
+
+
+def test_a_range_longer_than_any_model_is_not_written_out(pico, monkeypatch):
+    pair = pico("llava")
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model=str(pair.mllm), revision=None),
+        parallel_config=SimpleNamespace(data_parallel_size=1),
+        lora_config=None,
+    )
+
+    class Worker(PlateauWorker):
+        vllm_config = config
+        model = torch.nn.Module()
+
+        def get_model(self) -> torch.nn.Module:
+            return self.model
+
+    monkeypatch.setattr(worker, "_of_all_workers", lambda faults: faults)
+    spec = {**SPEC, "base_model": str(pair.base), "layer_range": [0, 10**12]}
+    try:
+        faults = Worker().plam_merge(spec)["faults"]
+    except ValueError as error:  # of the spec itself
+        faults = [str(error)]
+    assert any("1000000000000" in fault for fault in faults)
