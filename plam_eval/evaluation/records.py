@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -313,36 +313,3 @@ def _number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError):
         return None
-
-
-if TYPE_CHECKING:  # shim
-    from plam_eval.evaluation.comparable import (
-        LEFT_OUT as LEFT_OUT,
-    )
-    from plam_eval.evaluation.comparable import (
-        IncomparableError as IncomparableError,
-    )
-    from plam_eval.evaluation.comparable import (
-        check_comparable as check_comparable,
-    )
-    from plam_eval.evaluation.comparable import (
-        mixed_directions as mixed_directions,
-    )
-    from plam_eval.evaluation.comparable import (
-        notes_of as notes_of,
-    )
-
-_MOVED = {"scored": "only_scored", "joined": "join_notes"}  # shim
-_MOVED |= {
-    name: name for name in ("LEFT_OUT", "IncomparableError", "check_comparable", "mixed_directions", "notes_of")
-}  # shim
-row = sample_row  # shim
-share = parsable_share  # shim
-
-
-def __getattr__(name: str) -> Any:  # shim
-    if name in _MOVED:
-        from plam_eval.evaluation import comparable
-
-        return getattr(comparable, _MOVED[name])
-    raise AttributeError(name)

@@ -29,8 +29,6 @@ from plam_eval.evaluation.scan_folder import (
     open_store,
     whole_settings,
 )
-from plam_eval.evaluation.scan_folder import SETTINGS as SETTINGS  # shim
-from plam_eval.evaluation.scan_folder import load as load  # shim
 from plam_eval.evaluation.scan_recorder import CutRecorder
 from plam_eval.harness import checks, evaluate, processes
 from plam_eval.harness.registry import WRAPPERS

@@ -451,6 +451,3 @@ def comparison_table(comparisons: Sequence[Paired]) -> pd.DataFrame:
     """
     table = pd.DataFrame([asdict(comparison) for comparison in comparisons])
     return table.astype({"needed": "Int64"}) if len(table) else table
-
-
-frame = comparison_table  # shim

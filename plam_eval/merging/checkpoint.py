@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plam_eval import hub
-from plam_eval.errors import CheckpointError, DamagedFileError, OutsideError, first_line
-from plam_eval.errors import MergeError as MergeError  # shim
+from plam_eval.errors import CheckpointError, DamagedFileError, MergeError, OutsideError, first_line
 from plam_eval.files import inside, read_json
 from plam_eval.merging import weight_files
 from plam_eval.merging.locations import FolderFiles, HubFiles

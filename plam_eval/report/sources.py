@@ -75,9 +75,9 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
     if not (sources.sweeps or sources.scans or sources.runs):
         found = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
-            f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of a "
-            f"finished `plam scan` ({scan_folder.SETTINGS} and {scan_folder.STAGES}), or of lmms-eval with --log_samples "
-            "(*_results.json beside its sample logs)"
+            f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of "
+            f"a finished `plam scan` ({scan_folder.SETTINGS} and {scan_folder.STAGES}), or of lmms-eval with "
+            "--log_samples (*_results.json beside its sample logs)"
         )
     return sources
 

@@ -61,7 +61,7 @@ def masked(model: Any, cut: int, tasks: Any, **given: Any) -> pd.DataFrame:
     with mask_vision(model.model, cut):
         run = evaluate(model, tasks, **given)
     scores = {task: score_of_task(task, run.results["configs"][task]) for task in run.samples}
-    rows = [records.row(task, log, scores[task]) for task, logs in run.samples.items() for log in logs]
+    rows = [records.sample_row(task, log, scores[task]) for task, logs in run.samples.items() for log in logs]
     return pd.DataFrame(rows).sort_values(["task", "doc_id"]).reset_index(drop=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from plam_eval.evaluation.records import Run, read_run, row
+from plam_eval.evaluation.records import Run, read_run, sample_row
 from plam_eval.harness.checks import check_tasks
 from plam_eval.harness.errors import EvaluationError, NoScoreError
 from plam_eval.harness.evaluate import evaluate
@@ -111,9 +111,9 @@ def test_a_scan_scores_the_same(evaluated: tuple[Run, PlannedModel], task: str) 
     score = score_of_task(task, run.results["configs"][task])
     if task == NO_VERDICT_IN_SCAN:
         with pytest.raises(NoScoreError, match="correct"):
-            row(task, samples[0], score)
+            sample_row(task, samples[0], score)
         return
-    rows = [row(task, sample, score) for sample in samples]
+    rows = [sample_row(task, sample, score) for sample in samples]
     expected = run.samples[run.samples["task"] == task]
     assert [r["score"] for r in rows] == pytest.approx(expected["score"].tolist(), nan_ok=True)
     assert [r["group"] for r in rows] == expected["group"].tolist()

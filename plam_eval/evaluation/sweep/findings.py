@@ -18,8 +18,6 @@ from plam_eval.evaluation.records import Run, clusters_by_content
 from plam_eval.evaluation.stats import Paired, format_p
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
-from plam_eval.evaluation.sweep.grid import describe_rule as describe_rule  # shim
-from plam_eval.files import write_csv as write_csv  # shim
 from plam_eval.files import write_table
 from plam_eval.rules import SELF_SCALE
 
@@ -450,6 +448,3 @@ def _mean(samples: pd.DataFrame, directions: Mapping[str, int]) -> float:
     """Mean over tasks, lower-is-better ones negated."""
     by_task = samples.groupby("task")["score"].mean()
     return float(np.mean([directions.get(str(task), 1) * value for task, value in by_task.items()]))
-
-
-describe, split = describe_cell, split_documents  # shim
