@@ -12,7 +12,8 @@ from plam_eval.probing.plot import curve_figure
 from plam_eval.report import plots
 from plam_eval.report.plots import Estimate
 from plam_eval.report.svg import to_markup, to_svg
-from tests.helpers.curves import NINE, scan
+from tests.helpers.curves import NINE
+from tests.helpers.curves import curve_of as scan
 from tests.report.test_plots import cell
 
 
