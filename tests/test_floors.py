@@ -76,9 +76,6 @@ LIGHT = ("plam_eval", "plam_eval.harness.registry", "plam_eval.cli")
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 Sources = Mapping[str, ast.Module]
 
-# Names that are still given on from where they were before make circles. Delete this mark with the last of them.
-unmerged = pytest.mark.xfail(strict=False, reason="modules that give on names of others")
-
 
 def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
@@ -196,7 +193,6 @@ def test_arrows_run_down() -> None:
     assert wrong_arrows(SOURCES) == []
 
 
-@unmerged
 def test_no_module_imports_itself_by_way_of_others() -> None:
     assert cycles(SOURCES) == []
 
