@@ -92,18 +92,19 @@ def read_header(file: IO[bytes]) -> dict[str, TensorRecord]:
         file: seekable. The end, where an archive has its table of contents, and the pickle are all that is read.
 
     Raises:
-        BinHeaderError: no such archive, damaged, or more than tensors in it. OSError: it cannot be read.
+        BinHeaderError: no such archive, damaged, or more than tensors in it.
+        OSError: it cannot be read.
     """
     if not file.read(4).startswith(b"PK"):
         raise LegacyError("it is no zip archive, but in the format of before torch 1.6, or of something else")
     try:
         with zipfile.ZipFile(file) as archive:
-            found = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == "data.pkl"]
-            if len(found) != 1:
-                raise BinHeaderError(f"it holds {len(found)} files data.pkl, expected one")
-            if found[0].compress_type != zipfile.ZIP_STORED or found[0].file_size > LARGEST_PICKLE:
+            pickles = [entry for entry in archive.infolist() if entry.filename.partition("/")[2] == "data.pkl"]
+            if len(pickles) != 1:
+                raise BinHeaderError(f"it holds {len(pickles)} files data.pkl, expected one")
+            if pickles[0].compress_type != zipfile.ZIP_STORED or pickles[0].file_size > LARGEST_PICKLE:
                 raise BinHeaderError(f"its data.pkl is compressed, or has more than {LARGEST_PICKLE} bytes")
-            content = archive.read(found[0])
+            content = archive.read(pickles[0])
     except BinHeaderError:
         raise
     except _DAMAGED as error:
@@ -112,7 +113,14 @@ def read_header(file: IO[bytes]) -> dict[str, TensorRecord]:
 
 
 def tensors_of(pickled: bytes) -> dict[str, TensorRecord]:
-    """Tensors of a pickled mapping of names to tensors, as `read_header`."""
+    """Tensors of a pickled mapping of names to tensors, by name.
+
+    Args:
+        pickled: content of data.pkl.
+
+    Raises:
+        BinHeaderError: damaged, or more than tensors in it.
+    """
     try:
         content = _Reader().read(pickled)
     except BinHeaderError:
@@ -148,12 +156,12 @@ class _Reader:
 
     def _marked(self) -> list[Any]:
         """What lies above the last mark."""
-        at = len(self.stack) - 1
-        while not isinstance(self.stack[at], _Mark):
-            at -= 1  # to an IndexError, where there is none
-        found = self.stack[at + 1 :]
-        del self.stack[at:]
-        return found
+        mark = len(self.stack) - 1
+        while not isinstance(self.stack[mark], _Mark):
+            mark -= 1  # to an IndexError, where there is none
+        above = self.stack[mark + 1 :]
+        del self.stack[mark:]
+        return above
 
     # ---- the memo: values that come again ----------------------------------------------------------------------------
 
@@ -236,8 +244,8 @@ class _Reader:
 
     def _binpersid(self, _: None) -> None:
         """("storage", its class, key, device, elements): the bytes of a tensor."""
-        found = _a(tuple, self.stack.pop())
-        kind = found[1] if len(found) == 5 and found[0] == "storage" else None
+        reference = _a(tuple, self.stack.pop())
+        kind = reference[1] if len(reference) == 5 and reference[0] == "storage" else None
         if not isinstance(kind, _Global):
             raise BinHeaderError("it refers to something else than the bytes of a tensor")
         untyped = kind == _Global("torch.storage", "UntypedStorage")
