@@ -43,7 +43,14 @@ class Buffers:
         self._held: dict[tuple[torch.device, torch.dtype, int], Tensor] = {}
 
     def take(self, which: int, like: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-        """Vector number `which` of `size` elements, with whatever it held last."""
+        """A vector to write into, with whatever it held last.
+
+        Args:
+            which: number of the vector; one number gives the same memory again, as long as dtype and device are equal.
+            like: a tensor on the device that it is needed on.
+            size: elements.
+            dtype: of them.
+        """
         key = like.device, dtype, which
         if key not in self._held or len(self._held[key]) < size:
             self._held[key] = torch.empty(size, dtype=dtype, device=like.device)
@@ -150,7 +157,12 @@ class LayerChanges:
         self.count = 0
 
     def add(self, layer: int, change: TensorChange) -> None:
-        """Count one more tensor of a layer."""
+        """Count one more tensor.
+
+        Args:
+            layer: the decoder layer that it is in.
+            change: the norms of what the merge changed in it, and of its plain values.
+        """
         difference, plain = self._sums.get(layer, (0.0, 0.0))
         self._sums[layer] = difference + change.difference**2, plain + change.plain**2
         self.count += 1

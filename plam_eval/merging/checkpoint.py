@@ -42,6 +42,7 @@ class Checkpoint:
     """
 
     def __init__(self, source: FolderFiles | HubFiles) -> None:
+        """Reads the config and the index. `source` finds the files; what it raises is that of `open`."""
         self._source = source
         self._files: dict[str, TensorFile] = {}
         self.name = source.name
@@ -297,16 +298,21 @@ class Checkpoint:
             ) from error
 
     def names(self) -> list[str]:
+        """Of all tensors, as stored."""
         return list(self._file_of)
 
     def file(self, name: str) -> str:
-        """File that holds the tensor, for messages."""
+        """File that holds the tensor `name`, as it stands in the folder. Raises CheckpointError where there is none."""
         try:
             return self._file_of[name]
         except KeyError:
             raise CheckpointError(f"{self.name}: has no tensor {name}") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Elements of the tensor `name` in each dimension, from its file's header.
+
+        Raises CheckpointError when it cannot be read.
+        """
         shape = self._read(name, lambda file: file.shape(name), header=True)
         if not all(isinstance(size, int) and size >= 0 for size in shape):
             raise CheckpointError(
@@ -315,6 +321,7 @@ class Checkpoint:
         return shape
 
     def dtype(self, name: str) -> torch.dtype:
+        """Of the tensor `name`, from its file's header. Raises CheckpointError when it cannot be read or is unknown."""
         dtype = self._read(name, lambda file: file.dtype(name), header=True)
         if not isinstance(dtype, str):
             return dtype
@@ -324,17 +331,20 @@ class Checkpoint:
             )
         import torch
 
-        known: torch.dtype = getattr(torch, DTYPES[dtype])
-        return known
+        stored_as: torch.dtype = getattr(torch, DTYPES[dtype])
+        return stored_as
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored, on the CPU, mapped from the file. Raises `CheckpointError` when it cannot be read."""
+        """The tensor `name` as stored, on the CPU, mapped from its file; its bytes are added to `bytes_read`.
+
+        Raises CheckpointError when it cannot be read.
+        """
         tensor = self._read(name, lambda file: file.tensor(name))
         self.bytes_read += tensor.nbytes
         return tensor
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Download and open every file that holds one of `names`, so that reading them cannot fail for want of a file.
+        """Download and open every file that holds one of the tensors `names`: reading them lacks no file then.
 
         Raises:
             CheckpointError: listing every file that is missing, truncated or corrupt.
@@ -351,11 +361,15 @@ class Checkpoint:
             raise CheckpointError(*faults)
 
     def to_download(self, names: Iterable[str] | None = None) -> dict[str, int | None]:
-        """Files that reading these tensors (all by default) will download, and bytes of each, None where not known."""
+        """Files that reading the tensors `names` (all by default) will download.
+
+        Returns:
+            Bytes by file, None where the hub does not say.
+        """
         return self._source.missing(self.weight_files if names is None else {self.file(name) for name in names})
 
     def announce(self, names: Iterable[str] | None = None) -> None:
-        """Say how much reading these tensors (all by default) will download, once for each file, before it begins."""
+        """Say on stderr what reading the tensors `names` (all by default) will download, once for each file."""
         missing = self.to_download(names)
         new = {file: size for file, size in missing.items() if (self.location, self.commit, file) not in _ANNOUNCED}
         _ANNOUNCED.update((self.location, self.commit, file) for file in new)

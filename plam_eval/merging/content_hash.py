@@ -33,6 +33,12 @@ def sha256_of(paths: Sequence[Path]) -> dict[Path, str]:
     A file in the hub's cache is known by the name of its blob, if it is a large file. Another one is read, and what
     came of it is kept in the user's cache folder until its size or one of its times changes.
 
+    Args:
+        paths: of the files, each hashed on its own.
+
+    Returns:
+        SHA-256 in hex, by path.
+
     Raises:
         OSError: a file cannot be read, or changed meanwhile.
     """
@@ -59,7 +65,7 @@ def _blob(path: Path) -> str | None:
 
 
 def in_hub_cache(path: Path) -> bool:
-    """Whether this lies in the hub's own cache, whose names its client has chosen."""
+    """Whether `path`, links followed, lies in the hub's own cache, whose names its client has chosen."""
     from huggingface_hub import constants
 
     return path.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())

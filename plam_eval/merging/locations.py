@@ -19,7 +19,13 @@ _HUB_CACHE = re.compile(r"models--(.+)/snapshots/([0-9a-f]{40})")
 
 
 class FolderFiles:
-    """The files of a checkpoint in a folder."""
+    """The files of a checkpoint in a folder.
+
+    Args:
+        name: of the checkpoint, as it was given.
+        folder: that holds the files.
+        argument: the name with its role ("base=..."), which begins every message.
+    """
 
     commit = None
     remedy = "is this the folder save_pretrained wrote, and is it complete?"
@@ -32,6 +38,7 @@ class FolderFiles:
         self.recorded_commit = in_cache[2] if in_cache else None
 
     def find(self, file: str) -> Path | None:
+        """The path of `file`, a name in the folder; None where there is no such file."""
         path = self._folder / file
         try:
             return path if path.is_file() else None
@@ -39,7 +46,7 @@ class FolderFiles:
             return None
 
     def listing(self) -> frozenset[str]:
-        """Names of its files, and of those in the folders below it."""
+        """Names of its files, and of those in the folders below it. Raises CheckpointError when it cannot be read."""
         paths = itertools.chain(self._folder.glob("*"), self._folder.glob("*/*"), self._folder.glob("*/*/*"))
         try:
             files = [path for path in itertools.islice(paths, _LISTED) if path.is_file()]
@@ -48,12 +55,15 @@ class FolderFiles:
         return frozenset(path.relative_to(self._folder).as_posix() for path in files)
 
     def header(self, file: str) -> TensorFile | None:
+        """None: any `file` of a folder is opened itself."""
         return None
 
     def missing(self, files: Iterable[str]) -> dict[str, int | None]:
+        """Of `files`, those that reading would download: none."""
         return {}
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
+        """The folder and a fingerprint of `files`, by sizes, times and headers: it changes when they may have."""
         digest = hashlib.sha256()
         for file in sorted(files):
             path = self.find(file)
@@ -66,16 +76,24 @@ class FolderFiles:
         return {"folder": self.location, "fingerprint": digest.hexdigest()}
 
     def hashes(self, files: Iterable[str]) -> dict[str, str]:
+        """SHA-256 (hex) of those of `files` that are there. Raises OSError when one cannot be read."""
         paths = {file: path for file in files if (path := self.find(file))}
         digests = content_hash.sha256_of([*paths.values()])
         return {file: digests[path] for file, path in paths.items()}
 
 
 class HubFiles:
-    """The files of a checkpoint on the hub, all of one commit: cached ones first, others downloaded when asked for."""
+    """The files of a checkpoint on the hub, all of one commit: cached ones first, others downloaded when asked for.
+
+    Args:
+        repository: owner/name.
+        revision: branch, tag or commit; None for the repository's own default.
+        argument: the name with its role ("base=..."), which begins every message.
+        role: name of the argument that it was given as; "" where it has none.
+        named: whether the revision stood behind the name, as in `owner/name@v1`.
+    """
 
     def __init__(self, repository: str, revision: str | None, argument: str, role: str, named: bool) -> None:
-        """`named`: whether the revision stood behind the name."""
         # A commit that was found belongs to no name that a user gave: every later look at the same files has it.
         shown = revision if revision and (named or not hub.COMMIT.fullmatch(revision)) else None
         self.name = f"{repository}@{shown}" if shown else repository
@@ -93,7 +111,10 @@ class HubFiles:
         return self.commit
 
     def find(self, file: str) -> Path | None:
-        """The file in the local cache, downloaded if need be; None when the repository has no such file."""
+        """The path of `file` in the local cache, downloaded if need be; None when the repository has no such file.
+
+        Raises CheckpointError when the hub refuses it, or is out of reach.
+        """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -143,7 +164,14 @@ class HubFiles:
         return dict.fromkeys(FolderFiles(self.name, config.parent, self.argument).listing()) if config else {}
 
     def header(self, file: str) -> TensorFile | None:
-        """Header of a file that is not in the local cache; None when it is cached."""
+        """Header of a file that is not in the local cache, without its weights; None when it is cached.
+
+        Args:
+            file: its name in the repository, of safetensors or a `.bin`.
+
+        Raises:
+            CheckpointError: the header cannot be had or read, with what to do about it.
+        """
         from huggingface_hub import HfApi, constants
 
         from plam_eval.merging import bin_header  # loads torch, which a mistake in a plan is told without
@@ -178,7 +206,7 @@ class HubFiles:
             raise self._refused(file, error) from error
 
     def size(self, file: str) -> int | None:
-        """Bytes of a file, as far as the hub says; None also where it does not answer, which the download will tell."""
+        """Bytes of `file`, as far as the hub says; None also where it does not answer, which the download will tell."""
         try:
             size = getattr(self._files().get(file), "size", None)
         except CheckpointError:
@@ -186,7 +214,7 @@ class HubFiles:
         return size if isinstance(size, int) else None
 
     def missing(self, files: Iterable[str]) -> dict[str, int | None]:
-        """Those that reading would download, and their sizes."""
+        """Those of `files` that reading would download, and bytes of each, None where not known; {} while offline."""
         from huggingface_hub import constants
 
         if constants.is_offline_mode():
@@ -194,9 +222,11 @@ class HubFiles:
         return {file: self.size(file) for file in sorted(files) if not self._cached(file)}
 
     def identity(self, files: Iterable[str]) -> dict[str, Any]:
+        """Repository and commit, which say what all `files` hold."""
         return {"hub": self.location, "commit": self.commit}
 
     def hashes(self, files: Iterable[str]) -> dict[str, str]:
+        """SHA-256 (hex) of those of `files` that are cached, or that the hub names one for (LFS)."""
         paths = {file: path for file in files if (path := self._cached(file))}
         digests = content_hash.sha256_of([*paths.values()])
         hashes = {file: digests[path] for file, path in paths.items()}

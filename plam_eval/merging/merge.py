@@ -41,7 +41,7 @@ from plam_eval.merging.undo import (
     NoUndo,
     UndoLog,
     checksum_of,
-    holds,
+    holds_tensor,
     last_merge_of,
     remember_last_merge,
 )
@@ -251,7 +251,7 @@ def _bring(
             parameter.copy_(model.tensor)
         return
     base = read_operand(work.base, job.base_name)
-    if job.key not in work.state.merged and not holds(parameter if found_in is None else found_in, model.tensor):
+    if job.key not in work.state.merged and not holds_tensor(parameter if found_in is None else found_in, model.tensor):
         if faults := not_finite(model, base):  # which explains it
             raise MergeError(*faults)
         raise MergeError(

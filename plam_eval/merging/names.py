@@ -17,7 +17,11 @@ Key = tuple[int, str]
 
 
 def decoder_tensor(name: str) -> Key | None:
-    """(layer, suffix) of a language-decoder tensor, such as (3, "self_attn.q_proj.weight"); None for any other."""
+    """(layer, suffix) of a language-decoder tensor, such as (3, "self_attn.q_proj.weight"); None for any other.
+
+    Args:
+        name: of the tensor, in a checkpoint or a loaded model.
+    """
     match = _LAYER.fullmatch(name)
     return (int(match[2]), match[3]) if match else None
 

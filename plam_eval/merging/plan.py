@@ -27,18 +27,24 @@ class Faults(list[str]):
 
     @contextmanager
     def collect(self) -> Iterator[None]:
+        """While entered, add what a `MergeError` says instead of raising it."""
         try:
             yield
         except MergeError as error:
             self += error.problems or [str(error)]
 
     def raise_any(self) -> None:
+        """Raise one `MergeError` of all of them, each told once; nothing happens where there are none."""
         if self:
             raise MergeError(*dict.fromkeys(self))
 
 
 class Parameters:
-    """A loaded module seen as a checkpoint: its parameters are both a source of tensors and what is written."""
+    """A loaded module seen as a checkpoint: its parameters are both a source of tensors and what is written.
+
+    Args:
+        module: as transformers loads it.
+    """
 
     bytes_read = 0
 
@@ -50,22 +56,27 @@ class Parameters:
         self._shared = _overlaps(module)
 
     def names(self) -> list[str]:
+        """Of all parameters and buffers."""
         return list(self._tensors)
 
     def file(self, name: str) -> str:
+        """Where the tensor `name` is, for messages: all of them are in memory."""
         return "memory"
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Elements of the tensor `name` in each dimension."""
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
+        """Of the tensor `name`."""
         return self._tensors[name].dtype
 
     def tensor(self, name: str) -> Tensor:
+        """The tensor `name` itself, without its gradient: what is written to it is written to the module."""
         return self._tensors[name].detach()
 
     def fault(self, name: str) -> str | None:
-        """Why this parameter cannot be merged into, or None."""
+        """Why the parameter `name` cannot be merged into: sharded, quantised, offloaded, shared. None where it can."""
         tensor = self._tensors[name]
         kinds = {kind.__name__ for kind in type(tensor).__mro__} | {type(tensor.data).__name__}
         if hasattr(tensor, "ds_id") or hasattr(tensor, "ds_tensor"):

@@ -41,11 +41,19 @@ class MergeReport:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> MergeReport:
-        """The report that `to_dict` made, also after a round trip through JSON."""
+        """Read what `to_dict` made back.
+
+        Args:
+            stored: the fields by name, also after a round trip through JSON, which makes text of layers.
+
+        Raises:
+            KeyError, TypeError: it is no report.
+        """
         change = {int(layer): value for layer, value in stored["relative_change"].items()}
         return cls(**{**stored, "relative_change": change, "warnings": tuple(stored["warnings"])})
 
     def table(self) -> PlainTable:
+        """The report as a terminal shows it, without what does not apply."""
         table = PlainTable(title="Merge" if self.spec else "Back to plain", show_header=False, title_justify="left")
         table.add_column(style="bold")
         table.add_column(overflow="fold")

@@ -23,7 +23,14 @@ _PART = 1 << 18  # elements
 
 
 def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """w_model * W_mllm + w_base * W_base, not normalised (arXiv 2601.07645)."""
+    """w_model * W_mllm + w_base * W_base, not normalised (arXiv 2601.07645).
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+    """
     if weights.base_model == 0:  # a zero term is left out: adding it would turn -0.0 into 0.0
         return w_mllm.mul_(weights.model)
     if weights.model == 0:
@@ -32,18 +39,39 @@ def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: to
 
 
 def self_scale(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """(w_model + w_base) * W_mllm, the scale of the merge without the base."""
+    """(w_model + w_base) * W_mllm, the scale of the merge without the base.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: unused: the base has no share.
+        weights: w_model and w_base, of which the sum is used.
+        generator: unused: nothing is drawn.
+    """
     return w_mllm.mul_(rules.total_weight(weights.coefficients))
 
 
 def normalized(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """The weights divided by their sum, the base without the scale."""
+    """The weights divided by their sum, the base without the scale.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base, of a sum other than zero.
+        generator: unused: nothing is drawn.
+    """
     model, base_model = rules.normalized_weights(weights.coefficients)
     return weighted_sum(w_mllm, w_base, Weights(model=model, base_model=base_model), generator)
 
 
 def noise(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
-    """W_mllm plus a random (Gaussian) direction of the same Frobenius norm as the merge's change."""
+    """W_mllm plus a random (Gaussian) direction of the same Frobenius norm as the merge's change.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: of the merge whose change gives the norm.
+        generator: of the direction, on the CPU.
+    """
     change = frobenius_norm(w_base.mul_(weights.base_model).add_(w_mllm, alpha=weights.model - 1))
     if change == 0:
         return w_mllm

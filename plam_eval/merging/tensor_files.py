@@ -32,16 +32,34 @@ DTYPES = {
 
 
 class TensorFile(Protocol):
-    """One open weight file: names, and shape, dtype and tensor of a name. What it raises, `Checkpoint` translates."""
+    """One open weight file. What it raises for a damaged one, `Checkpoint` translates."""
 
-    def names(self) -> Iterable[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype(self, name: str) -> torch.dtype | str: ...
-    def tensor(self, name: str) -> Tensor: ...
+    def names(self) -> Iterable[str]:
+        """Of its tensors, as stored."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Elements of the tensor `name` in each dimension."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype | str:
+        """Of the tensor `name`, torch's own or a key of `DTYPES`."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor `name` as stored, on the CPU, mapped where the format allows it."""
+        ...
 
 
-class SafetensorsFile:
-    """A `.safetensors` file, mapped."""
+class SafetensorsFile(TensorFile):
+    """A `.safetensors` file, mapped.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        CheckpointError: it is truncated or corrupt, or the pointer that git-lfs leaves in its place.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -66,8 +84,15 @@ class SafetensorsFile:
         return self._file.get_tensor(name)
 
 
-class BinFile:
-    """A `.bin` shard: mapped, not read, and unpickled with tensors and plain containers allowed only."""
+class BinFile(TensorFile):
+    """A `.bin` shard: mapped, not read, and unpickled with tensors and plain containers allowed only.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        CheckpointError: torch cannot map it, or it holds something else than a mapping of names to tensors.
+    """
 
     def __init__(self, path: Path) -> None:
         import torch
@@ -105,8 +130,12 @@ class BinFile:
         return tensor
 
 
-class RemoteHeader:
-    """The header of a file on the hub, fetched by range requests: shapes without the weights."""
+class RemoteHeader(TensorFile):
+    """The header of a file on the hub, fetched by range requests: shapes without the weights.
+
+    Args:
+        tensors: name -> record with `shape` and `dtype`, as the hub's client or `bin_header.read_header` gives it.
+    """
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._tensors = tensors
@@ -126,7 +155,11 @@ class RemoteHeader:
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """The message for a pointer of git-lfs, which a clone without git-lfs leaves in a file's place."""
+    """The message for a pointer of git-lfs, which a clone without git-lfs leaves in a file's place.
+
+    Args:
+        path: of the file; None comes back where it is no pointer, or cannot be opened.
+    """
     try:
         with path.open("rb") as file:
             if not file.read(64).startswith(b"version https://git-lfs.github.com/spec/"):
@@ -137,7 +170,14 @@ def lfs_pointer(path: Path) -> str | None:
 
 
 def fingerprint_of(path: Path) -> str:
-    """SHA-256 of a config, of a safetensors header, or of the end of a `.bin` (a zip directory with its checksums)."""
+    """SHA-256 (hex) of a config, of a safetensors header, or of the end of a `.bin`: a zip directory with checksums.
+
+    Args:
+        path: of the file; its suffix says which part of it is read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         if path.suffix == ".safetensors":
             length = file.read(8)

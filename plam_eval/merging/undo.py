@@ -60,7 +60,7 @@ class LastMerge:
     written: dict[Key, Checksum]
 
     def still_makes(self, job: Job) -> bool:
-        """Whether merging again gives what a parameter holds: nobody has written to it, or cast it, since."""
+        """Whether merging again gives what the parameter of `job` holds: nobody has written to it or cast it since."""
         return (
             job.key in self.base_names
             and FUNCTIONS.get(self.spec.rule) is self.function
@@ -129,6 +129,16 @@ class UndoLog:
     what the last merge made of two checkpoints; these are read again. Where there is no checkpoint, or not both, or the
     parameter, the base or the rule is not what it was after that merge, it is appended to an unnamed temporary file
     before it is overwritten. Memory: one tensor at a time, provided that TMPDIR is not in memory itself.
+
+    Args:
+        module: the loaded model.
+        jobs: all parameters that are to be written.
+        state: of the module before the merge, put back with the parameters.
+        source: of the plain values.
+        last: the merge that the module holds; None where it is plain, or nothing is known of it.
+
+    Raises:
+        MergeError: the temporary folder has not enough room for what can be had from no checkpoint.
     """
 
     def __init__(
@@ -159,7 +169,7 @@ class UndoLog:
         return self
 
     def note(self, job: Job) -> None:
-        """To be called before a parameter is written to."""
+        """To be called before the parameter of `job` is written to. Raises OSError when its file cannot be written."""
         offset = -1
         if job.key not in self._stored:
             offset = self._file.tell()
@@ -203,13 +213,13 @@ class NoUndo:
         return self
 
     def note(self, job: Job) -> None:
-        """Nothing has to be kept."""
+        """Nothing has to be kept of any `job`."""
 
     def __exit__(self, *raised: object) -> None:
         """Nothing is put back."""
 
 
-def holds(parameter: Tensor, stored: Tensor) -> bool:
+def holds_tensor(parameter: Tensor, stored: Tensor) -> bool:
     """Whether a parameter is a stored tensor, cast, bit by bit.
 
     Args:

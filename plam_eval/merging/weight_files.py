@@ -23,12 +23,21 @@ _OTHER = (".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".npz", ".pkl", ".
 
 
 def choose(files: Collection[str]) -> str | None:
-    """The file by which transformers finds the weights: one file, or an index of several."""
+    """The file by which transformers finds the weights: one file, or an index of several.
+
+    Args:
+        files: names in the folder or repository; None comes back where none of `CANDIDATES` is among them.
+    """
     return next((name for name in CANDIDATES if name in files), None)
 
 
 def index_beside(chosen: str, files: Collection[str]) -> str | None:
-    """The index of the same format that lies beside a one-file checkpoint: transformers ignores it, vLLM does not."""
+    """The index of the same format that lies beside a one-file checkpoint: transformers ignores it, vLLM does not.
+
+    Args:
+        chosen: the one file, as `choose` gives it.
+        files: names in the folder or repository.
+    """
     index = f"{chosen}.index.json"
     return index if index in files else None
 

@@ -48,9 +48,12 @@ class PlamModelLoader(DefaultModelLoader):
     to the default loader's own keys. Tensors are merged as they stream from the checkpoint, before vLLM fuses and
     shards them, so that every tensor-parallel size holds slices of the same bits.
 
+    Args:
+        load_config: vLLM's.
+
     Raises:
-        SpecError, MergeError: before the first tensor is loaded where headers show it. LayoutError: the installed vLLM
-            is another than this was written for.
+        SpecError, MergeError: before the first tensor is loaded where headers show it.
+        LayoutError: the installed vLLM is another than this was written for.
     """
 
     def __init__(self, load_config: Any) -> None:

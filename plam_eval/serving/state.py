@@ -27,10 +27,11 @@ class ReadFiles:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ReadFiles:
+        """What an open `checkpoint` is, to be found again. Raises CheckpointError when its files cannot be read."""
         return cls(checkpoint.location, checkpoint.commit, checkpoint.identity())
 
     def open(self) -> Checkpoint:
-        """Raises MergeError when it has changed, or is gone."""
+        """The checkpoint, opened anew. Raises MergeError when it has changed, or is gone."""
         checkpoint = Checkpoint.open(self.location, revision=self.commit)
         self.verify(checkpoint)
         return checkpoint
