@@ -109,7 +109,7 @@ class PlateauWrapper(Protocol):
 
     @property
     def merge_report(self) -> Any:
-        """The `plam_eval.merging.merge.MergeReport` of the merge that is in place; None where there is none."""
+        """The `plam_eval.merging.report.MergeReport` of the merge that is in place; None where there is none."""
 
     def merge(self, plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, **overrides: Any) -> Any:
         """Bring the resident model to another spec, without loading it again; where that fails nothing has changed.
