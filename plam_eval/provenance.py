@@ -22,13 +22,13 @@ _DISTRIBUTIONS = ("plam-eval", "lmms-eval", "torch", "transformers", "accelerate
 
 def versions() -> dict[str, str]:
     """Installed versions of Python, plam-eval and what its numbers depend on; what is not installed is left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @lru_cache(maxsize=1)
@@ -67,22 +67,22 @@ def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -
     from plam_eval.merging import content_hash
 
     commit = {"commit": checkpoint.recorded_commit} if checkpoint.recorded_commit else {}  # of a folder in the cache
-    found = {"name": checkpoint.name, **commit, **(loaded or checkpoint.identity())}
+    identity = {"name": checkpoint.name, **commit, **(loaded or checkpoint.identity())}
     if not content_hash.wanted():
-        return found
+        return identity
     try:
         content = checkpoint.content()
         changed = loaded is not None and checkpoint.identity() != loaded
     except CheckpointError as error:  # a result is not lost because its files are gone by now
-        return {**found, "not hashed": str(error)}
+        return {**identity, "not hashed": str(error)}
     if changed:
         logger.warning(f"{checkpoint.name}: changed on disk since it was loaded; its content is not recorded")
-        return {**found, "not hashed": "the files have changed since they were loaded"}
-    return {**found, **content}
+        return {**identity, "not hashed": "the files have changed since they were loaded"}
+    return {**identity, **content}
 
 
 def read_identity(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored identity in today's words: until 0.1 the fingerprint of a folder was called "sha256"."""
+    """A `stored` identity in today's words: until 0.1 the fingerprint of a folder was called "sha256"."""
     if "folder" in stored and "sha256" in stored and "fingerprint" not in stored:
         return {"fingerprint" if key == "sha256" else key: value for key, value in stored.items()}
     return dict(stored)

@@ -171,12 +171,12 @@ class PlateauSpec(_Record):
         unknown = [w for w in words if not isinstance(w, str) or (w not in MODULES and w not in GROUPS)]
         if unknown:
             if any(isinstance(word, str) and "," in word for word in unknown):
-                joined = "+".join(part.strip() for word in words for part in str(word).split(","))
+                joined = "+".join(name.strip() for word in words for name in str(word).split(","))
                 raise ValueError(
                     f"found {quoted(value)}, expected names joined by +: write {joined}, or a list in a file"
                 )
-            known = [*MODULES, *GROUPS]
-            raise ValueError("; ".join(f"unknown module {quoted(word)}, {hint(word, known)}" for word in unknown))
+            names = [*MODULES, *GROUPS]
+            raise ValueError("; ".join(f"unknown module {quoted(word)}, {hint(word, names)}" for word in unknown))
         named = Counter(name for word in words for name in GROUPS.get(word, (word,)))
         if twice := sorted(name for name, count in named.items() if count > 1):
             raise ValueError(f"{', '.join(twice)} named more than once in {quoted(value)}")
@@ -200,6 +200,7 @@ class PlateauSpec(_Record):
 
     @property
     def layers(self) -> range:
+        """The decoder layers of `layer_range`, counted from 0."""
         return range(*self.layer_range)
 
     def check_layers(self, num_layers: int, model_name: str) -> None:
@@ -282,7 +283,7 @@ class HubSpec(NamedTuple):
 
     @classmethod
     def read(cls, written: str) -> HubSpec | None:
-        """None for text that has the form of something else, such as a file's path or a packaged name."""
+        """What `written` names; None for text of another form, such as a file's path or a packaged name."""
         name, colon, file = written.partition(":")
         repository, revision = hub.split_revision(name)
         if not hub.is_repository(repository) or (not colon and name.endswith(_SUFFIXES)):
@@ -344,10 +345,10 @@ def load_spec(
                 f"base: found {quoted(value)}, a number; write base=./{quoted(value)} for a folder of that name"
             )
             continue
-        field, _, part = _OVERRIDES.get(key, "").partition(".")
-        if part:
+        field, _, weight = _OVERRIDES.get(key, "").partition(".")
+        if weight:
             weights = data.get(field)
-            data[field] = {**(weights if isinstance(weights, Mapping) else {}), part: value}
+            data[field] = {**(weights if isinstance(weights, Mapping) else {}), weight: value}
         elif field:
             data[field] = value
     if overrides:  # the source's claim is about the spec as published, so a changed one must say what was changed
@@ -389,8 +390,8 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     try:
         if str(plateau).startswith("~"):
             plateau = Path(plateau).expanduser()  # in model_args no shell does it
-        if isinstance(plateau, str) and (found := HubSpec.read(plateau)) and not Path(plateau).exists():
-            return origin, _on_the_hub(origin, found, names)
+        if isinstance(plateau, str) and (named := HubSpec.read(plateau)) and not Path(plateau).exists():
+            return origin, _on_the_hub(origin, named, names)
         if isinstance(plateau, str) and plateau in names:
             data = parse_yaml((resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8"))
         elif Path(plateau).is_dir():

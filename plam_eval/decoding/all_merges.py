@@ -92,7 +92,7 @@ class Merges:
                 values.append({})
                 continue
             of_recipe = held.setdefault(spec.recipe(), {})
-            values.append(merged_values(model, spec, checkpoint=checkpoint, known=of_recipe))
+            values.append(merged_values(model, spec, checkpoint=checkpoint, computed=of_recipe))
             of_recipe |= values[-1]
         modules = dict(model.named_modules())
         changed = {name.rpartition(".")[0] for each in values for name in each}

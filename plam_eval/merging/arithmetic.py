@@ -87,18 +87,18 @@ def merge_tensor(
     size = flat.numel() if whole else min(flat.numel(), _PART if out.device.type == "cpu" else _LARGE_PART)
     change = total = 0.0
     for start in range(0, flat.numel(), max(1, size)):
-        part = slice(start, min(start + size, flat.numel()))
-        length = part.stop - start
+        span = slice(start, min(start + size, flat.numel()))
+        length = span.stop - start
         one, two = (buffers.take(which, out, length, working) for which in (0, 1))
-        one.copy_(stored[part])
-        two.copy_(other[part])
+        one.copy_(stored[span])
+        two.copy_(other[span])
         squares = sum_of_squares(one)
         if not (math.isfinite(squares) and math.isfinite(sum_of_squares(two))):
             raise MergeError(*(not_finite(model, base) or _too_large(model, base)))
         shape = out.shape if whole else (length,)
         merged = function(one.view(shape), two.view(shape), spec.weights, generator).reshape(-1)
         rounded = buffers.take(2, out, length, out.dtype).copy_(merged)
-        one.copy_(stored[part])
+        one.copy_(stored[span])
         if stored.dtype != out.dtype:  # then plain is rounded, too
             one.copy_(buffers.take(3, out, length, out.dtype).copy_(one))
             squares = sum_of_squares(one)
@@ -108,7 +108,7 @@ def merge_tensor(
             raise MergeError(
                 f"{model.where}: the merged tensor overflows {out.dtype}; use smaller weights or another dtype"
             )
-        flat[part].copy_(rounded)
+        flat[span].copy_(rounded)
         change, total = change + difference, total + squares
     if not out.is_contiguous():
         out.copy_(flat.view(out.shape))

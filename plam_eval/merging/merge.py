@@ -139,7 +139,7 @@ def merged_values(
     *,
     checkpoint: str | Path | Checkpoint | None = None,
     base: str | Path | Checkpoint | None = None,
-    known: Mapping[str, Tensor] | None = None,
+    computed: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What `merge_in_place` would write, by parameter name, on the parameters' devices; the model stays as it is.
 
@@ -148,7 +148,8 @@ def merged_values(
         spec: what would be merged.
         checkpoint: as for `merge_in_place`.
         base: as for `merge_in_place`.
-        known: values of an equal merge of other layers or modules, to be taken from there instead of read again.
+        computed: parameter name -> value of an equal merge of other layers or modules, taken instead of read again;
+            None where there is none.
 
     Raises:
         MergeError: as `merge_in_place`.
@@ -156,8 +157,8 @@ def merged_values(
     work = _prepare(module, spec, checkpoint, base)
     faults, changes, buffers, values = Faults(), LayerChanges(), Buffers(), dict[str, Tensor]()
     for job in work.jobs:
-        if known and job.parameter_name in known:
-            values[job.parameter_name] = known[job.parameter_name]
+        if computed and job.parameter_name in computed:
+            values[job.parameter_name] = computed[job.parameter_name]
         elif job.base_name is not None:
             with faults.collect():
                 values[job.parameter_name] = value = torch.empty_like(job.parameter, requires_grad=False)

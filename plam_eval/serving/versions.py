@@ -136,8 +136,8 @@ def installed(name: str) -> Signature | None:
     module, _, path = name.partition(":")
     try:
         value = importlib.import_module(module)
-        for part in path.split("."):
-            value = getattr(value, part)
+        for attribute in path.split("."):
+            value = getattr(value, attribute)
     except (ImportError, AttributeError):
         return None
     if inspect.isclass(value):
