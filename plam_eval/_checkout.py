@@ -29,7 +29,7 @@ class _MappedFolders:
 
 
 def is_checkout(package: Path) -> bool:
-    """Whether this `plam_eval` folder lies in a checkout of plam-eval, with the three folders beside it."""
+    """Whether `package`, a `plam_eval` folder, lies in a checkout of plam-eval, with the three folders beside it."""
     root = package.parent
     if not all((root / name / "__init__.py").is_file() and not (package / name).exists() for name in _MAPPED):
         return False

@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
 def split_words(text: str) -> list[str]:
-    """The words between commas. Commas inside quotes, braces and brackets do not part them, as in lmms-eval."""
+    """The words of `text` between commas; those inside quotes, braces and brackets part none, as in lmms-eval."""
     words, depth, quote, before = [""], 0, "", ""
     for letter in text:
         if letter in "\"'" and before != "\\":
@@ -47,29 +47,33 @@ def read_words(text: str, origin: str) -> dict[str, str]:
     Raises:
         InputError: naming every word without `=` or a value, every key that was given twice, numbers too long to read.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     problems: list[str] = []
     last = ""
     for word in split_words(text) if text.strip() else []:
-        key, equals, value = (part.strip() for part in word.partition("="))
+        key, equals, value = (side.strip() for side in word.partition("="))
         if not equals or not key:
-            problems.append(f"found {quoted(word)}, expected key=value{_meant(last, found.get(last, ''), word)}")
+            problems.append(f"found {quoted(word)}, expected key=value{_meant(last, values.get(last, ''), word)}")
             continue
         if not value:
             problems.append(f"found {quoted(word)}, expected a value behind =; leave {key} out for its default")
-        if key in found:
-            problems.append(f"{key} is given twice, as {quoted(found[key])} and as {quoted(value)}; give it once")
+        if key in values:
+            problems.append(f"{key} is given twice, as {quoted(values[key])} and as {quoted(value)}; give it once")
         if value.isnumeric() and (not value.isdecimal() or len(value) > _LONGEST_NUMBER):
             problems.append(f"{key}: found {quoted(value)}, expected a number of at most {_LONGEST_NUMBER} digits")
-        found.setdefault(key, value)
+        values.setdefault(key, value)
         last = key
     if problems:
         raise InputError(*problems, origin=origin)
-    return found
+    return values
 
 
 def write_words(arguments: str | Mapping[str, Any], origin: str) -> str:
-    """`key=value,...` of a mapping, as the command line would be given it; None values are left out. Text stays.
+    """`key=value,...` of a mapping, as the command line would be given it; None values are left out.
+
+    Args:
+        arguments: values by key; text, which is written so already, comes back as it is.
+        origin: where they were given, such as "model_args", for the message.
 
     Raises:
         InputError: a value that cannot be written so.
@@ -186,7 +190,14 @@ NAME = _kind(lambda value: isinstance(value, (str, os.PathLike)), "a hub id or a
 
 
 def paths(value: Any) -> list[Any]:
-    """One path or several."""
+    """A list of one path or several.
+
+    Args:
+        value: what was given: a path, or paths in any iterable.
+
+    Raises:
+        ValueError: it is something else.
+    """
     listed = [value] if isinstance(value, (str, os.PathLike)) else list(value) if isinstance(value, Iterable) else [0]
     if not all(map(_is_path, listed)):
         raise ValueError("a path, or a list of paths")
@@ -194,7 +205,7 @@ def paths(value: Any) -> list[Any]:
 
 
 def count(least: int) -> Kind:
-    """A whole number, NumPy's included."""
+    """The kind of whole numbers from `least` on, NumPy's included."""
 
     def read(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
@@ -205,7 +216,7 @@ def count(least: int) -> Kind:
 
 
 def switch_or_count(value: Any) -> bool | int:
-    """True or False, or a whole number from 1 on."""
+    """`value`, if it is True or False, or a whole number from 1 on; raises ValueError for anything else."""
     if isinstance(value, bool):
         return value
     try:
@@ -215,7 +226,7 @@ def switch_or_count(value: Any) -> bool | int:
 
 
 def real(value: Any) -> float:
-    """A finite number, NumPy's included."""
+    """`value` as a float, if it is a finite number, NumPy's included; raises ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError("a number")
     return float(value)
@@ -226,6 +237,9 @@ def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
 
     None passes where it is the default. The function raises ArgumentError, which names every argument of another kind,
     one that nobody takes, and one that is missing.
+
+    Args:
+        **kinds: of the function's parameters, by name; a parameter without one takes anything.
     """
 
     def decorate(function: _Function) -> _Function:

@@ -263,7 +263,8 @@ def check_merge(model: str | None, plateau: str, overrides: Mapping[str, Any]) -
         overrides: as `load_spec` takes them.
 
     Raises:
-        SpecError, MergeError: naming every problem. InputError: no model is named.
+        SpecError, MergeError: naming every problem.
+        InputError: no model is named.
     """
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import plan_merge

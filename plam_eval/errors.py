@@ -92,7 +92,7 @@ class CheckpointError(MergeError):
 
 
 def system_error(error: OSError) -> str:
-    """What an error of the operating system means, for a reader: cause, file and remedy."""
+    """What an `error` of the operating system means, for a reader: cause, file and remedy."""
     if error.errno is None or error.strerror is None:  # of a library, in its own words
         return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -102,7 +102,7 @@ def system_error(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, without what follows; the name of its class where it says nothing."""
+    """What an `error` of another library says, without what follows; the name of its class where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -110,6 +110,10 @@ def quoted(value: object, most: int = 80) -> str:
     """`value` as it would be written in Python, shortened where it is long; a number of too many digits has only them.
 
     Python refuses to write whole numbers of more than some thousand digits, and so to name them in a message.
+
+    Args:
+        value: what a message names.
+        most: characters; what is longer is cut, and its length told.
     """
     if isinstance(value, int) and value.bit_length() > 4 * most:
         return f"a whole number of about {value.bit_length() * 3 // 10} digits"
@@ -120,28 +124,28 @@ def quoted(value: object, most: int = 80) -> str:
     return written if len(written) <= most else f"{written[: most - 20]}... ({len(written)} characters)"
 
 
-def near_names(word: object, known: Iterable[str], *, most: int = 1, cutoff: float = 0.5) -> list[str]:
+def near_names(word: object, names: Iterable[str], *, most: int = 1, cutoff: float = 0.5) -> list[str]:
     """The known names that are most like a word, the nearest first.
 
     Args:
         word: what was found in place of one of them.
-        known: the names that there are.
+        names: those that there are.
         most: so many of them at most.
         cutoff: how alike a name has to be, from 0 (not at all) to 1 (equal): `difflib.get_close_matches`.
     """
-    return difflib.get_close_matches(str(word)[:80], list(known), n=most, cutoff=cutoff)
+    return difflib.get_close_matches(str(word)[:80], list(names), n=most, cutoff=cutoff)
 
 
-def hint(word: object, known: Iterable[str]) -> str:
+def hint(word: object, words: Iterable[str]) -> str:
     """For an error about an unknown word: the nearest known one, and all of them.
 
     Args:
         word: what was found.
-        known: the words that could have been meant.
+        words: those that could have been meant.
     """
-    known = list(known)
-    near = near_names(word, known)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+    words = list(words)
+    near = near_names(word, words)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(words)}"
 
 
 def validation_problems(
@@ -155,19 +159,19 @@ def validation_problems(
         meant: other words for keys of the record itself, by the word.
     """
     problems = []
-    for found in error.errors(include_url=False):
-        *parents, key = (str(word) for word in found["loc"])
-        if found["type"] == "extra_forbidden":
-            known = list(keys[".".join(parents)])
+    for finding in error.errors(include_url=False):
+        *parents, key = (str(word) for word in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            expected = list(keys[".".join(parents)])
             renamed = (meant or {}).get(key) if not parents else None
-            nearest = f"did you mean {renamed!r}? known: {', '.join(known)}" if renamed else hint(key, known)
+            nearest = f"did you mean {renamed!r}? known: {', '.join(expected)}" if renamed else hint(key, expected)
             text = f"unknown key, {nearest}"
-        elif found["type"] == "missing":
+        elif finding["type"] == "missing":
             text = "missing; expected a value"
-        elif found["type"] == "value_error":
-            text = str(found["ctx"]["error"])
+        elif finding["type"] == "value_error":
+            text = str(finding["ctx"]["error"])
         else:
-            text = f"found {quoted(found['input'])}: {found['msg']}"
+            text = f"found {quoted(finding['input'])}: {finding['msg']}"
         problems.append((".".join([*parents, key]), text))
     return problems
 

@@ -49,7 +49,7 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, in one step."""
+    """Write `content`, anything that JSON holds, to the file `path`, in one step; raises OSError when it cannot."""
     text = json.dumps(content, indent=2) + "\n"
     write_in_one_step(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
@@ -117,15 +117,15 @@ def inside(folder: Path, name: object, origin: str, *, follow_links: bool = True
     plain = not path.is_absolute() and ".." not in path.parts and path.parts and "\\" not in name
     if not plain or PureWindowsPath(name).drive:
         raise OutsideError(f"{origin}: names {name!r}, expected a file inside {folder}")
-    found = folder / path
+    below = folder / path
     if follow_links:
         try:
-            target = found.resolve()
+            target = below.resolve()
         except RuntimeError as error:  # Python before 3.13, of links that lead to each other
             raise OutsideError(f"{origin}: {name!r} is a link that leads to itself; delete it") from error
         if not target.is_relative_to(folder.resolve()):
             raise OutsideError(f"{origin}: {name!r} leads to {target}, expected a file inside {folder}")
-    return found
+    return below
 
 
 def check_writable(folder: str | Path) -> None:
@@ -149,7 +149,7 @@ def check_writable(folder: str | Path) -> None:
 
 
 def make_own(folder: Path) -> None:
-    """Make a folder that `remove_own` may delete."""
+    """Make `folder`, which is not there yet, as one that `remove_own` may delete."""
     folder.mkdir(parents=True)
     (folder / MARKER).touch()
 
@@ -170,7 +170,15 @@ def remove_own(folder: Path, *marks: str) -> None:
 
 
 def check_own(folder: Path, *marks: str) -> None:
-    """Raise what `remove_own` would raise."""
+    """Raise what `remove_own` would raise, and delete nothing.
+
+    Args:
+        folder: that would be deleted.
+        marks: files that mark a folder of ours as well.
+
+    Raises:
+        FolderError: it is a link or a file, or it holds something and no mark.
+    """
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -192,9 +200,12 @@ def check_free(folder: Path, names: Iterable[str], marker: str) -> None:
 
 @contextmanager
 def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Iterator[None]:
-    """One process at a time; the system lifts the lock when the process ends, however it ends.
+    """While entered, no other process is; the system lifts the lock when the process ends, however it ends.
 
-    Raises `error` when another process holds it.
+    Args:
+        folder: that is locked; it is made where there is none.
+        name: of the file in it that is the lock, and stays.
+        error: what is raised when another process holds it, or the file is a link.
     """
     from filelock import FileLock, Timeout
 

@@ -18,24 +18,24 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+=-]{0,199}", re.ASCII)
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Repository and revision of `owner/name@revision`; no revision where there is no "@"."""
-    repository, at, revision = name.partition("@")
-    return repository, revision if at else None
+    """Repository and revision of a `name` such as `owner/name@revision`; no revision where there is no "@"."""
+    repository, separator, revision = name.partition("@")
+    return repository, revision if separator else None
 
 
 def is_repository(name: str) -> bool:
-    """Whether this has the form of `owner/name`, without a revision."""
+    """Whether `name` has the form of `owner/name`, without a revision."""
     return bool(_REPOSITORY.fullmatch(name))
 
 
 def repository_of(name: str) -> str:
-    """`owner/name` of a name with or without a revision; what is no such name comes back as it is."""
+    """`owner/name` of a `name` with or without a revision; what is no such name comes back as it is."""
     repository, _ = split_revision(name)
     return repository if is_repository(repository) else name
 
 
 def revision_problem(revision: object) -> str | None:
-    """Why this cannot be a branch, tag or commit; None where it can.
+    """Why `revision`, as it was read, cannot be a branch, tag or commit; None where it can.
 
     The hub's cache keeps a file of a branch's name, so that text which leads out of a folder must not get there.
     """
@@ -52,7 +52,7 @@ def revision_problem(revision: object) -> str | None:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model's name is that of a folder, which then comes before a hub id of the same name."""
+    """Whether `name`, a model's, is that of a folder, which then comes before a hub id of the same name."""
     try:
         return bool(name.strip()) and Path(name).expanduser().is_dir()
     except (OSError, RuntimeError, ValueError):  # too long a name, an unknown user, a null byte
@@ -60,7 +60,7 @@ def is_folder(name: str) -> bool:
 
 
 def name_problem(name: str) -> str | None:
-    """What is wrong with the revision in a model's name; None where there is none, or the name is a folder's."""
+    """What is wrong with the revision in `name`, a model's; None where there is none, or the name is a folder's."""
     repository, revision = split_revision(name)
     if revision is None or not is_repository(repository) or is_folder(name):
         return None
@@ -126,10 +126,10 @@ def _instead(repository: str, file: str, revision: str | None) -> str:
         return f"{repository} has no {file}, and its files cannot be listed ({first_line(error)})"
     alike = [name for name in names if name.endswith(suffix)]
     shown = ", ".join(alike[:10]) + (f" and {len(alike) - 10} more" if len(alike) > 10 else "")
-    at = f"{repository}@{revision}" if revision else repository
+    named = f"{repository}@{revision}" if revision else repository
     if not alike:
-        return f"{at} has no {file}, and no other {suffix} file"
-    return f"{at} has no {file}; it has {shown}. Write {at}:{alike[0]}"
+        return f"{named} has no {file}, and no other {suffix} file"
+    return f"{named} has no {file}; it has {shown}. Write {named}:{alike[0]}"
 
 
 def refusal(repository: str, revision: str | None, file: str, error: Exception, *, remedy: str) -> str:
@@ -147,7 +147,7 @@ def refusal(repository: str, revision: str | None, file: str, error: Exception, 
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     status = getattr(getattr(cause, "response", None), "status_code", None)
     page = f"{constants.ENDPOINT}/{repository}"
-    at = f" at revision {revision}" if revision else ""
+    at_revision = f" at revision {revision}" if revision else ""
     if isinstance(cause, errors.HFValidationError):
         return f"is no folder, and no hub id (owner/name) either: {first_line(cause)}"
     if isinstance(cause, errors.GatedRepoError):
@@ -169,14 +169,14 @@ def refusal(repository: str, revision: str | None, file: str, error: Exception, 
         )
     if constants.is_offline_mode():
         return (
-            f"{file} is not in the local cache{at}, and HF_HUB_OFFLINE is set (the name is no folder either); unset it "
-            f"to download, or {remedy}"
+            f"{file} is not in the local cache{at_revision}, and HF_HUB_OFFLINE is set (the name is no folder either); "
+            f"unset it to download, or {remedy}"
         )
     if isinstance(cause, errors.SafetensorsParsingError):
         return f"{file} on the hub has a header that cannot be read ({first_line(cause)}); it is damaged there"
     said = f"answered {status}" if status else "cannot be reached"
     return (
-        f"{file} is not in the local cache{at}, and the hub at {constants.ENDPOINT} {said} "
+        f"{file} is not in the local cache{at_revision}, and the hub at {constants.ENDPOINT} {said} "
         f"({type(cause).__name__}: {first_line(cause)}); check network and proxy, or {remedy}"
     )
 
@@ -186,7 +186,14 @@ class RangeError(OSError):
 
 
 class RemoteFile:
-    """A file of the hub that is read in parts, by range requests; as much of a file as zipfile asks for."""
+    """A file of the hub that is read in parts, by range requests; as much of a file as zipfile asks for.
+
+    Args:
+        repository: owner/name.
+        file: its path in the repository.
+        revision: branch, tag or commit; None for the repository's own default.
+        size: bytes of the file, as the hub says.
+    """
 
     _LEAST = 1 << 16  # bytes of a request
     _MOST = 1 << 26  # bytes of all of them
@@ -200,17 +207,33 @@ class RemoteFile:
         self._parts: list[tuple[int, bytes]] = []
 
     def seekable(self) -> bool:
+        """Always: nothing is fetched before it is read."""
         return True
 
     def tell(self) -> int:
+        """Bytes before the next one that is read."""
         return self._at
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Go on reading elsewhere.
+
+        Args:
+            offset: bytes, before the file's beginning none.
+            whence: what they count from: 0 the beginning, 1 the next byte, 2 the end.
+        """
         self._at = max(0, offset + (0, self._at, self._size)[whence])
         return self._at
 
     def read(self, count: int = -1) -> bytes:
-        """Raises RangeError where the server sends no parts, and huggingface_hub's errors."""
+        """The next bytes.
+
+        Args:
+            count: at most so many; below 0, all to the end.
+
+        Raises:
+            RangeError: the server sends no parts, or more is asked for than describes tensors; and the errors of
+                huggingface_hub.
+        """
         first = min(self._at, self._size)
         last = self._size if count is None or count < 0 else min(first + count, self._size)
         if last == first:
@@ -247,7 +270,7 @@ class RemoteFile:
 
 
 def in_words(size: int | None) -> str:
-    """A number of bytes, for a reader."""
+    """`size`, a number of bytes, for a reader; None is one that is not known."""
     if size is None:
         return "of unknown size"
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
@@ -257,7 +280,7 @@ def in_words(size: int | None) -> str:
 
 
 def commit_of(path: Path) -> str | None:
-    """The commit of a file that huggingface_hub has put into its cache; None where its folder says none."""
+    """The commit of the file `path` that huggingface_hub has put into its cache; None where its folder says none."""
     snapshot = path.parent
     while snapshot.parent.name != "snapshots" and snapshot != snapshot.parent:
         snapshot = snapshot.parent

@@ -35,12 +35,12 @@ def shown(value: object) -> str:
 
 
 def one_line(value: object) -> str:
-    r"""As `shown`, with line feeds and tabs written out, too: for names, captions and progress bars."""
+    r"""`value` as `shown` gives it, with line feeds and tabs written out: for names, captions and progress bars."""
     return shown(value).replace("\n", r"\n").replace("\t", r"\t")
 
 
-def _written_out(found: re.Match[str]) -> str:
-    letter = found.group()
+def _written_out(match: re.Match[str]) -> str:
+    letter = match.group()
     # Cc: controls, Cf: invisible and directional, Cs: surrogates, Zl and Zp: line ends that are none of ours.
     if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") and letter not in _HARMLESS:
         return letter.encode("unicode_escape").decode("ascii")
@@ -48,12 +48,23 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def text(value: object, style: str | Style = "") -> Text:
-    """A piece of text for a table or a line, with a style of ours."""
+    """A piece of text for a table or a line.
+
+    Args:
+        value: what it says, as `shown` gives it.
+        style: of ours, as rich names it; "" is none.
+    """
     return Text(shown(value), style=style)
 
 
 def labelled(label: str, style: str, value: object) -> Text:
-    """A line such as "warning: ...", with only the label in a style."""
+    """A line such as "warning: ...", with only the label in a style.
+
+    Args:
+        label: what stands before the colon.
+        style: of the label, as rich names it.
+        value: what stands behind, as `shown` gives it.
+    """
     return Text.assemble((label, style), f": {shown(value)}")
 
 
@@ -63,6 +74,7 @@ class Terminal(Console):
     Args:
         least_width: columns to count on where none are known: in a pipe or a log, which has no edge.
         quiet: print nothing but what `warn` and `insist` are given.
+        **options: of rich's Console; markup, emoji and highlighting are off.
 
     `data` is what `--json` writes: whoever prints a result puts it there, too.
     """
@@ -79,24 +91,26 @@ class Terminal(Console):
             self.width = least_width
 
     def render_str(self, text: str, **options: Any) -> Text:
+        """`text` as `shown` gives it, whatever `options` rich asks for by itself."""
         return super().render_str(shown(text), **{**options, "markup": False, "emoji": False, "highlight": False})
 
     def say(self, value: str | Text) -> None:
-        """Print text, broken only where the terminal ends."""
+        """Print `value`, a text, broken only where the terminal ends."""
         self.print(value, soft_wrap=True)
 
     def warn(self, warnings: Iterable[object]) -> None:
+        """Print each of `warnings` on a line of its own, also where the console is quiet."""
         for warning in warnings:
             self.insist(labelled("warning", "yellow", warning))
 
     def insist(self, value: str | Text) -> None:
-        """`say`, also where the console is quiet."""
+        """`say` the text `value`, also where the console is quiet."""
         quiet, self.quiet = self.quiet, False
         self.say(value)
         self.quiet = quiet
 
     def show(self, *tables: Table) -> None:
-        """Print the first of these forms of a table that fits the console, or the last, at 80 columns or more."""
+        """Print the first of `tables`, forms of one, that fits the console, or the last, at 80 columns or more."""
         for table in tables:
             if (
                 table is tables[-1]
@@ -107,15 +121,35 @@ class Terminal(Console):
 
 
 class PlainTable(Table):
-    """A rich table whose strings are text on any console, and whose title and caption are."""
+    """A rich table whose strings are text on any console, and whose title and caption are.
+
+    Args:
+        *headers: of its columns.
+        title: above it; None is none.
+        caption: below it; None is none.
+        **options: of rich's Table.
+    """
 
     def __init__(self, *headers: Any, title: Any = None, caption: Any = None, **options: Any) -> None:
         super().__init__(*headers, title=_as_text(title), caption=_as_text(caption), **options)
 
     def add_column(self, header: RenderableType = "", footer: RenderableType = "", **options: Any) -> None:
+        """Add a column, as rich's Table does.
+
+        Args:
+            header: above it.
+            footer: below it.
+            **options: style, width and the like, as rich takes them.
+        """
         super().add_column(_as_text(header), _as_text(footer), **options)
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Add a row, as rich's Table does.
+
+        Args:
+            *cells: one for each column; None is an empty one.
+            **options: style and the like, as rich takes them.
+        """
         super().add_row(*map(_as_text, cells), **options)
 
     def __setattr__(self, name: str, value: Any) -> None:

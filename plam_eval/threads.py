@@ -18,9 +18,12 @@ SMALL = 100_000_000
 
 
 def wanted(parameters: int) -> int | None:
-    """Threads for a model of so many parameters on a CPU; None leaves torch's own number.
+    """Threads for a model on a CPU; None leaves torch's own number.
 
     `PLAM_THREADS` says it for every model. Where one of the standard variables is set, it stands.
+
+    Args:
+        parameters: so many numbers in the model's weights.
 
     Raises:
         InputError: `PLAM_THREADS` is no whole number of at least 1.
@@ -40,18 +43,24 @@ _changed: tuple[int, int] | None = None
 
 
 def use(parameters: int) -> None:
-    """Let torch compute with the threads for a model of so many parameters on a CPU.
+    """Let torch compute with as many threads as are `wanted` for a model on a CPU.
 
     The number is the whole process's. So a model that is left torch's own gets back what a smaller one before it has
     changed, unless somebody else has said another number since.
+
+    Args:
+        parameters: so many numbers in the model's weights.
+
+    Raises:
+        InputError: as `wanted`.
     """
     global _changed
     import torch
 
     number, now = wanted(parameters), torch.get_num_threads()
-    found = _changed[0] if _changed is not None and _changed[1] == now else now
-    torch.set_num_threads(found if number is None else number)
-    _changed = None if number is None else (found, number)
+    own = _changed[0] if _changed is not None and _changed[1] == now else now
+    torch.set_num_threads(own if number is None else number)
+    _changed = None if number is None else (own, number)
 
 
 def environment() -> dict[str, str]:

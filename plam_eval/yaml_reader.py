@@ -35,6 +35,9 @@ class YamlError(DamagedFileError):
 def read_yaml(path: str | Path) -> Any:
     """What a file holds: mappings with keys in their order, lists, text, numbers, booleans, None.
 
+    Args:
+        path: of the file.
+
     Raises:
         YamlError: it is larger than 1 MiB, not UTF-8, or not YAML as described above. The message does not name it.
         OSError: it cannot be opened.
@@ -64,7 +67,7 @@ def not_a_mapping(data: Any) -> str:
 
 
 def parse_yaml(text: str) -> Any:
-    """What `text` holds; as `read_yaml`."""
+    """What `text` holds, as `read_yaml` gives it; raises YamlError."""
     document = _Document()
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -155,8 +158,8 @@ def _plain(text: str, line: int) -> Any:
         return _TRUTH[text]
     if len(text) > _MOST_DIGITS and any(form.fullmatch(text) for form in (_DECIMAL, _OCTAL, _HEX, _FLOAT)):
         raise YamlError(f"line {line}: found a number of more than {_MOST_DIGITS} digits, {quoted(text)}")
-    if found := _DECIMAL.fullmatch(text):
-        sign, digits = found.groups()
+    if decimal := _DECIMAL.fullmatch(text):
+        sign, digits = decimal.groups()
         if len(digits) > 1 and digits[0] == "0":
             raise YamlError(
                 f"line {line}: found {text}, which some read as octal; write {sign}{int(digits)}, "
@@ -169,8 +172,8 @@ def _plain(text: str, line: int) -> Any:
         return int(text[2:], 16)
     if _FLOAT.fullmatch(text):
         return float(text)
-    if found := _INFINITE.fullmatch(text):
-        return float(f"{found[1]}inf")
+    if infinite := _INFINITE.fullmatch(text):
+        return float(f"{infinite[1]}inf")
     if text in (".nan", ".NaN", ".NAN"):
         return float("nan")
     return text

@@ -27,12 +27,20 @@ def decoder_tensor(name: str) -> Key | None:
 
 
 def decoder_prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before `layers.N.` in the names of decoder tensors; more than one of them are several decoders."""
+    """What stands before `layers.N.` in the names of decoder tensors; more than one of them are several decoders.
+
+    Args:
+        names: of all tensors of a checkpoint or model.
+    """
     return sorted({match[1] for name in names if (match := _LAYER.fullmatch(name))})
 
 
 def by_layer(names: Iterable[str]) -> dict[int, dict[str, list[str]]]:
-    """layer -> suffix -> the names that stand for it; more than one name means an ambiguous source."""
+    """layer -> suffix -> the names that stand for it; more than one name means an ambiguous source.
+
+    Args:
+        names: of all tensors of a checkpoint or model; those outside the language decoder are left out.
+    """
     layers: dict[int, dict[str, list[str]]] = {}
     for name in names:
         key = decoder_tensor(name)

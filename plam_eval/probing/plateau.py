@@ -117,7 +117,7 @@ class Stages(BaseModel):
 
 
 def confidence_in_words(confidence: float) -> str:
-    """A confidence in words: 95%, 99.9%; never rounded up to 100%."""
+    """A `confidence` between 0 and 1 in words: 95%, 99.9%; never rounded up to 100%."""
     return f"{100 * confidence:.10g}%"
 
 
