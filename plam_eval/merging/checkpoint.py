@@ -162,26 +162,26 @@ class Checkpoint:
 
     def _check_alone(self, files: frozenset[str]) -> None:
         """Raises where the folder could mean other weights than those that were chosen."""
-        faults = []
+        problems = []
         index = weight_files.index_beside(self._weights, files)
         if index and set(self._index(index).values()) != {self._weights}:
-            faults.append(
+            problems.append(
                 f"holds {self._weights} and {index}, which names other files: transformers reads the former, vLLM the "
                 "latter. Remove the one that is out of date"
             )
         named = self.config.get("transformers_weights")
         if named is not None and named != self._weights:
-            faults.append(
+            problems.append(
                 f"holds {self._weights}, and its config.json names other weights for transformers "
                 f"(transformers_weights: {named!r}), which vLLM does not look at. Remove one of them"
             )
         if weight_files.ADAPTER in files:
-            faults.append(
+            problems.append(
                 f"holds {self._weights} and {weight_files.ADAPTER}: transformers adds the adapter to the weights when "
                 "it loads them, vLLM does not. Fold it in (peft: merge_and_unload(), save_pretrained) or remove it"
             )
-        if faults:
-            raise CheckpointError(*(f"{self._source.argument}: {fault}" for fault in faults))
+        if problems:
+            raise CheckpointError(*(f"{self._source.argument}: {problem}" for problem in problems))
 
     def check_read_by_vllm(self) -> None:
         """Refuse what vLLM's loader would read other weights from than transformers and this class.
@@ -213,18 +213,18 @@ class Checkpoint:
             )
         if not weight_map:
             raise CheckpointError(f"{where}: its weight_map is empty; download it again")
-        faults: list[str] = []
+        problems: list[str] = []
         suffix = file.removesuffix(".index.json").rpartition(".")[2]
         for name, holder in weight_map.items():
             try:
                 inside(Path(self.name), holder, f"{where}, weight_map, {name}", follow_links=False)
                 if not holder.endswith(f".{suffix}"):
-                    faults.append(f"{where}, weight_map, {name}: names {holder!r}, expected a .{suffix} file")
+                    problems.append(f"{where}, weight_map, {name}: names {holder!r}, expected a .{suffix} file")
             except OutsideError as error:
-                faults.append(str(error))
-        if faults:
-            more = [f"{where}: and {len(faults) - 10} more like these"] if len(faults) > 10 else []
-            raise CheckpointError(*faults[:10], *more)
+                problems.append(str(error))
+        if problems:
+            more = [f"{where}: and {len(problems) - 10} more like these"] if len(problems) > 10 else []
+            raise CheckpointError(*problems[:10], *more)
         return dict(weight_map)
 
     def _check_shards(self) -> None:
@@ -349,16 +349,16 @@ class Checkpoint:
         Raises:
             CheckpointError: listing every file that is missing, truncated or corrupt.
         """
-        faults = []
+        problems = []
         names = list(names)
         self.announce(names)
         for file in sorted({self.file(name) for name in names}):
             try:
                 self._open(file)
             except MergeError as error:
-                faults += error.faults
-        if faults:
-            raise CheckpointError(*faults)
+                problems += error.problems
+        if problems:
+            raise CheckpointError(*problems)
 
     def to_download(self, names: Iterable[str] | None = None) -> dict[str, int | None]:
         """Files that reading the tensors `names` (all by default) will download.

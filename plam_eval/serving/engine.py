@@ -48,9 +48,9 @@ def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
     Raises:
         MergeError: the engine cannot be re-merged, or the spec does not fit it.
     """
-    faults = why_not_remerged(vllm_config)
-    if faults:
-        raise MergeError(*faults)
+    problems = why_not_remerged(vllm_config)
+    if problems:
+        raise MergeError(*problems)
     if spec is None:
         return None
     config = vllm_config.model_config
@@ -72,9 +72,9 @@ def outcome_of(results: list[dict[str, Any]]) -> MergeReport | None:
     for result in results:
         if "broken" in result:
             raise EngineBrokenError(result["broken"])
-    faults = [fault for result in results for fault in result.get("faults", ())]
-    if faults:
-        raise MergeError(*dict.fromkeys(faults))
+    problems = [problem for result in results for problem in result.get("faults", ())]
+    if problems:
+        raise MergeError(*dict.fromkeys(problems))
     report = results[0]["report"]
     return MergeReport.from_dict(report) if report else None
 

@@ -67,17 +67,17 @@ class PlateauWorker:
         old = state_of(self.get_model())  # type: ignore[attr-defined]
         if old.broken:
             return {"faults": [old.broken], "broken": old.broken}
-        faults = versions.problems(versions.REMERGING, versions.installed)
-        faults = [f"vLLM {versions.vllm_version()}: {fault}" for fault in faults]
-        faults = faults or why_not_remerged(self.vllm_config)  # type: ignore[attr-defined]
-        if faults:
-            return {"faults": faults}
+        problems = versions.problems(versions.REMERGING, versions.installed)
+        problems = [f"vLLM {versions.vllm_version()}: {problem}" for problem in problems]
+        problems = problems or why_not_remerged(self.vllm_config)  # type: ignore[attr-defined]
+        if problems:
+            return {"faults": problems}
         wanted = PlateauSpec.model_validate(spec) if spec is not None else None
         reload = _Reload(self, old, wanted, base)
         try:
-            faults, new = reload.run()
-            faults = _of_all_workers(faults)
-            if not faults:
+            problems, new = reload.run()
+            problems = _of_all_workers(problems)
+            if not problems:
                 set_state(self.get_model(), new)  # type: ignore[attr-defined]
                 return {"report": new.report.to_dict() if new.report else None}
             of_way_back = ["a module is half loaded"] if reload.torn else list[str]()
@@ -89,13 +89,13 @@ class PlateauWorker:
                 _break(self, "plam-eval: a re-merge was interrupted half-way; start the engine again")
             raise
         if not of_way_back:
-            return {"faults": faults}
+            return {"faults": problems}
         why = (
             "plam-eval: a re-merge failed and so did the way back, so this engine holds neither the old nor the new "
-            f"weights; start it again. Failed: {'; '.join(faults)}. Way back: {'; '.join(of_way_back)}"
+            f"weights; start it again. Failed: {'; '.join(problems)}. Way back: {'; '.join(of_way_back)}"
         )
         _break(self, why)
-        return {"faults": faults, "broken": why}
+        return {"faults": problems, "broken": why}
 
 
 EXTENSION = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
@@ -103,31 +103,31 @@ EXTENSION = f"{PlateauWorker.__module__}.{PlateauWorker.__qualname__}"
 
 
 def why_not_remerged(vllm_config: Any) -> list[str]:
-    """Why an engine of this kind cannot be re-merged, fault by fault; empty where it can.
+    """Why an engine of this kind cannot be re-merged, problem by problem; empty where it can.
 
     Args:
         vllm_config: the engine's.
     """
-    faults = []
+    problems = []
     replicas = vllm_config.parallel_config.data_parallel_size
     if replicas > 1:  # vLLM reports the outcome of the first one only
-        faults.append(f"this engine has {replicas} data-parallel replicas; start it with the new spec instead")
+        problems.append(f"this engine has {replicas} data-parallel replicas; start it with the new spec instead")
     if vllm_config.lora_config is not None:
-        faults.append("this engine has LoRA enabled, which wraps the layers; start it with the new spec instead")
-    return faults
+        problems.append("this engine has LoRA enabled, which wraps the layers; start it with the new spec instead")
+    return problems
 
 
-def _of_all_workers(faults: list[str]) -> list[str]:
-    """The faults of all workers of this engine, on each of them: they go on together, or back together."""
+def _of_all_workers(problems: list[str]) -> list[str]:
+    """The problems of all workers of this engine, on each of them: they go on together, or back together."""
     from torch import distributed
     from vllm.distributed.parallel_state import get_world_group
 
     group = get_world_group()
     if group.world_size == 1:
-        return faults
+        return problems
     gathered: list[Any] = [None] * group.world_size
-    distributed.all_gather_object(gathered, faults, group=group.cpu_group)
-    return list(dict.fromkeys(fault for of_worker in gathered for fault in of_worker))
+    distributed.all_gather_object(gathered, problems, group=group.cpu_group)
+    return list(dict.fromkeys(problem for of_worker in gathered for problem in of_worker))
 
 
 def _break(worker: Any, why: str) -> None:
@@ -184,7 +184,7 @@ class _Reload:
         try:
             return [], self._run()
         except MergeError as error:
-            return error.faults, self.old
+            return error.problems, self.old
         except Exception as error:
             logger.exception("loading other weights into the running engine failed")
             return [f"{type(error).__name__}: {error}"], self.old
