@@ -45,7 +45,7 @@ def _absent(module: str) -> str:
 
 
 @dataclass(frozen=True)
-class Part:
+class InstalledPart:
     """A package that plam-eval uses.
 
     Attributes:
@@ -73,7 +73,7 @@ class Installation:
         version: of plam-eval.
         commit: of its checkout; None where there is none.
         python: version.
-        python_standing: as of a `Part`.
+        python_standing: as of an `InstalledPart`.
         parts: needed ones, then optional ones.
         refused: a sentence for every part of a version that does not work.
         works: whether all parts that are needed work and none of them is refused.
@@ -85,7 +85,7 @@ class Installation:
     commit: str | None
     python: str
     python_standing: str
-    parts: tuple[Part, ...]
+    parts: tuple[InstalledPart, ...]
     refused: tuple[str, ...]
     works: bool
     accelerators: str
@@ -129,11 +129,11 @@ def check_installation() -> Installation:
     )
 
 
-def _check_part(module: str) -> tuple[Part, str | None]:
+def _check_part(module: str) -> tuple[InstalledPart, str | None]:
     """One part, and why its version is refused, if it is."""
     installed = _installed(module)
     if installed is None:
-        return Part(module, module, None, "", False, _absent(module)), None
+        return InstalledPart(module, module, None, "", False, _absent(module)), None
     name, version = installed
     standing, why = versions.described(name, version), None
     if standing.startswith("refused"):
@@ -147,7 +147,7 @@ def _check_part(module: str) -> tuple[Part, str | None]:
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
         said = f"no: {type(error).__name__}: {first_line(error)}"
-    return Part(module, name, version, standing, said == "yes", said), why
+    return InstalledPart(module, name, version, standing, said == "yes", said), why
 
 
 def _accelerators() -> str:

@@ -44,9 +44,10 @@ def revision_problem(revision: object) -> str | None:
         return f"found {revision!r}, which was read as no text; write it behind the name, as owner/name@{revision}"
     if not revision:
         return f"found nothing, {expected}"
-    parts = revision.split("/")
+    levels = revision.split("/")
     plain = _REVISION.fullmatch(revision) and ".." not in revision
-    if not plain or not all(parts) or any(part.startswith(".") or part.endswith((".", ".lock")) for part in parts):
+    hidden = any(level.startswith(".") or level.endswith((".", ".lock")) for level in levels)
+    if not plain or not all(levels) or hidden:
         return f"found {revision[:80]!r}, {expected}"
     return None
 
@@ -260,8 +261,8 @@ class RemoteFile:
             if response.status_code != 206:
                 raise RangeError("the server sends the file as a whole only")
             content = bytearray()
-            for part in response.iter_bytes():
-                content += part
+            for chunk in response.iter_bytes():
+                content += chunk
                 if len(content) >= last - first:
                     break
         if len(content) != last - first:

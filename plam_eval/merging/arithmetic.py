@@ -128,7 +128,7 @@ def sum_of_squares(vector: Tensor) -> float:
 
 
 def not_finite(*operands: Operand) -> list[str]:
-    """A fault for each operand that holds NaN or Inf.
+    """A problem for each operand that holds NaN or Inf.
 
     Args:
         operands: of one tensor.

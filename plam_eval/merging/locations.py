@@ -108,6 +108,7 @@ class HubFiles:
 
     @property
     def recorded_commit(self) -> str | None:
+        """The commit that the files are of; None before the first of them was looked for."""
         return self.commit
 
     def find(self, file: str) -> Path | None:

@@ -425,6 +425,7 @@ class PlannedTensor:
 
     @property
     def key(self) -> Key:
+        """Layer and suffix, by which either side's tensor is known."""
         return self.layer, self.suffix
 
 

@@ -19,7 +19,7 @@ from plam_eval.spec import Weights
 # is on the CPU, the tensors may be elsewhere.
 RuleFunction = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
 
-_PART = 1 << 18  # elements
+_CHUNK = 1 << 18  # elements
 
 
 def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
@@ -122,8 +122,8 @@ def frobenius_norm(tensor: Tensor) -> float:
     Args:
         tensor: of any shape.
     """
-    parts = tensor.flatten().split(_PART)
-    squares = [part.to(torch.float64, copy=True).square_().sum() for part in parts]
+    chunks = tensor.flatten().split(_CHUNK)
+    squares = [chunk.to(torch.float64, copy=True).square_().sum() for chunk in chunks]
     return math.sqrt(torch.stack(squares).sum().item())
 
 

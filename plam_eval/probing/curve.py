@@ -132,6 +132,7 @@ class Curve:
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in alphabetical order."""
         return tuple(self.documents)
 
     @cached_property
