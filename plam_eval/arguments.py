@@ -15,6 +15,9 @@ from typing import Any, TypeVar, cast
 
 from plam_eval.errors import ArgumentError, InputError, hint, quoted
 
+BOTH = 2
+"""What `together` of a comparison means where no number is given: plain and merged at once."""
+
 _LONGEST_NUMBER = 40  # digits; Python takes no number of some thousand
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 

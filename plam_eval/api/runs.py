@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 
 from plam_eval.api.shared import Arguments, Words, listed
 from plam_eval.api.sweeps import evaluate_job
-from plam_eval.arguments import ARGUMENTS, PATH, TEXT, WORDS, count, paths, switch_or_count, takes, write_words
+from plam_eval.arguments import (
+    ARGUMENTS,
+    BOTH,
+    PATH,
+    TEXT,
+    WORDS,
+    count,
+    paths,
+    switch_or_count,
+    takes,
+    write_words,
+)
 from plam_eval.errors import InputError
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.comparison import Comparison
     from plam_eval.evaluation.records import Run
-
-BOTH = 2
-"""What `together` means where no number is given: plain and merged at once."""
 
 
 @takes(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from plam_eval.api.runs import BOTH
+from plam_eval.arguments import BOTH
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     BatchSize,

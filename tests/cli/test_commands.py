@@ -320,6 +320,12 @@ def test_a_mistake_in_a_plan_is_told_without_torch_or_scipy(command: str, tmp_pa
     assert "AssertionError" not in done.stderr
 
 
+def test_help_is_said_without_the_libraries_that_a_command_needs() -> None:
+    code = "import sys, plam_eval.cli; print({'pydantic', 'yaml', 'numpy', 'pandas', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     ("words", "number"),
     [
