@@ -20,18 +20,18 @@ FLOORS: dict[int, dict[str, str]] = {
     5: {"report": "the page and its sections, plots, tables, words for numbers"},
     4: {
         "evaluation": "records, statistics, comparison, scan, sweep/",
-        "model_wrappers": "lmms-eval's model classes with merging mixed in, one file per family",
+        "model_wrappers": "lmms-eval's classes with merging mixed in, a file per family",
         "doctor": "what is installed, and what will work",
     },
     3: {
-        "serving": "vLLM's internals, and nowhere else: loader, worker, engine, endpoint",
+        "serving": "vLLM's internals, nowhere else: loader, worker, endpoint",
         "decoding": "answers under many cuts or many merges in one generation",
         "provenance": "what a result is recorded with",
     },
     2: {
-        "harness": "lmms-eval's internals, and nowhere else; what we know of each task",
+        "harness": "lmms-eval's internals, nowhere else; what we know of tasks",
         "probing": "hiding an image from layers on, the curve, the plateau",
-        "merging": "checkpoints, the plan of a merge, its rules, the merge in place",
+        "merging": "checkpoints, the plan of a merge, rules, the merge in place",
     },
     1: {
         "spec": "the plateau spec",
@@ -245,6 +245,7 @@ def test_a_right_import_is_none() -> None:
 
 def test_the_drawing_shows_these_floors() -> None:
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert max(map(len, drawing().splitlines())) <= 80, "wider than the column of the page: shorten what is in a room"
     assert drawing() in page, f"docs/architecture.md draws other floors; write there:\n{drawing()}"
 
 
