@@ -141,16 +141,16 @@ def table(model: Model, machine: Machine, prompt: Prompt, scanned: int, evaluate
             cells * evaluated * RUN,
         ),
     ]
-    found = pd.DataFrame(rows, columns=["command", "generations", "hours", "GPU memory, GB", "written, GB"])
-    found["hours"] /= 3600
-    found[["GPU memory, GB", "written, GB"]] /= 1e9
-    found.attrs |= {
+    frame = pd.DataFrame(rows, columns=["command", "generations", "hours", "GPU memory, GB", "written, GB"])
+    frame["hours"] /= 3600
+    frame[["GPU memory, GB", "written, GB"]] /= 1e9
+    frame.attrs |= {
         "downloaded": (model.bytes / 1e9, base / 1e9),
         "document": document,
         "scanned document": one_scan,
         "merged": merged / 1e9,
     }
-    return found
+    return frame
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -175,12 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = Model(**sizes, beside=given.beside)
     machine = Machine(given.arithmetic, given.bandwidth, given.disk, given.overhead, given.seconds_per_document)
     prompt = Prompt(given.prompt, given.behind, given.answer)
-    found = table(model, machine, prompt, given.scanned, given.evaluated, given.cells)
-    print(found.to_markdown(index=False, floatfmt=".2f"))
-    mllm, base = found.attrs["downloaded"]
+    estimates = table(model, machine, prompt, given.scanned, given.evaluated, given.cells)
+    print(estimates.to_markdown(index=False, floatfmt=".2f"))
+    mllm, base = estimates.attrs["downloaded"]
     print(
-        f"\nA document {found.attrs['document']:.3f} s, a scanned one {found.attrs['scanned document']:.3f} s; a merge "
-        f"reads {found.attrs['merged']:.1f} GB of either checkpoint. Downloaded: {mllm:.1f} GB for the MLLM, up to "
+        f"\nA document {estimates.attrs['document']:.3f} s, a scanned one {estimates.attrs['scanned document']:.3f} s; "
+        f"a merge reads {estimates.attrs['merged']:.1f} GB of either checkpoint. Downloaded: {mllm:.1f} GB for the "
+        f"MLLM, up to "
         f"{base:.1f} GB for the base, and the datasets, which are not counted."
     )
 

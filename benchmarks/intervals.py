@@ -136,13 +136,13 @@ def experiments_as_runs(made: Sequence[tuple[str, Scores, np.ndarray]]) -> tuple
     runs: dict[str, pd.DataFrame] = {}
     for experiment in range(len(made[0][1][0])):
         for side in (0, 1):
-            parts = [
+            frames = [
                 pd.DataFrame(
                     {"task": task, "doc_id": range(len(group)), "group": group, "score": scores[side][experiment]}
                 )
                 for task, scores, group in made
             ]
-            runs[f"{experiment} {side}"] = pd.concat(parts, ignore_index=True).assign(parsable=True)
+            runs[f"{experiment} {side}"] = pd.concat(frames, ignore_index=True).assign(parsable=True)
     return runs, [(f"{n} 0", f"{n} 1") for n in range(len(made[0][1][0]))]
 
 
@@ -174,17 +174,17 @@ def measure(
     true = float(np.mean([truth(kind) for kind, _, _ in tasks]))
     runs, pairs = experiments_as_runs(made)
     with mock.patch.object(stats, "_FLIPS", FLIPS):
-        new = [found[-1] for found in stats.compare_pairs(runs, pairs, resamples=RESAMPLES).values()]
-    p = np.array([found.p for found in new])
-    intervals = {"new": np.array([(found.low, found.high) for found in new])}
+        new = [rows[-1] for rows in stats.compare_pairs(runs, pairs, resamples=RESAMPLES).values()]
+    p = np.array([overall.p for overall in new])
+    intervals = {"new": np.array([(overall.low, overall.high) for overall in new])}
     if old:
         with (
             mock.patch.object(stats, "sign_flip", lambda differences: 1.0),
             mock.patch.object(stats, "_cautious", lambda differences, confidence: [True] * len(differences)),
         ):
-            before = [found[-1] for found in stats.compare_pairs(runs, pairs, resamples=RESAMPLES).values()]
-        intervals["old"] = np.array([(found.low, found.high) for found in before])
-    centre, width = np.array([found.difference for found in new]), student_width(made)
+            before = [rows[-1] for rows in stats.compare_pairs(runs, pairs, resamples=RESAMPLES).values()]
+        intervals["old"] = np.array([(overall.low, overall.high) for overall in before])
+    centre, width = np.array([overall.difference for overall in new]), student_width(made)
     intervals["t"] = np.column_stack([centre - width / 2, centre + width / 2])
     measured = {"p < 0.05": float((p < 0.05).mean())}
     for name, ends in intervals.items():
@@ -198,13 +198,13 @@ def measure(
 def false_positives(kind: str, documents: int, most: int, experiments: int, *, seed: int = 0) -> dict[str, float]:
     """Share of p < 0.05 where nothing changed in truth, with the images known and with every question for itself."""
     (first, second), image = draw(kind, documents, most, experiments, np.random.default_rng(seed))
-    found = {}
+    shares = {}
     for name, group in (("images known", image), ("taken singly", np.arange(documents))):
         with mock.patch.object(stats, "_FLIPS", FLIPS):
             runs, pairs = experiments_as_runs([("t", (first, second), group)])
             compared = stats.compare_pairs(runs, pairs, resamples=10)
-        found[name] = float(np.mean([rows[0].p < 0.05 for rows in compared.values()]))
-    return found
+        shares[name] = float(np.mean([rows[0].p < 0.05 for rows in compared.values()]))
+    return shares
 
 
 SCENARIOS: list[tuple[str, list[tuple[str, int, int]]]] = [

@@ -110,8 +110,8 @@ def costs(layers: int, repeats: int) -> None:
             rows["memory limit"].append(measured(functools.partial(torch.add, stored, other, out=result)))
         print(f"{stored.nbytes / 1e6:.0f} MB merged of bfloat16, {torch.get_num_threads()} thread(s)\n")
     print("| | seconds | CPU seconds | page faults | written |\n|---|---|---|---|---|")
-    for name, found in rows.items():
-        best = min(found, key=lambda row: row["seconds"])
+    for name, repeated in rows.items():
+        best = min(repeated, key=lambda row: row["seconds"])
         print(
             f"| {name} | {best['seconds']:.2f} | {best['CPU seconds']:.2f} | {best['page faults']:,.0f} "
             f"| {best['written'] / 1e6:.0f} MB |"
@@ -148,8 +148,8 @@ def bits(count: int) -> None:
     print(f"\n{count:,} elements of 0.9 and 0.3 times bfloat16 weights\n")
     print("| arithmetic | others than the nearest bfloat16 | by more than one unit |\n|---|---|---|")
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        found = mllm.to(dtype).mul(0.9).add(base.to(dtype).mul(0.3)).to(torch.bfloat16).double()
-        off = (found - best).abs() / torch.tensor(steps, dtype=torch.float64)
+        merged = mllm.to(dtype).mul(0.9).add(base.to(dtype).mul(0.3)).to(torch.bfloat16).double()
+        off = (merged - best).abs() / torch.tensor(steps, dtype=torch.float64)
         print(f"| {str(dtype).removeprefix('torch.')} | {(off > 0).double().mean():.2%} | {(off > 1).sum().item()} |")
 
 

@@ -199,9 +199,9 @@ def main() -> None:
         for _ in range(arguments.repeats):
             took, expected = seconds(arguments.device, separate, model, inputs, new, cuts)
             times["separate"].append(took)
-            took, found = seconds(arguments.device, scan, model, inputs, new)
+            took, scanned = seconds(arguments.device, scan, model, inputs, new)
             times["scan"].append(took)
-            same = (found.tokens == expected).all(-1).float().mean().item()
+            same = (scanned.tokens == expected).all(-1).float().mean().item()
             equal &= same == 1.0
         alone, together = (statistics.median(times[way]) for way in ("separate", "scan"))
         best = ideal(arguments.layers, length, after, new)

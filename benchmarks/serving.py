@@ -62,24 +62,24 @@ def write_pair(folder: Path, hidden: int, layers: int) -> Path:
         return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).bfloat16()
 
     wide = round(hidden * 2.6875)  # LLaVA-1.5-7B: 11008 / 4096
-    for part, prefix in (("mllm", "language_model."), ("base", "")):
-        target = folder / part
+    for role, prefix in (("mllm", "language_model."), ("base", "")):
+        target = folder / role
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(PAIR / part, target)
+        shutil.copytree(PAIR / role, target)
         config = json.loads((target / "config.json").read_text())
-        text = config["text_config"] if part == "mllm" else config
+        text = config["text_config"] if role == "mllm" else config
         text |= {"hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers}
         text |= {"num_attention_heads": hidden // 128, "num_key_value_heads": hidden // 128, "head_dim": 128}
         config["dtype"] = text["dtype"] = "bfloat16"
         (target / "config.json").write_text(json.dumps(config))
         tensors = {
             name: tensor.bfloat16()
-            for name, tensor in load_file(PAIR / part / "model.safetensors").items()
+            for name, tensor in load_file(PAIR / role / "model.safetensors").items()
             if not name.startswith((f"{prefix}model.", "multi_modal_projector", f"{prefix}lm_head"))
         }
-        stored = load_file(PAIR / part / "model.safetensors")
+        stored = load_file(PAIR / role / "model.safetensors")
         vocabulary = stored[f"{prefix}model.embed_tokens.weight"].shape[0]
-        if part == "mllm":
+        if role == "mllm":
             seen = stored["multi_modal_projector.linear_1.weight"].shape[1]
             tensors |= {
                 "multi_modal_projector.linear_1.weight": draw(hidden, seen),
@@ -160,7 +160,7 @@ def remerge(settings: dict[str, Any]) -> dict[str, Any]:
 
     llm = LLM(**settings)
     extra = dict(settings["model_loader_extra_config"])
-    start, end = (int(part) for part in extra["layers"].split(":"))
+    start, end = (int(edge) for edge in extra["layers"].split(":"))
     seconds = []
     for _ in range(3):
         for layers in (f"{start - 1}:{end}", f"{start}:{end}"):
@@ -182,7 +182,7 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         "plam_llava": (PlamLlavaChat(**given, device="cpu"), 1),
         "plam_vllm": (PlamVLLMChat(**given, **{**ENGINE, "max_num_seqs": 64}, batch_size=64), 64),
     }
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     answers = {}
     for name, (model, batch) in models.items():
         evaluate(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
@@ -193,10 +193,10 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         answers[name] = [
             (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
         ]
-        found[name] = {"documents": len(answers[name]), "seconds": seconds, "batch_size": batch}
+        measured[name] = {"documents": len(answers[name]), "seconds": seconds, "batch_size": batch}
     one, other = answers.values()
-    found["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
-    return found
+    measured["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
+    return measured
 
 
 def child(kind: str, settings: dict[str, Any], separate: bool) -> dict[str, Any]:
@@ -240,12 +240,12 @@ def main() -> None:
     if "remerge" in parts:
         record["remerge"] = compare_remerge(merged)
     if "suite" in parts:
-        record["suite"] = found = suite(arguments, output)
-        rows = {name: found[name] for name in ("plam_llava", "plam_vllm")}
+        record["suite"] = measured = suite(arguments, output)
+        rows = {name: measured[name] for name in ("plam_llava", "plam_vllm")}
         table = pd.DataFrame(rows).T.assign(per_second=lambda t: t.documents / t.seconds)
         print(f"\n{table.to_markdown(floatfmt='.2f')}\n")
         ratio = table.per_second["plam_vllm"] / table.per_second["plam_llava"]
-        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {found['answers that differ']}")
+        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {measured['answers that differ']}")
     (output / "serving.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
@@ -258,7 +258,8 @@ def compare_starts(
         for name, settings in (("plain", plain), ("merged", merged)):
             runs[name].append(child("start", settings, separate=False))
     median = {
-        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+        name: {key: statistics.median(run[key] for run in repeated) for key in repeated[0]}
+        for name, repeated in runs.items()
     }
     decoder = (large / "mllm" / "model.safetensors").stat().st_size
     tensor = arguments.hidden**2 * 4
@@ -288,18 +289,18 @@ def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
         "load_format": "plam",
         "model_loader_extra_config": {"base": str(PAIR / "base"), "layers": "4:8"},
     }
-    found, rows = {}, {}
+    measured, rows = {}, {}
     for name, settings in (("embedded pair", small), ("large random pair", large)):
         restart = child("start", settings, separate=True)["to_first_answer"]
         seconds = statistics.median(child("remerge", settings, separate=True)["seconds"])
-        found[name] = {"restart": restart, "remerge": seconds, "ratio": restart / seconds}
+        measured[name] = {"restart": restart, "remerge": seconds, "ratio": restart / seconds}
         rows[name] = {
             "restart [s]": restart,
             "re-merge [s]": seconds,
             "ratio": restart / seconds,
         }
     print(f"\n{pd.DataFrame(rows).T.to_markdown(floatfmt='.2f')}\n")
-    return found
+    return measured
 
 
 if __name__ == "__main__":

@@ -119,10 +119,10 @@ def made_from(gpu: bool) -> str:
 
 def read_stamp() -> dict[str, Any]:
     try:
-        found = json.loads(STAMP.read_text())
+        stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def installed(name: str) -> str | None:
@@ -203,8 +203,8 @@ def main() -> None:
     if level not in LEVELS:
         sys.exit(f"setup_env.py takes demo, test or --newest, found {' '.join(sys.argv[1:]) or 'nothing'}")
     gpu = has_nvidia_gpu()
-    found = read_stamp() if PYTHON.exists() else {}
-    if newest or found.get("made_from") != made_from(gpu) or found.get("level") not in LEVELS[LEVELS.index(level) :]:
+    stamp = read_stamp() if PYTHON.exists() else {}
+    if newest or stamp.get("made_from") != made_from(gpu) or stamp.get("level") not in LEVELS[LEVELS.index(level) :]:
         where = "an NVIDIA GPU" if gpu else "CPU"
         print(f"Setting up {VENV.name} for {where}: {level} (a few minutes the first time).", flush=True)
         if not PYTHON.exists():
@@ -214,9 +214,9 @@ def main() -> None:
         absent = set_up(level, gpu, newest)
         if newest:
             write_constraints()
-        found = {"made_from": made_from(gpu), "level": level, "absent": absent}
-        STAMP.write_text(json.dumps(found) + "\n")
-    for line in found.get("absent", []):
+        stamp = {"made_from": made_from(gpu), "level": level, "absent": absent}
+        STAMP.write_text(json.dumps(stamp) + "\n")
+    for line in stamp.get("absent", []):
         print(line, flush=True)
 
 

@@ -122,13 +122,13 @@ def compare(
     job = Job.plan(config, output, pair_grid(config))
     logged = wandb.Settings.read(wandb_args)
     with logged.run("compare", model, config.model_dump(mode="json")) as log:
-        found = evaluate_job(job)
-        if found is None:
+        findings = evaluate_job(job)
+        if findings is None:
             return None
-        if failures := found.failures():
+        if failures := findings.failures():
             raise SweepError("\n".join([*failures, "The same command tries again what failed."]))
-        found.write()
-        done = comparison.comparison_of(found)
+        findings.write()
+        done = comparison.comparison_of(findings)
         log.comparison(done)
     return done
 

@@ -114,11 +114,11 @@ def sweep(
     )
     logged = wandb.Settings.read(wandb_args)
     with logged.run("sweep", job.config.model, job.config.model_dump(mode="json")) as log:
-        found = evaluate_job(job, ray=ray, workers=workers)
-        if found is not None:
-            found.write()
-            log.sweep(found)
-    return found
+        findings = evaluate_job(job, ray=ray, workers=workers)
+        if findings is not None:
+            findings.write()
+            log.sweep(findings)
+    return findings
 
 
 @dataclass(frozen=True, repr=False)

@@ -27,8 +27,8 @@ def complete_spec(incomplete: str) -> list[str]:
     from plam_eval.spec import packaged_specs
 
     folder, _, start = incomplete.rpartition("/")
-    found = sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{start}*"))
-    files = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == ".yaml"]
+    paths = sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{start}*"))
+    files = [f"{path}/" if path.is_dir() else str(path) for path in paths if path.is_dir() or path.suffix == ".yaml"]
     return [*(name for name in packaged_specs() if name.startswith(incomplete)), *files]
 
 

@@ -105,9 +105,9 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(part) for part in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # of numpy, pandas or torch: a number, or a list of them
         value = value.tolist()
         if isinstance(value, list):

@@ -230,9 +230,9 @@ class _Asker:
     def pair(self, kind: str) -> tuple[Question, Question, _Picture]:
         """A "yes" and a "no" question of one kind about one scene."""
         for scene in self._scenes():
-            found = {q.answer: q for _ in range(16) if (q := ask(scene, kind, self.rng))}
-            if len(found) == 2:
-                return found["yes"], found["no"], self._picture(scene)
+            by_answer = {q.answer: q for _ in range(16) if (q := ask(scene, kind, self.rng))}
+            if len(by_answer) == 2:
+                return by_answer["yes"], by_answer["no"], self._picture(scene)
         raise AssertionError("the scene stream does not end")
 
     def balanced(self, values: Sequence[str], count: int) -> list[str]:
@@ -698,8 +698,8 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
     rows["gqa_images"] = images
     paths = {name: _write_table(folder, table, rows[name]) for name, table in TABLES.items()}
     for repo in {table.repo for table in TABLES.values()}:
-        parts = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
-        (folder / repo / "README.md").write_text(_readme(repo, parts), encoding="utf-8")
+        tables = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
+        (folder / repo / "README.md").write_text(_readme(repo, tables), encoding="utf-8")
     manifest = {
         **identity,
         "complete": True,
@@ -755,10 +755,10 @@ def _write_table(folder: Path, table: Table, rows: list[Row]) -> Path:
     return path.rename(path.with_name(f"{table.split}-00000-of-00001-{_sha256(path)[:16]}.parquet"))
 
 
-def _readme(repo: str, parts: Mapping[Path, Table]) -> str:
+def _readme(repo: str, tables: Mapping[Path, Table]) -> str:
     """A dataset card whose `configs:` header tells `load_dataset` which file is which split of which config."""
     lines = ["---", "configs:"]
-    for path, table in parts.items():
+    for path, table in tables.items():
         lines += [f"- config_name: {table.config}", "  data_files:", f"  - split: {table.split}"]
         lines += [f"    path: {table.config}/{path.name}"]
     lines += ["---", f"Drawn scenes in the columns of {repo}, written by plam_eval.demo.hub. Not the real benchmark."]

@@ -67,12 +67,12 @@ def describe(scene: Scene, rng: random.Random, language: str = "en") -> str:
     """The whole scene in words, its cells in random order: "top left red circle. bottom left empty. ..."."""
     order = rng.sample(range(4), 4)
     if language == "zh":
-        parts = []
+        phrases = []
         for i in order:
             thing = scene.cells[i]
             said = CHINESE[thing.color] + CHINESE[thing.shape] if thing else CHINESE["empty"]
-            parts.append(f"{CHINESE[POSITIONS[i]]}{said}。")
-        return "".join(parts)
+            phrases.append(f"{CHINESE[POSITIONS[i]]}{said}。")
+        return "".join(phrases)
     return " ".join(f"{POSITIONS[i]} {scene.cells[i] or 'empty'}." for i in order)
 
 

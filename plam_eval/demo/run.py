@@ -158,11 +158,11 @@ def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, 
 def _finished(done: Path) -> dict[str, Any] | None:
     """What was evaluated to the end in a folder of the demo; None where nothing was, or the record is damaged."""
     try:
-        found = read_json(done, "delete it")
+        record = read_json(done, "delete it")
     except (OSError, ValueError):
         return None
-    found.pop("results", None)
-    return found
+    record.pop("results", None)
+    return record
 
 
 def _results(output: Path) -> Path:
@@ -185,8 +185,8 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal
             bar = progress.add_task(f"{label}: starting", total=100)
             while chunk := os.read(process.stdout.fileno(), 65536):
                 file.write(chunk)
-                if found := _PROGRESS.findall(chunk.decode(errors="replace")):
-                    progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
+                if percents := _PROGRESS.findall(chunk.decode(errors="replace")):
+                    progress.update(bar, description=f"{label}: answering", completed=int(percents[-1]))
             progress.update(bar, description=f"{label}: done", completed=100)
         code = process.wait()
     if code:
@@ -249,16 +249,16 @@ def _near(path: Path) -> Path:
 
 def _environment() -> str:
     """How to come by the commands, where `plam` on this terminal is none or another than the one that runs."""
-    here, found = Path(sys.executable).parent, shutil.which("plam")
-    if found is not None and Path(found).parent == here:
+    here, on_path = Path(sys.executable).parent, shutil.which("plam")
+    if on_path is not None and Path(on_path).parent == here:
         return ""
     return f"with the environment active (source {_near(here / 'activate')}) and "
 
 
-def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
+def same_answers(demo: Demo, findings: Findings) -> tuple[int, int]:
     """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are."""
     digest = demo.merged.block["provenance"]["digest"]
-    cell = found.cells.loc[found.cells["digest"] == digest, "cell"].iloc[0]
+    cell = findings.cells.loc[findings.cells["digest"] == digest, "cell"].iloc[0]
     resident = read_run(demo.sweep / CELLS / cell).samples
     both = demo.merged.samples.merge(resident, on=["task", "doc_id"], suffixes=("", "_resident"))
     return int((both["answer"] != both["answer_resident"]).sum()), len(both)
@@ -272,8 +272,8 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
 
     console = console or Terminal(least_width=150)
     console.print()
-    found = scan_folder.load(demo.scan)
-    tables.show_scan(found, console)
+    scanned = scan_folder.load(demo.scan)
+    tables.show_scan(scanned, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     provenance = demo.merged.block["provenance"]
@@ -288,7 +288,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     console.say(swept.verdict())
     console.data = {
         "suite": str(demo.suite),
-        "scan": found.to_dict(),
+        "scan": scanned.to_dict(),
         "merge": provenance["merge"],
         "sweep": swept.to_dict(),
         "answers": documents,

@@ -545,7 +545,7 @@ def _batches(
 ) -> tuple[Callable[[int], Batch], list[Batch]]:
     """A step's batch as a function of the step's number, and fixed batches of held-out scenes to score on."""
 
-    def at(step: int) -> Batch:
+    def batch_of(step: int) -> Batch:
         rng = random.Random(f"{settings.seed}:{stage}:{step}")
         scenes = [scene_of("train", rng) for _ in range(settings.scenes_per_step)]
         if settings.describing(stage, step):
@@ -565,7 +565,7 @@ def _batches(
         )
         for _ in range(4)
     ]
-    return at, heldout
+    return batch_of, heldout
 
 
 @torch.no_grad()
@@ -585,11 +585,11 @@ def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[Llama
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(text_config(encode.tokenizer))
     _start_from_lookup(model)
-    at, heldout = _batches(settings, "base", encode, images=False)
+    batch_of, heldout = _batches(settings, "base", encode, images=False)
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
     groups = optimizers(model.model.layers, [(others, settings.other_lr)], settings.base_lr)
     best = Stage("base", model, groups, settings.base_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight("base", step)),
+        lambda step: answer_loss(model.model, model.lm_head, batch_of(step), settings.description_weight("base", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
@@ -604,7 +604,7 @@ def train_mllm(
     model.model.language_model.load_state_dict(base.model.state_dict())
     model.lm_head.load_state_dict(base.lm_head.state_dict())
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    at, heldout = _batches(settings, "mllm", encode, images=True)
+    batch_of, heldout = _batches(settings, "mllm", encode, images=True)
     decoder = model.model.language_model
     slow = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "layers" not in n]
     slow += list(model.lm_head.parameters())
@@ -617,7 +617,7 @@ def train_mllm(
     ]
     groups = optimizers(decoder.layers, rest, settings.mllm_lr)
     best = Stage("mllm", model, groups, settings.mllm_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight("mllm", step)),
+        lambda step: answer_loss(model.model, model.lm_head, batch_of(step), settings.description_weight("mllm", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best

@@ -38,10 +38,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TableBlock:
     """A table. The first column names its rows; of the others, `words` holds those that are text and no numbers."""
 
-    kind: ClassVar[str] = "grid"
+    kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -129,7 +129,9 @@ class Section:
 
     @property
     def _parted(self) -> int:
-        first = next((at for at, block in enumerate(self.blocks) if not isinstance(block, Paragraph)), len(self.blocks))
+        first = next(
+            (index for index, block in enumerate(self.blocks) if not isinstance(block, Paragraph)), len(self.blocks)
+        )
         return first + (first < len(self.blocks) and isinstance(self.blocks[first], Picture))
 
 
@@ -150,7 +152,7 @@ class Answer:
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
-def grid(
+def table_block(
     caption: str,
     items: Iterable[Any],
     columns: Mapping[str, Callable[[Any], str]],
@@ -158,10 +160,10 @@ def grid(
     words: Iterable[str] = (),
     look: Callable[[Any], str] = lambda item: "",
     kind: Callable[[Any], str] = lambda item: "",
-) -> Grid:
+) -> TableBlock:
     """A table of one row per item. `columns` say what each shows of it; `words` are those that hold no numbers."""
     rows = tuple(Row(tuple(show(item) for show in columns.values()), look(item), kind(item)) for item in items)
-    return Grid(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
+    return TableBlock(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
 
 
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:

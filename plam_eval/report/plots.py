@@ -77,9 +77,9 @@ def heat_map(
     axes = figure.subplots()
     for row, column in np.ndindex(len(rows), len(columns)):
         cell = cells[row][column]
-        known = cell is not None and not math.isnan(cell.value)
-        hatched = known and cell is not None and not differs(cell)
-        if cell is None or not known:
+        has_value = cell is not None and not math.isnan(cell.value)
+        hatched = has_value and cell is not None and not differs(cell)
+        if cell is None or not has_value:
             text, weight, colour = (words or {}).get((row, column), ""), "normal", QUIET
         else:
             text = signed(cell.value) + ("*" if marked[row][column] else "")
@@ -87,7 +87,7 @@ def heat_map(
             axes.add_patch(_square(row, column, facecolor=_tint(cell.value / most, hatched=hatched), linewidth=0))
         if hatched:
             axes.add_patch(_square(row, column, fill=False, hatch="////", edgecolor=HATCH, linewidth=0, alpha=0.8))
-        elif not known:
+        elif not has_value:
             axes.add_patch(_square(row, column, fill=False, edgecolor=HATCH, linewidth=0.5, alpha=0.5))
         written = axes.text(
             column,
@@ -226,8 +226,8 @@ def controls(
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
         for number, name in enumerate(row):
-            found = sorted(groups[name], key=lambda estimate: rules.index(estimate.name))
-            for place, estimate in zip(number + _dodged(len(found)), found, strict=True):
+            estimates = sorted(groups[name], key=lambda estimate: rules.index(estimate.name))
+            for place, estimate in zip(number + _dodged(len(estimates)), estimates, strict=True):
                 _, colour, mark = looks[estimate.name]
                 if not math.isnan(estimate.low):
                     axes.vlines(place, estimate.low, estimate.high, color=colour, linewidth=1.5)

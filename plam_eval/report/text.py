@@ -80,11 +80,11 @@ def count_of(number: int, what: str) -> str:
 
 def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
     """Tasks by name, or by their number where there are many or the names have been said."""
-    known = sorted(names) in said
+    named_before = sorted(names) in said
     said.append(sorted(names))
     if len(names) == 1:
         return str(names[0])
-    return f"{len(names)} tasks" + ("" if known or len(names) > 12 else f" ({', '.join(names)})")
+    return f"{len(names)} tasks" + ("" if named_before or len(names) > 12 else f" ({', '.join(names)})")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -125,7 +125,7 @@ def breakable(text: str) -> Markup:
     """A name that may be parted into lines after its underscores."""
     from markupsafe import Markup, escape
 
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
+    return Markup("_<wbr>").join(escape(piece) for piece in text.split("_"))
 
 
 def identity_of(identity: Mapping[str, Any] | None) -> str:

@@ -8,20 +8,20 @@ from typing import Any
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
-from plam_eval.report.blocks import grid, picture, records_of
+from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.parts import PAIRED, place
+from plam_eval.report.sections.shared import PAIRED, place
 from plam_eval.report.text import is_known, number, signed
 from plam_eval.rules import RULES
 
 
-def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """A figure and a table of each merge beside its own controls; nothing where no control is finished."""
-    chosen = found.selection.cell if found.selection else None
+    chosen = findings.selection.cell if findings.selection else None
     several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
     groups: dict[str, list[Estimate]] = {}
     bold = None
-    for name, by_rule in sorted(found.plan["grid"]["controls"].items(), key=lambda item: place(cells[item[0]])):
+    for name, by_rule in sorted(findings.plan["grid"]["controls"].items(), key=lambda item: place(cells[item[0]])):
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""
@@ -37,7 +37,7 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
     if not groups:
         return []
     shown = {estimate.name for estimates in groups.values() for estimate in estimates}
-    meanings = _meanings(shown - {cells[name]["rule"] for name in found.plan["grid"]["controls"]})
+    meanings = _meanings(shown - {cells[name]["rule"] for name in findings.plan["grid"]["controls"]})
     blocks: list[Any] = [
         picture(
             plots.controls(groups, chosen=bold),
@@ -47,10 +47,10 @@ def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> 
             "set the merge apart from them.",
         )
     ]
-    if len(found.controls):
-        table = grid(
+    if len(findings.controls):
+        table = table_block(
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
-            records_of(found.controls),
+            records_of(findings.controls),
             {
                 "merge": lambda row: describe_cell(cells[row["merged"]]),
                 "control": lambda row: (
