@@ -176,6 +176,12 @@ class HFPlateauMixin(PlateauMixin):
         return str(self.model.dtype).removeprefix("torch.")
 
     def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+        """Merge the model's parameters in place, as `merge_in_place` does.
+
+        Args:
+            spec: what they are to be merged by; None for the checkpoint's own.
+            base: the checkpoint of the spec's base LLM.
+        """
         # A wrapper whose constructor raises is nobody's, and its model with it.
         return merge_in_place(
             self.model, spec, checkpoint=self.checkpoint, base=base, thrown_away_on_error=not self._is_loaded

@@ -14,7 +14,7 @@ Arguments = str | Mapping[str, Any]
 
 
 def listed(words: Words) -> list[str]:
-    """Words as a list."""
+    """The words of `words` as a list; in one text they stand between commas."""
     return [word.strip() for word in words.split(",")] if isinstance(words, str) else list(words)
 
 

@@ -62,7 +62,7 @@ def working(as_json: bool, quiet: bool, *, least_width: int = WIDE, logs: str = 
 
 
 def quiet_logs(level: str = "WARNING") -> None:
-    """Leave out what is logged below a level: on the terminal, since each cell's folder has the whole log."""
+    """Leave out what is logged below `level`: on the terminal, since each cell's folder has the whole log."""
     from loguru import logger
 
     logger.remove()

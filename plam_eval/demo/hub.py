@@ -181,6 +181,7 @@ class _Document:
     picture: _Picture
 
     def record(self) -> Row:
+        """What the manifest holds of it."""
         question = self.question
         return {
             "kind": question.kind,
@@ -590,8 +591,13 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
     datasets replaced and everything else in it (results, caches) kept. Nothing is visible under `folder` before it is
     complete. The same arguments give the same rows on every machine with the same Pillow.
 
-    Raises HubError when `folder` holds files but no suite, InputError for fewer than `MINIMUM_DOCUMENTS` or an odd
-    number of documents.
+    Args:
+        folder: of the suite; new, empty, or one that holds a suite.
+        documents_per_task: of each of the nine tasks; an even number, since MME asks each of its images twice.
+        seed: of the scenes and the questions about them.
+
+    Raises:
+        HubError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number.
     """
     if documents_per_task < MINIMUM_DOCUMENTS or documents_per_task % 2:
         raise InputError(
@@ -621,7 +627,8 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of the suite in `folder`; `manifest["tasks"]` is keyed by lmms-eval task name.
 
-    Raises HubError when there is none, or it is of another version.
+    Raises:
+        HubError: there is none, or it is of another version.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -642,6 +649,10 @@ def text_prior(folder: str | Path, draws: int = 4000) -> dict[str, float]:
     Each question gets the answer (among its choices, where it has any) that is most often true of it in `draws`
     training scenes. A model that looks at nothing should come out near this, not near chance: "one" is a good guess at
     how many stars there are. MME counts single questions here.
+
+    Args:
+        folder: of the suite.
+        draws: training scenes; the more, the nearer to what the questions alone allow.
     """
     rng = random.Random(0)
     said: dict[str, Counter[str]] = {}
@@ -788,6 +799,11 @@ def _move(building: Path, folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the suite as the command line says; returns the exit status.
+
+    Args:
+        arguments: words of the command line; None for those of this process.
+    """
     parser = argparse.ArgumentParser(prog="python -m plam_eval.demo.hub", description="Write the offline suite.")
     parser.add_argument("folder", help="where to write it; cd there to evaluate")
     parser.add_argument("--documents-per-task", type=int, default=120)

@@ -27,7 +27,12 @@ class TableFiles(NamedTuple):
 
 
 def tables_of(sources: Sources, compared: Comparisons | None) -> TableFiles:
-    """Every table of the page, those of two sources told apart by their names."""
+    """Every table of the page, those of two sources told apart by their names.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+    """
     by_source: list[tuple[str, dict[str, pd.DataFrame]]] = []
     for name, findings in sources.sweeps.items():
         tables = {"cells": findings.cells, "tasks": findings.tasks, "controls": findings.controls}

@@ -140,7 +140,7 @@ def heat_map(
 
 
 def differs(cell: Estimate) -> bool:
-    """Whether an estimate's interval is there and does not hold 0."""
+    """Whether the interval of `cell` is there and does not hold 0."""
     return not math.isnan(cell.low) and not cell.low <= 0 <= cell.high
 
 

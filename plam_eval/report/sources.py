@@ -36,7 +36,12 @@ class Sources:
 def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
     """Read every sweep, scan and run in the folders; what is damaged, or a link that leads out, becomes a note.
 
-    Raises ReportError where nothing can be shown.
+    Args:
+        folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
+        select: as in `findings.read_findings`, for every sweep.
+
+    Raises:
+        ReportError: a folder is missing, or nothing can be shown.
     """
     sources, seen = Sources(), set[Path]()
     for folder in folders:

@@ -30,7 +30,7 @@ _VARIABLE_OF = {colour.lower(): f"var(--{name}, {colour.lower()})" for colour, n
 
 
 def to_svg(figure: Figure) -> bytes:
-    """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
+    """`figure` as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
     buffer = io.BytesIO()
     names_as_text(figure)
     with matplotlib.rc_context({"svg.hashsalt": SALT, "svg.fonttype": "path", "hatch.linewidth": 0.6}):

@@ -14,7 +14,12 @@ from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, p
 
 
 def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """The table of all cells against plain, and what failed or is damaged."""
+    """The table of all cells against plain, and what failed or is damaged.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
     chosen = findings.selection.cell if findings.selection else None
 
     def look(row: Any) -> str:

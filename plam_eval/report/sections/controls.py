@@ -16,7 +16,12 @@ from plam_eval.rules import RULES
 
 
 def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """A figure and a table of each merge beside its own controls; nothing where no control is finished."""
+    """A figure and a table of each merge beside its own controls; nothing where no control is finished.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
     chosen = findings.selection.cell if findings.selection else None
     several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
     groups: dict[str, list[Estimate]] = {}

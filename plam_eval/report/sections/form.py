@@ -14,7 +14,12 @@ from plam_eval.report.text import count_of, percent
 
 
 def in_form(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """The share of parsable answers by cell and task, or a sentence where it is 1 or means nothing."""
+    """The share of parsable answers by cell and task, or a sentence where it is 1 or means nothing.
+
+    Args:
+        findings: the sweep's, of which a cell has been compared.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
     first = next(iter(findings.compared.values()))
     shares = {PLAIN: {row.task: row.parsable_first for row in first}}
     shares |= {name: {row.task: row.parsable_second for row in rows} for name, rows in findings.compared.items()}

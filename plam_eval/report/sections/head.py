@@ -22,7 +22,7 @@ from plam_eval.report.text import count_of, equal_p, listed, minus_signs, p_valu
 
 
 def title_of(sources: Sources) -> str:
-    """The title of a page that was given none."""
+    """The title of a page of `sources` that was given none."""
     models = models_of(sources)
     what = models[0] if len(models) == 1 else f"{len(models)} models" if models else "plam-eval"
     bases = sorted({base for findings in sources.sweeps.values() for base in bases_of(findings)})
@@ -32,7 +32,7 @@ def title_of(sources: Sources) -> str:
 
 
 def models_of(sources: Sources) -> list[str]:
-    """The MLLMs of all sources, each once."""
+    """The MLLMs of all `sources`, each once."""
     names = [model_of(findings) for findings in sources.sweeps.values()]
     names += [str(read_settings(scan.folder)["pretrained"]) for scan in sources.scans.values()]
     names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
@@ -40,17 +40,17 @@ def models_of(sources: Sources) -> list[str]:
 
 
 def model_of(findings: Findings) -> str:
-    """A sweep's MLLM, by checkpoint."""
+    """The MLLM of a sweep's `findings`, by checkpoint."""
     return str(findings.plan["settings"]["model_args"].get("pretrained", findings.plan["settings"]["model"]))
 
 
 def bases_of(findings: Findings) -> list[str]:
-    """A sweep's base LLMs."""
+    """The base LLMs of a sweep's `findings`."""
     return list(findings.plan["settings"].get("bases") or {})
 
 
 def facts(sources: Sources) -> list[str]:
-    """When what was evaluated, with which versions."""
+    """When what is in `sources` was evaluated, with which versions."""
     days = sorted({day for date in _dates(sources) if (day := _day(date))})
     lines = []
     if days:
@@ -101,7 +101,13 @@ def _versions(sources: Sources) -> list[Mapping[str, Any]]:
 
 
 def answers(sources: Sources, compared: Comparisons | None, warned: Mapping[str, Warned]) -> list[Answer]:
-    """One per scan and sweep, and those of the run folders. `warned`: by kind and name of the source."""
+    """What was found: one answer per scan and sweep, and those of the run folders.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+        warned: warnings by kind and name of the source, such as "scan a" ("runs" for all run folders).
+    """
     several = len(sources.scans) + len(sources.sweeps) + bool(sources.runs) > 1
     given = []
     for name, scanned in sources.scans.items():
@@ -121,7 +127,12 @@ def _answer(name: str, text: str, notes: tuple[str, ...], warned: Warned) -> Ans
 
 
 def questions(sources: Sources, compared: Comparisons | None) -> list[str]:
-    """What was asked of which model, what is missing, and how ranges of layers are written."""
+    """What was asked of which model, what is missing, and how ranges of layers are written.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+    """
     said: list[Sequence[str]] = []
     sentences = [scan_question(scanned, said) for scanned in sources.scans.values()]
     sentences += [sweep_question(result, said) for result in sources.sweeps.values()]
@@ -137,7 +148,7 @@ _LAYERS = "Layers a:b are the decoder layers from a up to, but not including, b;
 
 
 def scan_answer(scan: Scan) -> str:
-    """Where the plateau is, and why; or why there is none."""
+    """Where the plateau of `scan` is, and why; or why there is none."""
     stages = scan.stages
     if stages.plateau is None:
         return sentence(stages.reason)
@@ -146,7 +157,12 @@ def scan_answer(scan: Scan) -> str:
 
 
 def scan_question(scan: Scan, said: list[Sequence[str]]) -> str:
-    """What a scan asked. `said`: lists of tasks that the page has named, to which this one is added."""
+    """What a scan asked.
+
+    Args:
+        scan: a finished one.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
     settings = read_settings(scan.folder)
     curve = scan.curve
     return (
@@ -157,7 +173,12 @@ def scan_question(scan: Scan, said: list[Sequence[str]]) -> str:
 
 
 def sweep_question(findings: Findings, said: list[Sequence[str]]) -> str:
-    """What a sweep asked; `said` as in `scan_question`."""
+    """What a sweep asked.
+
+    Args:
+        findings: the sweep's.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
     cells = findings.cells
     merged, beside = (int((cells["kind"] == kind).sum()) for kind in ("merged", "control"))
     config, bases, chosen = findings.plan["config"], bases_of(findings), findings.selection
@@ -177,7 +198,13 @@ def sweep_question(findings: Findings, said: list[Sequence[str]]) -> str:
 
 
 def runs_question(runs: Mapping[str, Run], compared: Comparisons | None, said: list[Sequence[str]]) -> str:
-    """What run folders beside each other ask; `said` as in `scan_question`."""
+    """What run folders beside each other ask.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
     documents = max(len(run.samples) for run in runs.values())
     models = list(dict.fromkeys(str(run.summary()["pretrained"] or run.summary()["model"]) for run in runs.values()))
@@ -193,7 +220,12 @@ def runs_question(runs: Mapping[str, Run], compared: Comparisons | None, said: l
 
 
 def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
-    """What a reader might look for and does not find."""
+    """What a reader might look for and does not find.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+    """
     lines = []
     for name, findings in sources.sweeps.items():
         where = f" in {name}" if len(sources.sweeps) > 1 else ""
@@ -221,7 +253,12 @@ def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
 
 
 def runs_answers(runs: Mapping[str, Run], compared: Comparisons | None) -> list[str]:
-    """A sentence for every run that was compared with the reference, or for the only one."""
+    """A sentence for every run that was compared with the reference, or for the only one.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+    """
     if compared is None:
         scores = next(iter(runs.values())).accuracy()
         if scores.isna().all():

@@ -26,7 +26,7 @@ def _content(findings: Findings, what: str, name: str | None = None) -> dict[str
 
 
 def provenance_section(sources: Sources) -> Section:
-    """Checkpoints with their hashes, versions and digests of every source, and commands that make its runs again."""
+    """Checkpoints with their hashes, versions and digests of all `sources`, and commands that make their runs again."""
     rows: list[tuple[str, str]] = []
     blocks: list[Any] = []
     alone = len(sources.sweeps) + len(sources.scans) + len(sources.runs) == 1

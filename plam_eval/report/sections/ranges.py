@@ -15,7 +15,12 @@ from plam_eval.report.text import is_known
 
 
 def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:
-    """Differences by layer range and weights; None where there is one merge, or none finished."""
+    """Differences by layer range and weights; None where there is one merge, or none finished.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
     merged = [row for row in cells.values() if row["kind"] == "merged"]
     if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
         return None

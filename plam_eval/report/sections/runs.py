@@ -24,7 +24,14 @@ _DETAILED = 6  # comparisons of plain run folders that get a section of their ow
 def runs_sections(
     runs: Mapping[str, Run], compared: Comparisons | None, looking: Looking, changed: str
 ) -> list[Section]:
-    """One run by task, or each against the reference, with stock metrics and a table of all."""
+    """One run by task, or each against the reference, with stock metrics and a table of all.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+        looking: where example images are looked for.
+        changed: the file that lists all documents whose score or answer changed.
+    """
     tables = records.tables(dict(runs))
     if compared is None:
         rows = records_of(tables.tasks)

@@ -13,7 +13,12 @@ from plam_eval.report.text import NONE, count_of, interval, number, percent, sig
 
 
 def scan_section(scan: Scan, suffix: str) -> Section:
-    """The curve as a figure and a table, and the stages that follow from it."""
+    """The curve as a figure and a table, and the stages that follow from it.
+
+    Args:
+        scan: a finished one.
+        suffix: of the section's title, which tells it from other scans' on the page.
+    """
     curve, stages = scan.curve, scan.stages
     kl = f"layers {stages.kl_cut}:{stages.num_layers}" if stages.kl_cut < stages.num_layers else "no plateau"
     table = curve.table()

@@ -14,7 +14,7 @@ from plam_eval.rules import SELF_SCALE
 
 
 def selection_note(selection: Selection) -> str:
-    """How the chosen cell was chosen, and on what."""
+    """How the cell of `selection` was chosen, and on what."""
     reported = count_of(sum(selection.reported_on.values()), "document")
     if selection.tried == 1:
         return f"It is the only merge there is, so nothing was chosen; figures are of {reported}."
@@ -26,7 +26,12 @@ def selection_note(selection: Selection) -> str:
 
 
 def chosen_note(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Paragraph]:
-    """Which cell is meant, in sections that show no other."""
+    """Which cell is meant, in sections that show no other.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
     if findings.selection is None:
         return []
     optimistic = findings.selection.tried > 1 and not findings.selection.held_out
@@ -35,7 +40,11 @@ def chosen_note(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> l
 
 
 def chosen_beside(findings: Findings) -> dict[str, Run]:
-    """Plain, the chosen merge, and its finished controls, the scale control first, by short names."""
+    """Plain, the chosen merge, and its finished controls, the scale control first, by short names.
+
+    Args:
+        findings: of a sweep in which a merge was chosen.
+    """
     assert findings.selection is not None
     controls = {}
     for rule, cells in findings.plan["grid"]["controls"].get(findings.selection.cell, {}).items():
@@ -47,7 +56,7 @@ def chosen_beside(findings: Findings) -> dict[str, Run]:
 
 
 def place(row: Mapping[str, Any]) -> tuple[int, int]:
-    """The layer range of a cell, by which cells are sorted."""
+    """The layer range of a cell, by which cells are sorted; `row` is one of `Findings.cells`."""
     return int(row["start"]), int(row["end"])
 
 

@@ -16,7 +16,14 @@ from plam_eval.report.text import NONE, interval, minus_signs, number, percent, 
 
 
 def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int]) -> list[Any]:
-    """Task by task: figure and table."""
+    """Two runs task by task: figure and table.
+
+    Args:
+        rows: of the tasks, and last of the mean over them, as `stats.compare` gives them.
+        first: name of the first run.
+        second: name of the second, from whose scores the first's are taken.
+        directions: by task, 1 where higher is better, -1 where lower is.
+    """
     tasks, overall = rows[:-1], rows[-1]
     many = len(tasks) > 1
     figure = plots.forest(

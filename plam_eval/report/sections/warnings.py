@@ -30,17 +30,21 @@ class Warned:
 
 
 def of_notes(sources: Sources) -> Warned:
-    """What was left out of the folders, which no answer is of."""
+    """What was left out of the folders of `sources`, which no answer is of."""
     return _parted([minus_signs(cut_short(note)) for note in sources.notes], ())
 
 
 def of_scan(warnings: Iterable[str]) -> Warned:
-    """Those of a scan, all of which are of its one answer."""
+    """The `warnings` of a scan, all of which are of its one answer."""
     return _parted([minus_signs(cut_short(warning)) for warning in warnings], ())
 
 
 def of_sweep(findings: Findings) -> Warned:
-    """Those of the plain model, of the chosen merge and its controls, and of all cells stand with the answer."""
+    """Those of the plain model, of the chosen merge and its controls, and of all cells stand with the answer.
+
+    Args:
+        findings: the sweep's, with its warnings and its runs' notes.
+    """
     texts: dict[str, list[str]] = {}  # by warning: the cells it is of
     notes = [note for run in findings.runs.values() for note in run.notes]
     for warning in findings.warnings:
@@ -67,7 +71,12 @@ def of_sweep(findings: Findings) -> Warned:
 
 
 def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
-    """Of run folders, and of what keeps them from being compared as they are."""
+    """Of run folders, and of what keeps them from being compared as they are.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+    """
     texts: dict[str, list[str]] = {}
     _of_runs(runs, texts)
     near = []
@@ -84,7 +93,13 @@ def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
 
 
 def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference: str = PLAIN) -> list[str]:
-    """A mean can hide that single tasks are worse: those whose interval lies on the worse side of 0."""
+    """A mean can hide that single tasks are worse: those whose interval lies on the worse side of 0.
+
+    Args:
+        rows: of the tasks, and of the mean over them, as `stats.compare` gives them.
+        directions: by task, 1 where higher is better, -1 where lower is.
+        reference: name of the first run.
+    """
     tasks = [row for row in rows if row.task != OVERALL]
     if len(tasks) < 2:
         return []
@@ -102,7 +117,7 @@ def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference
 
 
 def section(warned: Iterable[Warned]) -> list[Section]:
-    """What does not stand with an answer."""
+    """What does not stand with an answer, of all that is `warned`; no section where that is nothing."""
     lines = tuple(dict.fromkeys(line for source in warned for line in source.further))
     if not lines:
         return []
