@@ -25,7 +25,7 @@ SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  #
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """So many processes that keep a core busy each."""
+    """`number` processes that keep a core busy each."""
     spinning = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(number)]
     time.sleep(0.5)
     try:
@@ -37,7 +37,12 @@ def busy(number: int) -> Iterator[None]:
 
 
 def child(limit: int, threads: int) -> None:
-    """Loads everything, then works each time a line with a number of busy processes comes in."""
+    """Loads everything, then works each time a line with a number of busy processes comes in.
+
+    Args:
+        limit: documents of each scanned task.
+        threads: of torch; 0 for as many as plam-eval takes by itself.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from merge import Decoder, write  # beside this file
@@ -58,7 +63,7 @@ def child(limit: int, threads: int) -> None:
         model = make_model("plam_llava", {"pretrained": pair, "device_map": "cpu"})
         if threads:
             torch.set_num_threads(threads)
-        folders = [write(folder / part, layers, seed) for seed, part in enumerate(("mllm", "base"))]
+        folders = [write(folder / role, layers, seed) for seed, role in enumerate(("mllm", "base"))]
         module = Decoder(layers)
         spec = load_spec(None, {"base": str(folders[1]), "layers": f"0:{layers}"})
         module.load_state_dict(load_file(folders[0] / "model.safetensors"))
@@ -101,9 +106,9 @@ def main() -> None:
         print(f"| none | {quiet[0]:.1f} s | | {quiet[1]:.2f} s | |")
         for number in options.busy:
             with busy(number):
-                found = measured()
-            ratios = [one / other for one, other in zip(found, quiet, strict=True)]
-            print(f"| {number} | {found[0]:.1f} s | {ratios[0]:.1f} | {found[1]:.2f} s | {ratios[1]:.1f} |")
+                loaded = measured()
+            ratios = [one / other for one, other in zip(loaded, quiet, strict=True)]
+            print(f"| {number} | {loaded[0]:.1f} s | {ratios[0]:.1f} | {loaded[1]:.2f} s | {ratios[1]:.1f} |")
         asked.close()
         work.wait()
 

@@ -49,7 +49,15 @@ _AT_ONCE = 100  # scans
 
 
 def answers(scans: int, documents: int, changed: float, copied: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Whether each answer is right: (cuts, documents, scans)."""
+    """Whether each answer is right: (cuts, documents, scans).
+
+    Args:
+        scans: how many are drawn.
+        documents: of each.
+        changed: share of answers that change at a late cut.
+        copied: share of those that are as at the next cut.
+        rng: what they are drawn from.
+    """
     shape = (documents, scans)
     unmasked = rng.random(shape) < RIGHT
     at_risk = np.where(unmasked, changed / 2 / RIGHT, changed / 2 / (1 - RIGHT))
@@ -77,7 +85,7 @@ def plateaus(
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    found: list[int] = []
+    cuts: list[int] = []
     sizes = {f"task{n}": documents // tasks + (n < documents % tasks) for n in range(tasks)}
     for start in range(0, scans, _AT_ONCE):
         now = min(_AT_ONCE, scans - start)
@@ -93,8 +101,8 @@ def plateaus(
             gain = means[:, index] - means[:, -1]
             lower[index] = resampled.lower(gain, -1, CONFIDENCE)
             upper[index] = resampled.upper(gain, 1, CONFIDENCE)
-        found.extend(_plateau(lower[:, scan], upper[:, scan]) for scan in range(now))
-    return np.array(found)
+        cuts.extend(_plateau(lower[:, scan], upper[:, scan]) for scan in range(now))
+    return np.array(cuts)
 
 
 def _plateau(lower: Floats, upper: Floats) -> int:
@@ -103,13 +111,14 @@ def _plateau(lower: Floats, upper: Floats) -> int:
     return CUTS[first] if needed else LAYERS
 
 
-def shares(found: NDArray[np.intp]) -> dict[str, float]:
+def shares(cuts: NDArray[np.intp]) -> dict[str, float]:
+    """How often the plateau starts where it truly does, near it, late, early or nowhere; `cuts` of each scan."""
     return {
-        "right": float(np.mean(found == TRUE)),
-        "within one": float(np.mean(abs(found - TRUE) <= 1)),
-        "late": float(np.mean((found > TRUE + 1) & (found < LAYERS))),
-        "none": float(np.mean(found == LAYERS)),
-        "too early": float(np.mean(found < TRUE)),
+        "right": float(np.mean(cuts == TRUE)),
+        "within one": float(np.mean(abs(cuts - TRUE) <= 1)),
+        "late": float(np.mean((cuts > TRUE + 1) & (cuts < LAYERS))),
+        "none": float(np.mean(cuts == LAYERS)),
+        "too early": float(np.mean(cuts < TRUE)),
     }
 
 
@@ -120,7 +129,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began, rows = time.perf_counter(), []
     for tasks, copied, changed, documents in itertools.product((1, 9), (0.0, COPIED), CHANGED, DOCUMENTS):
-        found = plateaus(arguments.scans, documents, changed, copied, tasks=tasks)
+        cuts = plateaus(arguments.scans, documents, changed, copied, tasks=tasks)
         sizes = {f"task{n}": documents // tasks + (n < documents % tasks) for n in range(tasks)}
         said = chance(sizes, changed, MARGIN, CONFIDENCE, late=LAYERS - TRUE)
         row = {
@@ -129,7 +138,7 @@ def main() -> None:
             "changed": changed,
             "documents": documents,
         }
-        rows.append(row | shares(found) | {"said": said[1 if copied else 0]})
+        rows.append(row | shares(cuts) | {"said": said[1 if copied else 0]})
     table = pd.DataFrame(rows).round(3)
     print(table.to_markdown(index=False))
     print(f"\n{arguments.scans} scans a row, {time.perf_counter() - began:.0f} s")

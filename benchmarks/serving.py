@@ -49,7 +49,13 @@ PARTS = ("start", "remerge", "suite")
 
 
 def write_pair(folder: Path, hidden: int, layers: int) -> Path:
-    """The embedded pair with a larger random decoder, in bfloat16."""
+    """The embedded pair with a larger random decoder, in bfloat16.
+
+    Args:
+        folder: for mllm/ and base/.
+        hidden: the decoder's width.
+        layers: how many it has.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -62,24 +68,24 @@ def write_pair(folder: Path, hidden: int, layers: int) -> Path:
         return (torch.randn(shape, generator=generator) * shape[-1] ** -0.5).bfloat16()
 
     wide = round(hidden * 2.6875)  # LLaVA-1.5-7B: 11008 / 4096
-    for part, prefix in (("mllm", "language_model."), ("base", "")):
-        target = folder / part
+    for role, prefix in (("mllm", "language_model."), ("base", "")):
+        target = folder / role
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(PAIR / part, target)
+        shutil.copytree(PAIR / role, target)
         config = json.loads((target / "config.json").read_text())
-        text = config["text_config"] if part == "mllm" else config
+        text = config["text_config"] if role == "mllm" else config
         text |= {"hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers}
         text |= {"num_attention_heads": hidden // 128, "num_key_value_heads": hidden // 128, "head_dim": 128}
         config["dtype"] = text["dtype"] = "bfloat16"
         (target / "config.json").write_text(json.dumps(config))
         tensors = {
             name: tensor.bfloat16()
-            for name, tensor in load_file(PAIR / part / "model.safetensors").items()
+            for name, tensor in load_file(PAIR / role / "model.safetensors").items()
             if not name.startswith((f"{prefix}model.", "multi_modal_projector", f"{prefix}lm_head"))
         }
-        stored = load_file(PAIR / part / "model.safetensors")
+        stored = load_file(PAIR / role / "model.safetensors")
         vocabulary = stored[f"{prefix}model.embed_tokens.weight"].shape[0]
-        if part == "mllm":
+        if role == "mllm":
             seen = stored["multi_modal_projector.linear_1.weight"].shape[1]
             tensors |= {
                 "multi_modal_projector.linear_1.weight": draw(hidden, seen),
@@ -132,7 +138,7 @@ def written() -> int:
 
 
 def start(settings: dict[str, Any]) -> dict[str, Any]:
-    """Start an engine and let it answer once."""
+    """Start an engine with `settings`, which are `LLM`'s, and let it answer once."""
     began = time.perf_counter()
     from vllm import LLM, SamplingParams
 
@@ -153,14 +159,14 @@ def start(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def remerge(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take one engine through several ranges, and back to plain."""
+    """Take one engine through several ranges, and back to plain; `settings` are `LLM`'s."""
     from vllm import LLM
 
     from plam_eval.serving.engine import merge_engine
 
     llm = LLM(**settings)
     extra = dict(settings["model_loader_extra_config"])
-    start, end = (int(part) for part in extra["layers"].split(":"))
+    start, end = (int(edge) for edge in extra["layers"].split(":"))
     seconds = []
     for _ in range(3):
         for layers in (f"{start - 1}:{end}", f"{start}:{end}"):
@@ -171,6 +177,12 @@ def remerge(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """The offline suite through HF and through vLLM: seconds of each, and answers that differ.
+
+    Args:
+        arguments: of the command line.
+        output: folder for the suite.
+    """
     from plam_eval.demo import run
     from plam_eval.harness.evaluate import evaluate
     from plam_eval.model_wrappers.llava import PlamLlavaChat
@@ -182,7 +194,7 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         "plam_llava": (PlamLlavaChat(**given, device="cpu"), 1),
         "plam_vllm": (PlamVLLMChat(**given, **{**ENGINE, "max_num_seqs": 64}, batch_size=64), 64),
     }
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     answers = {}
     for name, (model, batch) in models.items():
         evaluate(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
@@ -193,14 +205,20 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         answers[name] = [
             (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
         ]
-        found[name] = {"documents": len(answers[name]), "seconds": seconds, "batch_size": batch}
+        measured[name] = {"documents": len(answers[name]), "seconds": seconds, "batch_size": batch}
     one, other = answers.values()
-    found["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
-    return found
+    measured["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
+    return measured
 
 
 def child(kind: str, settings: dict[str, Any], separate: bool) -> dict[str, Any]:
-    """Run `kind` in a new process; `separate`: with the engine in yet another, as `LLM` does by default."""
+    """What `kind` measures in a new process.
+
+    Args:
+        kind: "start" or "remerge".
+        settings: `LLM`'s.
+        separate: with the engine in yet another process, as `LLM` has it by default.
+    """
     command = [sys.executable, __file__, "--child", kind, "--settings", json.dumps(settings)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if separate else "0"}
     began = time.perf_counter()
@@ -240,25 +258,34 @@ def main() -> None:
     if "remerge" in parts:
         record["remerge"] = compare_remerge(merged)
     if "suite" in parts:
-        record["suite"] = found = suite(arguments, output)
-        rows = {name: found[name] for name in ("plam_llava", "plam_vllm")}
+        record["suite"] = measured = suite(arguments, output)
+        rows = {name: measured[name] for name in ("plam_llava", "plam_vllm")}
         table = pd.DataFrame(rows).T.assign(per_second=lambda t: t.documents / t.seconds)
         print(f"\n{table.to_markdown(floatfmt='.2f')}\n")
         ratio = table.per_second["plam_vllm"] / table.per_second["plam_llava"]
-        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {found['answers that differ']}")
+        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {measured['answers that differ']}")
     (output / "serving.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def compare_starts(
     plain: dict[str, Any], merged: dict[str, Any], arguments: argparse.Namespace, large: Path
 ) -> dict[str, Any]:
+    """Medians of a plain start and a merged one.
+
+    Args:
+        plain: settings of the plain engine.
+        merged: of the merged one.
+        arguments: of the command line.
+        large: folder of the pair.
+    """
     runs: dict[str, list[dict[str, Any]]] = {"plain": [], "merged": []}
     child("start", merged, separate=False)  # reads every file once
     for _ in range(arguments.repeats):
         for name, settings in (("plain", plain), ("merged", merged)):
             runs[name].append(child("start", settings, separate=False))
     median = {
-        name: {key: statistics.median(run[key] for run in found) for key in found[0]} for name, found in runs.items()
+        name: {key: statistics.median(run[key] for run in repeated) for key in repeated[0]}
+        for name, repeated in runs.items()
     }
     decoder = (large / "mllm" / "model.safetensors").stat().st_size
     tensor = arguments.hidden**2 * 4
@@ -281,6 +308,7 @@ def compare_starts(
 
 
 def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
+    """A restart against a merge in the running engine, on the embedded pair and on one of the settings `large`."""
     small = {
         "model": str(PAIR / "mllm"),
         "dtype": "float32",
@@ -288,18 +316,18 @@ def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
         "load_format": "plam",
         "model_loader_extra_config": {"base": str(PAIR / "base"), "layers": "4:8"},
     }
-    found, rows = {}, {}
+    measured, rows = {}, {}
     for name, settings in (("embedded pair", small), ("large random pair", large)):
         restart = child("start", settings, separate=True)["to_first_answer"]
         seconds = statistics.median(child("remerge", settings, separate=True)["seconds"])
-        found[name] = {"restart": restart, "remerge": seconds, "ratio": restart / seconds}
+        measured[name] = {"restart": restart, "remerge": seconds, "ratio": restart / seconds}
         rows[name] = {
             "restart [s]": restart,
             "re-merge [s]": seconds,
             "ratio": restart / seconds,
         }
     print(f"\n{pd.DataFrame(rows).T.to_markdown(floatfmt='.2f')}\n")
-    return found
+    return measured
 
 
 if __name__ == "__main__":

@@ -68,19 +68,20 @@ print(first, kept, load())
 
 
 def numbers(code: str, folder: Path | None = None) -> list[float]:
+    """The numbers that Python `code` prints in a process of its own, in `folder` if there is one."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     return [float(word) for word in done.stdout.split()]
 
 
 def spent(*words: str) -> float:
-    """CPU seconds of a `plam` command, the least of three."""
-    found = []
+    """CPU seconds of the `plam` command `words`, the least of three."""
+    seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "plam_eval.cli", *words], capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(found)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(seconds)
 
 
 def main() -> None:
@@ -94,8 +95,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["HF_DATASETS_CACHE"] = str(Path(name, "cache"))
         write_hub(Path(name, "suite"), documents_per_task=240)
-        first, kept, again = numbers(TASKS, Path(name, "suite"))
-    print(f"| nine tasks, first time | {first:.2f} |\n| again, datasets built anew | {again:.2f} |")
+        first, kept, anew = numbers(TASKS, Path(name, "suite"))
+    print(f"| nine tasks, first time | {first:.2f} |\n| again, datasets built anew | {anew:.2f} |")
     print(f"| again, datasets kept | {kept:.2f} |")
     mistake = ("sweep", "--model", "plam_lava", "--model_args", "pretrained=x", "--tasks", "pope", "--output", "x")
     for label, words in (("`plam sweep` with a mistake in its plan", mistake), ("`plam --help`", ("--help",))):

@@ -41,7 +41,7 @@ MERGES = 12
 
 
 def save_pair(model: Any, folder: Path) -> tuple[Path, Path]:
-    """The model, and a base LLM whose decoder differs from the model's by half."""
+    """Write `model`, and a base LLM whose decoder differs from the model's by half, into `folder`."""
     model.save_pretrained(folder / "mllm")
     base = LlamaForCausalLM(model.config.text_config).to(model.dtype)
     own = dict(model.model.language_model.named_parameters())
@@ -53,16 +53,24 @@ def save_pair(model: Any, folder: Path) -> tuple[Path, Path]:
 
 
 def specs_in(ranges: list[tuple[int, int]], base: Path) -> list[PlateauSpec | None]:
-    """The plain model, and twelve merges, of other weights each, over the ranges in turn."""
-    found: list[PlateauSpec | None] = [None]
+    """The plain model, and twelve merges with `base`, of other weights each, over `ranges` of layers in turn."""
+    specs: list[PlateauSpec | None] = [None]
     for index in range(MERGES):
         weights = {"model": round(0.95 - 0.05 * index, 2), "base_model": 0.3}
         layers = list(ranges[index % len(ranges)])
-        found.append(load_spec({"base_model": str(base), "layer_range": layers, "modules": "qkvo", "weights": weights}))
-    return found
+        specs.append(load_spec({"base_model": str(base), "layer_range": layers, "modules": "qkvo", "weights": weights}))
+    return specs
 
 
 def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new: int) -> float:
+    """How many times less work one generation is, counted in tokens times layers.
+
+    Args:
+        specs: the merges, None for plain.
+        layers: of the decoder.
+        prompt_tokens: with the image's.
+        new: tokens that are generated.
+    """
     first = [spec.layer_range[0] if spec else layers for spec in specs]
     groups = sum(1 + sum(start <= layer for start in first) for layer in range(layers))
     alone = len(specs) * (prompt_tokens + new - 1) * layers
@@ -104,11 +112,11 @@ def main() -> None:
             merges = Merges.of(model, specs, checkpoint=mllm)
 
             def together(merges: Merges, new: int) -> tuple[float, Tensor]:
-                took, found = seconds(
+                took, answers = seconds(
                     arguments.device,
                     lambda: generate_all_merges(model, merges, **inputs, max_new_tokens=new, **settings),
                 )
-                return took, found.tokens
+                return took, answers.tokens
 
             together(merges, 2)  # both ways start warm
             separate(specs[:1], 2)
@@ -117,9 +125,9 @@ def main() -> None:
                 for _ in range(arguments.repeats):
                     took, expected = separate(specs, new)
                     times["separate"].append(took)
-                    took, found = together(merges, new)
+                    took, tokens = together(merges, new)
                     times["together"].append(took)
-                    same = (found == expected).all(-1).float().mean().item()
+                    same = (tokens == expected).all(-1).float().mean().item()
                     equal &= same == 1.0
                 alone, at_once = (statistics.median(times[way]) for way in ("separate", "together"))
                 rows.append(

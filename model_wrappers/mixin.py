@@ -99,7 +99,15 @@ class PlateauMixin:
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
-        """As in lmms-eval, except that one setting given in both places is an error only if the two differ."""
+        """As in lmms-eval, except that one setting given in both places is an error only if the two differ.
+
+        Args:
+            arg_string: --model_args, `key=value,...`.
+            additional_config: what lmms-eval's other flags say, such as batch_size and device.
+
+        Raises:
+            InputError: a setting has two values.
+        """
         given = parse_model_args(arg_string)
         added = {key: value for key, value in (additional_config or {}).items() if value is not None}
         # batch_size always arrives with a default from the command line, so there model_args is the more explicit one.
@@ -179,14 +187,30 @@ class PlateauMixin:
             self._strategy, self.max_error_share = before
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
-        """The answers of the strategy in place, or else the stock class's in a form every task can write down."""
+        """The answers of the strategy in place, or else the stock class's in a form every task can write down.
+
+        Args:
+            requests: lmms-eval's, of one evaluation.
+        """
         return self.own_answers(requests) if self._strategy is None else self._strategy.answer(requests)
 
     def own_answers(self, requests: list[Any]) -> list[Any]:
-        """The stock class's answers, in a form every task can write down; raises where too many generations raised."""
+        """The stock class's answers, in a form every task can write down.
+
+        Args:
+            requests: lmms-eval's, of one evaluation.
+
+        Raises:
+            GenerationError: more than `max_error_share` of the generations raised.
+        """
         return self._watched(super().generate_until, requests)  # type: ignore[misc]
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
+        """The stock class's answers to tasks of several rounds, counted and cleaned as those of one round are.
+
+        Args:
+            requests: lmms-eval's, of one evaluation.
+        """
         return self._watched(super().generate_until_multi_round, requests)  # type: ignore[misc]
 
     def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
@@ -283,7 +307,11 @@ class PlateauMixin:
         self.generation = GenerationRecord()
 
     def end_run(self, tasks: dict[str, Any]) -> None:
-        """Called with lmms-eval's tasks once they are answered and scored."""
+        """Called once everything is answered and scored.
+
+        Args:
+            tasks: lmms-eval's task dictionary of the evaluation.
+        """
         if self._strategy is not None:
             self._strategy.end_run(tasks)
 

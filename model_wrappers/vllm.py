@@ -104,6 +104,12 @@ class VLLMPlateauMixin(PlateauMixin):
         return MergeReport.from_dict(stored) if stored else None
 
     def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
+        """Merge the weights that the engine's workers hold, and reset its caches.
+
+        Args:
+            spec: what they are to be merged by; None for the checkpoint's own.
+            base: as the contract has it; the workers open the base themselves.
+        """
         try:
             return self._serving.merge_engine(self.client, spec)
         except MergeError:
@@ -117,6 +123,11 @@ class VLLMPlateauMixin(PlateauMixin):
             raise
 
     def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """The block of a results JSON, with vLLM's version and the engine's arguments.
+
+        Args:
+            records: of the generations, from all processes.
+        """
         remerge, why = versions.remerge_way()
         engine = {"vllm": versions.vllm_version(), "arguments": self._arguments, "remerge": f"{remerge}: {why}"}
         return {**super().run_record(records), "engine": engine}

@@ -26,7 +26,12 @@ class _Settled(list[str]):
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """The stock scoring, with the letter for an unparseable answer drawn by the document's id."""
+    """The stock scoring, with the letter for an unparseable answer drawn by the document's id.
+
+    Args:
+        doc: a row of MMMU.
+        results: the answers to it, one for each repeat.
+    """
     if doc["question_type"] == "multiple-choice":
         index2ans, letters = get_multi_choice_info(ast.literal_eval(doc["options"]))
         settled = _Settled(letters, doc["id"])

@@ -19,10 +19,10 @@ def _stock(path: str) -> str:
     spec = find_spec("lmms_eval")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("lmms-eval is not installed: its task YAMLs are needed")
-    found = Path(spec.submodule_search_locations[0], "tasks", path)
-    if not found.is_file():
-        raise FileNotFoundError(f"this lmms-eval has no task file {path} ({found}): expected lmms-eval 0.7.3 or later")
-    return str(found)
+    file = Path(spec.submodule_search_locations[0], "tasks", path)
+    if not file.is_file():
+        raise FileNotFoundError(f"this lmms-eval has no task file {path} ({file}): expected lmms-eval 0.7.3 or later")
+    return str(file)
 
 
 INCLUDE = "include"

@@ -22,11 +22,16 @@ def _elsewhere(target: str) -> bool:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the root, and whatever else pages link to outside of docs."""
+    """Add the pages of the root, and whatever else pages link to outside of docs.
+
+    Args:
+        files: of the site so far; it is added to.
+        config: MkDocs' own.
+    """
     for root in _roots():
         files.append(File.generated(config, root.name.lower(), content=root.read_text(encoding="utf-8")))
     for page in [file for file in list(files) if file.is_documentation_page()]:
-        for target in (found[2] for found in LINK.finditer(page.content_string)):
+        for target in (link[2] for link in LINK.finditer(page.content_string)):
             path = _outside(page.src_uri, target)
             if path is not None and path.suffix != ".md" and files.get_file_from_path(_copy(path)) is None:
                 files.append(File.generated(config, _copy(path), abs_src_path=str(path)))
@@ -34,17 +39,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The page with its links as they are in the site."""
+    """The text `markdown` of `page` with its links as they are in the site."""
     here = page.file.src_uri
 
-    def rewritten(found: re.Match[str]) -> str:
-        target = found[2]
+    def rewritten(link: re.Match[str]) -> str:
+        target = link[2]
         path = _outside(here, target)
         if path is not None:
-            return found[1] + (path.name.lower() if path.suffix == ".md" else _copy(path))
+            return link[1] + (path.name.lower() if path.suffix == ".md" else _copy(path))
         if _is_root(here) and not _elsewhere(target):
-            return found[1] + target.removeprefix("docs/")
-        return found[0]
+            return link[1] + target.removeprefix("docs/")
+        return link[0]
 
     return LINK.sub(rewritten, markdown)
 

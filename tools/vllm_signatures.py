@@ -18,12 +18,12 @@ from plam_eval.serving.versions import EVERYTHING, Signature
 
 
 def look_up(root: Path, name: str) -> Signature | None:
-    """What the vLLM below a folder has under "module:name"."""
+    """What the vLLM below the folder `root` has under `name`, "module:name"; None where it has nothing."""
     module, _, path = name.partition(":")
-    found = _find(root, module, path.split("."))
-    if found is None:
+    place_and_node = _find(root, module, path.split("."))
+    if place_and_node is None:
         return None
-    place, node = found
+    place, node = place_and_node
     if isinstance(node, ast.ClassDef):
         return Signature(tuple(_fields(root, place, node)))
     if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or _is_property(node):
@@ -45,14 +45,14 @@ def _find(root: Path, module: str, path: list[str]) -> tuple[str, ast.AST] | Non
     if node is None:
         origin = _imported(root, tree, module, path[0])
         return _find(root, origin[0], [origin[1], *path[1:]]) if origin else None
-    for index, part in enumerate(path[1:], 1):
-        inner = _defined(node, part)
+    for index, attribute in enumerate(path[1:], 1):
+        inner = _defined(node, attribute)
         if inner is None and isinstance(node, ast.ClassDef):
             for base in node.bases:
                 name = ast.unparse(base).partition("[")[0]
-                found = _find(root, module, [name, *path[index:]]) if "." not in name else None
-                if found is not None:
-                    return found
+                inherited = _find(root, module, [name, *path[index:]]) if "." not in name else None
+                if inherited is not None:
+                    return inherited
         if inner is None:
             return None
         node = inner
@@ -71,8 +71,8 @@ def _tree(root: Path, module: str) -> ast.Module | None:
 def _defined(node: ast.AST, name: str) -> ast.AST | None:
     for inner in getattr(node, "body", []):
         if getattr(inner, "name", None) == name:
-            found: ast.AST = inner
-            return found
+            definition: ast.AST = inner
+            return definition
         targets = [inner.target] if isinstance(inner, ast.AnnAssign) else getattr(inner, "targets", [])
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return ast.Pass()  # it is there, and no function
@@ -98,12 +98,12 @@ def _fields(root: Path, module: str, node: ast.ClassDef) -> list[str]:
     """Annotated names of a class and its bases: those of a dataclass or a struct."""
     names: list[str] = []
     for base in node.bases:
-        found = _find(root, module, [ast.unparse(base).partition("[")[0]])
-        if found is not None and isinstance(found[1], ast.ClassDef):
-            names += _fields(root, found[0], found[1])
+        base_class = _find(root, module, [ast.unparse(base).partition("[")[0]])
+        if base_class is not None and isinstance(base_class[1], ast.ClassDef):
+            names += _fields(root, base_class[0], base_class[1])
     own = [item for item in node.body if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item)]
-    found_here = [item.target.id for item in own if isinstance(item.target, ast.Name)]
-    return [*names, *(name for name in found_here if name not in names)]
+    own_names = [item.target.id for item in own if isinstance(item.target, ast.Name)]
+    return [*names, *(name for name in own_names if name not in names)]
 
 
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
@@ -117,11 +117,15 @@ def main() -> None:
     root = Path(sys.argv[1])
     table = {}
     for name, needed in EVERYTHING.items():
-        found = look_up(root, name)
-        if found is not None:
+        signature = look_up(root, name)
+        if signature is not None:
             # Of a class with a hundred fields those that are needed, so that the table stays one to read.
-            names = [field for field in found.names if field in needed] if len(found.names) > 20 else [*found.names]
-            table[name] = {"names": names, "required": [*found.required]}
+            names = (
+                [field for field in signature.names if field in needed]
+                if len(signature.names) > 20
+                else [*signature.names]
+            )
+            table[name] = {"names": names, "required": [*signature.required]}
     print(json.dumps(table, indent=1))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plam_eval.api.shared import Arguments, Words, listed
+from plam_eval.api.shared import Arguments, Words, split_words
 from plam_eval.api.sweeps import evaluate_job
 from plam_eval.arguments import (
     ARGUMENTS,
@@ -99,7 +99,7 @@ def compare(
         logged = wandb.Settings.read(wandb_args)
         first, second = (read_run(folder) for folder in folders)
         if tasks:
-            first, second = (run.only(listed(tasks)) for run in (first, second))
+            first, second = (run.only(split_words(tasks)) for run in (first, second))
         names = [str(folder) for folder in folders]
         if names[0] == names[1]:
             names = ["first", "second"]
@@ -130,13 +130,13 @@ def compare(
     job = Job.plan(config, output, pair_grid(config))
     logged = wandb.Settings.read(wandb_args)
     with logged.run("compare", model, config.model_dump(mode="json")) as log:
-        found = evaluate_job(job)
-        if found is None:
+        findings = evaluate_job(job)
+        if findings is None:
             return None
-        if failures := found.failures():
+        if failures := findings.failures():
             raise SweepError("\n".join([*failures, "The same command tries again what failed."]))
-        found.write()
-        done = comparison.comparison_of(found)
+        findings.write()
+        done = comparison.comparison_of(findings)
         log.comparison(done)
     return done
 

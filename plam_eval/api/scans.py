@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, free_memory, listed
+from plam_eval.api.shared import Arguments, Words, free_memory, split_words
 from plam_eval.arguments import ARGUMENTS, NAME, PATH, TEXT, WORDS, count, real, takes, write_words
 from plam_eval.errors import ArgumentError, InputError
 
@@ -89,8 +89,8 @@ def scan(
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
     scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
     if model_id not in scannable:
-        known = ", ".join(scannable)
-        raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {known}")
+        names = ", ".join(scannable)
+        raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {names}")
     base = None if base is None else str(base)
     check_criteria(margin, confidence)
     scans.check_batch(model_id, batch_size)
@@ -99,13 +99,13 @@ def scan(
     scans.check_base(base)
     logged = wandb.Settings.read(wandb_args)
     if isinstance(model, str):
-        found = check_model(model, arguments, force_simple=force_simple)
+        checked = check_model(model, arguments, force_simple=force_simple)
         if arguments.get("pretrained"):
             trusted = bool(arguments.get("trust_remote_code"))
             scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
         if cuts and arguments.get("pretrained"):
             scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
-        pretrained, merged = (found[0].name, found[1] is not None) if found else (None, False)
+        pretrained, merged = (checked[0].name, checked[1] is not None) if checked else (None, False)
     elif model_args:
         raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
     else:
@@ -116,7 +116,7 @@ def scan(
     note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
     if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
-    settings = {"model": model_id, "model_args": arguments, "tasks": listed(tasks), **asked}
+    settings = {"model": model_id, "model_args": arguments, "tasks": split_words(tasks), **asked}
     with logged.run("scan", pretrained or model_id, settings) as log:
         wrapper = model
         if isinstance(model, str):
@@ -174,7 +174,7 @@ def plateau(
     folder = Path(curve)
     return scans.conclude(
         folder.parent if folder.is_file() else folder,
-        tasks=listed(tasks) if tasks else None,
+        tasks=split_words(tasks) if tasks else None,
         base_model=base,
         margin=margin,
         confidence=confidence,

@@ -114,11 +114,11 @@ def sweep(
     )
     logged = wandb.Settings.read(wandb_args)
     with logged.run("sweep", job.config.model, job.config.model_dump(mode="json")) as log:
-        found = evaluate_job(job, ray=ray, workers=workers)
-        if found is not None:
-            found.write()
-            log.sweep(found)
-    return found
+        findings = evaluate_job(job, ray=ray, workers=workers)
+        if findings is not None:
+            findings.write()
+            log.sweep(findings)
+    return findings
 
 
 @dataclass(frozen=True, repr=False)
@@ -232,7 +232,16 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
 
 
 def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings | None:
-    """Evaluate what is left of a job, and read back all of it; None on every process but the first."""
+    """Evaluate what is left of a job, and read back all of it. A cell that fails is recorded, not raised.
+
+    Args:
+        job: the sweep or comparison; its folder may hold finished cells.
+        ray: whether cells are tasks of Ray rather than of this process.
+        workers: Ray's resident models; by default as many as there are GPUs for, or one without any.
+
+    Returns:
+        The findings; None on every process but the first.
+    """
     from plam_eval.evaluation.sweep import findings, runner
 
     if not job.left():

@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def explained(error: BaseException) -> str | None:
-    """What an error says to a user: cause, place and remedy. None for a mistake of ours."""
+    """What `error` says to a user: cause, place and remedy. None for a mistake of ours."""
     if isinstance(error, PlamError):
         return str(error)
     if isinstance(error, OSError):

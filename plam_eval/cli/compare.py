@@ -82,7 +82,7 @@ def compare(
     from plam_eval.report import tables
 
     with working(as_json, quiet) as console:
-        found = api.compare(
+        compared = api.compare(
             runs,
             model=model,
             model_args=model_args,
@@ -97,13 +97,15 @@ def compare(
             together=together,
             wandb_args=wandb_args,
         )
-        if found is None:
+        if compared is None:
             return
-        console.data = found.to_dict()
-        console.warn(found.warnings)
-        names = ("first", "second") if runs else found.names
-        forms = (tables.comparison(found.rows, *names, found.directions, narrow=narrow) for narrow in (False, True))
+        console.data = compared.to_dict()
+        console.warn(compared.warnings)
+        names = ("first", "second") if runs else compared.names
+        forms = (
+            tables.comparison(compared.rows, *names, compared.directions, narrow=narrow) for narrow in (False, True)
+        )
         console.show(*forms)
         if not runs:
             console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
-            console.say(f"Run folders: {found.folder}")
+            console.say(f"Run folders: {compared.folder}")

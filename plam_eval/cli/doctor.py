@@ -92,15 +92,19 @@ def _say_installation(console: Terminal) -> bool:
 def _say_vllm(console: Terminal) -> bool:
     from plam_eval import doctor as checks
 
-    found = checks.check_vllm()
-    for line in found.lines:
+    checked = checks.check_vllm()
+    for line in checked.lines:
         if line.kind == "warning":
             console.warn([line.text])
         else:
             console.say(text(line.text, "red" if line.kind == "problem" else ""))
-    if found.version is not None:
-        console.data["vllm"] = {"version": found.version, "registered": found.registered, "remerge": found.remerge}
-    return found.works
+    if checked.version is not None:
+        console.data["vllm"] = {
+            "version": checked.version,
+            "registered": checked.registered,
+            "remerge": checked.remerge,
+        }
+    return checked.works
 
 
 def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Mapping[str, Any]) -> None:

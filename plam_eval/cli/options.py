@@ -11,24 +11,28 @@ MOST_DOCUMENTS = 2**31 - 1  # of a task, that an option takes
 
 
 def example(command: str) -> str:
-    """The end of a command's help: a call whose lines stay as they are, indented by two spaces from the second on."""
+    """The end of a command's help: a call whose lines stay as they are, indented by two spaces from the second on.
+
+    Args:
+        command: the call, as it is typed.
+    """
     return f"\b\nExample:\n  {command}"
 
 
 def complete_wrapper(incomplete: str) -> list[str]:
-    """Our wrappers' ids that begin so."""
+    """Our wrappers' ids that begin with `incomplete`."""
     from plam_eval.harness.registry import WRAPPERS
 
     return [name for name in WRAPPERS if name.startswith(incomplete)]
 
 
 def complete_spec(incomplete: str) -> list[str]:
-    """Packaged specs, folders and YAML files that begin so."""
+    """Packaged specs, folders and YAML files that begin with `incomplete`."""
     from plam_eval.spec import packaged_specs
 
     folder, _, start = incomplete.rpartition("/")
-    found = sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{start}*"))
-    files = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == ".yaml"]
+    paths = sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob(f"{start}*"))
+    files = [f"{path}/" if path.is_dir() else str(path) for path in paths if path.is_dir() or path.suffix == ".yaml"]
     return [*(name for name in packaged_specs() if name.startswith(incomplete)), *files]
 
 

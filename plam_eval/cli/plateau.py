@@ -31,8 +31,8 @@ def plateau(
     from plam_eval.report import tables
 
     with speaking(as_json, quiet, least_width=100) as console:
-        found = api.plateau(
+        finished = api.plateau(
             curve, tasks=tasks, base=base, margin=margin, confidence=confidence, kl_threshold=kl_threshold
         )
-        console.data = found.to_dict()
-        tables.show_scan(found, console)
+        console.data = finished.to_dict()
+        tables.show_scan(finished, console)

@@ -70,7 +70,7 @@ def scan(
     from plam_eval.report import tables
 
     with working(as_json, quiet, least_width=100, logs="INFO") as console:
-        found = api.scan(
+        finished = api.scan(
             model,
             model_args,
             tasks,
@@ -87,6 +87,6 @@ def scan(
             confidence=confidence,
             wandb_args=wandb_args,
         )
-        if found is not None:
-            console.data = found.to_dict()
-            tables.show_scan(found, console)
+        if finished is not None:
+            console.data = finished.to_dict()
+            tables.show_scan(finished, console)

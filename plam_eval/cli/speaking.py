@@ -62,7 +62,7 @@ def working(as_json: bool, quiet: bool, *, least_width: int = WIDE, logs: str = 
 
 
 def quiet_logs(level: str = "WARNING") -> None:
-    """Leave out what is logged below a level: on the terminal, since each cell's folder has the whole log."""
+    """Leave out what is logged below `level`: on the terminal, since each cell's folder has the whole log."""
     from loguru import logger
 
     logger.remove()
@@ -105,9 +105,9 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(part) for part in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # of numpy, pandas or torch: a number, or a list of them
         value = value.tolist()
         if isinstance(value, list):

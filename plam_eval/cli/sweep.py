@@ -114,18 +114,18 @@ def sweep(
             console.warn(planned.warnings)
             console.show(tables.plan(planned.job, planned.documents))
             return
-        found = api.sweep(config, **given, ray=use_ray, workers=workers, wandb_args=wandb_args)
-        if found is None:
+        findings = api.sweep(config, **given, ray=use_ray, workers=workers, wandb_args=wandb_args)
+        if findings is None:
             return
-        console.data = found.to_dict()
-        console.warn(found.warnings)
-        console.show(tables.sweep(found), tables.sweep(found, narrow=True))
-        console.say(found.verdict())
+        console.data = findings.to_dict()
+        console.warn(findings.warnings)
+        console.show(tables.sweep(findings), tables.sweep(findings, narrow=True))
+        console.say(findings.verdict())
         console.say(f"Cells and tables: {output}; as a page: plam report {output}")
-        for failure in found.failures():
+        for failure in findings.failures():
             status, _, rest = failure.partition(": ")
             console.insist(labelled(status, "red", rest))
-        if found.failures():
+        if findings.failures():
             console.insist("The same command tries them again, after what is said above, if anything.")
-    if found.failures():
+    if findings.failures():
         raise typer.Exit(1)

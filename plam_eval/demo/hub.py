@@ -8,9 +8,9 @@ unmodified and without a network:
 
 Repository names, configs, splits, columns, column types and category names are the real ones; category names are a
 convention here (a drawn scene has no emotion and no accounting), the questions behind them are those of
-`plam_eval.demo.questions`. Every scene belongs to the "eval" split of `scenes.split` and is used once. Answer letters
-are uniform and yes/no answers balanced within each task, so a constant answer scores the share that the manifest gives
-in `answers`. MMBench rows are single questions: the circular repetitions of the real data are left out.
+`plam_eval.demo.questions`. Every scene belongs to the "eval" split of `scenes.split_of` and is used once. Answer
+letters are uniform and yes/no answers balanced within each task, so a constant answer scores the share that the
+manifest gives in `answers`. MMBench rows are single questions: the circular repetitions of the real data are left out.
 
 The manifest, `plam_offline_suite.json`, holds for every document its question kind, the scene's cells and the
 ground-truth boxes in pixels (left, top, right, bottom), in the order of `scenes.POSITIONS`.
@@ -35,7 +35,7 @@ from typing import Any
 from PIL import Image
 
 from plam_eval.demo import questions, scenes
-from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask
+from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask_about
 from plam_eval.demo.scenes import Drawing, Scene, draw, scene_of
 from plam_eval.errors import InputError, PlamError, system_error
 from plam_eval.terminal import Terminal, labelled
@@ -181,6 +181,7 @@ class _Document:
     picture: _Picture
 
     def record(self) -> Row:
+        """What the manifest holds of it."""
         question = self.question
         return {
             "kind": question.kind,
@@ -219,7 +220,7 @@ class _Asker:
 
     def word(self, kind: str, wanted: Callable[[Question], bool] = lambda _: True) -> tuple[Question, _Picture]:
         for scene in self._scenes():
-            question = ask(scene, kind, self.rng)
+            question = ask_about(scene, kind, self.rng)
             if question and wanted(question):
                 return question, self._picture(scene)
         raise AssertionError("the scene stream does not end")
@@ -230,9 +231,9 @@ class _Asker:
     def pair(self, kind: str) -> tuple[Question, Question, _Picture]:
         """A "yes" and a "no" question of one kind about one scene."""
         for scene in self._scenes():
-            found = {q.answer: q for _ in range(16) if (q := ask(scene, kind, self.rng))}
-            if len(found) == 2:
-                return found["yes"], found["no"], self._picture(scene)
+            by_answer = {q.answer: q for _ in range(16) if (q := ask_about(scene, kind, self.rng))}
+            if len(by_answer) == 2:
+                return by_answer["yes"], by_answer["no"], self._picture(scene)
         raise AssertionError("the scene stream does not end")
 
     def balanced(self, values: Sequence[str], count: int) -> list[str]:
@@ -590,8 +591,13 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
     datasets replaced and everything else in it (results, caches) kept. Nothing is visible under `folder` before it is
     complete. The same arguments give the same rows on every machine with the same Pillow.
 
-    Raises HubError when `folder` holds files but no suite, InputError for fewer than `MINIMUM_DOCUMENTS` or an odd
-    number of documents.
+    Args:
+        folder: of the suite; new, empty, or one that holds a suite.
+        documents_per_task: of each of the nine tasks; an even number, since MME asks each of its images twice.
+        seed: of the scenes and the questions about them.
+
+    Raises:
+        HubError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number.
     """
     if documents_per_task < MINIMUM_DOCUMENTS or documents_per_task % 2:
         raise InputError(
@@ -621,7 +627,8 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of the suite in `folder`; `manifest["tasks"]` is keyed by lmms-eval task name.
 
-    Raises HubError when there is none, or it is of another version.
+    Raises:
+        HubError: there is none, or it is of another version.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -642,13 +649,17 @@ def text_prior(folder: str | Path, draws: int = 4000) -> dict[str, float]:
     Each question gets the answer (among its choices, where it has any) that is most often true of it in `draws`
     training scenes. A model that looks at nothing should come out near this, not near chance: "one" is a good guess at
     how many stars there are. MME counts single questions here.
+
+    Args:
+        folder: of the suite.
+        draws: training scenes; the more, the nearer to what the questions alone allow.
     """
     rng = random.Random(0)
     said: dict[str, Counter[str]] = {}
     for _ in range(draws):
         scene = scene_of("train", rng)
         for kind in questions.KINDS:
-            if question := ask(scene, kind, rng):
+            if question := ask_about(scene, kind, rng):
                 for about in (question.text, kind):
                     said.setdefault(about, Counter())[question.answer] += 1
 
@@ -698,8 +709,8 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
     rows["gqa_images"] = images
     paths = {name: _write_table(folder, table, rows[name]) for name, table in TABLES.items()}
     for repo in {table.repo for table in TABLES.values()}:
-        parts = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
-        (folder / repo / "README.md").write_text(_readme(repo, parts), encoding="utf-8")
+        tables = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
+        (folder / repo / "README.md").write_text(_readme(repo, tables), encoding="utf-8")
     manifest = {
         **identity,
         "complete": True,
@@ -755,10 +766,10 @@ def _write_table(folder: Path, table: Table, rows: list[Row]) -> Path:
     return path.rename(path.with_name(f"{table.split}-00000-of-00001-{_sha256(path)[:16]}.parquet"))
 
 
-def _readme(repo: str, parts: Mapping[Path, Table]) -> str:
+def _readme(repo: str, tables: Mapping[Path, Table]) -> str:
     """A dataset card whose `configs:` header tells `load_dataset` which file is which split of which config."""
     lines = ["---", "configs:"]
-    for path, table in parts.items():
+    for path, table in tables.items():
         lines += [f"- config_name: {table.config}", "  data_files:", f"  - split: {table.split}"]
         lines += [f"    path: {table.config}/{path.name}"]
     lines += ["---", f"Drawn scenes in the columns of {repo}, written by plam_eval.demo.hub. Not the real benchmark."]
@@ -788,6 +799,11 @@ def _move(building: Path, folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the suite as the command line says; returns the exit status.
+
+    Args:
+        arguments: words of the command line; None for those of this process.
+    """
     parser = argparse.ArgumentParser(prog="python -m plam_eval.demo.hub", description="Write the offline suite.")
     parser.add_argument("folder", help="where to write it; cd there to evaluate")
     parser.add_argument("--documents-per-task", type=int, default=120)

@@ -1,8 +1,8 @@
 """Questions about a scene, with their true answers, and the prompt form each of the nine benchmarks gives them.
 
-`ask(scene, kind, rng)` makes one question; `FORMS[task](question)` gives the user text that lmms-eval 0.7.3 sends for a
-document of that task and the answer it expects. Training uses these forms, the offline suite stores the same questions
-in the columns the stock tasks read, and a test holds the two together.
+`ask_about(scene, kind, rng)` makes one question; `FORMS[task](question)` gives the user text that lmms-eval 0.7.3 sends
+for a document of that task and the answer it expects. Training uses these forms, the offline suite stores the same
+questions in the columns the stock tasks read, and a test holds the two together.
 """
 
 from __future__ import annotations
@@ -63,31 +63,49 @@ class Question:
         return tuple(choice if choice.isdigit() else CHINESE[choice] for choice in self.choices)
 
 
-def describe(scene: Scene, rng: random.Random, language: str = "en") -> str:
-    """The whole scene in words, its cells in random order: "top left red circle. bottom left empty. ..."."""
+def describe_scene(scene: Scene, rng: random.Random, language: str = "en") -> str:
+    """The whole scene in words, its cells in random order: "top left red circle. bottom left empty. ...".
+
+    Args:
+        scene: what is described.
+        rng: draws the order of the cells.
+        language: "en" or "zh".
+    """
     order = rng.sample(range(4), 4)
     if language == "zh":
-        parts = []
+        phrases = []
         for i in order:
             thing = scene.cells[i]
             said = CHINESE[thing.color] + CHINESE[thing.shape] if thing else CHINESE["empty"]
-            parts.append(f"{CHINESE[POSITIONS[i]]}{said}。")
-        return "".join(parts)
+            phrases.append(f"{CHINESE[POSITIONS[i]]}{said}。")
+        return "".join(phrases)
     return " ".join(f"{POSITIONS[i]} {scene.cells[i] or 'empty'}." for i in order)
 
 
-def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
-    """A question of one kind, or None where the kind does not apply to the scene (or has no single answer in it)."""
+def ask_about(scene: Scene, kind: str, rng: random.Random) -> Question | None:
+    """A question of one kind, or None where the kind does not apply to the scene (or has no single answer in it).
+
+    Args:
+        scene: what is asked about.
+        kind: one of `KINDS`.
+        rng: draws the thing that is asked about and the other choices.
+    """
     return KINDS[kind](scene, rng)
 
 
 def ask_any(scene: Scene, kinds: tuple[str, ...], rng: random.Random) -> Question:
     """A question of a random applicable kind; "count_all" applies to every scene.
 
-    Raises ValueError when none of `kinds` applies.
+    Args:
+        scene: what is asked about.
+        kinds: to draw from; those that do not apply to the scene are passed over.
+        rng: draws the kind and the question.
+
+    Raises:
+        ValueError: none of `kinds` applies.
     """
     for kind in rng.sample(kinds, len(kinds)):
-        question = ask(scene, kind, rng)
+        question = ask_about(scene, kind, rng)
         if question:
             return question
     raise ValueError(f"none of the kinds {', '.join(kinds)} applies to the scene {scene.key}")
@@ -377,12 +395,12 @@ def _options(choices: tuple[str, ...], mark: str = ". ", sep: str = "\n") -> str
 
 
 def mmstar_question(question: Question) -> str:
-    """MMStar keeps its options inside the question column."""
+    """MMStar's question column for `question`: it holds the options, too."""
     return f"{question.text}\nOptions: {_options(question.choices, ': ', ', ')}"
 
 
 def realworldqa_question(question: Question) -> str:
-    """RealWorldQA's question column carries its options and its instruction."""
+    """RealWorldQA's question column for `question`: it carries its options and its instruction."""
     if question.kind in WORD_KINDS and not question.answer.isdigit():
         return f"{question.text}\n{_options(question.choices)}\n{_DIRECT_LETTER}"
     return f"{question.text}\n{_DIRECT_WORD}"

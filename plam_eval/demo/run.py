@@ -58,7 +58,12 @@ class Demo:
 
 
 def prepare(folder: Path, documents: int = 120) -> Path:
-    """Write the offline suite into `folder` and copy the pair beside the datasets, as `pair/mllm` and `pair/base`."""
+    """Write the offline suite into `folder` and copy the pair beside the datasets, as `pair/mllm` and `pair/base`.
+
+    Args:
+        folder: as in `write_hub`.
+        documents: of each task, those to scan among them.
+    """
     suite = hub.write_hub(folder, documents_per_task=documents)
     packaged = Path(str(resources.files("plam_eval.demo") / "pair"))
     if not (packaged / "mllm" / "model.safetensors").is_file():
@@ -74,20 +79,33 @@ def prepare(folder: Path, documents: int = 120) -> Path:
 
 
 def command(plateau: str, output: str, limit: int, offset: int) -> list[str]:
-    """The lmms-eval call for one plateau, to be run in the suite's folder."""
+    """The lmms-eval call for one plateau, to be run in the suite's folder.
+
+    Args:
+        plateau: name or path of the spec.
+        output: folder for results and sample logs.
+        limit: documents of each task.
+        offset: documents of each task that are passed over before them.
+    """
     model_args = f"pretrained=pair/mllm,plateau={plateau},device_map=cpu"
     words = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, "--tasks", "plam9", "--batch_size", "1"]
     return [*words, "--log_samples", "--output_path", output, "--limit", str(limit), "--offset", str(offset)]
 
 
 def scan_command(limit: int) -> list[str]:
-    """The `plam scan` call, to be run in the suite's folder."""
+    """The `plam scan` call for the first `limit` documents of each task, to be run in the suite's folder."""
     words = ["plam", "scan", "--model", "plam_llava", "--model_args", "pretrained=pair/mllm,device_map=cpu"]
     return [*words, "--tasks", "plam9", "--limit", str(limit), "--base", "pair/base", "--output", "../scan"]
 
 
 def sweep_command(plateau: str, limit: int, offset: int) -> list[str]:
-    """The `plam sweep` call, to be run in the suite's folder; a third of the documents choose the best merge."""
+    """The `plam sweep` call, to be run in the suite's folder; a third of the documents choose the best merge.
+
+    Args:
+        plateau: name or path of the spec.
+        limit: documents of each task.
+        offset: documents of each task that are passed over before them.
+    """
     model_args = f"pretrained=pair/mllm,plateau={plateau},device_map=cpu"
     words = ["plam", "sweep", "--model", "plam_llava", "--model_args", model_args, "--tasks", "plam9"]
     words += ["--layers", RANGES, "--weights", WEIGHTS, "--select", str(limit // 6 * 2)]  # whole pairs of MME's
@@ -105,11 +123,20 @@ def run(
 ) -> Demo:
     """Scan the first `scanned` documents of each task; merge and sweep on the `documents` after them; make the page.
 
-    What is finished for the same suite, pair and versions is not repeated. `limit`: evaluate fewer documents.
+    What is finished for the same suite, pair and versions is not repeated.
 
-    Raises DemoError when a command fails or writes no results: lmms-eval's exits 0 all the same. InputError: an odd
-    number of documents. FolderError: the folder cannot be written, or holds something else where the demo's folders are
-    to be.
+    Args:
+        folder: for the suite, the results and the page.
+        documents: of each task, to merge and sweep on.
+        scanned: of each task, to find the plateau on.
+        limit: evaluate fewer documents than there are; None for all.
+        fresh: whether to repeat what is finished, too.
+        console: where to say what happens; by default standard output.
+
+    Raises:
+        DemoError: a command fails or writes no results (lmms-eval's exits 0 all the same). InputError: an odd number of
+            documents. FolderError: the folder cannot be written, or holds something else where the demo's folders are
+            to be.
     """
     for name, count in (("documents", documents), ("scanned", scanned), ("limit", limit or 2)):
         if count % 2:  # known before the scan is paid for
@@ -158,11 +185,11 @@ def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, 
 def _finished(done: Path) -> dict[str, Any] | None:
     """What was evaluated to the end in a folder of the demo; None where nothing was, or the record is damaged."""
     try:
-        found = read_json(done, "delete it")
+        record = read_json(done, "delete it")
     except (OSError, ValueError):
         return None
-    found.pop("results", None)
-    return found
+    record.pop("results", None)
+    return record
 
 
 def _results(output: Path) -> Path:
@@ -185,8 +212,8 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal
             bar = progress.add_task(f"{label}: starting", total=100)
             while chunk := os.read(process.stdout.fileno(), 65536):
                 file.write(chunk)
-                if found := _PROGRESS.findall(chunk.decode(errors="replace")):
-                    progress.update(bar, description=f"{label}: answering", completed=int(found[-1]))
+                if percents := _PROGRESS.findall(chunk.decode(errors="replace")):
+                    progress.update(bar, description=f"{label}: answering", completed=int(percents[-1]))
             progress.update(bar, description=f"{label}: done", completed=100)
         code = process.wait()
     if code:
@@ -249,31 +276,41 @@ def _near(path: Path) -> Path:
 
 def _environment() -> str:
     """How to come by the commands, where `plam` on this terminal is none or another than the one that runs."""
-    here, found = Path(sys.executable).parent, shutil.which("plam")
-    if found is not None and Path(found).parent == here:
+    here, on_path = Path(sys.executable).parent, shutil.which("plam")
+    if on_path is not None and Path(on_path).parent == here:
         return ""
     return f"with the environment active (source {_near(here / 'activate')}) and "
 
 
-def same_answers(demo: Demo, found: Findings) -> tuple[int, int]:
-    """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are."""
+def same_answers(demo: Demo, findings: Findings) -> tuple[int, int]:
+    """Answers of the merge through lmms-eval's command line that differ from the sweep's, and how many there are.
+
+    Args:
+        demo: finished.
+        findings: of its sweep, in which the same merge is a cell.
+    """
     digest = demo.merged.block["provenance"]["digest"]
-    cell = found.cells.loc[found.cells["digest"] == digest, "cell"].iloc[0]
+    cell = findings.cells.loc[findings.cells["digest"] == digest, "cell"].iloc[0]
     resident = read_run(demo.sweep / CELLS / cell).samples
     both = demo.merged.samples.merge(resident, on=["task", "doc_id"], suffixes=("", "_resident"))
     return int((both["answer"] != both["answer_resident"]).sum()), len(both)
 
 
 def report(demo: Demo, console: Terminal | None = None) -> None:
-    """Print the scan, the merge, the sweep and what to try next."""
+    """Print the scan, the merge, the sweep and what to try next.
+
+    Args:
+        demo: finished.
+        console: where to; by default standard output.
+    """
     from plam_eval.evaluation import scan_folder
     from plam_eval.merging.report import MergeReport
     from plam_eval.report import tables
 
     console = console or Terminal(least_width=150)
     console.print()
-    found = scan_folder.load(demo.scan)
-    tables.show_scan(found, console)
+    scanned = scan_folder.load(demo.scan)
+    tables.show_scan(scanned, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
     provenance = demo.merged.block["provenance"]
@@ -288,7 +325,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     console.say(swept.verdict())
     console.data = {
         "suite": str(demo.suite),
-        "scan": found.to_dict(),
+        "scan": scanned.to_dict(),
         "merge": provenance["merge"],
         "sweep": swept.to_dict(),
         "answers": documents,

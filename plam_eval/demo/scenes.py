@@ -56,7 +56,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """The scene's content in one line, the same on every machine; what `split` hashes."""
+        """The scene's content in one line, the same on every machine; what `split_of` hashes."""
         return "|".join(str(thing) if thing else "empty" for thing in self.cells)
 
 
@@ -72,7 +72,7 @@ class Drawing:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """One to four things; cells are filled independently, an empty scene is drawn again."""
+    """One to four things, drawn from `rng`; cells are filled independently, an empty scene is drawn again."""
     while True:
         cells: list[Thing | None] = []
         for _ in POSITIONS:
@@ -85,8 +85,8 @@ def random_scene(rng: random.Random) -> Scene:
             return Scene(tuple(cells))  # type: ignore[arg-type]
 
 
-def split(scene: Scene) -> str:
-    """ "train" (90 %), "heldout" (5 %, to choose a checkpoint) or "eval" (5 %, the offline benchmarks)."""
+def split_of(scene: Scene) -> str:
+    """The split of `scene`: "train" (90 %), "heldout" (5 %, to choose a checkpoint) or "eval" (5 %, the benchmarks)."""
     bucket = hashlib.sha256(scene.key.encode()).digest()[0]
     if bucket < 13:
         return "eval"
@@ -94,15 +94,21 @@ def split(scene: Scene) -> str:
 
 
 def scene_of(which: str, rng: random.Random) -> Scene:
-    """A random scene of one split ("train", "heldout" or "eval")."""
+    """A random scene of one split, drawn from `rng`; `which` is "train", "heldout" or "eval"."""
     while True:
         scene = random_scene(rng)
-        if split(scene) == which:
+        if split_of(scene) == which:
             return scene
 
 
 def draw(scene: Scene, seed: int = 0, size: int = IMAGE_SIZE) -> Drawing:
-    """Draw a scene on a light background, `size` x `size` pixels, with seeded jitter of place, extent and shade."""
+    """Draw a scene on a light background, with seeded jitter of place, extent and shade.
+
+    Args:
+        scene: what is drawn.
+        seed: of the jitter.
+        size: of the square picture's sides, in pixels.
+    """
     rng = random.Random(f"{seed}:{scene.key}")
     shade = rng.randint(222, 250)
     image = Image.new("RGB", (size, size), (shade + rng.randint(-4, 4), shade, shade + rng.randint(-4, 4)))

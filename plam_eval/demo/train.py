@@ -12,7 +12,7 @@ the scene and to itself, and its positions start right behind the scene, exactly
 a scene trains many questions. Describing the whole scene, its cells in another order, is the densest lesson there is:
 training begins with several such branches a sequence, and half of the later sequences have one.
 
-Only scenes of the "train" split are used (`scenes.split`); "heldout" scenes choose the checkpoint that is kept.
+Only scenes of the "train" split are used (`scenes.split_of`); "heldout" scenes choose the checkpoint that is kept.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ from plam_eval.demo.questions import (
     YES_NO_FORMS,
     YES_NO_KINDS,
     Question,
-    ask,
-    describe,
+    ask_about,
+    describe_scene,
 )
 from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
 from plam_eval.files import write_in_one_step
@@ -100,9 +100,16 @@ class Settings:
     other_lr: float = 3e-3  # AdamW, for embeddings, norms, head, tower and projector
 
     def describing(self, stage: str, step: int) -> bool:
+        """Whether scenes are still described at a step, which teaches the words before the questions.
+
+        Args:
+            stage: "base" or "mllm".
+            step: from 0.
+        """
         return step < (self.base_describing_steps if stage == "base" else self.mllm_describing_steps)
 
     def description_weight(self, stage: str, step: int) -> float:
+        """The weight of descriptions beside answers in the loss; `stage` and `step` as in `describing`."""
         return 1.5 if self.describing(stage, step) else 0.5
 
 
@@ -120,7 +127,11 @@ class Branch:
 
 
 def match_question(rng: random.Random) -> Question:
-    """A question that needs no scene: which letter stands before a given word. It teaches reading the options."""
+    """A question that needs no scene: which letter stands before a given word. It teaches reading the options.
+
+    Args:
+        rng: draws the word and the options.
+    """
     pool = rng.choice([tuple(COLORS), SHAPES + DIGITS, POSITIONS, tuple(str(n) for n in range(9))])
     choices = tuple(rng.sample(pool, 4))
     answer = rng.choice(choices)
@@ -131,13 +142,19 @@ def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) 
     """`count` questions about a scene, in the prompt forms of the nine tasks.
 
     About a third each ask for a letter, for a word, and for yes or no.
+
+    Args:
+        scene: what is asked about.
+        count: how many questions.
+        rng: draws kinds and forms.
+        with_match: whether some are questions of `match_question`, which need no scene.
     """
     branches: list[Branch] = []
     while len(branches) < count:
         if with_match and rng.random() < 0.08:
             question: Question | None = match_question(rng)
         else:
-            question = ask(scene, rng.choice(tuple(WORD_KINDS if rng.random() < 0.65 else YES_NO_KINDS)), rng)
+            question = ask_about(scene, rng.choice(tuple(WORD_KINDS if rng.random() < 0.65 else YES_NO_KINDS)), rng)
         if question is None:
             continue
         if question.is_yes_no:
@@ -152,7 +169,11 @@ def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) 
 
 
 class Encoder:
-    """Text -> token ids, remembering the pieces that come again and again."""
+    """Text -> token ids, remembering the pieces that come again and again.
+
+    Args:
+        tokenizer: encodes a piece that is new.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -195,7 +216,14 @@ def make_batch(
 ) -> Batch:
     """Sequences for `scenes`, each a prefix (the scene, as an image or in words) and its branches.
 
-    `descriptions` is how many branches describe the scene; a fraction is the chance of one more.
+    Args:
+        scenes: one for each sequence.
+        rng: draws questions, forms and words.
+        encode: text to token ids.
+        images: whether the prefix holds the scene's image rather than its description.
+        questions: branches that ask.
+        descriptions: branches that describe the scene; a fraction is the chance of one more.
+        with_match: whether some questions need no scene; never with images.
     """
     tokenizer = encode.tokenizer
     image_token = tokenizer.convert_tokens_to_ids("<image>")
@@ -205,7 +233,7 @@ def make_batch(
         if images:
             prefix = [tokenizer.bos_token_id, *encode("USER: "), *[image_token] * IMAGE_TOKENS, *encode("\n")]
         else:
-            told = describe(scene, rng, "zh" if rng.random() < CHINESE_SHARE else "en")
+            told = describe_scene(scene, rng, "zh" if rng.random() < CHINESE_SHARE else "en")
             prefix = [tokenizer.bos_token_id, *encode(f"USER: {told}\n")]
         ids, positions, branch_ids = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         labels, described = [-100] * len(prefix), [0] * len(prefix)
@@ -213,7 +241,7 @@ def make_batch(
         for _ in range(int(descriptions) + (rng.random() < descriptions % 1)):
             language = "zh" if rng.random() < CHINESE_SHARE else "en"
             asked = "Describe the scene." if language == "en" else "请描述这个场景。"
-            branches.append(Branch("describe", "describe", asked, describe(scene, rng, language)))
+            branches.append(Branch("describe", "describe", asked, describe_scene(scene, rng, language)))
         for number, branch in enumerate(branches, start=1):
             prompt = [*encode(branch.text), *encode(" ASSISTANT:")]
             answer = [*encode(" " + branch.answer), tokenizer.eos_token_id]
@@ -243,7 +271,11 @@ def make_batch(
 
 
 def pixel_values(images: list[Any]) -> torch.Tensor:
-    """(batch, 3, size, size), scaled to [-1, 1]: what the pair's image processor makes of pictures of this size."""
+    """(batch, 3, size, size), scaled to [-1, 1]: what the pair's image processor makes of pictures of this size.
+
+    Args:
+        images: square RGB pictures of one size.
+    """
     stacked = np.stack([np.asarray(image) for image in images])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
@@ -255,6 +287,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE: frequent English words become one token each, Chinese characters stay single.
 
     The phrases that every document of a task repeats are one token each too: sequences are then a third shorter.
+
+    Args:
+        seed: of the texts that it is trained on.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -277,9 +312,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         rng = random.Random(f"{seed}:tokenizer")
         for _ in range(3000):
             scene = scene_of("train", rng)
-            yield f"USER: {describe(scene, rng)}\n"
-            yield f"USER: {describe(scene, rng, 'zh')}\n请描述这个场景。Describe the scene."
-            yield f" ASSISTANT: {describe(scene, rng)}"
+            yield f"USER: {describe_scene(scene, rng)}\n"
+            yield f"USER: {describe_scene(scene, rng, 'zh')}\n请描述这个场景。Describe the scene."
+            yield f" ASSISTANT: {describe_scene(scene, rng)}"
             for branch in branches_of(scene, 8, rng, with_match=True):
                 yield f"{branch.text} ASSISTANT: {branch.answer}"
 
@@ -307,6 +342,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The decoder of base and MLLM; `tokenizer` gives the size of the vocabulary and the special tokens."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -327,6 +363,7 @@ def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def tower_config() -> CLIPVisionConfig:
+    """The vision tower."""
     return CLIPVisionConfig(
         hidden_size=TOWER_WIDTH,
         intermediate_size=2 * TOWER_WIDTH,
@@ -339,6 +376,7 @@ def tower_config() -> CLIPVisionConfig:
 
 
 def build_mllm(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """An untrained MLLM in the LLaVA-1.5 format; `tokenizer` as in `text_config`."""
     config = LlavaConfig(
         vision_config=tower_config(),
         text_config=text_config(tokenizer),
@@ -353,6 +391,7 @@ def build_mllm(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The MLLM's processor: its images are `IMAGE_SIZE` pixels wide and high, its texts go through `tokenizer`."""
     images = CLIPImageProcessor(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -376,6 +415,15 @@ class Stage:
     """A resumable loop: `loss_of(step)` for every step, `score()` now and then, the best weights kept.
 
     State is written to `folder/<name>.pt` every `save_every` steps, atomically; a finished stage is skipped.
+
+    Args:
+        name: of the stage and its files.
+        module: what is trained.
+        groups: each optimizer with the peak learning rates of its parameter groups.
+        steps: in all.
+        folder: for state and log.
+        save_every: steps between two states on disk.
+        score_every: steps between two scores.
     """
 
     def __init__(
@@ -394,7 +442,12 @@ class Stage:
         self.log = folder / f"{name}.jsonl"
 
     def run(self, loss_of: Callable[[int], torch.Tensor], score: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Train to the end and load the best weights; returns the best score."""
+        """Train to the end and load the best weights; returns the best score.
+
+        Args:
+            loss_of: the loss of a step, from 0; the same for the same step, so that a resumed stage goes on alike.
+            score: held-out scores, by name; the best is the one with the highest "accuracy".
+        """
         step, best, best_state, seconds = 0, {"accuracy": -1.0}, None, 0.0
         if self.file.exists():
             state = torch.load(self.file, weights_only=True)
@@ -451,7 +504,16 @@ class Stage:
 def optimizers(
     decoder: nn.Module, rest: list[tuple[list[nn.Parameter], float]], muon_lr: float
 ) -> list[tuple[torch.optim.Optimizer, list[float]]]:
-    """Muon for the decoder layers' matrices, AdamW for everything else."""
+    """Muon for the decoder layers' matrices, AdamW for everything else.
+
+    Args:
+        decoder: the layers whose matrices Muon trains.
+        rest: all other parameters, in groups with their learning rates.
+        muon_lr: Muon's learning rate.
+
+    Returns:
+        Each optimizer with the learning rates of its groups.
+    """
     matrices = [p for p in decoder.parameters() if p.ndim == 2]
     muon = torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, momentum=0.95)
     adam = torch.optim.AdamW(
@@ -461,7 +523,14 @@ def optimizers(
 
 
 def answer_loss(model: nn.Module, head: nn.Module, batch: Batch, description_weight: float = 0.5) -> torch.Tensor:
-    """Cross entropy over the answers, plus `description_weight` times that over the descriptions."""
+    """Cross entropy over the answers (nats per token), and a share of that over the descriptions.
+
+    Args:
+        model: gives hidden states.
+        head: makes logits of them.
+        batch: what is learned.
+        description_weight: of the descriptions' mean beside the answers'.
+    """
     hidden = _hidden(model, batch)
     learned = batch.labels != -100
     losses = F.cross_entropy(head(hidden[learned]).float(), batch.labels[learned], reduction="none")
@@ -483,7 +552,13 @@ def _hidden(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, head: nn.Module, batches: list[Batch]) -> dict[str, float]:
-    """Share of branches whose whole answer greedy decoding would give: mean over forms, per form and per kind."""
+    """Share of branches whose whole answer greedy decoding would give: mean over forms, per form and per kind.
+
+    Args:
+        model: gives hidden states.
+        head: makes logits of them.
+        batches: held-out ones.
+    """
     model.eval()
     right: dict[str, list[bool]] = defaultdict(list)
     for batch in batches:
@@ -503,7 +578,15 @@ def accuracy(model: nn.Module, head: nn.Module, batches: list[Batch]) -> dict[st
 
 
 def train_tower(settings: Settings, folder: Path) -> tuple[CLIPVisionModel, dict[str, float]]:
-    """The tower's patch features of each cell must tell its colour and its shape ("empty" is one of each)."""
+    """The tower's patch features of each cell must tell its colour and its shape ("empty" is one of each).
+
+    Args:
+        settings: of the run.
+        folder: for the stage's state and log.
+
+    Returns:
+        The best tower, and its held-out scores.
+    """
     torch.manual_seed(settings.seed)
     tower = CLIPVisionModel(tower_config())
     color_names, shape_names = ("empty", *COLORS), ("empty", *SHAPES, *DIGITS)
@@ -545,7 +628,7 @@ def _batches(
 ) -> tuple[Callable[[int], Batch], list[Batch]]:
     """A step's batch as a function of the step's number, and fixed batches of held-out scenes to score on."""
 
-    def at(step: int) -> Batch:
+    def batch_of(step: int) -> Batch:
         rng = random.Random(f"{settings.seed}:{stage}:{step}")
         scenes = [scene_of("train", rng) for _ in range(settings.scenes_per_step)]
         if settings.describing(stage, step):
@@ -565,7 +648,7 @@ def _batches(
         )
         for _ in range(4)
     ]
-    return at, heldout
+    return batch_of, heldout
 
 
 @torch.no_grad()
@@ -581,15 +664,24 @@ def _start_from_lookup(model: LlamaForCausalLM) -> None:
 
 
 def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """Text alone. Returns the best base and its held-out scores."""
+    """The base LLM, on text alone.
+
+    Args:
+        settings: of the run.
+        folder: for the stage's state and log.
+        encode: text to token ids.
+
+    Returns:
+        The best base, and its held-out scores.
+    """
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(text_config(encode.tokenizer))
     _start_from_lookup(model)
-    at, heldout = _batches(settings, "base", encode, images=False)
+    batch_of, heldout = _batches(settings, "base", encode, images=False)
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
     groups = optimizers(model.model.layers, [(others, settings.other_lr)], settings.base_lr)
     best = Stage("base", model, groups, settings.base_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight("base", step)),
+        lambda step: answer_loss(model.model, model.lm_head, batch_of(step), settings.description_weight("base", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
@@ -598,13 +690,24 @@ def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[Llama
 def train_mllm(
     settings: Settings, folder: Path, encode: Encoder, base: LlamaForCausalLM, tower: CLIPVisionModel
 ) -> tuple[LlavaForConditionalGeneration, dict[str, float]]:
-    """Images alone, from the base decoder and the tower. Returns the best MLLM and its held-out scores."""
+    """The MLLM, on images alone, from the base decoder and the tower.
+
+    Args:
+        settings: of the run.
+        folder: for the stage's state and log.
+        encode: text to token ids.
+        base: where the decoder starts from; it is not changed.
+        tower: where the vision tower starts from; it is not changed.
+
+    Returns:
+        The best MLLM, and its held-out scores.
+    """
     torch.manual_seed(settings.seed)
     model = build_mllm(encode.tokenizer)
     model.model.language_model.load_state_dict(base.model.state_dict())
     model.lm_head.load_state_dict(base.lm_head.state_dict())
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    at, heldout = _batches(settings, "mllm", encode, images=True)
+    batch_of, heldout = _batches(settings, "mllm", encode, images=True)
     decoder = model.model.language_model
     slow = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "layers" not in n]
     slow += list(model.lm_head.parameters())
@@ -617,14 +720,19 @@ def train_mllm(
     ]
     groups = optimizers(decoder.layers, rest, settings.mllm_lr)
     best = Stage("mllm", model, groups, settings.mllm_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, at(step), settings.description_weight("mllm", step)),
+        lambda step: answer_loss(model.model, model.lm_head, batch_of(step), settings.description_weight("mllm", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
 
 
 def tokenizer_of(settings: Settings, folder: Path) -> PreTrainedTokenizerFast:
-    """The stage's tokenizer, trained once and read back afterwards."""
+    """The run's tokenizer, trained once and read back afterwards.
+
+    Args:
+        settings: of the run, whose seed draws its texts.
+        folder: where it is kept, in tokenizer/.
+    """
     saved = folder / "tokenizer"
     if not (saved / "tokenizer.json").exists():
         train_tokenizer(settings.seed).save_pretrained(saved)
@@ -649,7 +757,14 @@ def _hub_name(name: str) -> str:
 def save_pair(
     mllm: LlavaForConditionalGeneration, base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path
 ) -> None:
-    """Write `output/mllm` (with the hub's tensor names, which vLLM reads too) and `output/base`, float32."""
+    """Write `output/mllm` (with the hub's tensor names, which vLLM reads too) and `output/base`, float32.
+
+    Args:
+        mllm: the trained MLLM.
+        base: the trained base LLM.
+        tokenizer: of both.
+        output: folder for the two; files of these names are overwritten.
+    """
     for folder, model, renamed in ((output / "mllm", mllm, _hub_name), (output / "base", base, str)):
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {renamed(name): value.detach().contiguous() for name, value in model.state_dict().items()}
@@ -666,6 +781,7 @@ def save_pair(
 
 
 def main() -> None:
+    """Train the pair as the command line says, each stage from where it stopped."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/pair"), help="where the finished pair goes")
     parser.add_argument("--work", type=Path, default=Path("out/train"), help="resumable state and logs")

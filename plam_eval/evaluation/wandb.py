@@ -48,9 +48,9 @@ class Settings:
         if not wandb_args:
             return cls()
         arguments = parse_model_args(write_words(wandb_args, "wandb_args"), "wandb_args")
-        known = inspect.signature(_wandb().init).parameters
-        if unknown := [name for name in arguments if name not in known]:
-            lines = "; ".join(f"{name}, {hint(name, known)}" for name in unknown)
+        accepted = inspect.signature(_wandb().init).parameters
+        if unknown := [name for name in arguments if name not in accepted]:
+            lines = "; ".join(f"{name}, {hint(name, accepted)}" for name in unknown)
             raise InputError(f"wandb_args: wandb.init takes no argument {lines}")
         return cls(arguments)
 

@@ -38,10 +38,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Grid:
+class TableBlock:
     """A table. The first column names its rows; of the others, `words` holds those that are text and no numbers."""
 
-    kind: ClassVar[str] = "grid"
+    kind: ClassVar[str] = "table"
     caption: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -129,7 +129,9 @@ class Section:
 
     @property
     def _parted(self) -> int:
-        first = next((at for at, block in enumerate(self.blocks) if not isinstance(block, Paragraph)), len(self.blocks))
+        first = next(
+            (index for index, block in enumerate(self.blocks) if not isinstance(block, Paragraph)), len(self.blocks)
+        )
         return first + (first < len(self.blocks) and isinstance(self.blocks[first], Picture))
 
 
@@ -150,7 +152,7 @@ class Answer:
 # --- making them ------------------------------------------------------------------------------------------------------
 
 
-def grid(
+def table_block(
     caption: str,
     items: Iterable[Any],
     columns: Mapping[str, Callable[[Any], str]],
@@ -158,19 +160,34 @@ def grid(
     words: Iterable[str] = (),
     look: Callable[[Any], str] = lambda item: "",
     kind: Callable[[Any], str] = lambda item: "",
-) -> Grid:
-    """A table of one row per item. `columns` say what each shows of it; `words` are those that hold no numbers."""
+) -> TableBlock:
+    """A table of one row per item.
+
+    Args:
+        caption: what it holds, in a line.
+        items: what `columns`, `look` and `kind` are asked about.
+        columns: by title, what a column shows of an item; the first names the row.
+        words: titles of those that hold text and no numbers.
+        look: of an item's row, as in `Row`.
+        kind: of an item's row; rows of one kind can be shown alone.
+    """
     rows = tuple(Row(tuple(show(item) for show in columns.values()), look(item), kind(item)) for item in items)
-    return Grid(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
+    return TableBlock(caption, tuple(columns), rows, frozenset(list(columns).index(word) for word in words))
 
 
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as mappings."""
+    """The rows of `frame` as mappings by column."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def picture(figure: Figure, alt: str, caption: str) -> Picture:
-    """A figure in the page's own colours. `alt` says in words what it shows, in its first sentence for short."""
+    """A figure in the page's own colours.
+
+    Args:
+        figure: what is drawn; its background is made transparent.
+        alt: what it shows, in words; the first sentence is its name.
+        caption: what stands below it.
+    """
     from markupsafe import Markup
 
     width = figure.get_figwidth() * _DPI
@@ -181,12 +198,18 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Bytes as an address that holds them, such as `data:image/png;base64,...`."""
+    """`content` as an address that holds it, such as `data:image/png;base64,...`, where `kind` is image/png."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def clip(text: str, length: int, whole: int) -> Clip:
-    """The first `length` letters of a text, and behind them as many as `whole`."""
+    """The start of a text, and what opens behind it.
+
+    Args:
+        text: without line breaks at its ends, or else they are cut off.
+        length: letters that are seen at once.
+        whole: letters that are on the page at all.
+    """
     text = text.strip("\n") or "(nothing)"
     if len(text) <= length:
         return Clip(text, None, 0)

@@ -13,30 +13,35 @@ import pandas as pd
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.comparison import Comparisons, changed_table
 from plam_eval.evaluation.records import Run
-from plam_eval.report.sections.parts import chosen_beside
+from plam_eval.report.sections.shared import chosen_beside
 from plam_eval.report.sources import Sources
 
 _PREFIX = 60  # letters of a folder's name in those of its tables
 
 
-class Tables(NamedTuple):
+class TableFiles(NamedTuple):
     """Tables by the name of their file, and those names by the source (a sweep's, a scan's, "runs") and the table."""
 
     frames: dict[str, pd.DataFrame]
     names: dict[tuple[str, str], str]
 
 
-def tables_of(sources: Sources, compared: Comparisons | None) -> Tables:
-    """Every table of the page, those of two sources told apart by their names."""
-    parts: list[tuple[str, dict[str, pd.DataFrame]]] = []
-    for name, found in sources.sweeps.items():
-        tables = {"cells": found.cells, "tasks": found.tasks, "controls": found.controls}
-        tables |= _run_tables(found.runs) if found.runs else {}
-        if found.selection is not None:
-            tables["changed"] = changed_table(chosen_beside(found))
-        parts.append((name, tables))
+def tables_of(sources: Sources, compared: Comparisons | None) -> TableFiles:
+    """Every table of the page, those of two sources told apart by their names.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+    """
+    by_source: list[tuple[str, dict[str, pd.DataFrame]]] = []
+    for name, findings in sources.sweeps.items():
+        tables = {"cells": findings.cells, "tasks": findings.tasks, "controls": findings.controls}
+        tables |= _run_tables(findings.runs) if findings.runs else {}
+        if findings.selection is not None:
+            tables["changed"] = changed_table(chosen_beside(findings))
+        by_source.append((name, tables))
     for name, scanned in sources.scans.items():
-        parts.append((name, {"curve": scanned.curve.table()}))
+        by_source.append((name, {"curve": scanned.curve.table()}))
     if sources.runs:
         tables = _run_tables(sources.runs)
         if compared is not None and compared.rows:
@@ -53,28 +58,28 @@ def tables_of(sources: Sources, compared: Comparisons | None) -> Tables:
                 for name in compared.rows
             ]
             tables["changed"] = pd.concat(changed, ignore_index=True)
-        parts.append(("runs", tables))
-    counts = Counter(table for _, tables in parts for table in tables)
+        by_source.append(("runs", tables))
+    counts = Counter(table for _, tables in by_source for table in tables)
     named: dict[str, pd.DataFrame] = {}
     names: dict[tuple[str, str], str] = {}
     prefixes: set[str] = set()
-    for part, tables in parts:
+    for source, tables in by_source:
         shared = any(counts[table] > 1 for table in tables)
-        prefix = plain = re.sub(r"[^\w.+-]", "-", part)[:_PREFIX].lstrip(".")
+        prefix = plain = re.sub(r"[^\w.+-]", "-", source)[:_PREFIX].lstrip(".")
         while prefix in prefixes:  # names that differ only in what a file's may not hold
             prefix = f"{plain}-{len(prefixes) + 1}"
         prefixes.add(prefix)
         for table, frame in tables.items():
-            name = names[part, table] = f"{prefix}-{table}" if shared else table
+            name = names[source, table] = f"{prefix}-{table}" if shared else table
             named[name] = frame
-    return Tables(named, names)
+    return TableFiles(named, names)
 
 
 def _run_tables(runs: Mapping[str, Run]) -> dict[str, pd.DataFrame]:
     tables = records.tables(dict(runs))
     samples = tables.samples.assign(parsable=tables.samples["parsable"].astype("boolean"))
-    found = {"runs": tables.runs, "accuracy": tables.tasks, "metrics": tables.metrics, "samples": samples}
-    return {name: _storable(frame) for name, frame in found.items()}
+    frames = {"runs": tables.runs, "accuracy": tables.tasks, "metrics": tables.metrics, "samples": samples}
+    return {name: _storable(frame) for name, frame in frames.items()}
 
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:

@@ -20,19 +20,19 @@ from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
 from plam_eval.report.blocks import Answer, Section, records_of
-from plam_eval.report.files import Tables, tables_of
+from plam_eval.report.files import TableFiles, tables_of
 from plam_eval.report.sections import warnings
 from plam_eval.report.sections.cells import all_cells
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.controls import beside_controls
 from plam_eval.report.sections.form import in_form
 from plam_eval.report.sections.head import answers, facts, links, questions, title_of
-from plam_eval.report.sections.parts import chosen_beside, chosen_note
 from plam_eval.report.sections.provenance import provenance_section
 from plam_eval.report.sections.ranges import heat_map
 from plam_eval.report.sections.reading import reading_section
 from plam_eval.report.sections.runs import runs_sections
 from plam_eval.report.sections.scan import scan_section
+from plam_eval.report.sections.shared import chosen_beside, chosen_note
 from plam_eval.report.sections.tasks import stock_metrics, task_by_task
 from plam_eval.report.sources import Sources, read_sources
 from plam_eval.report.text import breakable, printable
@@ -106,28 +106,28 @@ def _page(
     compared: Comparisons | None,
     title: str | None,
     looking: Looking,
-    tables: Tables,
+    tables: TableFiles,
 ) -> str:
     import jinja2
     from markupsafe import Markup
 
     noted = warnings.of_notes(sources)
     warned = {f"scan {name}": warnings.of_scan(scanned.stages.warnings) for name, scanned in sources.scans.items()}
-    warned |= {f"sweep {name}": warnings.of_sweep(found) for name, found in sources.sweeps.items()}
+    warned |= {f"sweep {name}": warnings.of_sweep(findings) for name, findings in sources.sweeps.items()}
     if sources.runs:
         warned["runs"] = warnings.of_runs(sources.runs, compared)
     sections: list[Section] = []
     for name, scanned in sources.scans.items():
         sections.append(scan_section(scanned, f": {name}" if len(sources.scans) > 1 else ""))
-    for name, found in sources.sweeps.items():
+    for name, findings in sources.sweeps.items():
         suffix = f": {name}" if len(sources.sweeps) > 1 else ""
-        sections += _sweep_sections(found, suffix, looking, tables.names.get((name, "changed"), ""))
+        sections += _sweep_sections(findings, suffix, looking, tables.names.get((name, "changed"), ""))
     if sources.runs:
         sections += runs_sections(sources.runs, compared, looking, tables.names.get(("runs", "changed"), ""))
-    sections += warnings.section([noted, *warned.values()])
+    sections += warnings.further_section([noted, *warned.values()])
     sections.append(provenance_section(sources))
     sections.append(Section("How to read this page", reading_section(sources)))
-    style, script, template = map(_part, ("page.css", "page.js", "page.html.j2"))
+    style, script, template = map(_packaged, ("page.css", "page.js", "page.html.j2"))
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -147,7 +147,7 @@ def _page(
     )
 
 
-def _part(name: str) -> str:
+def _packaged(name: str) -> str:
     return resources.files("plam_eval.report").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -158,25 +158,25 @@ def _hash(text: str) -> Markup:
     return Markup("sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 
 
-def _sweep_sections(found: Findings, suffix: str, looking: Looking, changed: str) -> list[Section]:
-    cells = {str(row["cell"]): row for row in records_of(found.cells)}
-    parts: list[tuple[str, list[Any]]] = []
-    if drawn := heat_map(found, cells):
-        parts.append(("Layer ranges and weights", [drawn]))
-    if beside := beside_controls(found, cells):
-        parts.append(("Beside the controls", beside))
-    if found.selection is not None:
-        note = chosen_note(found, cells)
-        runs = chosen_beside(found)
-        rows = found.compared[found.selection.cell]
-        parts.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions)]))
+def _sweep_sections(findings: Findings, suffix: str, looking: Looking, changed: str) -> list[Section]:
+    cells = {str(row["cell"]): row for row in records_of(findings.cells)}
+    titled: list[tuple[str, list[Any]]] = []
+    if drawn := heat_map(findings, cells):
+        titled.append(("Layer ranges and weights", [drawn]))
+    if beside := beside_controls(findings, cells):
+        titled.append(("Beside the controls", beside))
+    if findings.selection is not None:
+        note = chosen_note(findings, cells)
+        runs = chosen_beside(findings)
+        rows = findings.compared[findings.selection.cell]
+        titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions)]))
         held = ", and over all documents that were evaluated, those chosen on among them"
-        if metrics := stock_metrics(runs, held if found.selection.held_out else ""):
-            parts.append(("Stock metrics", metrics))
-    if found.compared:
-        parts.append(("Answers in the form asked for", in_form(found, cells)))
-    parts.append(("All cells", all_cells(found, cells)))
-    if found.selection is not None and looking.examples:
+        if metrics := stock_metrics(runs, held if findings.selection.held_out else ""):
+            titled.append(("Stock metrics", metrics))
+    if findings.compared:
+        titled.append(("Answers in the form asked for", in_form(findings, cells)))
+    titled.append(("All cells", all_cells(findings, cells)))
+    if findings.selection is not None and looking.examples:
         shown = dict([*runs.items()][:3])  # plain, merged, and the scale control or else the first there is
-        parts.append(("What was gained and lost", [*note, *changed_documents(shown, looking, changed, found.plan)]))
-    return [Section(f"{title}{suffix}", tuple(blocks)) for title, blocks in parts]
+        titled.append(("What was gained and lost", [*note, *changed_documents(shown, looking, changed, findings.plan)]))
+    return [Section(f"{title}{suffix}", tuple(blocks)) for title, blocks in titled]

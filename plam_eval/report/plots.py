@@ -77,9 +77,9 @@ def heat_map(
     axes = figure.subplots()
     for row, column in np.ndindex(len(rows), len(columns)):
         cell = cells[row][column]
-        known = cell is not None and not math.isnan(cell.value)
-        hatched = known and cell is not None and not differs(cell)
-        if cell is None or not known:
+        has_value = cell is not None and not math.isnan(cell.value)
+        hatched = has_value and cell is not None and not differs(cell)
+        if cell is None or not has_value:
             text, weight, colour = (words or {}).get((row, column), ""), "normal", QUIET
         else:
             text = signed(cell.value) + ("*" if marked[row][column] else "")
@@ -87,7 +87,7 @@ def heat_map(
             axes.add_patch(_square(row, column, facecolor=_tint(cell.value / most, hatched=hatched), linewidth=0))
         if hatched:
             axes.add_patch(_square(row, column, fill=False, hatch="////", edgecolor=HATCH, linewidth=0, alpha=0.8))
-        elif not known:
+        elif not has_value:
             axes.add_patch(_square(row, column, fill=False, edgecolor=HATCH, linewidth=0.5, alpha=0.5))
         written = axes.text(
             column,
@@ -140,7 +140,7 @@ def heat_map(
 
 
 def differs(cell: Estimate) -> bool:
-    """Whether an estimate's interval is there and does not hold 0."""
+    """Whether the interval of `cell` is there and does not hold 0."""
     return not math.isnan(cell.low) and not cell.low <= 0 <= cell.high
 
 
@@ -202,16 +202,16 @@ def forest(
 
 
 def controls(
-    groups: Mapping[str, Sequence[Estimate]], *, chosen: str | None = None, label: str = "difference against plain"
+    by_merge: Mapping[str, Sequence[Estimate]], *, chosen: str | None = None, label: str = "difference against plain"
 ) -> Figure:
-    """Merges beside their controls, each with its interval: one group per merge, its estimates named by their rule.
+    """Merges beside their controls, each with its interval: one column per merge, its estimates named by their rule.
 
     Args:
-        groups: by the name of the merge; lines of a name are parted by newlines.
+        by_merge: by the name of the merge; lines of a name are parted by newlines.
         chosen: the merge whose name is bold.
         label: of the axis.
     """
-    names = list(groups)
+    names = list(by_merge)
     rows = [names[start : start + _PER_ROW] for start in range(0, len(names), _PER_ROW)]
     most = max(map(len, rows))
     across = min(most, 6)
@@ -220,14 +220,14 @@ def controls(
     )
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
-    present = {row.name for group in groups.values() for row in group}
+    present = {row.name for estimates_of in by_merge.values() for row in estimates_of}
     rules = [*(rule for rule in RULES if rule in present), *sorted(present - RULES.keys())]
     looks = {rule: _look(rule) for rule in rules}
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
         for number, name in enumerate(row):
-            found = sorted(groups[name], key=lambda estimate: rules.index(estimate.name))
-            for place, estimate in zip(number + _dodged(len(found)), found, strict=True):
+            estimates = sorted(by_merge[name], key=lambda estimate: rules.index(estimate.name))
+            for place, estimate in zip(number + _dodged(len(estimates)), estimates, strict=True):
                 _, colour, mark = looks[estimate.name]
                 if not math.isnan(estimate.low):
                     axes.vlines(place, estimate.low, estimate.high, color=colour, linewidth=1.5)

@@ -36,7 +36,12 @@ class Sources:
 def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
     """Read every sweep, scan and run in the folders; what is damaged, or a link that leads out, becomes a note.
 
-    Raises ReportError where nothing can be shown.
+    Args:
+        folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
+        select: as in `findings.read_findings`, for every sweep.
+
+    Raises:
+        ReportError: a folder is missing, or nothing can be shown.
     """
     sources, seen = Sources(), set[Path]()
     for folder in folders:
@@ -73,9 +78,9 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         if len(seen) == before and not owners:
             sources.notes.append(f"{folder}: nothing of a sweep, a scan or a run in it.")
     if not (sources.sweeps or sources.scans or sources.runs):
-        found = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
+        notes = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
-            f"nothing to report on:\n{found}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of "
+            f"nothing to report on:\n{notes}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of "
             f"a finished `plam scan` ({scan_folder.SETTINGS} and {scan_folder.STAGES}), or of lmms-eval with "
             "--log_samples (*_results.json beside its sample logs)"
         )
@@ -103,13 +108,13 @@ def _visible(folder: Path, name: str) -> list[Path]:
 
 
 def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
 def _new(path: Path, seen: set[Path]) -> bool:
-    known = path.resolve() in seen
+    seen_before = path.resolve() in seen
     seen.add(path.resolve())
-    return not known
+    return not seen_before
 
 
 def _name(folder: Path, taken: Iterable[str]) -> str:

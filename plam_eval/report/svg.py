@@ -30,7 +30,7 @@ _VARIABLE_OF = {colour.lower(): f"var(--{name}, {colour.lower()})" for colour, n
 
 
 def to_svg(figure: Figure) -> bytes:
-    """A figure as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
+    """`figure` as SVG with its letters as outlines, so that it needs no font; figures made alike give equal bytes."""
     buffer = io.BytesIO()
     names_as_text(figure)
     with matplotlib.rc_context({"svg.hashsalt": SALT, "svg.fonttype": "path", "hatch.linewidth": 0.6}):
@@ -101,6 +101,6 @@ def _holds(defs: ElementTree.Element) -> bool:
 
 def _declared(style: str, mark: str) -> dict[str, str]:
     """Declarations of a style attribute as attributes of their own, colours as the page's variables."""
-    pairs = (part.partition(":") for part in style.split(";") if part.strip())
-    found = {name.strip(): value.strip().replace("url(#", f"url(#{mark}") for name, _, value in pairs}
-    return {name: _VARIABLE_OF.get(value.lower(), value) for name, value in found.items()}
+    pairs = (declaration.partition(":") for declaration in style.split(";") if declaration.strip())
+    values = {name.strip(): value.strip().replace("url(#", f"url(#{mark}") for name, _, value in pairs}
+    return {name: _VARIABLE_OF.get(value.lower(), value) for name, value in values.items()}

@@ -86,11 +86,11 @@ def comparison(
     return table
 
 
-def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
+def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
     """One line per cell: against plain, and merges against their scale control.
 
     Args:
-        found: the sweep's findings.
+        findings: the sweep's findings.
         narrow: for 80 columns, in two lines per cell.
     """
     if narrow:
@@ -101,9 +101,9 @@ def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
         table.add_column("setting", no_wrap=True)
         for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
-    beside = found.controls[found.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
-    chosen = found.selection.cell if found.selection else None
-    for _, row in found.cells.iterrows():
+    beside = findings.controls[findings.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
+    chosen = findings.selection.cell if findings.selection else None
+    for _, row in findings.cells.iterrows():
         name = describe_cell(row)
         if narrow and row["kind"] != "plain":
             weights = f"{row['model_weight']:g}+{row['base_weight']:g}"
@@ -126,13 +126,13 @@ def sweep(found: Findings, *, narrow: bool = False) -> PlainTable:
         style = "bold" if row["cell"] == chosen else "dim" if row["kind"] == "control" else None
         if narrow:
             pairs = ("score parsable", "difference between", "gained lost", "p p_holm", "minus minus_p")
-            cells = ["\n".join(own[part] for part in pair.split()) for pair in pairs]
+            cells = ["\n".join(own[column] for column in pair.split()) for pair in pairs]
         else:
             single = ("score", "difference", "between", "gained", "lost", "p", "p_holm", "parsable")
-            cells = [*(own[part] for part in single), f"{own['minus']} {own['minus_p']}".strip()]
+            cells = [*(own[column] for column in single), f"{own['minus']} {own['minus_p']}".strip()]
         table.add_row(name, *cells, style=style)
-    if found.selection is not None:
-        where = found.selection
+    if findings.selection is not None:
+        where = findings.selection
         on = (
             f"the first {max(where.chosen_on.values())} documents of each task" if where.held_out else "these documents"
         )
@@ -215,28 +215,28 @@ def scan(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
     return table
 
 
-def show_scan(found: Scan, console: Terminal) -> None:
+def show_scan(finished: Scan, console: Terminal) -> None:
     """Print the curve of the mean over tasks, the stages, and what was written.
 
     Args:
-        found: the scan.
+        finished: the scan.
         console: where to.
     """
     from plam_eval.evaluation.scan_folder import SPEC, read_settings
 
-    curve, stages = found.curve, found.stages
+    curve, stages = finished.curve, finished.stages
     console.show(*(scan(curve, stages, narrow=narrow) for narrow in (False, True)))
     console.say(stages.reason[:1].upper() + stages.reason[1:])
     kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
     console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
     console.warn(stages.warnings)
-    console.say(f"Curve, plot and answers: {found.folder}")
-    if found.spec is not None:
-        console.say(f"Spec: {found.folder / SPEC}, to be used as plateau={found.folder / SPEC}")
+    console.say(f"Curve, plot and answers: {finished.folder}")
+    if finished.spec is not None:
+        console.say(f"Spec: {finished.folder / SPEC}, to be used as plateau={finished.folder / SPEC}")
     elif stages.plateau is not None:
         why = (
             "a merged model was scanned"
-            if read_settings(found.folder)["spec"]
+            if read_settings(finished.folder)["spec"]
             else "the base LLM is not known (--base)"
         )
         console.say(f"No spec was written: {why}")

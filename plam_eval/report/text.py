@@ -21,22 +21,22 @@ _MINUS, NONE, SPACE = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{NO-BREAK SPACE}"
 
 
 def is_known(value: Any) -> bool:
-    """Whether a value of a table is there: None, NaN and NA are not."""
+    """Whether `value`, of a table, is there: None, NaN and NA are not."""
     return value is not None and not pd.isna(value)
 
 
 def text_of(value: Any) -> str:
-    """A value as text, "" where there is none."""
+    """`value` as text, "" where there is none."""
     return str(value) if is_known(value) else ""
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with so many decimals, or a dash."""
+    """`value` with `digits` decimals, or a dash."""
     return minus_signs(f"{value:.{digits}f}") if is_known(value) else NONE
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and three decimals, or a dash."""
+    """A difference `value` with its sign and three decimals, or a dash."""
     if not is_known(value):
         return NONE
     text = f"{value:+.3f}"
@@ -44,7 +44,13 @@ def signed(value: float) -> str:
 
 
 def interval(low: float, high: float, *, plus: bool = True) -> str:
-    """ "low to high", or a dash; `plus`: of differences, which have a sign."""
+    """ "low to high", or a dash.
+
+    Args:
+        low: the lower end, NaN where there is no interval.
+        high: the upper end.
+        plus: whether they are differences, which have a sign.
+    """
     if not is_known(low):
         return NONE
     form = signed if plus else number
@@ -52,62 +58,70 @@ def interval(low: float, high: float, *, plus: bool = True) -> str:
 
 
 def percent(share: float) -> str:
-    """Whole percents; one digit more where that alone would hide that some, or not all, are left."""
+    """`share`, from 0 to 1, in whole percents.
+
+    One digit more where whole ones would hide that some, or not all, are left.
+    """
     if not is_known(share):
         return NONE
     return f"{share:.1%}" if share not in (0, 1) and f"{share:.0%}" in ("0%", "100%") else f"{share:.0%}"
 
 
 def p_value(p: float) -> str:
-    """A p value for a cell of a table, or a dash."""
+    """The p value `p` for a cell of a table, or a dash."""
     return NONE if not is_known(p) else "<0.0001" if p < 1e-4 else format_p(p)
 
 
 def equal_p(p: float) -> str:
-    """ "= 0.03", for a sentence."""
+    """The p value `p` for a sentence: "= 0.03"."""
     return "< 0.0001" if p < 1e-4 else f"= {format_p(p)}"
 
 
 def minus_signs(text: str) -> str:
-    """Hyphens that stand before a number as minus signs; those within names and dates stay."""
+    """Hyphens of `text` that stand before a number as minus signs; those within names and dates stay."""
     return re.sub(r"(?<![\w.+-])-(?=\d)", _MINUS, text)
 
 
 def count_of(number: int, what: str) -> str:
-    """ "1 document", "1,080 documents"."""
+    """ "1 document", "1,080 documents": `number` and the noun `what`, given in the singular."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
-    """Tasks by name, or by their number where there are many or the names have been said."""
-    known = sorted(names) in said
+    """Tasks by name, or by their number where there are many or the names have been said.
+
+    Args:
+        names: of the tasks.
+        said: sorted lists that the page has named before, to which this one is added.
+    """
+    named_before = sorted(names) in said
     said.append(sorted(names))
     if len(names) == 1:
         return str(names[0])
-    return f"{len(names)} tasks" + ("" if known or len(names) > 12 else f" ({', '.join(names)})")
+    return f"{len(names)} tasks" + ("" if named_before or len(names) > 12 else f" ({', '.join(names)})")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names with "and" before the last; many are only counted."""
+    """`names` with "and" before the last; more than five are only counted."""
     if len(names) > 5:
         return f"{len(names)} others"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def sentence(text: str) -> str:
-    """A text with a capital letter in front and a full stop behind, unless it has them."""
+    """`text` with a capital letter in front and a full stop behind, unless it has them."""
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def cut_short(text: str, length: int = 600) -> str:
-    """A text on one line, of at most about so many letters."""
+    """`text` on one line, its first `length` letters and the number of those left out."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[:length]}… ({len(text) - length:,} more letters)"
 
 
 def printable(text: str) -> str:
-    """Control characters as their pictures: they are not allowed in a page, and should be seen.
+    """Control characters of `text` as their pictures: they are not allowed in a page, and should be seen.
 
     Among them are those that turn the order of letters around, so that a command reads otherwise than it runs.
     """
@@ -122,18 +136,18 @@ _PICTURES = {
 
 
 def breakable(text: str) -> Markup:
-    """A name that may be parted into lines after its underscores."""
+    """The name `text`, which may be broken into lines after its underscores."""
     from markupsafe import Markup, escape
 
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
+    return Markup("_<wbr>").join(escape(piece) for piece in text.split("_"))
 
 
 def identity_of(identity: Mapping[str, Any] | None) -> str:
-    """What tells a checkpoint from others, as its record holds it."""
+    """What tells a checkpoint from others, as `identity` in its record holds it; None where nothing was recorded."""
     shown = {key: value for key, value in read_identity(identity or {}).items() if value and key != "files"}
     return ", ".join(f"{key} {value}" for key, value in shown.items()) or "identity not known"
 
 
 def pairs_of(values: Mapping[str, Any] | None) -> str:
-    """ "key value, key value", such as versions."""
+    """ "key value, key value" of `values`, such as versions; None where nothing was recorded."""
     return ", ".join(f"{key} {value}" for key, value in (values or {}).items()) or "not known"

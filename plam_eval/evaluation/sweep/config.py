@@ -205,7 +205,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 def split_arguments(model_args: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """model_args without the plateau and its overrides, and these."""
+    """model_args without the plateau and its overrides, and these.
+
+    Args:
+        model_args: `key=value,...`, as lmms-eval takes it.
+
+    Raises:
+        ArgumentError: it is not of that form.
+    """
     arguments = parse_model_args(model_args)
     ours = {key: arguments.pop(key) for key in ("plateau", *OVERRIDE_KEYS) if key in arguments}
     return arguments, ours

@@ -42,6 +42,9 @@ class Cell:
     def from_dict(cls, stored: Mapping[str, Any]) -> Cell:
         """A cell as `to_dict` gives it.
 
+        Args:
+            stored: name, kind and spec, from a folder's plan.
+
         Raises:
             SweepError: it is no cell that `make_grid` or `pair_grid` makes. SpecError: its spec is none.
         """
@@ -71,7 +74,14 @@ class Grid:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Grid:
-        """A grid as `to_dict` gives it. Raises SweepError, SpecError where it is none."""
+        """A grid as `to_dict` gives it.
+
+        Args:
+            stored: cells and controls, from a folder's plan.
+
+        Raises:
+            SweepError, SpecError: it is none.
+        """
         try:
             cells = tuple(Cell.from_dict(cell) for cell in stored["cells"])
             controls = {
@@ -93,7 +103,11 @@ class Grid:
     def with_earlier(self, earlier: Grid) -> Grid:
         """These cells, and those of an earlier call: whatever was tried counts. One merge keeps its earlier name.
 
-        Raises SweepError where one is a sweep and the other the pair of a comparison, or one name has two merges.
+        Args:
+            earlier: the grid that the folder's plan holds.
+
+        Raises:
+            SweepError: one is a sweep and the other the pair of a comparison, or one name has two merges.
         """
         if (paired := earlier.is_pair()) is not None and self.is_pair() not in (None, paired):
             held, called = ("compare", "sweep") if paired else ("sweep", "compare")
@@ -290,7 +304,11 @@ def layer_ranges(word: str, num_layers: int, start: PlateauSpec | None = None) -
 
 
 def module_group(modules: Sequence[str]) -> str:
-    """The short name of a set of modules: a group's, or the modules' joined by "+"."""
+    """The short name of a set of modules: a group's, or the modules' joined by "+".
+
+    Args:
+        modules: names such as "q_proj", in the order of `spec.GROUPS`.
+    """
     names = (name for name, group in GROUPS.items() if group == tuple(modules))
     return next(names, "+".join(modules))
 

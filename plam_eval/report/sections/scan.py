@@ -8,13 +8,18 @@ from plam_eval.evaluation import scan_folder
 from plam_eval.evaluation.scan_folder import Scan
 from plam_eval.evaluation.stats import OVERALL
 from plam_eval.probing.plot import curve_figure
-from plam_eval.report.blocks import Listing, Paragraph, Section, grid, picture, records_of
+from plam_eval.report.blocks import Listing, Paragraph, Section, picture, records_of, table_block
 from plam_eval.report.text import NONE, count_of, interval, number, percent, signed
 
 
-def scan_section(found: Scan, suffix: str) -> Section:
-    """The curve as a figure and a table, and the stages that follow from it."""
-    curve, stages = found.curve, found.stages
+def scan_section(scan: Scan, suffix: str) -> Section:
+    """The curve as a figure and a table, and the stages that follow from it.
+
+    Args:
+        scan: a finished one.
+        suffix: of the section's title, which tells it from other scans' on the page.
+    """
+    curve, stages = scan.curve, scan.stages
     kl = f"layers {stages.kl_cut}:{stages.num_layers}" if stages.kl_cut < stages.num_layers else "no plateau"
     table = curve.table()
     last = stages.num_layers
@@ -27,7 +32,7 @@ def scan_section(found: Scan, suffix: str) -> Section:
             "answer token's distribution is from that of the unmasked model.",
         ),
         Paragraph(f"Second opinion, by KL at or under {stages.kl_threshold:g} nats: {kl}.", "note"),
-        grid(
+        table_block(
             f"Mean over {count_of(len(curve.tasks), 'task')} of {count_of(sum(curve.documents.values()), 'document')}",
             records_of(table[table["task"] == OVERALL]),
             {
@@ -46,7 +51,7 @@ def scan_section(found: Scan, suffix: str) -> Section:
             look=lambda row: "total" if row["cut"] == last else "",
         ),
     ]
-    spec = found.folder / scan_folder.SPEC
+    spec = scan.folder / scan_folder.SPEC
     if spec.is_file():
         blocks.append(Listing("The spec that follows from it", tuple(spec.read_text(encoding="utf-8").splitlines())))
     return Section(f"Where the image is used{suffix}", tuple(blocks))

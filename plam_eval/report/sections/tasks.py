@@ -9,14 +9,21 @@ from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
-from plam_eval.report.blocks import Paragraph, grid, picture, records_of
+from plam_eval.report.blocks import Paragraph, picture, records_of, table_block
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.parts import PAIRED
+from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import NONE, interval, minus_signs, number, percent, signed
 
 
 def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int]) -> list[Any]:
-    """Task by task: figure and table."""
+    """Two runs task by task: figure and table.
+
+    Args:
+        rows: of the tasks, and last of the mean over them, as `stats.compare` gives them.
+        first: name of the first run.
+        second: name of the second, from whose scores the first's are taken.
+        directions: by task, 1 where higher is better, -1 where lower is.
+    """
     tasks, overall = rows[:-1], rows[-1]
     many = len(tasks) > 1
     figure = plots.forest(
@@ -34,7 +41,7 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
         falling = directions.get(row["task"]) == -1
         return "mean over tasks" if row["task"] == OVERALL else row["task"] + (" (lower is better)" if falling else "")
 
-    table = grid(
+    table = table_block(
         f"{second} against {first}, by task; p of single tasks is not adjusted",
         records_of(stats.comparison_table(rows if many else tasks)),
         {
@@ -75,15 +82,15 @@ def stock_metrics(runs: Mapping[str, Run], note: str) -> list[Any]:
     rows = list(dict.fromkeys(zip(metrics["task"], metrics["metric"], strict=True)))
     better: dict[tuple[str, str], Any] = {}
     for run in runs.values():
-        for task, known in (run.results.get("higher_is_better") or {}).items():
-            better |= {(task, metric): higher for metric, higher in (known or {}).items()}
+        for task, by_metric in (run.results.get("higher_is_better") or {}).items():
+            better |= {(task, metric): higher for metric, higher in (by_metric or {}).items()}
     words: dict[Any, str] = {True: "higher", False: "lower"}
 
     def column(name: str) -> Callable[[Any], str]:
         values = table.get(name)
         return lambda row: NONE if values is None or row not in values else minus_signs(f"{values[row]:,.5g}")
 
-    shown = grid(
+    shown = table_block(
         "Stock metrics, by task",
         rows,
         {

@@ -30,44 +30,53 @@ class Warned:
 
 
 def of_notes(sources: Sources) -> Warned:
-    """What was left out of the folders, which no answer is of."""
+    """What was left out of the folders of `sources`, which no answer is of."""
     return _parted([minus_signs(cut_short(note)) for note in sources.notes], ())
 
 
 def of_scan(warnings: Iterable[str]) -> Warned:
-    """Those of a scan, all of which are of its one answer."""
+    """The `warnings` of a scan, all of which are of its one answer."""
     return _parted([minus_signs(cut_short(warning)) for warning in warnings], ())
 
 
-def of_sweep(found: Findings) -> Warned:
-    """Those of the plain model, of the chosen merge and its controls, and of all cells stand with the answer."""
+def of_sweep(findings: Findings) -> Warned:
+    """Those of the plain model, of the chosen merge and its controls, and of all cells stand with the answer.
+
+    Args:
+        findings: the sweep's, with its warnings and its runs' notes.
+    """
     texts: dict[str, list[str]] = {}  # by warning: the cells it is of
-    notes = [note for run in found.runs.values() for note in run.notes]
-    for warning in found.warnings:
+    notes = [note for run in findings.runs.values() for note in run.notes]
+    for warning in findings.warnings:
         if warning.endswith((records.UNKNOWN_CLUSTERS, *notes)):  # below, with the cells it is of
             continue
         cell, _, text = warning.partition(": ")
-        inside = cell in found.runs and text
+        inside = cell in findings.runs and text
         texts.setdefault(text if inside else warning, []).extend([cell] if inside else [])
-    _of_runs(found.runs, texts)
-    names = {str(row["cell"]): describe_cell(row) for row in records_of(found.cells)}
-    chosen = found.selection.cell if found.selection else None
-    by_rule = found.plan["grid"]["controls"].get(chosen, {}) if chosen else {}
+    _of_runs(findings.runs, texts)
+    names = {str(row["cell"]): describe_cell(row) for row in records_of(findings.cells)}
+    chosen = findings.selection.cell if findings.selection else None
+    by_rule = findings.plan["grid"]["controls"].get(chosen, {}) if chosen else {}
     meant = {PLAIN, chosen, *(control for controls in by_rule.values() for control in controls)}
     near: list[str] = []
     far: list[str] = []
     if chosen is not None:
-        near += worse_tasks(found.compared[chosen], found.runs[PLAIN].directions)
+        near += worse_tasks(findings.compared[chosen], findings.runs[PLAIN].directions)
     for text, where in comparable.join_notes(texts).items():
         close = not where or meant & set(where)
-        every = len(where) == len(found.runs) - 1 and PLAIN not in where
+        every = len(where) == len(findings.runs) - 1 and PLAIN not in where
         places = ["every cell but plain"] if every and len(where) > 1 else [names.get(cell, cell) for cell in where]
-        (near if close else far).append(_line(text, places, len(found.runs)))
+        (near if close else far).append(_line(text, places, len(findings.runs)))
     return _parted(near, far)
 
 
 def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
-    """Of run folders, and of what keeps them from being compared as they are."""
+    """Of run folders, and of what keeps them from being compared as they are.
+
+    Args:
+        runs: by name, at least one.
+        compared: against one of them; None where there is one run.
+    """
     texts: dict[str, list[str]] = {}
     _of_runs(runs, texts)
     near = []
@@ -84,7 +93,13 @@ def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
 
 
 def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference: str = PLAIN) -> list[str]:
-    """A mean can hide that single tasks are worse: those whose interval lies on the worse side of 0."""
+    """A mean can hide that single tasks are worse: those whose interval lies on the worse side of 0.
+
+    Args:
+        rows: of the tasks, and of the mean over them, as `stats.compare` gives them.
+        directions: by task, 1 where higher is better, -1 where lower is.
+        reference: name of the first run.
+    """
     tasks = [row for row in rows if row.task != OVERALL]
     if len(tasks) < 2:
         return []
@@ -101,9 +116,9 @@ def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference
     ]
 
 
-def section(parts: Iterable[Warned]) -> list[Section]:
-    """What does not stand with an answer."""
-    lines = tuple(dict.fromkeys(line for part in parts for line in part.further))
+def further_section(warned: Iterable[Warned]) -> list[Section]:
+    """What does not stand with an answer, of all that is `warned`; no section where that is nothing."""
+    lines = tuple(dict.fromkeys(line for source in warned for line in source.further))
     if not lines:
         return []
     listing = Listing(count_of(len(lines), "further warning"), lines, code=False, open=True)
@@ -129,11 +144,11 @@ def _of_runs(runs: Mapping[str, Run], texts: dict[str, list[str]]) -> None:
 
 def _run_warnings(run: Run) -> list[str]:
     merge: Mapping[str, Any] = (run.block.get("provenance") or {}).get("merge") or {}
-    found = [str(warning) for warning in merge.get("warnings") or []]
-    found += [*run.notes, *(f"{task}: {comparable.LEFT_OUT}: {why}" for task, why in run.unscored.items())]
+    texts = [str(warning) for warning in merge.get("warnings") or []]
+    texts += [*run.notes, *(f"{task}: {comparable.LEFT_OUT}: {why}" for task, why in run.unscored.items())]
     generation = run.block.get("generation") or {}
     if generation.get("failed"):
-        found.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")
+        texts.append(f"{generation['failed']} of {generation['calls']} generations failed and count as wrong answers")
     if altered := run.block.get("altered_answers"):
-        found.append(f"{count_of(len(altered), 'answer')} could not be written as given and were altered")
-    return found
+        texts.append(f"{count_of(len(altered), 'answer')} could not be written as given and were altered")
+    return texts

@@ -14,40 +14,49 @@ from plam_eval.rules import SELF_SCALE
 
 
 def selection_note(selection: Selection) -> str:
-    """How the chosen cell was chosen, and on what."""
+    """How the cell of `selection` was chosen, and on what."""
     reported = count_of(sum(selection.reported_on.values()), "document")
     if selection.tried == 1:
         return f"It is the only merge there is, so nothing was chosen; figures are of {reported}."
     if not selection.held_out:
         return f"Figures on this page are of the {reported} on which it was chosen: its own are optimistic."
     others = count_of(sum(selection.chosen_on.values()), "other document")
-    there = signed(selection.difference_chosen)
-    return f"It was chosen on {others} ({there} there); figures on this page are of the {reported} held out."
+    difference = signed(selection.difference_chosen)
+    return f"It was chosen on {others} ({difference} there); figures on this page are of the {reported} held out."
 
 
-def chosen_note(found: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Paragraph]:
-    """Which cell is meant, in sections that show no other."""
-    if found.selection is None:
+def chosen_note(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Paragraph]:
+    """Which cell is meant, in sections that show no other.
+
+    Args:
+        findings: the sweep's.
+        cells: the rows of `findings.cells`, by the cell's name.
+    """
+    if findings.selection is None:
         return []
-    optimistic = found.selection.tried > 1 and not found.selection.held_out
+    optimistic = findings.selection.tried > 1 and not findings.selection.held_out
     more = " (optimistic: see the answer above)" if optimistic else ""
-    return [Paragraph(f"Merged: {describe_cell(cells[found.selection.cell])}{more}.", "note")]
+    return [Paragraph(f"Merged: {describe_cell(cells[findings.selection.cell])}{more}.", "note")]
 
 
-def chosen_beside(found: Findings) -> dict[str, Run]:
-    """Plain, the chosen merge, and its finished controls, the scale control first, by short names."""
-    assert found.selection is not None
+def chosen_beside(findings: Findings) -> dict[str, Run]:
+    """Plain, the chosen merge, and its finished controls, the scale control first, by short names.
+
+    Args:
+        findings: of a sweep in which a merge was chosen.
+    """
+    assert findings.selection is not None
     controls = {}
-    for rule, cells in found.plan["grid"]["controls"].get(found.selection.cell, {}).items():
+    for rule, cells in findings.plan["grid"]["controls"].get(findings.selection.cell, {}).items():
         for number, cell in enumerate(cells, 1):
-            if cell in found.runs and cell != PLAIN:
-                controls[rule if len(cells) == 1 else f"{rule} {number}"] = found.runs[cell]
+            if cell in findings.runs and cell != PLAIN:
+                controls[rule if len(cells) == 1 else f"{rule} {number}"] = findings.runs[cell]
     ordered = dict(sorted(controls.items(), key=lambda item: item[0] != SELF_SCALE))
-    return {PLAIN: found.runs[PLAIN], "merged": found.runs[found.selection.cell], **ordered}
+    return {PLAIN: findings.runs[PLAIN], "merged": findings.runs[findings.selection.cell], **ordered}
 
 
-def place(row: Mapping[str, Any]) -> tuple[int, int]:
-    """The layer range of a cell, by which cells are sorted."""
+def layer_range_of(row: Mapping[str, Any]) -> tuple[int, int]:
+    """The layer range of a cell, by which cells are sorted; `row` is one of `Findings.cells`."""
     return int(row["start"]), int(row["end"])
 
 
