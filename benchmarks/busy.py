@@ -25,7 +25,7 @@ SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  #
 
 @contextlib.contextmanager
 def busy(number: int) -> Iterator[None]:
-    """So many processes that keep a core busy each."""
+    """`number` processes that keep a core busy each."""
     spinning = [subprocess.Popen([sys.executable, "-c", SPIN]) for _ in range(number)]
     time.sleep(0.5)
     try:
@@ -37,7 +37,12 @@ def busy(number: int) -> Iterator[None]:
 
 
 def child(limit: int, threads: int) -> None:
-    """Loads everything, then works each time a line with a number of busy processes comes in."""
+    """Loads everything, then works each time a line with a number of busy processes comes in.
+
+    Args:
+        limit: documents of each scanned task.
+        threads: of torch; 0 for as many as plam-eval takes by itself.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from merge import Decoder, write  # beside this file

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plam_eval.demo import hub, run
-from plam_eval.demo.questions import describe
+from plam_eval.demo.questions import describe_scene
 from plam_eval.demo.scenes import Scene, Thing
 from plam_eval.evaluation import records, stats
 from plam_eval.harness.evaluate import evaluate as run_evaluation
@@ -53,7 +53,7 @@ class Told(lmms):
             content = doc_to_messages(self.task_dict[task][split][index])[0]["content"]
             asked = next(part["text"] for part in content if part["type"] == "text")
             scene = _scene(self.manifest["tasks"][task]["documents"][index]["cells"])
-            told = describe(scene, random.Random(f"{task}:{index}"))
+            told = describe_scene(scene, random.Random(f"{task}:{index}"))
             inputs = self.tokenizer(f"USER: {told}\n{asked} ASSISTANT:", return_tensors="pt")
             with torch.no_grad():
                 out = self.lm.generate(**inputs, max_new_tokens=8, do_sample=False)
@@ -88,6 +88,7 @@ class _Blank:
 
 
 def overall(first: pd.DataFrame, second: pd.DataFrame) -> stats.Paired:
+    """The mean over tasks of `second` against `first`."""
     return stats.compare(first, second)[-1]
 
 

@@ -89,7 +89,7 @@ class Prompt:
 
 
 def seconds(model: Model, machine: Machine, prompt: Prompt, prompts: float = 1.0) -> float:
-    """Of one document whose prompt takes `prompts` times the work."""
+    """Of one document on `machine`, of `model`, whose `prompt` takes `prompts` times the work."""
     read = prompt.answer * model.bytes / machine.bandwidth
     once = 2 * model.decoder * prompt.tokens / machine.arithmetic
     plain = machine.overhead + once + read
@@ -98,7 +98,16 @@ def seconds(model: Model, machine: Machine, prompt: Prompt, prompts: float = 1.0
 
 
 def table(model: Model, machine: Machine, prompt: Prompt, scanned: int, evaluated: int, cells: int) -> pd.DataFrame:
-    """Time, memory and disk of scan, doctor, compare, sweep and report."""
+    """Time, memory and disk of scan, doctor, compare, sweep and report.
+
+    Args:
+        model: sizes of the MLLM.
+        machine: what it runs on.
+        prompt: tokens of a typical document.
+        scanned: documents of the scan.
+        evaluated: documents of each cell.
+        cells: of the sweep.
+    """
     half = model.layers // 2
     merged = 2 * half * model.attention  # bytes of a merge of q, k, v, o in the later half of the layers
     load = model.bytes / machine.disk
@@ -180,9 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mllm, base = estimates.attrs["downloaded"]
     print(
         f"\nA document {estimates.attrs['document']:.3f} s, a scanned one {estimates.attrs['scanned document']:.3f} s; "
-        f"a merge reads {estimates.attrs['merged']:.1f} GB of either checkpoint. Downloaded: {mllm:.1f} GB for the "
-        f"MLLM, up to "
-        f"{base:.1f} GB for the base, and the datasets, which are not counted."
+        f"a merge reads {estimates.attrs['merged']:.1f} GB of either checkpoint. "
+        f"Downloaded: {mllm:.1f} GB for the MLLM, up to {base:.1f} GB for the base, and the datasets, which are not "
+        "counted."
     )
 
 

@@ -3,7 +3,7 @@
 Made-up pairs of runs, of which the true difference is known, through `stats.compare_pairs` as it is:
 
 - graded scores, by task and for the mean over tasks: the share of 95 % intervals that hold the true difference, their
-  mean width over that of a t interval over groups, and how often p < 0.05 and "the interval does not hold 0" are the
+  mean width over that of a t interval over clusters, and how often p < 0.05 and "the interval does not hold 0" are the
   same; `old` is one unseen document that changes by the whole range of scores, as it is for right or wrong answers, `t`
   the t interval itself
 - clusters: the share of p < 0.05 where in truth nothing changed, with questions grouped by image and taken singly
@@ -52,6 +52,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], Scores]
 
 
 def textvqa(rng: np.random.Generator, shape: tuple[int, ...], better: bool = False) -> Scores:
+    """Scores of `shape` from `rng` in steps of a human vote; `better`: half of the second run's zeros become ones."""
     first, other = rng.choice(SOFT, shape, p=OFTEN), rng.choice(SOFT, shape, p=OFTEN)
     if better:
         other = np.where((other == 0) & (rng.random(shape) < 0.5), 1.0, other)
@@ -59,6 +60,8 @@ def textvqa(rng: np.random.Generator, shape: tuple[int, ...], better: bool = Fal
 
 
 def anls(rng: np.random.Generator, shape: tuple[int, ...]) -> Scores:
+    """Scores of `shape` from `rng` that are 0, 1 or anything from a half on, as DocVQA's edit distances are."""
+
     def some() -> Floats:
         place = rng.random(shape)
         return np.where(place < 0.25, 0, np.where(place < 0.75, 1, 0.5 + 0.5 * rng.random(shape)))
@@ -68,31 +71,37 @@ def anls(rng: np.random.Generator, shape: tuple[int, ...]) -> Scores:
 
 
 def gains(rng: np.random.Generator, shape: tuple[int, ...], lost: float = 0) -> Scores:
+    """Scores of `shape` from `rng`, a twentieth of which change, all upwards but for the share `lost`."""
     change = np.where(rng.random(shape) < 0.05, rng.choice([0.3, 0.6, 1], shape), 0.0)
     down = rng.random(shape) < lost
     return np.where(down, change, 0.0), np.where(down, 0.0, change)
 
 
 def small(rng: np.random.Generator, shape: tuple[int, ...]) -> Scores:
+    """Scores of `shape` from `rng` that each differ a little."""
     return np.full(shape, 0.5), 0.5 + rng.normal(0.01, 0.05, shape)
 
 
 def skewed(rng: np.random.Generator, shape: tuple[int, ...]) -> Scores:
+    """Scores of `shape` from `rng` whose differences have a long tail."""
     return np.full(shape, 0.2), 0.2 + rng.exponential(0.05, shape)
 
 
 def flips(rng: np.random.Generator, shape: tuple[int, ...]) -> Scores:
+    """Scores of `shape` from `rng`: a few change wholly, a third of the others a little."""
     little = np.where(rng.random(shape) < 1 / 3, rng.choice([-0.05, 0.05], shape), 0.0)
     flip = rng.random(shape) < 0.03
     return np.where(flip, 0.0, 0.5), np.where(flip, 1.0, 0.5 + little)
 
 
 def errors(rng: np.random.Generator, shape: tuple[int, ...]) -> Scores:
+    """Counts of errors of `shape` from `rng`, without an upper bound."""
     first = rng.poisson(4, shape)
     return first.astype(float), (first - rng.binomial(first, 0.1) + rng.poisson(0.3, shape)).astype(float)
 
 
 def right_or_wrong(rng: np.random.Generator, shape: tuple[int, ...], changed: float = 0.1) -> Scores:
+    """Scores of `shape` from `rng` that are 0 or 1, the share `changed` of them changed."""
     first = rng.random(shape) < 0.5
     return first.astype(float), (first ^ (rng.random(shape) < changed)).astype(float)
 
@@ -112,13 +121,21 @@ DRAWS: dict[str, Draw] = {
 
 
 def images(documents: int, most: int) -> np.ndarray:
-    """The image of each document: one question on the first, two on the second, up to `most`, and again."""
+    """The image of each of `documents`: one question on the first, two on the second, up to `most`, and again."""
     sizes = np.resize(np.arange(1, most + 1), documents)
     return np.repeat(np.arange(documents), sizes)[:documents]
 
 
 def draw(kind: str, documents: int, most: int, experiments: int, rng: np.random.Generator) -> tuple[Scores, np.ndarray]:
-    """Scores (experiments, documents) of both runs, and the image of each document."""
+    """Scores (experiments, documents) of both runs, and the image of each document.
+
+    Args:
+        kind: a key of `DRAWS`.
+        documents: of one experiment.
+        most: questions on one image.
+        experiments: how many are drawn.
+        rng: what they are drawn from.
+    """
     image = images(documents, most)
     first, second = DRAWS[kind](rng, (experiments, documents))
     leader = np.searchsorted(image, image)  # the first question on each one's image
@@ -127,34 +144,43 @@ def draw(kind: str, documents: int, most: int, experiments: int, rng: np.random.
 
 
 def truth(kind: str) -> float:
+    """The true mean difference of scores of one `kind`, from two million."""
     first, second = DRAWS[kind](np.random.default_rng(99), (2_000_000,))
     return float((second - first).mean())
 
 
 def experiments_as_runs(made: Sequence[tuple[str, Scores, np.ndarray]]) -> tuple[dict[str, pd.DataFrame], list[Any]]:
-    """Tables of every experiment's two runs on tasks of (name, scores, group), and the pairs of their names."""
+    """Tables of every experiment's two runs, and the pairs of their names.
+
+    Args:
+        made: tasks as (name, scores of both runs, cluster of each document).
+    """
     runs: dict[str, pd.DataFrame] = {}
     for experiment in range(len(made[0][1][0])):
         for side in (0, 1):
             frames = [
                 pd.DataFrame(
-                    {"task": task, "doc_id": range(len(group)), "group": group, "score": scores[side][experiment]}
+                    {"task": task, "doc_id": range(len(cluster)), "group": cluster, "score": scores[side][experiment]}
                 )
-                for task, scores, group in made
+                for task, scores, cluster in made
             ]
             runs[f"{experiment} {side}"] = pd.concat(frames, ignore_index=True).assign(parsable=True)
     return runs, [(f"{n} 0", f"{n} 1") for n in range(len(made[0][1][0]))]
 
 
 def student_width(made: Sequence[tuple[str, Scores, np.ndarray]]) -> Floats:
-    """Of the t interval over groups, of the mean over tasks: (experiments,)."""
+    """Of the t interval over clusters, of the mean over tasks: (experiments,).
+
+    Args:
+        made: tasks as (name, scores of both runs, cluster of each document).
+    """
     variance, freedom = np.zeros(len(made[0][1][0])), 0
-    for _, (first, second), group in made:
-        difference, groups = second - first, int(group.max()) + 1
+    for _, (first, second), cluster in made:
+        difference, clusters = second - first, int(cluster.max()) + 1
         spread = difference - difference.mean(axis=1, keepdims=True)
-        sums = np.stack([spread[:, group == g].sum(axis=1) for g in range(groups)], axis=1)
-        variance += (sums**2).sum(axis=1) * groups / (groups - 1) / (len(group) * len(made)) ** 2
-        freedom += groups - 1
+        sums = np.stack([spread[:, cluster == g].sum(axis=1) for g in range(clusters)], axis=1)
+        variance += (sums**2).sum(axis=1) * clusters / (clusters - 1) / (len(cluster) * len(made)) ** 2
+        freedom += clusters - 1
     return np.asarray(2 * student.ppf(0.975, freedom) * np.sqrt(variance))
 
 
@@ -196,12 +222,20 @@ def measure(
 
 
 def false_positives(kind: str, documents: int, most: int, experiments: int, *, seed: int = 0) -> dict[str, float]:
-    """Share of p < 0.05 where nothing changed in truth, with the images known and with every question for itself."""
+    """Share of p < 0.05 where nothing changed in truth, with the images known and with every question for itself.
+
+    Args:
+        kind: a key of `DRAWS`.
+        documents: of one experiment.
+        most: questions on one image.
+        experiments: how many are drawn.
+        seed: of the draws.
+    """
     (first, second), image = draw(kind, documents, most, experiments, np.random.default_rng(seed))
     shares = {}
-    for name, group in (("images known", image), ("taken singly", np.arange(documents))):
+    for name, cluster in (("images known", image), ("taken singly", np.arange(documents))):
         with mock.patch.object(stats, "_FLIPS", FLIPS):
-            runs, pairs = experiments_as_runs([("t", (first, second), group)])
+            runs, pairs = experiments_as_runs([("t", (first, second), cluster)])
             compared = stats.compare_pairs(runs, pairs, resamples=10)
         shares[name] = float(np.mean([rows[0].p < 0.05 for rows in compared.values()]))
     return shares

@@ -57,7 +57,13 @@ class Decoder(nn.Module):
 
 
 def write(folder: Path, layers: int, seed: int) -> Path:
-    """A checkpoint of random weights of the size that trained ones have."""
+    """A checkpoint of random weights of the size that trained ones have.
+
+    Args:
+        folder: where it goes.
+        layers: of the decoder.
+        seed: of the weights.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         f"model.layers.{layer}.self_attn.{name}.weight": (torch.randn(WIDTH, WIDTH, generator=generator) * 0.02).to(
@@ -80,6 +86,7 @@ def written() -> int:
 
 
 def measured(action: Callable[[], object]) -> dict[str, float]:
+    """Seconds, CPU seconds, page faults and bytes written of `action`."""
     usage, started, before = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), written()
     action()
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
@@ -92,6 +99,7 @@ def measured(action: Callable[[], object]) -> dict[str, float]:
 
 
 def costs(layers: int, repeats: int) -> None:
+    """Print what a merge of `layers` layers costs, the best of `repeats`."""
     rows: dict[str, list[dict[str, float]]] = {"at load": [], "to another spec": [], "memory limit": []}
     with tempfile.TemporaryDirectory() as scratch:
         folders = [write(Path(scratch, name), layers, seed) for seed, name in enumerate(("mllm", "base"))]
@@ -123,7 +131,7 @@ def _load(folder: Path) -> dict[str, Tensor]:
 
 
 def nearest(exact: Fraction) -> float:
-    """The bfloat16 nearest to a rational number, ties to even."""
+    """The bfloat16 nearest to the rational number `exact`, ties to even."""
     if exact == 0:
         return 0.0
     exponent = max(_exponent(abs(exact)), -126) - 7  # of one unit in the last of eight binary digits
@@ -137,6 +145,7 @@ def _exponent(value: Fraction) -> int:
 
 
 def bits(count: int) -> None:
+    """Print how many of `count` elements other arithmetic rounds otherwise than to the nearest bfloat16."""
     generator = torch.Generator().manual_seed(0)
     mllm, change = (torch.randn(count, generator=generator) * size for size in (0.02, 0.002))
     mllm, base = mllm.to(torch.bfloat16), (mllm + change).to(torch.bfloat16)

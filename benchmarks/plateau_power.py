@@ -49,7 +49,15 @@ _AT_ONCE = 100  # scans
 
 
 def answers(scans: int, documents: int, changed: float, copied: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Whether each answer is right: (cuts, documents, scans)."""
+    """Whether each answer is right: (cuts, documents, scans).
+
+    Args:
+        scans: how many are drawn.
+        documents: of each.
+        changed: share of answers that change at a late cut.
+        copied: share of those that are as at the next cut.
+        rng: what they are drawn from.
+    """
     shape = (documents, scans)
     unmasked = rng.random(shape) < RIGHT
     at_risk = np.where(unmasked, changed / 2 / RIGHT, changed / 2 / (1 - RIGHT))
@@ -104,6 +112,7 @@ def _plateau(lower: Floats, upper: Floats) -> int:
 
 
 def shares(cuts: NDArray[np.intp]) -> dict[str, float]:
+    """How often the plateau starts where it truly does, near it, late, early or nowhere; `cuts` of each scan."""
     return {
         "right": float(np.mean(cuts == TRUE)),
         "within one": float(np.mean(abs(cuts - TRUE) <= 1)),

@@ -1,6 +1,6 @@
 """What reading and comparing a large sweep costs: `python benchmarks/report.py`.
 
-Cells of the nine tasks in their real sizes (about 38,000 documents) and their real kinds of groups, in the logs that
+Cells of the nine tasks in their real sizes (about 38,000 documents) and their real kinds of clusters, in the logs that
 lmms-eval writes, with drawn answers: of each document one in `--change` differs from plain. CPU seconds for
 
 - `read`: the cell's logs into scores, the mean over a few cells times their number;
@@ -37,23 +37,30 @@ SIZES = {
 }
 
 
-def logged(task: str, number: int, groups: int, right: bool) -> dict[str, Any]:
-    """What lmms-eval's task logs of a document that is answered so."""
+def logged(task: str, number: int, clusters: int, right: bool) -> dict[str, Any]:
+    """What lmms-eval's task logs of a document that is answered so.
+
+    Args:
+        task: its name.
+        number: of the document.
+        clusters: images that the task's documents share.
+        right: whether the answer is.
+    """
     letter, other = "AB" if number % 2 else "BA"
     answer = letter if right else other
     options = {"A": "a dog", "B": "a cat", "C": "a house", "D": "nan"}
     entry: Any = float(right)
     metric = "exact_match"
     if task.startswith("mmbench"):
-        metric, index = "gpt_eval_score", number % groups + 1_000_000 * (number // groups)
+        metric, index = "gpt_eval_score", number % clusters + 1_000_000 * (number // clusters)
         entry = {"index": index, "question": "What is it?", "answer": letter, "prediction": answer, **options}
         entry |= {"hint": "nan", "category": "identity", "split": "dev", "l2-category": "coarse"}
     elif task == "mme":
-        metric, entry = "mme_perception_score", {"question_id": str(number % groups), "score": float(right)}
+        metric, entry = "mme_perception_score", {"question_id": str(number % clusters), "score": float(right)}
     elif task == "mmmu_val":
         metric = "mmmu_acc"
         entry = {"id": str(number), "question_type": "multiple-choice", "answer": letter, "parsed_pred": [answer]}
-        entry["subdomain"] = f"subject {number % groups}"
+        entry["subdomain"] = f"subject {number % clusters}"
     elif task == "mmstar":
         metric, entry = "average", {"score": float(right)}
     elif task == "pope":
@@ -68,17 +75,18 @@ def logged(task: str, number: int, groups: int, right: bool) -> dict[str, Any]:
         "resps": [[answer]],
         "filtered_resps": [answer],
         "doc_hash": "0" * 64,
-        "group": str(number % groups),
+        "group": str(number % clusters),
         metric: entry,
     }
 
 
 def write_run(folder: Path, wrong: dict[str, np.ndarray]) -> None:
+    """Write a run into `folder`, a new one; `wrong` holds the wrongly answered documents of each task."""
     folder.mkdir()
     results = {"results": {task: {} for task in SIZES}, "configs": {task: {"task": task} for task in SIZES}}
     (folder / "20260101_000000_results.json").write_text(json.dumps(results))
-    for task, (documents, groups) in SIZES.items():
-        lines = (json.dumps(logged(task, n, groups, not wrong[task][n])) + "\n" for n in range(documents))
+    for task, (documents, clusters) in SIZES.items():
+        lines = (json.dumps(logged(task, n, clusters, not wrong[task][n])) + "\n" for n in range(documents))
         (folder / f"20260101_000000_samples_{task}.jsonl").write_text("".join(lines))
 
 

@@ -46,7 +46,7 @@ IMAGE, PAD = VOCABULARY - 1, VOCABULARY - 2
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the model, its prompts and how often they are answered."""
+    """Add to `parser` the options of the model, its prompts and how often they are answered."""
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--hidden", type=int, default=512, help="a multiple of 64, the head size")
     parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as heads")
@@ -61,7 +61,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(arguments: argparse.Namespace) -> Any:
-    """A random LLaVA with weights of unit gain, so that every layer and the image move the answer."""
+    """A random LLaVA as `arguments` size it. Weights have unit gain: every layer and the image move the answer."""
     side = round(arguments.vision_tokens**0.5)
     hidden = arguments.hidden
     config = LlavaConfig(
@@ -108,6 +108,7 @@ def build(arguments: argparse.Namespace) -> Any:
 
 
 def prompt(arguments: argparse.Namespace) -> dict[str, Tensor]:
+    """Random inputs of `generate`, of as many documents and tokens as `arguments` say."""
     side = round(arguments.vision_tokens**0.5)
     text = torch.randint(0, PAD, (arguments.documents, arguments.text_tokens))
     image = torch.full((arguments.documents, side * side), IMAGE)
@@ -117,6 +118,14 @@ def prompt(arguments: argparse.Namespace) -> dict[str, Tensor]:
 
 
 def separate(model: Any, inputs: dict[str, Tensor], new: int, cuts: range) -> Tensor:
+    """The answers under every cut by generations of their own: (cuts, documents, new).
+
+    Args:
+        model: the MLLM.
+        inputs: of `generate`.
+        new: tokens to generate.
+        cuts: layers from which on the image is hidden.
+    """
     answers = []
     for cut in cuts:
         with mask_vision(model, cut):
@@ -126,16 +135,26 @@ def separate(model: Any, inputs: dict[str, Tensor], new: int, cuts: range) -> Te
 
 
 def scan(model: Any, inputs: dict[str, Any], new: int) -> CutAnswers:
+    """The answers of `model` to `inputs` under every cut in one generation of `new` tokens."""
     return generate_all_cuts(model, **inputs, max_new_tokens=new, do_sample=False)
 
 
 def ideal(layers: int, prompt_tokens: int, after: int, new: int) -> float:
+    """How many times less work one generation is, counted in tokens times layers.
+
+    Args:
+        layers: of the decoder.
+        prompt_tokens: with the image's.
+        after: tokens behind the image, which differ from cut to cut.
+        new: tokens that are generated.
+    """
     cuts_by_layer = layers * (layers + 1) // 2
     alone = (layers + 1) * (prompt_tokens + new - 1) * layers
     return alone / (prompt_tokens * layers + after * cuts_by_layer + (layers + 1) * (new - 1) * layers)
 
 
 def seconds(device: str, work: Callable[..., Any], *given: Any) -> tuple[float, Any]:
+    """Seconds of `work(*given)` and what it returns, once everything on `device` is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -146,12 +165,18 @@ def seconds(device: str, work: Callable[..., Any], *given: Any) -> tuple[float, 
 
 
 def peak(way: str, new: int) -> float:
-    """Peak memory in MB that one way needs beside the loaded model, in a process of its own."""
+    """Peak memory in MB that one way needs beside the loaded model, in a process of its own.
+
+    Args:
+        way: "separate" or "scan".
+        new: tokens to generate.
+    """
     command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", way, "--new-tokens", str(new)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def measure_peak(arguments: argparse.Namespace) -> float:
+    """Peak memory in MB of the way that `arguments` name, beside the loaded model, in this process."""
     model, inputs = build(arguments), prompt(arguments)
     new, cuda = arguments.new_tokens[0], arguments.device.startswith("cuda")
     # What libraries keep for themselves is not counted; a longer prompt would leave freed memory for the next to use.

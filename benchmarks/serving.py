@@ -49,7 +49,13 @@ PARTS = ("start", "remerge", "suite")
 
 
 def write_pair(folder: Path, hidden: int, layers: int) -> Path:
-    """The embedded pair with a larger random decoder, in bfloat16."""
+    """The embedded pair with a larger random decoder, in bfloat16.
+
+    Args:
+        folder: for mllm/ and base/.
+        hidden: the decoder's width.
+        layers: how many it has.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -132,7 +138,7 @@ def written() -> int:
 
 
 def start(settings: dict[str, Any]) -> dict[str, Any]:
-    """Start an engine and let it answer once."""
+    """Start an engine with `settings`, which are `LLM`'s, and let it answer once."""
     began = time.perf_counter()
     from vllm import LLM, SamplingParams
 
@@ -153,7 +159,7 @@ def start(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def remerge(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take one engine through several ranges, and back to plain."""
+    """Take one engine through several ranges, and back to plain; `settings` are `LLM`'s."""
     from vllm import LLM
 
     from plam_eval.serving.engine import merge_engine
@@ -171,6 +177,12 @@ def remerge(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """The offline suite through HF and through vLLM: seconds of each, and answers that differ.
+
+    Args:
+        arguments: of the command line.
+        output: folder for the suite.
+    """
     from plam_eval.demo import run
     from plam_eval.harness.evaluate import evaluate
     from plam_eval.model_wrappers.llava import PlamLlavaChat
@@ -200,7 +212,13 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
 
 
 def child(kind: str, settings: dict[str, Any], separate: bool) -> dict[str, Any]:
-    """Run `kind` in a new process; `separate`: with the engine in yet another, as `LLM` does by default."""
+    """What `kind` measures in a new process.
+
+    Args:
+        kind: "start" or "remerge".
+        settings: `LLM`'s.
+        separate: with the engine in yet another process, as `LLM` has it by default.
+    """
     command = [sys.executable, __file__, "--child", kind, "--settings", json.dumps(settings)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if separate else "0"}
     began = time.perf_counter()
@@ -252,6 +270,14 @@ def main() -> None:
 def compare_starts(
     plain: dict[str, Any], merged: dict[str, Any], arguments: argparse.Namespace, large: Path
 ) -> dict[str, Any]:
+    """Medians of a plain start and a merged one.
+
+    Args:
+        plain: settings of the plain engine.
+        merged: of the merged one.
+        arguments: of the command line.
+        large: folder of the pair.
+    """
     runs: dict[str, list[dict[str, Any]]] = {"plain": [], "merged": []}
     child("start", merged, separate=False)  # reads every file once
     for _ in range(arguments.repeats):
@@ -282,6 +308,7 @@ def compare_starts(
 
 
 def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
+    """A restart against a merge in the running engine, on the embedded pair and on one of the settings `large`."""
     small = {
         "model": str(PAIR / "mllm"),
         "dtype": "float32",

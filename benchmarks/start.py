@@ -68,12 +68,13 @@ print(first, kept, load())
 
 
 def numbers(code: str, folder: Path | None = None) -> list[float]:
+    """The numbers that Python `code` prints in a process of its own, in `folder` if there is one."""
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     return [float(word) for word in done.stdout.split()]
 
 
 def spent(*words: str) -> float:
-    """CPU seconds of a `plam` command, the least of three."""
+    """CPU seconds of the `plam` command `words`, the least of three."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

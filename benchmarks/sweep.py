@@ -42,7 +42,13 @@ ARGUMENTS = "pretrained=pair/mllm,base=pair/base,layers=6:8,device_map=cpu"
 
 
 def timed(words: list[str], suite: Path, log: Path) -> float:
-    """Seconds of a command in the suite's folder, as `python -m`; its output goes into `log`."""
+    """Seconds of a command, as `python -m`.
+
+    Args:
+        words: `plam` or `lmms-eval` and its arguments.
+        suite: the folder that it runs in.
+        log: the file that its output goes into.
+    """
     modules = {"plam": "plam_eval.cli", "lmms-eval": "lmms_eval"}
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     started = time.perf_counter()
@@ -53,7 +59,14 @@ def timed(words: list[str], suite: Path, log: Path) -> float:
 
 
 def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> dict[str, Any]:
-    """All ways at one number of documents per task."""
+    """All ways at one number of documents per task.
+
+    Args:
+        suite: folder of the offline suite.
+        folder: for results, a new one.
+        documents: of each task.
+        workers: of Ray; None leaves that way out.
+    """
     log = folder / "log.txt"
     common = ["--tasks", "plam9", "--limit", str(documents)]
     words = ["plam", "sweep", "--model", "plam_llava", "--model_args", ARGUMENTS, *common, *GRID]
@@ -84,7 +97,7 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
 
 
 def finished(folder: Path, name: str) -> records.Run:
-    """The run of a sweep's cell, which has to have one."""
+    """The run of the cell `name` in a sweep's `folder`, which has to have one."""
     record = read_cell(folder, name)
     if record is None or record["status"] != "finished":
         sys.exit(f"{folder / CELLS / name} has not finished: {record}")

@@ -41,7 +41,7 @@ MERGES = 12
 
 
 def save_pair(model: Any, folder: Path) -> tuple[Path, Path]:
-    """The model, and a base LLM whose decoder differs from the model's by half."""
+    """Write `model`, and a base LLM whose decoder differs from the model's by half, into `folder`."""
     model.save_pretrained(folder / "mllm")
     base = LlamaForCausalLM(model.config.text_config).to(model.dtype)
     own = dict(model.model.language_model.named_parameters())
@@ -53,7 +53,7 @@ def save_pair(model: Any, folder: Path) -> tuple[Path, Path]:
 
 
 def specs_in(ranges: list[tuple[int, int]], base: Path) -> list[PlateauSpec | None]:
-    """The plain model, and twelve merges, of other weights each, over the ranges in turn."""
+    """The plain model, and twelve merges with `base`, of other weights each, over `ranges` of layers in turn."""
     specs: list[PlateauSpec | None] = [None]
     for index in range(MERGES):
         weights = {"model": round(0.95 - 0.05 * index, 2), "base_model": 0.3}
@@ -63,6 +63,14 @@ def specs_in(ranges: list[tuple[int, int]], base: Path) -> list[PlateauSpec | No
 
 
 def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new: int) -> float:
+    """How many times less work one generation is, counted in tokens times layers.
+
+    Args:
+        specs: the merges, None for plain.
+        layers: of the decoder.
+        prompt_tokens: with the image's.
+        new: tokens that are generated.
+    """
     first = [spec.layer_range[0] if spec else layers for spec in specs]
     groups = sum(1 + sum(start <= layer for start in first) for layer in range(layers))
     alone = len(specs) * (prompt_tokens + new - 1) * layers

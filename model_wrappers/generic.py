@@ -71,6 +71,9 @@ class Processor:
 
     The stock loop passes lists of images, videos and audios with every call, most of them empty, and names the last in
     a way that transformers refuses.
+
+    Args:
+        processor: the HF processor, which has every other attribute that is asked for.
     """
 
     def __init__(self, processor: Any) -> None:

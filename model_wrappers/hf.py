@@ -134,7 +134,20 @@ class HFPlateauMixin(PlateauMixin):
         max_error_share: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Checkpoint, PlateauSpec | None]:
-        """The checkpoint and the spec that the constructor's arguments name; raises what can be known beforehand."""
+        """The checkpoint and the spec that the constructor's arguments name; raises what can be known beforehand.
+
+        Args:
+            pretrained: folder or hub id; None for the stock class's default.
+            plateau: a spec, its name, file or content; None or "none" for the plain model.
+            dtype: a torch dtype or its name; None for the stock class's default.
+            trust_remote_code: whether code that lies in the checkpoint may run.
+            max_error_share: share of generations that may raise, from 0 to 1.
+            kwargs: the stock class's arguments, and overrides of the spec's fields by their names in model_args.
+
+        Raises:
+            ArgumentError: an argument that nobody takes, or text where it wants a number. InputError: a value that
+                cannot be. SpecError, CheckpointError, MergeError: as headers show.
+        """
         parameters = inspect.signature(stock_class(cls)).parameters
         overrides = {key: kwargs.pop(key) for key in OVERRIDE_KEYS if key in kwargs}
         check_arguments(

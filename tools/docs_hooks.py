@@ -22,7 +22,12 @@ def _elsewhere(target: str) -> bool:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the root, and whatever else pages link to outside of docs."""
+    """Add the pages of the root, and whatever else pages link to outside of docs.
+
+    Args:
+        files: of the site so far; it is added to.
+        config: MkDocs' own.
+    """
     for root in _roots():
         files.append(File.generated(config, root.name.lower(), content=root.read_text(encoding="utf-8")))
     for page in [file for file in list(files) if file.is_documentation_page()]:
@@ -34,7 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The page with its links as they are in the site."""
+    """The text `markdown` of `page` with its links as they are in the site."""
     here = page.file.src_uri
 
     def rewritten(link: re.Match[str]) -> str:

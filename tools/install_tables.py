@@ -41,7 +41,7 @@ def combinations_table() -> str:
 
 
 def filled(page: str) -> str:
-    """The page with its tables written anew, each between its two marks."""
+    """The text of `page` with its tables written anew, each between its two marks."""
     for name, table in (("versions", versions_table()), ("combinations", combinations_table())):
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, _, rest = page.partition(begin)

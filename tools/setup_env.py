@@ -71,6 +71,7 @@ sys.meta_path.insert(0, _DefineOperatorsFirst())
 
 
 def run(*command: str) -> None:
+    """Print `command` and run it in the checkout; raises CalledProcessError where it fails."""
     print("+", " ".join(command), flush=True)
     subprocess.run(command, check=True, cwd=ROOT)
 
@@ -82,6 +83,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def imports(module: str) -> bool:
+    """Whether `module` can be imported in `.venv`."""
     return subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode == 0
 
 
@@ -111,7 +113,7 @@ def write_constraints() -> None:
 
 
 def made_from(gpu: bool) -> str:
-    """What the environment is made from; it is set up again when this changes."""
+    """What the environment is made from; it is set up again when this changes. `gpu`: for CUDA."""
     files = (ROOT / "pyproject.toml", Path(__file__), CONSTRAINTS)
     words = f"{ROOT} gpu={gpu} torch={os.environ.get('PLAM_TORCH')}"
     return hashlib.sha256(b"".join(f.read_bytes() for f in files) + words.encode()).hexdigest()
@@ -126,20 +128,20 @@ def read_stamp() -> dict[str, Any]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution in `.venv`; None where it is not there."""
+    """The version of the distribution `name` in `.venv`; None where it is not there."""
     code = f"from importlib import metadata; print(metadata.version({name!r}))"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def can_be_had(requirement: str) -> bool:
-    """Whether pip would find a distribution for this Python and machine, leaving aside what that one needs."""
+    """Whether pip would find `requirement` for this Python and machine, leaving aside what that one needs."""
     command = [*PIP, "--dry-run", "--no-deps", "--ignore-installed", "--only-binary", ":all:", requirement]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def why_no_cpu_vllm(torch: str | None) -> str | None:
-    """Why vLLM's CPU build cannot be installed beside the torch in `.venv`, if there is one; None where it can."""
+    """Why vLLM's CPU build cannot be installed beside the version `torch` in `.venv`, if any; None where it can."""
     if platform.system() != "Linux":
         return "vLLM has wheels for Linux only"
     if sys.version_info < (3, 11):
@@ -152,7 +154,13 @@ def why_no_cpu_vllm(torch: str | None) -> str | None:
 
 
 def set_up(level: str, gpu: bool, newest: bool) -> list[str]:
-    """Install a level; returns a line for each part that could not be had."""
+    """Install a level; returns a line for each part that could not be had.
+
+    Args:
+        level: one of `LEVELS`.
+        gpu: whether for CUDA.
+        newest: whether to leave the tested versions aside.
+    """
     torch, absent = installed("torch"), []
     cpu_vllm = None if gpu else why_no_cpu_vllm(torch)
     if torch is None and (wanted := os.environ.get("PLAM_TORCH")):

@@ -18,7 +18,7 @@ from plam_eval.serving.versions import EVERYTHING, Signature
 
 
 def look_up(root: Path, name: str) -> Signature | None:
-    """What the vLLM below a folder has under "module:name"."""
+    """What the vLLM below the folder `root` has under `name`, "module:name"; None where it has nothing."""
     module, _, path = name.partition(":")
     place_and_node = _find(root, module, path.split("."))
     if place_and_node is None:

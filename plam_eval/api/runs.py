@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plam_eval.api.shared import Arguments, Words, listed
+from plam_eval.api.shared import Arguments, Words, split_words
 from plam_eval.api.sweeps import evaluate_job
 from plam_eval.arguments import ARGUMENTS, PATH, TEXT, WORDS, count, paths, switch_or_count, takes, write_words
 from plam_eval.errors import InputError
@@ -91,7 +91,7 @@ def compare(
         logged = wandb.Settings.read(wandb_args)
         first, second = (read_run(folder) for folder in folders)
         if tasks:
-            first, second = (run.only(listed(tasks)) for run in (first, second))
+            first, second = (run.only(split_words(tasks)) for run in (first, second))
         names = [str(folder) for folder in folders]
         if names[0] == names[1]:
             names = ["first", "second"]

@@ -8,9 +8,9 @@ unmodified and without a network:
 
 Repository names, configs, splits, columns, column types and category names are the real ones; category names are a
 convention here (a drawn scene has no emotion and no accounting), the questions behind them are those of
-`plam_eval.demo.questions`. Every scene belongs to the "eval" split of `scenes.split` and is used once. Answer letters
-are uniform and yes/no answers balanced within each task, so a constant answer scores the share that the manifest gives
-in `answers`. MMBench rows are single questions: the circular repetitions of the real data are left out.
+`plam_eval.demo.questions`. Every scene belongs to the "eval" split of `scenes.split_of` and is used once. Answer
+letters are uniform and yes/no answers balanced within each task, so a constant answer scores the share that the
+manifest gives in `answers`. MMBench rows are single questions: the circular repetitions of the real data are left out.
 
 The manifest, `plam_offline_suite.json`, holds for every document its question kind, the scene's cells and the
 ground-truth boxes in pixels (left, top, right, bottom), in the order of `scenes.POSITIONS`.
@@ -35,7 +35,7 @@ from typing import Any
 from PIL import Image
 
 from plam_eval.demo import questions, scenes
-from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask
+from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask_about
 from plam_eval.demo.scenes import Drawing, Scene, draw, scene_of
 from plam_eval.errors import InputError, PlamError, system_error
 from plam_eval.terminal import Terminal, labelled
@@ -220,7 +220,7 @@ class _Asker:
 
     def word(self, kind: str, wanted: Callable[[Question], bool] = lambda _: True) -> tuple[Question, _Picture]:
         for scene in self._scenes():
-            question = ask(scene, kind, self.rng)
+            question = ask_about(scene, kind, self.rng)
             if question and wanted(question):
                 return question, self._picture(scene)
         raise AssertionError("the scene stream does not end")
@@ -231,7 +231,7 @@ class _Asker:
     def pair(self, kind: str) -> tuple[Question, Question, _Picture]:
         """A "yes" and a "no" question of one kind about one scene."""
         for scene in self._scenes():
-            by_answer = {q.answer: q for _ in range(16) if (q := ask(scene, kind, self.rng))}
+            by_answer = {q.answer: q for _ in range(16) if (q := ask_about(scene, kind, self.rng))}
             if len(by_answer) == 2:
                 return by_answer["yes"], by_answer["no"], self._picture(scene)
         raise AssertionError("the scene stream does not end")
@@ -659,7 +659,7 @@ def text_prior(folder: str | Path, draws: int = 4000) -> dict[str, float]:
     for _ in range(draws):
         scene = scene_of("train", rng)
         for kind in questions.KINDS:
-            if question := ask(scene, kind, rng):
+            if question := ask_about(scene, kind, rng):
                 for about in (question.text, kind):
                     said.setdefault(about, Counter())[question.answer] += 1
 

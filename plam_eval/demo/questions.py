@@ -1,8 +1,8 @@
 """Questions about a scene, with their true answers, and the prompt form each of the nine benchmarks gives them.
 
-`ask(scene, kind, rng)` makes one question; `FORMS[task](question)` gives the user text that lmms-eval 0.7.3 sends for a
-document of that task and the answer it expects. Training uses these forms, the offline suite stores the same questions
-in the columns the stock tasks read, and a test holds the two together.
+`ask_about(scene, kind, rng)` makes one question; `FORMS[task](question)` gives the user text that lmms-eval 0.7.3 sends
+for a document of that task and the answer it expects. Training uses these forms, the offline suite stores the same
+questions in the columns the stock tasks read, and a test holds the two together.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Question:
         return tuple(choice if choice.isdigit() else CHINESE[choice] for choice in self.choices)
 
 
-def describe(scene: Scene, rng: random.Random, language: str = "en") -> str:
+def describe_scene(scene: Scene, rng: random.Random, language: str = "en") -> str:
     """The whole scene in words, its cells in random order: "top left red circle. bottom left empty. ...".
 
     Args:
@@ -82,7 +82,7 @@ def describe(scene: Scene, rng: random.Random, language: str = "en") -> str:
     return " ".join(f"{POSITIONS[i]} {scene.cells[i] or 'empty'}." for i in order)
 
 
-def ask(scene: Scene, kind: str, rng: random.Random) -> Question | None:
+def ask_about(scene: Scene, kind: str, rng: random.Random) -> Question | None:
     """A question of one kind, or None where the kind does not apply to the scene (or has no single answer in it).
 
     Args:
@@ -105,7 +105,7 @@ def ask_any(scene: Scene, kinds: tuple[str, ...], rng: random.Random) -> Questio
         ValueError: none of `kinds` applies.
     """
     for kind in rng.sample(kinds, len(kinds)):
-        question = ask(scene, kind, rng)
+        question = ask_about(scene, kind, rng)
         if question:
             return question
     raise ValueError(f"none of the kinds {', '.join(kinds)} applies to the scene {scene.key}")

@@ -56,7 +56,7 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """The scene's content in one line, the same on every machine; what `split` hashes."""
+        """The scene's content in one line, the same on every machine; what `split_of` hashes."""
         return "|".join(str(thing) if thing else "empty" for thing in self.cells)
 
 
@@ -85,7 +85,7 @@ def random_scene(rng: random.Random) -> Scene:
             return Scene(tuple(cells))  # type: ignore[arg-type]
 
 
-def split(scene: Scene) -> str:
+def split_of(scene: Scene) -> str:
     """The split of `scene`: "train" (90 %), "heldout" (5 %, to choose a checkpoint) or "eval" (5 %, the benchmarks)."""
     bucket = hashlib.sha256(scene.key.encode()).digest()[0]
     if bucket < 13:
@@ -97,7 +97,7 @@ def scene_of(which: str, rng: random.Random) -> Scene:
     """A random scene of one split, drawn from `rng`; `which` is "train", "heldout" or "eval"."""
     while True:
         scene = random_scene(rng)
-        if split(scene) == which:
+        if split_of(scene) == which:
             return scene
 
 

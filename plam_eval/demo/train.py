@@ -12,7 +12,7 @@ the scene and to itself, and its positions start right behind the scene, exactly
 a scene trains many questions. Describing the whole scene, its cells in another order, is the densest lesson there is:
 training begins with several such branches a sequence, and half of the later sequences have one.
 
-Only scenes of the "train" split are used (`scenes.split`); "heldout" scenes choose the checkpoint that is kept.
+Only scenes of the "train" split are used (`scenes.split_of`); "heldout" scenes choose the checkpoint that is kept.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ from plam_eval.demo.questions import (
     YES_NO_FORMS,
     YES_NO_KINDS,
     Question,
-    ask,
-    describe,
+    ask_about,
+    describe_scene,
 )
 from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
 from plam_eval.files import write_in_one_step
@@ -154,7 +154,7 @@ def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) 
         if with_match and rng.random() < 0.08:
             question: Question | None = match_question(rng)
         else:
-            question = ask(scene, rng.choice(tuple(WORD_KINDS if rng.random() < 0.65 else YES_NO_KINDS)), rng)
+            question = ask_about(scene, rng.choice(tuple(WORD_KINDS if rng.random() < 0.65 else YES_NO_KINDS)), rng)
         if question is None:
             continue
         if question.is_yes_no:
@@ -169,7 +169,11 @@ def branches_of(scene: Scene, count: int, rng: random.Random, with_match: bool) 
 
 
 class Encoder:
-    """Text -> token ids, remembering the pieces that come again and again."""
+    """Text -> token ids, remembering the pieces that come again and again.
+
+    Args:
+        tokenizer: encodes a piece that is new.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -229,7 +233,7 @@ def make_batch(
         if images:
             prefix = [tokenizer.bos_token_id, *encode("USER: "), *[image_token] * IMAGE_TOKENS, *encode("\n")]
         else:
-            told = describe(scene, rng, "zh" if rng.random() < CHINESE_SHARE else "en")
+            told = describe_scene(scene, rng, "zh" if rng.random() < CHINESE_SHARE else "en")
             prefix = [tokenizer.bos_token_id, *encode(f"USER: {told}\n")]
         ids, positions, branch_ids = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         labels, described = [-100] * len(prefix), [0] * len(prefix)
@@ -237,7 +241,7 @@ def make_batch(
         for _ in range(int(descriptions) + (rng.random() < descriptions % 1)):
             language = "zh" if rng.random() < CHINESE_SHARE else "en"
             asked = "Describe the scene." if language == "en" else "请描述这个场景。"
-            branches.append(Branch("describe", "describe", asked, describe(scene, rng, language)))
+            branches.append(Branch("describe", "describe", asked, describe_scene(scene, rng, language)))
         for number, branch in enumerate(branches, start=1):
             prompt = [*encode(branch.text), *encode(" ASSISTANT:")]
             answer = [*encode(" " + branch.answer), tokenizer.eos_token_id]
@@ -308,9 +312,9 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         rng = random.Random(f"{seed}:tokenizer")
         for _ in range(3000):
             scene = scene_of("train", rng)
-            yield f"USER: {describe(scene, rng)}\n"
-            yield f"USER: {describe(scene, rng, 'zh')}\n请描述这个场景。Describe the scene."
-            yield f" ASSISTANT: {describe(scene, rng)}"
+            yield f"USER: {describe_scene(scene, rng)}\n"
+            yield f"USER: {describe_scene(scene, rng, 'zh')}\n请描述这个场景。Describe the scene."
+            yield f" ASSISTANT: {describe_scene(scene, rng)}"
             for branch in branches_of(scene, 8, rng, with_match=True):
                 yield f"{branch.text} ASSISTANT: {branch.answer}"
 

@@ -124,7 +124,7 @@ def _page(
         sections += _sweep_sections(findings, suffix, looking, tables.names.get((name, "changed"), ""))
     if sources.runs:
         sections += runs_sections(sources.runs, compared, looking, tables.names.get(("runs", "changed"), ""))
-    sections += warnings.section([noted, *warned.values()])
+    sections += warnings.further_section([noted, *warned.values()])
     sections.append(provenance_section(sources))
     sections.append(Section("How to read this page", reading_section(sources)))
     style, script, template = map(_packaged, ("page.css", "page.js", "page.html.j2"))

@@ -202,16 +202,16 @@ def forest(
 
 
 def controls(
-    groups: Mapping[str, Sequence[Estimate]], *, chosen: str | None = None, label: str = "difference against plain"
+    by_merge: Mapping[str, Sequence[Estimate]], *, chosen: str | None = None, label: str = "difference against plain"
 ) -> Figure:
-    """Merges beside their controls, each with its interval: one group per merge, its estimates named by their rule.
+    """Merges beside their controls, each with its interval: one column per merge, its estimates named by their rule.
 
     Args:
-        groups: by the name of the merge; lines of a name are parted by newlines.
+        by_merge: by the name of the merge; lines of a name are parted by newlines.
         chosen: the merge whose name is bold.
         label: of the axis.
     """
-    names = list(groups)
+    names = list(by_merge)
     rows = [names[start : start + _PER_ROW] for start in range(0, len(names), _PER_ROW)]
     most = max(map(len, rows))
     across = min(most, 6)
@@ -220,13 +220,13 @@ def controls(
     )
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
-    present = {row.name for group in groups.values() for row in group}
+    present = {row.name for estimates_of in by_merge.values() for row in estimates_of}
     rules = [*(rule for rule in RULES if rule in present), *sorted(present - RULES.keys())]
     looks = {rule: _look(rule) for rule in rules}
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
         for number, name in enumerate(row):
-            estimates = sorted(groups[name], key=lambda estimate: rules.index(estimate.name))
+            estimates = sorted(by_merge[name], key=lambda estimate: rules.index(estimate.name))
             for place, estimate in zip(number + _dodged(len(estimates)), estimates, strict=True):
                 _, colour, mark = looks[estimate.name]
                 if not math.isnan(estimate.low):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from plam_eval.demo import hub
 from plam_eval.demo.hub import MANIFEST, HubError, main, read_manifest, text_prior, write_hub
-from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, split
+from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, split_of
 
 DOCUMENTS = 60
 
@@ -214,7 +214,7 @@ def test_every_scene_is_an_evaluation_scene_asked_about_once(records: dict[str, 
         uses.update({tuple(document["cells"]): 1 for document in documents})
         for document in documents:
             cells = [Thing(*cell.split()) if cell else None for cell in document["cells"]]
-            assert split(Scene(tuple(cells))) == "eval"  # type: ignore[arg-type]
+            assert split_of(Scene(tuple(cells))) == "eval"  # type: ignore[arg-type]
     assert set(uses.values()) == {1}
     assert len(uses) == 6 * DOCUMENTS + DOCUMENTS // 2 + DOCUMENTS  # seven tasks, and MME with two rows per scene
 

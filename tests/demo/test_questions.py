@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from plam_eval.demo import questions, scenes
-from plam_eval.demo.questions import FORMS, KINDS, LETTERS, ask, describe
-from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, draw, scene_of, split
+from plam_eval.demo.questions import FORMS, KINDS, LETTERS, ask_about, describe_scene
+from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, draw, scene_of, split_of
 
 SCENE = Scene((Thing("red", "circle"), Thing("blue", "3"), None, Thing("red", "1")))
 
 
 def _asked(scene: Scene, kind: str) -> dict[str, str]:
     """Every question of a kind that a scene can be asked, and its answer."""
-    found = (ask(scene, kind, random.Random(seed)) for seed in range(200))
+    found = (ask_about(scene, kind, random.Random(seed)) for seed in range(200))
     return {question.text: question.answer for question in found if question}
 
 
@@ -65,7 +65,7 @@ def test_choices_hold_the_answer_once_and_letters_are_uniform() -> None:
     rng = random.Random(0)
     letters: Counter[str] = Counter()
     for _ in range(2000):
-        question = ask(scene_of("train", rng), "color_at", rng)
+        question = ask_about(scene_of("train", rng), "color_at", rng)
         assert question is not None and sorted(question.choices).count(question.answer) == 1
         assert len(set(question.choices)) == len(question.choices_zh) == 4
         letters[question.letter] += 1
@@ -75,7 +75,7 @@ def test_choices_hold_the_answer_once_and_letters_are_uniform() -> None:
 
 @pytest.mark.parametrize("form", list(questions.LETTER_FORMS))
 def test_letter_forms_list_all_options_and_expect_the_letter(form: str) -> None:
-    question = ask(SCENE, "most_color", random.Random(0))
+    question = ask_about(SCENE, "most_color", random.Random(0))
     assert question is not None
     text, answer = FORMS[form](question)
     choices = question.choices_zh if form == "mmbench_cn" else question.choices
@@ -85,7 +85,9 @@ def test_letter_forms_list_all_options_and_expect_the_letter(form: str) -> None:
 
 
 def test_word_forms_expect_the_word() -> None:
-    word, yes_no, number = (ask(SCENE, kind, random.Random(0)) for kind in ("color_at", "is_color_at", "count_all"))
+    word, yes_no, number = (
+        ask_about(SCENE, kind, random.Random(0)) for kind in ("color_at", "is_color_at", "count_all")
+    )
     assert word and yes_no and number
     assert FORMS["gqa"](word)[1] == FORMS["mmmu_open"](word)[1] == word.answer
     assert FORMS["mme"](yes_no)[1] == FORMS["pope"](yes_no)[1] == FORMS["realworldqa"](yes_no)[1] == yes_no.answer
@@ -94,23 +96,23 @@ def test_word_forms_expect_the_word() -> None:
 
 
 def test_describe_tells_every_cell_in_both_languages() -> None:
-    said = describe(SCENE, random.Random(0))
+    said = describe_scene(SCENE, random.Random(0))
     assert sorted(said.rstrip(".").split(". ")) == [
         "bottom left empty",
         "bottom right red 1",
         "top left red circle",
         "top right blue 3",
     ]
-    assert describe(SCENE, random.Random(0), "zh").count("。") == 4
-    assert "左上角红色圆形。" in describe(SCENE, random.Random(0), "zh")
+    assert describe_scene(SCENE, random.Random(0), "zh").count("。") == 4
+    assert "左上角红色圆形。" in describe_scene(SCENE, random.Random(0), "zh")
 
 
 def test_splits_are_disjoint_and_of_the_stated_sizes() -> None:
     rng = random.Random(0)
-    counts = Counter(split(scenes.random_scene(rng)) for _ in range(5000))
+    counts = Counter(split_of(scenes.random_scene(rng)) for _ in range(5000))
     assert counts["train"] / 5000 == pytest.approx(0.90, abs=0.02)
     assert counts["eval"] / 5000 == pytest.approx(0.05, abs=0.02)
-    assert split(scene_of("heldout", rng)) == "heldout"
+    assert split_of(scene_of("heldout", rng)) == "heldout"
 
 
 def test_drawings_are_reproducible_and_boxes_hold_the_colour() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from plam_eval.demo import train
-from plam_eval.demo.questions import FIXED_PHRASES, FORMS, ask
+from plam_eval.demo.questions import FIXED_PHRASES, FORMS, ask_about
 from plam_eval.demo.scenes import draw, scene_of
 from plam_eval.demo.train import Encoder, Settings, make_batch
 
@@ -131,7 +131,7 @@ def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
     assert not info["missing_keys"] and not info["unexpected_keys"]
     processor = AutoProcessor.from_pretrained(folder)
     scene = scene_of("heldout", random.Random(0))
-    question = ask(scene, "count_all", random.Random(0))
+    question = ask_about(scene, "count_all", random.Random(0))
     assert question is not None
     content = [{"type": "image"}, {"type": "text", "text": FORMS["gqa"](question)[0]}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -1,6 +1,6 @@
 """`plam sweep --together`: several cells' answers to a document in one generation.
 
-Each cell is still evaluated by itself, on the model merged in place for it. But the first of a group that is asked
+Each cell is still evaluated by itself, on the model merged in place for it. But the first of a chunk that is asked
 for a document has it answered under the merges of all of them (`plam_eval.decoding.all_merges`), and the others look
 their answers up. Some documents of each task are asked of every merged model again, the ordinary way: how many, and how
 many answers differed, is recorded with the cell.
@@ -36,14 +36,14 @@ PATIENCE = 3
 
 
 class Together:
-    """Answers in a wrapper's place while the cells of a group are evaluated one after the other.
+    """Answers in a wrapper's place while the cells of a chunk are evaluated one after the other.
 
     Answers are kept in `folder`, a line per document, so that a sweep that was killed goes on where it was. Documents
     that cannot be answered together (a task that samples, say) are answered by each merged model as without this.
 
     Args:
         model: the wrapper that the cells are evaluated on.
-        specs: of the group; None is the plain model.
+        specs: of the chunk; None is the plain model.
         folder: of the answers.
         terminal: where progress is shown, since what lmms-eval prints of a cell goes into its log.
     """
@@ -68,7 +68,7 @@ class Together:
 
         `documents` were answered together with other cells, `apart` by this one alone, for `reasons`. Of those
         `rechecked`, which this one answered alone as well, the answers of so many `differ`. `seconds` went into
-        answering for `cells` cells, if it was the first of its group to be asked.
+        answering for `cells` cells, if it was the first of its chunk to be asked.
         """
         reasons = sorted({*self._tasks_apart.values(), *self._documents_apart.values()})
         return {**self._counts, "reasons": reasons}

@@ -10,7 +10,7 @@ from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
 from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.shared import PAIRED, place
+from plam_eval.report.sections.shared import PAIRED, layer_range_of
 from plam_eval.report.text import is_known, number, signed
 from plam_eval.rules import RULES
 
@@ -24,9 +24,11 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     """
     chosen = findings.selection.cell if findings.selection else None
     several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
-    groups: dict[str, list[Estimate]] = {}
+    by_merge: dict[str, list[Estimate]] = {}
     bold = None
-    for name, by_rule in sorted(findings.plan["grid"]["controls"].items(), key=lambda item: place(cells[item[0]])):
+    for name, by_rule in sorted(
+        findings.plan["grid"]["controls"].items(), key=lambda item: layer_range_of(cells[item[0]])
+    ):
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""
@@ -37,15 +39,15 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
             if cell != PLAIN and is_known(cells[cell]["difference"])
         ]
         if len(estimates) > 1:
-            groups[label] = estimates
+            by_merge[label] = estimates
             bold = label if name == chosen else bold
-    if not groups:
+    if not by_merge:
         return []
-    shown = {estimate.name for estimates in groups.values() for estimate in estimates}
+    shown = {estimate.name for estimates in by_merge.values() for estimate in estimates}
     meanings = _meanings(shown - {cells[name]["rule"] for name in findings.plan["grid"]["controls"]})
     blocks: list[Any] = [
         picture(
-            plots.controls(groups, chosen=bold),
+            plots.controls(by_merge, chosen=bold),
             "Differences against plain of each merge and of its controls, with 95% intervals. Their numbers are in "
             "the table of all cells.",
             f"Lines are 95% intervals. Beside each merge stand {'; '.join(meanings)}. What only the base can do would "

@@ -10,7 +10,7 @@ from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED
 from plam_eval.report import plots
 from plam_eval.report.blocks import Picture, picture
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.shared import place
+from plam_eval.report.sections.shared import layer_range_of
 from plam_eval.report.text import is_known
 
 
@@ -25,7 +25,7 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
     if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
         return None
     several = len({row["modules"] for row in merged}) > 1
-    ranges = sorted({place(row) for row in merged})
+    ranges = sorted({layer_range_of(row) for row in merged})
     pairs = list(dict.fromkeys((row["modules"], row["model_weight"], row["base_weight"]) for row in merged))
     estimates: list[list[Estimate | None]] = [[None] * len(ranges) for _ in pairs]
     marked = [[False] * len(ranges) for _ in pairs]
@@ -33,7 +33,7 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
     framed = None
     for row in merged:
         down = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
-        across = ranges.index(place(row))
+        across = ranges.index(layer_range_of(row))
         if is_known(row["difference"]):
             estimates[down][across] = Estimate("", *(float(row[key]) for key in ("difference", "low", "high")))
             marked[down][across] = bool(row["p_holm"] < SIGNIFICANT)

@@ -55,7 +55,7 @@ def chosen_beside(findings: Findings) -> dict[str, Run]:
     return {PLAIN: findings.runs[PLAIN], "merged": findings.runs[findings.selection.cell], **ordered}
 
 
-def place(row: Mapping[str, Any]) -> tuple[int, int]:
+def layer_range_of(row: Mapping[str, Any]) -> tuple[int, int]:
     """The layer range of a cell, by which cells are sorted; `row` is one of `Findings.cells`."""
     return int(row["start"]), int(row["end"])
 

@@ -116,7 +116,7 @@ def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference
     ]
 
 
-def section(warned: Iterable[Warned]) -> list[Section]:
+def further_section(warned: Iterable[Warned]) -> list[Section]:
     """What does not stand with an answer, of all that is `warned`; no section where that is nothing."""
     lines = tuple(dict.fromkeys(line for source in warned for line in source.further))
     if not lines:
