@@ -7,9 +7,9 @@
     const text = cell.textContent.trim();
     if (isText) return text;
     if (text === "" || text === unknown) return null;
-    const found = text.replace(/\u2212/g, "-").replace(/,/g, "").match(/[+-]?\d+(\.\d+)?/);
-    if (!found) return null;
-    return text.startsWith("<") ? Number(found[0]) / 2 : Number(found[0]);
+    const digits = text.replace(/\u2212/g, "-").replace(/,/g, "").match(/[+-]?\d+(\.\d+)?/);
+    if (!digits) return null;
+    return text.startsWith("<") ? Number(digits[0]) / 2 : Number(digits[0]);
   };
 
   const compare = (one, other) =>

@@ -26,13 +26,15 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
     by_merge: dict[str, list[Estimate]] = {}
     bold = None
-    for name, by_rule in sorted(
-        findings.plan["grid"]["controls"].items(), key=lambda item: layer_range_of(cells[item[0]])
-    ):
+    controls = findings.plan["grid"]["controls"]
+    for name in sorted(controls, key=lambda name: layer_range_of(cells[name])):
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""
-        roles = [(row["rule"], name), *((rule, control) for rule, beside in by_rule.items() for control in beside)]
+        roles = [
+            (row["rule"], name),
+            *((rule, control) for rule, beside in controls[name].items() for control in beside),
+        ]
         estimates = [
             Estimate(role, *(float(cells[cell][key]) for key in ("difference", "low", "high")))
             for role, cell in roles
@@ -44,7 +46,7 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     if not by_merge:
         return []
     shown = {estimate.name for estimates in by_merge.values() for estimate in estimates}
-    meanings = _meanings(shown - {cells[name]["rule"] for name in findings.plan["grid"]["controls"]})
+    meanings = _meanings(shown - {cells[name]["rule"] for name in controls})
     blocks: list[Any] = [
         picture(
             plots.controls(by_merge, chosen=bold),
