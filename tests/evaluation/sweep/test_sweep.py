@@ -24,7 +24,7 @@ from plam_eval.evaluation.sweep import grid, runner
 from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
-from plam_eval.evaluation.sweep.folder import lock_sweep, read_cell
+from plam_eval.evaluation.sweep.folder import lock_sweep, read_cell, read_plan
 from plam_eval.evaluation.sweep.job import Job
 from plam_eval.harness.evaluate import evaluate
 from tests.helpers import recipes
@@ -303,10 +303,27 @@ def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str]
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert answers(tmp_path / "one") == answers(tmp_path / "two")
+    assert read_plan(tmp_path / "two")["command"][:2] == ["plam", "sweep"]
     counts = {"documents": 10, "apart": 0, "rechecked": 8, "differ": 0, "reasons": []}  # two of each task and process
     for name in answers(tmp_path / "two"):
         together = read_cell(tmp_path / "two", name)["together"]
         assert {key: together[key] for key in counts} == counts
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/venv/bin/plam", "sweep"], ["plam", "sweep"]),
+        (["/venv/lib/python3.12/site-packages/plam_eval/cli/__main__.py", "sweep"], ["plam", "sweep"]),
+        (["/home/me/other/cli/__main__.py", "sweep"], ["/home/me/other/cli/__main__.py", "sweep"]),
+        (["mine.py", "a"], ["mine.py", "a"]),
+        (["-c"], []),
+    ],
+)
+def test_the_command_that_is_stored_is_what_a_user_would_type(argv, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    job(tmp_path).write()
+    assert read_plan(tmp_path)["command"] == command
 
 
 def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
