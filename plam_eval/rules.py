@@ -7,9 +7,12 @@ read the record; nothing else lists rules by name. No torch is loaded, so that a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from plam_eval.errors import InputError, quoted
 
 WEIGHTED_SUM = "weighted_sum"
 """The rule of a spec that names none."""
@@ -65,13 +68,47 @@ RULES: dict[str, Rule] = {}
 """Every rule that a spec can name, in the order in which reports list them."""
 
 
+_BUILT_IN: set[str] = set()
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
+_OTHER_VALUES = ("none", "true", "false")
+
+
 def register(rule: Rule) -> None:
-    """Make a rule known by its name, in place of one of that name.
+    """Make a rule known by its name, in place of one of that name that was registered before.
 
     Args:
         rule: the record. `plam_eval.merging.rules` has its function, or `register_rule` there takes both.
+
+    Raises:
+        InputError: its name cannot be one, or is that of a rule of this package.
     """
+    if problem := _name_problem(rule):
+        raise InputError(f"a rule named {quoted(rule.name)}: {problem}")
     RULES[rule.name] = rule
+
+
+def is_built_in(name: str) -> bool:
+    """Whether a rule is one of this package, which every process knows, and not one that this process registered.
+
+    Args:
+        name: of the rule.
+    """
+    return name in _BUILT_IN
+
+
+def _name_problem(rule: Rule) -> str | None:
+    """Why no rule can have this name, which becomes a word of model_args and a part of the names of cells' folders."""
+    if not isinstance(rule.name, str) or not _NAME.fullmatch(rule.name):
+        return "expected a letter, then letters, digits, _ and -, 64 of them at most"
+    if rule.name.lower() in _OTHER_VALUES:
+        return f"the words {', '.join(_OTHER_VALUES)} mean something else where rules are named; expected another"
+    if rule.name in _BUILT_IN:
+        return f"one of plam-eval has this name; expected another than {', '.join(sorted(_BUILT_IN))}"
+    for other in RULES.values():  # cells of rules that draw are named after rule and seed
+        for drawing, name in ((other, rule.name), (rule, other.name)):
+            if drawing.draws and re.fullmatch(rf"{re.escape(drawing.name)}\d+", name):
+                return f"cells of {drawing.name!r} with a seed have names such as {name!r}; expected another"
+    return None
 
 
 def control_names() -> tuple[str, ...]:
@@ -177,3 +214,4 @@ register(
         mark="x",
     )
 )
+_BUILT_IN.update(RULES)

@@ -139,3 +139,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_rules() -> Iterator[None]:
+    """The merge rules that a test registers are forgotten behind it."""
+    from plam_eval.merging.rules import FUNCTIONS
+    from plam_eval.rules import RULES
+
+    functions, records = dict(FUNCTIONS), dict(RULES)
+    yield
+    for table, before in ((FUNCTIONS, functions), (RULES, records)):
+        table.clear()
+        table.update(before)

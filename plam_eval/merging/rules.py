@@ -96,7 +96,7 @@ def register_rule(
     """Make a rule of your own known to specs, sweeps and reports by its name.
 
     Args:
-        name: as a spec writes it.
+        name: as a spec writes it: letters, digits, _ and -.
         function: (W_mllm, W_base, weights, generator) -> merged tensor. The tensors are of one shape, in float32, or in
             float64 where a checkpoint is stored in it, and the function's to overwrite; the generator is on the CPU.
         role: "merge" for a rule that brings something of the base in, which a sweep can sweep; "control" for one that a
@@ -106,12 +106,15 @@ def register_rule(
             be handed to the rule in parts, as vectors; others are handed over whole.
         meaning: what it makes, for readers of a report, as "a random change of the same size".
         reference: where it comes from.
+
+    Raises:
+        InputError: `name` cannot be one, or is that of a rule of this package.
     """
-    FUNCTIONS[name] = function
     parameters = ("weights", "seed") if draws else ("weights",)
     rules.register(
         rules.Rule(name, meaning, role=role, parameters=parameters, elementwise=elementwise, reference=reference)
     )
+    FUNCTIONS[name] = function
 
 
 def frobenius_norm(tensor: Tensor) -> float:

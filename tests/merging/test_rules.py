@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
 import plam_eval
+from plam_eval.errors import InputError
 from plam_eval.merging.rules import FUNCTIONS, generator_of, register_rule
 from plam_eval.rules import RULES, Coefficients, Rule, control_names, register
 from plam_eval.spec import SpecError, Weights, load_spec
@@ -89,17 +89,6 @@ def test_noise_depends_on_seed_and_tensor_only() -> None:
     assert not any(torch.equal(first, other) for other in others)
 
 
-@pytest.fixture
-def own_rules() -> Iterator[None]:
-    """What a test registers is forgotten behind it."""
-    functions, records = dict(FUNCTIONS), dict(RULES)
-    yield
-    FUNCTIONS.clear()
-    FUNCTIONS.update(functions)
-    RULES.clear()
-    RULES.update(records)
-
-
 def mean(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
     return (w_mllm + w_base) / 2
 
@@ -123,6 +112,40 @@ def test_a_registered_rule_has_one_record_and_one_function() -> None:
     assert len({spec.digest() for spec in specs if spec}) == 2, "the seed of a rule that draws changes the merge"
     register_rule("mean", mean)
     assert FUNCTIONS["mean"] is mean and not RULES["mean"].elementwise and not RULES["mean"].draws
+
+
+@pytest.mark.usefixtures("own_rules")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *(
+            (name, "expected a letter, then letters, digits, _ and -")
+            for name in ("", "a b", "a/b", "../a", "a=b", "a,b")
+        ),
+        *(
+            (name, "expected a letter, then letters, digits, _ and -")
+            for name in ("1e5", "mitte\u00df", "a\n", "a" * 65)
+        ),
+        *((name, "mean something else where rules are named") for name in ("none", "None", "true")),
+        *((name, "one of plam-eval has this name") for name in ("weighted_sum", "noise")),
+        ("noise2", "cells of 'noise' with a seed have names such as 'noise2'"),
+        ("shuffle", "cells of 'shuffle' with a seed have names such as 'shuffle7'"),
+    ],
+)
+def test_a_name_that_no_rule_can_have_is_refused(name: str, says: str) -> None:
+    register_rule("shuffle7", mean)
+    before = dict(FUNCTIONS), dict(RULES)
+    with pytest.raises(InputError, match=r"a rule named .*: ") as refused:
+        register_rule(name, mean, draws=True)
+    assert says in str(refused.value)
+    assert before == (FUNCTIONS, RULES)
+
+
+@pytest.mark.usefixtures("own_rules")
+def test_a_rule_that_nobody_registered_is_refused_with_near_names() -> None:
+    register_rule("half-way", mean)
+    with pytest.raises(SpecError, match=r"unknown rule 'halfway', did you mean 'half-way'\?"):
+        load_spec(None, {"base": "b", "layers": "0:1", "rule": "halfway"})
 
 
 @pytest.mark.usefixtures("own_rules")

@@ -120,8 +120,9 @@ def chunks(cells: Sequence[Cell], size: int) -> list[Sequence[Cell]]:
 
 def _command_line() -> list[str]:
     """What this process was started as; nothing in a notebook or console, whose own command does not say it."""
-    name = Path(sys.argv[0]).name
-    if name in ("plam", "cli.py"):
+    started = Path(sys.argv[0])
+    name = started.name
+    if name == "plam" or started.parts[-3:] == ("plam_eval", "cli", "__main__.py"):  # the latter under torchrun
         return ["plam", *sys.argv[1:]]
     return [] if hasattr(sys, "ps1") or name in ("", "-c") else list(sys.argv)
 

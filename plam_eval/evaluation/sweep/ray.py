@@ -14,6 +14,7 @@ from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arg
 from plam_eval.evaluation.sweep.folder import check_not_deleted, lock_sweep, record_failure
 from plam_eval.evaluation.sweep.grid import Cell
 from plam_eval.evaluation.sweep.job import Job
+from plam_eval.rules import is_built_in
 
 # What a worker on another machine needs of this process's environment.
 _PASSED_ON = ("HF_", "TOKENIZERS_", "VLLM_", "PLAM_", "OMP_", "MKL_", "OPENBLAS_")
@@ -51,12 +52,17 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
 
     Raises:
         SweepError: another process is at work in this folder, the cluster has too few GPUs, or no worker could load
-            the model; `together` is asked for.
+            the model; `together` is asked for, or a rule that this process registered.
     """
     if job.config.together > 1:
         raise SweepError(
             f"--ray shares out single cells, and together is {job.config.together}; expected 1. To split documents "
             "over GPUs and keep cells together: torchrun --nproc_per_node N -m plam_eval.cli sweep ..."
+        )
+    if own_rules := {cell.spec.rule for cell in job.left() if cell.spec and not is_built_in(cell.spec.rule)}:
+        raise SweepError(
+            f"--ray: the workers do not know {', '.join(sorted(own_rules))}, registered in this process alone; sweep "
+            "without --ray, or give the rule its place in plam_eval (docs/extending.md)"
         )
     try:
         import ray

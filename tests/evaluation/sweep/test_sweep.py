@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from plam_eval import cli
@@ -24,9 +26,14 @@ from plam_eval.evaluation.sweep import grid, runner
 from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
-from plam_eval.evaluation.sweep.folder import lock_sweep, read_cell
+from plam_eval.evaluation.sweep.folder import lock_sweep, read_cell, read_plan
 from plam_eval.evaluation.sweep.job import Job
 from plam_eval.harness.evaluate import evaluate
+from plam_eval.merging.rules import register_rule
+from plam_eval.report import plots
+from plam_eval.report.blocks import records_of
+from plam_eval.report.sections.controls import beside_controls
+from plam_eval.spec import Weights
 from tests.helpers import recipes
 from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.sweeps import ARGUMENTS, CELLS, GRID, SPEC, plam
@@ -112,6 +119,34 @@ def test_a_finished_sweep_runs_nothing_and_grows(lm, finished, in_suite, tmp_pat
     assert len(more.grid.cells) == CELLS + 1  # what was tried before still counts
     assert list(runner.run(more, lm)) == ["layers-6-8_qkvo_0.7+0.3"]
     assert len(read_findings(folder).runs) == CELLS + 1
+
+
+def halfway(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
+    return w_mllm.add_(w_base).mul_(0.5)
+
+
+@pytest.mark.usefixtures("own_rules")
+def test_a_registered_rule_is_swept_and_reported_like_any_other(lm, in_suite, tmp_path, monkeypatch):
+    register_rule("half-way", halfway, elementwise=True, meaning="the middle of both")
+    given = {"model_args": f"{SPEC},rule=half-way", "tasks": "pope", "limit": 4, "controls": "self_scale"}
+    swept = job(tmp_path, layers="6:8,all", weights="0.9+0.3", **given)
+    merges = [f"layers-{layers}_qkvo_0.9+0.3_half-way" for layers in ("6-8", "0-8")]
+    assert [cell.name for cell in swept.grid.cells if cell.kind == "merged"] == merges
+    with pytest.raises(SweepError, match="--ray: the workers do not know half-way, registered in this process alone"):
+        ray_workers.run(swept)
+    assert {record["status"] for record in runner.run(swept, lm).values()} == {"finished"}
+    lm.merge(None)
+
+    found = read_findings(tmp_path)
+    rows = found.cells.set_index("cell")
+    assert list(rows.loc[merges, "rule"]) == ["half-way"] * 2 and rows.loc[merges, "difference"].notna().all()
+    assert [(row.merged, row.rule) for row in found.controls.itertuples()] == [(name, "self_scale") for name in merges]
+    figures: list[Any] = []
+    draw = plots.controls
+    monkeypatch.setattr(plots, "controls", lambda *args, **given: figures.append(draw(*args, **given)) or figures[-1])
+    _, table = beside_controls(found, {row["cell"]: row for row in records_of(found.cells)})
+    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert sorted(legend) == ["half-way", "self_scale"] and len(table.rows) == 2
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(lm, in_suite, tmp_path, monkeypatch):
@@ -303,10 +338,27 @@ def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str]
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert answers(tmp_path / "one") == answers(tmp_path / "two")
+    assert read_plan(tmp_path / "two")["command"][:2] == ["plam", "sweep"]
     counts = {"documents": 10, "apart": 0, "rechecked": 8, "differ": 0, "reasons": []}  # two of each task and process
     for name in answers(tmp_path / "two"):
         together = read_cell(tmp_path / "two", name)["together"]
         assert {key: together[key] for key in counts} == counts
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/venv/bin/plam", "sweep"], ["plam", "sweep"]),
+        (["/venv/lib/python3.12/site-packages/plam_eval/cli/__main__.py", "sweep"], ["plam", "sweep"]),
+        (["/home/me/other/cli/__main__.py", "sweep"], ["/home/me/other/cli/__main__.py", "sweep"]),
+        (["mine.py", "a"], ["mine.py", "a"]),
+        (["-c"], []),
+    ],
+)
+def test_the_command_that_is_stored_is_what_a_user_would_type(argv, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    job(tmp_path).write()
+    assert read_plan(tmp_path)["command"] == command
 
 
 def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
