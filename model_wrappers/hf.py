@@ -305,9 +305,9 @@ class _Remembering:
 def _check_kind(model_id: str, checkpoint: Checkpoint) -> None:
     """Raise InputError for a checkpoint that the stock class of a wrapper cannot load, as its config shows."""
     kind = checkpoint.config.get("model_type")
-    owner = next((name for name, wrapper in WRAPPERS.items() if kind in wrapper.model_types), None)
-    if owner == model_id:
+    if kind in WRAPPERS[model_id].model_types:
         return
+    owner = next((name for name, wrapper in WRAPPERS.items() if kind in wrapper.model_types), None)
     takes = ", ".join(WRAPPERS[model_id].model_types)
     stated = f"pretrained={checkpoint.name}: its config.json says model_type {kind!r}"
     if owner is not None:

@@ -150,5 +150,5 @@ def own_rules() -> Iterator[None]:
     functions, records = dict(FUNCTIONS), dict(RULES)
     yield
     for table, before in ((FUNCTIONS, functions), (RULES, records)):
-        table.clear()
-        table.update(before)
+        for name in table.keys() - before.keys():
+            del table[name]

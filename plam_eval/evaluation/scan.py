@@ -17,6 +17,7 @@ from loguru import logger
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, InputError
+from plam_eval.evaluation.records import clusters_by_content
 from plam_eval.evaluation.scan_folder import (
     LOCK,
     SAMPLES,
@@ -210,9 +211,7 @@ def _scored(rows: list[dict[str, Any]], gathered: Iterable[Mapping[str, Any]]) -
     if not rows:
         raise ScanError("no task has a score per document, so there is no curve; see the warnings above")
     samples = pd.DataFrame(rows).drop_duplicates(["task", "doc_id", "cut"]).sort_values(["task", "doc_id", "cut"])
-    # Subjects are no reason to take documents for one: at every cut another question is asked of another image.
-    subject = samples["group"].str.startswith("subject ")
-    samples["group"] = samples["group"].mask(subject, "document " + samples["doc_id"].astype(str))
+    samples["group"] = clusters_by_content(samples)
     unjudged = samples.groupby(["task", "doc_id"])["score"].transform(lambda scores: scores.isna().any())
     for task, count in samples[unjudged].groupby("task")["doc_id"].nunique().items():
         logger.warning("{}: {} documents left out that a judge came to no verdict on at some cut", task, count)

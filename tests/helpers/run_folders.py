@@ -130,12 +130,13 @@ def write_sweep(
     weights: str = "0.9+0.3",
     controls: str = "self_scale",
     num_layers: int = 8,
+    model_args: str = "pretrained=pair/mllm",
     **config: Any,
 ) -> Grid:
     """A sweep's folder. `cells` holds documents by name, or the error of a cell that failed; others are not run."""
     read = SweepConfig.load(
         model="plam_llava",
-        model_args="pretrained=pair/mllm",
+        model_args=model_args,
         base_model="pair/base",
         tasks="pope,mmstar",
         layers=layers,

@@ -6,12 +6,14 @@ import ast
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import plam_eval
+from plam_eval.errors import InputError
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import (
     GenerationRecord,
@@ -22,6 +24,7 @@ from plam_eval.harness.wrapper import (
     text_of,
     writable,
 )
+from tests.helpers.pico import PicoPair
 
 LIBRARY = Path(plam_eval.__file__).parent
 CLASSES = [path for row in WRAPPERS.values() for path in (row.chat, row.simple) if path is not None]
@@ -64,13 +67,24 @@ def test_a_loaded_wrapper_keeps_the_contract(family: str, mode: str, load: Calla
 
 def test_a_row_has_all_that_a_family_needs() -> None:
     """Beside its wrapper file: which checkpoints it takes, and whether a scan may give it batches."""
-    types = [kind for row in WRAPPERS.values() for kind in row.model_types]
-    assert len(types) == len(set(types)), "two wrappers take the same checkpoints"
     assert {row.model_id for row in WRAPPERS.values() if not row.model_types} == {"plam_vllm", "plam_hf"}
     families = {row.model_id for row in WRAPPERS.values() if row.model_types}
     for file in library_files():
         constants = {node.value for node in ast.walk(tree_of(file)) if isinstance(node, ast.Constant)}
         assert file.name == "registry.py" or "demo" in file.parts or not constants & families, file
+
+
+def test_a_second_wrapper_may_load_what_another_loads(pico: Callable[[str], PicoPair], monkeypatch: Any) -> None:
+    from plam_eval.merging.checkpoint import Checkpoint
+    from plam_eval.model_wrappers import hf
+
+    second = replace(WRAPPERS["plam_llava"], model_id="plam_another")
+    monkeypatch.setitem(WRAPPERS, "plam_another", second)
+    checkpoint = Checkpoint.open(pico("llava").mllm)
+    for model_id in ("plam_llava", "plam_another"):
+        hf._check_kind(model_id, checkpoint)
+    with pytest.raises(InputError, match="give --model plam_llava"):
+        hf._check_kind("plam_qwen2_vl", checkpoint)
 
 
 class Fixed:

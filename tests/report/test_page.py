@@ -25,6 +25,7 @@ from plam_eval.report.sections import changed as sections_changed
 from plam_eval.report.sources import ReportError
 from plam_eval.report.svg import to_svg
 from plam_eval.report.text import printable
+from plam_eval.rules import RULES, Rule
 from tests.helpers.curves import curve_of
 from tests.helpers.run_folders import Document, changed, documents, write_run, write_sweep
 
@@ -291,6 +292,21 @@ def test_chosen_on_other_documents(tmp_path: Path, no_images: None) -> None:
     note = "It was chosen on 28 other documents (+0.036 there); figures on this page are of the 12 documents held out."
     assert page.text.count(note) == 1 and "optimistic" not in page.text
     assert "on 40 documents of 2 tasks" in page.text and "A &lt;title&gt;" in page.source
+
+
+def test_a_rule_and_a_control_of_ones_own(tmp_path: Path, no_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rule in (
+        Rule("agreeing", "the sum where both have one sign", colour="#117733", mark="v"),
+        Rule("turned", "the base with its sign turned", role="control", colour="#AA4499", mark="P"),
+    ):
+        monkeypatch.setitem(RULES, rule.name, rule)
+    plain, merged = documents(TASKS, 20, right=12), "layers-6-8_qkvo_0.9+0.3_agreeing"
+    cells = {"plain": plain, merged: plain, "layers-6-8_qkvo_0.9+0.3_turned": plain}
+    arguments = "pretrained=pair/mllm,plateau=demo,rule=agreeing"
+    write_sweep(tmp_path / "own", cells, layers="6:8", controls="turned", model_args=arguments)
+    page = Page(write_report([tmp_path / "own"], tmp_path / "out"))
+    assert "Merged is by agreeing, the sum where both have one sign. Beside each merge stand turned, the" in page.text
+    assert {"#117733", "#aa4499"} <= {*re.findall("#[0-9a-f]{6}", page.source.lower())}
 
 
 def test_one_merge_without_controls(tmp_path: Path, no_images: None) -> None:

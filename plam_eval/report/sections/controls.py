@@ -12,7 +12,7 @@ from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.shared import PAIRED, layer_range_of
 from plam_eval.report.text import is_known, number, signed
-from plam_eval.rules import RULES
+from plam_eval.rules import RULES, WEIGHTED_SUM
 
 
 def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -46,14 +46,16 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     if not by_merge:
         return []
     shown = {estimate.name for estimates in by_merge.values() for estimate in estimates}
-    meanings = _meanings(shown - {cells[name]["rule"] for name in controls})
+    swept = {cells[name]["rule"] for name in controls}
+    meanings, others = _meanings(shown - swept), _meanings(swept - {WEIGHTED_SUM})
+    merged = f"Merged is by {'; '.join(others)}. " if others else ""
     blocks: list[Any] = [
         picture(
             plots.controls(by_merge, chosen=bold),
             "Differences against plain of each merge and of its controls, with 95% intervals. Their numbers are in "
             "the table of all cells.",
-            f"Lines are 95% intervals. Beside each merge stand {'; '.join(meanings)}. What only the base can do would "
-            "set the merge apart from them.",
+            f"Lines are 95% intervals. {merged}Beside each merge stand {'; '.join(meanings)}. What only the base can "
+            "do would set the merge apart from them.",
         )
     ]
     if len(findings.controls):

@@ -143,7 +143,12 @@ def test_a_registered_rule_is_swept_and_reported_like_any_other(lm, in_suite, tm
     assert [(row.merged, row.rule) for row in found.controls.itertuples()] == [(name, "self_scale") for name in merges]
     figures: list[Any] = []
     draw = plots.controls
-    monkeypatch.setattr(plots, "controls", lambda *args, **given: figures.append(draw(*args, **given)) or figures[-1])
+
+    def kept(*args: Any, **given: Any) -> Any:
+        figures.append(draw(*args, **given))
+        return figures[-1]
+
+    monkeypatch.setattr(plots, "controls", kept)
     _, table = beside_controls(found, {row["cell"]: row for row in records_of(found.cells)})
     legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert sorted(legend) == ["half-way", "self_scale"] and len(table.rows) == 2
