@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -46,46 +47,50 @@ def test_a_number_that_is_none(said: str, monkeypatch: pytest.MonkeyPatch) -> No
         threads.wanted(1)
 
 
-def test_a_wrapper_sets_it(pico: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def torchs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What torch was told, its number of threads last.
+
+    A process in which an engine of vLLM has run computes in one thread from then on, whatever torch is told.
+    """
     import torch
 
+    said = [torch.get_num_threads()]
+    monkeypatch.setattr(torch, "set_num_threads", said.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: said[-1])
+    monkeypatch.setattr(threads, "_changed", None)
+    return said
+
+
+def test_a_wrapper_sets_it(pico: Any, torchs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     from plam_eval.model_wrappers.llava import PlamLlava
 
-    before, folder = torch.get_num_threads(), str(pico("llava").mllm)
-    try:
-        torch.set_num_threads(2)
-        PlamLlava(folder, device_map="cpu")
-        assert torch.get_num_threads() == 1
-        monkeypatch.setenv("PLAM_THREADS", "3")
-        PlamLlava(folder, device_map="cpu")
-        assert torch.get_num_threads() == 3
-        monkeypatch.setenv("PLAM_THREADS", "many")
-        with pytest.raises(InputError, match="PLAM_THREADS"):
-            PlamLlava.check(folder)
-    finally:
-        torch.set_num_threads(before)
+    folder = str(pico("llava").mllm)
+    torchs.append(2)
+    PlamLlava(folder, device_map="cpu")
+    assert torchs[-1] == 1
+    monkeypatch.setenv("PLAM_THREADS", "3")
+    PlamLlava(folder, device_map="cpu")
+    assert torchs[-1] == 3
+    monkeypatch.setenv("PLAM_THREADS", "many")
+    with pytest.raises(InputError, match="PLAM_THREADS"):
+        PlamLlava.check(folder)
 
 
-def test_a_large_model_gets_torchs_own_number_back_after_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(threads, "_changed", None)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        found = []
-        for size in (1, 1, threads.SMALL + 1, threads.SMALL + 1, 1):
-            threads.use(size)
-            found.append(torch.get_num_threads())
-        assert found == [1, 1, 3, 3, 1]
-        torch.set_num_threads(2)  # by somebody else, who is left alone
-        threads.use(threads.SMALL + 1)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-        monkeypatch.setattr(threads, "_changed", None)
+def test_a_large_model_gets_torchs_own_number_back_after_a_small_one(torchs: list[int]) -> None:
+    torchs.append(3)
+    left = []
+    for size in (1, 1, threads.SMALL + 1, threads.SMALL + 1, 1):
+        threads.use(size)
+        left.append(torchs[-1])
+    assert left == [1, 1, 3, 3, 1]
+    torchs.append(2)  # by somebody else, who is left alone
+    threads.use(threads.SMALL + 1)
+    assert torchs[-1] == 2
 
 
-def test_importing_it_imports_no_torch() -> None:
-    code = "import sys, plam_eval.threads; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_torch_does_as_it_is_told() -> None:
+    code = "import torch\nfrom plam_eval import threads\nthreads.use(1)\nprint(torch.get_num_threads())"
+    said = {**os.environ, "PLAM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", code], env=said, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["3"], done.stderr
