@@ -24,7 +24,6 @@ from plam_eval.merging.plan import (
     Faults,
     MergePlan,
     Parameters,
-    PlannedTensor,
     Source,
     compare_tensors,
     decoder_names,
@@ -32,7 +31,7 @@ from plam_eval.merging.plan import (
     plan_merge,
 )
 from plam_eval.merging.report import MergeReport
-from plam_eval.merging.rules import FUNCTIONS, register_rule
+from plam_eval.merging.rules import FUNCTIONS
 from plam_eval.merging.undo import (
     STATE,
     Job,
@@ -46,19 +45,6 @@ from plam_eval.merging.undo import (
     remember_last_merge,
 )
 from plam_eval.spec import MODULES, PlateauSpec
-
-__all__ = [
-    "MergeError",
-    "MergePlan",
-    "MergeReport",
-    "PlannedTensor",
-    "is_merged",
-    "merge_in_place",
-    "merged_values",
-    "merged_weights",
-    "plan_merge",
-    "register_rule",
-]
 
 # ---- a loaded module -------------------------------------------------------------------------------------------------
 
