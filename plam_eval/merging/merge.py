@@ -21,9 +21,9 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.names import Key, decoder_tensor
 from plam_eval.merging.plan import (
     FLOATS,
-    Faults,
     MergePlan,
     Parameters,
+    Problems,
     Source,
     compare_tensors,
     decoder_names,
@@ -72,15 +72,15 @@ def merge_in_place(
         thrown_away_on_error: whoever calls this drops the model when it raises, so nothing is kept for a way back.
 
     Raises:
-        MergeError: listing every fault. On this and on any other error, KeyboardInterrupt included, every parameter is
-            bit-identical to before the call, unless `thrown_away_on_error`. What headers show (names, shapes, dtypes)
-            is found before anything is written; weights that are not finite are found as they are merged.
+        MergeError: listing every problem. On this and on any other error, KeyboardInterrupt included, every parameter
+            is bit-identical to before the call, unless `thrown_away_on_error`. What headers show (names, shapes,
+            dtypes) is found before anything is written; weights that are not finite are found as they are merged.
         RuntimeError: it failed, and the checkpoints that it has to be undone from could not be read any more.
     """
     started = time.perf_counter()
     work = _prepare(module, spec, checkpoint, base)
     base_identity = work.base.identity() if work.base else {}  # before a tensor of it is read
-    state, source, base_source, jobs, faults = work.state, work.source, work.base, work.jobs, Faults()
+    state, source, base_source, jobs, problems = work.state, work.source, work.base, work.jobs, Problems()
     new_state = MergeState(merged=frozenset(job.key for job in jobs if job.base_name))
     if isinstance(source, Checkpoint):
         new_state = replace(new_state, checkpoint=source.location, revision=source.commit, identity=source.identity())
@@ -91,10 +91,10 @@ def merge_in_place(
     last: LastMerge | None = None
     with undo:
         for job in tqdm(jobs, "merging", unit="tensor", leave=False, disable=None if size > 1 << 28 else True):
-            with faults.collect():
-                # Once one tensor is at fault the rest is only looked at, to report every fault.
-                _bring(job, work, spec, changes, buffers, None if faults else undo)
-        faults.raise_any()
+            with problems.collect():
+                # Once one tensor is at fault the rest is only looked at, to report every problem.
+                _bring(job, work, spec, changes, buffers, None if problems else undo)
+        problems.raise_any()
         if spec is not None and base_source is not None and isinstance(source, Checkpoint):
             merged = {job.key: job for job in jobs if job.base_name}
             names = {key: str(job.base_name) for key, job in merged.items()}
@@ -141,15 +141,15 @@ def merged_values(
         MergeError: as `merge_in_place`.
     """
     work = _prepare(module, spec, checkpoint, base)
-    faults, changes, buffers, values = Faults(), LayerChanges(), Buffers(), dict[str, Tensor]()
+    problems, changes, buffers, values = Problems(), LayerChanges(), Buffers(), dict[str, Tensor]()
     for job in work.jobs:
         if computed and job.parameter_name in computed:
             values[job.parameter_name] = computed[job.parameter_name]
         elif job.base_name is not None:
-            with faults.collect():
+            with problems.collect():
                 values[job.parameter_name] = value = torch.empty_like(job.parameter, requires_grad=False)
                 _bring(replace(job, parameter=value), work, spec, changes, buffers, NoUndo(), found_in=job.parameter)
-    faults.raise_any()
+    problems.raise_any()
     return values
 
 
@@ -179,19 +179,19 @@ def _prepare(
     checkpoint: str | Path | Checkpoint | None,
     base: str | Path | Checkpoint | None,
 ) -> _Work:
-    """Raises `MergeError` listing every fault."""
+    """Raises `MergeError` listing every problem."""
     state: MergeState = getattr(module, STATE, MergeState())
-    target, faults = Parameters(module), Faults()
+    target, problems = Parameters(module), Problems()
     source, base_source = _open(target, state, spec, checkpoint, base)
     plan = plan_merge(spec, model=source, base=base_source, target=target) if spec and base_source else None
     jobs = _jobs(target, source, plan, state)
     if isinstance(source, Checkpoint):
-        with faults.collect():
+        with problems.collect():
             source.prefetch(job.model_name for job in jobs)
     if base_source:
-        with faults.collect():
+        with problems.collect():
             base_source.prefetch(job.base_name for job in jobs if job.base_name)
-    faults.raise_any()
+    problems.raise_any()
     return _Work(state, source, base_source, plan, jobs)
 
 
@@ -200,16 +200,16 @@ def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: Mer
     planned = {tensor.key: tensor for tensor in plan.tensors} if plan else {}
     parameters, plain = decoder_names(target), decoder_names(source)
     restored = sorted(state.merged - planned.keys())
-    faults = Faults(
+    problems = Problems(
         f"{place.name}: layer {key[0]}, {key[1]}: merged before, and no longer there"
         for key in restored
         for place, names in ((target, parameters), (source, plain))
         if key not in names
     )
-    faults.raise_any()
-    compare_tensors(target, {k: parameters[k] for k in restored}, source, {k: plain[k] for k in restored}, faults)
-    faults += [fault for key in restored if (fault := target.fault(parameters[key]))]
-    faults.raise_any()
+    problems.raise_any()
+    compare_tensors(target, {k: parameters[k] for k in restored}, source, {k: plain[k] for k in restored}, problems)
+    problems += [problem for key in restored if (problem := target.problem(parameters[key]))]
+    problems.raise_any()
     back = [Job(key, parameters[key], target.tensor(parameters[key]), plain[key], None) for key in restored]
     return back + [
         Job(key, parameters[key], target.tensor(parameters[key]), tensor.model_name, tensor.base_name)
@@ -239,8 +239,8 @@ def _bring(
         return
     base = read_operand(work.base, job.base_name)
     if job.key not in work.state.merged and not holds_tensor(parameter if found_in is None else found_in, model.tensor):
-        if faults := not_finite(model, base):  # which explains it
-            raise MergeError(*faults)
+        if problems := not_finite(model, base):  # which explains it
+            raise MergeError(*problems)
         raise MergeError(
             f"{job.parameter_name} of the loaded model is not {model.where} in {parameter.dtype}; expected a plain "
             "load of the checkpoint. Pass the checkpoint that the model was loaded from, or none"
@@ -259,15 +259,15 @@ def _open(
     checkpoint: str | Path | Checkpoint | None,
     base: str | Path | Checkpoint | None,
 ) -> tuple[Source, Checkpoint | None]:
-    faults = Faults()
+    problems = Problems()
     source: Source = target
     base_source = None
-    with faults.collect():
+    with problems.collect():
         source = _plain_source(target, state, checkpoint)
     if spec is not None:
-        with faults.collect():
+        with problems.collect():
             base_source = Checkpoint.open(spec.base_model if base is None else base, role="base")
-    faults.raise_any()
+    problems.raise_any()
     return source, base_source
 
 
@@ -320,9 +320,9 @@ def merged_weights(
     if spec is None:
         return iter(weights)
     base = base or Checkpoint.open(spec.base_model, role="base")
-    faults = Faults()
-    base_names = locate_tensors(base, spec, faults)
-    faults.raise_any()
+    problems = Problems()
+    base_names = locate_tensors(base, spec, problems)
+    problems.raise_any()
     base.prefetch(base_names.values())
     return _stream(weights, spec, base, base_names, dtype, on_report)
 

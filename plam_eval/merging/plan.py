@@ -22,8 +22,8 @@ from plam_eval.spec import MODULES, PlateauSpec, SpecError
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class Faults(list[str]):
-    """Faults found so far, so that one `MergeError` can tell them all."""
+class Problems(list[str]):
+    """Problems found so far, so that one `MergeError` can tell them all."""
 
     @contextmanager
     def collect(self) -> Iterator[None]:
@@ -75,7 +75,7 @@ class Parameters:
         """The tensor `name` itself, without its gradient: what is written to it is written to the module."""
         return self._tensors[name].detach()
 
-    def fault(self, name: str) -> str | None:
+    def problem(self, name: str) -> str | None:
         """Why the parameter `name` cannot be merged into: sharded, quantised, offloaded, shared. None where it can."""
         tensor = self._tensors[name]
         kinds = {kind.__name__ for kind in type(tensor).__mro__} | {type(tensor.data).__name__}
@@ -120,34 +120,34 @@ def _overlaps(module: nn.Module) -> dict[str, str]:
 Source = Checkpoint | Parameters
 
 
-def locate_tensors(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Key, str]:
+def locate_tensors(source: Source, spec: PlateauSpec, problems: Problems) -> dict[Key, str]:
     """(layer, suffix) -> name of every tensor the spec names: weights, and biases where there are any.
 
     Args:
         source: what is looked through.
         spec: names layers and modules.
-        faults: what is missing, ambiguous, quantised or sharded is added to it.
+        problems: what is missing, ambiguous, quantised or sharded is added to it.
     """
     layers = by_layer(source.names())
     sharded = [name for name in source.names() if "_flat_param" in name or "_fsdp_wrapped_module" in name]
     if sharded:
-        faults.append(f"{source.name}: {sharded[0]} says it is sharded by FSDP; merge before wrapping the model")
+        problems.append(f"{source.name}: {sharded[0]} says it is sharded by FSDP; merge before wrapping the model")
         return {}
     if not layers:
-        faults.append(
+        problems.append(
             f"{source.name}: no decoder layers; expected names such as model.layers.0.self_attn.q_proj.weight"
         )
         return {}
     prefixes = decoder_prefixes(source.names())
     if len(prefixes) > 1:
         several = ", ".join(f"{prefix}layers" for prefix in prefixes)
-        faults.append(
+        problems.append(
             f"{source.name}: has decoder layers of several prefixes ({several}), expected one; it "
             "cannot be told which of them is the language decoder"
         )
     gap = _gap(layers)
     if gap is not None:
-        faults.append(
+        problems.append(
             f"{source.name}: has no tensor of layer {gap}, but some of layer {max(layers)}; download it again"
         )
         return {}
@@ -156,7 +156,7 @@ def locate_tensors(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Ke
         try:
             spec.check_layers(depth, source.name)
         except SpecError as error:
-            faults += error.problems
+            problems += error.problems
     names_of: dict[Key, str] = {}
     for layer in range(spec.layer_range[0], min(spec.layer_range[1], depth)):
         suffixes = layers.get(layer, {})
@@ -167,18 +167,18 @@ def locate_tensors(source: Source, spec: PlateauSpec, faults: Faults) -> dict[Ke
             foreign = sorted(set(stored) - {"weight", "bias"})
             place = f"{source.name}: layer {layer}, {module}"
             if foreign:
-                faults.append(
+                problems.append(
                     f"{place}: found {', '.join(foreign)}, expected weight and bias only; quantised (GPTQ, AWQ, FP8, "
                     "...) or adapted (LoRA) weights cannot be merged. Use the full-precision model, adapters folded in"
                 )
             elif "weight" not in stored:
                 near = near_names(module + ".weight", suffixes, most=3, cutoff=0.0)
-                faults.append(
+                problems.append(
                     f"{place}.weight: missing; {_fused(module, suffixes)}nearest in this layer: "
                     f"{', '.join(near) or 'nothing'}"
                 )
             for kind in sorted(set(stored) & {"weight", "bias"}):
-                with faults.collect():
+                with problems.collect():
                     names_of[layer, f"{module}.{kind}"] = _single(source, stored[kind], place)
     return names_of
 
@@ -206,9 +206,9 @@ def _fused(module: str, suffixes: Iterable[str]) -> str:
 def _single(source: Source, names: list[str], place: str) -> str:
     if len(names) > 1:
         raise MergeError(f"{place}: stored {len(names)} times, as {', '.join(names)}; expected one")
-    fault = source.fault(names[0]) if isinstance(source, Parameters) else None
-    if fault:
-        raise MergeError(fault)
+    problem = source.problem(names[0]) if isinstance(source, Parameters) else None
+    if problem:
+        raise MergeError(problem)
     dtype = source.dtype(names[0])
     if dtype not in FLOATS:
         raise MergeError(
@@ -228,7 +228,7 @@ def decoder_names(source: Source) -> dict[Key, str]:
 
 
 def compare_tensors(
-    one: Source, one_names: dict[Key, str], other: Source, other_names: dict[Key, str], faults: Faults
+    one: Source, one_names: dict[Key, str], other: Source, other_names: dict[Key, str], problems: Problems
 ) -> None:
     """Note every tensor whose shapes differ, and every bias that only one side has.
 
@@ -237,24 +237,26 @@ def compare_tensors(
         one_names: its tensors, by layer and suffix.
         other: the source that it has to be like.
         other_names: that one's.
-        faults: what differs is added to it.
+        problems: what differs is added to it.
     """
     for key in sorted(one_names.keys() & other_names.keys()):
         name, other_name = one_names[key], other_names[key]
-        with faults.collect():
+        with problems.collect():
             shape, other_shape = one.shape(name), other.shape(other_name)
             if shape != other_shape:
-                faults.append(
+                problems.append(
                     f"{name} is {list(shape)} in {one.name} ({one.file(name)}), but {other_name} is "
                     f"{list(other_shape)} in {other.name} ({other.file(other_name)}); expected equal shapes, as "
                     "between an MLLM and the very LLM it was built from"
                 )
     for key in sorted(one_names.keys() ^ other_names.keys()):
         weight = (key[0], key[1].removesuffix("bias") + "weight")
-        # Where a weight is missing, too, its own fault says it.
+        # Where a weight is missing, too, its own problem says it.
         if key[1].endswith(".bias") and weight in one_names and weight in other_names:
             has, lacks = (one, other) if key in one_names else (other, one)
-            faults.append(f"layer {key[0]}, {key[1]}: in {has.name} but not in {lacks.name}; expected both or neither")
+            problems.append(
+                f"layer {key[0]}, {key[1]}: in {has.name} but not in {lacks.name}; expected both or neither"
+            )
 
 
 def _gap(layers: Mapping[int, Any]) -> int | None:
@@ -269,12 +271,12 @@ def _depth(source: Source, layers: Mapping[int, Any]) -> int:
     """
     said = None
     if source.config is not None:
-        with Faults().collect():  # a config that cannot be read is told by _compare_configs
+        with Problems().collect():  # a config that cannot be read is told by _compare_configs
             said = decoder_geometry(source.config)["num_hidden_layers"]
     return min(len(layers), said) if said else len(layers)
 
 
-def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, faults: Faults) -> None:
+def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, problems: Problems) -> None:
     """Note where layer n of the MLLM cannot be layer n of the base: other depth, or other layers in between."""
     mine, theirs = by_layer(model.names()), by_layer(base.names())
     if not mine or not theirs or _gap(mine) is not None or _gap(theirs) is not None:
@@ -285,7 +287,7 @@ def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, faults: 
     if depths[0] != depths[1]:
         between = lacking[0] - lacking[1]
         cross = f" Layers {_some(between)} of the former have no self-attention." if between else ""
-        faults.append(
+        problems.append(
             f"{model.name} has {depths[0]} decoder layers, {base.name} has {depths[1]}; layer n of the one is not "
             "layer n of the other, as where cross-attention layers stand in between or layers were cut off."
             f"{cross} {nowhere}"
@@ -293,7 +295,7 @@ def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, faults: 
     for layer in sorted(n for n in lacking[0] ^ lacking[1] if n < min(*depths, spec.layer_range[1])):
         has, lacks = (base, model) if layer in lacking[0] else (model, base)
         kinds = ", ".join(sorted(_kinds((mine if lacks is model else theirs)[layer])))
-        faults.append(
+        problems.append(
             f"layer {layer} has self-attention in {has.name}, but not in {lacks.name} (it has {kinds}): from there on "
             f"layer n of the one is not layer n of the other. {nowhere}"
         )
@@ -345,13 +347,13 @@ def decoder_geometry(config: Any) -> dict[str, Any]:
         **{field: config.get(field) for field in (*_SIZES, "rms_norm_eps")},
         "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
     }
-    faults = [
+    problems = [
         f"config: {field} is {value!r}; expected a {'whole ' if field in _SIZES else ''}number above 0"
         for field, value in sizes.items()
         if value is not None and not _number(value, whole=field in _SIZES)
     ]
-    if faults:
-        raise MergeError(*faults)
+    if problems:
+        raise MergeError(*problems)
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
     sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or heads
     sizes["head_dim"] = sizes["head_dim"] or (width // heads if width and heads else None)
@@ -369,7 +371,7 @@ def _number(value: Any, *, whole: bool) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: list[str]) -> None:
+def _compare_configs(model: Source, base: Checkpoint, problems: Problems, warnings: list[str]) -> None:
     sizes: list[dict[str, Any]] = []
     for source in (model, base):
         if source.config is None:
@@ -380,14 +382,14 @@ def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: 
             quantised = section.get("quantization_config") if isinstance(section, Mapping) else None
             if quantised:
                 method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
-                faults.append(
+                problems.append(
                     f"{source.name}: quantised ({method or 'unnamed method'}), says its config; use the full-precision "
                     "model"
                 )
         try:
             sizes.append(decoder_geometry(source.config))
         except MergeError as error:
-            faults += [f"{source.name}: {fault}" for fault in error.problems]
+            problems += [f"{source.name}: {problem}" for problem in error.problems]
     if len(sizes) < 2:
         return
     for field in sizes[0]:
@@ -398,7 +400,7 @@ def _compare_configs(model: Source, base: Checkpoint, faults: Faults, warnings: 
         if field in ("rms_norm_eps", "rope_theta"):
             warnings.append(f"{text}; is this the LLM that the MLLM was built from?")
         else:
-            faults.append(f"{text}; expected equal values, as between an MLLM and the very LLM it was built from")
+            problems.append(f"{text}; expected equal values, as between an MLLM and the very LLM it was built from")
 
 
 def _made_for(name: str, model: Checkpoint) -> bool:
@@ -450,19 +452,19 @@ def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Pa
         target: the parameters that the results will be written to, if they are to be checked as well.
 
     Raises:
-        MergeError: listing every fault: layers or modules missing or ambiguous on either side, unequal shapes or
+        MergeError: listing every problem: layers or modules missing or ambiguous on either side, unequal shapes or
             geometry, dtypes that are not floating, files missing or corrupt.
     """
-    faults, warnings = Faults(), list[str]()
-    model_names, base_names = locate_tensors(model, spec, faults), locate_tensors(base, spec, faults)
-    compare_tensors(model, model_names, base, base_names, faults)
+    problems, warnings = Problems(), list[str]()
+    model_names, base_names = locate_tensors(model, spec, problems), locate_tensors(base, spec, problems)
+    compare_tensors(model, model_names, base, base_names, problems)
     if target is not None and target is not model:
-        compare_tensors(target, locate_tensors(target, spec, faults), model, model_names, faults)
-    _compare_layers(model, base, spec, faults)
-    _compare_configs(model, base, faults, warnings)
+        compare_tensors(target, locate_tensors(target, spec, problems), model, model_names, problems)
+    _compare_layers(model, base, spec, problems)
+    _compare_configs(model, base, problems, warnings)
     if spec.model and isinstance(model, Checkpoint) and not _made_for(spec.model, model):
         warnings.append(f"the spec was made for {spec.model}, and this is {model.name}")
-    faults.raise_any()
+    problems.raise_any()
     tensors = tuple(
         PlannedTensor(*key, name, base_names[key], model.shape(name), model.dtype(name), base.dtype(base_names[key]))
         for key, name in sorted(model_names.items())
