@@ -34,10 +34,10 @@ from plam_eval.merging.report import MergeReport
 from plam_eval.merging.rules import FUNCTIONS
 from plam_eval.merging.undo import (
     STATE,
-    Job,
     LastMerge,
     MergeState,
     NoUndo,
+    TensorJob,
     UndoLog,
     checksum_of,
     holds_tensor,
@@ -170,7 +170,7 @@ class _Work:
     source: Source
     base: Checkpoint | None
     plan: MergePlan | None
-    jobs: list[Job]
+    jobs: list[TensorJob]
 
 
 def _prepare(
@@ -195,7 +195,7 @@ def _prepare(
     return _Work(state, source, base_source, plan, jobs)
 
 
-def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: MergeState) -> list[Job]:
+def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: MergeState) -> list[TensorJob]:
     """First what goes back to plain, then what is merged. Raises `MergeError` when the former cannot."""
     planned = {tensor.key: tensor for tensor in plan.tensors} if plan else {}
     parameters, plain = decoder_names(target), decoder_names(source)
@@ -210,16 +210,16 @@ def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: Mer
     compare_tensors(target, {k: parameters[k] for k in restored}, source, {k: plain[k] for k in restored}, problems)
     problems += [problem for key in restored if (problem := target.problem(parameters[key]))]
     problems.raise_any()
-    back = [Job(key, parameters[key], target.tensor(parameters[key]), plain[key], None) for key in restored]
+    back = [TensorJob(key, parameters[key], target.tensor(parameters[key]), plain[key], None) for key in restored]
     return back + [
-        Job(key, parameters[key], target.tensor(parameters[key]), tensor.model_name, tensor.base_name)
+        TensorJob(key, parameters[key], target.tensor(parameters[key]), tensor.model_name, tensor.base_name)
         for key, tensor in planned.items()
     ]
 
 
 @torch.inference_mode()  # which may write normal parameters and those of a model loaded under it alike
 def _bring(
-    job: Job,
+    job: TensorJob,
     work: _Work,
     spec: PlateauSpec | None,
     changes: LayerChanges,

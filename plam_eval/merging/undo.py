@@ -24,7 +24,7 @@ from plam_eval.spec import PlateauSpec
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """One parameter to write: merged, or plain where there is no base name."""
 
     key: Key
@@ -59,7 +59,7 @@ class LastMerge:
     base_names: dict[Key, str]
     written: dict[Key, Checksum]
 
-    def still_makes(self, job: Job) -> bool:
+    def still_makes(self, job: TensorJob) -> bool:
         """Whether merging again gives what the parameter of `job` holds: nobody has written to it or cast it since."""
         return (
             job.key in self.base_names
@@ -142,10 +142,10 @@ class UndoLog:
     """
 
     def __init__(
-        self, module: nn.Module, jobs: Sequence[Job], state: MergeState, source: Source, last: LastMerge | None
+        self, module: nn.Module, jobs: Sequence[TensorJob], state: MergeState, source: Source, last: LastMerge | None
     ) -> None:
         self._module, self._state, self._source, self._last = module, state, source, last
-        self._entries: list[tuple[Job, int]] = []
+        self._entries: list[tuple[TensorJob, int]] = []
         if last is not None and not _unchanged(last.base, last.base_identity):
             self._last = None
         self._stored = {job.key for job in jobs if self._is_stored(job)}
@@ -158,7 +158,7 @@ class UndoLog:
             )
         self._needed = needed
 
-    def _is_stored(self, job: Job) -> bool:
+    def _is_stored(self, job: TensorJob) -> bool:
         """Whether what a parameter holds can be had from checkpoints again."""
         if not isinstance(self._source, Checkpoint):
             return False
@@ -168,7 +168,7 @@ class UndoLog:
         self._file = tempfile.TemporaryFile(prefix="plam-undo-") if self._needed else io.BytesIO()
         return self
 
-    def note(self, job: Job) -> None:
+    def note(self, job: TensorJob) -> None:
         """To be called before the parameter of `job` is written to. Raises OSError when its file cannot be written."""
         offset = -1
         if job.key not in self._stored:
@@ -212,7 +212,7 @@ class NoUndo:
     def __enter__(self) -> NoUndo:
         return self
 
-    def note(self, job: Job) -> None:
+    def note(self, job: TensorJob) -> None:
         """Nothing has to be kept of any `job`."""
 
     def __exit__(self, *raised: object) -> None:
