@@ -48,7 +48,7 @@ Row = dict[str, Any]
 ColumnType = str | Mapping[str, str]  # a `datasets` value type, "image", or a struct of value types
 
 
-class HubError(PlamError, RuntimeError):
+class SuiteError(PlamError, RuntimeError):
     """The suite cannot be written where it was asked for, or a folder holds no usable suite."""
 
 
@@ -597,7 +597,7 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
         seed: of the scenes and the questions about them.
 
     Raises:
-        HubError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number.
+        SuiteError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number.
     """
     if documents_per_task < MINIMUM_DOCUMENTS or documents_per_task % 2:
         raise InputError(
@@ -609,9 +609,9 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
     if _is_current(folder, identity):
         return folder
     if folder.exists() and not folder.is_dir():
-        raise HubError(f"{folder} is a file: expected a folder for the offline suite")
+        raise SuiteError(f"{folder} is a file: expected a folder for the offline suite")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise HubError(f"{folder} is not empty and holds no {MANIFEST}: choose a new or an empty folder")
+        raise SuiteError(f"{folder} is not empty and holds no {MANIFEST}: choose a new or an empty folder")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
@@ -628,17 +628,17 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of the suite in `folder`; `manifest["tasks"]` is keyed by lmms-eval task name.
 
     Raises:
-        HubError: there is none, or it is of another version.
+        SuiteError: there is none, or it is of another version.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise HubError(f"no {MANIFEST} in {path.parent}: write the suite with `python -m plam_eval.demo.hub FOLDER`")
+        raise SuiteError(f"no {MANIFEST} in {path.parent}: write the suite with `python -m plam_eval.demo.hub FOLDER`")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise HubError(f"{path} is not JSON ({error}): write the suite again with plam_eval.demo.hub") from error
+        raise SuiteError(f"{path} is not JSON ({error}): write the suite again with plam_eval.demo.hub") from error
     if manifest.get("version") != VERSION or not manifest.get("complete"):
-        raise HubError(f"{path} is incomplete or not of version {VERSION}: write it again with plam_eval.demo.hub")
+        raise SuiteError(f"{path} is incomplete or not of version {VERSION}: write it again with plam_eval.demo.hub")
     manifest["tasks"] = {task: manifest["datasets"][name] for task, name in TASKS.items()}
     return manifest
 
@@ -692,7 +692,7 @@ def _identity(documents_per_task: int, seed: int) -> dict[str, Any]:
 def _is_current(folder: Path, identity: Mapping[str, Any]) -> bool:
     try:
         manifest = read_manifest(folder)
-    except HubError:
+    except SuiteError:
         return False
     return all(manifest.get(key) == value for key, value in identity.items()) and all(
         (folder / path).is_file() and _sha256(folder / path) == digest for path, digest in manifest["files"].items()

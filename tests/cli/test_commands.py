@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from plam_eval import cli, doctor
-from plam_eval.demo.hub import HubError
+from plam_eval.demo.hub import SuiteError
 from plam_eval.demo.run import DemoError
 from plam_eval.errors import ArgumentError, DamagedFileError, InputError, MergeError, OutsideError, PlamError
 from plam_eval.evaluation.comparable import IncomparableError
@@ -79,7 +79,7 @@ def test_errors_are_printed_as_they_were_written(plam: Call, failing: Any) -> No
             kind(NASTY)
             for kind in (
                 *(MergeError, EvaluationError, RecordError, SweepError, ScanError, ReportError),
-                *(DemoError, HubError, ProbeError, DamagedFileError, OutsideError, InputError, ArgumentError),
+                *(DemoError, SuiteError, ProbeError, DamagedFileError, OutsideError, InputError, ArgumentError),
             )
         ),
     ],

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from plam_eval.demo import hub
-from plam_eval.demo.hub import MANIFEST, HubError, main, read_manifest, text_prior, write_hub
+from plam_eval.demo.hub import MANIFEST, SuiteError, main, read_manifest, text_prior, write_hub
 from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, split_of
 
 DOCUMENTS = 60
@@ -274,7 +274,7 @@ def test_an_interrupted_exchange_is_not_readable_and_is_finished_by_the_next_cal
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**manifest, "complete": False}))
     shutil.rmtree(folder / "Lin-Chen")
-    with pytest.raises(HubError, match="incomplete"):
+    with pytest.raises(SuiteError, match="incomplete"):
         read_manifest(folder)
     write_hub(folder, documents_per_task=DOCUMENTS)
     assert contents(folder) == contents(suite)
@@ -284,7 +284,7 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path: Path, capsys: pyt
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "thesis.tex").write_text("...")
-    with pytest.raises(HubError, match=r"not empty and holds no plam_offline_suite\.json"):
+    with pytest.raises(SuiteError, match=r"not empty and holds no plam_offline_suite\.json"):
         write_hub(folder)
     assert main([str(folder)]) == 1
     assert "error: " in capsys.readouterr().err
@@ -299,8 +299,8 @@ def test_too_few_or_an_odd_number_of_documents_is_refused(documents: int, tmp_pa
 
 
 def test_a_missing_or_broken_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(HubError, match=r"python -m plam_eval\.demo\.hub"):
+    with pytest.raises(SuiteError, match=r"python -m plam_eval\.demo\.hub"):
         read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text('{"version": 1,')
-    with pytest.raises(HubError, match="not JSON"):
+    with pytest.raises(SuiteError, match="not JSON"):
         read_manifest(tmp_path)
