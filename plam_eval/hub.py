@@ -107,11 +107,11 @@ def small_file(repository: str, file: str, revision: str | None, largest: int) -
         raise
     except errors.LocalEntryNotFoundError as error:  # a subclass of EntryNotFoundError, but says nothing of the hub
         remedy = "download it elsewhere and pass the file"
-        raise HubError(refusal(repository, revision, file, unreachable or error, remedy=remedy)) from error
+        raise HubError(download_refusal(repository, revision, file, unreachable or error, remedy=remedy)) from error
     except errors.EntryNotFoundError as error:
         raise HubError(_instead(repository, file, revision)) from error
     except Exception as error:
-        raise HubError(refusal(repository, revision, file, error, remedy="pass a file")) from error
+        raise HubError(download_refusal(repository, revision, file, error, remedy="pass a file")) from error
     return path, commit_of(path)
 
 
@@ -133,7 +133,7 @@ def _instead(repository: str, file: str, revision: str | None) -> str:
     return f"{named} has no {file}; it has {shown}. Write {named}:{alike[0]}"
 
 
-def refusal(repository: str, revision: str | None, file: str, error: Exception, *, remedy: str) -> str:
+def download_refusal(repository: str, revision: str | None, file: str, error: Exception, *, remedy: str) -> str:
     """What the hub, or the way there, said when a file was asked for, each with what to do.
 
     Args:

@@ -51,7 +51,7 @@ def git_commit() -> str | None:
         return None
 
 
-def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_checkpoint(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Name, place and content of a checkpoint, JSON-able.
 
     Content hashes are computed here, when a result is recorded, and not before: a sweep or a merge at load waits for
@@ -68,7 +68,7 @@ def described(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None = None) -
 
     commit = {"commit": checkpoint.recorded_commit} if checkpoint.recorded_commit else {}  # of a folder in the cache
     identity = {"name": checkpoint.name, **commit, **(loaded or checkpoint.identity())}
-    if not content_hash.wanted():
+    if not content_hash.hashes_wanted():
         return identity
     try:
         content = checkpoint.content()
@@ -103,14 +103,14 @@ def provenance(
         checkpoint: the MLLM's; None where it is not known.
         base: the base LLM's; None where there is none, or it is not known.
         report: of the merge; None where there was none.
-        loaded: identities of MLLM and base when they were loaded, see `described`.
+        loaded: identities of MLLM and base when they were loaded, see `describe_checkpoint`.
     """
     return {
         "versions": versions(),
         "commit": git_commit(),
         "spec": spec.to_dict() if spec else None,
         "digest": spec.digest() if spec else None,
-        "checkpoint": described(checkpoint, loaded[0]) if checkpoint else None,
-        "base": described(base, loaded[1]) if base else None,
+        "checkpoint": describe_checkpoint(checkpoint, loaded[0]) if checkpoint else None,
+        "base": describe_checkpoint(base, loaded[1]) if base else None,
         "merge": report.to_dict() if report else None,
     }

@@ -17,7 +17,7 @@ SMALL = 100_000_000
 """Parameters up to which a model is small: its operations are too short to be worth a barrier."""
 
 
-def wanted(parameters: int) -> int | None:
+def threads_wanted(parameters: int) -> int | None:
     """Threads for a model on a CPU; None leaves torch's own number.
 
     `PLAM_THREADS` says it for every model. Where one of the standard variables is set, it stands.
@@ -43,7 +43,7 @@ _changed: tuple[int, int] | None = None
 
 
 def use(parameters: int) -> None:
-    """Let torch compute with as many threads as are `wanted` for a model on a CPU.
+    """Let torch compute with as many threads as are wanted for a model on a CPU.
 
     The number is the whole process's. So a model that is left torch's own gets back what a smaller one before it has
     changed, unless somebody else has said another number since.
@@ -52,12 +52,12 @@ def use(parameters: int) -> None:
         parameters: so many numbers in the model's weights.
 
     Raises:
-        InputError: as `wanted`.
+        InputError: as `threads_wanted`.
     """
     global _changed
     import torch
 
-    number, now = wanted(parameters), torch.get_num_threads()
+    number, now = threads_wanted(parameters), torch.get_num_threads()
     own = _changed[0] if _changed is not None and _changed[1] == now else now
     torch.set_num_threads(own if number is None else number)
     _changed = None if number is None else (own, number)

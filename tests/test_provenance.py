@@ -12,7 +12,7 @@ import pytest
 from plam_eval import provenance as module
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
-from plam_eval.provenance import described, git_commit, provenance, read_identity, versions
+from plam_eval.provenance import describe_checkpoint, git_commit, provenance, read_identity, versions
 from tests.helpers.llamas import Pair, load, write_llama
 
 
@@ -46,18 +46,20 @@ def test_a_checkpoint_that_changed_since_it_was_loaded_is_not_hashed(tmp_path: P
     folder = write_llama(tmp_path / "mllm", 1)
     checkpoint = Checkpoint.open(folder)
     loaded = checkpoint.identity()
-    assert "sha256" in described(checkpoint, loaded)
+    assert "sha256" in describe_checkpoint(checkpoint, loaded)
     shutil.copy(write_llama(tmp_path / "other", 2) / "model.safetensors", folder)
-    record = described(checkpoint, loaded)
+    record = describe_checkpoint(checkpoint, loaded)
     assert record == {"name": str(folder), **loaded, "not hashed": "the files have changed since they were loaded"}
     shutil.rmtree(folder)
-    assert "config.json" not in described(checkpoint, loaded) and "sha256" not in described(checkpoint, loaded)
+    assert "config.json" not in describe_checkpoint(checkpoint, loaded) and "sha256" not in describe_checkpoint(
+        checkpoint, loaded
+    )
 
 
 def test_hashing_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Checkpoint.open(write_llama(tmp_path / "mllm", 1))
     monkeypatch.setenv("PLAM_CONTENT_HASHES", "off")
-    assert described(checkpoint) == {"name": checkpoint.name, **checkpoint.identity()}
+    assert describe_checkpoint(checkpoint) == {"name": checkpoint.name, **checkpoint.identity()}
 
 
 def test_a_stored_fingerprint_is_read_under_its_old_name() -> None:

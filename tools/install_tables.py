@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from plam_eval.versions import EXTRAS, PARTS, PLATFORMS, PYTHON, PYTHONS, condition, refusal
+from plam_eval.versions import EXTRAS, PARTS, PLATFORMS, PYTHON, PYTHONS, condition, extra_refusal
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "install.md"
 
@@ -30,8 +30,8 @@ def combinations_table() -> str:
     for extra in EXTRAS:
         cells = []
         for where in PLATFORMS:
-            kept = [python for python in PYTHONS if refusal(python, where, extra) is None]
-            reasons = {refusal(python, where, extra) for python in PYTHONS} - {None}
+            kept = [python for python in PYTHONS if extra_refusal(python, where, extra) is None]
+            reasons = {extra_refusal(python, where, extra) for python in PYTHONS} - {None}
             words = [f"{kept[0]} to {kept[-1]}"] if kept else ["not installed"]
             if kept and (needs := condition(extra)):
                 words.append(needs)

@@ -22,7 +22,7 @@ _BLOCK = 8 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def wanted() -> bool:
+def hashes_wanted() -> bool:
     """Whether content hashes belong into provenance: `SWITCH` does not say no."""
     return os.environ.get(SWITCH, "on").lower() not in ("off", "0", "no", "false")
 

@@ -241,5 +241,5 @@ class HubFiles:
         """What the hub, or the way there, said; each with its own remedy."""
         remedy = f"download it elsewhere and pass the folder{f' as {self._role}=' if self._role else ''}"
         return CheckpointError(
-            f"{self.argument}: {hub.refusal(self.location, self.revision, file, error, remedy=remedy)}"
+            f"{self.argument}: {hub.download_refusal(self.location, self.revision, file, error, remedy=remedy)}"
         )

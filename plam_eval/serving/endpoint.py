@@ -19,7 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
-from plam_eval.serving.engine import WATCH_SECONDS, EngineBrokenError, check_merge, outcome_of
+from plam_eval.serving.engine import WATCH_SECONDS, EngineBrokenError, check_engine_merge, outcome_of
 from plam_eval.serving.gate import MAX_BYTES, Gate, parse_request
 from plam_eval.serving.options import BaseFiles
 from plam_eval.spec import PlateauSpec
@@ -228,7 +228,7 @@ class MergeEndpoint:
         spec = self._gate.spec(body.pop("plateau"), body)
         if spec is not None:
             self._asked.add(spec.base_model)
-        return spec, check_merge(self._engine.vllm_config, spec)
+        return spec, check_engine_merge(self._engine.vllm_config, spec)
 
     async def _swap(self, spec: PlateauSpec | None, base: BaseFiles | None = None) -> MergeReport | None:
         engine = self._engine

@@ -16,7 +16,7 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
-from plam_eval.serving.options import BaseFiles, base_files, open_model
+from plam_eval.serving.options import BaseFiles, base_files, open_engine_model
 from plam_eval.serving.worker import why_not_remerged
 from plam_eval.spec import PlateauSpec, load_spec
 
@@ -35,7 +35,7 @@ class EngineBrokenError(EngineError):
     """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
 
 
-def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
+def check_engine_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
     """Look at all that can be known before an engine is disturbed.
 
     Args:
@@ -55,7 +55,7 @@ def check_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
         return None
     config = vllm_config.model_config
     base = Checkpoint.open(spec.base_model)
-    plan_merge(spec, model=open_model(config), base=base)
+    plan_merge(spec, model=open_engine_model(config), base=base)
     return base_files(base)
 
 
@@ -122,7 +122,7 @@ def merge_engine(
     versions.check_installed(versions.OFFLINE)
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
-    base = check_merge(engine.vllm_config, spec)
+    base = check_engine_merge(engine.vllm_config, spec)
     if engine.has_unfinished_requests():
         raise EngineError("the engine has unfinished requests; collect their answers before another merge")
     content = spec.to_dict() if spec is not None else None

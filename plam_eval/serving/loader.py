@@ -30,7 +30,7 @@ from plam_eval.serving.options import (
     BaseFiles,
     base_files,
     open_base,
-    open_model,
+    open_engine_model,
     split_options,
 )
 from plam_eval.serving.state import ModelState, ReadFiles, named_report, set_state
@@ -75,7 +75,7 @@ class PlamModelLoader(DefaultModelLoader):
         if getattr(model_config, "runner_type", None) == "draft":  # a speculative draft model has no plateau
             yield from weights
             return
-        checkpoint = open_model(model_config)
+        checkpoint = open_engine_model(model_config)
         checkpoint.check_read_by_vllm()
         self._checkpoint = checkpoint
         files = ReadFiles.of(checkpoint)
@@ -163,7 +163,7 @@ def prepare_arguments(arguments: Any) -> None:
     options, rest = split_options(arguments.model_loader_extra_config)
     options.pop(BASE_FILES, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
-    model = open_model(arguments)
+    model = open_engine_model(arguments)
     model.check_read_by_vllm()
     files: BaseFiles | None = None
     if spec is not None:

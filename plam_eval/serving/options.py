@@ -54,7 +54,7 @@ def open_base(spec: PlateauSpec, files: BaseFiles | None) -> Checkpoint:
     return Checkpoint.open(files["location"], revision=files["commit"]) if files else Checkpoint.open(spec.base_model)
 
 
-def open_model(config: Any) -> Checkpoint:
+def open_engine_model(config: Any) -> Checkpoint:
     """The checkpoint that an engine serves.
 
     While offline vLLM puts the folder of the hub's cache in the place of the name, and leaves the revision beside it.

@@ -28,7 +28,7 @@ from plam_eval.serving.options import (
     BaseFiles,
     base_files,
     open_base,
-    open_model,
+    open_engine_model,
     split_options,
 )
 from plam_eval.serving.state import ModelState, ReadFiles, named_report, set_state, state_of
@@ -192,7 +192,7 @@ class _Reload:
     def _run(self) -> ModelState:
         model_config = self.worker.vllm_config.model_config
         # There is no old one where another load_format than ours has loaded it.
-        checkpoint = self.old.model.open() if self.old.model is not None else open_model(model_config)
+        checkpoint = self.old.model.open() if self.old.model is not None else open_engine_model(model_config)
         base, warnings = None, tuple[str, ...]()
         bases = dict(self.old.bases)
         if self.spec is not None:

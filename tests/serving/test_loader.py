@@ -23,7 +23,7 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place, merged_weights
 from plam_eval.serving import engine as engine_module
 from plam_eval.serving import loader, options
-from plam_eval.serving.engine import check_merge, merge_engine
+from plam_eval.serving.engine import check_engine_merge, merge_engine
 from plam_eval.serving.loader import PlamModelLoader
 from plam_eval.spec import load_spec
 from tests.helpers.engines import answers, engine, picture
@@ -138,7 +138,7 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
         parallel_config=SimpleNamespace(data_parallel_size=1),
         lora_config=None,
     )
-    assert check_merge(config, spec) == {"location": "org/base", "commit": "c" * 40}
+    assert check_engine_merge(config, spec) == {"location": "org/base", "commit": "c" * 40}
     assert ("org/mllm", "a" * 40) in opened
 
 

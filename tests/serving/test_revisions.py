@@ -42,7 +42,7 @@ def test_vllm_loads_the_commit_that_a_revision_is(hub: Hub, monkeypatch: pytest.
 
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.serving import loader
-    from plam_eval.serving.options import open_model
+    from plam_eval.serving.options import open_engine_model
 
     loader.register()
     config = config_of("pico/mllm@v2")
@@ -51,7 +51,7 @@ def test_vllm_loads_the_commit_that_a_revision_is(hub: Hub, monkeypatch: pytest.
     files = config.load_config.model_loader_extra_config["plateau_base"]
     assert files == {"location": "pico/base", "commit": OTHER}
     assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == "pico/base@v2"
-    assert open_model(model).recorded_commit == OTHER
+    assert open_engine_model(model).recorded_commit == OTHER
     with pytest.raises(CheckpointError, match="names the revision 'v2', and revision=v1 is given"):
         config_of("pico/mllm@v2", revision="v1")
 
@@ -65,9 +65,9 @@ def test_vllm_loads_the_commit_that_a_revision_is(hub: Hub, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     offline = config_of("pico/mllm@v2")
     assert Path(offline.model_config.model).name == OTHER
-    opened = open_model(offline.model_config)
+    opened = open_engine_model(offline.model_config)
     assert (opened.commit, opened.recorded_commit, opened.model_name) == (None, OTHER, "pico/mllm")
-    assert open_model(config_of("pico/mllm", revision="v2").model_config).recorded_commit == OTHER
+    assert open_engine_model(config_of("pico/mllm", revision="v2").model_config).recorded_commit == OTHER
     with pytest.raises(MergeError, match="names another revision than revision=v1"):
         config_of("pico/mllm@v2", revision="v1")
     with pytest.raises(MergeError, match="expected a branch, a tag or a commit"):

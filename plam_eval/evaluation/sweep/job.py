@@ -52,7 +52,7 @@ class Job:
         folder = Path(folder)
         files.check_writable(folder)
         files.check_free(folder, TABLES, PLAN)
-        checkpoint = open_model(config)
+        checkpoint = open_swept_model(config)
         num_layers = _count_layers(checkpoint)
         grid = grid or make_grid(config, num_layers)
         bases: dict[str, Checkpoint] = {}
@@ -160,7 +160,7 @@ def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> 
     )
 
 
-def open_model(config: SweepConfig) -> Checkpoint:
+def open_swept_model(config: SweepConfig) -> Checkpoint:
     """The checkpoint of the MLLM that a sweep is of; its headers only are read.
 
     Args:

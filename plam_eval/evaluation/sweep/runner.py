@@ -34,7 +34,7 @@ from plam_eval.evaluation.sweep.folder import (
     read_plan,
 )
 from plam_eval.evaluation.sweep.grid import Cell, cell_arguments
-from plam_eval.evaluation.sweep.job import Job, chunks, open_model
+from plam_eval.evaluation.sweep.job import Job, chunks, open_swept_model
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.harness import checks, evaluate, processes
 from plam_eval.harness.wrapper import HFWrapper, PlateauWrapper
@@ -213,7 +213,7 @@ def _check_unchanged(folder: Path, cell: Cell, config: SweepConfig) -> None:
     settings = read_plan(folder)["settings"]
     opened: list[tuple[str, Mapping[str, Any], Callable[[], Checkpoint]]] = []
     if "folder" in settings["checkpoint"]:
-        opened.append(("pretrained", settings["checkpoint"], lambda: open_model(config)))
+        opened.append(("pretrained", settings["checkpoint"], lambda: open_swept_model(config)))
     if cell.spec is not None and "folder" in settings["bases"].get(cell.spec.base_model, {}):
         base = cell.spec.base_model
         opened.append(("base", settings["bases"][base], lambda: Checkpoint.open(base)))
