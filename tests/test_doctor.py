@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli, doctor
+from plam_eval.harness import registry
 from plam_eval.spec import OVERRIDE_KEYS, SpecError
 
 if TYPE_CHECKING:
@@ -107,9 +108,11 @@ def test_a_filelock_that_lmms_eval_cannot_use_fails(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(doctor, "_NEEDED", ("lmms_eval",))
     monkeypatch.setattr(doctor, "_OPTIONAL", ())
     assert runner.invoke(cli.app, ["doctor"]).exit_code == 0
-    found = doctor.importlib.util.find_spec
+    found = registry.importlib.util.find_spec
     monkeypatch.setattr(
-        doctor.importlib.util, "find_spec", lambda name, *more: None if name == "filelock._api" else found(name, *more)
+        registry.importlib.util,
+        "find_spec",
+        lambda name, *more: None if name == "filelock._api" else found(name, *more),
     )
     result = runner.invoke(cli.app, ["doctor"])
     said = re.sub(r"[\s│]+", "", result.output)  # in a narrow terminal the cell has several lines

@@ -6,6 +6,7 @@ in one try block, so a manifest module that fails to import removes every other 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -130,6 +131,16 @@ def extend_task_manager() -> None:
         stock(self, verbosity, paths or None, include_defaults, prompt_id(model_name))
 
     wrap_once(TaskManager, "__init__", init)
+
+
+def import_problem() -> str | None:
+    """What the installed lmms-eval imports that is not there, and the remedy; None where it can evaluate.
+
+    Its evaluator imports this as it starts, long after `import lmms_eval` has gone well.
+    """
+    if importlib.util.find_spec("filelock._api") is None:
+        return "it imports filelock._api; pip install 'filelock<4.3'"
+    return None
 
 
 def manifests() -> list[Any]:

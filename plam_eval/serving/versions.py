@@ -16,11 +16,17 @@ from functools import lru_cache
 from plam_eval.errors import PlamError
 from plam_eval.versions import VLLM_READ, VLLM_TESTED
 
+ENGINE_MODULE = "vllm.entrypoints.llm"
+"""Importing it loads the engine, and what a build got wrong with it; `import vllm` loads nothing."""
+
+ENTRY_POINT_GROUPS = {"vllm.general_plugins": "load_format=plam", "vllm.endpoint_plugins": "POST /plam/merge"}
+"""Where vLLM looks for plugins, and what plam-eval registers in each."""
+
 _LOADER = "vllm.model_executor.model_loader.default_loader:DefaultModelLoader"
 _WORKER = "vllm.v1.worker.gpu_worker:Worker"
 _ASYNC = "vllm.v1.engine.async_llm:AsyncLLM"
 _ENGINE = "vllm.v1.engine.llm_engine:LLMEngine"
-_LLM = "vllm.entrypoints.llm:LLM"
+_LLM = f"{ENGINE_MODULE}:LLM"
 _LAYERWISE = "vllm.model_executor.model_loader.reload.layerwise"
 
 # "module:name" -> parameters that we pass or are passed, or fields that we set; of others only that they are there.
