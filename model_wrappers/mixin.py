@@ -18,10 +18,10 @@ import torch
 from loguru import logger
 
 from plam_eval.errors import ArgumentError, InputError, near_names
-from plam_eval.harness.answers import is_padding
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
+from plam_eval.harness.requests import is_padding, with_arguments
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.report import MergeReport
@@ -447,10 +447,11 @@ def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
     Stock wrappers edit those they are given, and the response cache would then store answers under keys it never looks
     up.
     """
-    copies = [copy.copy(request) for request in requests]
-    for own in copies:
-        own.arguments = tuple(copy.deepcopy(each) if isinstance(each, dict) else each for each in own.args)
-    return copies
+
+    def own_settings(argument: Any) -> Any:
+        return copy.deepcopy(argument) if isinstance(argument, dict) else argument
+
+    return [with_arguments(request, own_settings) for request in requests]
 
 
 install()

@@ -6,7 +6,6 @@ A store is a folder with a file for each process. Each line is one document that
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,32 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import FolderError
-
-Key = tuple[str, int]
-"""(task, doc_id)"""
+from plam_eval.harness.requests import Key, prompt_of
 
 Record = dict[str, Any]
 """A line of a store."""
 
 _FILES = "answers.rank*.jsonl"
-
-
-def key_of(request: Any) -> Key:
-    """Which document a request asks about.
-
-    Args:
-        request: lmms-eval's.
-    """
-    return request.task_name, request.doc_id
-
-
-def prompt_of(request: Any) -> str:
-    """A short digest of what a request asks.
-
-    Args:
-        request: lmms-eval's.
-    """
-    return hashlib.sha256(str(request.args[0]).encode()).hexdigest()[:16]
 
 
 def document_of(request: Any) -> Record:

@@ -14,10 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from plam_eval.evaluation import records, variants
-from plam_eval.evaluation.answer_store import AnswerStore, Key, Record, document_of, key_of, prompt_problem
+from plam_eval.evaluation.answer_store import AnswerStore, Record, document_of, prompt_problem
 from plam_eval.evaluation.scan_folder import ScanError
 from plam_eval.harness.answers import score_answers, task_configs, tasks_of
 from plam_eval.harness.errors import NoScoreError
+from plam_eval.harness.requests import Key, generated_alike, key_of
 from plam_eval.harness.tasks import score_of_task
 from plam_eval.harness.wrapper import HFWrapper, text_of, writable
 
@@ -96,7 +97,7 @@ class CutRecorder:
         """Documents to be answered together: neighbours that are to be generated for alike."""
         batch: list[Key] = []
         for key in keys:
-            if batch and (len(batch) == self.batch_size or asked[batch[0]].args[2] != asked[key].args[2]):
+            if batch and (len(batch) == self.batch_size or not generated_alike(asked[batch[0]], asked[key])):
                 yield batch
                 batch = []
             batch.append(key)

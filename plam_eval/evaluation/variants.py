@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.requests import with_arguments
 from plam_eval.harness.wrapper import HFWrapper, text_of
 
 
@@ -165,6 +166,4 @@ def _remembering(request: Any) -> Any:
 
         return remembered
 
-    own = copy.copy(request)
-    own.arguments = tuple(once(argument) if callable(argument) else argument for argument in request.args)
-    return own
+    return with_arguments(request, lambda argument: once(argument) if callable(argument) else argument)

@@ -8,15 +8,6 @@ from typing import Any
 from plam_eval.harness.tasks import cluster_of_document, has_clusters
 
 
-def is_padding(request: Any) -> bool:
-    """Whether lmms-eval only asks so that all processes are asked equally often; nobody reads the answer.
-
-    Args:
-        request: lmms-eval's.
-    """
-    return bool(request.metadata.get("__padding_only__"))
-
-
 def note_clusters(tasks: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]]) -> None:
     """Adds `group` to the sample logs of tasks whose documents share images: the logs themselves do not say it.
 

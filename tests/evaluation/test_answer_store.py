@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from plam_eval.evaluation import answer_store
-from plam_eval.evaluation.answer_store import AnswerStore, document_of, key_of, prompt_problem
+from plam_eval.evaluation.answer_store import AnswerStore, document_of, prompt_problem
+from plam_eval.harness.requests import key_of
 
 
 def request(doc_id: int, prompt: str = "Is there a dog?") -> Any:

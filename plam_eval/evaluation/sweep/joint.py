@@ -19,9 +19,9 @@ from loguru import logger
 from tqdm import tqdm
 
 from plam_eval.evaluation import answer_store, variants
-from plam_eval.evaluation.answer_store import AnswerStore, Key, Record, key_of
-from plam_eval.harness.answers import is_padding
+from plam_eval.evaluation.answer_store import AnswerStore, Record
 from plam_eval.harness.errors import EvaluationError, GenerationError
+from plam_eval.harness.requests import Key, is_padding, key_of
 from plam_eval.harness.wrapper import HFWrapper, answer_from_dict, answer_to_dict, text_of
 from plam_eval.spec import PlateauSpec
 
