@@ -17,7 +17,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentError, InputError, near_names
+from plam_eval.errors import ArgumentError, InputError, did_you_mean
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install
 from plam_eval.harness.registry import WRAPPERS
@@ -387,10 +387,7 @@ def check_arguments(
     taken = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
     unknown = [name for name in given if name not in taken and name != "max_batch_size"]
     if unknown:
-        hints = []
-        for name in unknown:
-            near = near_names(name, taken, cutoff=0.6)
-            hints.append(f"{name}" + (f" (did you mean {near[0]}?)" if near else ""))
+        hints = [f"{name}{did_you_mean(name, taken)}" for name in unknown]
         raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(taken)}")
     problems = [
         f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"

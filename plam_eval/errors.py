@@ -136,6 +136,18 @@ def near_names(word: object, names: Iterable[str], *, most: int = 1, cutoff: flo
     return difflib.get_close_matches(str(word)[:80], list(names), n=most, cutoff=cutoff)
 
 
+def did_you_mean(word: object, names: Iterable[str], *, most: int = 1) -> str:
+    """For an error that lists unknown words, after each: " (did you mean mme?)", or nothing where none is near.
+
+    Args:
+        word: what was found.
+        names: those that could have been meant.
+        most: so many of them at most.
+    """
+    near = near_names(word, names, most=most, cutoff=0.6)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
 def hint(word: object, words: Iterable[str]) -> str:
     """For an error about an unknown word: the nearest known one, and all of them.
 

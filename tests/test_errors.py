@@ -12,6 +12,7 @@ from plam_eval.errors import (
     MergeError,
     ProblemsError,
     changed_settings,
+    did_you_mean,
     hint,
     near_names,
     validation_problems,
@@ -57,6 +58,7 @@ def test_errors_are_caught_by_what_they_were() -> None:
 def test_a_near_name_is_offered_and_all_are_told() -> None:
     assert hint("popes", ["pope", "mme"]) == "did you mean 'pope'? known: pope, mme"
     assert hint("xyz", ["pope", "mme"]) == "known: pope, mme"
+    assert did_you_mean("popes", ["pope", "mme"]) == " (did you mean pope?)" and did_you_mean("xyz", ["pope"]) == ""
     assert near_names("gqa_x", ["gqa", "gqa_y", "pope"], most=2) == ["gqa_y", "gqa"]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import near_names
+from plam_eval.errors import did_you_mean
 from plam_eval.harness.errors import EvaluationError, TaskNameError
 from plam_eval.harness.registry import extend_task_manager, prompt_id
 from plam_eval.harness.tasks import TASKS
@@ -98,10 +98,7 @@ def check_names(names: Sequence[str], existing: list[str]) -> None:
     if not names:
         raise TaskNameError("tasks: found no name, expected names of tasks or groups, separated by commas")
     if unknown := [name for name in names if name not in existing]:
-        hints = []
-        for name in unknown:
-            near = near_names(name, existing, most=3, cutoff=0.6)
-            hints.append(f"{name!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+        hints = [f"{name!r}{did_you_mean(name, existing, most=3)}" for name in unknown]
         apart = any(mark in name for name in unknown for mark in " ;\t")
         raise TaskNameError(
             f"no task or group of this name: {'; '.join(hints)}{'; names are separated by commas' if apart else ''}"
