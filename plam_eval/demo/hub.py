@@ -37,7 +37,7 @@ from PIL import Image
 from plam_eval import files
 from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask_about
-from plam_eval.demo.scenes import Drawing, Scene, draw, scene_of
+from plam_eval.demo.scenes import Drawing, Scene, scene_of
 from plam_eval.errors import InputError, PlamError, system_error
 from plam_eval.terminal import Terminal, labelled
 
@@ -203,7 +203,7 @@ class _Asker:
 
     def _picture(self, scene: Scene) -> _Picture:
         self._used.add(scene.key)
-        drawing: Drawing = draw(scene, seed=self.rng.getrandbits(32))
+        drawing: Drawing = scenes.draw(scene, seed=self.rng.getrandbits(32))
         return _Picture(scene, _png(drawing.image), drawing.boxes)
 
     def _scenes(self) -> Iterator[Scene]:
