@@ -20,7 +20,7 @@ from loguru import logger
 from plam_eval.errors import ArgumentError, InputError, near_names
 from plam_eval.harness.answers import is_padding
 from plam_eval.harness.evaluate import parse_model_args
-from plam_eval.harness.patches import check_failures, install
+from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
@@ -453,4 +453,4 @@ def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
     return copies
 
 
-install()
+install_patches()
