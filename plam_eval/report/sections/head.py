@@ -10,7 +10,7 @@ from typing import Any
 
 from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.scan_folder import Scan, read_settings
+from plam_eval.evaluation.scan_folder import UNMASKED, Scan, read_settings
 from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.harness.run_files import result_files
@@ -82,7 +82,7 @@ def links() -> list[tuple[str, str]]:
 def _dates(sources: Sources) -> list[str]:
     """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
     runs = [*sources.runs.values(), *(run for findings in sources.sweeps.values() for run in findings.runs.values())]
-    files = [file for scan in sources.scans.values() for file in result_files(scan.folder / "unmasked")]
+    files = [file for scan in sources.scans.values() for file in result_files(scan.folder / UNMASKED)]
     return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
 
 
