@@ -96,7 +96,7 @@ def runs_sections(
         if looking.examples:
             blocks += changed_documents({reference: runs[reference], name: runs[name]}, looking, changed)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))
-    shares = tables.tasks.groupby("run")["parsable"].mean()
+    shares = tables.parsable_by_run()
     table = table_block(
         "Scores are means over tasks of the documents' scores",
         records_of(tables.runs),
