@@ -184,7 +184,7 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         output: folder for the suite.
     """
     from plam_eval.demo import run
-    from plam_eval.harness.evaluate import evaluate
+    from plam_eval.harness.evaluate import evaluate as run_evaluation
     from plam_eval.model_wrappers.llava import PlamLlavaChat
     from plam_eval.model_wrappers.vllm import PlamVLLMChat
 
@@ -197,9 +197,9 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     answers = {}
     for name, (model, batch) in models.items():
-        evaluate(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
+        run_evaluation(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
         began = time.perf_counter()
-        finished = evaluate(model, "plam9", batch_size=batch)
+        finished = run_evaluation(model, "plam9", batch_size=batch)
         assert finished is not None
         seconds = time.perf_counter() - began
         answers[name] = [

@@ -19,7 +19,7 @@ from loguru import logger
 
 from plam_eval.errors import ArgumentError, InputError, did_you_mean
 from plam_eval.harness.evaluate import parse_model_args
-from plam_eval.harness.patches import check_failures, install
+from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.requests import is_padding, with_arguments
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
@@ -451,4 +451,4 @@ def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
     return [with_arguments(request, own_settings) for request in requests]
 
 
-install()
+install_patches()

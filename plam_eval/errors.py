@@ -195,8 +195,17 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         before: what a folder was made with.
         now: what is asked of it now.
     """
-    return "; ".join(
-        f"{name} (was {before.get(name)!r}, is {now.get(name)!r})"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    )
+    names = dict.fromkeys([*before, *now])
+    return "; ".join(f"{name} (was {was!r}, is {value!r})" for name, was, value in changes(before, now, names))
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> list[tuple[str, Any, Any]]:
+    """Each of some names whose value is another one now, with the value before and that of now.
+
+    Args:
+        before: values by name; None stands for one that is missing.
+        now: the same, later.
+        names: those that are looked at.
+    """
+    values = [(name, before.get(name), now.get(name)) for name in names]
+    return [(name, was, value) for name, was, value in values if was != value]

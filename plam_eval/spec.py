@@ -21,7 +21,7 @@ from plam_eval import hub
 from plam_eval.arguments import read_number, read_whole_number, takes
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
 from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
-from plam_eval.yaml_reader import LARGEST_FILE, not_a_mapping, parse_yaml, read_yaml
+from plam_eval.yaml_reader import LARGEST_FILE, mapping_problems, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
 MODULES: dict[str, str] = {
@@ -445,10 +445,6 @@ def _nowhere(written: str, names: list[str]) -> str:
 
 
 def _fields(origin: str, data: Any) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise SpecError(
-            f"found {not_a_mapping(data)}, expected fields, one a line, as `base_model: org/name`", origin=origin
-        )
-    if strange := [key for key in data if not isinstance(key, str)]:
-        raise SpecError(*(f"found {quoted(key)} as a key, expected a word" for key in strange), origin=origin)
-    return data
+    if problems := mapping_problems(data, "fields, one a line, as `base_model: org/name`"):
+        raise SpecError(*problems, origin=origin)
+    return dict(data)

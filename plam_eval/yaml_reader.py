@@ -53,12 +53,19 @@ def read_yaml(path: str | Path) -> Any:
         raise YamlError(f"line {line}: byte 0x{content[error.start]:02x} is not UTF-8; save it as UTF-8") from error
 
 
-def not_a_mapping(data: Any) -> str:
-    """What a YAML file holds that should hold `key: value` lines, in words.
+def mapping_problems(data: Any, expected: str) -> list[str]:
+    """Why what a YAML file holds is no mapping with words as its keys, in words; empty where it is one.
 
     Args:
-        data: what was read from it, anything but a mapping.
+        data: what was read from the file.
+        expected: what it should hold, with an example, for the message.
     """
+    if not isinstance(data, dict):
+        return [f"found {_not_a_mapping(data)}, expected {expected}"]
+    return [f"found {quoted(key)} as a key, expected a word" for key in data if not isinstance(key, str)]
+
+
+def _not_a_mapping(data: Any) -> str:
     if data is None:
         return "an empty file"
     if isinstance(data, str):

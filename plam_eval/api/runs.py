@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plam_eval.api.shared import Arguments, Words, split_words
+from plam_eval.api.shared import Arguments, Words, words_of
 from plam_eval.api.sweeps import evaluate_job
 from plam_eval.arguments import (
     ARGUMENTS,
@@ -99,7 +99,7 @@ def compare(
         logged = wandb.Settings.read(wandb_args)
         first, second = (read_run(folder) for folder in folders)
         if tasks:
-            first, second = (run.only(split_words(tasks)) for run in (first, second))
+            first, second = (run.only(words_of(tasks)) for run in (first, second))
         names = [str(folder) for folder in folders]
         if names[0] == names[1]:
             names = ["first", "second"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, free_memory, split_words
+from plam_eval.api.shared import Arguments, Words, free_memory, words_of
 from plam_eval.arguments import ARGUMENTS, NAME, PATH, TEXT, WORDS, count, real, takes, write_words
 from plam_eval.errors import ArgumentError, InputError
 
@@ -116,7 +116,7 @@ def scan(
     note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
     if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
-    settings = {"model": model_id, "model_args": arguments, "tasks": split_words(tasks), **asked}
+    settings = {"model": model_id, "model_args": arguments, "tasks": words_of(tasks), **asked}
     with logged.run("scan", pretrained or model_id, settings) as log:
         wrapper = model
         if isinstance(model, str):
@@ -174,7 +174,7 @@ def plateau(
     folder = Path(curve)
     return scans.conclude(
         folder.parent if folder.is_file() else folder,
-        tasks=split_words(tasks) if tasks else None,
+        tasks=words_of(tasks) if tasks else None,
         base_model=base,
         margin=margin,
         confidence=confidence,

@@ -13,7 +13,7 @@ Arguments = str | Mapping[str, Any]
 """`key=value,...` as lmms-eval takes it, or a mapping."""
 
 
-def split_words(words: Words) -> list[str]:
+def words_of(words: Words) -> list[str]:
     """The words of `words` as a list; in one text they stand between commas."""
     return [word.strip() for word in words.split(",")] if isinstance(words, str) else list(words)
 

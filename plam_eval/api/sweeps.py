@@ -66,7 +66,7 @@ def sweep(
         layers: "24:36", "plateau", "early", "middle", "late", "all", "starts[:STEP]", "windows:WIDTH[:STEP]".
         weights: of the MLLM and the base: "0.9+0.3,0.8+0.4" or [(0.9, 0.3), (0.8, 0.4)].
         modules: qkvo, qk, vo, mlp, all, or names joined by "+".
-        controls: beside every merge: self_scale, normalized, noise (all by default), or "none".
+        controls: beside every merge: names of registered controls (all by default), or "none".
         seeds: of the controls that draw.
         select: choose the best merge on so many documents of each task, and report on the others.
         limit: at most so many documents of each task.

@@ -34,9 +34,10 @@ from typing import Any
 
 from PIL import Image
 
+from plam_eval import files
 from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask_about
-from plam_eval.demo.scenes import Drawing, Scene, draw, scene_of
+from plam_eval.demo.scenes import Drawing, Scene, scene_of
 from plam_eval.errors import InputError, PlamError, system_error
 from plam_eval.terminal import Terminal, labelled
 
@@ -202,7 +203,7 @@ class _Asker:
 
     def _picture(self, scene: Scene) -> _Picture:
         self._used.add(scene.key)
-        drawing: Drawing = draw(scene, seed=self.rng.getrandbits(32))
+        drawing: Drawing = scenes.draw(scene, seed=self.rng.getrandbits(32))
         return _Picture(scene, _png(drawing.image), drawing.boxes)
 
     def _scenes(self) -> Iterator[Scene]:
@@ -734,10 +735,8 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    path = folder / MANIFEST
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(manifest, ensure_ascii=False)
+    files.write_in_one_step(folder / MANIFEST, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _write_table(folder: Path, table: Table, rows: list[Row]) -> Path:

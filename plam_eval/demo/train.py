@@ -60,7 +60,8 @@ from plam_eval.demo.questions import (
     ask_about,
     describe_scene,
 )
-from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, draw, scene_of
+from plam_eval.demo.scenes import COLORS, DIGITS, IMAGE_SIZE, POSITIONS, SHAPES, Scene, scene_of
+from plam_eval.demo.scenes import draw as draw_scene
 from plam_eval.files import write_in_one_step
 from plam_eval.terminal import Terminal
 
@@ -264,7 +265,7 @@ def make_batch(
     same = branch_of[:, :, None] == branch_of[:, None, :]
     causal = torch.ones(longest, longest, dtype=torch.bool).tril()
     mask = (same | (branch_of[:, None, :] == 0)) & causal
-    pixels = pixel_values([draw(s, rng.getrandbits(32)).image for s in scenes]) if images else None
+    pixels = pixel_values([draw_scene(s, rng.getrandbits(32)).image for s in scenes]) if images else None
     return Batch(
         padded(0, tokenizer.pad_token_id), padded(1, 0), mask[:, None], padded(3, -100), padded(4, 0), spans, pixels
     )
@@ -595,7 +596,7 @@ def train_tower(settings: Settings, folder: Path) -> tuple[CLIPVisionModel, dict
     side = IMAGE_SIZE // PATCH_SIZE
 
     def logits(scenes: list[Scene], rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = pixel_values([draw(s, rng.getrandbits(32)).image for s in scenes])
+        pixels = pixel_values([draw_scene(s, rng.getrandbits(32)).image for s in scenes])
         features = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         cells = features.view(len(scenes), 2, side // 2, 2, side // 2, -1).mean((2, 4)).flatten(1, 2)
         return heads[0](cells), heads[1](cells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.stats import Paired, format_p
+from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import CELLS
 from plam_eval.evaluation.sweep.grid import MERGED, PLAIN
@@ -107,6 +107,7 @@ class Comparisons:
         p_holm: by name of another: p of its mean over tasks, adjusted for all of them.
         problems: by name of another that cannot be compared: why.
         warnings: by name of another that was asked alike: what a reader of its figures should know.
+        directions: by task of the reference: 1 where a higher score is better, -1 where a lower one is.
     """
 
     reference: str
@@ -114,6 +115,33 @@ class Comparisons:
     p_holm: dict[str, float]
     problems: dict[str, list[str]]
     warnings: dict[str, list[str]]
+    directions: Mapping[str, int]
+
+    def effect(self, name: str) -> str | None:
+        """How a run's mean over tasks stands to the reference's.
+
+        Args:
+            name: of a compared run.
+
+        Returns:
+            "better" or "worse"; "other" where lower is better in some tasks and higher in others, so that a difference
+            is neither; None where no difference is shown.
+        """
+        signs = set(self.directions.values())
+        shown = stats.effect(self.rows[name][-1].difference, self.p_holm[name], next(iter(signs)))
+        return "other" if shown and len(signs) > 1 else shown
+
+
+def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int]) -> list[Paired]:
+    """Of several tasks those whose interval lies on the worse side of 0, which a mean over tasks can hide.
+
+    Args:
+        rows: of the tasks, and of the mean over them, as `stats.compare` gives them.
+        directions: by task, 1 where higher is better, -1 where lower is.
+    """
+    tasks = [row for row in rows if row.task != OVERALL]
+    worse = [row for row in tasks if (row.high if directions.get(row.task, 1) > 0 else -row.low) < 0]
+    return worse if len(tasks) > 1 else []
 
 
 def compare_with_one(runs: Mapping[str, Run]) -> Comparisons | None:
@@ -141,7 +169,8 @@ def compare_with_one(runs: Mapping[str, Run]) -> Comparisons | None:
     if others:
         rows = stats.compare_many(scored[reference].samples, others, directions=scored[reference].directions)
     adjusted = stats.holm([comparisons[-1].p for comparisons in rows.values()])
-    return Comparisons(reference, rows, dict(zip(rows, adjusted, strict=True)), problems, warnings)
+    p_holm = dict(zip(rows, adjusted, strict=True))
+    return Comparisons(reference, rows, p_holm, problems, warnings, runs[reference].directions)
 
 
 def _asked_alike(runs: Mapping[str, Run], reference: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

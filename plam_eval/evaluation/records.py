@@ -88,6 +88,10 @@ class Run:
         """Mean score by task, in the order of the results."""
         return self.samples.groupby("task", sort=False)["score"].mean()
 
+    def mean_score(self) -> float:
+        """Mean over tasks of their mean scores, without those of no score; NaN where that is all."""
+        return float(self.accuracy().mean())
+
     def only(self, tasks: Iterable[str]) -> Run:
         """The run with some of its tasks.
 
@@ -110,12 +114,18 @@ class Run:
         notes = tuple(note for note in self.notes if note.partition(":")[0] in tasks)
         return replace(self, results=results, samples=samples, unscored=unscored, notes=notes)
 
+    @property
+    def higher_is_better(self) -> dict[str, Mapping[str, Any]]:
+        """By task and metric, whether a higher value is better, as far as the results say it."""
+        stored = self.results.get("higher_is_better") or {}
+        return {task: by_metric or {} for task, by_metric in stored.items()}
+
     @cached_property
     def directions(self) -> dict[str, int]:
         """By task: 1 where a higher score is better, -1 where a lower one is."""
-        stored = self.results.get("higher_is_better") or {}
         metrics = {str(task): rows.iloc[0] for task, rows in self.samples.groupby("task", sort=False)["metric"]}
-        return {task: -1 if (stored.get(task) or {}).get(metric) is False else 1 for task, metric in metrics.items()}
+        stored = self.higher_is_better
+        return {task: -1 if stored.get(task, {}).get(metric) is False else 1 for task, metric in metrics.items()}
 
     def summary(self) -> dict[str, Any]:
         """One row of the table of runs: what was evaluated, and by what."""
@@ -139,7 +149,7 @@ class Run:
             "base_weight": weights.get("base_model"),
             "rule": spec.get("rule"),
             "documents": len(self.samples),
-            "accuracy": self.accuracy().mean(),
+            "accuracy": self.mean_score(),
             "mode": self.mode,
             "dtype": block.get("dtype"),
             "limit": config.get("limit"),
@@ -171,6 +181,10 @@ class Tables(NamedTuple):
     tasks: pd.DataFrame
     metrics: pd.DataFrame
     samples: pd.DataFrame
+
+    def parsable_by_run(self) -> pd.Series:
+        """By run, the mean over its tasks of the share of parsable answers; NaN where no task asks for a form."""
+        return self.tasks.groupby("run")["parsable"].mean()
 
 
 def tables(runs: dict[str, Run]) -> Tables:

@@ -23,6 +23,7 @@ from plam_eval.evaluation.scan_folder import (
     SAMPLES,
     SPEC,
     STAGES,
+    UNMASKED,
     Scan,
     ScanError,
     check_folder,
@@ -119,7 +120,7 @@ def scan(
                 checked.scored,
                 limit=limit,
                 offset=offset,
-                output=folder / "unmasked",
+                output=folder / UNMASKED,
                 gen_kwargs=gen_kwargs,
                 include_path=include_path,
             )

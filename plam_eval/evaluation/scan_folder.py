@@ -16,6 +16,8 @@ from plam_eval.spec import PlateauSpec, load_spec
 
 SETTINGS, SAMPLES, STAGES, SPEC = "scan.json", "samples.parquet", "stages.json", "plateau.yaml"
 LOCK = "scan.lock"
+UNMASKED = "unmasked"
+"""Folder in it: the run without a cut, as lmms-eval writes one."""
 CURVE_FILES = ("curve.csv", "curve.parquet", "curve.png", "curve.svg")
 
 

@@ -17,6 +17,9 @@ from plam_eval.errors import InputError
 OVERALL = "overall"
 """The `task` of the comparison that is the unweighted mean over tasks."""
 
+SIGNIFICANT = 0.05
+"""From this p on, no difference is shown."""
+
 _FLIPS = 19_999  # random sign flips where there are too many to try all
 SMALLEST_P = 2 / (_FLIPS + 1)
 """The smallest p that random sign flips give."""
@@ -96,6 +99,19 @@ class Paired:
     parsable_first: float
     parsable_second: float
     needed: int | None
+
+
+def effect(difference: float, p: float, sign: int) -> str | None:
+    """ "better" or "worse", as the second of two runs is; None where no difference is shown.
+
+    Args:
+        difference: of their scores, second minus first.
+        p: its p, adjusted where it is one of several.
+        sign: 1 where a higher score is better, -1 where a lower one is.
+    """
+    if p >= SIGNIFICANT:
+        return None
+    return "better" if (difference > 0) == (sign > 0) else "worse"
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from plam_eval.arguments import read_words
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.lookup import check_limit, check_names, leaves_of, task_manager, task_names
-from plam_eval.harness.patches import install
+from plam_eval.harness.patches import install_patches
 from plam_eval.harness.run_files import write_run
 
 
@@ -74,7 +74,7 @@ def evaluate(
     from lmms_eval.__main__ import parse_eval_args
     from lmms_eval.utils import get_datetime_str
 
-    install()
+    install_patches()
     names = task_names(tasks)
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise EvaluationError(f"limit is {limit!r}; expected a whole number of documents per task, at least 1")
@@ -155,7 +155,7 @@ def check_model(model_id: str, arguments: Mapping[str, Any], *, force_simple: bo
     """
     from lmms_eval.models import get_model
 
-    install()
+    install_patches()
     check = getattr(get_model(model_id, force_simple=force_simple), "check", None)
     return None if check is None else check(**arguments)  # vLLM's is made before its engine starts
 
@@ -171,7 +171,7 @@ def make_model(model_id: str, arguments: Mapping[str, Any], *, batch_size: int =
     """
     from lmms_eval.models import get_model
 
-    install()
+    install_patches()
     return get_model(model_id, force_simple=force_simple)(**{"batch_size": batch_size, **arguments})
 
 

@@ -25,7 +25,7 @@ from plam_eval.harness.run_files import RECORD_KEY, later_than_others
 from plam_eval.patching import wrap_once
 
 
-def install() -> None:
+def install_patches() -> None:
     """All patches. Called when one of our wrappers is imported; calling it again does nothing."""
     extend_task_manager()
     from lmms_eval import evaluator

@@ -55,7 +55,7 @@ class Score:
         """
         metric = next((name for name in (self.metric, *self.also) if name in sample), None)
         if metric is None:
-            raise NoScoreError(f"expected {self.metric} in its log, found {listed(entries_of(sample))}")
+            raise NoScoreError(f"expected {self.metric} in its log, found {words_or_nothing(entries_of(sample))}")
         entry = sample[metric]
         try:
             score = float(self.read(entry))
@@ -139,7 +139,7 @@ def entries_of(sample: Mapping[str, Any]) -> list[str]:
     return [name for name in sample if name not in _NO_METRIC]
 
 
-def listed(words: Iterable[str]) -> str:
+def words_or_nothing(words: Iterable[str]) -> str:
     """Words in a row, or that there are none.
 
     Args:

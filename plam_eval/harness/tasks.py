@@ -18,12 +18,12 @@ from typing import Any
 
 from plam_eval.harness import scoring
 from plam_eval.harness.errors import NoScoreError
-from plam_eval.harness.task_row import ONE_EACH, Cluster, Document, Entry, Score, Task, listed
+from plam_eval.harness.task_row import ONE_EACH, Cluster, Document, Entry, Score, Task, words_or_nothing
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
 
 
-def number(entry: Entry) -> float:
+def as_score(entry: Entry) -> float:
     """An entry that is the score itself.
 
     Args:
@@ -45,7 +45,7 @@ def field(name: str) -> Callable[[Entry], float]:
     Args:
         name: of the field.
     """
-    return lambda entry: number(entry[name])
+    return lambda entry: as_score(entry[name])
 
 
 def equal_letters(entry: Entry) -> float:
@@ -67,7 +67,7 @@ def _equal(entry: Entry, given: str, true: str) -> float:
 
 def _mmvet(entry: Entry) -> float:
     """MM-Vet logs a score of 0 and no judge's name where the judge did not answer."""
-    return number(entry["score"]) if entry["eval_model"] else math.nan
+    return as_score(entry["score"]) if entry["eval_model"] else math.nan
 
 
 def _half_overlap(entry: Entry) -> float:
@@ -139,8 +139,8 @@ def _each(names: str, task: Task) -> dict[str, Task]:
     return dict.fromkeys(names.split(), task)
 
 
-_EXACT_MATCH = Score("exact_match", number, stock="exact_match")
-_ANLS = Score("anls", number, stock="anls")
+_EXACT_MATCH = Score("exact_match", as_score, stock="exact_match")
+_ANLS = Score("anls", as_score, stock="anls")
 _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
 _SEVERAL = Task(unscored="a document holds several questions, and each counts")
@@ -148,7 +148,7 @@ _REGION = Cluster("image", of_document=_coco_image)
 
 TASKS: dict[str, Task] = {
     "gqa": Task(
-        Score("exact_match", number, stock="exact_match"),
+        Score("exact_match", as_score, stock="exact_match"),
         Cluster("image", of_document=lambda doc: str(doc["imageId"])),
     ),
     # The judge of the other variants reads an answer as the static rules do wherever these can.
@@ -171,7 +171,7 @@ TASKS: dict[str, Task] = {
         Score("pope_accuracy", field("score"), stock="pope_accuracy"),
         Cluster("image", of_document=lambda doc: str(doc["image_source"])),
     ),
-    "realworldqa": Task(Score("exact_match", number, stock="exact_match"), ONE_EACH),
+    "realworldqa": Task(Score("exact_match", as_score, stock="exact_match"), ONE_EACH),
     "seedbench_2_plus": Task(
         Score("seedbench_2_plus_all", equal_letters, stock="seedbench_2_plus_all"),
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
@@ -183,7 +183,7 @@ TASKS: dict[str, Task] = {
     **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
     **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH)),
     **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH)),
-    **_each("chartqa chartqa_lite", Task(Score("relaxed_overall", number, stock="relaxed_overall"))),
+    **_each("chartqa chartqa_lite", Task(Score("relaxed_overall", as_score, stock="relaxed_overall"))),
     **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH)),
     "ocrbench": Task(
         Score(
@@ -296,8 +296,8 @@ def score_of_task(task: str, config: Mapping[str, Any]) -> Score:
     for metric, aggregation in declared.items():
         if aggregation == "mean":
             # Error rates and counts have no upper end: an answer may have more wrong words than its target has words.
-            return Score(metric, number, stock=metric, high=math.inf if falls(metric, config) else 1.0)
-    metrics = listed(f"{metric} ({_shown(aggregation)})" for metric, aggregation in declared.items())
+            return Score(metric, as_score, stock=metric, high=math.inf if falls(metric, config) else 1.0)
+    metrics = words_or_nothing(f"{metric} ({_shown(aggregation)})" for metric, aggregation in declared.items())
     raise NoScoreError(f"it declares no metric that is a mean over documents; it declares {metrics}")
 
 

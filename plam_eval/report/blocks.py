@@ -202,7 +202,7 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def clip(text: str, length: int, whole: int) -> Clip:
+def clip_text(text: str, length: int, whole: int) -> Clip:
     """The start of a text, and what opens behind it.
 
     Args:

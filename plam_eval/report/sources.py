@@ -65,16 +65,7 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
                     sources.scans[name] = scan_folder.load(_own(file, folder).parent)
             else:
                 sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
-        files = [folder] if folder.is_file() else result_files(folder)
-        files = [f for f in files if not any(owner in f.parents for owner in owners) and not _hidden(f, folder)]
-        for file in files:
-            if not _new(file, seen):
-                continue
-            with _noted(sources, "A run", file):
-                for one in (file, *file.parent.glob(f"{file.name.removesuffix('results.json')}samples_*.jsonl")):
-                    _own(one, folder)
-                run = records.read_run(file)
-                sources.runs[_run_name(file, folder, files, sources.runs)] = run
+        _read_runs(folder, owners, sources, seen)
         if len(seen) == before and not owners:
             sources.notes.append(f"{folder}: nothing of a sweep, a scan or a run in it.")
     if not (sources.sweeps or sources.scans or sources.runs):
@@ -85,6 +76,20 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
             "--log_samples (*_results.json beside its sample logs)"
         )
     return sources
+
+
+def _read_runs(folder: Path, owners: Sequence[Path], sources: Sources, seen: set[Path]) -> None:
+    """Add the runs in a folder, or the one of a results file, to `sources`; those below `owners` are theirs."""
+    files = [folder] if folder.is_file() else result_files(folder)
+    files = [f for f in files if not any(owner in f.parents for owner in owners) and not _hidden(f, folder)]
+    for file in files:
+        if not _new(file, seen):
+            continue
+        with _noted(sources, "A run", file):
+            for one in (file, *file.parent.glob(f"{file.name.removesuffix('results.json')}samples_*.jsonl")):
+                _own(one, folder)
+            run = records.read_run(file)
+            sources.runs[_run_name(file, folder, files, sources.runs)] = run
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Tables for the terminal.
 
-`plam doctor` writes its own: it has to work where pandas, which these need, does not.
+Two are not here. `plam doctor` writes its own: it has to work where pandas, which these need, does not. So does a
+`MergeReport` (`merging/report.py`): every merge prints it into the log of an evaluation, floors below this one.
 """
 
 from __future__ import annotations

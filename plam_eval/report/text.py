@@ -25,7 +25,7 @@ def is_known(value: Any) -> bool:
     return value is not None and not pd.isna(value)
 
 
-def text_of(value: Any) -> str:
+def text_or_empty(value: Any) -> str:
     """`value` as text, "" where there is none."""
     return str(value) if is_known(value) else ""
 

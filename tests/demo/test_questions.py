@@ -8,7 +8,7 @@ import pytest
 
 from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import FORMS, KINDS, LETTERS, ask_about, describe_scene
-from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, draw, scene_of, split_of
+from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, scene_of, split_of
 
 SCENE = Scene((Thing("red", "circle"), Thing("blue", "3"), None, Thing("red", "1")))
 
@@ -119,9 +119,9 @@ def test_drawings_are_reproducible_and_boxes_hold_the_colour() -> None:
     rng = random.Random(1)
     for _ in range(40):
         scene = scene_of("train", rng)
-        drawing = draw(scene, seed=7)
-        assert drawing.image.tobytes() == draw(scene, seed=7).image.tobytes()
-        assert drawing.image.tobytes() != draw(scene, seed=8).image.tobytes()
+        drawing = scenes.draw(scene, seed=7)
+        assert drawing.image.tobytes() == scenes.draw(scene, seed=7).image.tobytes()
+        assert drawing.image.tobytes() != scenes.draw(scene, seed=8).image.tobytes()
         for index, (thing, box) in enumerate(zip(scene.cells, drawing.boxes, strict=True)):
             assert (thing is None) == (box is None)
             if thing is None or box is None:
@@ -133,4 +133,4 @@ def test_drawings_are_reproducible_and_boxes_hold_the_colour() -> None:
 
 def test_a_shape_nobody_can_draw_is_named() -> None:
     with pytest.raises(ValueError, match="cannot draw a 'blob'"):
-        draw(Scene((Thing("red", "blob"), None, None, None)))
+        scenes.draw(Scene((Thing("red", "blob"), None, None, None)))

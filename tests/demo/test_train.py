@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from plam_eval.demo import train
+from plam_eval.demo import scenes, train
 from plam_eval.demo.questions import FIXED_PHRASES, FORMS, ask_about
-from plam_eval.demo.scenes import draw, scene_of
+from plam_eval.demo.scenes import scene_of
 from plam_eval.demo.train import Encoder, Settings, make_batch
 
 
@@ -61,7 +61,7 @@ def test_branches_see_the_scene_and_themselves_only(encode: Encoder) -> None:
 
 
 def test_pixels_are_those_of_the_saved_image_processor(encode: Encoder) -> None:
-    image = draw(scene_of("train", random.Random(2)), seed=3).image
+    image = scenes.draw(scene_of("train", random.Random(2)), seed=3).image
     processed = train.build_processor(encode.tokenizer).image_processor(image, return_tensors="pt")["pixel_values"]
     assert torch.allclose(processed, train.pixel_values([image]), rtol=0, atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
     assert question is not None
     content = [{"type": "image"}, {"type": "text", "text": FORMS["gqa"](question)[0]}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=draw(scene).image, text=text, return_tensors="pt")
+    inputs = processor(images=scenes.draw(scene).image, text=text, return_tensors="pt")
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == train.IMAGE_TOKENS
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
 

@@ -14,7 +14,7 @@ from plam_eval.evaluation.comparable import IncomparableError, check_comparable,
 from plam_eval.evaluation.records import Run, read_run, tables
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
-from plam_eval.harness.tasks import TASKS, number
+from plam_eval.harness.tasks import TASKS, as_score
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}
@@ -296,7 +296,7 @@ def test_one_task_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
 
 
 def test_documents_without_a_verdict_are_left_out_of_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged = Score("verdict", number, unjudged=frozenset({-1.0}))
+    judged = Score("verdict", as_score, unjudged=frozenset({-1.0}))
     monkeypatch.setitem(TASKS, "judged", Task(judged, ONE_EACH))
     runs = {}
     for name, verdicts in {"one": [1, -1, 0, 1], "two": [1, 1, 0, -1]}.items():

@@ -15,13 +15,13 @@ import yaml
 from plam_eval.harness import checks, loading
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.harness.lookup import task_manager
-from plam_eval.harness.patches import install
+from plam_eval.harness.patches import install_patches
 from tests.helpers.answering import Answering
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _patched() -> None:
-    install()
+    install_patches()
 
 
 def _stock(path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> Any:

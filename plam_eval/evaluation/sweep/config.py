@@ -16,7 +16,7 @@ from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
 from plam_eval.spec import LARGEST_SEED, MOST_LAYERS, OVERRIDE_KEYS, range_hint
-from plam_eval.yaml_reader import YamlError, not_a_mapping, read_yaml
+from plam_eval.yaml_reader import YamlError, mapping_problems, read_yaml
 
 MOST_CELLS = 10_000
 MOST_DOCUMENTS = 2**31 - 1
@@ -182,11 +182,9 @@ def _read_file(origin: str, file: str | Path) -> dict[str, Any]:
     except (OSError, YamlError) as error:
         why = system_error(error) if isinstance(error, OSError) else str(error)
         raise SweepError(f"{origin} cannot be read: {why}") from error
-    if not isinstance(content, dict):
-        raise SweepError(f"{origin}: found {not_a_mapping(content)}, expected keys, one a line, as `tasks: [pope]`")
-    if strange := [key for key in content if not isinstance(key, str)]:
-        raise SweepError(f"{origin}: found {quoted(strange[0])} as a key, expected a word")
-    return content
+    if problems := mapping_problems(content, "keys, one a line, as `tasks: [pope]`"):
+        raise SweepError(f"{origin}: {problems[0]}")
+    return dict(content)
 
 
 def _check_no_pairs(value: Any, words: Sequence[Any], strange: Sequence[Any]) -> None:

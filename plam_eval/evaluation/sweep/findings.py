@@ -15,13 +15,12 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run, clusters_by_content
-from plam_eval.evaluation.stats import Paired, format_p
+from plam_eval.evaluation.stats import SIGNIFICANT, Paired, format_p
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
 from plam_eval.files import write_table
 from plam_eval.rules import SELF_SCALE
 
-SIGNIFICANT = 0.05
 PAIRED = tuple(Paired.__dataclass_fields__)
 _DIFFERENCE = tuple(name for name in PAIRED if name != "task")
 _CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *_DIFFERENCE)
@@ -96,17 +95,16 @@ class Findings:
         )
         beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == SELF_SCALE)]
         against = beside.iloc[0] if len(beside) else None
-        higher, lower = ("better", "worse") if self.higher_is_better else ("worse", "better")
-        effect = higher if row["difference"] > 0 else lower
         chosen_here = not self.selection.held_out and tried > 1
-        if row["p_holm" if chosen_here else "p"] >= SIGNIFICANT:
+        sign = 1 if self.higher_is_better else -1
+        effect = stats.effect(row["difference"], row["p_holm" if chosen_here else "p"], sign)
+        if effect is None:
             text += "no difference is shown."
         elif against is None:
             text += (
                 f"{effect} than plain, and no scale control was run that would say whether the base has a part in it."
             )
-        elif against["p"] < SIGNIFICANT:
-            beyond = higher if against["difference"] > 0 else lower
+        elif beyond := stats.effect(against["difference"], against["p"], sign):
             link = "and" if beyond == effect else "but"
             text += f"{effect} than plain, {link} {beyond} than the same scale without the base."
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval import files
-from plam_eval.errors import DamagedFileError
+from plam_eval.errors import DamagedFileError, changes
 from plam_eval.evaluation import records
 from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.evaluation.sweep.grid import Cell, Grid
@@ -211,8 +211,8 @@ def identity_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
         before: the one that a sweep began with.
         now: the other.
     """
-    differ = [key for key in before if key in now and before[key] != now[key]]
-    return "; ".join(f"{key} was {before[key]}, is {now[key]}" for key in differ) or None
+    both = [key for key in before if key in now]
+    return "; ".join(f"{key} was {was}, is {value}" for key, was, value in changes(before, now, both)) or None
 
 
 def check_not_deleted(folder: Path, done: Iterable[str] = ()) -> None:

@@ -10,7 +10,7 @@ from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report.blocks import Listing, table_block
 from plam_eval.report.sections.shared import PAIRED
-from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, percent, signed, text_of
+from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, percent, signed, text_or_empty
 
 
 def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -53,6 +53,6 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
     listings = []
     for status, title in ((FAILED, "What failed"), (DAMAGED, "What is damaged, and was left out")):
         rows = [row for row in cells.values() if row["status"] == status]
-        lines = tuple(f"{describe_cell(row)}: {cut_short(text_of(row['error']))}" for row in rows)
+        lines = tuple(f"{describe_cell(row)}: {cut_short(text_or_empty(row['error']))}" for row in rows)
         listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
     return [table, *listings]

@@ -14,7 +14,7 @@ from plam_eval.evaluation.comparison import changed_table
 from plam_eval.evaluation.records import Run
 from plam_eval.harness import images
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.report.blocks import Example, Examples, Paragraph, clip, data_uri
+from plam_eval.report.blocks import Example, Examples, Paragraph, clip_text, data_uri
 from plam_eval.report.text import count_of, cut_short, is_known
 
 if TYPE_CHECKING:
@@ -140,13 +140,13 @@ def _example(
             continue
         words = {0.0: "wrong", 1.0: "right"} if directions.get(row["task"], 1) > 0 else {}  # no errors are not wrong
         verdict = words.get(score, f"score {score:.3g}")
-        answers.append((name, verdict, clip(str(answer), _ANSWER, whole)))
+        answers.append((name, verdict, clip_text(str(answer), _ANSWER, whole)))
     return Example(
         title=f"{row['task']}, document {row['doc_id']}",
         images=sources,
         more_images=more,
-        question=clip(str(row["prompt"]), _QUESTION, whole),
-        target=clip(str(row["target"]), _ANSWER, whole),
+        question=clip_text(str(row["prompt"]), _QUESTION, whole),
+        target=clip_text(str(row["target"]), _ANSWER, whole),
         answers=tuple(answers),
     )
 

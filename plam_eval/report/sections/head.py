@@ -10,8 +10,8 @@ from typing import Any
 
 from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.scan_folder import Scan, read_settings
-from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.scan_folder import UNMASKED, Scan, read_settings
+from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.harness.run_files import result_files
 from plam_eval.report.blocks import Answer
@@ -82,7 +82,7 @@ def links() -> list[tuple[str, str]]:
 def _dates(sources: Sources) -> list[str]:
     """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
     runs = [*sources.runs.values(), *(run for findings in sources.sweeps.values() for run in findings.runs.values())]
-    files = [file for scan in sources.scans.values() for file in result_files(scan.folder / "unmasked")]
+    files = [file for scan in sources.scans.values() for file in result_files(scan.folder / UNMASKED)]
     return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
 
 
@@ -260,22 +260,22 @@ def runs_answers(runs: Mapping[str, Run], compared: Comparisons | None) -> list[
         compared: against one of them; None where there is one run.
     """
     if compared is None:
-        scores = next(iter(runs.values())).accuracy()
-        if scores.isna().all():
+        run = next(iter(runs.values()))
+        scored = int(run.accuracy().notna().sum())
+        if not scored:
             return ["No score per document is known; the table metrics has what its tasks report."]
-        scores = scores.dropna()
-        mean = f", the mean over {len(scores)} tasks" if len(scores) > 1 else ""
-        return [f"It scores {scores.mean():.3f}{mean}."]
+        mean = f", the mean over {scored} tasks" if scored > 1 else ""
+        return [f"It scores {run.mean_score():.3f}{mean}."]
     answers = []
-    signs = set(runs[compared.reference].directions.values())
     for name, rows in compared.rows.items():
         row, p = rows[-1], compared.p_holm[name]
-        if p >= SIGNIFICANT:
+        effect = compared.effect(name)
+        if effect is None:
             verdict = "no difference is shown."
-        elif len(signs) > 1:
+        elif effect == "other":
             verdict = "it differs; lower is better in some tasks, higher in others."
         else:
-            verdict = f"{'better' if row.difference * next(iter(signs)) > 0 else 'worse'} than {compared.reference}."
+            verdict = f"{effect} than {compared.reference}."
         adjusted = f", adjusted for {len(compared.rows)} comparisons {p_value(p)}" if len(compared.rows) > 1 else ""
         answers.append(
             f"{name} scores {row.difference:+.3f} against {compared.reference} ({row.gained} gained, {row.lost} lost, "

@@ -13,7 +13,7 @@ from plam_eval.evaluation.sweep.grid import describe_cell
 from plam_eval.report.blocks import Listing, Row, Section, TableBlock, records_of
 from plam_eval.report.sections.head import model_of
 from plam_eval.report.sources import Sources
-from plam_eval.report.text import identity_of, pairs_of, text_of
+from plam_eval.report.text import identity_of, pairs_of, text_or_empty
 
 
 def _content(findings: Findings, what: str, name: str | None = None) -> dict[str, str]:
@@ -54,7 +54,9 @@ def provenance_section(sources: Sources) -> Section:
             commands = tuple(_command(run, config) for run in findings.runs.values())
             blocks.append(Listing(f"Each cell of {name} as an lmms-eval command ({len(commands)})", commands))
         digests = [
-            f"{row['digest']}  {describe_cell(row)}" for row in records_of(findings.cells) if text_of(row["digest"])
+            f"{row['digest']}  {describe_cell(row)}"
+            for row in records_of(findings.cells)
+            if text_or_empty(row["digest"])
         ]
         blocks.append(Listing(f"Digests of the specs of {name} ({len(digests)})", tuple(digests)))
     for name, scanned in sources.scans.items():

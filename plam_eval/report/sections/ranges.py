@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from plam_eval.evaluation.sweep.findings import SIGNIFICANT, Findings
+from plam_eval.evaluation.stats import SIGNIFICANT
+from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED
 from plam_eval.report import plots
 from plam_eval.report.blocks import Picture, picture

@@ -15,7 +15,18 @@ from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.sections.tasks import stock_metrics, task_by_task
-from plam_eval.report.text import NONE, SPACE, cut_short, interval, is_known, number, p_value, percent, signed, text_of
+from plam_eval.report.text import (
+    NONE,
+    SPACE,
+    cut_short,
+    interval,
+    is_known,
+    number,
+    p_value,
+    percent,
+    signed,
+    text_or_empty,
+)
 
 _BESIDE = 6  # runs whose stock metrics stand beside each other
 _DETAILED = 6  # comparisons of plain run folders that get a section of their own
@@ -85,20 +96,20 @@ def runs_sections(
         if looking.examples:
             blocks += changed_documents({reference: runs[reference], name: runs[name]}, looking, changed)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))
-    shares = tables.tasks.groupby("run")["parsable"].mean()
+    shares = tables.parsable_by_run()
     table = table_block(
         "Scores are means over tasks of the documents' scores",
         records_of(tables.runs),
         {
             "run": lambda row: row["run"],
-            "model": lambda row: text_of(row["pretrained"]) or text_of(row["model"]),
+            "model": lambda row: text_or_empty(row["pretrained"]) or text_or_empty(row["model"]),
             "merge": _merge,
             "documents": lambda row: f"{row['documents']:,}",
             "score": lambda row: number(row["accuracy"]),
             "parsable": lambda row: percent(shares[row["run"]]),
-            "mode": lambda row: text_of(row["mode"]) or NONE,
-            "dtype": lambda row: text_of(row["dtype"]) or NONE,
-            "date": lambda row: text_of(row["date"]) or NONE,
+            "mode": lambda row: text_or_empty(row["mode"]) or NONE,
+            "dtype": lambda row: text_or_empty(row["dtype"]) or NONE,
+            "date": lambda row: text_or_empty(row["date"]) or NONE,
         },
         words={"model", "merge", "mode", "dtype", "date"},
     )

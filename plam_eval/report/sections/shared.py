@@ -9,7 +9,7 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep.findings import Findings, Selection
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report.blocks import Paragraph
-from plam_eval.report.text import NONE, count_of, interval, p_value, signed, text_of
+from plam_eval.report.text import NONE, count_of, interval, p_value, signed, text_or_empty
 from plam_eval.rules import SELF_SCALE
 
 
@@ -62,7 +62,7 @@ def layer_range_of(row: Mapping[str, Any]) -> tuple[int, int]:
 
 PAIRED: dict[str, Callable[[Any], str]] = {  # columns that every comparison has
     "95%": lambda row: interval(row["low"], row["high"]),
-    "gained": lambda row: text_of(row["gained"]) or NONE,
-    "lost": lambda row: text_of(row["lost"]) or NONE,
+    "gained": lambda row: text_or_empty(row["gained"]) or NONE,
+    "lost": lambda row: text_or_empty(row["lost"]) or NONE,
     "p": lambda row: p_value(row["p"]),
 }

@@ -82,8 +82,8 @@ def stock_metrics(runs: Mapping[str, Run], note: str) -> list[Any]:
     rows = list(dict.fromkeys(zip(metrics["task"], metrics["metric"], strict=True)))
     better: dict[tuple[str, str], Any] = {}
     for run in runs.values():
-        for task, by_metric in (run.results.get("higher_is_better") or {}).items():
-            better |= {(task, metric): higher for metric, higher in (by_metric or {}).items()}
+        for task, by_metric in run.higher_is_better.items():
+            better |= {(task, metric): higher for metric, higher in by_metric.items()}
     words: dict[Any, str] = {True: "higher", False: "lower"}
 
     def column(name: str) -> Callable[[Any], str]:

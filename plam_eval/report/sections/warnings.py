@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plam_eval.evaluation import comparable, records
-from plam_eval.evaluation.comparison import Comparisons
+from plam_eval.evaluation.comparison import Comparisons, worse_tasks
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep.findings import Findings
@@ -61,7 +61,7 @@ def of_sweep(findings: Findings) -> Warned:
     near: list[str] = []
     far: list[str] = []
     if chosen is not None:
-        near += worse_tasks(findings.compared[chosen], findings.runs[PLAIN].directions)
+        near += _worse_in_tasks(findings.compared[chosen], findings.runs[PLAIN].directions, PLAIN)
     for text, where in comparable.join_notes(texts).items():
         close = not where or meant & set(where)
         every = len(where) == len(findings.runs) - 1 and PLAIN not in where
@@ -85,35 +85,9 @@ def of_runs(runs: Mapping[str, Run], compared: Comparisons | None) -> Warned:
             for warning in warnings:
                 texts.setdefault(warning, []).append(name)
         for name, rows in compared.rows.items():
-            near += [
-                f"{name}: {text}" for text in worse_tasks(rows, runs[compared.reference].directions, compared.reference)
-            ]
+            near += [f"{name}: {text}" for text in _worse_in_tasks(rows, compared.directions, compared.reference)]
     lines = [_line(text, where, len(runs)) for text, where in comparable.join_notes(texts).items()]
     return _parted([*near, *lines], ())
-
-
-def worse_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference: str = PLAIN) -> list[str]:
-    """A mean can hide that single tasks are worse: those whose interval lies on the worse side of 0.
-
-    Args:
-        rows: of the tasks, and of the mean over them, as `stats.compare` gives them.
-        directions: by task, 1 where higher is better, -1 where lower is.
-        reference: name of the first run.
-    """
-    tasks = [row for row in rows if row.task != OVERALL]
-    if len(tasks) < 2:
-        return []
-    worse = []
-    for row in tasks:
-        bound = row.high if directions.get(row.task, 1) > 0 else -row.low
-        if bound < 0:
-            worse.append(f"{row.task} {signed(row.difference)} (95% {interval(row.low, row.high)})")
-    if not worse:
-        return []
-    shown = ", ".join(worse[:_PLACES]) + (f" and {len(worse) - _PLACES} others" if len(worse) > _PLACES else "")
-    return [
-        f"worse than {reference} in single tasks: {shown}; each interval is of one task, not adjusted for {len(tasks)}"
-    ]
 
 
 def further_section(warned: Iterable[Warned]) -> list[Section]:
@@ -127,6 +101,17 @@ def further_section(warned: Iterable[Warned]) -> list[Section]:
 
 def _parted(near: Sequence[str], far: Sequence[str]) -> Warned:
     return Warned(tuple(near[:_BESIDE]), (*near[_BESIDE:], *far))
+
+
+def _worse_in_tasks(rows: Sequence[Paired], directions: Mapping[str, int], reference: str) -> list[str]:
+    """What `worse_tasks` finds, as one warning or none."""
+    worse = worse_tasks(rows, directions)
+    if not worse:
+        return []
+    of = sum(row.task != OVERALL for row in rows)
+    named = [f"{row.task} {signed(row.difference)} (95% {interval(row.low, row.high)})" for row in worse[:_PLACES]]
+    shown = ", ".join(named) + (f" and {len(worse) - _PLACES} others" if len(worse) > _PLACES else "")
+    return [f"worse than {reference} in single tasks: {shown}; each interval is of one task, not adjusted for {of}"]
 
 
 def _line(text: str, where: Sequence[str], of: int) -> str:

@@ -21,7 +21,7 @@ from plam_eval.evaluation.sweep.findings import Findings, read_findings, split_d
 from plam_eval.evaluation.sweep.grid import Grid, describe_cell, make_grid
 from plam_eval.files import write_table
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
-from plam_eval.harness.tasks import TASKS, number
+from plam_eval.harness.tasks import TASKS, as_score
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"
 OTHER = "layers-0-8_qkvo_0.9+0.3"
@@ -182,7 +182,7 @@ def test_a_mean_of_both_directions_is_warned_of(tmp_path: Path) -> None:
 def test_a_task_that_a_judge_left_no_documents_of_to_report_on_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = Score("exact_match", number, unjudged=frozenset({-1.0}))
+    judged = Score("exact_match", as_score, unjudged=frozenset({-1.0}))
     monkeypatch.setitem(TASKS, "judged", Task(judged, ONE_EACH))
     sweep = Sweep(tmp_path, controls="none", select=10)
     sweep.cell_of("plain", {"gqa": base_answers(), "judged": base_answers()})
