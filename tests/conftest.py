@@ -124,7 +124,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep folder, written by hand: one cell has gained on pope, one ran out of memory. Do not modify."""
     from tests.helpers.run_folders import changed, documents, write_sweep
 

@@ -77,8 +77,8 @@ def test_values_of_the_wrong_kind_are_named(call: Callable[[], Any], said: str) 
         call()
 
 
-def test_values_of_other_libraries_are_taken(two_runs: list[Path], swept: Path) -> None:
+def test_values_of_other_libraries_are_taken(two_runs: list[Path], small_sweep: Path) -> None:
 
-    assert plam_eval.read_sweep(swept, select=np.int64(0)).selection is not None
+    assert plam_eval.read_sweep(small_sweep, select=np.int64(0)).selection is not None
     assert plam_eval.compare(iter(two_runs)) is not None
     assert list(inspect.signature(plam_eval.scan).parameters)[:3] == ["model", "model_args", "tasks"]

@@ -35,9 +35,9 @@ def test_compare_gives_a_table(two_runs: list[Path]) -> None:
     assert len(run.samples) == 80 and run.accuracy().to_dict() == {"pope": 0.5, "mmstar": 0.5}
 
 
-def test_a_sweep_is_read_again(swept: Path) -> None:
-    found = plam_eval.read_sweep(swept)
-    assert "layers 6:8" in found.verdict() and str(swept) in repr(found)
+def test_a_sweep_is_read_again(small_sweep: Path) -> None:
+    found = plam_eval.read_sweep(small_sweep)
+    assert "layers 6:8" in found.verdict() and str(small_sweep) in repr(found)
     (failure,) = found.failures()
     assert failure.startswith("failed: layers-0-8_qkvo_0.9+0.3: RuntimeError: out of memory") and "log.txt" in failure
 

@@ -14,11 +14,11 @@ from plam_eval.cli.speaking import plain
 from tests.helpers.commands import Call
 
 
-def test_results_as_json(plam: Call, two_runs: list[Path], swept: Path, tmp_path: Path) -> None:
+def test_results_as_json(plam: Call, two_runs: list[Path], small_sweep: Path, tmp_path: Path) -> None:
     code, out, _ = plam("compare", *two_runs, "--json")
     found = json.loads(out)
     assert code == 0 and found["rows"][0]["gained"] == 10 and found["rows"][-1]["task"] == "overall"
-    code, out, err = plam("report", swept, two_runs[0], "--output", tmp_path / "page", "--json")
+    code, out, err = plam("report", small_sweep, two_runs[0], "--output", tmp_path / "page", "--json")
     assert code == 0 and json.loads(out)["page"] == str(tmp_path / "page" / "index.html") and "Report:" in err
     assert any(name.endswith(".parquet") for name in json.loads(out)["tables"])
     code, out, err = plam("compare", two_runs[0], "--json")
