@@ -14,6 +14,7 @@ Prints a Markdown table and writes `demo_pair.json` with the same figures into t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -34,11 +35,18 @@ from plam_eval.demo.questions import describe_scene
 from plam_eval.demo.scenes import Scene, Thing
 from plam_eval.evaluation import records, stats
 from plam_eval.harness.evaluate import evaluate as run_evaluation
+from plam_eval.harness.wrapper import PlateauWrapper
 from plam_eval.model_wrappers.llava import PlamLlavaChat
 
 
 class Told(lmms):
-    """Answers from the scene in words instead of the picture; prompts are otherwise those of the task."""
+    """Answers from the scene in words instead of the picture; prompts are otherwise those of the task.
+
+    Args:
+        model: the language model that answers.
+        tokenizer: its own.
+        manifest: of the offline suite, which knows each document's scene.
+    """
 
     is_simple = False
 
@@ -47,6 +55,7 @@ class Told(lmms):
         self.lm, self.tokenizer, self.manifest = model, tokenizer, manifest
 
     def generate_until(self, requests: list[Any]) -> list[str]:
+        """The model's greedy answer to each of `requests`."""
         answers = []
         for request in tqdm(requests, desc="told in words"):
             _, doc_to_messages, _, index, task, split = request.args
@@ -62,9 +71,11 @@ class Told(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Refuses `requests`: no task of the suite makes any."""
         raise TypeError("the offline suite asks for generated answers only")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Refuses `requests`: no task of the suite makes any."""
         raise TypeError("the offline suite asks for one round only")
 
 
@@ -73,18 +84,40 @@ def _scene(cells: list[str | None]) -> Scene:
     return Scene(tuple(things))  # type: ignore[arg-type]
 
 
-class _Blank:
-    """The wrapper's processor, shown a grey picture in place of every picture."""
+class Blank:
+    """A wrapper's own answers, where it is shown a grey picture of the same size in place of every picture.
 
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
+    Args:
+        wrapper: what answers.
+    """
 
-    def __call__(self, images: Any = None, **kwargs: Any) -> Any:
-        grey = [Image.new("RGB", image.size, (236, 236, 236)) for image in images]
-        return self._processor(images=grey, **kwargs)
+    def __init__(self, wrapper: PlateauWrapper) -> None:
+        self.wrapper = wrapper
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
+    def answer(self, requests: list[Any]) -> list[Any]:
+        """The answers to `requests` without their pictures."""
+        return self.wrapper.own_answers([_without_pictures(request) for request in requests])
+
+    def end_run(self, tasks: dict[str, Any]) -> None:
+        """Nothing is left to do for `tasks`."""
+
+
+def _without_pictures(request: Any) -> Any:
+    context, doc_to_messages, *rest = request.args
+
+    def grey_messages(document: Any) -> list[dict[str, Any]]:
+        return [
+            {**message, "content": [_grey(part) if part["type"] == "image" else part for part in message["content"]]}
+            for message in doc_to_messages(document)
+        ]
+
+    blank = copy.copy(request)
+    blank.arguments = (context, grey_messages, *rest)
+    return blank
+
+
+def _grey(part: dict[str, Any]) -> dict[str, Any]:
+    return {**part, "url": Image.new("RGB", part["url"].size, (236, 236, 236))}
 
 
 def overall(first: pd.DataFrame, second: pd.DataFrame) -> stats.Paired:
@@ -111,10 +144,8 @@ def main() -> None:
         ways[way] = records.read_run(finished.results_file).samples
 
     evaluate("images", mllm)
-    processor = mllm._image_processor
-    mllm._image_processor = _Blank(processor)
-    evaluate("blank", mllm)
-    mllm._image_processor = processor
+    with mllm.answering(Blank(mllm)):
+        evaluate("blank", mllm)
     tokenizer = AutoTokenizer.from_pretrained("pair/base")
     evaluate("MLLM, told", Told(mllm.model, tokenizer, manifest))
     mllm.merge("demo")

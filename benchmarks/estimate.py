@@ -55,6 +55,7 @@ class Model:
 
     @property
     def decoder(self) -> int:
+        """Parameters of all decoder layers."""
         return self.layers * (self.attention + 3 * self.hidden * self.intermediate)
 
     @property

@@ -50,6 +50,8 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
+    """A decoder of `layers` layers, under the names of a causal language model."""
+
     def __init__(self, layers: int) -> None:
         super().__init__()
         self.model = nn.Module()

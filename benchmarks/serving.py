@@ -121,18 +121,21 @@ class PeakMemory(threading.Thread):
         self.peak, self._go = 0, True
 
     def run(self) -> None:
+        """Look every two milliseconds, until it is stopped."""
         while self._go:
             fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             self.peak = max(self.peak, int(fields["RssAnon"].split()[0]) * 1024)
             time.sleep(0.002)
 
     def stop(self) -> int:
+        """Stop looking. Returns the peak in bytes."""
         self._go = False
         self.join()
         return self.peak
 
 
 def written() -> int:
+    """Bytes that this process has had written to storage so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["write_bytes"])
 

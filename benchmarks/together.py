@@ -72,9 +72,9 @@ def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new:
         new: tokens that are generated.
     """
     first = [spec.layer_range[0] if spec else layers for spec in specs]
-    groups = sum(1 + sum(start <= layer for start in first) for layer in range(layers))
+    layer_passes = sum(1 + sum(start <= layer for start in first) for layer in range(layers))
     alone = len(specs) * (prompt_tokens + new - 1) * layers
-    return alone / (prompt_tokens * groups + len(specs) * (new - 1) * layers)
+    return alone / (prompt_tokens * layer_passes + len(specs) * (new - 1) * layers)
 
 
 def main() -> None:

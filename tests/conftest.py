@@ -111,6 +111,32 @@ def in_suite(suite: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Run folders of a plain and a merged model, written by hand: the merged one has gained on pope. Do not modify."""
+    from tests.helpers.run_folders import changed, documents, write_run
+
+    folder = tmp_path_factory.mktemp("runs")
+    plain = documents(["pope", "mmstar"], 40, right=20)
+    better = changed(plain, {("pope", n): ("yes", 1.0) for n in range(20, 30)})
+    write_run(folder / "plain", plain)
+    write_run(folder / "merged", better)
+    return [folder / "plain", folder / "merged"]
+
+
+@pytest.fixture(scope="session")
+def small_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep folder, written by hand: one cell has gained on pope, one ran out of memory. Do not modify."""
+    from tests.helpers.run_folders import changed, documents, write_sweep
+
+    folder = tmp_path_factory.mktemp("swept")
+    plain = documents(["pope", "mmstar"], 40, right=20)
+    better = changed(plain, {("pope", n): ("yes", 1.0) for n in range(20, 30)})
+    names = ["layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale", "layers-0-8_qkvo_0.9+0.3"]
+    write_sweep(folder, {"plain": plain, names[0]: better, names[1]: plain, names[2]: "RuntimeError: out of memory"})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mllm(pico: Callable[[str], PicoPair]) -> Callable[[str], Mllm]:
     """`mllm(family)`: the family's pico model with sdpa attention, in float32. Leave it as it was."""
     import torch

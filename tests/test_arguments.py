@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from lmms_eval.utils import _smart_comma_split
 
-from plam_eval.arguments import read_words, split_words
+from plam_eval.arguments import read_words, split_words, write_words
 from plam_eval.errors import InputError
 
 
@@ -37,3 +40,16 @@ def test_every_problem_is_named() -> None:
         "  - found '', expected key=value; is there a comma too many?",
     ]
     assert read_words("  ", "model_args") == {} and read_words(" a = b ,c=d", "x") == {"a": "b", "c": "d"}
+
+
+def test_arguments_may_be_a_mapping() -> None:
+    given = {
+        "pretrained": Path("a/b"),
+        "dtype": torch.float32,
+        "revision": None,
+        "device": "cpu",
+        "x": {"a": 1, "b": 2},
+    }
+    assert write_words(given, "model_args") == 'pretrained=a/b,dtype=float32,device=cpu,x={"a": 1, "b": 2}'
+    with pytest.raises(InputError, match="model_args: layers: found '1,2'; a value cannot hold a comma"):
+        write_words({"layers": "1,2"}, "model_args")

@@ -1,4 +1,4 @@
-"""Every public function has a docstring, which names all its parameters."""
+"""Every public function, method and property has a docstring, which names all its parameters."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from tests.helpers.paths import ROOT
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Bases = dict[str, ast.ClassDef]
 
+SCRIPTS = ("benchmarks", "tools")
 FILES = {
     file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8"), str(file))
-    for top in ("plam_eval", "model_wrappers", "tasks")
+    for top in (*SCRIPTS, "plam_eval", "model_wrappers", "tasks")  # of two classes of one name the library's counts
     for file in sorted((ROOT / top).rglob("*.py"))
 }
 
 
 def classes_of(trees: dict[str, ast.Module]) -> Bases:
-    """The classes of the library by name, whose methods others implement."""
+    """The classes at the top of modules by name, whose methods others implement."""
     return {node.name: node for tree in trees.values() for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -51,17 +52,16 @@ def names(text: str, parameter: str) -> bool:
     return bool(re.search(listed, text, re.MULTILINE) or re.search(rf"`[^`]*\b{parameter}\b[^`]*`", text))
 
 
-def texts_about(function: Function, owner: ast.ClassDef | None, bases: Bases) -> list[str]:
-    """Docstrings that may name its parameters: its own, that of its class, and those of the method it implements."""
-    texts = [ast.get_docstring(function) or ""]
+def implemented(function: Function, owner: ast.ClassDef | None, bases: Bases) -> Iterator[ast.ClassDef | Function]:
+    """Whose docstrings may speak of it: itself and its class, then the methods that it implements and theirs."""
+    yield function
     if owner:
-        texts.append(ast.get_docstring(owner) or "")
+        yield owner
         for name in (ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in owner.bases):
             base = bases.get(name)
             for method in base.body if base and base is not owner else ():
                 if isinstance(method, Function) and method.name == function.name:
-                    texts += texts_about(method, base, bases)
-    return texts
+                    yield from implemented(method, base, bases)
 
 
 def undocumented(tree: ast.Module, bases: Bases) -> Iterator[str]:
@@ -72,9 +72,11 @@ def undocumented(tree: ast.Module, bases: Bases) -> Iterator[str]:
             if not isinstance(function, Function) or is_exempt(function):
                 continue
             name = f"{owner.name}.{function.name}" if owner else function.name
-            if not owner and not ast.get_docstring(function):
+            told = [*implemented(function, owner, bases)]
+            methods = [node for node in told if isinstance(node, Function)]
+            if function.name != "__init__" and not any(ast.get_docstring(method) for method in methods):
                 yield name
-            text = "\n".join(texts_about(function, owner, bases))
+            text = "\n".join(ast.get_docstring(node) or "" for node in told)
             for parameter in parameters(function):
                 if not names(text, parameter):
                     yield f"{name}({parameter})"
@@ -82,7 +84,10 @@ def undocumented(tree: ast.Module, bases: Bases) -> Iterator[str]:
 
 def test_docstrings_name_every_parameter() -> None:
     left_out = {file: [*undocumented(tree, BASES)] for file, tree in FILES.items()}
-    assert {file: names for file, names in left_out.items() if names} == {}
+    for file, missing in left_out.items():
+        if file.startswith(SCRIPTS):  # what `main` does is what its module says
+            left_out[file] = [name for name in missing if name.partition("(")[0] != "main"]
+    assert {file: missing for file, missing in left_out.items() if missing} == {}
 
 
 SOURCE = '''
@@ -116,10 +121,13 @@ class Base:
         """Larger `by` so much."""
     @field_validator("size")
     def check(cls, value): ...
+    @property
+    def area(self): ...
 class Derived(Base):
     """One of them."""
     def grow(self, by): ...
     def shrink(self, by): ...
+    def rest(self): ...
 class _Hidden:
     def shrink(self, by): ...
 '''
@@ -132,5 +140,8 @@ def test_what_is_left_out_is_told():
         "half(second)",
         "gathered(options)",
         "Base.__init__(colour)",
+        "Base.area",
+        "Derived.shrink",
         "Derived.shrink(by)",
+        "Derived.rest",
     ]

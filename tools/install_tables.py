@@ -17,6 +17,7 @@ def _table(rows: Iterable[Iterable[str]]) -> str:
 
 
 def versions_table() -> str:
+    """Markdown: which versions of each part are tested, allowed and refused."""
     rows = [("part", "extra", "tested", "allowed", "refused, and why")]
     for part in (PYTHON, *PARTS):
         extra = f"`{part.extra}`" if part.extra else ""
@@ -26,6 +27,7 @@ def versions_table() -> str:
 
 
 def combinations_table() -> str:
+    """Markdown: with which Python each extra can be installed, by platform."""
     rows = [("install", *(where.name for where in PLATFORMS))]
     for extra in EXTRAS:
         cells = []

@@ -77,6 +77,7 @@ def run(*command: str) -> None:
 
 
 def has_nvidia_gpu() -> bool:
+    """Whether the NVIDIA driver answers here, and PLAM_CPU=1 does not leave it out."""
     if os.environ.get("PLAM_CPU") == "1" or shutil.which("nvidia-smi") is None:
         return False
     return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
@@ -88,6 +89,7 @@ def imports(module: str) -> bool:
 
 
 def mend_torchvision() -> None:
+    """Let a torchvision for CUDA import beside the CPU build of torch in `.venv`; exits where it does not even so."""
     site = Path(
         subprocess.run(
             [PYTHON, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
@@ -104,6 +106,7 @@ def mend_torchvision() -> None:
 
 
 def write_constraints() -> None:
+    """Write the versions that are installed in `.venv` into the constraints file."""
     installed = subprocess.run(
         [PYTHON, "-m", "pip", "freeze", "--exclude-editable"], check=True, capture_output=True, text=True
     ).stdout.splitlines()
@@ -120,6 +123,7 @@ def made_from(gpu: bool) -> str:
 
 
 def read_stamp() -> dict[str, Any]:
+    """What the last complete setup noted of `.venv`; nothing where there was none."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):

@@ -52,14 +52,17 @@ class Question:
 
     @property
     def letter(self) -> str:
+        """The letter of the right choice, such as "B"."""
         return LETTERS[self.choices.index(self.answer)]
 
     @property
     def is_yes_no(self) -> bool:
+        """Whether it is answered with yes or no."""
         return self.choices == ("yes", "no")
 
     @property
     def choices_zh(self) -> tuple[str, ...]:
+        """The choices in Chinese; digits stay as they are."""
         return tuple(choice if choice.isdigit() else CHINESE[choice] for choice in self.choices)
 
 

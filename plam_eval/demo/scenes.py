@@ -37,6 +37,7 @@ class Thing:
 
     @property
     def is_digit(self) -> bool:
+        """Whether its shape is a digit."""
         return self.shape in DIGITS
 
     def __str__(self) -> str:

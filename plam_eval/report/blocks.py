@@ -49,6 +49,7 @@ class TableBlock:
 
     @property
     def long(self) -> bool:
+        """Whether it has so many rows that the page scrolls it in a frame of its own."""
         return len(self.rows) > 24
 
 
@@ -125,6 +126,7 @@ class Section:
 
     @property
     def rest(self) -> tuple[Any, ...]:
+        """The blocks behind `lead`."""
         return self.blocks[self._parted :]
 
     @property

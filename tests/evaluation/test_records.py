@@ -3,25 +3,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plam_eval.evaluation.comparable import IncomparableError, check_comparable, notes_of, only_scored
-from plam_eval.evaluation.records import Run, read_run, tables
+from plam_eval.evaluation.comparable import check_comparable, notes_of, only_scored
+from plam_eval.evaluation.records import read_run, tables
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
 from plam_eval.harness.tasks import TASKS, as_score
+from tests.helpers.logged_runs import MEAN, graded_rows, logged_run, write_logs
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}
 MMMU = {"id": "validation_Art_1", "subdomain": "Art", "question_type": "multiple-choice", "answer": "D"}
-
-# The metric that a task of no row in the table declares
-MEAN = {"metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}
 
 # (what the task logs beside the answer, target, answer, score, parsable)
 FORMS: dict[str, tuple[dict[str, Any], str, str, float, bool | None]] = {
@@ -47,15 +44,6 @@ TASK_OF |= {form: "mmbench_en_dev_static" for form in FORMS if form.startswith("
 TASK_OF |= {form: "mmmu_val" for form in FORMS if form.startswith("mmmu")}
 
 
-def _write(folder: Path, tasks: dict[str, list[dict[str, Any]]], date: str = "20260101_000000", **results: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for task, rows in tasks.items():
-        (folder / f"{date}_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    file = folder / f"{date}_results.json"
-    file.write_text(json.dumps({"configs": dict.fromkeys(tasks, MEAN), "results": {}, **results}))
-    return file
-
-
 def _sample(form: str) -> dict[str, Any]:
     logged, target, answer, _, _ = FORMS[form]
     return {"doc_id": 0, "target": target, "filtered_resps": [answer], "input": "?", "doc_hash": "0", **logged}
@@ -64,7 +52,7 @@ def _sample(form: str) -> dict[str, Any]:
 def test_every_form_of_log_gives_a_score(tmp_path: Path) -> None:
     for form, (_, target, answer, score, parsable) in FORMS.items():
         task = TASK_OF[form]
-        run = read_run(_write(tmp_path / form, {task: [_sample(form)]}))
+        run = read_run(write_logs(tmp_path / form, {task: [_sample(form)]}))
         row = run.samples.iloc[0]
         assert (row["target"], row["answer"], row["score"], row["parsable"]) == (target, answer, score, parsable), form
         assert run.accuracy()[task] == score and run.unscored == {}
@@ -72,14 +60,14 @@ def test_every_form_of_log_gives_a_score(tmp_path: Path) -> None:
 
 def test_a_log_without_a_score_is_not_a_wrong_answer(tmp_path: Path) -> None:
     row = {"doc_id": 0, "target": "x", "filtered_resps": ["x"], "input": "?", "submission": {"0": "x"}}
-    run = read_run(_write(tmp_path, {"odd": [row]}))
+    run = read_run(write_logs(tmp_path, {"odd": [row]}))
     assert math.isnan(run.samples["score"][0])
     assert run.unscored == {"odd": "expected exact_match in its log, found submission"}
 
 
 def test_the_newest_run_of_a_folder_is_read(tmp_path: Path) -> None:
-    _write(tmp_path / "model", {"number": [_sample("number")]})
-    newest = _write(tmp_path / "model", {"pope": [_sample("yes")]}, date="20260102_000000")
+    write_logs(tmp_path / "model", {"number": [_sample("number")]})
+    newest = write_logs(tmp_path / "model", {"pope": [_sample("yes")]}, date="20260102_000000")
     run = read_run(tmp_path)
     assert run.file == newest and list(run.samples["task"]) == ["pope"]
 
@@ -87,7 +75,7 @@ def test_the_newest_run_of_a_folder_is_read(tmp_path: Path) -> None:
 def test_missing_results_or_samples_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"no \*_results\.json"):
         read_run(tmp_path)
-    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    file = write_logs(tmp_path, {"yes": [_sample("yes")]})
     (tmp_path / "20260101_000000_samples_yes.jsonl").unlink()
     with pytest.raises(RecordError, match="--log_samples"):
         read_run(file)
@@ -131,20 +119,20 @@ PROVENANCES: list[dict[str, Any]] = [
     ],
 )
 def test_a_results_file_with_values_of_other_kinds_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
-    file = _write(tmp_path, {"yes": [_sample("yes")]}, **change)
+    file = write_logs(tmp_path, {"yes": [_sample("yes")]}, **change)
     with pytest.raises(RecordError, match=re.escape(str(file))):
         read_run(file)
 
 
 def test_a_results_file_is_read_as_any_other(tmp_path: Path) -> None:
-    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    file = write_logs(tmp_path, {"yes": [_sample("yes")]})
     file.write_text("[" * 100_000)
     with pytest.raises(RecordError, match="is not a results file"):
         read_run(file)
 
 
 def test_a_log_without_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
-    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    file = write_logs(tmp_path, {"yes": [_sample("yes")]})
     with (tmp_path / "20260101_000000_samples_yes.jsonl").open("wb") as log:
         log.truncate(1 << 40)  # takes no space
     with pytest.raises(RecordError, match=r"samples_yes\.jsonl: has a line of more than"):
@@ -164,7 +152,7 @@ def test_a_log_without_lines_does_not_fill_the_memory(tmp_path: Path) -> None:
     ],
 )
 def test_a_corrupted_line_is_named(tmp_path: Path, line: bytes) -> None:
-    file = _write(tmp_path, {"yes": [_sample("yes")]})
+    file = write_logs(tmp_path, {"yes": [_sample("yes")]})
     log = tmp_path / "20260101_000000_samples_yes.jsonl"
     log.write_bytes(log.read_bytes() + line + b"\n")
     with pytest.raises(RecordError, match=f"{log}, line 2 is not a sample"):
@@ -172,14 +160,14 @@ def test_a_corrupted_line_is_named(tmp_path: Path, line: bytes) -> None:
 
 
 def test_a_document_twice_in_one_log_is_refused(tmp_path: Path) -> None:
-    file = _write(tmp_path, {"yes": [_sample("yes"), _sample("yes") | {"doc_id": 3}, _sample("yes")]})
+    file = write_logs(tmp_path, {"yes": [_sample("yes"), _sample("yes") | {"doc_id": 3}, _sample("yes")]})
     with pytest.raises(RecordError, match=r"samples_yes\.jsonl, line 3: document 0 once more"):
         read_run(file)
 
 
 def test_answers_of_any_language_are_read(tmp_path: Path) -> None:
     answer = "第一\u2028行\x85"  # what str.splitlines takes for ends of lines
-    file = _write(tmp_path, {"yes": [_sample("yes") | {"filtered_resps": answer}]})
+    file = write_logs(tmp_path, {"yes": [_sample("yes") | {"filtered_resps": answer}]})
     log = tmp_path / "20260101_000000_samples_yes.jsonl"
     log.write_text(json.dumps(json.loads(log.read_text()), ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_run(file).samples["answer"][0] == answer
@@ -200,7 +188,7 @@ STOCK = {"gsm8k": {"exact_match,strict-match": 0.25, "exact_match,flexible-extra
 
 def test_of_several_filters_the_first_one_is_read(tmp_path: Path) -> None:
     rows = {"gsm8k": _gsm8k([0, 1, 0, 0], [1, 1, 0, 1])}
-    run = read_run(_write(tmp_path, rows, configs=FILTERS, results=STOCK))
+    run = read_run(write_logs(tmp_path, rows, configs=FILTERS, results=STOCK))
     assert run.samples["score"].tolist() == [0, 1, 0, 0] and run.samples["doc_id"].tolist() == [0, 1, 2, 3]
     assert not [note for note in run.notes if "comes to" in note]  # the first filter's value, not the second's
 
@@ -208,7 +196,7 @@ def test_of_several_filters_the_first_one_is_read(tmp_path: Path) -> None:
 def test_a_log_of_several_filters_that_is_cut_is_named(tmp_path: Path) -> None:
     rows = {"gsm8k": _gsm8k([0, 1, 0, 0], [1, 1])}
     with pytest.raises(RecordError, match=r"document 2 stands there 1 times, .*strict-match, .*not whole"):
-        read_run(_write(tmp_path, rows, configs=FILTERS))
+        read_run(write_logs(tmp_path, rows, configs=FILTERS))
 
 
 def test_a_log_cut_at_the_end_of_a_line_is_named(tmp_path: Path) -> None:
@@ -216,9 +204,9 @@ def test_a_log_cut_at_the_end_of_a_line_is_named(tmp_path: Path) -> None:
         "n-samples": {"gqa": {"original": 30, "effective": 6}},
         "config": {"limit": 6.0, "offset": 0},
     }
-    logs = {"gqa": _graded([1, 0, 1, 1, 0, 1])}
-    assert len(read_run(_write(tmp_path / "whole", logs, **counts)).samples) == 6
-    file = _write(tmp_path / "cut", {"gqa": logs["gqa"][:2]}, **counts)
+    logs = {"gqa": graded_rows([1, 0, 1, 1, 0, 1])}
+    assert len(read_run(write_logs(tmp_path / "whole", logs, **counts)).samples) == 6
+    file = write_logs(tmp_path / "cut", {"gqa": logs["gqa"][:2]}, **counts)
     with pytest.raises(RecordError, match=r"samples_gqa\.jsonl holds 2 documents, but .* of 6 \(n-samples\)"):
         read_run(file)
 
@@ -242,9 +230,9 @@ def test_how_many_documents_a_log_should_hold(
 ) -> None:
     settings: dict[str, Any] = {"n-samples": {"gqa": counts}}
     for documents in (3, 30):
-        file = _write(
+        file = write_logs(
             tmp_path / str(documents),
-            {"gqa": _graded([1] * documents)},
+            {"gqa": graded_rows([1] * documents)},
             config=config,
             **settings,
         )
@@ -256,10 +244,10 @@ def test_how_many_documents_a_log_should_hold(
 
 
 def test_scores_that_do_not_come_to_the_tasks_own_metric_are_told(tmp_path: Path) -> None:
-    logs = {"gqa": _graded([1, 0, 1, 1])}
-    agreeing = read_run(_write(tmp_path / "a", logs, results={"gqa": {"exact_match,none": 0.75}}))
+    logs = {"gqa": graded_rows([1, 0, 1, 1])}
+    agreeing = read_run(write_logs(tmp_path / "a", logs, results={"gqa": {"exact_match,none": 0.75}}))
     assert not [note for note in agreeing.notes if "comes to" in note]
-    other = read_run(_write(tmp_path / "b", logs, results={"gqa": {"exact_match,none": 0.5}}))
+    other = read_run(write_logs(tmp_path / "b", logs, results={"gqa": {"exact_match,none": 0.5}}))
     (note,) = [note for note in other.notes if "comes to" in note]
     assert note.startswith("gqa: the documents' exact_match comes to 0.75, but exact_match in the results is 0.5")
 
@@ -270,7 +258,7 @@ def test_mmbench_counts_a_question_once_for_all_its_rotations(tmp_path: Path) ->
     words = {"target": "B", "filtered_resps": ["B"], "input": "?"}
     logs = {"mmbench_en_dev_static": [{"doc_id": n, **words, "gpt_eval_score": e} for n, e in enumerate(entries)]}
     stock = {"mmbench_en_dev_static": {"gpt_eval_score,none": 50.0}}  # of two questions one under every rotation
-    run = read_run(_write(tmp_path, logs, results=stock))
+    run = read_run(write_logs(tmp_path, logs, results=stock))
     assert run.samples["score"].tolist() == [1, 0, 1, 1] and run.notes == ()
 
 
@@ -282,8 +270,8 @@ def test_one_task_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
         "CIDEr": {"pred": "a dog", "answer": "a dog"},
     }
     configs = {"gqa": MEAN, "flickr": {"metric_list": [{"metric": "CIDEr", "aggregation": "<function cider at 0x1>"}]}}
-    logs = {"gqa": _graded([1.0]), "flickr": [captions]}
-    runs = {name: read_run(_write(tmp_path / name, logs, configs=configs)) for name in ("one", "two")}
+    logs = {"gqa": graded_rows([1.0]), "flickr": [captions]}
+    runs = {name: read_run(write_logs(tmp_path / name, logs, configs=configs)) for name in ("one", "two")}
     assert list(runs["one"].unscored) == ["flickr"] and math.isnan(runs["one"].accuracy()["flickr"])
     kept, notes = only_scored(runs)
     assert [run.tasks for run in kept.values()] == [["gqa"], ["gqa"]]
@@ -301,7 +289,7 @@ def test_documents_without_a_verdict_are_left_out_of_all_runs(tmp_path: Path, mo
     runs = {}
     for name, verdicts in {"one": [1, -1, 0, 1], "two": [1, 1, 0, -1]}.items():
         rows = [{"doc_id": n, "target": "x", "filtered_resps": ["x"], "verdict": v} for n, v in enumerate(verdicts)]
-        runs[name] = read_run(_write(tmp_path / name, {"judged": rows}))
+        runs[name] = read_run(write_logs(tmp_path / name, {"judged": rows}))
     assert runs["one"].accuracy()["judged"] == pytest.approx(2 / 3)  # of those judged; -1 is no score
     assert runs["one"].notes == ("judged: 1 of 4 documents have no score; the judge gave none",)
     kept, notes = only_scored(runs)
@@ -310,14 +298,14 @@ def test_documents_without_a_verdict_are_left_out_of_all_runs(tmp_path: Path, mo
 
 
 def test_notes_are_told_once(tmp_path: Path) -> None:
-    runs = {name: replace(_run(tmp_path / name), notes=("gqa: a", f"gqa: {name}")) for name in ("one", "two")}
+    runs = {name: replace(logged_run(tmp_path / name), notes=("gqa: a", f"gqa: {name}")) for name in ("one", "two")}
     assert notes_of(runs) == ["gqa: a", "one: gqa: one", "two: gqa: two"]
 
 
 def test_what_is_said_of_several_tasks_is_said_once_and_of_scored_ones_only(tmp_path: Path) -> None:
     captions = {"doc_id": 0, "target": "x", "filtered_resps": ["x"], "CIDEr": {"pred": "x"}}
-    logs = {"heard": _graded([1.0]), "unheard": _graded([0.5]), "flickr": [captions]}
-    runs = {name: read_run(_write(tmp_path / name, logs)) for name in ("one", "two")}
+    logs = {"heard": graded_rows([1.0]), "unheard": graded_rows([0.5]), "flickr": [captions]}
+    runs = {name: read_run(write_logs(tmp_path / name, logs)) for name in ("one", "two")}
     assert set(runs["one"].unscored) == {"flickr"}
     assert notes_of(runs) == [
         "heard, unheard: which documents share an image is not known here, so they count as independent; if some do, "
@@ -331,13 +319,13 @@ def test_where_lower_is_better_a_score_may_be_above_one(tmp_path: Path) -> None:
     configs = {"asr": {"metric_list": declared}}
     rows = [{"doc_id": n, "target": "x", "filtered_resps": ["x"], "wer": w} for n, w in enumerate([0.0, 0.5, 2.5])]
     results = {"asr": {"wer,none": 1.0}}
-    run = read_run(_write(tmp_path / "a", {"asr": rows}, configs=configs, results=results))
+    run = read_run(write_logs(tmp_path / "a", {"asr": rows}, configs=configs, results=results))
     assert run.unscored == {} and run.samples["score"].tolist() == [0.0, 0.5, 2.5]
     assert not [note for note in run.notes if "comes to" in note]
-    other = read_run(_write(tmp_path / "b", {"asr": rows}, configs=configs, results={"asr": {"wer,none": 0.9}}))
+    other = read_run(write_logs(tmp_path / "b", {"asr": rows}, configs=configs, results={"asr": {"wer,none": 0.9}}))
     assert [note for note in other.notes if "comes to" in note]
     for wrong in (-1.0, math.inf):
-        run = read_run(_write(tmp_path / f"{wrong}", {"asr": [rows[0] | {"wer": wrong}]}, configs=configs))
+        run = read_run(write_logs(tmp_path / f"{wrong}", {"asr": [rows[0] | {"wer": wrong}]}, configs=configs))
         assert list(run.unscored) == ["asr"]
 
 
@@ -370,7 +358,7 @@ def test_where_lower_is_better_a_score_may_be_above_one(tmp_path: Path) -> None:
 )
 def test_groups(tmp_path: Path, task: str, logged: dict[str, Any], group: str, known: bool) -> None:
     sample = {"doc_id": 5, "target": "D", "filtered_resps": ["D"], "input": "?", **logged}
-    run = read_run(_write(tmp_path, {task: [sample]}))
+    run = read_run(write_logs(tmp_path, {task: [sample]}))
     assert run.samples["group"][0] == group
     said = [note for note in run.notes if "which documents share an image is not known" in note]
     assert [note.partition(":")[0] for note in said] == ([] if known else [task])
@@ -388,73 +376,24 @@ def test_groups(tmp_path: Path, task: str, logged: dict[str, Any], group: str, k
 )
 def test_form_of_answers(tmp_path: Path, target: str, answer: str, parsable: bool | None) -> None:
     sample = {"doc_id": 5, "target": target, "filtered_resps": [[answer]], "exact_match": 0.0}
-    found = read_run(_write(tmp_path, {"task": [sample]})).samples.iloc[0]
+    found = read_run(write_logs(tmp_path, {"task": [sample]})).samples.iloc[0]
     assert (found["answer"], found["parsable"]) == (answer, parsable)
 
 
 def test_metric_and_its_direction(tmp_path: Path) -> None:
     rows = {"up": [_sample("number")], "down": [_sample("number")], "pope": [_sample("yes")]}
     known = {"up": {"exact_match": True}, "down": {"exact_match": False}, "pope": {"pope_f1_score": False}}
-    run = read_run(_write(tmp_path, rows, higher_is_better=known))
+    run = read_run(write_logs(tmp_path, rows, higher_is_better=known))
     assert run.samples["metric"].tolist() == ["exact_match", "exact_match", "pope_accuracy"]
     assert run.directions == {"up": 1, "down": -1, "pope": 1}
-    assert read_run(_write(tmp_path / "b", rows)).directions == {"up": 1, "down": 1, "pope": 1}
+    assert read_run(write_logs(tmp_path / "b", rows)).directions == {"up": 1, "down": 1, "pope": 1}
 
 
 # Runs as made by hand
 
 
-def _graded(scores: list[float], **more: Any) -> list[dict[str, Any]]:
-    words = {"target": "yes", "filtered_resps": ["yes"], "input": "?"}
-    return [{"doc_id": n, **words, "exact_match": score, **more} for n, score in enumerate(scores)]
-
-
-def _run(folder: Path, change: Callable[[dict[str, Any], dict[str, list[dict[str, Any]]]], None] | None = None) -> Run:
-    """A run of ours over two tasks; `change` edits its results and its logs before they are written."""
-    logs = {"pope": _graded([1, 1, 0, 1]), "gqa": _graded([0.5, 1, 0])}
-    for sample in logs["pope"]:
-        sample["pope_accuracy"] = {"question_id": "0", "score": sample.pop("exact_match")}
-    logs["pope"][3] |= {"filtered_resps": ["maybe"]}
-    for sample in logs["gqa"]:
-        sample |= {"target": "red", "group": "i"}
-    setting = {"max_new_tokens": 16, "do_sample": False, "calls": 7}
-    spec = {"base_model": "org/base", "layer_range": [2, 5], "modules": ["q_proj", "v_proj"], "rule": "noise"}
-    results: dict[str, Any] = {
-        "configs": {
-            task: {"generation_kwargs": {"max_new_tokens": 16}, "repeats": 1, "num_fewshot": 0} for task in logs
-        },
-        "results": {
-            "group": {" ": " ", "alias": "group"},
-            "pope": {"alias": "pope", "accuracy,none": 75.0, "accuracy_stderr,none": "N/A", "submission,none": None},
-            "gqa": {"exact_match,none": 0.5, "exact_match_stderr,none": 0.1},
-        },
-        "versions": {"pope": 1.0, "gqa": "Yaml"},
-        "config": {"model": "plam_llava", "model_args": "pretrained=org/mllm", "gen_kwargs": "", "limit": 4.0},
-        "date": "today",
-        "total_evaluation_time_seconds": "12.5",
-        "lmms_eval_version": "0.7.3",
-        "plam_eval": {
-            "wrapper": "plam_llava",
-            "mode": "chat",
-            "plain": False,
-            "dtype": "float32",
-            "arguments": {"pretrained": "org/mllm"},
-            "generation": {"calls": 7, "settings": [setting]},
-            "provenance": {
-                "spec": spec | {"weights": {"model": 0.9, "base_model": 0.3}},
-                "digest": "d1",
-                "checkpoint": {"name": "org/mllm"},
-                "versions": {"torch": "2.0", "plam-eval": "0.1"},
-            },
-        },
-    }
-    if change is not None:
-        change(results, logs)
-    return read_run(_write(folder, logs, **results))
-
-
 def test_tables(tmp_path: Path) -> None:
-    found = tables({"one": _run(tmp_path / "a"), "two": _run(tmp_path / "b")})
+    found = tables({"one": logged_run(tmp_path / "a"), "two": logged_run(tmp_path / "b")})
     assert found.runs["run"].tolist() == ["one", "two"]
     expected = {
         **{"model": "plam_llava", "pretrained": "org/mllm", "plain": False, "digest": "d1", "base_model": "org/base"},
@@ -491,7 +430,7 @@ def test_a_run_of_another_model(tmp_path: Path) -> None:
         results["config"] |= {"model": "qwen3_vl", "model_backend": "lmms_eval.models.chat.qwen3_vl.Qwen3_VL (chat)"}
         results["model_name"] = "Qwen/Qwen3-VL-4B-Instruct"
 
-    run = _run(tmp_path, foreign)
+    run = logged_run(tmp_path, foreign)
     assert (run.block, run.mode) == ({}, "chat")
     found = run.summary()
     assert (found["model"], found["pretrained"]) == ("qwen3_vl", "Qwen/Qwen3-VL-4B-Instruct")
@@ -501,7 +440,7 @@ def test_a_run_of_another_model(tmp_path: Path) -> None:
 
 
 def test_only_some_tasks(tmp_path: Path) -> None:
-    run = _run(tmp_path)
+    run = logged_run(tmp_path)
     one = run.only(["gqa"])
     assert (one.tasks, set(one.samples["task"]), len(one.samples)) == (["gqa"], {"gqa"}, 3)
     assert list(one.samples.index) == [0, 1, 2]
@@ -511,144 +450,9 @@ def test_only_some_tasks(tmp_path: Path) -> None:
         run.only(["mme", "gqa", "mmstar"])
 
 
-# May they be compared?
-
-
-def _task(results: dict[str, Any], logs: Any) -> None:
-    results["configs"]["mme"] = {}
-    logs["mme"] = [{**row, "mme_perception_score": {"score": 1.0, "question_id": "a/1"}} for row in _graded([1.0])]
-
-
-def _fewer(results: dict[str, Any], logs: Any) -> None:
-    del logs["pope"][2]
-    results["plam_eval"]["generation"]["calls"] = 6
-
-
-def _set(*keys: str, value: Any) -> Callable[[dict[str, Any], Any], None]:
-    def change(results: dict[str, Any], logs: Any) -> None:
-        for key in keys[:-1]:
-            results = results[key]
-        results[keys[-1]] = value
-
-    return change
-
-
-def _sample_set(**changes: Any) -> Callable[[Any, dict[str, list[dict[str, Any]]]], None]:
-    return lambda results, logs: logs["pope"][1].update(changes)
-
-
-OTHER_SETTINGS = [{"max_new_tokens": 4, "do_sample": False, "calls": 7}]
-VLLM_SETTINGS = [{"max_tokens": 16, "temperature": 0.0, "calls": 7}]
-REFUSED = {
-    "tasks": (_task, "tasks: mme in b only; compare the others with --tasks"),
-    "documents": (_fewer, "pope: 1 documents in a only, such as 2"),
-    "prompt": (
-        _sample_set(input="!"),
-        "pope: the prompts of 1 documents differ, such as that of document 1: '?' and '!'",
-    ),
-    "target": (_sample_set(target="no"), "pope: the targets of 1 documents differ, such as that of document 1: 'yes'"),
-    "mode": (_set("plam_eval", "mode", value="simple"), "mode: chat and simple"),
-    "gen_kwargs": (_set("config", "gen_kwargs", value="max_new_tokens=4"), "gen_kwargs: None and 'max_new_tokens=4'"),
-    "system": (_set("system_instruction", value="Be brief."), "system_instruction: None and 'Be brief.'"),
-    "task setting": (
-        _set("configs", "gqa", "generation_kwargs", value={"max_new_tokens": 4}),
-        "gqa, generation_kwargs: {'max_new_tokens': 16} and {'max_new_tokens': 4}",
-    ),
-    "repeats": (_set("configs", "gqa", "repeats", value=2), "gqa, repeats: 1 and 2"),
-    "used": (_set("plam_eval", "generation", "settings", value=OTHER_SETTINGS), "generation settings in use: "),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused(tmp_path: Path, what: str) -> None:
-    change, message = REFUSED[what]
-    a, b = _run(tmp_path / "a"), _run(tmp_path / "b", change)
-    with pytest.raises(IncomparableError) as error:
-        check_comparable(a, b, ("a", "b"))
-    (problem,) = error.value.problems
-    assert problem.startswith(message)
-    assert str(error.value).startswith("a and b cannot be compared:\n  - ")
-    with pytest.raises(IncomparableError):
-        check_comparable(b, a)
-
-
-def test_all_differences_are_told_at_once(tmp_path: Path) -> None:
-    def all_of_them(results: dict[str, Any], logs: Any) -> None:
-        for change, _ in REFUSED.values():
-            change(results, logs)
-        results["plam_eval"]["generation"]["calls"] = 7
-
-    with pytest.raises(IncomparableError) as error:
-        check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", all_of_them), ("a", "b"))
-    assert len(error.value.problems) == len(REFUSED)
-    assert all(message in str(error.value) for _, message in REFUSED.values())
-
-
-def test_equal_runs_compare_without_a_word(tmp_path: Path) -> None:
-    def like(results: dict[str, Any], logs: Any) -> None:
-        results["plam_eval"]["generation"]["settings"] *= 2  # the same settings, counted in two parts
-        results["plam_eval"]["provenance"] |= {"digest": "d2", "spec": None}
-        logs["pope"].reverse()
-
-    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", like)) == []
-
-
-def test_answers_from_a_cache_have_no_settings_of_their_own(tmp_path: Path) -> None:
-    def cached(results: dict[str, Any], logs: Any) -> None:
-        results["plam_eval"]["generation"] |= {"calls": 3, "settings": OTHER_SETTINGS}
-
-    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", cached)) == []
-
-
-def test_settings_of_tasks_that_are_left_out_do_not_count(tmp_path: Path) -> None:
-    def one_task(results: dict[str, Any], logs: Any) -> None:
-        del logs["gqa"], results["configs"]["gqa"]
-        results["plam_eval"]["generation"] |= {"calls": 4, "settings": OTHER_SETTINGS}
-
-    nine, one = _run(tmp_path / "a"), _run(tmp_path / "b", one_task)
-    assert check_comparable(nine.only(["pope"]), one) == []
-    with pytest.raises(IncomparableError):  # all of both
-        check_comparable(_run(tmp_path / "c"), nine.only(["pope"]))
-
-
-def test_hf_against_vllm_is_a_warning(tmp_path: Path) -> None:
-    vllm = _run(tmp_path / "b", _set("plam_eval", "generation", "settings", value=VLLM_SETTINGS))
-    (warning,) = check_comparable(_run(tmp_path / "a"), vllm)
-    assert warning == "engine differs: hf and vllm; which settings each used is not compared"
-    other = [{"max_tokens": 4, "temperature": 0.0, "calls": 7}]
-    with pytest.raises(IncomparableError, match="generation settings in use"):
-        check_comparable(vllm, _run(tmp_path / "c", _set("plam_eval", "generation", "settings", value=other)))
-
-
-@pytest.mark.parametrize(
-    ("change", "warning"),
-    [
-        (_set("plam_eval", "dtype", value="bfloat16"), "dtype differs: float32 and bfloat16"),
-        (_set("plam_eval", "wrapper", value="plam_vllm"), "model differs: plam_llava and plam_vllm"),
-        (_set("plam_eval", "provenance", "checkpoint", value={"name": "x"}), "pretrained differs: org/mllm and x"),
-        (_set("plam_eval", "provenance", "versions", value={"torch": "2.1"}), "torch differs: 2.0 and 2.1"),
-        (_set("lmms_eval_version", value="0.8"), "lmms_eval differs: 0.7.3 and 0.8"),
-        (_set("versions", "gqa", value=2.0), "version of gqa differs: Yaml and 2.0"),
-        (
-            _set("plam_eval", "arguments", value={"pretrained": "org/mllm", "max_pixels": 9}),
-            "model arguments differ: {'pretrained': 'org/mllm'} and {'pretrained': 'org/mllm', 'max_pixels': 9}",
-        ),
-    ],
-)
-def test_what_is_only_warned_of(tmp_path: Path, change: Callable[[dict[str, Any], Any], None], warning: str) -> None:
-    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", change)) == [warning]
-
-
-def test_what_one_run_does_not_say_is_no_difference(tmp_path: Path) -> None:
-    def foreign(results: dict[str, Any], logs: Any) -> None:
-        del results["plam_eval"]
-
-    assert check_comparable(_run(tmp_path / "a"), _run(tmp_path / "b", foreign)) == []
-
-
 def test_half_a_surrogate_pair_is_readable(tmp_path: Path) -> None:
     row = _sample("number") | {"filtered_resps": ["\ud83d red"], "input": "\udc00?"}
-    run = read_run(_write(tmp_path, {"number": [row]}))
+    run = read_run(write_logs(tmp_path, {"number": [row]}))
     assert (run.samples["answer"][0], run.samples["prompt"][0]) == ("? red", "??")
 
 
@@ -656,7 +460,7 @@ def test_a_branch_is_no_version_of_lmms_eval(tmp_path: Path) -> None:
     """Run from within any checkout, lmms-eval notes that one's branch and commit as its own version."""
     runs = []
     for place, version in enumerate(("main@1234567", "0.7.3")):
-        file = _write(tmp_path / str(place), {"yes": [_sample("yes")]}, lmms_eval_version=version)
+        file = write_logs(tmp_path / str(place), {"yes": [_sample("yes")]}, lmms_eval_version=version)
         runs.append(read_run(file))
     assert [run.summary()["lmms_eval"] for run in runs] == [None, "0.7.3"]
     assert check_comparable(runs[0], runs[1]) == []

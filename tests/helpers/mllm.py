@@ -57,9 +57,9 @@ class Mllm:
 
 
 @contextmanager
-def backend(found: Mllm, name: str) -> Iterator[None]:
+def backend(loaded: Mllm, name: str) -> Iterator[None]:
     """The decoder computes attention by the implementation of that name."""
-    config = found.model.get_decoder().config
+    config = loaded.model.get_decoder().config
     before, config._attn_implementation = config._attn_implementation, name
     try:
         yield
@@ -67,14 +67,14 @@ def backend(found: Mllm, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def hooks(found: Mllm) -> list[int]:
+def hooks(loaded: Mllm) -> list[int]:
     """How many each module has; transformers keeps some of its own."""
-    return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in found.model.modules()]
+    return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()]
 
 
-def mixed(found: Mllm) -> dict[str, Any]:
+def mixed(loaded: Mllm) -> dict[str, Any]:
     """Text before, between and behind one or more images, nothing before them, and none at all; unequal lengths."""
-    return found.batch(
+    return loaded.batch(
         ["Look: ", picture(0), " is it red?"],
         ["A ", picture(1), " or ", picture(2, (60, 40)), " what differs here?"],
         ["no image at all"],

@@ -873,7 +873,7 @@ class PlannedModel(lmms):
         }
         self.scanned = list(score_answers(tasks, answers))
 
-    def run_record(self, journals: list[dict[str, Any]]) -> dict[str, Any]:
+    def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         return {"folder": "planned", "wrapper": "planned", "mode": "simple"}
 
     def generate_until(self, requests: list[Any]) -> list[str]:

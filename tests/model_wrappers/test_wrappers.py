@@ -14,11 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from plam_eval.errors import ArgumentError, CheckpointError, MergeError
+from plam_eval.errors import ArgumentError, CheckpointError, InputError, MergeError
 from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.evaluate import Evaluation as Run
 from plam_eval.harness.evaluate import evaluate
-from plam_eval.harness.patches import check_failures
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.spec import SpecError
 from tests.helpers.pico import LAYERS
@@ -244,16 +243,6 @@ def test_failed_generations_fail_the_run(family, load, in_suite, tmp_path):
         evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
 
 
-def test_failures_of_all_processes_count_together():
-    journals = [
-        {"calls": 5, "failed": 0, "errors": []},
-        {"calls": 5, "failed": 1, "errors": ["OutOfMemoryError: 3 GB"]},
-    ]
-    check_failures(journals, 0.1)
-    with pytest.raises(GenerationError, match=r"1 of 10 generations raised.*OutOfMemoryError: 3 GB"):
-        check_failures(journals, 0.09)
-
-
 def test_a_failed_batch_counts_all_its_documents(load, in_suite):
     model = load("qwen2_5_vl", batch_size=2)
     whole = evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
@@ -309,3 +298,12 @@ def test_evaluate_refuses_what_cannot_give_results(load, in_suite):
         evaluate("plam_llava", "plam9", limit=5)
     with pytest.raises(EvaluationError, match="whole number"):
         evaluate("plam_llava", "plam9", limit=0.5)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_none_says_what_to_write() -> None:
+    from plam_eval.model_wrappers import hf, mixin
+
+    with pytest.raises(InputError, match="device is 'gpu'; expected cpu, cuda"):
+        hf._device("gpu")
+    with pytest.raises(InputError, match="max_error_share is 2; expected a share"):
+        mixin.check_share(2)

@@ -20,7 +20,7 @@ NEW = 4
 
 
 @contextmanager
-def reference(found: Mllm, real: Tensor, vision: Tensor, cut: int) -> Iterator[None]:
+def reference(loaded: Mllm, real: Tensor, vision: Tensor, cut: int) -> Iterator[None]:
     """Attention written out: softmax over the columns that a row may see, one row at a time in the definition.
 
     real, vision: (documents, tokens) of the whole sequence; there is no cache.
@@ -42,7 +42,7 @@ def reference(found: Mllm, real: Tensor, vision: Tensor, cut: int) -> Iterator[N
         return torch.einsum("bhqk,bhkd->bqhd", weights, value), None
 
     AttentionInterface.register("test_reference", attend)
-    with backend(found, "test_reference"):
+    with backend(loaded, "test_reference"):
         yield
 
 
@@ -55,18 +55,18 @@ def lengthened(inputs: dict[str, Tensor], new: Tensor) -> dict[str, Tensor]:
     return longer
 
 
-def placeholders(found: Mllm, ids: Tensor) -> Tensor:
+def placeholders(loaded: Mllm, ids: Tensor) -> Tensor:
     tokens = ("<image>", "<|image_pad|>", "<IMG_CONTEXT>")
-    known = found.processor.tokenizer.get_vocab()
-    return torch.isin(ids, torch.tensor([known[token] for token in tokens if token in known]))
+    vocabulary = loaded.processor.tokenizer.get_vocab()
+    return torch.isin(ids, torch.tensor([vocabulary[token] for token in tokens if token in vocabulary]))
 
 
-def check_against_reference(found: Mllm, inputs: dict[str, Tensor], cut: int) -> None:
+def check_against_reference(loaded: Mllm, inputs: dict[str, Tensor], cut: int) -> None:
     """Prompt in one call and tokens one by one with a cache, against one forward of everything without."""
-    forbidden = placeholders(found, torch.arange(300)).nonzero()[:, 0].tolist()  # no family could read its own image
-    with mask_vision(found.model, cut):
-        prompt = found.model(**inputs).logits
-        out = found.model.generate(
+    forbidden = placeholders(loaded, torch.arange(300)).nonzero()[:, 0].tolist()  # no family could read its own image
+    with mask_vision(loaded.model, cut):
+        prompt = loaded.model(**inputs).logits
+        out = loaded.model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=NEW,
@@ -78,16 +78,16 @@ def check_against_reference(found: Mllm, inputs: dict[str, Tensor], cut: int) ->
     length = inputs["input_ids"].shape[1]
     longer = lengthened(inputs, out.sequences[:, length:])
     real = longer["attention_mask"].bool()
-    with reference(found, real, placeholders(found, longer["input_ids"]), cut):
-        expected = found.model(**longer, use_cache=False).logits
+    with reference(loaded, real, placeholders(loaded, longer["input_ids"]), cut):
+        expected = loaded.model(**longer, use_cache=False).logits
     rows = real[:, :length]
     torch.testing.assert_close(prompt[rows], expected[:, :length][rows], atol=2e-4, rtol=0)
     steps = torch.stack(out.logits, 1)
     torch.testing.assert_close(steps, expected[:, length - 1 : length - 1 + NEW], atol=2e-4, rtol=0)
 
 
-def mixed(found: Mllm) -> dict[str, Tensor]:
-    return found.batch(
+def mixed(loaded: Mllm) -> dict[str, Tensor]:
+    return loaded.batch(
         ["Look: ", picture(0), " red?"],
         ["A ", picture(1), " or ", picture(2, (60, 40)), " differ"],
         ["none here"],
@@ -98,11 +98,11 @@ def mixed(found: Mllm) -> dict[str, Tensor]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_naive_reference(family, attention, mllm):
-    found = mllm(family)
-    inputs = mixed(found)
-    with backend(found, attention):
+    loaded = mllm(family)
+    inputs = mixed(loaded)
+    with backend(loaded, attention):
         for cut in (0, 2):
-            check_against_reference(found, inputs, cut)
+            check_against_reference(loaded, inputs, cut)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -116,33 +116,33 @@ def test_sliding_windows_stay(attention, pico):
     text.use_sliding_window, text.sliding_window, text.max_window_layers = True, 9, 1
     text.layer_types = ["full_attention"] + ["sliding_attention"] * (text.num_hidden_layers - 1)
     model = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=torch.float32).eval()
-    found = Mllm("qwen2_vl", model, AutoProcessor.from_pretrained(folder))
-    inputs = found.batch(["Look: ", picture(0), "it is?"], ["and ", picture(1), "this one"])
-    with backend(found, attention):
-        check_against_reference(found, inputs, 1)
+    loaded = Mllm("qwen2_vl", model, AutoProcessor.from_pretrained(folder))
+    inputs = loaded.batch(["Look: ", picture(0), "it is?"], ["and ", picture(1), "this one"])
+    with backend(loaded, attention):
+        check_against_reference(loaded, inputs, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_cut_and_text_alone_are_the_plain_model_bit_by_bit(family, mllm):
-    found = mllm(family)
-    images, text = mixed(found), found.batch(["text"], ["and longer text"])
-    plain = found.model(**images).logits, found.generate(images, max_new_tokens=NEW), found.model(**text).logits
-    with mask_vision(found.model, found.layers):
-        assert torch.equal(found.model(**images).logits, plain[0])
-        assert torch.equal(found.generate(images, max_new_tokens=NEW), plain[1])
-    with mask_vision(found.model, 0):
-        assert torch.equal(found.model(**text).logits, plain[2])
+    loaded = mllm(family)
+    images, text = mixed(loaded), loaded.batch(["text"], ["and longer text"])
+    plain = loaded.model(**images).logits, loaded.generate(images, max_new_tokens=NEW), loaded.model(**text).logits
+    with mask_vision(loaded.model, loaded.layers):
+        assert torch.equal(loaded.model(**images).logits, plain[0])
+        assert torch.equal(loaded.generate(images, max_new_tokens=NEW), plain[1])
+    with mask_vision(loaded.model, 0):
+        assert torch.equal(loaded.model(**text).logits, plain[2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pixels_change_no_text_when_nothing_sees_them(family, mllm):
-    found = mllm(family)
-    one, other = (found.batch(["Look: ", picture(s), "and", picture(s + 1), " red?"]) for s in (0, 5))
-    text = ~placeholders(found, one["input_ids"])
-    with mask_vision(found.model, 0):
-        blind = [found.model(**inputs).logits for inputs in (one, other)]
-    with mask_vision(found.model, 1):
-        sighted = [found.model(**inputs).logits for inputs in (one, other)]
+    loaded = mllm(family)
+    one, other = (loaded.batch(["Look: ", picture(s), "and", picture(s + 1), " red?"]) for s in (0, 5))
+    text = ~placeholders(loaded, one["input_ids"])
+    with mask_vision(loaded.model, 0):
+        blind = [loaded.model(**inputs).logits for inputs in (one, other)]
+    with mask_vision(loaded.model, 1):
+        sighted = [loaded.model(**inputs).logits for inputs in (one, other)]
     assert torch.equal(blind[0][text], blind[1][text])
     assert not torch.equal(blind[0][~text], blind[1][~text])
     assert not torch.allclose(sighted[0][0, -1], sighted[1][0, -1], atol=1e-3)
@@ -151,37 +151,37 @@ def test_pixels_change_no_text_when_nothing_sees_them(family, mllm):
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_from_the_cut_on_image_rows_do_not_matter_to_text(family, mllm):
     """Image rows are replaced by noise at the cut; whatever text knows by then is left."""
-    found, cut = mllm(family), 2
-    inputs = found.batch(["Look: ", picture(0), "and", picture(1), " red?"])
-    vision = placeholders(found, inputs["input_ids"])
+    loaded, cut = mllm(family), 2
+    inputs = loaded.batch(["Look: ", picture(0), "and", picture(1), " red?"])
+    vision = placeholders(loaded, inputs["input_ids"])
 
     def disturb(_, args, kwargs):
         hidden = args[0].clone()
         hidden[vision] = torch.randn(int(vision.sum()), hidden.shape[-1])
         return (hidden, *args[1:]), kwargs
 
-    layer = found.model.get_decoder().layers[cut]
+    layer = loaded.model.get_decoder().layers[cut]
     logits = {}
-    for masked in (cut, found.layers):
-        with mask_vision(found.model, masked):
-            before = found.model(**inputs).logits
+    for masked in (cut, loaded.layers):
+        with mask_vision(loaded.model, masked):
+            before = loaded.model(**inputs).logits
             handle = layer.register_forward_pre_hook(disturb, with_kwargs=True)
-            logits[masked] = before, found.model(**inputs).logits
+            logits[masked] = before, loaded.model(**inputs).logits
             handle.remove()
     assert torch.equal(logits[cut][0][~vision], logits[cut][1][~vision])
-    assert not torch.allclose(logits[found.layers][0][~vision], logits[found.layers][1][~vision], atol=1e-3)
+    assert not torch.allclose(logits[loaded.layers][0][~vision], logits[loaded.layers][1][~vision], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_text_stays_causal_and_text_before_the_image_is_untouched(family, mllm):
-    found = mllm(family)
-    inputs = found.batch(["Look: ", picture(0), " is it red?"])
-    first = int(placeholders(found, inputs["input_ids"])[0].int().argmax())
+    loaded = mllm(family)
+    inputs = loaded.batch(["Look: ", picture(0), " is it red?"])
+    first = int(placeholders(loaded, inputs["input_ids"])[0].int().argmax())
     changed = {**inputs, "input_ids": inputs["input_ids"].clone()}
     changed["input_ids"][0, -3] = 66
-    plain = found.model(**inputs).logits
-    with mask_vision(found.model, 1):
-        logits, other = found.model(**inputs).logits, found.model(**changed).logits
+    plain = loaded.model(**inputs).logits
+    with mask_vision(loaded.model, 1):
+        logits, other = loaded.model(**inputs).logits, loaded.model(**changed).logits
     assert torch.equal(logits[:, :-3], other[:, :-3])
     assert not torch.allclose(logits[:, -3:], other[:, -3:], atol=1e-3)
     # The masked model adds up in another kernel, hence not bit by bit.
@@ -190,91 +190,93 @@ def test_text_stays_causal_and_text_before_the_image_is_untouched(family, mllm):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_documents_answer_as_alone(family, mllm):
-    found = mllm(family)
+    loaded = mllm(family)
     documents = [["Look: ", picture(0), " red?"], ["A much longer question about ", picture(1), " and more."]]
-    with mask_vision(found.model, 1):
-        together = found.generate(found.batch(*documents), max_new_tokens=NEW, eos_token_id=None)
-        alone = [found.generate(found.batch(document), max_new_tokens=NEW, eos_token_id=None) for document in documents]
+    with mask_vision(loaded.model, 1):
+        together = loaded.generate(loaded.batch(*documents), max_new_tokens=NEW, eos_token_id=None)
+        alone = [
+            loaded.generate(loaded.batch(document), max_new_tokens=NEW, eos_token_id=None) for document in documents
+        ]
     assert torch.equal(together, torch.cat(alone))
 
 
 def test_a_prompt_may_come_in_pieces(mllm):
     """Each piece brings its own image; the rows of the second must not see the first image either."""
-    found = mllm("llava")
-    whole = found.batch(["Look: ", picture(0), " and ", picture(1), " differ?"])
-    vision = placeholders(found, whole["input_ids"])
+    loaded = mllm("llava")
+    whole = loaded.batch(["Look: ", picture(0), " and ", picture(1), " differ?"])
+    vision = placeholders(loaded, whole["input_ids"])
     middle = int(vision[0].nonzero()[vision.sum() // 2 - 1]) + 3
-    with mask_vision(found.model, 1):
-        expected = found.model(**whole).logits
-        name, _ = cache_in(found.model(**whole, use_cache=True))
-        cache, pieces = DynamicCache(config=found.model.config), []
+    with mask_vision(loaded.model, 1):
+        expected = loaded.model(**whole).logits
+        name, _ = cache_in(loaded.model(**whole, use_cache=True))
+        cache, pieces = DynamicCache(config=loaded.model.config), []
         for image, (start, end) in enumerate([(0, middle), (middle, whole["input_ids"].shape[1])]):
-            piece = found.model(
+            piece = loaded.model(
                 input_ids=whole["input_ids"][:, start:end],
                 attention_mask=whole["attention_mask"][:, :end],
                 pixel_values=whole["pixel_values"][image : image + 1],
                 **{name: cache},
             )
             pieces.append(piece.logits)
-        again = found.model(**whole).logits  # a new cache is a new start
+        again = loaded.model(**whole).logits  # a new cache is a new start
     torch.testing.assert_close(torch.cat(pieces, 1), expected, atol=1e-4, rtol=0)
     assert torch.equal(again, expected)
 
 
 def test_a_generated_placeholder_is_text(mllm):
-    found = mllm("llava")
-    inputs = found.batch(["Look: ", picture(0), " red?"])
-    new = torch.tensor([[found.model.config.image_token_id, 70, 71]])
+    loaded = mllm("llava")
+    inputs = loaded.batch(["Look: ", picture(0), " red?"])
+    new = torch.tensor([[loaded.model.config.image_token_id, 70, 71]])
     longer = lengthened(inputs, new)
-    vision = placeholders(found, longer["input_ids"])
+    vision = placeholders(loaded, longer["input_ids"])
     vision[:, -3:] = False
-    with mask_vision(found.model, 1):
-        name, cache = cache_in(found.model(**inputs, use_cache=True))
-        got = found.model(input_ids=new, attention_mask=longer["attention_mask"], **{name: cache}).logits
-    decoder, spliced = found.model.get_decoder(), []
+    with mask_vision(loaded.model, 1):
+        name, cache = cache_in(loaded.model(**inputs, use_cache=True))
+        got = loaded.model(input_ids=new, attention_mask=longer["attention_mask"], **{name: cache}).logits
+    decoder, spliced = loaded.model.get_decoder(), []
     handle = decoder.register_forward_pre_hook(lambda _, args, kwargs: spliced.append(kwargs), with_kwargs=True)
-    found.model(**inputs)
+    loaded.model(**inputs)
     handle.remove()
-    embeds = torch.cat([spliced[0]["inputs_embeds"], found.model.get_input_embeddings()(new)], 1)
-    with reference(found, longer["attention_mask"].bool(), vision, 1):
+    embeds = torch.cat([spliced[0]["inputs_embeds"], loaded.model.get_input_embeddings()(new)], 1)
+    with reference(loaded, longer["attention_mask"].bool(), vision, 1):
         hidden = decoder(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    torch.testing.assert_close(got, found.model.lm_head(hidden[:, -3:]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(got, loaded.model.lm_head(hidden[:, -3:]), atol=1e-4, rtol=0)
 
 
 def test_generation_that_reorders_or_crops_its_cache(mllm):
-    found = mllm("qwen3_vl")
-    settings = {"max_new_tokens": 6, "eos_token_id": None, "suppress_tokens": [found.model.config.image_token_id]}
-    inputs = found.batch(["Look: ", picture(0), " red?"], ["A ", picture(1), "b", picture(2), "what?"])
-    alone = found.batch(["Look: ", picture(0), " red red red?"])
-    with mask_vision(found.model, 1):
-        beams = [found.generate(inputs, num_beams=3, use_cache=cache, **settings) for cache in (True, False)]
+    loaded = mllm("qwen3_vl")
+    settings = {"max_new_tokens": 6, "eos_token_id": None, "suppress_tokens": [loaded.model.config.image_token_id]}
+    inputs = loaded.batch(["Look: ", picture(0), " red?"], ["A ", picture(1), "b", picture(2), "what?"])
+    alone = loaded.batch(["Look: ", picture(0), " red red red?"])
+    with mask_vision(loaded.model, 1):
+        beams = [loaded.generate(inputs, num_beams=3, use_cache=cache, **settings) for cache in (True, False)]
         assert torch.equal(*beams)
-        looked_up = found.generate(alone, prompt_lookup_num_tokens=3, **settings)
-        assert torch.equal(looked_up, found.generate(alone, **settings))
+        looked_up = loaded.generate(alone, prompt_lookup_num_tokens=3, **settings)
+        assert torch.equal(looked_up, loaded.generate(alone, **settings))
 
 
 def test_hooks_go_with_the_context_whatever_happens(mllm):
-    found = mllm("llava")
-    inputs = found.batch(["Look: ", picture(0), " red?"])
-    plain, before = found.model(**inputs).logits, hooks(found)
-    with pytest.raises(ZeroDivisionError), mask_vision(found.model, 0):
-        assert not torch.equal(found.model(**inputs).logits, plain)
+    loaded = mllm("llava")
+    inputs = loaded.batch(["Look: ", picture(0), " red?"])
+    plain, before = loaded.model(**inputs).logits, hooks(loaded)
+    with pytest.raises(ZeroDivisionError), mask_vision(loaded.model, 0):
+        assert not torch.equal(loaded.model(**inputs).logits, plain)
         raise ZeroDivisionError
-    assert hooks(found) == before
-    with pytest.raises(ValueError), mask_vision(found.model, 0):
-        found.model(**{**inputs, "pixel_values": torch.ones(1)})
-    assert torch.equal(found.model(**inputs).logits, plain)
-    assert hooks(found) == before
+    assert hooks(loaded) == before
+    with pytest.raises(ValueError), mask_vision(loaded.model, 0):
+        loaded.model(**{**inputs, "pixel_values": torch.ones(1)})
+    assert torch.equal(loaded.model(**inputs).logits, plain)
+    assert hooks(loaded) == before
 
 
 def test_one_probe_at_a_time(mllm):
-    found = mllm("llava")
-    with mask_vision(found.model, 1):
+    loaded = mllm("llava")
+    with mask_vision(loaded.model, 1):
         with pytest.raises(ProbeError, match="inside mask_vision already"):
-            mask_vision(found.model, 2).__enter__()
+            mask_vision(loaded.model, 2).__enter__()
         with pytest.raises(ProbeError, match="already"):
-            mask_vision(found.model.model, 2).__enter__()
-    with mask_vision(found.model, 2):
+            mask_vision(loaded.model.model, 2).__enter__()
+    with mask_vision(loaded.model, 2):
         pass
 
 
@@ -285,23 +287,23 @@ def test_a_cut_is_a_layer(cut, mllm):
 
 
 def test_calls_whose_vision_tokens_cannot_be_told_are_refused(mllm):
-    found = mllm("llava")
-    inputs = found.batch(["Look: ", picture(0), " red?"])
+    loaded = mllm("llava")
+    inputs = loaded.batch(["Look: ", picture(0), " red?"])
     length = inputs["input_ids"].shape[1]
-    name, outside = cache_in(found.model(**inputs, use_cache=True))
+    name, outside = cache_in(loaded.model(**inputs, use_cache=True))
     step = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": torch.ones(1, length + 1, dtype=torch.long)}
-    with mask_vision(found.model, 1):
+    with mask_vision(loaded.model, 1):
         with pytest.raises(ProbeError, match=f"KV cache holds {length} tokens of which 0 were fed inside"):
-            found.model(**step, **{name: outside})
+            loaded.model(**step, **{name: outside})
         with pytest.raises(ProbeError, match="so it has a past, but with no KV cache"):
-            found.model(**step)
+            loaded.model(**step)
         with pytest.raises(ProbeError, match="without input_ids"):
-            found.model(inputs_embeds=torch.zeros(1, 3, 64))
+            loaded.model(inputs_embeds=torch.zeros(1, 3, 64))
         with pytest.raises(ProbeError, match="outside a call of LlavaForConditionalGeneration"):
-            found.model.model(**inputs)
+            loaded.model.model(**inputs)
         with pytest.raises(ProbeError, match="StaticCache is not supported"):
-            cache = StaticCache(config=found.model.config.text_config, max_cache_len=length + 2)
-            found.model(**inputs, **{name: cache})
+            cache = StaticCache(config=loaded.model.config.text_config, max_cache_len=length + 2)
+            loaded.model(**inputs, **{name: cache})
 
 
 # ---- layers that do not do as they are told --------------------------------------------------------------------------
@@ -328,11 +330,11 @@ def rewired(pico):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_layer_that_passes_by_its_mask_is_found_before_anything_is_answered(attention, rewired):
     """As when a new version of transformers names the mask otherwise: the layer runs on, and hides nothing."""
-    found = rewired(2, lambda kwargs: {**kwargs, "attention_mask": None}, attention)
+    loaded = rewired(2, lambda kwargs: {**kwargs, "attention_mask": None}, attention)
     for cut in (0, 3):
         with pytest.raises(ProbeError, match=r"LlavaFor.*transformers 5.*hidden tokens still reach"):
-            mask_vision(found.model, cut).__enter__()
-    with mask_vision(found.model, found.layers):  # hides nothing, and so has nothing to check
+            mask_vision(loaded.model, cut).__enter__()
+    with mask_vision(loaded.model, loaded.layers):  # hides nothing, and so has nothing to check
         pass
 
 
@@ -348,8 +350,8 @@ def test_a_layer_without_its_cache_is_found(rewired):
 
 def test_outputs_that_differ_in_the_last_bits_are_no_leak(mllm, monkeypatch):
     """As from mixtures of experts, and kernels that add up in another order at every call: the gradient decides."""
-    found = mllm("llava")
-    text, norm = found.model.get_decoder(), found.model.get_decoder().norm
+    loaded = mllm("llava")
+    text, norm = loaded.model.get_decoder(), loaded.model.get_decoder().norm
     calls = iter(range(1, 100))
 
     def by_call(_, args, output):
@@ -369,21 +371,21 @@ def test_outputs_that_differ_in_the_last_bits_are_no_leak(mllm, monkeypatch):
         monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
         handle = norm.register_forward_hook(change)
         with pytest.raises(ProbeError, match=fault) if fault else nullcontext():
-            check_mask(found.model)
+            check_mask(loaded.model)
         handle.remove()
 
 
 def test_the_check_runs_once_and_leaves_nothing_behind(mllm, monkeypatch):
     monkeypatch.setattr("plam_eval.probing.masking._CHECKED", weakref.WeakKeyDictionary())
-    found, calls = mllm("qwen3_vl"), []
-    found.model(**found.batch(["text"]))  # transformers hangs hooks of its own on a model when it is first called
-    before = hooks(found)
-    handle = found.model.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    loaded, calls = mllm("qwen3_vl"), []
+    loaded.model(**loaded.batch(["text"]))  # transformers hangs hooks of its own on a model when it is first called
+    before = hooks(loaded)
+    handle = loaded.model.get_decoder().register_forward_hook(lambda *_: calls.append(1))
     for _ in range(2):
-        check_mask(found.model)
+        check_mask(loaded.model)
     handle.remove()
-    assert 0 < len(calls) <= 10 and hooks(found) == before
-    assert all(parameter.grad is None for parameter in found.model.parameters())
+    assert 0 < len(calls) <= 10 and hooks(loaded) == before
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
 
 def test_the_check_tells_weights_that_are_no_numbers_and_too_little_memory_from_a_mask_that_is_passed_by(
@@ -433,10 +435,10 @@ def test_the_check_of_a_model_in_training_draws_nothing(mllm, monkeypatch):
 
 
 def test_layers_called_in_a_way_the_probe_does_not_know_are_refused_by_name(mllm, monkeypatch):
-    found = mllm("llava")
-    inputs = found.batch(["Look: ", picture(0), " red?"])
-    layer = found.model.get_decoder().layers[1]
-    with mask_vision(found.model, 1):
+    loaded = mllm("llava")
+    inputs = loaded.batch(["Look: ", picture(0), " red?"])
+    layer = loaded.model.get_decoder().layers[1]
+    with mask_vision(loaded.model, 1):
         call = layer._call_impl
 
         def renamed(hidden, **kwargs):
@@ -445,7 +447,7 @@ def test_layers_called_in_a_way_the_probe_does_not_know_are_refused_by_name(mllm
 
         monkeypatch.setattr(layer, "_call_impl", renamed)
         with pytest.raises(ProbeError, match="mask_of_another_name by name; expected attention_mask among them"):
-            found.model(**inputs)
+            loaded.model(**inputs)
         monkeypatch.setattr(layer, "_call_impl", lambda hidden, **kwargs: hidden)
         with pytest.raises(ProbeError, match="passed 2 of the 3 decoder layers"):
-            found.model(**inputs)
+            loaded.model(**inputs)
