@@ -102,7 +102,7 @@ class Paired:
 
 
 def effect(difference: float, p: float, sign: int) -> str | None:
-    """ "better" or "worse", as the second of two runs is; None where no difference is shown.
+    """Whether the second of two runs is "better" or "worse"; None where no difference is shown.
 
     Args:
         difference: of their scores, second minus first.

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from plam_eval.evaluation.comparison import changed_table, compare_runs, compare_with_one
+from plam_eval.evaluation.comparison import changed_table, compare_runs, compare_with_one, worse_tasks
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.stats import holm
+from plam_eval.evaluation.stats import OVERALL, Paired, effect, holm
 
 
 def run(scores: list[float], *, task: str = "pope", answers: str = "", falls: bool = False, **block: Any) -> Run:
@@ -87,3 +87,31 @@ def test_two_runs_are_second_minus_first() -> None:
     (row,) = compared.table[compared.table["task"] == "overall"].to_dict("records")
     assert (row["difference"], row["gained"], row["lost"]) == (0.25, 1, 0)
     assert repr(compared).startswith("Comparison(merged against plain, 4 documents: +0.250, 95 % ")
+
+
+@pytest.mark.parametrize(
+    ("difference", "p", "sign", "expected"),
+    [
+        (0.1, 0.049, 1, "better"),
+        (-0.1, 0.049, 1, "worse"),
+        (0.1, 0.049, -1, "worse"),
+        (-0.1, 0.049, -1, "better"),
+        (0.1, 0.05, 1, None),
+        (-0.1, 0.5, -1, None),
+    ],
+)
+def test_an_effect_is_shown_below_five_percent_and_has_the_scores_direction(
+    difference: float, p: float, sign: int, expected: str | None
+) -> None:
+    assert effect(difference, p, sign) == expected
+
+
+def paired(task: str, low: float, high: float) -> Paired:
+    return Paired(task, 10, 10, 0.5, 0.6, 0.1, low, high, 2, 1, 0.5, "mcnemar", 1.0, 1.0, 100)
+
+
+def test_worse_tasks_have_their_whole_interval_on_the_worse_side() -> None:
+    rows = [paired("gqa", -0.3, -0.1), paired("pope", -0.3, 0.1), paired("wer", 0.1, 0.3), paired("mme", 0.1, 0.3)]
+    rows.append(paired(OVERALL, -0.3, -0.1))
+    assert [row.task for row in worse_tasks(rows, {"wer": -1})] == ["gqa", "wer"]
+    assert worse_tasks([rows[0], rows[-1]], {}) == []  # of one task the mean hides nothing
