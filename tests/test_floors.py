@@ -17,7 +17,10 @@ FLOORS: dict[int, dict[str, str]] = {
         "api": "the commands from Python, arguments checked",
         "demo": "the embedded pair, its datasets, and the run over them",
     },
-    5: {"report": "the page and its sections, plots, tables, words for numbers"},
+    5: {
+        "report": "the page and its sections, plots, tables, words for numbers",
+        "publishing": "checkpoints, files for boards, results on the hub",
+    },
     4: {
         "evaluation": "records, statistics, comparison, scan, sweep/",
         "model_wrappers": "lmms-eval's classes with merging mixed in, a file per family",

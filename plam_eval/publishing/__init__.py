@@ -1,0 +1,1 @@
+"""What leaves the house: merged checkpoints, files for leaderboards, results on the hub, archives."""
