@@ -25,6 +25,7 @@ from plam_eval.report.sections import warnings
 from plam_eval.report.sections.cells import all_cells
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.controls import beside_controls
+from plam_eval.report.sections.exports import export_links, exports_section
 from plam_eval.report.sections.form import in_form
 from plam_eval.report.sections.head import answers, facts, links, questions, title_of
 from plam_eval.report.sections.provenance import provenance_section
@@ -56,7 +57,7 @@ def write_report(
     """Write `output`/index.html and `output`/tables/*.csv and *.parquet.
 
     Args:
-        folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
+        folders: of sweeps, comparisons, scans, lmms-eval runs and exports, or folders above such.
         output: folder for the page and tables/.
         title: of the page; by default it names the models.
         select: as in `findings.read_findings`, for every sweep.
@@ -125,6 +126,7 @@ def _page(
     if sources.runs:
         sections += runs_sections(sources.runs, compared, looking, tables.names.get(("runs", "changed"), ""))
     sections += warnings.further_section([noted, *warned.values()])
+    sections += exports_section(sources)
     sections.append(provenance_section(sources))
     sections.append(Section("How to read this page", reading_section(sources)))
     style, script, template = map(_packaged, ("page.css", "page.js", "page.html.j2"))
@@ -137,7 +139,7 @@ def _page(
         style=Markup(style),
         script=Markup(script),
         facts=facts(sources),
-        links=links(),
+        links=[*export_links(sources), *links()],
         question=questions(sources, compared),
         answers=answers(sources, compared, warned),
         noted=Answer("", "", (), noted.beside, len(noted.further)),

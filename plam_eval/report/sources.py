@@ -1,4 +1,4 @@
-"""Which runs, scans and sweeps lie in the folders that a report is asked for."""
+"""Which runs, scans, sweeps and exports lie in the folders that a report is asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from plam_eval.evaluation.sweep.folder import PLAN
 from plam_eval.files import inside
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.run_files import date_of, result_files
+from plam_eval.merging import export_record
+from plam_eval.merging.export_record import ExportRecord
 
 
 class ReportError(PlamError, ValueError):
@@ -30,18 +32,19 @@ class Sources:
     sweeps: dict[str, Findings] = field(default_factory=dict)
     scans: dict[str, Scan] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
+    exports: dict[str, ExportRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
-    """Read every sweep, scan and run in the folders; what is damaged, or a link that leads out, becomes a note.
+    """Read every sweep, scan, run and export in the folders; what is damaged, or a link that leads out, becomes a note.
 
     Args:
-        folders: of sweeps, comparisons, scans and lmms-eval runs, or folders above such.
+        folders: of sweeps, comparisons, scans, lmms-eval runs and exports, or folders above such.
         select: as in `findings.read_findings`, for every sweep.
 
     Raises:
-        ReportError: a folder is missing, or nothing can be shown.
+        ReportError: a folder is missing, or nothing can be shown; an export alone has no figures.
     """
     sources, seen = Sources(), set[Path]()
     for folder in folders:
@@ -65,10 +68,17 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
                     sources.scans[name] = scan_folder.load(_own(file, folder).parent)
             else:
                 sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
+        for file in sorted(_visible(folder, export_record.FILE)):
+            owners.append(file.parent)
+            if _new(file.parent, seen):
+                name = _name(file.parent, sources.exports)
+                with _noted(sources, "An export", file.parent):
+                    sources.exports[name] = export_record.read_export_record(_own(file, folder).parent)
         _read_runs(folder, owners, sources, seen)
         if len(seen) == before and not owners:
-            sources.notes.append(f"{folder}: nothing of a sweep, a scan or a run in it.")
+            sources.notes.append(f"{folder}: nothing of a sweep, a scan, a run or an export in it.")
     if not (sources.sweeps or sources.scans or sources.runs):
+        sources.notes += [f"{name}: an export, which has no figures of its own" for name in sources.exports]
         notes = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
             f"nothing to report on:\n{notes}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of "

@@ -680,7 +680,8 @@ def test_a_folder_of_everything(tmp_path: Path, no_images: None) -> None:
 def test_nothing_to_report_on(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ReportError, match=r"empty: nothing of a sweep, a scan or a run in it\.\nExpected folders of `plam sweep`"
+        ReportError,
+        match=r"empty: nothing of a sweep, a scan, a run or an export in it\.\nExpected folders of `plam sweep`",
     ):
         write_report([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(ReportError, match="absent: no such folder"):

@@ -1,0 +1,95 @@
+"""Which merged checkpoints were exported, and which of the figures are theirs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from plam_eval.evaluation.sweep.grid import describe_cell
+from plam_eval.merging.export_record import ExportRecord
+from plam_eval.report.blocks import Listing, Paragraph, Section, records_of, table_block
+from plam_eval.report.sources import Sources
+from plam_eval.report.text import NONE, identity_of
+
+ANCHOR = "exports"
+
+
+def export_links(sources: Sources) -> list[tuple[str, str]]:
+    """For the head of the page: the digest of every export, and where it is described.
+
+    Args:
+        sources: what the page is of.
+    """
+    digests = dict.fromkeys(record.digest for record in sources.exports.values())
+    return [(f"exported as {digest[:16]}", f"#{ANCHOR}") for digest in digests]
+
+
+def evaluated_as(record: ExportRecord, sources: Sources) -> list[str]:
+    """Names of the cells and runs on the page that were merged as an export was, from the same checkpoints.
+
+    Args:
+        record: the export's.
+        sources: what the page is of.
+    """
+    names = []
+    for name, findings in sources.sweeps.items():
+        where = f" of {name}" if len(sources.sweeps) > 1 else ""
+        for row in records_of(findings.cells):
+            run = findings.runs.get(str(row["cell"]))
+            if run is not None and _is_of(run.block.get("provenance") or {}, record):
+                names.append(f"{describe_cell(row)}{where}")
+    names += [name for name, run in sources.runs.items() if _is_of(run.block.get("provenance") or {}, record)]
+    return names
+
+
+def _is_of(provenance: dict[str, Any], record: ExportRecord) -> bool:
+    """By the digest of the spec; and by the content of both checkpoints, where both sides recorded it."""
+    if provenance.get("digest") != record.digest:
+        return False
+    pairs = ((provenance.get("checkpoint"), record.model), (provenance.get("base"), record.base))
+    hashes = [((one or {}).get("sha256"), other.get("sha256")) for one, other in pairs if "files" in (one or {})]
+    return all(one == other for one, other in hashes if one and other)
+
+
+def exports_section(sources: Sources) -> list[Section]:
+    """A section where there are exports: their digests, whose figures they have, and the hashes of their files.
+
+    Args:
+        sources: what the page is of.
+    """
+    if not sources.exports:
+        return []
+    evaluated = {name: evaluated_as(record, sources) for name, record in sources.exports.items()}
+    blocks: list[Any] = [
+        table_block(
+            "Exported checkpoints",
+            sources.exports.items(),
+            {
+                "export": lambda item: item[0],
+                "spec digest": lambda item: item[1].digest,
+                "figures on this page": lambda item: ", ".join(evaluated[item[0]]) or NONE,
+                "files": lambda item: _counts(item[1]),
+                "made from": lambda item: f"{item[1].model.get('name')} ({identity_of(item[1].model)})",
+                "base LLM": lambda item: f"{item[1].base.get('name')} ({identity_of(item[1].base)})",
+                "made": lambda item: item[1].created,
+            },
+            words={"spec digest", "figures on this page", "files", "made from", "base LLM", "made"},
+        )
+    ]
+    for name, record in sources.exports.items():
+        if not evaluated[name]:
+            blocks.append(
+                Paragraph(f"No run or cell on this page was merged as {name} was: no figure here is of it.", "warning")
+            )
+        lines = tuple(f"{file.sha256}  {path}" for path, file in sorted(record.files.items()))
+        blocks.append(Listing(f"SHA-256 of the files of {name} ({len(lines)}), for sha256sum --check", lines))
+        if record.notes:
+            blocks.append(Listing(f"Notes of {name} ({len(record.notes)})", record.notes, code=False))
+    return [Section("Exported checkpoints", tuple(blocks), ANCHOR)]
+
+
+def _counts(record: ExportRecord) -> str:
+    """How many files came about how, such as "3 copied, 1 merged, 12.3 GB"."""
+    hows = Counter(file.how for file in record.files.values())
+    size = sum(file.bytes for file in record.files.values())
+    return ", ".join([*(f"{count} {how}" for how, count in sorted(hows.items())), f"{size / 1e9:.2f} GB"])
