@@ -298,8 +298,8 @@ def test_killed_anywhere_nothing_looks_finished_that_is_not(pair: Pair, tmp_path
     out = tmp_path / "out"
     if replaced:
         write(pair, out)
-    steps = killed(pair, out, "range(0, 100_000, 17)")
-    assert len(steps) > 10 and [number for number, _ in steps] == [17 * n for n in range(len(steps))]
+    steps = killed(pair, out, "range(0, 100_000, 13)")
+    assert len(steps) > 10 and [number for number, _ in steps] == [13 * n for n in range(len(steps))]
     assert all(there == replaced for _, there in steps[:8])
     assert is_complete(write(pair, out, overwrite=True)) and names(tmp_path) == ["out"]
 
