@@ -2,7 +2,7 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
-`read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
+`export`, `read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from plam_eval import _checkout as _checkout
 if TYPE_CHECKING:
     from plam_eval.api import (
         compare,
+        export,
         load_spec,
         merge,
         plan_sweep,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "compare",
+    "export",
     "load_spec",
     "merge",
     "plan_sweep",
