@@ -47,6 +47,21 @@ def mmmu(entry: Mapping[str, Any]) -> float:
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
 
 
+def vqa_words(answer: str) -> str:
+    """An answer as the VQA evaluation compares it, and as VQAv2's validation task does.
+
+    Args:
+        answer: of one line, without white space around it.
+    """
+    processor = _vqa_processor()
+    return str(processor.process_digit_article(processor.process_punctuation(answer)))
+
+
+@functools.lru_cache(maxsize=1)
+def _vqa_processor() -> Any:
+    return _function("lmms_eval.tasks._task_utils.vqa_eval_metric", "EvalAIAnswerProcessor")()
+
+
 @functools.lru_cache(maxsize=1)
 def _mmbench_evaluator() -> Any:
     return _function("lmms_eval.tasks.mmbench.mmbench_evals", "MMBench_Evaluator")()
