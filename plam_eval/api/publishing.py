@@ -22,6 +22,7 @@ def submit(
     board: Words | None = None,
     task: str | None = None,
     questions: str | Path | None = None,
+    blank_invalid: bool = False,
 ) -> list[Submission]:
     """Write the files that leaderboards take, out of runs' sample logs, each beside its run's results.
 
@@ -33,6 +34,7 @@ def submit(
         board: names of boards; by default every one that the runs' tasks are for.
         task: whose answers they are, where the log of another task than the board's own has them.
         questions: the board's own file of questions, whose ids are then all that there are.
+        blank_invalid: write answers outside a board's form as empty ones, which it counts as wrong, and say how many.
 
     Returns:
         What was written: `file`, `about`, `rows`, `empty`, `sha256`, `notes`.
@@ -48,7 +50,11 @@ def submit(
         raise InputError("give run folders, or results files, to hand in")
     boards = [submission.board_named(name) for name in dict.fromkeys(words_of(board))] if board is not None else []
     return submission.submit(
-        folders, boards=boards, task=task, questions=Path(questions) if questions is not None else None
+        folders,
+        boards=boards,
+        task=task,
+        questions=Path(questions) if questions is not None else None,
+        blank_invalid=blank_invalid,
     )
 
 

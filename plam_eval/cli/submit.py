@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from plam_eval.cli.options import Json, Quiet, example
 from plam_eval.cli.speaking import speaking
 from plam_eval.errors import InputError
 from plam_eval.terminal import PlainTable, Terminal, one_line, text
+
+if TYPE_CHECKING:
+    from plam_eval.publishing.submission import Submission
 
 
 def _complete_board(incomplete: str) -> list[str]:
@@ -43,12 +46,17 @@ def submit(
     questions: Annotated[
         Path | None, typer.Option(help="The board's own file of questions: its ids are then all that there are.")
     ] = None,
+    blank_invalid: Annotated[
+        bool, typer.Option("--blank-invalid", help="Write answers outside the board's form as empty ones, and say so.")
+    ] = False,
     check: Annotated[Path | None, typer.Option(help="Check a file that was made elsewhere, and write nothing.")] = None,
     boards: Annotated[bool, typer.Option("--boards", help="List the boards, and what is known of each.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write the files that leaderboards take, each beside the results it is made of, after checking every answer."""
+    from plam_eval import api
+
     modes = {"run folders": bool(runs), "--check": check is not None, "--boards": boards}
     given = [name for name, chosen in modes.items() if chosen]
     with speaking(as_json, quiet) as console:
@@ -61,18 +69,19 @@ def submit(
         if boards:
             _list(console)
         elif check is not None:
-            _check(console, check, board or [], questions, task)
+            if idle := [name for name, used in (("--task", task), ("--blank-invalid", blank_invalid)) if used]:
+                raise InputError(f"{' and '.join(idle)} with --check, which changes no file: leave it out")
+            _check(console, check, board or [], questions)
         else:
-            _write(console, runs or [], board, task, questions)
+            written = api.submit(
+                runs or [], board=board or None, task=task, questions=questions, blank_invalid=blank_invalid
+            )
+            _say(console, written)
 
 
-def _write(
-    console: Terminal, runs: list[Path], board: list[str] | None, task: str | None, questions: Path | None
-) -> None:
-    from plam_eval import api
+def _say(console: Terminal, written: list[Submission]) -> None:
     from plam_eval.publishing.boards import BOARDS
 
-    written = api.submit(runs, board=board or None, task=task, questions=questions)
     console.data = {"submissions": [submission.to_dict() for submission in written]}
     for submission in written:
         console.say(
@@ -85,13 +94,11 @@ def _write(
             console.say(f"  rule: {rule}")
 
 
-def _check(console: Terminal, file: Path, boards: list[str], questions: Path | None, task: str | None) -> None:
+def _check(console: Terminal, file: Path, boards: list[str], questions: Path | None) -> None:
     from plam_eval import api
 
     if len(boards) != 1:
         raise InputError("--check needs the board that the file is for: one --board")
-    if task is not None:
-        raise InputError("--task is for runs; a file that is checked holds no tasks: leave it out")
     checked = api.check_submission(file, boards[0], questions=questions)
     console.data = {"file": str(file), "board": boards[0], **vars(checked)}
     console.warn(checked.notes)

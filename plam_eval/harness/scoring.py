@@ -47,13 +47,17 @@ def mmmu(entry: Mapping[str, Any]) -> float:
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
 
 
-def vqa_words(answer: str) -> str:
-    """An answer as the VQA evaluation compares it, and as VQAv2's validation task does.
+def vqa_words(answer: str, *, split: bool) -> str:
+    """An answer as VQA's evaluation compares it: lower case, numbers as digits, no articles, no punctuation.
 
     Args:
-        answer: of one line, without white space around it.
+        answer: the model's, of one line, without white space around it.
+        split: first drop commas and question marks and part "'s" from its word, as the validation tasks of TextVQA and
+            VizWiz do; that of VQAv2 does not.
     """
     processor = _vqa_processor()
+    if split:
+        return str(processor(answer))
     return str(processor.process_digit_article(processor.process_punctuation(answer)))
 
 

@@ -145,7 +145,7 @@ def _check_value(board: Board, column: Column, row: Row, faults: Findings, notes
         _check_text(board, name, value, row.where, faults, notes)
         if is_answer and not value.strip():
             return
-    if column.pattern and not re.fullmatch(column.pattern, str(value), re.DOTALL):
+    if not column.fits(value):
         expected = column.expected or f"a match of {column.pattern}"
         faults.add(f"{name} outside the form, expected {expected}", row.where, f"found {quoted(value)}")
         return
@@ -214,6 +214,6 @@ def as_id(column: Column, value: Any) -> Hashable:
     else:
         value = str(value)
     name: Hashable = column.canonical(value)
-    if column.pattern and not re.fullmatch(column.pattern, str(name)):
+    if not column.fits(name):
         raise ValueError(f"found {quoted(value)} as {column.name}, expected {column.expected or column.pattern}")
     return name

@@ -49,6 +49,14 @@ class Column:
     canonical: Callable[[Any], Any] = lambda value: value
     needed: bool = True
 
+    def fits(self, value: object) -> bool:
+        """Whether a value has the form of the column.
+
+        Args:
+            value: text, or a number.
+        """
+        return not self.pattern or re.fullmatch(self.pattern, str(value)) is not None
+
 
 @dataclass(frozen=True)
 class Board:
@@ -146,13 +154,26 @@ def entry(metric: str, **columns: str) -> Callable[[Line], dict[str, Any]]:
     return read
 
 
-def evalai(answer: str) -> str:
-    """An answer as the VQA evaluation compares it: lower case, no articles, no punctuation, numbers as digits.
+def vqa_words(answer: str) -> str:
+    """An answer as VQAv2's evaluation compares it.
 
     Args:
         answer: the model's.
     """
-    return scoring.vqa_words(answer.replace("\n", " ").replace("\t", " ").strip())
+    return scoring.vqa_words(_one_line(answer), split=False)
+
+
+def split_vqa_words(answer: str) -> str:
+    """An answer as the evaluations of TextVQA and VizWiz compare it.
+
+    Args:
+        answer: the model's.
+    """
+    return scoring.vqa_words(_one_line(answer), split=True)
+
+
+def _one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def stripped(answer: str) -> str:
@@ -162,6 +183,11 @@ def stripped(answer: str) -> str:
         answer: the model's.
     """
     return answer.strip()
+
+
+def _letter(answer: str) -> str:
+    """A letter as the board has it; the task itself takes small ones for the same."""
+    return answer.strip().upper() if len(answer.strip()) == 1 else answer.strip()
 
 
 def _vizwiz_image(name: str) -> str:
@@ -175,9 +201,9 @@ def _answer(name: str = "answer", canonical: Callable[[Any], Any] = stripped, **
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-_EVALAI = "EvalAI ends challenges that nobody pays for"
-_WORDS = "lower case, without articles and punctuation, numbers as digits: as the VQA evaluation compares them"
+_WORDS = "in lower case, without articles and punctuation, numbers as digits, as the evaluation compares them"
 _STRIPPED = "without white space around them"
+_RRC = "Robust Reading Competition, channel {}, task {}; with an account; no word of its end"
 
 _BOARDS = (
     Board(
@@ -185,14 +211,17 @@ _BOARDS = (
         "SEED-Bench-2-Plus",
         "jsonl",
         Column("question_id", canonical=str),
-        _answer("prediction", pattern="[A-D]", expected="A, B, C or D"),
+        _answer("prediction", _letter, pattern="[A-D]", expected="A, B, C or D"),
         entry("seedbench_2_plus_all", question_id="question_id", prediction="pred"),
         tasks=("seedbench_2_plus",),
         questions=2277,
-        rules=("one JSON object per line, of one run over all questions",),
-        answers="their first letter, as the task logs it",
-        standing="a form on a page of the hub; when it was last read is not known",
-        sources=("https://github.com/AILab-CVC/SEED-Bench",),
+        answers="the first letter of what was answered, as the task logs it",
+        rules=("the authors' own evaluation calls such a file results.json, with one object per line",),
+        standing="a form on the hub page AILab-CVC/SEED-Bench_Leaderboard; the answers are public, too",
+        sources=(
+            "https://github.com/AILab-CVC/SEED-Bench",
+            "https://evalscope.readthedocs.io/en/v1.6.0/benchmarks/seed_bench_2_plus.html",
+        ),
         read_on="2026-11",
     ),
     Board(
@@ -200,15 +229,20 @@ _BOARDS = (
         "VQAv2",
         "json list",
         Column("question_id", int),
-        _answer(canonical=evalai),
+        _answer(canonical=vqa_words),
         entry("submission", question_id="question_id", answer="answer"),
         tasks=("vqav2_test",),
         questions=447_793,
-        split="test (test-dev and test-standard are taken out of it by the server)",
+        split="test, of which the server takes test-dev and test-standard",
         answers=_WORDS,
-        rules=("every question of the whole test split, also for test-dev",),
-        standing=f"EvalAI challenge 830; {_EVALAI}",
-        sources=("https://visualqa.org/challenge.html", "https://eval.ai/web/challenges/challenge-page/830"),
+        rules=("answers to all questions of test, also for test-dev",),
+        standing="EvalAI challenge 830 takes files; since November 2025 users report that it does not read them",
+        sources=(
+            "https://visualqa.org/challenge.html",
+            "https://github.com/GT-Vision-Lab/VQA",
+            "https://github.com/Cloud-CV/EvalAI/issues/4807",
+            "https://github.com/Cloud-CV/EvalAI/issues/4883",
+        ),
         read_on="2026-11",
     ),
     Board(
@@ -217,18 +251,19 @@ _BOARDS = (
         "json list",
         Column(
             "image",
-            pattern=r"VizWiz_test_\d{8}\.jpg",
+            pattern=r"VizWiz_test_[0-9]{8}\.jpg",
             expected="the name of an image, such as VizWiz_test_00000000.jpg",
             canonical=_vizwiz_image,
         ),
-        _answer(canonical=evalai),
+        _answer(canonical=split_vqa_words),
         entry("submission", image="image", answer="answer"),
         tasks=("vizwiz_vqa_test",),
         questions=8000,
         question_ids=("image",),
         answers=_WORDS,
-        standing=f"EvalAI; {_EVALAI}",
-        sources=("https://vizwiz.org/tasks-and-datasets/vqa/",),
+        server="mail",
+        standing="EvalAI challenge 2185 was closed by December 2025; by mail to the organisers, a user says",
+        sources=("https://vizwiz.org/tasks-and-datasets/vqa/", "https://github.com/haotian-liu/LLaVA/issues/1916"),
         read_on="2026-11",
     ),
     Board(
@@ -236,18 +271,18 @@ _BOARDS = (
         "TextVQA",
         "json list",
         Column("question_id", int),
-        _answer(canonical=evalai),
+        _answer(canonical=split_vqa_words),
         entry("submission", question_id="question_id", answer="answer"),
         tasks=("textvqa_test",),
         questions=5734,
         answers=_WORDS,
-        standing=f"EvalAI challenge 874; {_EVALAI}",
-        sources=("https://textvqa.org/challenge/",),
+        standing="EvalAI challenge 874 outlived its contest; whether it still reads files is not known",
+        sources=("https://textvqa.org", "https://github.com/X-PLUG/mPLUG-DocOwl/issues/54"),
         read_on="2026-11",
     ),
     Board(
         "docvqa",
-        "DocVQA, single page",
+        "DocVQA (single page)",
         "json list",
         Column("questionId", int),
         _answer(),
@@ -255,8 +290,8 @@ _BOARDS = (
         tasks=("docvqa_test",),
         questions=5188,
         answers=_STRIPPED,
-        standing="Robust Reading Competition, channel 17, task 1; it asks for an account",
-        sources=("https://rrc.cvc.uab.es/?ch=17&com=tasks",),
+        standing=_RRC.format(17, 1),
+        sources=("https://rrc.cvc.uab.es/?ch=17&com=tasks", "https://huggingface.co/datasets/lmms-lab/DocVQA"),
         read_on="2026-11",
     ),
     Board(
@@ -269,35 +304,39 @@ _BOARDS = (
         tasks=("infovqa_test",),
         questions=3288,
         answers=_STRIPPED,
-        standing="Robust Reading Competition, channel 17, task 3; it asks for an account",
-        sources=("https://rrc.cvc.uab.es/?ch=17&com=tasks",),
+        standing=_RRC.format(17, 3),
+        sources=("https://rrc.cvc.uab.es/?ch=17&com=tasks", "https://huggingface.co/datasets/lmms-lab/DocVQA"),
         read_on="2026-11",
     ),
     Board(
         "stvqa",
-        "ST-VQA, open dictionary",
+        "ST-VQA (end to end)",
         "json list",
         Column("question_id", int),
         _answer(),
         entry("submission", question_id="question_id", answer="answer"),
         tasks=("stvqa",),
-        questions=4070,
+        split="test, task 3",  # its size is published rounded only: "4.07k"
         answers=_STRIPPED,
-        standing="Robust Reading Competition, channel 11, task 3; it asks for an account",
-        sources=("https://rrc.cvc.uab.es/?ch=11&com=tasks",),
+        standing=_RRC.format(11, 3),
+        sources=("https://rrc.cvc.uab.es/?ch=11&com=tasks", "https://huggingface.co/datasets/lmms-lab/ST-VQA"),
         read_on="2026-11",
     ),
     Board(
         "gqa",
         "GQA",
         "json list",
-        Column("questionId", pattern=r"\d+", expected="digits, as text: some begin with 0", canonical=str),
+        Column("questionId", pattern="[0-9]+", expected="digits as text, with the zeros that some begin with"),
         _answer("prediction"),
         entry("submission", questionId="questionId", prediction="prediction"),
-        split="test; lmms-eval's task gqa is of testdev, and its log does not name questions",
+        split="test, which lmms-eval does not carry: its task gqa is testdev, and its log does not name questions",
         answers=_STRIPPED,
-        standing=f"EvalAI; {_EVALAI}",
-        sources=("https://cs.stanford.edu/people/dorarad/gqa/challenge.html",),
+        rules=("answers to all questions of the split; one that is missing ends the evaluation",),
+        standing="EvalAI challenge 225; users reported in 2023 that it does not read files",
+        sources=(
+            "https://cs.stanford.edu/people/dorarad/gqa/evaluate.html",
+            "https://github.com/Cloud-CV/EvalAI/issues/4197",
+        ),
         read_on="2026-11",
     ),
 )
@@ -316,7 +355,11 @@ SELF_REPORTED: tuple[SelfReported, ...] = (
     SelfReported("POPE", ("pope",), "has no server: report accuracy and F1, and which of its three settings"),
     SelfReported("MMStar", ("mmstar",), "has no server: its answers are public; report the average of its six skills"),
     SelfReported("RealWorldQA", ("realworldqa",), "has no server: its answers are public"),
-    SelfReported("GQA testdev", ("gqa",), "has public answers; the test server wants the test split, which is not it"),
+    SelfReported(
+        "GQA testdev",
+        ("gqa", "gqa_lite"),
+        "has public answers; the board gqa takes the test split, which is another",
+    ),
 )
 """Benchmarks without a server."""
 

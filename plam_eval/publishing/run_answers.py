@@ -143,7 +143,14 @@ def _read(file: Path, notes: list[str]) -> SourceRun:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_answers(run: SourceRun, board: Board, task: str, universe: Collection[Hashable] | None) -> Answers:
+def read_answers(
+    run: SourceRun,
+    board: Board,
+    task: str,
+    universe: Collection[Hashable] | None = None,
+    *,
+    blank_invalid: bool = False,
+) -> Answers:
     """A run's answers to a task as a board takes them, with every reason why it would not.
 
     Args:
@@ -151,6 +158,7 @@ def read_answers(run: SourceRun, board: Board, task: str, universe: Collection[H
         board: the board.
         task: one of the run's.
         universe: the ids of all questions; None where only their number may be known.
+        blank_invalid: an answer outside the form that the board takes becomes an empty one, and is counted.
     """
     answers = Answers(run, board, task, samples_file(run.file, task))
     faults, notes = faults_of_run(run, task)
@@ -170,6 +178,8 @@ def read_answers(run: SourceRun, board: Board, task: str, universe: Collection[H
     rows = [_row(board, number, line, findings, mended) for number, line in lines]
     rows_made = [row for row in rows if row is not None]
     _check_documents(run, task, [line["doc_id"] for _, line in lines], findings)
+    if blank_invalid:
+        _blank(board, rows_made, mended)
     answers.rows = [row.values for row in rows_made]
     checked = check_rows(board, rows_made, universe)
     checked.problems = [*faults, *findings.lines(), *checked.problems]
@@ -226,6 +236,7 @@ def _mixed_settings(run: SourceRun, generation: Mapping[str, Any]) -> list[str]:
     used = {
         json.dumps({key: value for key, value in entry.items() if key != "calls"}, sort_keys=True)
         for entry in generation.get("settings") or ()
+        if entry
     }
     declared = {json.dumps(run.task_config(task).get("generation_kwargs"), sort_keys=True) for task in run.tasks}
     if len(used) > len(declared):
@@ -279,7 +290,9 @@ def _sample(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"not whole JSON: {error}") from error
     document = sample.get("doc_id") if isinstance(sample, dict) else None
-    if isinstance(document, float) and document.is_integer():
+    if (isinstance(document, float) and document.is_integer()) or (
+        isinstance(document, str) and re.fullmatch("0|[1-9][0-9]{0,17}", document)
+    ):
         sample["doc_id"] = document = int(document)
     if not isinstance(document, (int, str)) or isinstance(document, bool):
         raise ValueError(f"found {quoted(sample)}, expected an object with a doc_id")
@@ -344,6 +357,16 @@ def _text(board: Board, name: str, value: Any, where: str, mended: Findings) -> 
         mended.add(f"{name} with control characters, written as spaces", where, quoted(value))
         value = CONTROL.sub(" ", value)
     return re.sub(r"\r\n?", "\n", value) if board.form == "xlsx" else value
+
+
+def _blank(board: Board, rows: list[Row], mended: Findings) -> None:
+    """Make answers outside the form empty: a board counts them as wrong."""
+    column = board.answer
+    for number, row in enumerate(rows):
+        answer = row.values.get(column.name)
+        if isinstance(answer, str) and answer.strip() and not column.fits(answer):
+            mended.add(f"{column.name} outside the form, written as an empty one", row.where, quoted(answer))
+            rows[number] = Row(row.where, {**row.values, column.name: ""})
 
 
 def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], findings: Findings) -> None:

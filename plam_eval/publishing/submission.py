@@ -70,7 +70,12 @@ class Submission:
 
 
 def submit(
-    runs: Sequence[Path], *, boards: Sequence[Board] = (), task: str | None = None, questions: Path | None = None
+    runs: Sequence[Path],
+    *,
+    boards: Sequence[Board] = (),
+    task: str | None = None,
+    questions: Path | None = None,
+    blank_invalid: bool = False,
 ) -> list[Submission]:
     """Write the files of boards, each into the folder of its run.
 
@@ -79,6 +84,7 @@ def submit(
         boards: for which; none for every board that the runs' tasks are for.
         task: of which the answers are, in place of the board's own.
         questions: the board's own file of questions, whose ids are then all that there are.
+        blank_invalid: write answers outside a board's form as empty ones, and say how many.
 
     Returns:
         What was written, in the order of the runs.
@@ -104,7 +110,7 @@ def submit(
             problems.append(str(error))
             continue
         for board, name in jobs:
-            answers = read_answers(run, board, name, universe)
+            answers = read_answers(run, board, name, universe, blank_invalid=blank_invalid)
             prepared.append(answers)
             faults = [*answers.checked.problems, *_in_the_way(answers)]
             problems += [f"{run.file}, {board.name}: {fault}" for fault in faults]
