@@ -59,6 +59,7 @@ def submit(
 
     modes = {"run folders": bool(runs), "--check": check is not None, "--boards": boards}
     given = [name for name, chosen in modes.items() if chosen]
+    fine = True
     with speaking(as_json, quiet) as console:
         if len(given) != 1:
             raise InputError(
@@ -71,12 +72,14 @@ def submit(
         elif check is not None:
             if idle := [name for name, used in (("--task", task), ("--blank-invalid", blank_invalid)) if used]:
                 raise InputError(f"{' and '.join(idle)} with --check, which changes no file: leave it out")
-            _check(console, check, board or [], questions)
+            fine = _check(console, check, board or [], questions)
         else:
             written = api.submit(
                 runs or [], board=board or None, task=task, questions=questions, blank_invalid=blank_invalid
             )
             _say(console, written)
+    if not fine:
+        raise typer.Exit(1)
 
 
 def _say(console: Terminal, written: list[Submission]) -> None:
@@ -94,7 +97,7 @@ def _say(console: Terminal, written: list[Submission]) -> None:
             console.say(f"  rule: {rule}")
 
 
-def _check(console: Terminal, file: Path, boards: list[str], questions: Path | None) -> None:
+def _check(console: Terminal, file: Path, boards: list[str], questions: Path | None) -> bool:
     from plam_eval import api
 
     if len(boards) != 1:
@@ -108,8 +111,7 @@ def _check(console: Terminal, file: Path, boards: list[str], questions: Path | N
         console.say(f"{boards[0]} would refuse it: {len(checked.problems)} problem(s), {checked.rows} rows read")
     else:
         console.say(f"{file}: {checked.rows} answers, fit for {boards[0]}")
-    if checked.problems:
-        raise typer.Exit(1)
+    return not checked.problems
 
 
 def _list(console: Terminal) -> None:
