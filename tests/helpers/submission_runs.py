@@ -55,7 +55,7 @@ def submission_run(
     folder: Path,
     board: str,
     answers: Sequence[str],
-    change: Callable[[dict[str, Any], list[Line]], None] | None = None,
+    change: Callable[[dict[str, Any], list[Line]], object] | None = None,
     *,
     date: str = DATE,
     task: str | None = None,

@@ -25,7 +25,7 @@ EXPECTED = {
     **dict.fromkeys(("docvqa", "infovqa", "stvqa", "gqa"), STRIPPED),
     "seedbench_2_plus": list("ABCDAA"),
 }
-Change = Callable[[dict[str, Any], list[Line]], None]
+Change = Callable[[dict[str, Any], list[Line]], object]
 
 
 def answers_of(board: str) -> list[str]:
@@ -34,8 +34,8 @@ def answers_of(board: str) -> list[str]:
 
 def submit(folder: Path, board: str = "docvqa", count: int = len(ANSWERS), **options: Any) -> list[Any]:
     questions = questions_file(folder / "questions", board, count)
-    task = {"task": TASKS[board]} if board == "gqa" else {}
-    return plam_eval.submit(folder / "run", board=board, questions=questions, **task, **options)
+    task = TASKS[board] if board == "gqa" else None
+    return plam_eval.submit(folder / "run", board=board, questions=questions, task=task, **options)
 
 
 def refused(folder: Path, board: str = "docvqa", **options: Any) -> str:
