@@ -1,4 +1,4 @@
-"""`plam demo`: the embedded pair on nine offline benchmarks: a scan, the merge through lmms-eval, a sweep, a report.
+"""`plam demo`: the embedded pair on nine offline benchmarks: scan, merge through lmms-eval, sweep, export, report.
 
 The plateau is found on some documents, and merges are judged on others.
 """
@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,16 @@ from plam_eval.evaluation import records
 from plam_eval.evaluation.scan_folder import SPEC
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import CELLS, read_run
-from plam_eval.files import MARKER, check_writable, inside, make_own, read_json, remove_own, write_json
+from plam_eval.files import (
+    MARKER,
+    check_writable,
+    inside,
+    make_own,
+    read_json,
+    remove_own,
+    write_in_one_step,
+    write_json,
+)
 from plam_eval.harness import run_files
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text
@@ -38,6 +48,8 @@ PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
 RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
 DONE, LOG = "finished.json", "log.txt"
+BOARD, QUESTIONS = "seedbench_2_plus", "questions.txt"  # the one of the nine that a board takes a file of
+CHECKPOINT = "checkpoint"
 _PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|answering for \d+ cells|sweep):\s+(\d+)%")
 
 
@@ -47,13 +59,18 @@ class DemoError(PlamError, RuntimeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """Folders of the suite (with the pair in it), the scan, the sweep and the page, and the merge through lmms-eval."""
+    """Folders of the suite (with the pair in it), the scan, the sweep, the export, the plain run and the page.
+
+    `merged` is the merge through lmms-eval; `submission` what says of the submission that it was checked.
+    """
 
     suite: Path
     scan: Path
     plateau: str
     merged: records.Run
     sweep: Path
+    export: Path
+    submission: Path
     page: Path
 
 
@@ -75,7 +92,18 @@ def prepare(folder: Path, documents: int = 120) -> Path:
         elif not target.is_file() or _digest(target) != _digest(source):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+    ids = _question_ids(suite)
+    write_in_one_step(suite / QUESTIONS, lambda partial: partial.write_text("\n".join(ids) + "\n", encoding="utf-8"))
     return suite
+
+
+def _question_ids(suite: Path) -> list[str]:
+    """Those of the copy of the benchmark `BOARD`: the questions that a submission has to answer, all of them."""
+    import pandas as pd
+
+    table = hub.TABLES[BOARD]
+    (file,) = (suite / table.repo / table.config).glob("*.parquet")
+    return list(map(str, pd.read_parquet(file, columns=["question_id"])["question_id"]))
 
 
 def command(plateau: str, output: str, limit: int, offset: int) -> list[str]:
@@ -112,6 +140,35 @@ def sweep_command(plateau: str, limit: int, offset: int) -> list[str]:
     return [*words, "--limit", str(limit), "--offset", str(offset), "--together", "20", "--output", "../sweep"]
 
 
+def export_command(plateau: str, sweep: Path) -> list[str]:
+    """The `plam export` call for the merge that a sweep chose, to be run in the suite's folder.
+
+    Args:
+        plateau: name or path of the spec that the sweep began with.
+        sweep: its folder; where it chose nothing, the spec itself is exported.
+    """
+    words = ["plam", "export", "--model", "pair/mllm", "--plateau", plateau]
+    findings = read_findings(sweep)
+    if findings.selection is not None:
+        cells = {cell["name"]: cell["spec"] for cell in findings.plan["grid"]["cells"]}
+        spec = cells[findings.selection.cell]
+        layers, weights = spec["layer_range"], spec["weights"]
+        words += ["--layers", f"{layers[0]}:{layers[1]}", "--modules", "+".join(spec["modules"])]
+        words += ["--model-weight", str(weights["model"]), "--base-weight", str(weights["base_model"])]
+    return [*words, "--output", f"../export/{CHECKPOINT}"]
+
+
+def plain_command() -> list[str]:
+    """The lmms-eval call for the plain model on all documents of one benchmark, to be run in the suite's folder."""
+    words = ["lmms-eval", "--model", "plam_llava", "--model_args", "pretrained=pair/mllm,plateau=none,device_map=cpu"]
+    return [*words, "--tasks", BOARD, "--batch_size", "1", "--log_samples", "--output_path", "../plain"]
+
+
+def submit_command() -> list[str]:
+    """The `plam submit` call for the plain model's run, to be run in the suite's folder."""
+    return ["plam", "submit", "../plain", "--board", BOARD, "--questions", QUESTIONS]
+
+
 def run(
     folder: Path,
     *,
@@ -121,7 +178,9 @@ def run(
     fresh: bool = False,
     console: Terminal | None = None,
 ) -> Demo:
-    """Scan the first `scanned` documents of each task; merge and sweep on the `documents` after them; make the page.
+    """Scan the first `scanned` documents of each task; merge and sweep on the `documents` after them; publish.
+
+    Published are an export of the merge that the sweep chose, a submission of the plain model's, and the page.
 
     What is finished for the same suite, pair and versions is not repeated.
 
@@ -154,9 +213,15 @@ def run(
     plateau = "../scan/plateau.yaml" if (scan / SPEC).is_file() else PACKAGED
     _step("merged", command(plateau, "../merged", limit, scanned), suite, folder / "merged", fresh, console)
     _step("sweep", sweep_command(plateau, limit, scanned), suite, folder / "sweep", fresh, console)
-    words = ["plam", "report", "../scan", "../sweep", "--output", "../report"]
+    export, plain, submission = (folder / name for name in ("export", "plain", "submission"))
+    _step("export", export_command(plateau, folder / "sweep"), suite, export, fresh, console)
+    _step("plain", plain_command(), suite, plain, fresh, console)
+    _step("submission", submit_command(), suite, submission, fresh, console)
+    words = ["plam", "report", "../scan", "../sweep", "../export", "--output", "../report"]
     _step("report", words, suite, page.parent, fresh, console)
-    return Demo(suite, scan, plateau, records.read_run(_results(folder / "merged")), folder / "sweep", page)
+    merged = records.read_run(_results(folder / "merged"))
+    (about,) = _results(plain).parent.glob(f"{run_files.date_of(_results(plain))}_submission_{BOARD}.about.json")
+    return Demo(suite, scan, plateau, merged, folder / "sweep", export / CHECKPOINT, about, page)
 
 
 def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Terminal) -> None:
@@ -166,8 +231,8 @@ def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, 
         console.say(f"{label}: already done ({_near(output)})")
         return
     console.say(text(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", "bold"))
-    if label in ("scan", "sweep") and (fresh or done.is_file()):  # of another suite or version: neither mixes them
-        remove_own(output, DONE, LOG)
+    if label == "export" or (label in ("scan", "sweep") and (fresh or done.is_file())):
+        remove_own(output, DONE, LOG)  # of another suite or version: neither mixes them
     if not output.is_dir():
         make_own(output)
     elif not any((output / mark).is_file() for mark in (MARKER, DONE, LOG)) and any(output.iterdir()):
@@ -297,13 +362,14 @@ def same_answers(demo: Demo, findings: Findings) -> tuple[int, int]:
 
 
 def report(demo: Demo, console: Terminal | None = None) -> None:
-    """Print the scan, the merge, the sweep and what to try next.
+    """Print the scan, the merge, the sweep, what was published and what to try next.
 
     Args:
         demo: finished.
         console: where to; by default standard output.
     """
     from plam_eval.evaluation import scan_folder
+    from plam_eval.merging.export_record import read_export_record
     from plam_eval.merging.report import MergeReport
     from plam_eval.report import tables
 
@@ -323,6 +389,16 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     )
     console.show(tables.sweep(swept), tables.sweep(swept, narrow=True))
     console.say(swept.verdict())
+    exported, submitted = read_export_record(demo.export), read_json(demo.submission, "run the demo with --fresh")
+    hows = Counter(file.how for file in exported.files.values())
+    console.say(
+        f"Export of the chosen merge: {_near(demo.export)} (digest {exported.digest[:16]}; "
+        f"{', '.join(f'{count} files {how}' for how, count in sorted(hows.items()))})"
+    )
+    console.say(
+        f"Submission of the plain model, checked: {_near(demo.submission.parent / submitted['file'])} "
+        f"({submitted['answers']} answers for {submitted['title']})"
+    )
     console.data = {
         "suite": str(demo.suite),
         "scan": scanned.to_dict(),
@@ -330,6 +406,9 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
         "sweep": swept.to_dict(),
         "answers": documents,
         "answers_differ": differ,
+        "export": str(demo.export),
+        "export_digest": exported.digest,
+        "submission": str(demo.submission.parent / submitted["file"]),
         "page": str(demo.page),
     }
     console.say(f"Scan: {_near(demo.scan)}; sweep: {_near(demo.sweep)}")

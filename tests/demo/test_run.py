@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from plam_eval.demo import run as demo
 from plam_eval.errors import FolderError, InputError
 from plam_eval.evaluation.records import read_run
 from plam_eval.evaluation.sweep.findings import read_findings
+from plam_eval.merging.export_record import read_export_record
 from plam_eval.terminal import Terminal
 
 STOCK = {  # task -> the stock metric that is the mean of its documents' scores, and its scale
@@ -90,6 +92,27 @@ def test_the_page_shows_scan_and_sweep(finished: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_chosen_merge_is_exported(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    found = read_findings(folder / "sweep")
+    record = read_export_record(folder / "export" / "checkpoint")
+    assert record.digest == found.cells.set_index("cell").loc[found.selection.cell, "digest"]
+    assert f"digest {record.digest[:16]}" in output.replace("\n", " ")
+    assert f"exported as {record.digest[:16]}" in (folder / "report" / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_all_answers_of_the_plain_model_are_submitted(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    (about,) = (folder / "plain").rglob("*.about.json")
+    submitted = json.loads(about.read_text())
+    lines = [json.loads(line) for line in (about.parent / submitted["file"]).read_text().splitlines()]
+    assert len(lines) == submitted["answers"] == 40 and submitted["digest"] is None
+    assert {line["question_id"] for line in lines} == set(map(str, range(40)))
+    assert "40 answers for SEED-Bench-2-Plus" in output.replace("\n", " ")
+
+
+@pytest.mark.slow
 def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> None:
     run = read_run(finished[0] / "merged")
     assert set(run.accuracy().index) == TASKS and len(run.samples) == 9 * LIMIT
@@ -112,7 +135,7 @@ def test_what_is_finished_is_not_repeated(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")}
     process = _plam(folder)
-    assert process.returncode == 0 and process.stdout.count("already done") == 4
+    assert process.returncode == 0 and process.stdout.count("already done") == 7
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")} == before
 
 
