@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.arguments import NAME, PATH, takes
+from plam_eval.arguments import NAME, PATH, paths, takes
 from plam_eval.errors import InputError
 from plam_eval.spec import PlateauSpec, load_spec
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from plam_eval.publishing.checkpoint import Export
 
 
-@takes(model=NAME, output=PATH, base=NAME)
+@takes(model=NAME, output=PATH, base=NAME, results=paths)
 def export(
     model: str | Path | None,
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,
@@ -28,6 +28,7 @@ def export(
     base_weight: float | None = None,
     rule: str | None = None,
     seed: int | None = None,
+    results: str | Path | Sequence[str | Path] | None = None,
     overwrite: bool = False,
 ) -> Export:
     """Write a merged checkpoint in the MLLM's own layout, which loads wherever the MLLM itself does.
@@ -46,6 +47,8 @@ def export(
         base_weight: as for `merge`.
         rule: as for `merge`.
         seed: as for `merge`.
+        results: folders of runs, of `compare` or `sweep`: of this merge, of the plain model, of controls. Their scores
+            go onto the model card; runs of anything else are refused.
         overwrite: replace an export that is there, once the new one is complete.
 
     Returns:
@@ -80,9 +83,10 @@ def export(
         words += [word for key, value in given.items() if value is not None for word in _option(key, value)]
     else:
         words += ["--plateau", "plateau.yaml"]  # as the export has it, overrides and all
-    return export_checkpoint(
-        name, spec, output, overwrite=overwrite, command=shlex.join([*words, "--output", str(output)])
-    )
+    given_results = [] if results is None else [results] if isinstance(results, (str, Path)) else results
+    runs = [Path(folder) for folder in given_results]
+    words += ["--output", str(output), *(word for run in runs for word in ("--results", str(run)))]
+    return export_checkpoint(name, spec, output, results=runs, overwrite=overwrite, command=shlex.join(words))
 
 
 def _option(key: str, value: Any) -> tuple[str, str]:

@@ -40,6 +40,10 @@ def export(
     base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
     rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
     seed: Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a run, comparison or sweep of this merge, for the card; may be given again."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export that is there, once the new one is complete.")
     ] = False,
@@ -59,7 +63,7 @@ def export(
         "seed": seed,
     }
     with speaking(as_json, quiet) as console:
-        exported = api.export(model, plateau, output, overwrite=overwrite, **overrides)
+        exported = api.export(model, plateau, output, results=results, overwrite=overwrite, **overrides)
         console.data = exported.to_dict()
         _say(console, exported)
 
@@ -78,9 +82,7 @@ def _say(console: Terminal, exported: Export) -> None:
     table.add_row("bytes", in_words(exported.bytes))
     table.add_row("again", record.command)
     console.print(table)
-    warnings = list(record.merge["warnings"])
     if console.quiet:
-        console.warn(warnings)
+        console.warn(record.merge["warnings"])  # the table has them otherwise
     for note in record.notes:
-        if note not in warnings:
-            console.say(note)
+        console.say(note)
