@@ -322,6 +322,12 @@ def lines_of(stream: Lines, log: object) -> Iterator[bytes]:
         yield line.rstrip(b"\r\n")
 
 
+def log_lines(log: Path) -> Iterator[bytes]:
+    """The lines of the sample log `log`, without their ends; raises RecordError as `lines_of`."""
+    with log.open("rb") as stream:
+        yield from lines_of(stream, log)
+
+
 def _check_sample(sample: Any) -> None:
     """Raises KeyError, TypeError or ValueError when a line of a log is no sample."""
     if not isinstance(sample, dict):
