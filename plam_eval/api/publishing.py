@@ -1,4 +1,4 @@
-"""What leaves the house: files for leaderboards."""
+"""What leaves the house: files for leaderboards, and bundles of runs for a paper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from plam_eval.errors import InputError
 
 if TYPE_CHECKING:
     from plam_eval.publishing.board_checks import Checked
+    from plam_eval.publishing.bundle import Bundle
     from plam_eval.publishing.submission import Submission
+    from plam_eval.publishing.verification import Verification
 
 
 @takes(runs=paths, board=WORDS, task=TEXT, questions=PATH)
@@ -78,3 +80,57 @@ def check_submission(file: str | Path, board: str, *, questions: str | Path | No
     record = submission.board_named(board)
     universe = board_files.read_questions(record, Path(questions)) if questions is not None else None
     return board_files.check_file(record, Path(file), universe)
+
+
+@takes(runs=paths, file=PATH, hide=WORDS)
+def bundle(
+    runs: str | Path | Iterable[str | Path],
+    file: str | Path,
+    *,
+    anonymous: bool = False,
+    hide: Words | None = None,
+) -> Bundle:
+    """Write runs into one archive for a paper's appendix: metrics, answers, specs, provenance, hashes, versions.
+
+    The same folders give the same bytes. Paths, names and accounts of the machine, secrets and images are left out, and
+    the manifest names what was.
+
+    Args:
+        runs: folders of runs (of each the newest) or results files, and folders of sweeps, comparisons and scans.
+        file: the archive, a .zip; an older bundle there is replaced.
+        anonymous: leave out what names authors, too: commits, free text of specs.
+        hide: words that are left out of every record, whatever their case, such as the name of an organisation.
+
+    Returns:
+        What was written: `path`, `sha256` (to be printed in the paper), `bytes`, `manifest`.
+
+    Raises:
+        InputError: no runs. BundleError: every reason why they cannot be bundled, such as damaged or missing logs.
+    """
+    from plam_eval.publishing.bundle import make_bundle
+
+    folders = [Path(folder) for folder in paths(runs)]
+    if not folders:
+        raise InputError("give run folders, or results files, to bundle")
+    return make_bundle(folders, Path(file), anonymous=anonymous, hide=words_of(hide) if hide is not None else ())
+
+
+@takes(file=PATH)
+def verify_bundle(file: str | Path) -> Verification:
+    """Recompute every metric of a bundle from the answers in it, and compare every hash.
+
+    The archive may be anybody's: nothing of it is unpacked to disk, and nothing in it is run.
+
+    Args:
+        file: the archive.
+
+    Returns:
+        `holds` (nothing differs), `complete` (and all could be checked), `differences()`, `unverified`, `metrics`
+        and `answers`, each with how it was recomputed.
+
+    Raises:
+        BundleError: it is no bundle, damaged, of another format, or not harmless to read.
+    """
+    from plam_eval.publishing import verify
+
+    return verify.verify_bundle(Path(file))
