@@ -115,7 +115,15 @@ def memory_of(field: str) -> int:
 
 
 def in_a_process(way: str, pair: Path, output: Path, layers: str, cache: Path) -> dict[str, float]:
-    """`one` in a process of its own, whose remembered hashes lie in `cache`."""
+    """`one` in a process of its own.
+
+    Args:
+        way: as for `one`.
+        pair: as for `one`.
+        output: as for `one`.
+        layers: as for `one`.
+        cache: folder for the hashes that are remembered.
+    """
     if way == "plam export, new":
         shutil.rmtree(cache, ignore_errors=True)
     shutil.rmtree(output, ignore_errors=True)

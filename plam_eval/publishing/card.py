@@ -165,6 +165,20 @@ class _Private:
         return _last(piece) if re.match(r"/|~|[A-Za-z]:[\\/]", piece) else self(piece)
 
 
+def without_paths(record: ExportRecord) -> ExportRecord:
+    """A record that names folders of this machine without their paths.
+
+    Args:
+        record: of an export.
+    """
+    private = _Private(record)
+    fields = record.model_dump(mode="json")
+    kept = {key: fields[key] for key in ("format", "digest", "inputs", "files", "versions", "created")}
+    changed = {key: private.all_of(value) for key, value in fields.items() if key not in kept}
+    changed |= {"command": private.command(record.command), "notes": tuple(changed["notes"])}
+    return ExportRecord.model_validate({**kept, **changed})
+
+
 # --- the card ---------------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,11 +27,11 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord
 from plam_eval.merging.plan import PlannedTensor, Problems
 from plam_eval.merging.report import MergeReport
-from plam_eval.probing.spec_file import write_spec
 from plam_eval.provenance import describe_checkpoint, versions
 from plam_eval.publishing.card import model_card
 from plam_eval.publishing.export_plan import ExportPlan, as_safetensors, plan_export, raise_any, tensors_of
-from plam_eval.publishing.output_folder import CARD, built
+from plam_eval.publishing.output_folder import CARD, built, sync
+from plam_eval.publishing.upload import push_export
 from plam_eval.publishing.weight_writer import (
     Place,
     copy_file,
@@ -42,9 +41,6 @@ from plam_eval.publishing.weight_writer import (
     write_tensor,
 )
 from plam_eval.spec import PlateauSpec
-
-SPEC_FILE = "plateau.yaml"
-"""The spec in the folder of an export, which `plateau=` reads, from the hub as well."""
 
 _LONG = 1 << 28  # bytes from which on progress is shown
 _INDEX = "model.safetensors.index.json"
@@ -57,14 +53,21 @@ class Export:
     Attributes:
         folder: that holds it.
         record: what it says of itself.
+        address: of its repository on the hub; None where it was not pushed.
     """
 
     folder: Path
     record: ExportRecord
+    address: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the folder, its bytes, and the record."""
-        return {"folder": str(self.folder), "bytes": self.bytes, "record": self.record.model_dump(mode="json")}
+        """For JSON: folder, bytes, address, and the record."""
+        return {
+            "folder": str(self.folder),
+            "bytes": self.bytes,
+            "address": self.address,
+            "record": self.record.model_dump(mode="json"),
+        }
 
     @property
     def bytes(self) -> int:
@@ -79,9 +82,10 @@ def export_checkpoint(
     *,
     base: str | Path | Checkpoint | None = None,
     results: Iterable[Path] = (),
-    repository: str | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
     overwrite: bool = False,
-    command: str | None = None,
+    command: str = "",
 ) -> Export:
     """Write a merged checkpoint that loads wherever the model itself does.
 
@@ -95,19 +99,18 @@ def export_checkpoint(
         output: the new folder.
         base: folder or hub id of the base LLM, the spec's own unless given.
         results: folders of runs of this merge, of the plain model and of controls, for the card.
-        repository: owner/name on the hub that the card is made for.
+        push_to_hub: owner/name of a repository on the hub that the export is pushed to, checked before all else.
+        public: whether everybody may read that repository.
         overwrite: replace an export that is there, once the new one is complete.
-        command: that makes it again, for the record; made of the names if left out.
+        command: that makes it again, for the record.
 
     Raises:
         ExportError: listing every problem; nothing was written, or nothing of it is left.
         FolderError: another process writes there.
         OSError: it cannot be read or written; nothing is left.
+        UploadError: the export is there, and cannot be pushed.
     """
-    plan = plan_export(model, spec, Path(output), base, overwrite, list(results))
-    command = command or shlex.join(
-        ["plam", "export", "--model", plan.checkpoint.name, "--plateau", SPEC_FILE, "--output", str(output)]
-    )
+    plan = plan_export(model, spec, Path(output), base, overwrite, list(results), push_to_hub, public)
     with built(Path(output), overwrite=overwrite) as folder:
         record = _write(plan, folder, command)
         record.write(folder)
@@ -116,17 +119,18 @@ def export_checkpoint(
             model_config=plan.checkpoint.config,
             licences=plan.licences,
             results=plan.results,
-            repository=repository,
+            repository=push_to_hub,
         )
         (folder / CARD).write_text(card, encoding="utf-8")
         for name in (FILE, CARD):
-            _sync(folder / name)
-    return Export(Path(output), record)
+            sync(folder / name)
+    address = push_export(Path(output), push_to_hub, public=public) if push_to_hub is not None else None
+    return Export(Path(output), record, address)
 
 
 # ---- doing it --------------------------------------------------------------------------------------------------------
 
-How = Literal["copied", "merged", "converted", "written"]
+How = Literal["copied", "merged", "converted"]
 
 
 def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
@@ -194,9 +198,10 @@ class _Writer:
             if name not in weights and not (plan.converts and name == plan.checkpoint.weights):
                 self._copied(name)
         if plan.new_index is not None:
-            index = plan.new_index
-            self._written(_INDEX, "converted", lambda path: write_json(path, index))
-        self._written(SPEC_FILE, "written", lambda path: write_spec(plan.spec, path))
+            index = self._target(_INDEX)
+            write_json(index, plan.new_index)
+            sync(index)
+            self._note(_INDEX, "converted", sha256_of_copy(index, self.progress))
         for name in sorted(weights):
             merged = plan.merged(name)
             if plan.converts:
@@ -226,12 +231,6 @@ class _Writer:
             )
         self._note(name, "copied", sha256)
         return target
-
-    def _written(self, name: str, how: How, write: Callable[[Path], object]) -> None:
-        target = self._target(name)
-        write(target)
-        _sync(target)
-        self._note(name, how, sha256_of_copy(target, self.progress))
 
     def _merged(self, name: str, target: Path, merged: Iterable[PlannedTensor]) -> None:
         places = read_places(target)
@@ -283,8 +282,3 @@ def _check_result(folder: Path, checkpoint: Checkpoint) -> None:
                     problems.append(f"{name} is written in another form than it was read")
     if problems:
         raise ExportError(*problems)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

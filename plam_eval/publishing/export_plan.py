@@ -17,6 +17,7 @@ from plam_eval.provenance import describe_checkpoint
 from plam_eval.publishing.licences import Licence, read_licence
 from plam_eval.publishing.output_folder import check_output, check_space
 from plam_eval.publishing.source_files import Choice, SourceFile, choose_files, code_elsewhere, locate, named_by_code
+from plam_eval.publishing.upload import UploadError, check_push
 from plam_eval.publishing.weight_writer import plan_header
 from plam_eval.spec import PlateauSpec
 
@@ -68,6 +69,8 @@ def plan_export(
     base: str | Path | Checkpoint | None,
     overwrite: bool,
     results: list[Path],
+    push_to_hub: str | None,
+    public: bool,
 ) -> ExportPlan:
     """Check an export; what is missing of models on the hub is downloaded once nothing else speaks against it.
 
@@ -78,6 +81,8 @@ def plan_export(
         base: the base LLM; None is the spec's own.
         overwrite: replace an export that is there.
         results: folders of runs for the card.
+        push_to_hub: repository that it is pushed to; None where it is not.
+        public: whether everybody may read that.
 
     Raises:
         ExportError: with everything that is wrong.
@@ -87,6 +92,13 @@ def plan_export(
     for source, role in ((model, "model"), (spec.base_model if base is None else base, "base")):
         with problems.collect():
             opened.append(Checkpoint.open(source, role=role))
+    if push_to_hub is not None:
+        try:
+            check_push(push_to_hub, public=public)
+        except UploadError as error:
+            problems += error.problems
+    elif public:
+        problems.append("--public is for --push-to-hub: name the repository")
     problems += check_output(output, [one.folder for one in opened if one.folder], overwrite=overwrite)
     if len(opened) < 2:
         raise_any(problems)

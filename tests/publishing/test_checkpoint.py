@@ -127,17 +127,19 @@ def test_the_command_in_the_record_makes_the_same_files_again(
     assert code == 0, err
     again = read_export_record(tmp_path / "out")
     assert again.digest == done.record.digest
-    del again.files["plateau.yaml"], done.record.files["plateau.yaml"]  # which says how its numbers were written
     assert again.files == done.record.files
 
 
-def test_the_spec_beside_the_weights_is_the_one_that_was_merged(tmp_path: Path) -> None:
+def test_a_spec_from_python_is_written_out_in_the_command(tmp_path: Path) -> None:
     model, base = write_llama(tmp_path / "mllm", 1), write_llama(tmp_path / "base", 2)
-    spec = load_spec(None, {"base": str(base), "layers": LAYERS, "base_weight": 0.25})
+    spec = load_spec(None, {"base": str(base), "layers": LAYERS, "modules": "qk", "base_weight": 0.25})
     assert spec is not None
     done = export(model, spec, tmp_path / "out")
-    assert load_spec(tmp_path / "out" / "plateau.yaml") == spec and done.record.digest == spec.digest()
-    assert "--plateau plateau.yaml" in done.record.command
+    words = shlex.split(done.record.command)[2:]
+    given = {key[2:].replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    assert (given.pop("model"), given.pop("output")) == (str(model), str(tmp_path / "out"))
+    again = load_spec(None, given)
+    assert again is not None and again.digest() == done.record.digest == spec.digest()
 
 
 def test_weights_of_one_and_zero_change_nothing(tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_bin_files_become_safetensors_and_it_is_said(tmp_path: Path, tied: bool)
     base = write_llama(tmp_path / "base", 2, dtype=torch.float16)
     done = export(model, None, tmp_path / "out", base=base, layers=LAYERS)
     assert {name: file.how for name, file in done.record.files.items()} == {
-        **{"config.json": "copied", "model.safetensors": "converted", "plateau.yaml": "written"}
+        **{"config.json": "copied", "model.safetensors": "converted"}
     }
     assert set(done.record.inputs["model"]) == {"config.json", "pytorch_model.bin"}
     notes = " ".join(done.record.notes)
