@@ -2,8 +2,8 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
-`export`, `submit`, `check_submission`, `read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for
-(`plam_eval.api`).
+`export`, `submit`, `check_submission`, `bundle`, `verify_bundle`, `read_run`, `read_scan` and `read_sweep`, each
+loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from plam_eval import _checkout as _checkout
 
 if TYPE_CHECKING:
     from plam_eval.api import (
+        bundle,
         check_submission,
         compare,
         export,
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
         scan,
         submit,
         sweep,
+        verify_bundle,
     )
 
 __all__ = [
+    "bundle",
     "check_submission",
     "compare",
     "export",
@@ -46,6 +49,7 @@ __all__ = [
     "scan",
     "submit",
     "sweep",
+    "verify_bundle",
 ]
 
 

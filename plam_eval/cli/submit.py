@@ -1,4 +1,4 @@
-"""`plam submit`: files for leaderboards, from runs that are there."""
+"""`plam submit`: files for leaderboards, and bundles for a paper, from runs that are there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plam_eval.cli import bundles
 from plam_eval.cli.app import app
 from plam_eval.cli.options import Json, Quiet, example
 from plam_eval.cli.speaking import speaking
@@ -25,10 +26,12 @@ def _complete_board(incomplete: str) -> list[str]:
 
 
 @app.command(
-    short_help="Files for leaderboards, from finished runs.",
+    short_help="Files for leaderboards and papers, from finished runs.",
     epilog=example(
         """plam submit runs/plain runs/merged --board docvqa
-  plam submit --check answers.json --board vqav2"""
+  plam submit --check answers.json --board vqav2
+  plam submit runs/plain runs/merged --bundle appendix.zip
+  plam submit --verify appendix.zip"""
     ),
 )
 def submit(
@@ -50,6 +53,18 @@ def submit(
         bool, typer.Option("--blank-invalid", help="Write answers outside the board's form as empty ones, and say so.")
     ] = False,
     check: Annotated[Path | None, typer.Option(help="Check a file that was made elsewhere, and write nothing.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Write the runs (sweeps, comparisons, scans) into one .zip for a paper instead.")
+    ] = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="With --bundle: leave out commits and free text that name authors.")
+    ] = False,
+    hide: Annotated[
+        list[str] | None, typer.Option(help="With --bundle: a word to leave out of every record; may be repeated.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Recompute a bundle's metrics from its answers, and compare its hashes.")
+    ] = None,
     boards: Annotated[bool, typer.Option("--boards", help="List the boards, and what is known of each.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -57,7 +72,12 @@ def submit(
     """Write the files that leaderboards take, each beside the results it is made of, after checking every answer."""
     from plam_eval import api
 
-    modes = {"run folders": bool(runs), "--check": check is not None, "--boards": boards}
+    modes = {
+        "run folders": bool(runs) or bundle is not None,
+        "--check": check is not None,
+        "--boards": boards,
+        "--verify": verify is not None,
+    }
     given = [name for name, chosen in modes.items() if chosen]
     fine = True
     with speaking(as_json, quiet) as console:
@@ -65,10 +85,20 @@ def submit(
             raise InputError(
                 f"{' and '.join(given)} exclude each other"
                 if given
-                else "give run folders to write files of, --check FILE, or --boards"
+                else "give run folders to write files of, --check FILE, --verify FILE, or --boards"
             )
+        if (anonymous or hide) and bundle is None:
+            raise InputError("--anonymous and --hide are of --bundle FILE; give it, or leave them out")
         if boards:
             _list(console)
+        elif bundle is not None or verify is not None:
+            own = {"--board": board, "--task": task, "--questions": questions, "--blank-invalid": blank_invalid}
+            if idle := [name for name, used in own.items() if used]:
+                raise InputError(f"{' and '.join(idle)}: of leaderboards, not of bundles; leave it out")
+            if verify is not None:
+                fine = bundles.verify(console, verify)
+            elif bundle is not None:
+                bundles.write_bundle(console, runs or [], bundle, anonymous, hide or [])
         elif check is not None:
             if idle := [name for name, used in (("--task", task), ("--blank-invalid", blank_invalid)) if used]:
                 raise InputError(f"{' and '.join(idle)} with --check, which changes no file: leave it out")
