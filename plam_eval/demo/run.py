@@ -155,7 +155,7 @@ def export_command(plateau: str, sweep: Path) -> list[str]:
         layers, weights = spec["layer_range"], spec["weights"]
         words += ["--layers", f"{layers[0]}:{layers[1]}", "--modules", "+".join(spec["modules"])]
         words += ["--model-weight", str(weights["model"]), "--base-weight", str(weights["base_model"])]
-    return [*words, "--output", f"../export/{CHECKPOINT}"]
+    return [*words, "--results", "../sweep", "--output", f"../export/{CHECKPOINT}"]
 
 
 def plain_command() -> list[str]:
@@ -393,7 +393,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     hows = Counter(file.how for file in exported.files.values())
     console.say(
         f"Export of the chosen merge: {_near(demo.export)} (digest {exported.digest[:16]}; "
-        f"{', '.join(f'{count} files {how}' for how, count in sorted(hows.items()))})"
+        f"files: {', '.join(f'{count} {how}' for how, count in sorted(hows.items()))})"
     )
     console.say(
         f"Submission of the plain model, checked: {_near(demo.submission.parent / submitted['file'])} "

@@ -60,7 +60,7 @@ def test_an_export_is_linked_with_the_cell_that_it_is_of(sweep: Path, tmp_path: 
     page, text = page_of([sweep, tmp_path / "merged"], tmp_path / "out")
     assert f'<a href="#exports" rel="noreferrer">exported as {digest[:16]}</a>' in page and 'id="exports"' in page
     assert "layers 6:8, qkvo, 0.9 + 0.3" in text.split("Exported checkpoints")[-1].split("SHA-256")[0]
-    assert "1 copied, 1 merged, 2.00 GB" in text and f"{'11' * 32}  model.safetensors" in text
+    assert "1 copied, 1 merged, 2.0 GB" in text and f"{'11' * 32}  model.safetensors" in text
     assert "no figure here is of it" not in text and "&lt;b&gt;rounded" in page
 
 

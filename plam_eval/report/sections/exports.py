@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from plam_eval.evaluation.sweep.grid import describe_cell
+from plam_eval.hub import in_words
 from plam_eval.merging.export_record import ExportRecord
 from plam_eval.report.blocks import Listing, Paragraph, Section, records_of, table_block
 from plam_eval.report.sources import Sources
@@ -69,8 +70,8 @@ def exports_section(sources: Sources) -> list[Section]:
                 "spec digest": lambda item: item[1].digest,
                 "figures on this page": lambda item: ", ".join(evaluated[item[0]]) or NONE,
                 "files": lambda item: _counts(item[1]),
-                "made from": lambda item: f"{item[1].model.get('name')} ({identity_of(item[1].model)})",
-                "base LLM": lambda item: f"{item[1].base.get('name')} ({identity_of(item[1].base)})",
+                "made from": lambda item: _checkpoint(item[1].model),
+                "base LLM": lambda item: _checkpoint(item[1].base),
                 "made": lambda item: item[1].created,
             },
             words={"spec digest", "figures on this page", "files", "made from", "base LLM", "made"},
@@ -88,8 +89,13 @@ def exports_section(sources: Sources) -> list[Section]:
     return [Section("Exported checkpoints", tuple(blocks), ANCHOR)]
 
 
+def _checkpoint(described: dict[str, Any]) -> str:
+    rest = {key: value for key, value in described.items() if key != "name"}
+    return f"{described.get('name')} ({identity_of(rest)})"
+
+
 def _counts(record: ExportRecord) -> str:
-    """How many files came about how, such as "3 copied, 1 merged, 12.3 GB"."""
+    """How many files came about how, such as "3 copied, 1 merged, 14.1 GB"."""
     hows = Counter(file.how for file in record.files.values())
     size = sum(file.bytes for file in record.files.values())
-    return ", ".join([*(f"{count} {how}" for how, count in sorted(hows.items())), f"{size / 1e9:.2f} GB"])
+    return ", ".join([*(f"{count} {how}" for how, count in sorted(hows.items())), in_words(size)])
