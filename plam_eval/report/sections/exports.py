@@ -8,7 +8,7 @@ from typing import Any
 from plam_eval.evaluation.sweep.grid import describe_cell
 from plam_eval.hub import in_words
 from plam_eval.merging.export_record import ExportRecord
-from plam_eval.report.blocks import Listing, Paragraph, Section, records_of, table_block
+from plam_eval.report.blocks import Listing, Paragraph, Row, Section, TableBlock, records_of
 from plam_eval.report.sources import Sources
 from plam_eval.report.text import NONE, identity_of
 
@@ -60,25 +60,19 @@ def exports_section(sources: Sources) -> list[Section]:
     """
     if not sources.exports:
         return []
-    evaluated = {name: evaluated_as(record, sources) for name, record in sources.exports.items()}
-    blocks: list[Any] = [
-        table_block(
-            "Exported checkpoints",
-            sources.exports.items(),
-            {
-                "export": lambda item: item[0],
-                "spec digest": lambda item: item[1].digest,
-                "figures on this page": lambda item: ", ".join(evaluated[item[0]]) or NONE,
-                "files": lambda item: _counts(item[1]),
-                "made from": lambda item: _checkpoint(item[1].model),
-                "base LLM": lambda item: _checkpoint(item[1].base),
-                "made": lambda item: item[1].created,
-            },
-            words={"spec digest", "figures on this page", "files", "made from", "base LLM", "made"},
-        )
-    ]
+    blocks: list[Any] = []
     for name, record in sources.exports.items():
-        if not evaluated[name]:
+        evaluated = evaluated_as(record, sources)
+        rows = {
+            "spec digest": record.digest,
+            "figures on this page": ", ".join(evaluated) or NONE,
+            "files": _counts(record),
+            "made from": _checkpoint(record.model),
+            "base LLM": _checkpoint(record.base),
+            "made": record.created,
+        }
+        blocks.append(TableBlock(name, ("of", "what"), tuple(Row(row) for row in rows.items()), frozenset({1})))
+        if not evaluated:
             blocks.append(
                 Paragraph(f"No run or cell on this page was merged as {name} was: no figure here is of it.", "warning")
             )
