@@ -17,6 +17,7 @@ from plam_eval.demo.hub import MINIMUM_DOCUMENTS, write_hub
 from plam_eval.evaluation.records import read_run
 from plam_eval.harness.evaluate import Evaluation, evaluate
 from plam_eval.harness.run_files import is_results_file, result_files
+from plam_eval.harness.submission_files import StockFiles
 from tests.helpers.offline_copies import PlannedModel, StockModel, write_copies
 from tests.helpers.offline_tasks import judged
 from tests.helpers.offline_tests import SUBMITTED, TESTS, UNWRITABLE
@@ -228,6 +229,21 @@ def test_command_lines_without_an_output_path_have_folders_of_their_own(tmp_path
     files = sorted(tmp_path.glob("submissions/planned__planned/*_stock/stvqa_test_for_submission.json"))
     assert len({file.read_text() for file in files}) == 3
     assert len([path for path in (tmp_path / "submissions").rglob("*") if path.is_file()]) == 3
+
+
+def test_two_tasks_may_give_their_files_one_name(tmp_path: Path) -> None:
+    files = StockFiles()
+    for task in ("mmmu_test", "mmmu_group_img_test"):
+        folder = files.folder_for(task) / "submissions"
+        folder.mkdir()
+        (folder / "mmmu_test_for_submission.json").write_text(task)
+        (folder / f"{task}.json").symlink_to(tmp_path)
+    files.move_to(tmp_path / "stock")
+    moved = {path.relative_to(tmp_path / "stock"): path for path in tmp_path.rglob("*.json")}
+    assert {path.parts[0]: file.read_text() for path, file in moved.items()} == {
+        "mmmu_test": "mmmu_test",
+        "mmmu_group_img_test": "mmmu_group_img_test",
+    }
 
 
 _ENDS = """
