@@ -47,6 +47,7 @@ def mmmu(entry: Mapping[str, Any]) -> float:
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
 
 
+@functools.lru_cache(maxsize=1 << 18)  # test sets have hundreds of thousands of answers, and "yes" is most of them
 def vqa_words(answer: str, *, split: bool) -> str:
     """An answer as VQA's evaluation compares it: lower case, numbers as digits, no articles, no punctuation.
 

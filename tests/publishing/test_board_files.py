@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,6 +253,16 @@ def test_cells_that_are_no_text_are_named_by_their_row(
     assert said in problems and "row 2" in problems
 
 
+def test_a_workbook_that_names_its_first_cell_only_is_read_whole(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "plain.xlsx", tmp_path / "odd.xlsx"
+    pd.DataFrame({"index": [1, 2], "question": "?", "C": "c", "prediction": "A"}).to_excel(plain, index=False)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(odd, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b'<dimension ref="A1:D3"', b'<dimension ref="A1:A1"'))
+    assert odd.read_bytes() != plain.read_bytes()
+    assert (check_file(TABLE, odd).problems, check_file(TABLE, odd).rows) == ([], 2)
+
+
 def test_a_cell_holds_so_many_characters(tmp_path: Path) -> None:
     for board, problems in ((TABLE, 1), (replace(TABLE, form="csv"), 0)):
         rows = [board_files.Row("document 0", {"index": 1, "question": "?", "prediction": "x" * 32_768})]
@@ -300,3 +312,17 @@ def test_a_file_without_questions_is_refused(tmp_path: Path, text: str, said: st
     (tmp_path / "q.json").write_text(text)
     with pytest.raises(DamagedFileError, match=said):
         read_questions(DOCVQA, tmp_path / "q.json")
+
+
+def test_a_file_of_four_times_the_rows_takes_no_more_than_that(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        file = tmp_path / f"{count}.json"
+        write_rows(DOCVQA, [{"questionId": n, "answer": "an answer of some words"} for n in range(count)], file)
+        times = []
+        for _ in range(2):
+            began = time.process_time()
+            assert check_file(DOCVQA, file).rows == count
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert seconds(40_000) < 9 * seconds(10_000)  # with the square of the rows it would be 16
