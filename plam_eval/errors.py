@@ -91,7 +91,7 @@ class CheckpointError(MergeError):
         return "a checkpoint cannot be read:" if len(self.problems) > 1 else None
 
 
-class ExportError(ProblemsError, ValueError):
+class ExportError(MergeError):
     """An export that was refused or given up; nothing was left where it was to be."""
 
     def _heading(self) -> str | None:

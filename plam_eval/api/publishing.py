@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @takes(model=NAME, output=PATH, base=NAME)
 def export(
-    model: str | Path,
+    model: str | Path | None,
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,
     output: str | Path,
     *,
@@ -36,7 +36,7 @@ def export(
     was loaded in their stored dtype. Nothing is loaded into a model: memory is that of two tensors.
 
     Args:
-        model: folder or hub id of the MLLM.
+        model: folder or hub id of the MLLM; the spec's own if None.
         plateau: as for `merge`; "none" with `base` and `layers` makes one.
         output: the new folder. It has this name only once it is complete.
         base: as for `merge`.
@@ -52,9 +52,9 @@ def export(
         Its folder and its record: SHA-256 of every file that was read or written, the merge, notes for readers.
 
     Raises:
-        SpecError: listing every problem of the spec. InputError: there is nothing to merge. ExportError: listing
-            every problem of the checkpoints and the output; nothing was written. FolderError: another process writes
-            there.
+        SpecError: listing every problem of the spec. InputError: there is nothing to merge, or no model is named.
+            ExportError: listing every problem of the checkpoints and the output; nothing was written. FolderError:
+            another process writes there.
     """
     overrides = {
         "base": None if base is None else str(base),
@@ -68,20 +68,25 @@ def export(
     spec = load_spec(plateau, overrides)
     if spec is None:
         raise InputError("plateau none: nothing would be merged, and the plain model is there already; name a plateau")
+    name = model if model is not None else spec.model
+    if name is None:
+        raise InputError(f"plateau {plateau} names no model; give one with --model")
 
-    from plam_eval.publishing.checkpoint import SPEC_FILE, export_checkpoint
+    from plam_eval.publishing.checkpoint import export_checkpoint
 
-    named = str(plateau) if isinstance(plateau, (str, Path)) else SPEC_FILE if plateau is not None else "none"
-    words = ["plam", "export", "--model", str(model), "--plateau", named, "--output", str(output)]
-    if named != SPEC_FILE or isinstance(plateau, (str, Path)):  # the file of a spec has the overrides in it
-        for key, value in overrides.items():
-            if value is not None:
-                words += [f"--{key.replace('_', '-')}", _written(key, value)]
-    return export_checkpoint(model, spec, output, overwrite=overwrite, command=shlex.join(words))
+    words = ["plam", "export", "--model", str(name)]
+    if plateau is None or isinstance(plateau, (str, Path)):
+        given = {"plateau": plateau, **overrides}
+        words += [word for key, value in given.items() if value is not None for word in _option(key, value)]
+    else:
+        words += ["--plateau", "plateau.yaml"]  # as the export has it, overrides and all
+    return export_checkpoint(
+        name, spec, output, overwrite=overwrite, command=shlex.join([*words, "--output", str(output)])
+    )
 
 
-def _written(key: str, value: Any) -> str:
-    """An override as the command line takes it."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return str(value)
-    return (":" if key == "layers" else "+").join(map(str, value))
+def _option(key: str, value: Any) -> tuple[str, str]:
+    """An option of the command line, and its value as that takes it."""
+    if not isinstance(value, str) and isinstance(value, Sequence):
+        value = (":" if key == "layers" else "+").join(map(str, value))
+    return f"--{key.replace('_', '-')}", str(value)

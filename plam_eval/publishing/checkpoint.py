@@ -152,7 +152,8 @@ def _plan(
         with problems.collect():
             opened.append(Checkpoint.open(source, role=role))
     problems += check_output(output, [one.folder for one in opened if one.folder], overwrite=overwrite)
-    _raise_any(problems)
+    if len(opened) < 2:
+        _raise_any(problems)
     checkpoint, base_checkpoint = opened
     merge, choice = None, Choice({}, ())
     files: dict[str, SourceFile] = {}
@@ -413,7 +414,7 @@ class _Writer:
                 target = self._copied(name)
                 if merged:
                     self._merged(name, target, merged)
-        self.problems.raise_any()
+        _raise_any(self.problems)
 
     def _target(self, name: str) -> Path:
         target = self.folder / name

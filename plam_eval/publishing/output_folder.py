@@ -150,8 +150,9 @@ def _own(work: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with contextlib.suppress(OSError):  # a disk that fails has said so already
-                remove_own(work)
+            if not (work / _REPLACED).exists():  # which is there only where it could not be moved back
+                with contextlib.suppress(OSError):  # a disk that fails has said so already
+                    remove_own(work)
 
 
 def _empty(work: Path) -> None:
@@ -183,6 +184,9 @@ def _move(content: Path, output: Path, overwrite: bool) -> None:
         except BaseException:
             replaced.rename(output)
             raise
+        with contextlib.suppress(OSError):  # the new one is in its place
+            shutil.rmtree(replaced)
     else:
         content.rename(output)  # over an empty folder, too
-    _sync(output.parent)
+    with contextlib.suppress(OSError):
+        _sync(output.parent)
