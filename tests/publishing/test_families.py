@@ -139,4 +139,3 @@ def test_that_the_vision_tower_is_untouched_can_be_checked_with_hashes_alone(fam
     for side, source in (("model", pair.mllm), ("base", pair.base)):
         assert record["inputs"][side] == {name: sha256(source / name) for name in record["inputs"][side]}
     assert record["inputs"]["model"].keys() >= Checkpoint.open(pair.mllm).weight_files
-
