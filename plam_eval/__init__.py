@@ -2,7 +2,8 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
-`export`, `read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
+`export`, `submit`, `check_submission`, `bundle`, `verify_bundle`, `read_run`, `read_scan` and `read_sweep`, each
+loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from plam_eval import _checkout as _checkout
 
 if TYPE_CHECKING:
     from plam_eval.api import (
+        bundle,
+        check_submission,
         compare,
         export,
         load_spec,
@@ -25,10 +28,14 @@ if TYPE_CHECKING:
         read_sweep,
         report,
         scan,
+        submit,
         sweep,
+        verify_bundle,
     )
 
 __all__ = [
+    "bundle",
+    "check_submission",
     "compare",
     "export",
     "load_spec",
@@ -40,7 +47,9 @@ __all__ = [
     "read_sweep",
     "report",
     "scan",
+    "submit",
     "sweep",
+    "verify_bundle",
 ]
 
 

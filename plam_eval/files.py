@@ -71,17 +71,30 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
         raise DamagedFileError(f"{path}: is no file that holds something; {remedy}")
     with path.open("rb") as file:
-        text = file.read(LARGEST_JSON + 1)
+        return json_object(file.read(LARGEST_JSON + 1), str(path), remedy)
+
+
+def json_object(text: bytes, origin: str, remedy: str) -> dict[str, Any]:
+    """The JSON object that `text` is, read as `read_json` reads a file.
+
+    Args:
+        text: the content of a file, of more than `LARGEST_JSON` bytes at most one more.
+        origin: what messages call it.
+        remedy: what to do where it is none.
+
+    Raises:
+        DamagedFileError: it is none.
+    """
     if len(text) > LARGEST_JSON:
-        raise DamagedFileError(f"{path}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
+        raise DamagedFileError(f"{origin}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
     try:
         content = json.loads(text.decode("utf-8-sig"), parse_int=_number)
         if _SURROGATE.search(text):
             content = _writable(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
+        raise DamagedFileError(f"{origin}: cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise DamagedFileError(f"{path}: found {type(content).__name__}, expected a JSON object; {remedy}")
+        raise DamagedFileError(f"{origin}: found {type(content).__name__}, expected a JSON object; {remedy}")
     return content
 
 

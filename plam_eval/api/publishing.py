@@ -1,21 +1,26 @@
-"""Publishing what was merged and measured."""
+"""What leaves the house: merged checkpoints, files for leaderboards, and bundles of runs for a paper."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.arguments import NAME, PATH, takes
+from plam_eval.api.shared import Words, words_of
+from plam_eval.arguments import NAME, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
 from plam_eval.spec import PlateauSpec, load_spec
 
 if TYPE_CHECKING:
+    from plam_eval.publishing.board_checks import Checked
+    from plam_eval.publishing.bundle import Bundle
     from plam_eval.publishing.checkpoint import Export
+    from plam_eval.publishing.submission import Submission
+    from plam_eval.publishing.verification import Verification
 
 
-@takes(model=NAME, output=PATH, base=NAME)
+@takes(model=NAME, output=PATH, base=NAME, results=paths, push_to_hub=TEXT)
 def export(
     model: str | Path | None,
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,
@@ -28,6 +33,9 @@ def export(
     base_weight: float | None = None,
     rule: str | None = None,
     seed: int | None = None,
+    results: str | Path | Sequence[str | Path] | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
     overwrite: bool = False,
 ) -> Export:
     """Write a merged checkpoint in the MLLM's own layout, which loads wherever the MLLM itself does.
@@ -46,15 +54,19 @@ def export(
         base_weight: as for `merge`.
         rule: as for `merge`.
         seed: as for `merge`.
+        results: folders of runs, of `compare` or `sweep`: of this merge, of the plain model, of controls. Their scores
+            go onto the model card; runs of anything else are refused.
+        push_to_hub: owner/name of a repository on the hub that the finished export is pushed to.
+        public: whether everybody may read that repository; private otherwise.
         overwrite: replace an export that is there, once the new one is complete.
 
     Returns:
-        Its folder and its record: SHA-256 of every file that was read or written, the merge, notes for readers.
+        `folder`, `address` on the hub if it was pushed, and `record`: SHA-256 of every file that was read or written, the merge, notes for readers.
 
     Raises:
         SpecError: listing every problem of the spec. InputError: there is nothing to merge, or no model is named.
             ExportError: listing every problem of the checkpoints and the output; nothing was written. FolderError:
-            another process writes there.
+            another process writes there. UploadError: it is exported, and cannot be pushed.
     """
     overrides = {
         "base": None if base is None else str(base),
@@ -71,22 +83,161 @@ def export(
     name = model if model is not None else spec.model
     if name is None:
         raise InputError(f"plateau {plateau} names no model; give one with --model")
+    folders = [] if results is None else paths(results)
 
     from plam_eval.publishing.checkpoint import export_checkpoint
 
-    words = ["plam", "export", "--model", str(name)]
     if plateau is None or isinstance(plateau, (str, Path)):
         given = {"plateau": plateau, **overrides}
-        words += [word for key, value in given.items() if value is not None for word in _option(key, value)]
     else:
-        words += ["--plateau", "plateau.yaml"]  # as the export has it, overrides and all
+        given = {
+            "base": spec.base_model,
+            "layers": spec.layer_range,
+            "modules": spec.modules,
+            "model_weight": spec.weights.model,
+            "base_weight": spec.weights.base_model,
+            "rule": spec.rule,
+            "seed": spec.seed,
+        }
+    options = {"model": name, **given, "output": output, **{f"results {n}": run for n, run in enumerate(folders)}}
     return export_checkpoint(
-        name, spec, output, overwrite=overwrite, command=shlex.join([*words, "--output", str(output)])
+        name,
+        spec,
+        output,
+        results=[Path(folder) for folder in folders],
+        push_to_hub=push_to_hub,
+        public=public,
+        overwrite=overwrite,
+        command=_command(options),
     )
 
 
-def _option(key: str, value: Any) -> tuple[str, str]:
-    """An option of the command line, and its value as that takes it."""
-    if not isinstance(value, str) and isinstance(value, Sequence):
-        value = (":" if key == "layers" else "+").join(map(str, value))
-    return f"--{key.replace('_', '-')}", str(value)
+def _command(options: Mapping[str, Any]) -> str:
+    """What to type for an export with these options; what stands behind a space in a name tells equal ones apart."""
+    words = ["plam", "export"]
+    for key, value in options.items():
+        if value is None:
+            continue
+        if not isinstance(value, str) and isinstance(value, Sequence):
+            value = (":" if key == "layers" else "+").join(map(str, value))
+        words += [f"--{key.split()[0].replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+@takes(runs=paths, board=WORDS, task=TEXT, questions=PATH)
+def submit(
+    runs: str | Path | Iterable[str | Path],
+    *,
+    board: Words | None = None,
+    task: str | None = None,
+    questions: str | Path | None = None,
+    blank_invalid: bool = False,
+) -> list[Submission]:
+    """Write the files that leaderboards take, out of runs' sample logs, each beside its run's results.
+
+    Every fault of every run is told at once, and nothing is written while there is one. Beside each file lies one that
+    says what it was made of (`.about.json`).
+
+    Args:
+        runs: results files of lmms-eval (with `--log_samples`), of our wrappers or not, or folders, of each the newest.
+        board: names of boards; by default every one that the runs' tasks are for.
+        task: whose answers they are, where the log of another task than the board's own has them.
+        questions: the board's own file of questions, whose ids are then all that there are.
+        blank_invalid: write answers outside a board's form as empty ones, which it counts as wrong, and say how many.
+
+    Returns:
+        What was written: `file`, `about`, `rows`, `empty`, `sha256`, `notes`.
+
+    Raises:
+        InputError: no runs, an unknown board, or no board for any task.
+        SubmissionError: every reason why the answers cannot be handed in.
+    """
+    from plam_eval.publishing import submission
+
+    folders = [Path(folder) for folder in paths(runs)]
+    if not folders:
+        raise InputError("give run folders, or results files, to hand in")
+    boards = [submission.board_named(name) for name in dict.fromkeys(words_of(board))] if board is not None else []
+    return submission.submit(
+        folders,
+        boards=boards,
+        task=task,
+        questions=Path(questions) if questions is not None else None,
+        blank_invalid=blank_invalid,
+    )
+
+
+@takes(file=PATH, board=TEXT, questions=PATH)
+def check_submission(file: str | Path, board: str, *, questions: str | Path | None = None) -> Checked:
+    """What a leaderboard would say to a file that was made anywhere.
+
+    Args:
+        file: the file.
+        board: name of the board.
+        questions: the board's own file of questions, whose ids are then all that there are.
+
+    Returns:
+        `problems`, each with the lines or rows that have it (none: the file is whole), `notes`, `rows` and `empty`.
+
+    Raises:
+        InputError: an unknown board. DamagedFileError: a file of questions without any. OSError: no such file.
+    """
+    from plam_eval.publishing import board_files, submission
+
+    record = submission.board_named(board)
+    universe = board_files.read_questions(record, Path(questions)) if questions is not None else None
+    return board_files.check_file(record, Path(file), universe)
+
+
+@takes(runs=paths, file=PATH, hide=WORDS)
+def bundle(
+    runs: str | Path | Iterable[str | Path],
+    file: str | Path,
+    *,
+    anonymous: bool = False,
+    hide: Words | None = None,
+) -> Bundle:
+    """Write runs into one archive for a paper's appendix: metrics, answers, specs, provenance, hashes, versions.
+
+    The same folders give the same bytes. Paths, names and accounts of the machine, secrets and images are left out, and
+    the manifest names what was.
+
+    Args:
+        runs: folders of runs (of each the newest) or results files, and folders of sweeps, comparisons and scans.
+        file: the archive, a .zip; an older bundle there is replaced.
+        anonymous: leave out what names authors, too: commits, free text of specs.
+        hide: words that are left out of every record, whatever their case, such as the name of an organisation.
+
+    Returns:
+        What was written: `path`, `sha256` (to be printed in the paper), `bytes`, `manifest`.
+
+    Raises:
+        InputError: no runs. BundleError: every reason why they cannot be bundled, such as damaged or missing logs.
+    """
+    from plam_eval.publishing.bundle import make_bundle
+
+    folders = [Path(folder) for folder in paths(runs)]
+    if not folders:
+        raise InputError("give run folders, or results files, to bundle")
+    return make_bundle(folders, Path(file), anonymous=anonymous, hide=words_of(hide) if hide is not None else ())
+
+
+@takes(file=PATH)
+def verify_bundle(file: str | Path) -> Verification:
+    """Recompute every metric of a bundle from the answers in it, and compare every hash.
+
+    The archive may be anybody's: nothing of it is unpacked to disk, and nothing in it is run.
+
+    Args:
+        file: the archive.
+
+    Returns:
+        `holds` (nothing differs), `complete` (and all could be checked), `differences()`, `unverified`, `metrics`
+        and `answers`, each with how it was recomputed.
+
+    Raises:
+        BundleError: it is no bundle, damaged, of another format, or not harmless to read.
+    """
+    from plam_eval.publishing import verify
+
+    return verify.verify_bundle(Path(file))

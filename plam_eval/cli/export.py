@@ -40,6 +40,14 @@ def export(
     base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
     rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
     seed: Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a run, comparison or sweep of this merge, for the card; may be given again."),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Push the finished export to this repository, owner/name; private by default.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Push it where everybody may read it.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export that is there, once the new one is complete.")
     ] = False,
@@ -59,7 +67,16 @@ def export(
         "seed": seed,
     }
     with speaking(as_json, quiet) as console:
-        exported = api.export(model, plateau, output, overwrite=overwrite, **overrides)
+        exported = api.export(
+            model,
+            plateau,
+            output,
+            results=results,
+            push_to_hub=push_to_hub,
+            public=public,
+            overwrite=overwrite,
+            **overrides,
+        )
         console.data = exported.to_dict()
         _say(console, exported)
 
@@ -77,10 +94,10 @@ def _say(console: Terminal, exported: Export) -> None:
     table.add_row("files", ", ".join(f"{count} {how}" for how, count in counts.items()))
     table.add_row("bytes", in_words(exported.bytes))
     table.add_row("again", record.command)
+    if exported.address:
+        table.add_row("pushed to", exported.address)
     console.print(table)
-    warnings = list(record.merge["warnings"])
     if console.quiet:
-        console.warn(warnings)
+        console.warn(record.merge["warnings"])  # the table has them otherwise
     for note in record.notes:
-        if note not in warnings:
-            console.say(note)
+        console.say(note)

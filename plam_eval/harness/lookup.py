@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from plam_eval.errors import did_you_mean
 from plam_eval.harness.errors import EvaluationError, TaskNameError
 from plam_eval.harness.registry import extend_task_manager, prompt_id
 from plam_eval.harness.tasks import TASKS
+
+_INCLUDE = re.compile(r"^include:\s*['\"]?([^\s'\"#]+)", re.MULTILINE)
 
 
 def task_names(tasks: str | Sequence[str]) -> list[str]:
@@ -135,6 +138,22 @@ def dataset_of(manager: Any, task: str) -> str | None:
     except Exception:  # it imports the task's code
         return None
     return None if path is None else str(path)
+
+
+def yaml_files(manager: Any, task: str) -> list[Path]:
+    """The YAML file of an installed task and those that it includes, the last one last; none where it has none.
+
+    Args:
+        manager: from `task_manager`.
+        task: its name.
+    """
+    path = manager.task_index.get(task, {}).get("yaml_path", -1)
+    files: list[Path] = []
+    while path not in (-1, None) and Path(path).is_file() and Path(path) not in files:
+        files.append(Path(path))
+        included = _INCLUDE.search(files[-1].read_text(encoding="utf-8"))
+        path = files[-1].parent / included.group(1) if included else None
+    return files
 
 
 @contextmanager

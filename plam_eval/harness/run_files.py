@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, read_json
@@ -23,6 +23,17 @@ RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
 
 _RESULTS = "_results.json"
+
+
+class Lines(Protocol):
+    """What is read line by line: a file, a member of an archive."""
+
+    def readline(self, most: int, /) -> bytes:
+        """The next line, with its end.
+
+        Args:
+            most: bytes of it.
+        """
 
 
 # --- names and dates --------------------------------------------------------------------------------------------------
@@ -179,6 +190,19 @@ def read_results(file: Path) -> dict[str, Any]:
         results = read_json(file, "copy it again, or run again")
     except DamagedFileError as error:
         raise RecordError(f"{file} is not a results file of lmms-eval: {error}") from error
+    return check_results(results, file)
+
+
+def check_results(results: dict[str, Any], file: object) -> dict[str, Any]:
+    """Results whose values are of the kinds that their readers take for granted, or null.
+
+    Args:
+        results: as they were read.
+        file: what messages call the file.
+
+    Raises:
+        RecordError: they are none of lmms-eval, or were damaged.
+    """
     if not isinstance(results.get("configs"), dict):
         raise RecordError(f"{file} is not a results file of lmms-eval: found no object 'configs'")
     results["results"] = {} if results.get("results") is None else results["results"]
@@ -195,7 +219,7 @@ def read_results(file: Path) -> dict[str, Any]:
     return results
 
 
-def _values(file: Path, content: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _values(file: object, content: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Where a path of `_KINDS` leads in a results file, and what is there. Raises RecordError for another shape."""
     reached = [("", content)]
     for step in path.split("/"):
@@ -213,7 +237,7 @@ def _values(file: Path, content: Any, path: str) -> Iterator[tuple[str, Any]]:
     yield from reached
 
 
-def _check_kind(file: Path, where: str, value: Any, kind: type | tuple[type, ...]) -> None:
+def _check_kind(file: object, where: str, value: Any, kind: type | tuple[type, ...]) -> None:
     if not isinstance(value, kind):
         expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise RecordError(
@@ -232,10 +256,29 @@ def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> 
     Raises:
         RecordError: a line is no sample, a document stands there too often, or their number is another.
     """
+    with log.open("rb") as stream:
+        return samples_by_filter(stream, log, config, expected, first=True)[0]
+
+
+def samples_by_filter(
+    stream: Lines, log: object, config: Mapping[str, Any], expected: int | None, *, first: bool = False
+) -> list[list[dict[str, Any]]]:
+    """The samples of a log, for each of the task's filters one per document, in the order of the log.
+
+    Args:
+        stream: the log, JSON lines.
+        log: what messages call it.
+        config: the task's, as the results have it.
+        expected: how many documents there have to be; None where nobody knows.
+        first: keep those of the first filter only.
+
+    Raises:
+        RecordError: as `read_samples`.
+    """
     filters = filters_of(config)
-    first: dict[Any, dict[str, Any]] = {}
+    samples: list[list[dict[str, Any]]] = [[] for _ in filters]
     counts: Counter[Any] = Counter()
-    for number, line in enumerate(_lines(log), start=1):
+    for number, line in enumerate(lines_of(stream, log), start=1):
         try:
             sample = json.loads(line)
             _check_sample(sample)
@@ -243,32 +286,46 @@ def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> 
             raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error
         document = sample["doc_id"]
         counts[document] += 1
-        first.setdefault(document, sample)
         if counts[document] > len(filters):
             raise RecordError(
                 f"{log}, line {number}: document {document} once more than the task has filters "
                 f"({', '.join(filters)}); two runs that started in one second write into one log: run again"
             )
+        if not first or counts[document] == 1:
+            samples[counts[document] - 1].append(sample)
     if missing := [document for document, count in counts.items() if count < len(filters)]:
         raise RecordError(
             f"{log}: document {missing[0]} stands there {counts[missing[0]]} times, expected once for each of the "
             f"task's filters ({', '.join(filters)}): the log is not whole; run again"
         )
-    if expected is not None and len(first) != expected:
+    if expected is not None and len(counts) != expected:
         raise RecordError(
-            f"{log} holds {len(first)} documents, but the results beside it are of {expected} (n-samples): the log is "
+            f"{log} holds {len(counts)} documents, but the results beside it are of {expected} (n-samples): the log is "
             "not whole; copy it again, or run again"
         )
-    return list(first.values())
+    return samples
 
 
-def _lines(log: Path) -> Iterator[bytes]:
-    """The lines of a log. Raises RecordError for a longer one than any document has."""
-    with log.open("rb") as file:
-        while line := file.readline(LARGEST_JSON + 1):
-            if len(line) > LARGEST_JSON:
-                raise RecordError(f"{log}: has a line of more than {LARGEST_JSON} bytes, which is no sample; run again")
-            yield line.rstrip(b"\r\n")
+def lines_of(stream: Lines, log: object) -> Iterator[bytes]:
+    """The lines of a sample log, without their ends.
+
+    Args:
+        stream: the log.
+        log: what messages call it.
+
+    Raises:
+        RecordError: a line is longer than that of any document.
+    """
+    while line := stream.readline(LARGEST_JSON + 1):
+        if len(line) > LARGEST_JSON:
+            raise RecordError(f"{log}: has a line of more than {LARGEST_JSON} bytes, which is no sample; run again")
+        yield line.rstrip(b"\r\n")
+
+
+def log_lines(log: Path) -> Iterator[bytes]:
+    """The lines of the sample log `log`, without their ends; raises RecordError as `lines_of`."""
+    with log.open("rb") as stream:
+        yield from lines_of(stream, log)
 
 
 def _check_sample(sample: Any) -> None:

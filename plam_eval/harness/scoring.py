@@ -47,6 +47,25 @@ def mmmu(entry: Mapping[str, Any]) -> float:
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
 
 
+def vqa_words(answer: str, *, split: bool) -> str:
+    """An answer as VQA's evaluation compares it: lower case, numbers as digits, no articles, no punctuation.
+
+    Args:
+        answer: the model's, of one line, without white space around it.
+        split: first drop commas and question marks and part "'s" from its word, as the validation tasks of TextVQA and
+            VizWiz do; that of VQAv2 does not.
+    """
+    processor = _vqa_processor()
+    if split:
+        return str(processor(answer))
+    return str(processor.process_digit_article(processor.process_punctuation(answer)))
+
+
+@functools.lru_cache(maxsize=1)
+def _vqa_processor() -> Any:
+    return _function("lmms_eval.tasks._task_utils.vqa_eval_metric", "EvalAIAnswerProcessor")()
+
+
 @functools.lru_cache(maxsize=1)
 def _mmbench_evaluator() -> Any:
     return _function("lmms_eval.tasks.mmbench.mmbench_evals", "MMBench_Evaluator")()

@@ -10,6 +10,7 @@ from statistics import fmean as mean
 from typing import Any
 
 from plam_eval.harness.errors import NoScoreError
+from plam_eval.harness.rebuilt import Rebuild
 
 Entry = Any
 """What a task logs for one document under the name of a metric."""
@@ -117,6 +118,7 @@ class Task:
         cluster: None where it is not known whether documents share images.
         form: (target, answer) -> whether the answer has the form that is asked for; None where there is none.
         in_pairs: the benchmark's name where it scores documents two by two, so that a limit has to be even.
+        rebuild: what its scoring reads of a document, from a line of its log; None where the log does not have it.
     """
 
     score: Score | None = None
@@ -124,6 +126,7 @@ class Task:
     unscored: str = ""
     form: Callable[[str, str], bool | None] = letter_or_verdict
     in_pairs: str = ""
+    rebuild: Rebuild | None = None
 
 
 _NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean as mean
 from typing import Any
 
-from plam_eval.harness import scoring
+from plam_eval.harness import rebuilt, scoring
 from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.task_row import ONE_EACH, Cluster, Document, Entry, Score, Task, words_or_nothing
 
@@ -111,12 +111,14 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 
 def _mmbench_task(stock: str | None) -> Task:
     question = Cluster("question", of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED))
-    return Task(Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations), question)
+    score = Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
+    return Task(score, question, rebuild=rebuilt.mmbench)
 
 
 _MMMU_TASK = Task(
     Score("mmmu_acc", _mmmu, stock="mmmu_acc"),
     Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subdomain"])),
+    rebuild=rebuilt.mmmu,
 )
 
 
@@ -150,6 +152,7 @@ TASKS: dict[str, Task] = {
     "gqa": Task(
         Score("exact_match", as_score, stock="exact_match"),
         Cluster("image", of_document=lambda doc: str(doc["imageId"])),
+        rebuild=rebuilt.only_target,
     ),
     # The judge of the other variants reads an answer as the static rules do wherever these can.
     "mmbench_en_dev": _mmbench_task(None),
@@ -164,18 +167,23 @@ TASKS: dict[str, Task] = {
             of_sample=lambda s: str((s.get("mme_perception_score") or s["mme_cognition_score"])["question_id"]),
         ),
         in_pairs="MME",
+        rebuild=rebuilt.with_entry(
+            "mme_perception_score", "mme_cognition_score", question_id="question_id", category="category"
+        ),
     ),
     "mmmu_val": _MMMU_TASK,
-    "mmstar": Task(Score("average", field("score")), ONE_EACH),
+    "mmstar": Task(Score("average", field("score")), ONE_EACH, rebuild=rebuilt.mmstar),
     "pope": Task(
         Score("pope_accuracy", field("score"), stock="pope_accuracy"),
         Cluster("image", of_document=lambda doc: str(doc["image_source"])),
+        rebuild=rebuilt.with_entry("pope_accuracy", question_id="question_id"),
     ),
-    "realworldqa": Task(Score("exact_match", as_score, stock="exact_match"), ONE_EACH),
+    "realworldqa": Task(Score("exact_match", as_score, stock="exact_match"), ONE_EACH, rebuild=rebuilt.only_target),
     "seedbench_2_plus": Task(
         Score("seedbench_2_plus_all", equal_letters, stock="seedbench_2_plus_all"),
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
+        rebuild=rebuilt.seedbench_2_plus,
     ),
     # --- beyond the nine ---
     **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH)),
@@ -297,7 +305,7 @@ def score_of_task(task: str, config: Mapping[str, Any]) -> Score:
         if aggregation == "mean":
             # Error rates and counts have no upper end: an answer may have more wrong words than its target has words.
             return Score(metric, as_score, stock=metric, high=math.inf if falls(metric, config) else 1.0)
-    metrics = words_or_nothing(f"{metric} ({_shown(aggregation)})" for metric, aggregation in declared.items())
+    metrics = words_or_nothing(f"{metric} ({function_name(aggregation)})" for metric, aggregation in declared.items())
     raise NoScoreError(f"it declares no metric that is a mean over documents; it declares {metrics}")
 
 
@@ -393,7 +401,11 @@ def has_its_form(task: str, target: str, answer: str) -> bool | None:
     return TASKS.get(task, _UNKNOWN).form(target, answer)
 
 
-def _shown(aggregation: Any) -> str:
-    """An aggregation's name: functions are logged with their address in memory."""
-    text = str(aggregation)
-    return text.split()[1].rpartition(".")[2] if text.startswith("<function") else text
+def function_name(value: Any) -> str:
+    """The name of a function, such as an aggregation, as a results file has it: with its address in memory, or plain.
+
+    Args:
+        value: of the file; anything that is no function comes back as text.
+    """
+    text = str(value)
+    return text.split()[1].rpartition(".")[2] if re.match(r"<function \S+ at ", text) else text

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,17 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from plam_eval.errors import CheckpointError, ExportError
+from plam_eval.errors import ExportError
 from plam_eval.files import write_json
 from plam_eval.merging.arithmetic import Buffers, LayerChanges, merge_tensor, read_operand
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord
-from plam_eval.merging.plan import MergePlan, PlannedTensor, Problems, plan_merge
+from plam_eval.merging.plan import PlannedTensor, Problems
 from plam_eval.merging.report import MergeReport
-from plam_eval.probing.spec_file import write_spec
 from plam_eval.provenance import describe_checkpoint, versions
-from plam_eval.publishing.output_folder import built, check_output, check_space
-from plam_eval.publishing.source_files import Choice, SourceFile, choose_files, code_elsewhere, locate, named_by_code
+from plam_eval.publishing.card import model_card
+from plam_eval.publishing.export_plan import ExportPlan, as_safetensors, plan_export, raise_any, tensors_of
+from plam_eval.publishing.output_folder import CARD, built, sync
+from plam_eval.publishing.upload import push_export
 from plam_eval.publishing.weight_writer import (
     Place,
     copy_file,
@@ -42,12 +42,8 @@ from plam_eval.publishing.weight_writer import (
 )
 from plam_eval.spec import PlateauSpec
 
-SPEC_FILE = "plateau.yaml"
-"""The spec in the folder of an export, which `plateau=` reads, from the hub as well."""
-
 _LONG = 1 << 28  # bytes from which on progress is shown
 _INDEX = "model.safetensors.index.json"
-_SHOWN = 12  # names of files that a note lists
 
 
 @dataclass(frozen=True)
@@ -57,14 +53,21 @@ class Export:
     Attributes:
         folder: that holds it.
         record: what it says of itself.
+        address: of its repository on the hub; None where it was not pushed.
     """
 
     folder: Path
     record: ExportRecord
+    address: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the folder, its bytes, and the record."""
-        return {"folder": str(self.folder), "bytes": self.bytes, "record": self.record.model_dump(mode="json")}
+        """For JSON: folder, bytes, address, and the record."""
+        return {
+            "folder": str(self.folder),
+            "bytes": self.bytes,
+            "address": self.address,
+            "record": self.record.model_dump(mode="json"),
+        }
 
     @property
     def bytes(self) -> int:
@@ -78,8 +81,11 @@ def export_checkpoint(
     output: str | Path,
     *,
     base: str | Path | Checkpoint | None = None,
+    results: Iterable[Path] = (),
+    push_to_hub: str | None = None,
+    public: bool = False,
     overwrite: bool = False,
-    command: str | None = None,
+    command: str = "",
 ) -> Export:
     """Write a merged checkpoint that loads wherever the model itself does.
 
@@ -92,255 +98,42 @@ def export_checkpoint(
         spec: what is merged.
         output: the new folder.
         base: folder or hub id of the base LLM, the spec's own unless given.
+        results: folders of runs of this merge, of the plain model and of controls, for the card.
+        push_to_hub: owner/name of a repository on the hub that the export is pushed to, checked before all else.
+        public: whether everybody may read that repository.
         overwrite: replace an export that is there, once the new one is complete.
-        command: that makes it again, for the record; made of the names if left out.
+        command: that makes it again, for the record.
 
     Raises:
         ExportError: listing every problem; nothing was written, or nothing of it is left.
         FolderError: another process writes there.
         OSError: it cannot be read or written; nothing is left.
+        UploadError: the export is there, and cannot be pushed.
     """
-    plan = _plan(model, spec, Path(output), base, overwrite)
-    command = command or shlex.join(
-        ["plam", "export", "--model", plan.checkpoint.name, "--plateau", SPEC_FILE, "--output", str(output)]
-    )
+    plan = plan_export(model, spec, Path(output), base, overwrite, list(results), push_to_hub, public)
     with built(Path(output), overwrite=overwrite) as folder:
         record = _write(plan, folder, command)
         record.write(folder)
-        _sync(folder / FILE)
-    return Export(Path(output), record)
-
-
-# ---- what is to be done ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """An export, checked."""
-
-    spec: PlateauSpec
-    checkpoint: Checkpoint
-    base: Checkpoint
-    merge: MergePlan
-    choice: Choice
-    files: dict[str, SourceFile]
-    """By name, of all that is read of the MLLM."""
-    new_index: dict[str, Any] | None
-    """In place of the one of `.bin` files."""
-    notes: list[str]
-
-    @property
-    def converts(self) -> bool:
-        return self.checkpoint.weights.endswith((".bin", ".bin.index.json"))
-
-    def merged(self, weights: str) -> list[PlannedTensor]:
-        """The merged tensors of a file of weights."""
-        return [tensor for tensor in self.merge.tensors if self.checkpoint.file(tensor.model_name) == weights]
-
-
-def _plan(
-    model: str | Path | Checkpoint,
-    spec: PlateauSpec,
-    output: Path,
-    base: str | Path | Checkpoint | None,
-    overwrite: bool,
-) -> _Plan:
-    """Raises ExportError with everything that is wrong, as far as it can be told before anything is downloaded."""
-    problems = Problems()
-    opened: list[Checkpoint] = []
-    for source, role in ((model, "model"), (spec.base_model if base is None else base, "base")):
-        with problems.collect():
-            opened.append(Checkpoint.open(source, role=role))
-    problems += check_output(output, [one.folder for one in opened if one.folder], overwrite=overwrite)
-    if len(opened) < 2:
-        _raise_any(problems)
-    checkpoint, base_checkpoint = opened
-    merge, choice = None, Choice({}, ())
-    files: dict[str, SourceFile] = {}
-    with problems.collect():
-        merge = plan_merge(spec, model=checkpoint, base=base_checkpoint)
-    with problems.collect():
-        choice = choose_files(checkpoint)
-    names = [*choice.names, *sorted({checkpoint.weights, *checkpoint.weight_files})]
-    if checkpoint.folder is not None:
-        files = locate(checkpoint, names, problems)
-    if not problems:
-        _check_space(output, names, checkpoint, problems)
-    _raise_any(problems)
-    assert merge is not None
-    with problems.collect():
-        checkpoint.prefetch(checkpoint.names())
-    with problems.collect():
-        base_checkpoint.prefetch(tensor.base_name for tensor in merge.tensors)
-    files = files or locate(checkpoint, names, problems)
-    _raise_any(problems)
-    if more := named_by_code(choice, files):
-        choice = Choice(
-            {**choice.names, **dict.fromkeys(more, "named by code")},
-            tuple(name for name in choice.left_out if name not in more),
+        card = model_card(
+            record,
+            model_config=plan.checkpoint.config,
+            licences=plan.licences,
+            results=plan.results,
+            repository=push_to_hub,
         )
-        files |= locate(checkpoint, more, problems)
-    new_index = None
-    with problems.collect():
-        new_index = _converted_index(checkpoint)
-    _raise_any(problems)
-    plan = _Plan(spec, checkpoint, base_checkpoint, merge, choice, files, new_index, [])
-    plan.notes.extend(_notes(plan))
-    return plan
-
-
-def _raise_any(problems: list[str]) -> None:
-    if problems:
-        raise ExportError(*dict.fromkeys(problems))
-
-
-def _check_space(output: Path, names: Iterable[str], checkpoint: Checkpoint, problems: list[str]) -> None:
-    sizes = [checkpoint.size(name) for name in names]
-    try:
-        check_space(output, sum(size for size in sizes if size is not None))
-    except ExportError as error:
-        problems += error.problems
-
-
-def _as_safetensors(name: str) -> str:
-    folder, _, file = name.rpartition("/")
-    stem = file.removesuffix(".bin")
-    stem = "model" + stem.removeprefix("pytorch_model") if stem.startswith("pytorch_model") else stem
-    return f"{folder}{'/' if folder else ''}{stem}.safetensors"
-
-
-def _converted_index(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """The index of a `.bin` checkpoint's files once they are safetensors; None where there is none.
-
-    Raises CheckpointError where a tensor or a name cannot be converted.
-    """
-    if not checkpoint.weights.endswith((".bin", ".bin.index.json")):
-        return None
-    problems = []
-    if "transformers_weights" in checkpoint.config:
-        problems.append(
-            f"{checkpoint.name}: its config.json names its weights (transformers_weights), and config.json is copied "
-            "as it is, though the weights get other names; take that line out in a copy"
-        )
-    targets = {name: _as_safetensors(name) for name in sorted(checkpoint.weight_files)}
-    if len(set(targets.values())) < len(targets):
-        problems.append(f"{checkpoint.name}: two of {', '.join(targets)} would get one name as safetensors; rename one")
-    weight_map, size = {}, 0
-    for name in checkpoint.names():
-        weight_map[name] = targets[checkpoint.file(name)]
-    for file in targets:
-        try:
-            places = plan_header(_tensors(checkpoint, file))[1]
-            size += sum(place.end - place.start for place in places.values())
-        except CheckpointError as error:
-            problems += [f"{checkpoint.name}: {file}: {problem}" for problem in error.problems]
-    if problems:
-        raise CheckpointError(*problems)
-    if not checkpoint.weights.endswith(".index.json"):
-        return None
-    return {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-
-
-def _tensors(checkpoint: Checkpoint, file: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    names = [name for name in checkpoint.names() if checkpoint.file(name) == file]
-    tensors = {name: checkpoint.tensor(name) for name in names}  # mapped
-    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-# ---- what a reader has to know ---------------------------------------------------------------------------------------
-
-
-def _notes(plan: _Plan) -> list[str]:
-    checkpoint, choice = plan.checkpoint, plan.choice
-    notes = [*plan.merge.warnings, _dtype_note(plan)]
-    if plan.converts:
-        notes.append(
-            f"The weights of {checkpoint.name} are .bin files ({_listed(sorted(checkpoint.weight_files))}); they are "
-            "written as safetensors, each tensor with its own bits, under the corresponding names."
-        )
-        if shared := _shared(checkpoint):
-            notes.append(
-                f"Tensors that share memory in the .bin files are written one by one, as safetensors asks: "
-                f"{_listed(shared)}."
-            )
-    if code := choice.of_kind("code"):
-        notes.append(
-            f"Python code comes along from {checkpoint.name} ({_listed(code)}); it runs only where a user passes "
-            "trust_remote_code=True."
-        )
-    if more := choice.of_kind("named by code"):
-        notes.append(f"Comes along because the code names it: {_listed(more)}.")
-    notes += code_elsewhere(checkpoint, plan.files)
-    try:
-        checkpoint.check_read_by_vllm()
-    except CheckpointError as error:
-        notes.append(f"{error}. The export holds those of transformers alone.")
-    if choice.left_out:
-        notes.append(f"Left out of {checkpoint.name}: {_listed(choice.left_out)}.")
-    missing = [kind for kind in ("tokenizer", "processor") if not choice.of_kind(kind)]
-    if missing:
-        notes.append(
-            f"{checkpoint.name} has no files of a {' or a '.join(missing)}{_offline(checkpoint)}: the export "
-            "loads only with those of somewhere else."
-        )
-    return notes
-
-
-def _offline(checkpoint: Checkpoint) -> str:
-    from huggingface_hub import constants
-
-    if checkpoint.folder is None and constants.is_offline_mode():
-        return " in the local cache, and the hub is not asked, as HF_HUB_OFFLINE is set"
-    return ""
-
-
-def _dtype_note(plan: _Plan) -> str:
-    stored = sorted({str(tensor.model_dtype).removeprefix("torch.") for tensor in plan.merge.tensors})
-    config = plan.checkpoint.config
-    sections = [config, *(config.get(key) for key in ("text_config", "llm_config"))]
-    said = [
-        str(section.get("dtype") or section.get("torch_dtype"))
-        for section in sections
-        if isinstance(section, Mapping) and (section.get("dtype") or section.get("torch_dtype"))
-    ]
-    words = " and ".join(stored)
-    again = (
-        f"The merged tensors are rounded once, to {words}, in which the source stores them. Loaded in another dtype "
-        "they are rounded again, and differ from a merge at load in that dtype"
-    )
-    if others := sorted(set(said[:1]) - set(stored)):
-        return f"{again}: config.json says dtype {others[0]}, so that is what loading does unless told otherwise."
-    if stored == ["float16"]:
-        return (
-            f"{again}: this happens with dtype=bfloat16, in which float16 checkpoints such as LLaVA-1.5 are often run."
-        )
-    if stored == ["float32"]:
-        return f"{again}: vLLM loads float32 in a half precision unless it is given --dtype float32."
-    return f"{again}."
-
-
-def _shared(checkpoint: Checkpoint) -> list[str]:
-    """Tensors of `.bin` files that lie in the memory of another one."""
-    first: dict[tuple[str, int], str] = {}
-    shared = set[str]()
-    for name in checkpoint.names():
-        place = checkpoint.file(name), checkpoint.tensor(name).untyped_storage().data_ptr()
-        if first.setdefault(place, name) != name:
-            shared |= {first[place], name}
-    return sorted(shared)
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+        (folder / CARD).write_text(card, encoding="utf-8")
+        for name in (FILE, CARD):
+            sync(folder / name)
+    address = push_export(Path(output), push_to_hub, public=public) if push_to_hub is not None else None
+    return Export(Path(output), record, address)
 
 
 # ---- doing it --------------------------------------------------------------------------------------------------------
 
-How = Literal["copied", "merged", "converted", "written"]
+How = Literal["copied", "merged", "converted"]
 
 
-def _write(plan: _Plan, folder: Path, command: str) -> ExportRecord:
+def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
     """Everything but the record. Raises ExportError, MergeError and OSError."""
     started, checkpoint, base = time.perf_counter(), plan.checkpoint, plan.base
     identities = checkpoint.identity(), base.identity()
@@ -391,7 +184,9 @@ def _write(plan: _Plan, folder: Path, command: str) -> ExportRecord:
 class _Writer:
     """Writes the files of an export one by one, each of them waited for until it is on disk."""
 
-    def __init__(self, plan: _Plan, folder: Path, hashes: Mapping[str, str], progress: Callable[[int], Any]) -> None:
+    def __init__(
+        self, plan: ExportPlan, folder: Path, hashes: Mapping[str, str], progress: Callable[[int], Any]
+    ) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
         self.hashes = hashes
         self.files: dict[str, ExportedFile] = {}
@@ -403,9 +198,10 @@ class _Writer:
             if name not in weights and not (plan.converts and name == plan.checkpoint.weights):
                 self._copied(name)
         if plan.new_index is not None:
-            index = plan.new_index
-            self._written(_INDEX, "converted", lambda path: write_json(path, index))
-        self._written(SPEC_FILE, "written", lambda path: write_spec(plan.spec, path))
+            index = self._target(_INDEX)
+            write_json(index, plan.new_index)
+            sync(index)
+            self._note(_INDEX, "converted", sha256_of_copy(index, self.progress))
         for name in sorted(weights):
             merged = plan.merged(name)
             if plan.converts:
@@ -414,7 +210,7 @@ class _Writer:
                 target = self._copied(name)
                 if merged:
                     self._merged(name, target, merged)
-        _raise_any(self.problems)
+        raise_any(self.problems)
 
     def _target(self, name: str) -> Path:
         target = self.folder / name
@@ -436,12 +232,6 @@ class _Writer:
         self._note(name, "copied", sha256)
         return target
 
-    def _written(self, name: str, how: How, write: Callable[[Path], object]) -> None:
-        target = self._target(name)
-        write(target)
-        _sync(target)
-        self._note(name, how, sha256_of_copy(target, self.progress))
-
     def _merged(self, name: str, target: Path, merged: Iterable[PlannedTensor]) -> None:
         places = read_places(target)
         with target.open("r+b", buffering=0) as file:
@@ -452,8 +242,8 @@ class _Writer:
 
     def _converted(self, name: str, merged: Iterable[PlannedTensor]) -> None:
         checkpoint, planned = self.plan.checkpoint, {tensor.model_name: tensor for tensor in merged}
-        target = self._target(_as_safetensors(name))
-        header, places = plan_header(_tensors(checkpoint, name))
+        target = self._target(as_safetensors(name))
+        header, places = plan_header(tensors_of(checkpoint, name))
         with target.open("xb", buffering=0) as file:
             file.write(header)
             for stored, place in places.items():
@@ -463,7 +253,7 @@ class _Writer:
                     write_tensor(file.fileno(), place, checkpoint.tensor(stored))
                 self.progress(place.end - place.start)
             os.fsync(file.fileno())
-        self._note(_as_safetensors(name), "converted", sha256_of_copy(target, self.progress))
+        self._note(as_safetensors(name), "converted", sha256_of_copy(target, self.progress))
 
     @torch.inference_mode()
     def _put(self, file: int, place: Place, tensor: PlannedTensor) -> None:
@@ -492,8 +282,3 @@ def _check_result(folder: Path, checkpoint: Checkpoint) -> None:
                     problems.append(f"{name} is written in another form than it was read")
     if problems:
         raise ExportError(*problems)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

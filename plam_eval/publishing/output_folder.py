@@ -163,11 +163,12 @@ def _empty(work: Path) -> None:
 
 def _sync_folders(folder: Path) -> None:
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        _sync(path)
+        sync(path)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file or a folder at `path` is on disk; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -189,4 +190,4 @@ def _move(content: Path, output: Path, overwrite: bool) -> None:
     else:
         content.rename(output)  # over an empty folder, too
     with contextlib.suppress(OSError):
-        _sync(output.parent)
+        sync(output.parent)

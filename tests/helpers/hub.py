@@ -1,7 +1,8 @@
-"""A stand-in for the Hugging Face hub: the part of its HTTP interface that downloads files, over a local server."""
+"""A stand-in for the Hugging Face hub over a local server: its HTTP interface for files and for pushing them."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -37,6 +38,11 @@ class Hub:
         requests: method, file and bytes sent of every request for a file.
         refusal: status, error code and message of every answer, if set.
         ranges: whether a request for a part of a file is answered with that part, or with all of it.
+        user: who is logged in, as the hub says it, by token.
+        private: repositories that are.
+        refusals: status, error code and message of answers to single paths, by how these begin.
+        commits: repository, message and files of every commit that was pushed.
+        boards: by dataset, what its leaderboard holds.
     """
 
     def __init__(self, root: Path) -> None:
@@ -44,6 +50,11 @@ class Hub:
         self.requests: list[tuple[str, str, int]] = []
         self.refusal: tuple[int, str, str] | None = None
         self.ranges = True
+        self.user: dict[str, dict[str, Any]] = {}
+        self.private: set[str] = set()
+        self.refusals: dict[str, tuple[int, str, str]] = {}
+        self.commits: list[tuple[str, str, tuple[str, ...]]] = []
+        self.boards: dict[str, list[dict[str, Any]]] = {}
         self._published: dict[tuple[str, str], Published] = {}
         hub = self
 
@@ -53,6 +64,16 @@ class Hub:
             def answer(self) -> None:
                 if hub.refusal is not None:
                     return self.refuse(*hub.refusal)
+                for start, refusal in hub.refusals.items():
+                    if self.path.startswith(start):
+                        return self.refuse(*refusal)
+                if self.path == "/api/whoami-v2":
+                    who = hub.user.get((self.headers.get("authorization") or "").removeprefix("Bearer "))
+                    return self.send(who) if who else self.refuse(401, "", "Invalid token")
+                if self.path.startswith("/api/datasets/"):
+                    dataset = urlsplit(self.path).path.removeprefix("/api/datasets/").removesuffix("/leaderboard")
+                    known = dataset in hub.boards
+                    return self.send(hub.boards[dataset]) if known else self.refuse(404, "RepoNotFound", "")
                 if self.path.startswith("/api/models/"):
                     return self.tree()
                 if self.path.count("/") < 5:  # of what a library tells the hub about itself
@@ -92,7 +113,9 @@ class Hub:
                 if what != "tree":
                     files = [path for path in found.folder.rglob("*") if path.is_file()]
                     siblings = [{"rfilename": path.relative_to(found.folder).as_posix()} for path in files]
-                    return self.send({"id": f"{owner}/{repo}", "sha": found.commit, "siblings": siblings})
+                    private = f"{owner}/{repo}" in hub.private
+                    told = {"id": f"{owner}/{repo}", "sha": found.commit, "private": private, "siblings": siblings}
+                    return self.send(told)
                 folder = found.folder.joinpath(*map(unquote, below))
                 if not folder.is_dir():
                     return self.refuse(404, "EntryNotFound", "")
@@ -113,9 +136,42 @@ class Hub:
                 ]
                 self.send(entries)
 
-            def send(self, answer: Any) -> None:
+            def do_POST(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("content-length") or 0))
+                path = urlsplit(self.path).path
+                for start, refusal in hub.refusals.items():
+                    if path.startswith(start):
+                        return self.refuse(*refusal)
+                if path == "/api/validate-yaml":
+                    return self.send({"errors": [], "warnings": []})
+                if path == "/api/repos/create":
+                    asked = json.loads(sent)
+                    name = f"{asked['organization']}/{asked['name']}"
+                    if (hub.root / name).is_dir():
+                        return self.send({"url": f"{hub.url}/{name}"}, 409)
+                    (hub.root / name).mkdir(parents=True)
+                    if asked.get("visibility") == "private":
+                        hub.private.add(name)
+                    return self.send({"url": f"{hub.url}/{name}"})
+                _, _, _, owner, repo, what, _ = path.split("/", 6)
+                if what == "preupload":  # everything is small here, and sent with the commit
+                    files = [file["path"] for file in json.loads(sent)["files"]]
+                    modes = [{"path": file, "uploadMode": "regular", "shouldIgnore": False} for file in files]
+                    return self.send({"files": modes})
+                header, *changes = [json.loads(line) for line in sent.splitlines()]
+                folder = hub.root / owner / repo
+                for change in changes:
+                    assert change["key"] == "file", change
+                    target = folder / change["value"]["path"]
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(base64.b64decode(change["value"]["content"]))
+                names = tuple(change["value"]["path"] for change in changes)
+                hub.commits.append((f"{owner}/{repo}", header["value"]["summary"], names))
+                self.send({"commitUrl": f"{hub.url}/{owner}/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
+
+            def send(self, answer: Any, status: int = 200) -> None:
                 content = json.dumps(answer).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

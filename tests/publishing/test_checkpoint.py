@@ -20,6 +20,7 @@ from plam_eval.errors import ExportError, InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, read_export_record
 from plam_eval.merging.merge import merge_in_place
+from plam_eval.publishing.output_folder import CARD
 from plam_eval.spec import load_spec
 from tests.helpers.commands import command_line
 from tests.helpers.hub import sha256
@@ -95,7 +96,7 @@ def test_untouched_shards_are_the_same_files_and_the_record_names_every_one(tmp_
     done = export(model, None, tmp_path / "out", base=base, layers=LAYERS)
     out, record = tmp_path / "out", read_export_record(tmp_path / "out")
     assert record == done.record
-    assert {path.name for path in out.iterdir()} == {FILE, *record.files}
+    assert {path.name for path in out.iterdir()} == {FILE, CARD, *record.files}
     for name, file in record.files.items():
         assert (file.sha256, file.bytes) == (sha256(out / name), (out / name).stat().st_size)
         if file.how == "copied":
@@ -126,17 +127,19 @@ def test_the_command_in_the_record_makes_the_same_files_again(
     assert code == 0, err
     again = read_export_record(tmp_path / "out")
     assert again.digest == done.record.digest
-    del again.files["plateau.yaml"], done.record.files["plateau.yaml"]  # which says how its numbers were written
     assert again.files == done.record.files
 
 
-def test_the_spec_beside_the_weights_is_the_one_that_was_merged(tmp_path: Path) -> None:
+def test_a_spec_from_python_is_written_out_in_the_command(tmp_path: Path) -> None:
     model, base = write_llama(tmp_path / "mllm", 1), write_llama(tmp_path / "base", 2)
-    spec = load_spec(None, {"base": str(base), "layers": LAYERS, "base_weight": 0.25})
+    spec = load_spec(None, {"base": str(base), "layers": LAYERS, "modules": "qk", "base_weight": 0.25})
     assert spec is not None
     done = export(model, spec, tmp_path / "out")
-    assert load_spec(tmp_path / "out" / "plateau.yaml") == spec and done.record.digest == spec.digest()
-    assert "--plateau plateau.yaml" in done.record.command
+    words = shlex.split(done.record.command)[2:]
+    given = {key[2:].replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    assert (given.pop("model"), given.pop("output")) == (str(model), str(tmp_path / "out"))
+    again = load_spec(None, given)
+    assert again is not None and again.digest() == done.record.digest == spec.digest()
 
 
 def test_weights_of_one_and_zero_change_nothing(tmp_path: Path) -> None:
@@ -193,7 +196,7 @@ def test_bin_files_become_safetensors_and_it_is_said(tmp_path: Path, tied: bool)
     base = write_llama(tmp_path / "base", 2, dtype=torch.float16)
     done = export(model, None, tmp_path / "out", base=base, layers=LAYERS)
     assert {name: file.how for name, file in done.record.files.items()} == {
-        **{"config.json": "copied", "model.safetensors": "converted", "plateau.yaml": "written"}
+        **{"config.json": "copied", "model.safetensors": "converted"}
     }
     assert set(done.record.inputs["model"]) == {"config.json", "pytorch_model.bin"}
     notes = " ".join(done.record.notes)

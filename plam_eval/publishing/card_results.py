@@ -1,0 +1,306 @@
+"""Which runs may stand on the card of an exported checkpoint, and how they compare with plain runs and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plam_eval.errors import InputError, ProblemsError, quoted
+from plam_eval.evaluation import comparable, records
+from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.comparison import Comparison, compare_runs
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.sweep import findings
+from plam_eval.evaluation.sweep.folder import PLAN
+from plam_eval.evaluation.sweep.grid import PLAIN
+from plam_eval.files import inside
+from plam_eval.harness.errors import EvaluationError, RecordError
+from plam_eval.harness.run_files import result_files, sample_logs
+from plam_eval.provenance import read_identity
+from plam_eval.rules import RULES, control_names
+from plam_eval.spec import PlateauSpec, SpecError, load_spec
+
+MERGED, CONTROL = "merged", "control"
+_WEIGHTS = (".safetensors", ".bin")
+
+
+class ResultsError(ProblemsError, ValueError):
+    """Runs that cannot stand on a card of this export; `problems` names each with the reason."""
+
+    def _heading(self) -> str:
+        return "these results cannot stand on the card of this export:"
+
+
+@dataclass(frozen=True)
+class CardRun:
+    """A run of the card.
+
+    Attributes:
+        label: what the card calls it: "plain", "merged", the rule of a control, with a number where there are several.
+        role: "plain", "merged" or "control". A run of the exported files themselves counts as merged.
+        run: the run itself, with the documents that may be reported.
+        exported: whether it ran the exported files, and not the merge in memory.
+    """
+
+    label: str
+    role: str
+    run: Run
+    exported: bool = False
+
+
+@dataclass(frozen=True)
+class CardResults:
+    """The runs of a card, compared.
+
+    Attributes:
+        runs: plain ones first, then merged ones and controls.
+        against_plain: each merged run against a plain one, on the tasks that both have; merged minus plain.
+        against_controls: likewise against each control; merged minus control.
+        notes: what a reader of the figures has to know.
+    """
+
+    runs: tuple[CardRun, ...] = ()
+    against_plain: tuple[Comparison, ...] = ()
+    against_controls: tuple[Comparison, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Export:
+    """What ties a run to an export: the merge, the source's identity, and the exported files.
+
+    Attributes:
+        spec, digest: of the merge.
+        model, base: as `provenance.describe_checkpoint` gives them.
+        files: name -> SHA-256 of the exported files; None while there are none.
+    """
+
+    spec: PlateauSpec
+    digest: str
+    model: Mapping[str, Any]
+    base: Mapping[str, Any]
+    files: Mapping[str, str] | None = None
+
+    def problem_or_role(self, run: Run) -> tuple[str, str]:
+        """("", role) of a run that may stand on the card; (the reason, "") of another.
+
+        Args:
+            run: of lmms-eval, ours or not.
+        """
+        provenance = run.block.get("provenance") or {}
+        checkpoint = provenance.get("checkpoint") or {}
+        if not checkpoint:
+            return (
+                "records no checkpoint, as runs of stock models do, so nothing ties it to this export; run the export "
+                "by one of our wrappers with plateau=none",
+                "",
+            )
+        digest = provenance.get("digest")
+        same = same_content(checkpoint, self.model)
+        if digest is None:
+            if same:
+                return "", PLAIN
+            if self._is_exported(checkpoint):
+                return "", "exported"
+            return f"is a plain run of {_which(checkpoint)}, {_why(same)}", ""
+        role, problem = self._merge(provenance)
+        if problem or not role:
+            return (
+                problem or f"is of another merge, digest {quoted(digest)[:18]}; this export is of {self.digest[:16]}",
+                "",
+            )
+        if not same:
+            return f"is of {_which(checkpoint)}, {_why(same)}", ""
+        if same_content(provenance.get("base") or {}, self.base) is False:
+            return f"was merged with another base ({_which(provenance['base'])}), whose content differs", ""
+        return "", role
+
+    def _merge(self, provenance: Mapping[str, Any]) -> tuple[str, str]:
+        """ "merged" or "control" for a merge that this export is of, or is held against, and what is wrong with it."""
+        try:
+            spec = load_spec(provenance.get("spec"))
+        except SpecError as error:
+            return "", f"its spec cannot be read: {'; '.join(error.problems)}"
+        if spec is None or spec.digest() != provenance["digest"]:
+            return "", "its digest is not that of the spec beside it; the file was changed, or is of another version"
+        if spec.digest() == self.digest:
+            return MERGED, ""
+        fields = ("layer_range", "modules", "weights")
+        alike = all(getattr(spec, field) == getattr(self.spec, field) for field in fields)
+        return (CONTROL if alike and spec.rule in control_names() else "", "")
+
+    def _is_exported(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Whether a run's checkpoint is what was exported: every weight file, and nothing else."""
+        ran = checkpoint.get("files") or {}
+        if self.files is None or not isinstance(ran, Mapping):
+            return False
+        weights = {name for name in self.files if name.endswith(_WEIGHTS)}
+        return bool(weights) and weights <= ran.keys() and all(self.files.get(name) == ran[name] for name in ran)
+
+
+def same_content(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
+    """Whether two recorded checkpoints hold the same; None where they do not record enough to tell.
+
+    Args:
+        one: as `provenance.describe_checkpoint` gives it.
+        other: likewise.
+    """
+    one, other = read_identity(one), read_identity(other)
+    if one.get("sha256") and other.get("sha256"):
+        return bool(one["sha256"] == other["sha256"])
+    ours, theirs = one.get("files") or {}, other.get("files") or {}
+    if any(ours[name] != theirs[name] for name in ours.keys() & theirs.keys()):
+        return False
+    unchanged = [(identity.get("commit"), identity.get("fingerprint")) for identity in (one, other)]
+    return True if any(before and before == now for before, now in zip(*unchanged, strict=True)) else None
+
+
+def _which(checkpoint: Mapping[str, Any]) -> str:
+    name = str(checkpoint.get("name") or "an unnamed checkpoint")
+    return Path(name).name if "folder" in checkpoint else name
+
+
+def _why(same: bool | None) -> str:
+    if same is None:
+        return "which records too little to tell whether it is this export's source (no content hash, no commit)"
+    return "which holds something else than this export's source and than the export itself"
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_results(folders: Iterable[Path], export: Export) -> CardResults:
+    """The runs in some folders, each checked against an export, and compared.
+
+    Args:
+        folders: of runs, or results files; of `plam compare` and `plam sweep`, whose cells of this merge, its controls
+            and the plain one count.
+        export: what they have to be of.
+
+    Raises:
+        ResultsError: a run that is of something else, or cannot be read or compared; every one is named.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    by_role: dict[str, list[tuple[Run, bool]]] = {}
+    seen: set[Path] = set()
+    for folder in folders:
+        for where, run in _runs_in(Path(folder), export, problems, notes):
+            if run.file.resolve() in seen:
+                continue
+            seen.add(run.file.resolve())
+            problem, role = export.problem_or_role(run)
+            if problem:
+                problems.append(f"{where}: {problem}")
+                continue
+            exported = role == "exported"
+            by_role.setdefault(MERGED if exported else role, []).append((run, exported))
+    runs = [entry for role in (PLAIN, MERGED, CONTROL) for entry in _labelled(role, by_role.get(role, []))]
+    against = {role: _compared(runs, role, problems) for role in (PLAIN, CONTROL)}
+    if problems:
+        raise ResultsError(*problems)
+    notes += comparable.notes_of({entry.label: entry.run for entry in runs})
+    notes += [warning for comparisons in against.values() for one in comparisons for warning in one.warnings]
+    notes += [
+        f"{entry.label}: {task} has no score per document ({why})"
+        for entry in runs
+        for task, why in entry.run.unscored.items()
+    ]
+    return CardResults(tuple(runs), tuple(against[PLAIN]), tuple(against[CONTROL]), tuple(dict.fromkeys(notes)))
+
+
+def _runs_in(folder: Path, export: Export, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
+    """Each run in a folder, with the words that name it; what cannot be read goes into `problems`."""
+    if not folder.exists():
+        problems.append(f"{folder}: no such folder")
+        return
+    sweeps = (
+        sorted({file.parent for file in folder.rglob(PLAN) if not _hidden(file, folder)}) if folder.is_dir() else []
+    )
+    for sweep in sweeps:
+        try:
+            yield from _cells(sweep, export, problems, notes)
+        except (ValueError, EvaluationError, OSError) as error:
+            problems.append(f"{sweep}: {error}")
+    files = result_files(folder) if folder.is_dir() else [folder]
+    files = [file for file in files if not any(sweep in file.parents for sweep in sweeps) and not _hidden(file, folder)]
+    if not files and not sweeps:
+        problems.append(f"{folder}: no *_results.json in it; expected runs of lmms-eval with --log_samples")
+    for file in files:
+        try:
+            if folder.is_dir():
+                for one in (file, *sample_logs(file)):
+                    inside(folder, one.relative_to(folder).as_posix(), str(folder))
+            run = records.read_run(file)
+        except (ValueError, EvaluationError, OSError) as error:
+            problems.append(f"{file}: {error}")
+        else:
+            yield str(file), run
+
+
+def _cells(folder: Path, export: Export, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
+    """The plain cell of a sweep, that of this merge, and its controls."""
+    evaluated = findings.read_findings(folder)
+    cells = evaluated.cells
+    merged = [str(name) for name in cells.loc[cells["digest"] == export.digest, "cell"] if name in evaluated.runs]
+    if not merged:
+        problems.append(f"{folder}: has no finished cell of this merge (digest {export.digest[:16]})")
+        return
+    beside = evaluated.plan["grid"]["controls"].get(merged[0], {})
+    names = [PLAIN, merged[0], *(name for cells in beside.values() for name in cells)]
+    for name in dict.fromkeys(name for name in names if name in evaluated.runs):
+        yield f"{folder}, cell {name}", evaluated.runs[name]
+    chosen = evaluated.selection
+    if chosen is not None and chosen.tried > 1 and chosen.cell == merged[0]:
+        where = (
+            f"on other documents than those reported here ({_counted(chosen.chosen_on)})"
+            if chosen.held_out
+            else "on the very documents reported here, so its difference looks better than it is"
+        )
+        notes.append(f"The merge is the best of {chosen.tried} that a sweep tried, chosen {where}.")
+
+
+def _counted(documents: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} of {task}" for task, count in documents.items())
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return folder.is_dir() and any(name.startswith(".") for name in file.relative_to(folder).parts)
+
+
+def _labelled(role: str, runs: Sequence[tuple[Run, bool]]) -> list[CardRun]:
+    """Runs of one role with names that no two of them share."""
+    entries, taken = [], dict[str, int]()
+    for run, exported in runs:
+        name = _control_name(run) if role == CONTROL else "export" if exported else role
+        taken[name] = taken.get(name, 0) + 1
+        entries.append(CardRun(name if taken[name] == 1 else f"{name} ({taken[name]})", role, run, exported))
+    return entries
+
+
+def _control_name(run: Run) -> str:
+    spec = run.block["provenance"]["spec"]
+    return f"{spec['rule']} {spec.get('seed', 0)}" if RULES[spec["rule"]].draws else str(spec["rule"])
+
+
+def _compared(runs: Sequence[CardRun], role: str, problems: list[str]) -> list[Comparison]:
+    """Each merged run minus each run of a role, on the tasks that both score."""
+    comparisons = []
+    for merged in (entry for entry in runs if entry.role == MERGED):
+        for other in (entry for entry in runs if entry.role == role):
+            tasks = [task for task in merged.run.tasks if task in other.run.tasks]
+            scored = [task for task in tasks if not {task} & {*merged.run.unscored, *other.run.unscored}]
+            if not scored:
+                continue
+            names = (other.label, merged.label)
+            try:
+                comparisons.append(compare_runs(other.run.only(scored), merged.run.only(scored), names))
+            except IncomparableError as error:
+                problems.append(
+                    f"{names[0]} ({other.run.file}) and {names[1]} ({merged.run.file}): {'; '.join(error.problems)}"
+                )
+            except (RecordError, InputError) as error:
+                problems.append(f"{names[0]} ({other.run.file}) and {names[1]} ({merged.run.file}): {error}")
+    return comparisons
