@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ def check_output(output: Path, sources: Sequence[Path], *, overwrite: bool) -> l
         sources: folders that are read.
         overwrite: whether an export that is there is replaced.
     """
+    if problem := _name_problem(output):
+        return [problem]
     problems = []
     try:
         place = output.resolve()
@@ -53,6 +56,19 @@ def check_output(output: Path, sources: Sequence[Path], *, overwrite: bool) -> l
     except PlamError as error:
         problems.append(str(error))
     return problems
+
+
+def _name_problem(output: Path) -> str | None:
+    """Why there can be no folder of that name, whatever else there is."""
+    for path in (output, _work_folder(output)):
+        try:
+            os.lstat(path)
+        except ValueError:
+            return f"{str(output)!r}: holds a null character, which no name can; name another output"
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return f"{output}: is too long a name for the file system; give a shorter one"
+    return None
 
 
 def _check_place(output: Path, overwrite: bool) -> None:
