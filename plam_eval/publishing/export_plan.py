@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from plam_eval.publishing.upload import UploadError, check_push
 from plam_eval.publishing.weight_writer import plan_header
 from plam_eval.spec import PlateauSpec
 
+_LARGEST_RECORD = 64 << 20  # bytes
 _SHOWN = 12  # names of files that a note lists
 
 # ---- what is to be done ----------------------------------------------------------------------------------------------
@@ -118,6 +120,8 @@ def plan_export(
     assert merge is not None
     with problems.collect():
         checkpoint.prefetch(checkpoint.names())
+    if not problems:
+        problems += _absent(checkpoint)
     with problems.collect():
         base_checkpoint.prefetch(tensor.base_name for tensor in merge.tensors)
     files = files or locate(checkpoint, names, problems)
@@ -144,6 +148,16 @@ def raise_any(problems: list[str]) -> None:
     """Raise one ExportError of all `problems`, each told once; nothing happens where there are none."""
     if problems:
         raise ExportError(*dict.fromkeys(problems))
+
+
+def _absent(checkpoint: Checkpoint) -> list[str]:
+    """Tensors that an index puts into a file which does not hold them, each in words, the first ones alone."""
+    problems = Problems()
+    for name in checkpoint.names():
+        with problems.collect():
+            checkpoint.shape(name)
+    more = [f"{checkpoint.name}: and {len(problems) - _SHOWN} more tensors"] if len(problems) > _SHOWN else []
+    return [*problems[:_SHOWN], *more]
 
 
 def _check_space(output: Path, names: Iterable[str], checkpoint: Checkpoint, problems: list[str]) -> None:
@@ -233,7 +247,7 @@ def tensors_of(checkpoint: Checkpoint, file: str) -> dict[str, tuple[torch.dtype
 
 def _notes(plan: ExportPlan) -> list[str]:
     checkpoint, choice = plan.checkpoint, plan.choice
-    notes = [_dtype_note(plan)]
+    notes = [_dtype_note(plan), *_merged_before(checkpoint)]
     if plan.converts:
         notes.append(
             f"The weights of {checkpoint.name} are .bin files ({_listed(sorted(checkpoint.weight_files))}); they are "
@@ -265,6 +279,22 @@ def _notes(plan: ExportPlan) -> list[str]:
             "loads only with those of somewhere else."
         )
     return notes
+
+
+def _merged_before(checkpoint: Checkpoint) -> list[str]:
+    """What is to be said of a model that is an export itself, as it says; nothing of its record is taken over."""
+    path = checkpoint.find(FILE) if FILE in checkpoint.listing() else None
+    if path is None or path.stat().st_size > _LARGEST_RECORD:
+        return []
+    try:
+        digest = read_export_record(path.parent).digest
+    except CheckpointError:
+        return []
+    named = f" (digest {digest})" if re.fullmatch("[0-9a-f]{64}", digest) else ""
+    return [
+        f"{checkpoint.name} is itself an export, of another merge{named}: this one is made of its tensors, merged ones "
+        "included, and its base LLM is not named here."
+    ]
 
 
 def _offline(checkpoint: Checkpoint) -> str:
