@@ -61,7 +61,8 @@ def export(
         overwrite: replace an export that is there, once the new one is complete.
 
     Returns:
-        `folder`, `address` on the hub if it was pushed, and `record`: SHA-256 of every file that was read or written, the merge, notes for readers.
+        `folder`, `address` on the hub if it was pushed, and `record`: SHA-256 of every file that was read or written,
+        the merge, notes for readers.
 
     Raises:
         SpecError: listing every problem of the spec. InputError: there is nothing to merge, or no model is named.

@@ -31,7 +31,7 @@ from plam_eval.provenance import describe_checkpoint, versions
 from plam_eval.publishing.card import model_card
 from plam_eval.publishing.export_plan import ExportPlan, as_safetensors, plan_export, raise_any, tensors_of
 from plam_eval.publishing.output_folder import CARD, built, sync
-from plam_eval.publishing.upload import push_export
+from plam_eval.publishing.upload import UploadError, push_export
 from plam_eval.publishing.weight_writer import (
     Place,
     copy_file,
@@ -124,7 +124,15 @@ def export_checkpoint(
         (folder / CARD).write_text(card, encoding="utf-8")
         for name in (FILE, CARD):
             sync(folder / name)
-    address = push_export(Path(output), push_to_hub, public=public) if push_to_hub is not None else None
+    address = None
+    if push_to_hub is not None:
+        try:
+            address = push_export(Path(output), push_to_hub, public=public)
+        except UploadError as error:
+            more = (
+                f"The export itself is complete: {output}. The same command with --overwrite makes and pushes it again"
+            )
+            raise UploadError(*error.problems, more, origin=error.origin) from error
     return Export(Path(output), record, address)
 
 
