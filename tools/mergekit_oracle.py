@@ -210,7 +210,12 @@ def keyed(tensors: Mapping[str, Tensor]) -> dict[Key, Tensor]:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have dtype, shape and every bit in common."""
+    """Whether two tensors have dtype, shape and every bit in common.
+
+    Args:
+        one: a tensor.
+        other: another one.
+    """
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
