@@ -89,5 +89,5 @@ def explained(error: BaseException) -> str | None:
 
 
 def _stopped() -> NoReturn:
-    Terminal(stderr=True).say("stopped; the same command goes on where it was")
+    Terminal(stderr=True).say("stopped; the same command goes on with what was finished")
     sys.exit(130)

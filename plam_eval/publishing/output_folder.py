@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ def check_output(output: Path, sources: Sequence[Path], *, overwrite: bool) -> l
         sources: folders that are read.
         overwrite: whether an export that is there is replaced.
     """
+    if problem := _name_problem(output):
+        return [problem]
     problems = []
     try:
         place = output.resolve()
@@ -53,6 +56,19 @@ def check_output(output: Path, sources: Sequence[Path], *, overwrite: bool) -> l
     except PlamError as error:
         problems.append(str(error))
     return problems
+
+
+def _name_problem(output: Path) -> str | None:
+    """Why there can be no folder of that name, whatever else there is."""
+    for path in (output, _work_folder(output)):
+        try:
+            os.lstat(path)
+        except ValueError:
+            return f"{str(output)!r}: holds a null character, which no name can; name another output"
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return f"{output}: is too long a name for the file system; give a shorter one"
+    return None
 
 
 def _check_place(output: Path, overwrite: bool) -> None:
@@ -89,15 +105,23 @@ def check_space(output: Path, size: int) -> None:
         output: where the export is to be.
         size: bytes of it.
     """
-    nearest = output.absolute()
-    while not nearest.is_dir():
-        nearest = nearest.parent
+    nearest = _nearest(output)
     free, needed = shutil.disk_usage(nearest).free, size + _MARGIN
     if free < needed:
         raise ExportError(
             f"{output}: the export takes {in_words(needed)} ({needed:,} bytes), and {nearest} has {in_words(free)} "
             f"({free:,} bytes) free; free some space, or name another output"
         )
+
+
+def on_one_disk(one: Path, other: Path) -> bool:
+    """Whether two paths, `one` and `other`, lie on one file system; neither has to be there yet."""
+    return _nearest(one).stat().st_dev == _nearest(other).stat().st_dev
+
+
+def _nearest(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _work_folder(output: Path) -> Path:

@@ -110,7 +110,7 @@ def test_tracebacks_are_shown_on_demand(plam: Call, failing: Any, monkeypatch: p
 
 def test_stopped_is_130_and_says_so(plam: Call, failing: Any) -> None:
     code, _, err = plam(*failing(KeyboardInterrupt()))
-    assert code == 130 and err.splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert code == 130 and err.splitlines()[-1] == "stopped; the same command goes on with what was finished"
 
 
 def test_a_call_that_is_none_is_2_and_keeps_its_brackets(plam: Call) -> None:

@@ -289,6 +289,33 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     assert "lies inside of" in said and "40" in said and "tokenizer.json: is a link that leads out" in said
 
 
+def test_an_index_of_tensors_that_are_nowhere_is_refused_before_the_first_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, base = shard(write_llama(tmp_path / "mllm", 1)), write_llama(tmp_path / "base", 2)
+    index = model / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    file = next(iter(content["weight_map"].values()))
+    content["weight_map"] |= {f"ghost{number}.weight": file for number in range(30)}
+    index.write_text(json.dumps(content))
+    monkeypatch.setattr("plam_eval.publishing.checkpoint.copy_file", lambda *arguments: pytest.fail("it was begun"))
+    with pytest.raises(ExportError, match=r"ghost0\.weight is not in .*(?s:.)*18 more tensors") as caught:
+        export(model, None, tmp_path / "out", base=base, layers=LAYERS)
+    assert str(model) in str(caught.value) and ".partial" not in str(caught.value)
+
+
+def test_an_export_of_an_export_says_so_and_takes_nothing_over(tmp_path: Path) -> None:
+    model, base = write_llama(tmp_path / "mllm", 1), write_llama(tmp_path / "base", 2)
+    first = export(model, None, tmp_path / "first", base=base, layers=LAYERS)
+    second = export(tmp_path / "first", None, tmp_path / "second", base=base, layers=LAYERS, base_weight=0.1)
+    assert [note for note in second.record.notes if "is itself an export" in note and first.record.digest in note]
+    assert not [note for note in first.record.notes if "itself" in note]
+    assert read_export_record(tmp_path / "second") == second.record != first.record
+    (tmp_path / "first" / FILE).write_text("{}")
+    again = export(tmp_path / "first", None, tmp_path / "third", base=base, layers=LAYERS, base_weight=0.1)
+    assert not [note for note in again.record.notes if "itself" in note]
+
+
 def test_the_plain_model_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing would be merged"):
         export(tmp_path, "none", tmp_path / "out")

@@ -129,6 +129,17 @@ def test_the_source_is_never_written_to(
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 250, "x" * 300, "x" * 300 + "/out", "模" * 84, "a\0b"],
+    ids=["with its hidden folder", "alone", "above it", "in bytes", "null"],
+)
+def test_a_name_that_cannot_be_is_said_before_the_first_byte(pair: Pair, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ExportError, match=r"too long a name|null character"):
+        write(pair, tmp_path / name)
+    assert names(tmp_path) == []
+
+
 def test_a_hidden_folder_of_somebody_else_stays(pair: Pair, tmp_path: Path) -> None:
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "mine.txt").write_text("mine")
