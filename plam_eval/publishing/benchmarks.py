@@ -47,7 +47,7 @@ BENCHMARKS = (
         "openai/gsm8k",
         "gsm8k",
         ("gsm8k", "gsm8k_cot", "gsm8k_cot_llama", "gsm8k_cot_zeroshot"),
-        "https://huggingface.co/datasets/evaleval/EEE_datastore",
+        "https://github.com/evaleval/every_eval_ever",
         "2026-11",
     ),
 )
