@@ -7,10 +7,8 @@ benchmark's: its board is asked. An entry of ours is never "verified": only eval
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +17,18 @@ import yaml
 from plam_eval import hub
 from plam_eval.errors import InputError, ProblemsError, first_line, quoted
 from plam_eval.evaluation import records
-from plam_eval.evaluation.records import Run
 from plam_eval.harness.errors import EvaluationError
-from plam_eval.harness.run_files import date_of
-from plam_eval.harness.tasks import filters_of, score_of_task
 from plam_eval.publishing import upload
 from plam_eval.publishing.benchmarks import Benchmark, benchmark_of
 from plam_eval.publishing.chosen_on import chosen_on
 from plam_eval.publishing.hub_repository import ModelRepository, read_repository
+from plam_eval.publishing.reported_score import FRACTION, PERCENT, SCALES, ReportedScore
 from plam_eval.publishing.run_answers import faults_of_run, open_run
-from plam_eval.terminal import one_line
 from plam_eval.yaml_reader import parse_yaml
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
 
-FRACTION, PERCENT, OWN = "fraction", "percent", "own"
-SCALES = (FRACTION, PERCENT, OWN)
-"""0 to 1; 0 to 100; as the task itself reports it."""
 README = "README.md"
 
 _LEAST = 3  # results on a board that say which scale it has
@@ -71,70 +63,6 @@ class HubResults:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class _Result:
-    """One task's score that may be published."""
-
-    run: Run
-    task: str
-    config: Mapping[str, Any]
-    benchmark: Benchmark | None
-
-    @property
-    def where(self) -> str:
-        return f"{self.run.file}, {self.task}"
-
-    def value(self, scale: str) -> float:
-        """Raises ValueError where the task has no value on that scale."""
-        score = score_of_task(self.task, self.config)
-        stored = (self.run.results.get("results") or {}).get(self.task) or {}
-        own = stored.get(f"{score.stock},{filters_of(self.config)[0]}") if score.stock else None
-        if scale == OWN:
-            if not isinstance(own, (int, float)) or isinstance(own, bool):
-                raise ValueError(f"the results hold no value of {score.stock or score.metric} that the task reports")
-            return round(float(own), 6)
-        if (score.low, score.high) != (0, 1):
-            raise ValueError(
-                f"scores go from {score.low:g} to {score.high:g}, so there is no share; give --scale {OWN}"
-            )
-        rows = self.run.samples[self.run.samples["task"] == self.task]
-        share = score.aggregate(rows["score"].tolist(), rows["group"].tolist())
-        return round(share * (100 if scale == PERCENT else 1), 6)
-
-    @property
-    def date(self) -> str | None:
-        with suppress(ValueError):
-            return datetime.strptime(date_of(self.run.file)[:8], "%Y%m%d").date().isoformat()
-        return None
-
-    @property
-    def metric(self) -> str:
-        score = score_of_task(self.task, self.config)
-        return score.stock or score.metric
-
-    @property
-    def split(self) -> str:
-        return str(self.config.get("test_split") or self.config.get("validation_split") or "not recorded")
-
-    def notes(self) -> str:
-        """Prompt, split, documents, spec and versions, for the entry's `notes`."""
-        row, provenance = self.run.summary(), self.run.block.get("provenance") or {}
-        prompts = self.config.get("lmms_eval_specific_kwargs")
-        asked = [f"{key} {quoted(value)}" for key, value in prompts.items()] if isinstance(prompts, Mapping) else []
-        shots = self.config.get("num_fewshot")
-        prompt = ", ".join(
-            [*([f"{shots}-shot"] if shots is not None else []), *asked, *([row["mode"]] if row["mode"] else [])]
-        )
-        digest = provenance.get("digest")
-        merge = f"plam-eval merge, spec digest {digest[:16]}" if digest else "no merge at load"
-        count = int((self.run.samples["task"] == self.task).sum())
-        made = f"lmms-eval {row['lmms_eval'] or 'of unknown version'}, task {self.task}, {self.metric}"
-        return one_line(
-            f"{made}; split {self.split}, {count:,} documents; prompt: {prompt or 'not recorded'}; {merge}; "
-            f"dtype {row['dtype'] or 'not recorded'}"
-        )
 
 
 def hub_results(
@@ -223,8 +151,8 @@ def _results(
     there: ModelRepository,
     problems: list[str],
     notes: list[str],
-) -> list[_Result]:
-    results: list[_Result] = []
+) -> list[ReportedScore]:
+    results: list[ReportedScore] = []
     for path in dict.fromkeys(runs):
         try:
             source = open_run(path)
@@ -240,7 +168,7 @@ def _results(
         if problem:
             problems.append(f"{run.file}: {problem}")
         for name in [task] if task is not None else run.tasks:
-            result = _Result(run, name, source.task_config(name), named or benchmark_of(name))
+            result = ReportedScore(run, name, source.task_config(name), named or benchmark_of(name))
             faults, said = faults_of_run(source, name)
             refused, unknown = chosen_on(run, name, spec)
             problems += [f"{result.where}: {fault}" for fault in [*faults, *_unscored(result), *refused]]
@@ -253,7 +181,7 @@ def _results(
     return results
 
 
-def _unscored(result: _Result) -> list[str]:
+def _unscored(result: ReportedScore) -> list[str]:
     """Why a task's score cannot be given, though its answers may be fine."""
     if why := result.run.unscored.get(result.task):
         return [f"has no score: {why}"]
@@ -272,7 +200,7 @@ def _unscored(result: _Result) -> list[str]:
 
 
 def _entries(
-    results: Iterable[_Result],
+    results: Iterable[ReportedScore],
     scale: str | None,
     source_url: str | None,
     there: ModelRepository,
@@ -282,7 +210,7 @@ def _entries(
     """By file, what goes into it."""
     from huggingface_hub import EvalResultEntry
 
-    by_benchmark: dict[tuple[str, str], list[_Result]] = {}
+    by_benchmark: dict[tuple[str, str], list[ReportedScore]] = {}
     for result in results:
         if result.benchmark is not None:
             key = (result.benchmark.dataset, result.benchmark.task_id)
@@ -301,17 +229,23 @@ def _entries(
             problems.append(f"{result.where}: {problem}")
             continue
         try:
-            value = result.value(chosen)
+            values = result.values(chosen)
         except ValueError as error:
             if not _unscored(result):
                 problems.append(f"{result.where}: {error}")
             continue
+        if len(values) > 1:
+            problems.append(
+                f"{result.where}: reports {' and '.join(values)}, and an entry of a benchmark has one value"
+            )
+            continue
+        ((metric, value),) = values.items()
         notes.append(f"{result.where}: value {value:g} ({chosen}) for {dataset}, {task_id}")
         source = {"source_url": source_url, "source_name": "plam-eval"} if source_url else {}
         assert result.benchmark is not None
         files.setdefault(result.benchmark.file, []).append(
             EvalResultEntry(
-                dataset_id=dataset, task_id=task_id, value=value, date=result.date, notes=result.notes(), **source
+                dataset_id=dataset, task_id=task_id, value=value, date=result.date, notes=result.notes(metric), **source
             )
         )
     return files
@@ -386,38 +320,37 @@ def _dumped(content: Any) -> str:
 
 
 def _card_results(
-    results: Iterable[_Result], scale: str | None, source_url: str | None, problems: list[str]
+    results: Iterable[ReportedScore], scale: str | None, source_url: str | None, problems: list[str]
 ) -> list[EvalResult]:
     """Of benchmarks that are not registered."""
     from huggingface_hub import EvalResult
 
     rows: dict[Any, EvalResult] = {}
     for result in (result for result in results if result.benchmark is None):
-        reports = score_of_task(result.task, result.config).stock is not None
         try:
-            value = result.value(scale or (OWN if reports else FRACTION))
+            values = result.values(scale)
         except ValueError as error:
             problems.append(f"{result.where}: {error}")
             continue
         path = str(result.config.get("dataset_path") or result.task)
         config = result.config.get("dataset_name")
-        row = EvalResult(
-            task_type=_TYPE,
-            dataset_type=path if hub.is_repository(path) else Path(path).name,
-            dataset_name=Path(path).name,
-            metric_type=result.metric,
-            metric_name=f"{result.metric} ({result.task})",
-            metric_value=value,
-            metric_args={"notes": result.notes(), **({"date": result.date} if result.date else {})},
-            dataset_config=str(config) if config else None,
-            dataset_split=result.split,
-            source_url=source_url,
-            source_name="plam-eval" if source_url else None,
-        )
-        key = _same(row)
-        if key in rows:
-            problems.append(f"{result.where}: another run has a result of {result.task}, too; name one of them")
-        rows[key] = row
+        for metric, value in values.items():
+            row = EvalResult(
+                task_type=_TYPE,
+                dataset_type=path if hub.is_repository(path) else Path(path).name,
+                dataset_name=Path(path).name,
+                metric_type=metric,
+                metric_name=f"{metric} ({result.task})",
+                metric_value=value,
+                metric_args={"notes": result.notes(metric), **({"date": result.date} if result.date else {})},
+                dataset_config=str(config) if config else None,
+                dataset_split=result.split,
+                source_url=source_url,
+                source_name="plam-eval" if source_url else None,
+            )
+            if _same(row) in rows:
+                problems.append(f"{result.where}: another run has a result of {result.task}, too; name one of them")
+            rows[_same(row)] = row
     return list(rows.values())
 
 

@@ -221,6 +221,37 @@ def test_other_benchmarks_go_into_the_card(hub: Hub, tmp_path: Path) -> None:
         hub_results([run(tmp_path / "r", tasks=(OTHER,))], REPO)
 
 
+def test_a_task_that_reports_several_values_or_another_mean(hub: Hub, tmp_path: Path) -> None:
+    def mme(results: dict[str, Any]) -> None:
+        results["results"]["mme"] = {"mme_perception_score,none": 1412.5, "mme_cognition_score,none": 300.0}
+
+    def mmstar(results: dict[str, Any]) -> None:
+        results["results"]["mmstar"] = {"average,none": 0.6}
+
+    for task, metric, change in (("mme", "mme_perception_score", mme), ("mmstar", "average", mmstar)):
+        folder = run(tmp_path / task, change, tasks=(task,))
+        log = next(folder.glob("*_samples_*"))
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        entries = [{**row, metric: {"score": row.pop("exact_match"), "question_id": "1"}} for row in rows]
+        log.write_text("".join(json.dumps(row) + "\n" for row in entries))
+
+    def values(folder: Path, **options: Any) -> dict[str, float]:
+        data: Any = ModelCard(hub_results([folder], REPO, **options).files["README.md"]).data
+        return {row.metric_type: row.metric_value for row in data.eval_results}
+
+    assert values(tmp_path / "mme") == {"mme_perception_score": 1412.5, "mme_cognition_score": 300.0}
+    assert "in pairs, which is no share" in refused(tmp_path / "mme", scale="percent")[0]
+    board(hub, 10, 20, 30, dataset="lab/mme")
+    assert "in pairs" in refused(tmp_path / "mme", dataset="lab/mme", task_id="t")[0]
+    hub.boards.clear()
+    assert (
+        "an entry of a benchmark has one value"
+        in refused(tmp_path / "mme", dataset="lab/mme", task_id="t", scale="own")[0]
+    )
+    assert values(tmp_path / "mmstar") == {"average": 0.6}, "the task's own mean is of categories"
+    assert values(tmp_path / "mmstar", scale="percent") == {"average, mean over documents": 75.0}
+
+
 def test_a_benchmark_can_be_named(hub: Hub, tmp_path: Path) -> None:
     board(hub, 10, 20, 30, dataset="lab/bench")
     done = hub_results([run(tmp_path / "r", tasks=(GPQA, OTHER))], REPO, dataset="lab/bench", task_id="t", task=OTHER)
