@@ -91,6 +91,13 @@ class CheckpointError(MergeError):
         return "a checkpoint cannot be read:" if len(self.problems) > 1 else None
 
 
+class ExportError(MergeError):
+    """An export that was refused or given up; nothing was left where it was to be."""
+
+    def _heading(self) -> str | None:
+        return "nothing was exported:" if len(self.problems) > 1 else None
+
+
 def system_error(error: OSError) -> str:
     """What an `error` of the operating system means, for a reader: cause, file and remedy."""
     if error.errno is None or error.strerror is None:  # of a library, in its own words

@@ -1,21 +1,129 @@
-"""What leaves the house: files for leaderboards, and bundles of runs for a paper."""
+"""What leaves the house: merged checkpoints, files for leaderboards, and bundles of runs for a paper."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plam_eval.api.shared import Words, words_of
-from plam_eval.arguments import PATH, TEXT, WORDS, paths, takes
+from plam_eval.arguments import NAME, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
+from plam_eval.spec import PlateauSpec, load_spec
 
 if TYPE_CHECKING:
     from plam_eval.publishing.board_checks import Checked
     from plam_eval.publishing.bundle import Bundle
+    from plam_eval.publishing.checkpoint import Export
     from plam_eval.publishing.hub_results import HubResults
     from plam_eval.publishing.submission import Submission
     from plam_eval.publishing.verification import Verification
+
+
+@takes(model=NAME, output=PATH, base=NAME, results=paths, push_to_hub=TEXT)
+def export(
+    model: str | Path | None,
+    plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,
+    output: str | Path,
+    *,
+    base: str | Path | None = None,
+    layers: str | Sequence[int] | None = None,
+    modules: str | Sequence[str] | None = None,
+    model_weight: float | None = None,
+    base_weight: float | None = None,
+    rule: str | None = None,
+    seed: int | None = None,
+    results: str | Path | Sequence[str | Path] | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
+    overwrite: bool = False,
+) -> Export:
+    """Write a merged checkpoint in the MLLM's own layout, which loads wherever the MLLM itself does.
+
+    Files that nothing is merged into are copied byte for byte; merged tensors have the bits of `merge` on a model that
+    was loaded in their stored dtype. Nothing is loaded into a model: memory is that of two tensors.
+
+    Args:
+        model: folder or hub id of the MLLM; the spec's own if None.
+        plateau: as for `merge`; "none" with `base` and `layers` makes one.
+        output: the new folder. It has this name only once it is complete.
+        base: as for `merge`.
+        layers: as for `merge`.
+        modules: as for `merge`.
+        model_weight: as for `merge`.
+        base_weight: as for `merge`.
+        rule: as for `merge`.
+        seed: as for `merge`.
+        results: folders of runs, of `compare` or `sweep`: of this merge, of the plain model, of controls. Their scores
+            go onto the model card; runs of anything else are refused.
+        push_to_hub: owner/name of a repository on the hub that the finished export is pushed to.
+        public: whether everybody may read that repository; private otherwise.
+        overwrite: replace an export that is there, once the new one is complete.
+
+    Returns:
+        `folder`, `address` on the hub if it was pushed, and `record`: SHA-256 of every file that was read or written,
+        the merge, notes for readers.
+
+    Raises:
+        SpecError: listing every problem of the spec. InputError: there is nothing to merge, or no model is named.
+            ExportError: listing every problem of the checkpoints and the output; nothing was written. FolderError:
+            another process writes there. UploadError: it is exported, and cannot be pushed.
+    """
+    overrides = {
+        "base": None if base is None else str(base),
+        "layers": layers,
+        "modules": modules,
+        "model_weight": model_weight,
+        "base_weight": base_weight,
+        "rule": rule,
+        "seed": seed,
+    }
+    spec = load_spec(plateau, overrides)
+    if spec is None:
+        raise InputError("plateau none: nothing would be merged, and the plain model is there already; name a plateau")
+    name = model if model is not None else spec.model
+    if name is None:
+        raise InputError(f"plateau {plateau} names no model; give one with --model")
+    folders = [] if results is None else paths(results)
+
+    from plam_eval.publishing.checkpoint import export_checkpoint
+
+    if plateau is None or isinstance(plateau, (str, Path)):
+        given = {"plateau": plateau, **overrides}
+    else:
+        given = {
+            "base": spec.base_model,
+            "layers": spec.layer_range,
+            "modules": spec.modules,
+            "model_weight": spec.weights.model,
+            "base_weight": spec.weights.base_model,
+            "rule": spec.rule,
+            "seed": spec.seed,
+        }
+    options = {"model": name, **given, "output": output, **{f"results {n}": run for n, run in enumerate(folders)}}
+    return export_checkpoint(
+        name,
+        spec,
+        output,
+        results=[Path(folder) for folder in folders],
+        push_to_hub=push_to_hub,
+        public=public,
+        overwrite=overwrite,
+        command=_command(options),
+    )
+
+
+def _command(options: Mapping[str, Any]) -> str:
+    """What to type for an export with these options; what stands behind a space in a name tells equal ones apart."""
+    words = ["plam", "export"]
+    for key, value in options.items():
+        if value is None:
+            continue
+        if not isinstance(value, str) and isinstance(value, Sequence):
+            value = (":" if key == "layers" else "+").join(map(str, value))
+        words += [f"--{key.split()[0].replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 @takes(runs=paths, board=WORDS, task=TEXT, questions=PATH)

@@ -148,6 +148,44 @@ class Checkpoint:
         """Names of the files that hold the tensors, as they stand in the folder or repository."""
         return frozenset(self._file_of.values())
 
+    @property
+    def weights(self) -> str:
+        """Name of the file by which its weights are told: the one that holds them all, or the index of several."""
+        return self._weights
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that holds its files; None for a model of the hub."""
+        return Path(self.location) if isinstance(self._source, FolderFiles) else None
+
+    def listing(self) -> frozenset[str]:
+        """Names of all its files; of the hub's those in the local cache alone while offline.
+
+        Raises CheckpointError when they cannot be listed.
+        """
+        return self._source.listing()
+
+    def find(self, file: str) -> Path | None:
+        """The path of `file`, one of its names, downloaded if need be; None where it has no such file.
+
+        Raises CheckpointError when the hub refuses it, or is out of reach.
+        """
+        return self._source.find(file)
+
+    def size(self, file: str) -> int | None:
+        """Bytes of `file`, one of its names, without downloading it; None where nobody says."""
+        return self._source.size(file)
+
+    def hashes(self, files: Iterable[str]) -> dict[str, str]:
+        """SHA-256 (hex) of those of `files`, by their names, that are here; of the hub's also of large ones elsewhere.
+
+        Raises CheckpointError when one cannot be read.
+        """
+        try:
+            return self._source.hashes(files)
+        except OSError as error:
+            raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
+
     # ---- which files, and whether they are whole ---------------------------------------------------------------------
 
     def _nothing(self, missing: str, files: frozenset[str]) -> CheckpointError:
@@ -409,10 +447,7 @@ class Checkpoint:
             CheckpointError: a file of it cannot be read.
         """
         names = {"config.json", self._weights, *self.weight_files}
-        try:
-            hashes = self._source.hashes(names)
-        except OSError as error:
-            raise CheckpointError(f"{self.name}: cannot be read ({error})") from error
+        hashes = self.hashes(names)
         lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
         whole = {"sha256": hashlib.sha256(lines.encode()).hexdigest()} if hashes.keys() == names else {}
         return {**whole, "files": dict(sorted(hashes.items()))}

@@ -29,12 +29,12 @@ class ExportedFile(_Strict):
         sha256: of its content, in hex.
         bytes: its size.
         how: "copied" byte for byte; "merged": copied, and its merged tensors written over; "converted": the same
-            tensors in another format; "written": by the export itself.
+            tensors in another format, merged ones among them.
     """
 
     sha256: str
     bytes: int
-    how: Literal["copied", "merged", "converted", "written"]
+    how: Literal["copied", "merged", "converted"]
 
 
 class ExportRecord(_Strict):

@@ -45,6 +45,11 @@ class FolderFiles:
         except OSError:  # such as a name that is too long
             return None
 
+    def size(self, file: str) -> int | None:
+        """Bytes of `file`; None where there is no such file."""
+        path = self.find(file)
+        return path.stat().st_size if path else None
+
     def listing(self) -> frozenset[str]:
         """Names of its files, and of those in the folders below it. Raises CheckpointError when it cannot be read."""
         paths = itertools.chain(self._folder.glob("*"), self._folder.glob("*/*"), self._folder.glob("*/*/*"))
@@ -207,7 +212,9 @@ class HubFiles:
             raise self._refused(file, error) from error
 
     def size(self, file: str) -> int | None:
-        """Bytes of `file`, as far as the hub says; None also where it does not answer, which the download will tell."""
+        """Bytes of `file`, cached or as the hub says; None also where it does not answer, as the download will tell."""
+        if cached := self._cached(file):
+            return cached.stat().st_size
         try:
             size = getattr(self._files().get(file), "size", None)
         except CheckpointError:
