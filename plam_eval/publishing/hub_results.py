@@ -172,7 +172,7 @@ def _results(
             faults, said = faults_of_run(source, name)
             refused, unknown = chosen_on(run, name, spec)
             problems += [f"{result.where}: {fault}" for fault in [*faults, *_unscored(result), *refused]]
-            notes += [f"{result.where}: {note}" for note in [*said, *unknown]]
+            notes += [*(f"{result.where}: {note}" for note in said), *(f"{run.file}: {note}" for note in unknown)]
             results.append(result)
     if named is not None and len({result.task for result in results}) > 1:
         problems.append("--dataset and --task-id are of one task, and the runs have several: name it with --task")

@@ -101,7 +101,9 @@ class ReportedScore:
         """
         row, provenance = self.run.summary(), self.run.block.get("provenance") or {}
         prompts = self.config.get("lmms_eval_specific_kwargs")
-        asked = [f"{key} {quoted(value)}" for key, value in prompts.items()] if isinstance(prompts, Mapping) else []
+        # Beside the prompts in use stand those of models that have their own, as mappings.
+        used = prompts.items() if isinstance(prompts, Mapping) else ()
+        asked = [f"{key} {quoted(value)}" for key, value in used if value and not isinstance(value, Mapping)]
         shots = self.config.get("num_fewshot")
         mode = [row["mode"]] if row["mode"] else []
         prompt = ", ".join([*([f"{shots}-shot"] if shots is not None else []), *asked, *mode])

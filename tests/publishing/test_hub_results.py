@@ -96,13 +96,18 @@ def refused(*runs: Path, **options: Any) -> list[str]:
 
 
 def test_an_entry_is_what_the_hub_reads_and_nothing_is_pushed(hub: Hub, tmp_path: Path) -> None:
-    done = hub_results([run(tmp_path / "r", spec=spec_of())], REPO, source_url="https://x.org/bundle")
+    def prompted(results: dict[str, Any]) -> None:
+        prompts = {"pre_prompt": "", "post_prompt": "\nA letter.", "other_vl": {"post_prompt": "Of another model."}}
+        results["configs"][GPQA]["lmms_eval_specific_kwargs"] = prompts
+
+    done = hub_results([run(tmp_path / "r", prompted, spec=spec_of())], REPO, source_url="https://x.org/bundle")
     assert list(done.files) == [PATH] and done.pushed is None and not hub.commits
     (entry,) = parse_eval_result_entries(yaml.safe_load(done.files[PATH]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("Idavidrein/gpqa", "gpqa_diamond", 0.75)
     assert str(entry.date) == "2026-03-01" and entry.source_url == "https://x.org/bundle"
     for words in ("split train", "4 documents", "0-shot", spec_of().digest()[:16], "lmms-eval 0.7.3", "bfloat16", GPQA):
         assert words in str(entry.notes), words
+    assert "prompt: 0-shot, post_prompt '\\nA letter.', chat;" in str(entry.notes), "and no other model's"
     assert "verif" not in done.files[PATH].lower()
     assert any("is fraction: its board has 3 results from 0.41 to 0.7" in note for note in done.notes)
 
