@@ -190,6 +190,7 @@ ARGUMENTS = _kind(_is_arguments, "text such as 'key=value,key=value', or a mappi
 
 
 NAME = _kind(lambda value: isinstance(value, (str, os.PathLike)), "a hub id or a folder")
+NAME_OR_NONE = _kind(lambda value: value is None or isinstance(value, (str, os.PathLike)), "a hub id or a folder")
 
 
 def paths(value: Any) -> list[Any]:

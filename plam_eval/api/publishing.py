@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.api.shared import Words, words_of
-from plam_eval.arguments import NAME, PATH, TEXT, WORDS, paths, takes
+from plam_eval.arguments import NAME, NAME_OR_NONE, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
 from plam_eval.spec import PlateauSpec, load_spec
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from plam_eval.publishing.verification import Verification
 
 
-@takes(model=NAME, output=PATH, base=NAME, results=paths, push_to_hub=TEXT)
+@takes(model=NAME_OR_NONE, output=PATH, base=NAME, results=paths, push_to_hub=TEXT)
 def export(
     model: str | Path | None,
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -38,6 +40,7 @@ from plam_eval.publishing.weight_writer import (
     plan_header,
     read_places,
     sha256_of_copy,
+    write_bytes,
     write_tensor,
 )
 from plam_eval.spec import PlateauSpec
@@ -190,34 +193,57 @@ def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
 
 
 class _Writer:
-    """Writes the files of an export one by one, each of them waited for until it is on disk."""
+    """Writes the files of an export, each of them waited for until it is on disk; another thread hashes what is done.
+
+    Args:
+        plan: of the export.
+        folder: to write into.
+        hashes: of the source's files, by name.
+        progress: told of bytes that were written or hashed.
+    """
 
     def __init__(
         self, plan: ExportPlan, folder: Path, hashes: Mapping[str, str], progress: Callable[[int], Any]
     ) -> None:
-        self.plan, self.folder, self.progress = plan, folder, progress
-        self.hashes = hashes
+        self.plan, self.folder, self.hashes = plan, folder, hashes
         self.files: dict[str, ExportedFile] = {}
         self.changes, self.buffers, self.problems = LayerChanges(), Buffers(), Problems()
+        self._progress, self._lock = progress, threading.Lock()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hashing")
+        self._hashed: list[tuple[str, How, Future[str]]] = []
 
     def write(self) -> None:
+        """Write all of them. Raises ExportError and OSError."""
+        try:
+            self._write()
+            for name, how, future in self._hashed:
+                size = (self.folder / name).stat().st_size
+                self.files[name] = ExportedFile(sha256=future.result(), bytes=size, how=how)
+        finally:
+            self._hasher.shutdown(cancel_futures=True)
+
+    def _write(self) -> None:
         plan, weights = self.plan, self.plan.checkpoint.weight_files
         for name in plan.files:
             if name not in weights and not (plan.converts and name == plan.checkpoint.weights):
-                self._copied(name)
+                self._hashed.append((name, "copied", self._copied(name)))
         if plan.new_index is not None:
             index = self._target(_INDEX)
             write_json(index, plan.new_index)
             sync(index)
-            self._note(_INDEX, "converted", sha256_of_copy(index, self.progress))
+            self._hash(_INDEX, "converted")
+        waiting: list[tuple[str, list[PlannedTensor], Future[str]]] = []
         for name in sorted(weights):
-            merged = plan.merged(name)
             if plan.converts:
-                self._converted(name, merged)
+                self._converted(name)
+            elif tensors := plan.merged(name):
+                waiting.append((name, tensors, self._copied(name)))
             else:
-                target = self._copied(name)
-                if merged:
-                    self._merged(name, target, merged)
+                self._hashed.append((name, "copied", self._copied(name)))
+            while len(waiting) > 1:  # its copy is hashed by now, while the next one was made
+                self._merged(*waiting.pop(0))
+        for entry in waiting:
+            self._merged(*entry)
         raise_any(self.problems)
 
     def _target(self, name: str) -> Path:
@@ -225,43 +251,54 @@ class _Writer:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def _note(self, name: str, how: How, sha256: str) -> None:
-        self.files[name] = ExportedFile(sha256=sha256, bytes=(self.folder / name).stat().st_size, how=how)
+    def _done(self, count: int) -> None:
+        with self._lock:
+            self._progress(count)
 
-    def _copied(self, name: str) -> Path:
+    def _hash(self, name: str, how: How) -> None:
+        self._hashed.append((name, how, self._hasher.submit(sha256_of_copy, self.folder / name, self._done)))
+
+    def _copied(self, name: str) -> Future[str]:
+        """Copy a file. Returns the SHA-256 of the copy, which is an ExportError where it is not the source's."""
         source, target = self.plan.files[name], self._target(name)
-        copy_file(source.path, target, self.progress)
-        sha256 = sha256_of_copy(target, self.progress)
-        if sha256 != self.hashes[name]:
-            raise ExportError(
-                f"{source.path}: its copy has the SHA-256 {sha256}, and it {self.hashes[name]}; it has changed "
-                "meanwhile, or is damaged. Export again, or download it again"
-            )
-        self._note(name, "copied", sha256)
-        return target
+        copy_file(source.path, target, self._done)
 
-    def _merged(self, name: str, target: Path, merged: Iterable[PlannedTensor]) -> None:
-        places = read_places(target)
-        with target.open("r+b", buffering=0) as file:
-            for tensor in sorted(merged, key=lambda tensor: places[tensor.model_name].start):
+        def check() -> str:
+            sha256 = sha256_of_copy(target, self._done)
+            if sha256 != self.hashes[name]:
+                raise ExportError(
+                    f"{source.path}: its copy has the SHA-256 {sha256}, and it {self.hashes[name]}; it has changed "
+                    "meanwhile, or is damaged. Export again, or download it again"
+                )
+            return sha256
+
+        return self._hasher.submit(check)
+
+    def _merged(self, name: str, tensors: Iterable[PlannedTensor], copied: Future[str]) -> None:
+        """Write merged tensors over theirs in the copy of a file, once that was found equal."""
+        copied.result()
+        places = read_places(self.folder / name)
+        with (self.folder / name).open("r+b", buffering=0) as file:
+            for tensor in sorted(tensors, key=lambda tensor: places[tensor.model_name].start):
                 self._put(file.fileno(), places[tensor.model_name], tensor)
             os.fsync(file.fileno())
-        self._note(name, "merged", sha256_of_copy(target, self.progress))
+        self._hash(name, "merged")
 
-    def _converted(self, name: str, merged: Iterable[PlannedTensor]) -> None:
-        checkpoint, planned = self.plan.checkpoint, {tensor.model_name: tensor for tensor in merged}
-        target = self._target(as_safetensors(name))
+    def _converted(self, name: str) -> None:
+        """Write a `.bin` file as safetensors."""
+        checkpoint, new = self.plan.checkpoint, as_safetensors(name)
+        merged = {tensor.model_name: tensor for tensor in self.plan.merged(name)}
         header, places = plan_header(tensors_of(checkpoint, name))
-        with target.open("xb", buffering=0) as file:
-            file.write(header)
+        with self._target(new).open("xb", buffering=0) as file:
+            write_bytes(file.fileno(), header, 0)
             for stored, place in places.items():
-                if stored in planned:
-                    self._put(file.fileno(), place, planned[stored])
+                if stored in merged:
+                    self._put(file.fileno(), place, merged[stored])
                 else:
                     write_tensor(file.fileno(), place, checkpoint.tensor(stored))
-                self.progress(place.end - place.start)
+                self._done(place.end - place.start)
             os.fsync(file.fileno())
-        self._note(as_safetensors(name), "converted", sha256_of_copy(target, self.progress))
+        self._hash(new, "converted")
 
     @torch.inference_mode()
     def _put(self, file: int, place: Place, tensor: PlannedTensor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 
 from plam_eval.errors import CheckpointError, ExportError
 from plam_eval.merging.checkpoint import Checkpoint
@@ -15,7 +16,7 @@ from plam_eval.merging.export_record import FILE, read_export_record
 from plam_eval.merging.plan import MergePlan, PlannedTensor, Problems, plan_merge
 from plam_eval.provenance import describe_checkpoint
 from plam_eval.publishing.licences import Licence, read_licence
-from plam_eval.publishing.output_folder import check_output, check_space
+from plam_eval.publishing.output_folder import check_output, check_space, on_one_disk
 from plam_eval.publishing.source_files import Choice, SourceFile, choose_files, code_elsewhere, locate, named_by_code
 from plam_eval.publishing.upload import UploadError, check_push
 from plam_eval.publishing.weight_writer import plan_header
@@ -112,10 +113,11 @@ def plan_export(
     names = [*choice.names, *sorted({checkpoint.weights, *checkpoint.weight_files})]
     if checkpoint.folder is not None:
         files = locate(checkpoint, names, problems)
-    if not problems:
-        _check_space(output, names, checkpoint, problems)
     raise_any(problems)
     assert merge is not None
+    with problems.collect():
+        _check_space(output, names, checkpoint, base_checkpoint, merge)
+    raise_any(problems)
     with problems.collect():
         checkpoint.prefetch(checkpoint.names())
     with problems.collect():
@@ -131,6 +133,8 @@ def plan_export(
     new_index = None
     with problems.collect():
         new_index = _converted_index(checkpoint)
+        if checkpoint.weights.endswith((".bin", ".bin.index.json")):  # shared memory takes more, written one by one
+            check_space(output, _converted_size(checkpoint) + sum(files[name].size for name in choice.names))
     if results:
         problems += _results_problems(results, spec, checkpoint, base_checkpoint, output)
     raise_any(problems)
@@ -146,12 +150,22 @@ def raise_any(problems: list[str]) -> None:
         raise ExportError(*dict.fromkeys(problems))
 
 
-def _check_space(output: Path, names: Iterable[str], checkpoint: Checkpoint, problems: list[str]) -> None:
-    sizes = [checkpoint.size(name) for name in names]
-    try:
-        check_space(output, sum(size for size in sizes if size is not None))
-    except ExportError as error:
-        problems += error.problems
+def _check_space(
+    output: Path, names: Iterable[str], checkpoint: Checkpoint, base: Checkpoint, merge: MergePlan
+) -> None:
+    """Raises ExportError where the disk has no room for the export, and for what is downloaded to the same disk."""
+    size = sum(checkpoint.size(name) or 0 for name in names)
+    downloads = [checkpoint.to_download(), base.to_download(tensor.base_name for tensor in merge.tensors)]
+    to_come = sum(count or 0 for missing in downloads for count in missing.values())
+    if to_come and on_one_disk(output, Path(constants.HF_HUB_CACHE)):
+        size += to_come
+    check_space(output, size)
+
+
+def _converted_size(checkpoint: Checkpoint) -> int:
+    """Bytes of a `.bin` checkpoint's files as safetensors."""
+    headers = [plan_header(tensors_of(checkpoint, file)) for file in checkpoint.weight_files]
+    return sum(max([len(header), *(place.end for place in places.values())]) for header, places in headers)
 
 
 def _results_problems(
@@ -268,8 +282,6 @@ def _notes(plan: ExportPlan) -> list[str]:
 
 
 def _offline(checkpoint: Checkpoint) -> str:
-    from huggingface_hub import constants
-
     if checkpoint.folder is None and constants.is_offline_mode():
         return " in the local cache, and the hub is not asked, as HF_HUB_OFFLINE is set"
     return ""

@@ -89,15 +89,23 @@ def check_space(output: Path, size: int) -> None:
         output: where the export is to be.
         size: bytes of it.
     """
-    nearest = output.absolute()
-    while not nearest.is_dir():
-        nearest = nearest.parent
+    nearest = _nearest(output)
     free, needed = shutil.disk_usage(nearest).free, size + _MARGIN
     if free < needed:
         raise ExportError(
             f"{output}: the export takes {in_words(needed)} ({needed:,} bytes), and {nearest} has {in_words(free)} "
             f"({free:,} bytes) free; free some space, or name another output"
         )
+
+
+def on_one_disk(one: Path, other: Path) -> bool:
+    """Whether two paths, `one` and `other`, lie on one file system; neither has to be there yet."""
+    return _nearest(one).stat().st_dev == _nearest(other).stat().st_dev
+
+
+def _nearest(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def _work_folder(output: Path) -> Path:

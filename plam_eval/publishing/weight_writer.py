@@ -205,6 +205,20 @@ def write_tensor(file: int, place: Place, tensor: Tensor) -> None:
     content = memoryview(array)
     if len(content) != place.end - place.start:
         raise CheckpointError(f"a tensor has {len(content)} bytes, and its header {place.end - place.start}")
+    write_bytes(file, content, place.start)
+
+
+def write_bytes(file: int, content: bytes | memoryview, start: int) -> None:
+    """Write all of some bytes to their place in a file.
+
+    Args:
+        file: descriptor, open for writing.
+        content: the bytes.
+        start: where the first of them belongs.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     done = 0
     while done < len(content):
-        done += os.pwrite(file, content[done : done + _BLOCK], place.start + done)
+        done += os.pwrite(file, content[done : done + _BLOCK], start + done)
