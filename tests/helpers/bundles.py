@@ -15,8 +15,11 @@ from plam_eval.publishing.manifest import NAME
 from plam_eval.spec import load_spec
 from tests.helpers.answering import Answering
 
-NINE = ("mmstar", "mmbench_en_dev_static", "mmbench_cn_dev_static", "mme", "mmmu_val", "gqa", "pope", "realworldqa")
-NINE += ("seedbench_2_plus",)
+NINE = [
+    "mmstar",
+    *("mmbench_en_dev_static", "mmbench_cn_dev_static"),
+    *("mme", "mmmu_val", "gqa", "pope", "realworldqa", "seedbench_2_plus"),
+]
 SAID = [
     "A",
     "B. It is blue.",
@@ -68,7 +71,7 @@ def members_of(bundle: Path) -> Members:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def forged(bundle: Path, target: Path, change: Callable[[Members], None], *, hashes: bool = True) -> Path:
+def forged(bundle: Path, target: Path, change: Callable[[Members], object], *, hashes: bool = True) -> Path:
     """A bundle that somebody has changed; with `hashes`, its list of hashes was made again."""
     members = members_of(bundle)
     change(members)
@@ -78,7 +81,7 @@ def forged(bundle: Path, target: Path, change: Callable[[Members], None], *, has
             if name in members:
                 entry |= {"sha256": hashlib.sha256(members[name]).hexdigest(), "bytes": len(members[name])}
         members[NAME] = json.dumps(manifest).encode()
-    write_archive(target, lambda writer: [writer.add(name, [content]) for name, content in members.items()] and None)
+    write_archive(target, lambda writer: [writer.add(name, [content]) for name, content in members.items()])
     return target
 
 
