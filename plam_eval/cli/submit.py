@@ -11,7 +11,7 @@ import typer
 from plam_eval.cli import bundles, hub_results
 from plam_eval.cli.app import app
 from plam_eval.cli.options import Json, Quiet, example
-from plam_eval.cli.speaking import speaking
+from plam_eval.cli.speaking import quiet_logs, speaking
 from plam_eval.errors import InputError
 from plam_eval.terminal import PlainTable, Terminal, one_line, text
 
@@ -126,6 +126,7 @@ def submit(
             own = {"--board": board, "--task": task, "--questions": questions, "--blank-invalid": blank_invalid}
             if idle := [name for name, used in own.items() if used]:
                 raise InputError(f"{' and '.join(idle)}: of leaderboards, not of bundles; leave it out")
+            quiet_logs()
             if verify is not None:
                 fine = bundles.verify(console, verify)
             elif bundle is not None:
