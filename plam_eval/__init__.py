@@ -2,8 +2,8 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
-`export`, `submit`, `check_submission`, `bundle`, `verify_bundle`, `read_run`, `read_scan` and `read_sweep`, each
-loaded when it is first asked for (`plam_eval.api`).
+`export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan` and
+`read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         check_submission,
         compare,
         export,
+        hub_results,
         load_spec,
         merge,
         plan_sweep,
@@ -38,6 +39,7 @@ __all__ = [
     "check_submission",
     "compare",
     "export",
+    "hub_results",
     "load_spec",
     "merge",
     "plan_sweep",

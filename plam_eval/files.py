@@ -88,9 +88,7 @@ def json_object(text: bytes, origin: str, remedy: str) -> dict[str, Any]:
     if len(text) > LARGEST_JSON:
         raise DamagedFileError(f"{origin}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
     try:
-        content = json.loads(text.decode("utf-8-sig"), parse_int=_number)
-        if _SURROGATE.search(text):
-            content = _writable(content)
+        content = writable(json.loads(text.decode("utf-8-sig"), parse_int=_number), text)
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{origin}: cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
@@ -102,6 +100,16 @@ def _number(digits: str) -> int | float:
     """A whole number beyond 64 bits, which no column of a table holds, as the nearest float: as JavaScript reads it."""
     value = int(digits) if len(digits) <= 20 else float(digits)
     return value if -(2**63) <= value < 2**63 else float(value)
+
+
+def writable(content: Any, text: bytes) -> Any:
+    """JSON in whose texts half a surrogate pair, which no file of text can hold, is a "?".
+
+    Args:
+        content: as it was read.
+        text: that it was read from.
+    """
+    return _writable(content) if _SURROGATE.search(text) else content
 
 
 def _writable(content: Any) -> Any:

@@ -8,7 +8,7 @@ progress and notes go to standard error. Importing this module imports nothing h
 from __future__ import annotations
 
 from plam_eval.api.merging import merge
-from plam_eval.api.publishing import bundle, check_submission, export, submit, verify_bundle
+from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
 from plam_eval.api.runs import compare, read_run
 from plam_eval.api.scans import plateau, read_scan, scan
 from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
@@ -21,6 +21,7 @@ __all__ = [
     "check_submission",
     "compare",
     "export",
+    "hub_results",
     "load_spec",
     "merge",
     "plan_sweep",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from plam_eval.publishing.board_checks import Checked
     from plam_eval.publishing.bundle import Bundle
     from plam_eval.publishing.checkpoint import Export
+    from plam_eval.publishing.hub_results import HubResults
     from plam_eval.publishing.submission import Submission
     from plam_eval.publishing.verification import Verification
 
@@ -242,3 +243,53 @@ def verify_bundle(file: str | Path) -> Verification:
     from plam_eval.publishing import verify
 
     return verify.verify_bundle(Path(file))
+
+
+@takes(runs=paths, repository=TEXT, task=TEXT, scale=TEXT, dataset=TEXT, task_id=TEXT, source_url=TEXT)
+def hub_results(
+    runs: str | Path | Iterable[str | Path],
+    repository: str,
+    *,
+    task: str | None = None,
+    scale: str | None = None,
+    dataset: str | None = None,
+    task_id: str | None = None,
+    source_url: str | None = None,
+    push: bool = False,
+) -> HubResults:
+    """The results of runs as files of a model's repository on the hub: `.eval_results/*.yaml`, or `model-index`.
+
+    Nothing is pushed unless that is asked for. What is there already is kept, entry by entry; one of the same dataset
+    and task is replaced, and named.
+
+    Args:
+        runs: results files of lmms-eval (with `--log_samples`), or folders, of each the newest.
+        repository: owner/name of the model.
+        task: only this one of their tasks.
+        scale: of `value`: "fraction", "percent", or "own", as the task reports it. By default the benchmark's board on
+            the hub is asked, which has to be told where it cannot be.
+        dataset: the benchmark's dataset on the hub, where the table of benchmarks does not name it.
+        task_id: the task in it, as its `eval.yaml` names it.
+        source_url: where readers find more of the runs.
+        push: commit the files.
+
+    Returns:
+        `files` (path -> content), `replaced`, `notes`, `pushed` (the commit's address, or None).
+
+    Raises:
+        InputError: options that cannot be used. HubResultsError: every reason why these results cannot be published,
+            such as a limit, failed generations, or documents that the merge was chosen on. UploadError: what the hub
+            refuses. RepositoryError: files there that cannot be read.
+    """
+    from plam_eval.publishing import hub_results as publishing
+
+    return publishing.hub_results(
+        [Path(run) for run in paths(runs)],
+        repository,
+        task=task,
+        scale=scale,
+        dataset=dataset,
+        task_id=task_id,
+        source_url=source_url,
+        push=push,
+    )

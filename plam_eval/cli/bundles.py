@@ -78,7 +78,11 @@ def verify(console: Terminal, file: Path) -> bool:
 
 
 def _table(done: Verification) -> PlainTable:
-    table = PlainTable(title="Recomputed", title_justify="left")
+    caption = (
+        "Answers are scored again by the tasks' own code: on the dataset where it is on this machine, else from what "
+        "the log holds of each document."
+    )
+    table = PlainTable(title="Recomputed", title_justify="left", caption=caption)
     for name in ("run", "task", "metrics equal", "answers", "how"):
         table.add_column(name, overflow="fold")
     for answers in done.answers:

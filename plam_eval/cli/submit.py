@@ -1,16 +1,17 @@
-"""`plam submit`: files for leaderboards, and bundles for a paper, from runs that are there."""
+"""`plam submit`: files for leaderboards, results for the hub, and bundles for a paper, from runs that are there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plam_eval.cli import bundles
+from plam_eval.cli import bundles, hub_results
 from plam_eval.cli.app import app
 from plam_eval.cli.options import Json, Quiet, example
-from plam_eval.cli.speaking import speaking
+from plam_eval.cli.speaking import quiet_logs, speaking
 from plam_eval.errors import InputError
 from plam_eval.terminal import PlainTable, Terminal, one_line, text
 
@@ -30,6 +31,7 @@ def _complete_board(incomplete: str) -> list[str]:
     epilog=example(
         """plam submit runs/plain runs/merged --board docvqa
   plam submit --check answers.json --board vqav2
+  plam submit runs/merged --hub me/merged
   plam submit runs/plain runs/merged --bundle appendix.zip
   plam submit --verify appendix.zip"""
     ),
@@ -65,6 +67,24 @@ def submit(
     verify: Annotated[
         Path | None, typer.Option(help="Recompute a bundle's metrics from its answers, and compare its hashes.")
     ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(help="Show the results as files of this model's repository on the hub.", metavar="REPO"),
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="With --hub: fraction, percent or own (the task's); else the benchmark's board is asked."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="With --hub: the benchmark's dataset on the hub, where it is not known.")
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", help="With --dataset: the task in it, as its eval.yaml names it.")
+    ] = None,
+    source_url: Annotated[
+        str | None, typer.Option("--source-url", help="With --hub: where readers find more of the runs.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="With --hub: push the files that are shown.")] = False,
     boards: Annotated[bool, typer.Option("--boards", help="List the boards, and what is known of each.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -73,7 +93,7 @@ def submit(
     from plam_eval import api
 
     modes = {
-        "run folders": bool(runs) or bundle is not None,
+        "run folders": bool(runs) or bundle is not None or hub is not None,
         "--check": check is not None,
         "--boards": boards,
         "--verify": verify is not None,
@@ -89,12 +109,24 @@ def submit(
             )
         if (anonymous or hide) and bundle is None:
             raise InputError("--anonymous and --hide are of --bundle FILE; give it, or leave them out")
+        of_hub: dict[str, Any] = {
+            "scale": scale,
+            "dataset": dataset,
+            "task_id": task_id,
+            "source_url": source_url,
+            "push": push,
+        }
+        others = {"--board": board, "--questions": questions, "--blank-invalid": blank_invalid, "--bundle": bundle}
+        _check_hub(hub, of_hub, others)
         if boards:
             _list(console)
+        elif hub is not None:
+            hub_results.publish(console, runs or [], hub, task=task, **of_hub)
         elif bundle is not None or verify is not None:
             own = {"--board": board, "--task": task, "--questions": questions, "--blank-invalid": blank_invalid}
             if idle := [name for name, used in own.items() if used]:
                 raise InputError(f"{' and '.join(idle)}: of leaderboards, not of bundles; leave it out")
+            quiet_logs()
             if verify is not None:
                 fine = bundles.verify(console, verify)
             elif bundle is not None:
@@ -110,6 +142,15 @@ def submit(
             _say(console, written)
     if not fine:
         raise typer.Exit(1)
+
+
+def _check_hub(hub: str | None, of_hub: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Raises InputError for options of --hub without it, and for others with it."""
+    idle = [f"--{name.replace('_', '-')}" for name, value in of_hub.items() if value and hub is None]
+    if idle:
+        raise InputError(f"{' and '.join(idle)}: of --hub REPO; give it, or leave them out")
+    if wrong := [name for name, value in others.items() if value and hub is not None]:
+        raise InputError(f"{' and '.join(wrong)} with --hub, which writes no such file: leave it out")
 
 
 def _say(console: Terminal, written: list[Submission]) -> None:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from plam_eval.errors import ProblemsError, quoted
 from plam_eval.files import write_in_one_step
@@ -47,7 +47,11 @@ class Written(NamedTuple):
 
 
 class Writer:
-    """Writes members into an archive, in the order in which they come; `write_archive` gives one."""
+    """Writes members into an archive, in the order in which they come; `write_archive` gives one.
+
+    Args:
+        archive: open for writing.
+    """
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
@@ -75,7 +79,7 @@ class Writer:
         return Written(digest.hexdigest(), size)
 
 
-def write_archive(path: Path, write: Callable[[Writer], None]) -> None:
+def write_archive(path: Path, write: Callable[[Writer], Any]) -> None:
     """Write an archive in one step: a kill leaves the old file or the new one.
 
     The bytes depend on the members and on the zlib that compresses them, and on nothing else.
@@ -106,6 +110,10 @@ def sha256_of_file(path: Path) -> str:
 
 class Reader:
     """Members of an archive, by name; `open_archive` gives one. Nothing is unpacked to disk.
+
+    Args:
+        path: of the archive.
+        archive: open for reading.
 
     Attributes:
         path: of the archive.

@@ -238,6 +238,7 @@ def model_card(
         ),
         "spec": yaml.safe_dump(private.all_of(record.spec), **_YAML),
         "digest": record.digest,
+        "renamed": private.all_of({"base": spec.base_model}) != {"base": spec.base_model},
         "merged": _merged(record),
         "command": private.command(record.command),
         "inputs": _inputs(record, {"model": model, "base": base}),

@@ -108,6 +108,29 @@ def push_export(folder: Path, repository: str, *, public: bool = False) -> str:
     return str(address)
 
 
+def push_files(repository: str, files: Mapping[str, str], *, parent: str | None, message: str) -> str:
+    """One commit that writes some files of a repository, and touches no other.
+
+    Args:
+        repository: owner/name.
+        files: path in it -> content.
+        parent: the commit that they were made from; the hub refuses where there is a later one.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UploadError: the hub refuses it, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    operations = [CommitOperationAdd(path, content.encode()) for path, content in files.items()]
+    with _in_our_words(repository):
+        done = HfApi().create_commit(repository, operations, commit_message=message, parent_commit=parent)
+    return str(done.commit_url)
+
+
 def _name_problem(repository: str) -> str | None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id

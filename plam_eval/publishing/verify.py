@@ -303,13 +303,13 @@ class _Task:
         except UnavailableError as error:
             if rebuild is None:
                 return None, f"{error}, and the log does not hold all that scoring reads"
-            return rebuild, "scored again by the task's own code, from the logged answer and right answer"
+            return rebuild, "scored again, from the log"
 
         def of_dataset(sample: Sample) -> list[Any]:
             number = sample["doc_id"]
             return [rows[number]] if isinstance(number, int) and 0 <= number < len(rows) else []
 
-        return of_dataset, "scored again by the task's own code, on the documents of its dataset"
+        return of_dataset, "scored again, on the dataset"
 
     def _answer(self, sample: Sample, stock: StockTask, document_of: Callable[[Sample], list[Any]]) -> tuple[str, bool]:
         """What is wrong with a sample, "" where nothing is, and whether its score was drawn at random."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from plam_eval.publishing.boards import BOARDS
+from tests.helpers.bundles import edited_results, forged
 from tests.helpers.commands import Call
+from tests.helpers.logged_runs import graded_rows, write_logs
 from tests.helpers.nasty import NASTY
 from tests.helpers.submission_runs import DATE, questions_file, submission_run
 
@@ -68,3 +71,47 @@ def test_answers_are_shown_as_text(plam: Call, tmp_path: Path) -> None:
     file.write_text(json.dumps({"question_id": "1", "prediction": NASTY}) + "\n")
     code, out, _ = plam("submit", "--check", file, "--board", "seedbench_2_plus")
     assert code == 1 and "\x1b" not in out and "[bold]" in out
+
+
+def test_a_bundle_is_written_and_verified(plam: Call, tmp_path: Path) -> None:
+    results = {"some_task": {"exact_match,none": 0.5}}
+    write_logs(tmp_path / "run", {"some_task": graded_rows([1, 0])}, results=results, git_branch="jane")
+    file = tmp_path / "b.zip"
+    code, out, _ = plam("submit", tmp_path / "run", "--bundle", file, "--anonymous")
+    assert code == 0 and "run: 2 answers to some_task" in out and "Left out of 1 files, 1 fields" in out
+    assert f"SHA-256, to be printed beside it: {hashlib.sha256(file.read_bytes()).hexdigest()}" in out
+    code, out, _ = plam("submit", "--verify", file)
+    assert code == 0 and "1 of 1" in out and "what could be checked holds; 1 thing(s) could not be" in out
+    code, out, _ = plam("submit", "--verify", file, "--json")
+    assert code == 0 and json.loads(out)["holds"] and not json.loads(out)["complete"]
+    bad = forged(file, tmp_path / "bad.zip", edited_results(lambda read: read["results"]["some_task"].update(
+        {"exact_match,none": 0.75}
+    )))  # fmt: skip
+    code, out, _ = plam("submit", "--verify", bad)
+    assert code == 1 and "exact_match,none is 0.75, recomputed 0.5" in out and "does not hold" in out
+    code, out, err = plam("submit", "--verify", bad, "--quiet")
+    assert code == 1 and out == "" and "recomputed 0.5" in err
+
+
+def test_options_of_bundles_are_theirs_alone(plam: Call, tmp_path: Path) -> None:
+    for words, said in (
+        (("--bundle", "x.zip"), "give run folders"),
+        (("run", "--verify", "x.zip"), "run folders and --verify exclude each other"),
+        (("--verify", "x.zip", "--check", "y"), "--check and --verify exclude each other"),
+        (("run", "--anonymous"), "--anonymous and --hide are of --bundle"),
+        (("run", "--bundle", "x.zip", "--board", "docvqa"), "--board: of leaderboards"),
+        (("run", "--bundle", "x.zip"), "run: no such folder"),
+        (("--verify", tmp_path), "is a folder"),
+    ):
+        code, _, err = plam("submit", *words)
+        assert code == 1 and said in err, words
+
+
+def test_what_a_bundle_says_is_shown_as_text(plam: Call, tmp_path: Path) -> None:
+    rows = graded_rows([1, 0], doc_id=NASTY)
+    rows[1]["doc_id"] = 2
+    write_logs(tmp_path / "run", {"[bold] \x1b[31m\u202e": rows})
+    code, out, err = plam("submit", tmp_path / "run", "--bundle", tmp_path / "b.zip")
+    assert code == 0 and "\x1b" not in out + err
+    code, out, err = plam("submit", "--verify", tmp_path / "b.zip")
+    assert code == 0 and "\x1b" not in out + err and "[bold]" in out

@@ -120,6 +120,7 @@ def test_folders_are_named_without_their_paths_and_are_no_hub_ids() -> None:
         assert secret not in text, secret
     assert card.data.to_dict()["base_model"] == ["pair/mllm"], "a snapshot of the hub's cache has a name there"
     assert f"plam export --model pair/mllm@{'1' * 40} --plateau p.yaml --output out base=vicuna" in text
+    assert "of the spec with the paths of its" in text and "paths of its" not in card_of().text
     assert "The base LLM was a folder (vicuna), so no hub id is given" in text
     both = card_of(record_of(spec_of(base_model=base["name"]), model={**base, "folder": f"{HOME}/a"}, base=base))
     assert not {"base_model", "base_model_relation"} & both.data.to_dict().keys()
