@@ -196,6 +196,15 @@ def test_a_right_answer_that_was_changed_is_found_where_the_dataset_is(
     monkeypatch.chdir(suite)
     assert differing(verify_bundle(bad)) == {(_label(), "gqa")}
 
+    def change_all(members: Members) -> None:  # right answers to questions that were answered wrong all the same
+        name = "runs/001/samples_gqa.jsonl"
+        samples = [json.loads(line) for line in members[name].splitlines()]
+        changed = [{**each, "target": "zebra"} if each["exact_match"] == 0.0 else each for each in samples]
+        members[name] = b"".join(json.dumps(each).encode() + b"\n" for each in changed)
+
+    done = verify_bundle(forged(bundle, tmp_path / "g.zip", change_all))
+    assert "the right answer is not the dataset's" in "".join(done.differences())
+
 
 def test_the_models_own_words_are_those_that_were_scored(bundle: Path, tmp_path: Path) -> None:
     bad = forged(bundle, tmp_path / "f.zip", edited_sample("gqa", lambda sample: sample.update(resps="another")))
@@ -241,7 +250,10 @@ def test_each_change_is_found_though_hashes_were_made_again(
 @pytest.mark.parametrize("name", ["README.md", "runs/001/results.json", "runs/002/samples_gqa.jsonl"])
 def test_a_changed_byte_is_found_by_its_hash(bundle: Path, tmp_path: Path, name: str) -> None:
     bad = forged(
-        bundle, tmp_path / "f.zip", lambda members: members.update({name: members[name] + b"\n"}), hashes=False
+        bundle,
+        tmp_path / "f.zip",
+        lambda members: members.update({name: members[name].replace(b"e", b"f", 1)}),
+        hashes=False,
     )
     assert any(name in problem and "was changed" in problem for problem in verify_bundle(bad).problems)
 
@@ -265,7 +277,7 @@ def test_another_version_of_lmms_eval_is_verified_as_far_as_it_goes(bundle: Path
         ("os.system", {}),
         ("../../gqa", {}),
         ("plam9", {}),
-        ("mathvision_test", {}),  # its scoring evaluates the answer as Python
+        ("mathvision_test", {}),
         ("pope", {"process_results": "<function system at 0x7f>"}),
         ("pope", {"process_results": {"a": 1}}),
     ],
@@ -273,6 +285,11 @@ def test_another_version_of_lmms_eval_is_verified_as_far_as_it_goes(bundle: Path
 def test_a_name_in_a_bundle_chooses_no_code(task: str, config: dict[str, Any]) -> None:
     with pytest.raises(UnavailableError):
         find_task(task, config)
+
+
+def test_code_that_was_not_read_is_not_run_on_samples_of_others() -> None:
+    with pytest.raises(UnavailableError, match="not run on somebody's samples"):
+        find_task("mathvision_test", {})  # it evaluates answers as Python
 
 
 def test_the_network_is_not_asked(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
