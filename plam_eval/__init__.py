@@ -2,7 +2,8 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
-`read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
+`submit`, `check_submission`, `read_run`, `read_scan` and `read_sweep`, each loaded when it is first asked for
+(`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from plam_eval import _checkout as _checkout
 
 if TYPE_CHECKING:
     from plam_eval.api import (
+        check_submission,
         compare,
         load_spec,
         merge,
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
         read_sweep,
         report,
         scan,
+        submit,
         sweep,
     )
 
 __all__ = [
+    "check_submission",
     "compare",
     "load_spec",
     "merge",
@@ -38,6 +42,7 @@ __all__ = [
     "read_sweep",
     "report",
     "scan",
+    "submit",
     "sweep",
 ]
 

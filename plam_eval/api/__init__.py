@@ -8,6 +8,7 @@ progress and notes go to standard error. Importing this module imports nothing h
 from __future__ import annotations
 
 from plam_eval.api.merging import merge
+from plam_eval.api.publishing import check_submission, submit
 from plam_eval.api.runs import compare, read_run
 from plam_eval.api.scans import plateau, read_scan, scan
 from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
@@ -16,6 +17,7 @@ from plam_eval.spec import load_spec
 
 __all__ = [
     "SweepPlan",
+    "check_submission",
     "compare",
     "load_spec",
     "merge",
@@ -26,5 +28,6 @@ __all__ = [
     "read_sweep",
     "report",
     "scan",
+    "submit",
     "sweep",
 ]

@@ -235,7 +235,7 @@ def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> 
     filters = filters_of(config)
     first: dict[Any, dict[str, Any]] = {}
     counts: Counter[Any] = Counter()
-    for number, line in enumerate(_lines(log), start=1):
+    for number, line in enumerate(log_lines(log), start=1):
         try:
             sample = json.loads(line)
             _check_sample(sample)
@@ -262,8 +262,15 @@ def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> 
     return list(first.values())
 
 
-def _lines(log: Path) -> Iterator[bytes]:
-    """The lines of a log. Raises RecordError for a longer one than any document has."""
+def log_lines(log: Path) -> Iterator[bytes]:
+    """The lines of a log, one after another.
+
+    Args:
+        log: JSON lines.
+
+    Raises:
+        RecordError: one is longer than any document's.
+    """
     with log.open("rb") as file:
         while line := file.readline(LARGEST_JSON + 1):
             if len(line) > LARGEST_JSON:

@@ -1,4 +1,4 @@
-"""What MMBench and MMMU make of a logged answer, by lmms-eval's own functions, without importing all of lmms-eval.
+"""What MMBench, MMMU and VQA make of a logged answer, by lmms-eval's own functions, without importing all of lmms-eval.
 
 `import lmms_eval.tasks` takes longer than a report of a small sweep. A few functions are wanted of it, in files that
 need nothing of the rest: these are loaded by their place. Where another version of lmms-eval has them elsewhere, or
@@ -73,6 +73,25 @@ class _Letters(list[str]):
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
         raise _DrawnError
+
+
+def vqa_words(answer: str, *, split: bool) -> str:
+    """An answer as VQA's evaluation compares it: lower case, numbers as digits, no articles, no punctuation.
+
+    Args:
+        answer: the model's, of one line, without white space around it.
+        split: first drop commas and question marks and part "'s" from its word, as the validation tasks of TextVQA and
+            VizWiz do; that of VQAv2 does not.
+    """
+    processor = _vqa_processor()
+    if split:
+        return str(processor(answer))
+    return str(processor.process_digit_article(processor.process_punctuation(answer)))
+
+
+@functools.lru_cache(maxsize=1)
+def _vqa_processor() -> Any:
+    return _function("lmms_eval.tasks._task_utils.vqa_eval_metric", "EvalAIAnswerProcessor")()
 
 
 @functools.lru_cache(maxsize=1)

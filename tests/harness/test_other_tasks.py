@@ -16,7 +16,8 @@ from plam_eval.harness.evaluate import evaluate
 from plam_eval.harness.lookup import task_manager
 from plam_eval.harness.task_row import ONE_EACH
 from plam_eval.harness.tasks import TASKS, score_of_task
-from tests.helpers.offline_tasks import PLANNED, PlannedModel, judged, write_copies
+from tests.helpers.offline_copies import PlannedModel, write_copies
+from tests.helpers.offline_tasks import COPIES, PLANNED, judged
 from tests.helpers.paths import DOCS
 
 NO_VERDICT_IN_SCAN = "hallusion_bench_image"  # its judge is asked when all answers are there
@@ -25,14 +26,14 @@ NO_VERDICT_IN_SCAN = "hallusion_bench_image"  # its judge is asked when all answ
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copies")
-    write_copies(folder)
+    write_copies(folder, COPIES)
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluated(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PlannedModel]:
     """All tasks in one call, read back from disk, and the model that answered."""
-    model, output = PlannedModel(), tmp_path_factory.mktemp("run")
+    model, output = PlannedModel(PLANNED), tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch, judged():
         patch.chdir(hub)
         evaluate(model, list(PLANNED), output=output)
@@ -132,7 +133,7 @@ def test_a_second_run_into_the_same_folder(hub: Path, tmp_path: Path, monkeypatc
     runs = []
     for _ in range(2):
         with judged():
-            evaluate(PlannedModel(), ["ocrbench", NO_VERDICT_IN_SCAN], output=tmp_path)
+            evaluate(PlannedModel(PLANNED), ["ocrbench", NO_VERDICT_IN_SCAN], output=tmp_path)
         runs.append(read_run(tmp_path))
     assert runs[0].file != runs[1].file
     assert [stock(run, "ocrbench") for run in runs] == pytest.approx([3 / 1000] * 2)

@@ -1,69 +1,20 @@
 """Small offline copies of datasets beyond the nine: true columns, drawn images, a planned answer for every document.
 
-`write_copies(folder)` writes one sub-folder per dataset, named like its hub repository, so that the *stock* tasks find
-them in the working directory (see `plam_eval.demo.hub`, which does it for the nine). Every document of `COPIES` says
-which answer `PlannedModel` gives to it, which score that answer has by the benchmark's own rules, worked out by hand,
-and which picture it asks about: several ask about one where the real data does.
+Every document of `COPIES` says which answer `PlannedModel` gives to it, which score that answer has by the benchmark's
+own rules, worked out by hand, and which picture it asks about: several ask about one where the real data does.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from lmms_eval.api.model import lmms
 
-from plam_eval.harness.answers import score_answers, tasks_of
-from plam_eval.harness.wrapper import GenerationRecord
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Document:
-    """A row of a dataset without its image.
-
-    Attributes:
-        picture: number of the image that it asks about.
-        answer: what `PlannedModel` says.
-        score: what that is worth, from 0 to 1; NaN where no judge could say.
-    """
-
-    row: Row
-    picture: int
-    answer: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Copy:
-    """One split of one config of a dataset.
-
-    Attributes:
-        columns: name -> a `datasets` value type, "image", a list of one of these, or a struct of them.
-        tasks: those that read it.
-        names_image: whether the columns say which documents ask about one image.
-    """
-
-    repo: str
-    config: str
-    split: str
-    columns: Mapping[str, Any]
-    tasks: tuple[str, ...]
-    documents: Sequence[Document]
-    names_image: bool
-
-
-def _strings(names: str) -> dict[str, Any]:
-    return dict.fromkeys(names.split(), "string")
+from tests.helpers.offline_copies import Copy, Document, Row, by_task, strings
 
 
 def _people(answer: str, agreeing: int) -> list[str]:
@@ -93,7 +44,7 @@ def _scienceqa(config: str, task: str) -> Copy:
         "question": "string",
         "choices": ["string"],
         "answer": "int8",
-        **_strings("hint task grade subject topic category skill lecture solution"),
+        **strings("hint task grade subject topic category skill lecture solution"),
     }
     documents = [
         Document(
@@ -138,9 +89,9 @@ def _seedbench() -> Copy:
         (3, "video", "B", "", 0.0),
     ]
     columns = {
-        **_strings("answer choice_a choice_b choice_c choice_d"),
+        **strings("answer choice_a choice_b choice_c choice_d"),
         "data_id": ["string"],
-        **_strings("data_type question question_id"),
+        **strings("data_type question question_id"),
         "question_type_id": "int16",
         "image": ["image"],
         "segment": ["int64"],
@@ -177,11 +128,11 @@ def _cv_bench(config: str, task: str) -> Copy:
     ]
     columns = {
         "idx": "int64",
-        **_strings("type task"),
+        **strings("type task"),
         "image": "image",
         "question": "string",
         "choices": ["string"],
-        **_strings("answer prompt filename source source_dataset source_filename target_class"),
+        **strings("answer prompt filename source source_dataset source_filename target_class"),
         "target_size": "int64",
         "bbox": [["float64"]],
     }
@@ -222,10 +173,10 @@ def _blink(config: str, task: str) -> Copy:
         ("(A)", "", 0.0),
     ]
     columns = {
-        **_strings("idx question sub_task"),
+        **strings("idx question sub_task"),
         **{f"image_{number}": "image" for number in range(1, 5)},
         "choices": ["string"],
-        **_strings("answer prompt explanation"),
+        **strings("answer prompt explanation"),
     }
     documents = [
         Document(
@@ -254,10 +205,10 @@ def _mmmu_pro(config: str, task: str, planned: Sequence[tuple[str, str, str, flo
     standard = config != "vision"
     columns: dict[str, Any] = {"id": "string"}
     if standard:
-        columns |= {**_strings("question options explanation"), **{f"image_{n}": "image" for n in range(1, 8)}}
-        columns |= _strings("img_type answer topic_difficulty subject")
+        columns |= {**strings("question options explanation"), **{f"image_{n}": "image" for n in range(1, 8)}}
+        columns |= strings("img_type answer topic_difficulty subject")
     else:
-        columns |= {"image": "image", **_strings("options answer subject")}
+        columns |= {"image": "image", **strings("options answer subject")}
     documents = []
     for number, (subject, truth, answer, score) in enumerate(planned):
         row: Row = {"id": f"test_{subject}_{number}", "options": repr(_TEN), "answer": truth, "subject": subject}
@@ -286,7 +237,7 @@ def _textvqa() -> Copy:
         "image": "image",
         "image_width": "int32",
         "image_height": "int32",
-        **_strings("flickr_original_url flickr_300k_url"),
+        **strings("flickr_original_url flickr_300k_url"),
         "answers": ["string"],
         "image_classes": ["string"],
         "set_name": "string",
@@ -320,7 +271,7 @@ def _textvqa() -> Copy:
 def _vqav2() -> Copy:
     planned = [(0, "yes", 7), (0, "Yes", 3), (0, "2", 2), (1, "two", 1), (1, "no", 0), (2, "the cat", 4)]
     columns = {
-        **_strings("question_type multiple_choice_answer"),
+        **strings("question_type multiple_choice_answer"),
         "answers": [{"answer": "string", "answer_confidence": "string", "answer_id": "int64"}],
         "image_id": "int64",
         "answer_type": "string",
@@ -391,7 +342,7 @@ def _chartqa() -> Copy:
         Document({"type": kind, "question": f"What is {number}?", "answer": truth}, picture, answer, score)
         for number, (picture, kind, truth, answer, score) in enumerate(planned)
     ]
-    columns = {**_strings("type question answer"), "image": "image"}
+    columns = {**strings("type question answer"), "image": "image"}
     return Copy("lmms-lab-encoder/ChartQA", "default", "test", columns, ("chartqa",), documents, False)
 
 
@@ -413,7 +364,7 @@ def _ocrbench() -> Copy:
         )
         for number, (source, kind, truth, answer, score) in enumerate(planned)
     ]
-    columns = {**_strings("dataset question question_type"), "answer": ["string"], "image": "image"}
+    columns = {**strings("dataset question question_type"), "answer": ["string"], "image": "image"}
     return Copy("echo840/OCRBench", "default", "test", columns, ("ocrbench",), documents, False)
 
 
@@ -430,11 +381,11 @@ _ANLS: Sequence[tuple[int, list[str], str, float]] = (
 
 def _docvqa() -> Copy:
     columns = {
-        **_strings("questionId question"),
+        **strings("questionId question"),
         "question_types": ["string"],
         "image": "image",
         "docId": "int64",
-        **_strings("ucsf_document_id ucsf_document_page_no"),
+        **strings("ucsf_document_id ucsf_document_page_no"),
         "answers": ["string"],
         "data_split": "string",
     }
@@ -461,13 +412,13 @@ def _docvqa() -> Copy:
 
 def _infovqa() -> Copy:
     columns = {
-        **_strings("questionId question"),
+        **strings("questionId question"),
         "answers": ["string"],
         "answer_type": ["string"],
         "image": "image",
         "image_url": "string",
         "operation/reasoning": ["string"],
-        **_strings("ocr data_split"),
+        **strings("ocr data_split"),
     }
     documents = [
         Document(
@@ -503,7 +454,7 @@ def _gsm8k() -> Copy:
         Document({"question": f"What is 2 + 2, {number}?", "answer": "2 + 2 = 4\n#### 4"}, number, *plan)
         for number, plan in enumerate(planned)
     ]
-    return Copy("gsm8k", "main", "test", _strings("question answer"), ("gsm8k_cot_zeroshot",), documents, True)
+    return Copy("gsm8k", "main", "test", strings("question answer"), ("gsm8k_cot_zeroshot",), documents, True)
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
@@ -600,7 +551,7 @@ def _mmvet() -> Copy:
     columns = {
         "question_id": "string",
         "image": "image",
-        **_strings("question answer image_source capability"),
+        **strings("question answer image_source capability"),
     }
     return Copy("lmms-lab-encoder/MMVet", "default", "test", columns, ("mmvet",), documents, False)
 
@@ -614,16 +565,16 @@ def _mathvista() -> Copy:
         ("free_form", "integer", None, "14", "extract 15", 0.0),
         ("free_form", "integer", None, "14", NO_VERDICT, 0.0),  # nothing was extracted, and that is a wrong answer
     ]
-    metadata = _strings("category context grade")
+    metadata = strings("category context grade")
     metadata |= {"img_height": "int64", "img_width": "int64", "language": "string", "skills": ["string"]}
-    metadata |= _strings("source split task")
+    metadata |= strings("source split task")
     columns = {
-        **_strings("pid question image"),
+        **strings("pid question image"),
         "decoded_image": "image",
         "choices": ["string"],
         "unit": "string",
         "precision": "float64",
-        **_strings("answer question_type answer_type"),
+        **strings("answer question_type answer_type"),
         "metadata": metadata,
         "query": "string",
     }
@@ -687,7 +638,7 @@ def _hallusion() -> Copy:
             "filename": filename,
         }
         documents.append(Document(row, figures.setdefault(filename, len(figures)), answer, score))
-    columns = {**_strings(f"{names} gt_answer filename"), "image": "image"}
+    columns = {**strings(f"{names} gt_answer filename"), "image": "image"}
     return Copy(
         "lmms-lab-encoder/HallusionBench", "default", "image", columns, ("hallusion_bench_image",), documents, True
     )
@@ -772,115 +723,5 @@ COPIES: tuple[Copy, ...] = (
     _hallusion(),
 )
 
-PLANNED: dict[str, tuple[Copy, Sequence[Document]]] = {
-    task: (copy, copy.documents) for copy in COPIES for task in copy.tasks
-}
+PLANNED = by_task(COPIES)
 """Task -> its data and what is planned for it."""
-
-
-# --- writing them -----------------------------------------------------------------------------------------------------
-
-
-def write_copies(folder: Path) -> None:
-    """Write all datasets below `folder`, which may hold other ones."""
-    configs: dict[str, dict[str, list[str]]] = {}
-    for copy in COPIES:
-        rows = [_with_images(copy, document) for document in _rows(copy)]
-        path = _write(folder, copy, rows)
-        lines = configs.setdefault(copy.repo, {}).setdefault(copy.config, [])
-        lines += [f"  - split: {copy.split}", f"    path: {copy.config}/{path.name}"]
-    for repo, lines_of in configs.items():
-        lines = ["---", "configs:"]
-        for config, files in lines_of.items():
-            lines += [f"- config_name: {config}", "  data_files:", *files]
-        (folder / repo / "README.md").write_text("\n".join([*lines, "---", ""]), encoding="utf-8")
-
-
-def _rows(copy: Copy) -> list[Document]:
-    """A document for each row: RefCOCO's boxes are asked for once for each of their names, all of one row."""
-    rows: list[Document] = []
-    for document in copy.documents:
-        if not rows or document.row != rows[-1].row:
-            rows.append(document)
-    return rows
-
-
-def _with_images(copy: Copy, document: Document) -> Row:
-    """Its row with the picture in every column of images, but for the optional ones (`image_2` and so on)."""
-    row = dict(document.row)
-    for name, kind in copy.columns.items():
-        if kind in ("image", ["image"]):
-            row[name] = None
-            if not name[-1].isdigit() or name.endswith("_1"):
-                picture = {"bytes": _png(document.picture), "path": None}
-                row[name] = [picture] if isinstance(kind, list) else picture
-    return row
-
-
-def _png(number: int) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 24), (40 * number % 256, 90, 160)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _feature(kind: Any) -> Any:
-    import datasets
-
-    if isinstance(kind, Mapping):
-        return {name: _feature(value) for name, value in kind.items()}
-    if isinstance(kind, list):
-        inner = _feature(kind[0])
-        return [inner] if isinstance(inner, Mapping) else datasets.Sequence(inner)
-    return datasets.Image() if kind == "image" else datasets.Value(kind)
-
-
-def _write(folder: Path, copy: Copy, rows: list[Row]) -> Path:
-    """A parquet file that is named by its content: `datasets` caches a local dataset by the names of its files."""
-    import datasets
-
-    features = datasets.Features({name: _feature(kind) for name, kind in copy.columns.items()})
-    path = folder / copy.repo / copy.config / "partial"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(rows, features=features).to_parquet(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return path.rename(path.with_name(f"{copy.split}-{digest}.parquet"))
-
-
-# --- a model that says what is planned --------------------------------------------------------------------------------
-
-
-class PlannedModel(lmms):
-    """Says to every document what `PLANNED` has for it; keeps to what the harness asks of our wrappers."""
-
-    model_id = "planned"
-    max_error_share = 0.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generation = GenerationRecord()
-        self.scanned: list[Row] = []  # the same answers as a scan logs them
-
-    def begin_run(self) -> None:
-        self.generation = GenerationRecord()
-
-    def end_run(self, tasks: dict[str, Any]) -> None:
-        answers = {
-            (task, number): [document.answer]
-            for task in tasks_of(tasks)
-            for number, document in enumerate(PLANNED[task][1])
-        }
-        self.scanned = list(score_answers(tasks, answers))
-
-    def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"folder": "planned", "wrapper": "planned", "mode": "simple"}
-
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        return [PLANNED[request.task_name][1][request.doc_id].answer for request in requests]
-
-    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        raise NotImplementedError
-
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError
