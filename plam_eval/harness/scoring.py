@@ -75,6 +75,7 @@ class _Letters(list[str]):
         raise _DrawnError
 
 
+@functools.lru_cache(maxsize=1 << 18)  # test sets have hundreds of thousands of answers, and "yes" is most of them
 def vqa_words(answer: str, *, split: bool) -> str:
     """An answer as VQA's evaluation compares it: lower case, numbers as digits, no articles, no punctuation.
 

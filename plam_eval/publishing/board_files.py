@@ -170,9 +170,10 @@ def _read_json(text: str, board: Board, faults: list[str]) -> list[Row]:
         return []
     decoder, rows, odd = _Decoder(), list[Row](), Findings()
     names = [column.name for column in board.columns if column is not board.id]
+    in_lines = "\n" in text.strip()
     try:
         for line, key, value in _elements(text, decoder):
-            where = f"line {line}" if "\n" in text.strip() else f"entry {len(rows) + 1}"
+            where = f"line {line}" if in_lines else f"entry {len(rows) + 1}"
             for words in decoder.odd:
                 odd.add("not plain JSON", where, words)
             decoder.odd.clear()

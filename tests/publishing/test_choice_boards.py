@@ -71,7 +71,7 @@ def test_mmbench_keeps_every_word_and_nothing_becomes_a_formula(tmp_path):
     assert {cell.data_type for row in cells for cell in row} <= {"s", "n", "inlineStr"}
     predictions = [row[names.index("prediction")].value for row in cells]
     assert predictions[:4] == ["=1+1", "-A", "+B", "@C"] and predictions[5:8] == ["12", "a\nb", "'A"]
-    assert [row[names.index("A")].value for row in cells][0] == "=cat"
+    assert cells[0][names.index("A")].value == "=cat"
     assert predictions[4] == "A B" and "(1)" in said_of(made, "control characters")
     assert all(row[names.index("index")].data_type == "n" for row in cells)
 
@@ -171,7 +171,7 @@ def test_mmmu_counts_what_has_no_letter_as_wrong(tmp_path):
     questions = ids_file(tmp_path, [question.id for question in QUESTIONS])
     run = write_run(tmp_path, {"mmmu_test": board_logs.mmmu_log()})
     [made] = api.submit(run, board="mmmu_test", questions=questions)
-    truths = {
+    truths: dict[str, dict[str, Any]] = {
         q.id: {"question_type": "multiple-choice" if q.options else "open", "ground_truth": q.letter or "B"}
         for q in QUESTIONS
     }
@@ -239,7 +239,7 @@ def test_mmvet(tmp_path, board, version):
     run = write_run(tmp_path, {board: board_logs.mmvet_log(answers)})
     questions = ids_file(tmp_path, list(answers))
     [made] = api.submit(run, board=board, questions=questions)
-    prompts = board_parsers_mm.mmvet_prompts(made.file, {name: ("Q", "T") for name in answers})
+    prompts = board_parsers_mm.mmvet_prompts(made.file, dict.fromkeys(answers, ("Q", "T")))
     assert prompts == {name: f"Q | T | {said} | " for name, said in answers.items()}
     with pytest.raises(SubmissionError, match=f"found 5, expected {BOARDS[board].questions}"):
         api.submit(run, board=board)
