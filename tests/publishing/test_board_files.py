@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,16 @@ def test_cells_that_are_no_text_are_named_by_their_row(
     book.save(file)
     problems = "\n".join(check_file(TABLE, file).problems)
     assert said in problems and "row 2" in problems
+
+
+def test_a_workbook_that_names_its_first_cell_only_is_read_whole(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "plain.xlsx", tmp_path / "odd.xlsx"
+    pd.DataFrame({"index": [1, 2], "question": "?", "C": "c", "prediction": "A"}).to_excel(plain, index=False)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(odd, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b'<dimension ref="A1:D3"', b'<dimension ref="A1:A1"'))
+    assert odd.read_bytes() != plain.read_bytes()
+    assert (check_file(TABLE, odd).problems, check_file(TABLE, odd).rows) == ([], 2)
 
 
 def test_a_cell_holds_so_many_characters(tmp_path: Path) -> None:

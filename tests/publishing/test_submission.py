@@ -416,3 +416,51 @@ def test_a_damaged_results_file_is_named(tmp_path: Path) -> None:
     assert "is not a results file" in refused(tmp_path)
     with pytest.raises(SubmissionError, match="no such file or folder"):
         plam_eval.submit(tmp_path / "nowhere")
+
+
+# --- the same run again -----------------------------------------------------------------------------------------------
+
+
+def test_the_order_of_a_log_makes_no_other_file(tmp_path: Path) -> None:
+    submission_run(tmp_path / "run", "docvqa", ANSWERS, lambda _, rows: rows.reverse())
+    (written,) = submit(tmp_path)
+    assert [row["questionId"] for row in json.loads(written.file.read_text())] == [
+        question("docvqa", n) for n in range(len(ANSWERS))
+    ]
+
+
+def test_ids_that_were_logged_as_fractions_are_whole(tmp_path: Path) -> None:
+    def fractions(_: dict[str, Any], rows: list[Line]) -> None:
+        for row in rows:
+            row["submission"]["questionId"] = float(row["submission"]["questionId"])
+
+    submission_run(tmp_path / "run", "docvqa", ANSWERS, fractions)
+    (written,) = submit(tmp_path)
+    assert all(type(row["questionId"]) is int for row in json.loads(written.file.read_text()))
+
+
+def test_a_file_of_another_run_is_not_replaced(tmp_path: Path) -> None:
+    submission_run(tmp_path / "run", "docvqa", ANSWERS)
+    (written,) = submit(tmp_path)
+    about = json.loads(written.about.read_text())
+    written.about.write_text(json.dumps(about | {"run": "20250101_000000_results.json"}))
+    assert "is not of plam submit and this run" in refused(tmp_path)
+
+
+def test_one_file_is_not_written_twice(tmp_path: Path) -> None:
+    results = submission_run(tmp_path / "run", "docvqa", ANSWERS)
+    questions = questions_file(tmp_path, "docvqa", len(ANSWERS))
+    with pytest.raises(SubmissionError, match="would be written 2 times"):
+        plam_eval.submit([results, tmp_path / "run"], board="docvqa", questions=questions)
+    assert len(plam_eval.submit([results, results], board="docvqa", questions=questions)) == 1
+
+
+def test_an_answer_that_comes_back_changed_is_not_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submission_run(tmp_path / "run", "docvqa", ANSWERS)
+    whole = submission.write_rows
+
+    def other(board: Any, rows: Any, file: Path) -> None:
+        whole(board, [{**row, "answer": row["answer"].upper()} for row in rows], file)
+
+    monkeypatch.setattr(submission, "write_rows", other)
+    assert "what was read back is not what was written" in refused(tmp_path)
