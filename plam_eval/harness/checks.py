@@ -128,7 +128,13 @@ def _checked(
 
 def _nothing_scored(unscored: Mapping[str, str]) -> str:
     reasons = "\n".join(f"  - {task}: {why}" for task, why in unscored.items())
-    return f"no score per document is known for any of these tasks:\n{reasons}"
+    names = ",".join(unscored)
+    return (
+        f"no score per document is known for any of these tasks:\n{reasons}\n"
+        "Name a task that has scores beside them, and their answers are logged with its own. For their answers alone, "
+        f"and for the files of boards: lmms-eval --tasks {names} --log_samples --output_path FOLDER, with the same "
+        "model, and plam submit FOLDER"
+    )
 
 
 def _not_loaded(manager: Any, names: Sequence[str], error: Exception) -> str:

@@ -15,6 +15,7 @@ from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.lookup import check_limit, check_names, leaves_of, task_manager, task_names
 from plam_eval.harness.patches import install_patches
 from plam_eval.harness.run_files import write_run
+from plam_eval.harness.submission_files import taken
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def evaluate(
 
     with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch, _ends_in_an_error():
         args = parse_eval_args()[1]
-        # Some tasks write submission files during aggregation, to the working directory unless told where.
+        # Files that tasks write are not wanted in the working directory, which is where they go without a path.
         args.output_path = str(output) if output is not None else scratch
         args.model, args.model_args, args.tasks = model_id, model_args, ",".join(names)
         # Besides, what is noted of the call in the results.
@@ -112,8 +113,13 @@ def evaluate(
     if results is None:
         return None
     samples = results.pop("samples")
-    _check_results(results, samples)
+    try:
+        _check_results(results, samples)
+    except EvaluationError:
+        taken(results).discard()
+        raise
     if output is None:
+        taken(results).discard()
         return Evaluation(results, samples, None)
     source = model_args or f"pretrained={getattr(model, 'pretrained_name', model_id)}"
     file = write_run(results, samples, Path(output), model_id=model_id, source=source, date=date)

@@ -5,9 +5,12 @@
 - `ResponseCache.execute`: answers are keyed by what the weights are, not by the text of `--model_args`.
 - `evaluator.evaluate`: what the wrapper recorded (merge report, provenance, failed generations) joins the results, the
   sample logs say which documents share an image, and a run with too many failed generations ends in an error.
-- `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own.
+- `TaskOutput.calculate_aggregate_metric`: what tasks write while they sum up goes to the run's own files
+  (`submission_files`), and what they fail to write does not end it.
+- `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own, with
+  these files in them.
 
-Models that are not ours pass through all four untouched. Two more make loading faster, for any model (`loading`).
+Models that are not ours pass through all five untouched. Two more make loading faster, for any model (`loading`).
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plam_eval.harness import submission_files
 from plam_eval.harness.answers import note_clusters
 from plam_eval.harness.errors import GenerationError
 from plam_eval.harness.processes import all_ranks
 from plam_eval.harness.registry import extend_task_manager
-from plam_eval.harness.run_files import RECORD_KEY, later_than_others
+from plam_eval.harness.run_files import RECORD_KEY, later_than_others, stock_folder
 from plam_eval.patching import wrap_once
 
 
@@ -30,10 +34,12 @@ def install_patches() -> None:
     extend_task_manager()
     from lmms_eval import evaluator
     from lmms_eval.caching.response_cache import ResponseCache
+    from lmms_eval.evaluator_utils import TaskOutput
     from lmms_eval.loggers.evaluation_tracker import EvaluationTracker
 
     wrap_once(ResponseCache, "execute", _execute)
     wrap_once(evaluator, "evaluate", _evaluate)
+    wrap_once(TaskOutput, "calculate_aggregate_metric", submission_files.aggregate)
     wrap_once(EvaluationTracker, "save_results_aggregated", _save_results_aggregated)
 
 
@@ -50,30 +56,40 @@ def _execute(stock: Any, self: Any, lm: Any, reqtype: str, requests: list[Any]) 
 
 
 def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+    from lmms_eval.utils import sanitize_model_name
+
     results: dict[str, Any] | None
     if not hasattr(lm, "begin_run"):
         results = stock(lm, *args, **kwargs)
         return results
-    lm.begin_run()
-    results = stock(lm, *args, **kwargs)
-    tasks = args[0] if args else kwargs["task_dict"]
-    lm.end_run(tasks)
-    # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
-    records = all_ranks(lm.generation.to_dict())
-    check_failures(records, lm.max_error_share)
-    if results is not None:
-        results[RECORD_KEY] = lm.run_record(records)
-        note_clusters(tasks, results.get("samples") or {})
+    with submission_files.collected() as written:
+        lm.begin_run()
+        results = stock(lm, *args, **kwargs)
+        tasks = args[0] if args else kwargs["task_dict"]
+        lm.end_run(tasks)
+        # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
+        records = all_ranks(lm.generation.to_dict())
+        check_failures(records, lm.max_error_share)
+        if results is not None:
+            results[RECORD_KEY] = lm.run_record(records)
+            note_clusters(tasks, results.get("samples") or {})
+            if getattr(kwargs.get("cli_args"), "output_path", None):
+                submission_files.keep(written, results)
+            else:
+                name = sanitize_model_name(lm.pretrained_name)
+                submission_files.move_to_submissions(written, f"{name}__{results[RECORD_KEY]['folder']}")
     return results
 
 
 def _save_results_aggregated(stock: Any, self: Any, results: dict[str, Any], samples: Any, datetime_str: str) -> None:
+    tracker, written = self.general_config_tracker, submission_files.taken(results)
     if RECORD_KEY in results:
-        tracker = self.general_config_tracker
         tracker.model_name_sanitized = f"{tracker.model_name_sanitized}__{results[RECORD_KEY]['folder']}"
         if self.output_path:
             datetime_str = later_than_others(datetime_str, Path(self.output_path, tracker.model_name_sanitized))
     stock(self, results, samples, datetime_str)
+    if self.output_path:
+        written.move_to(stock_folder(Path(self.output_path, tracker.model_name_sanitized), datetime_str))
 
 
 def check_failures(records: Sequence[dict[str, Any]], max_error_share: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -23,19 +24,38 @@ RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
 
 _RESULTS = "_results.json"
+_DATED = re.compile(r"\d{8}_\d{6}_")
+_STOCK = re.compile(r"\d{8}_\d{6}_stock")
 
 
 # --- names and dates --------------------------------------------------------------------------------------------------
 
 
 def result_files(folder: Path) -> list[Path]:
-    """Results JSONs below a folder, oldest first, without the files of like names that tasks put into `submissions`.
+    """Results JSONs below a folder, oldest first, without the files of like names that tasks write.
 
     Args:
         folder: that lmms-eval wrote into, or one above it.
     """
-    files = [file for file in folder.rglob(f"*{_RESULTS}") if file.parent.name != "submissions"]
-    return sorted(files, key=lambda file: file.name)
+    files = [file for file in folder.rglob(f"*{_RESULTS}") if not _is_of_a_task(file)]
+    dated = [file for file in files if _DATED.match(file.name)]  # a task's beside them has a name of its own
+    return sorted(dated or files, key=lambda file: file.name)
+
+
+def _is_of_a_task(file: Path) -> bool:
+    return file.parent.name == "submissions" or any(map(_STOCK.fullmatch, file.parts))
+
+
+def stock_folder(run: Path, date: str) -> Path:
+    """Where the files lie that tasks wrote themselves during a run, such as those for a server.
+
+    They are in a folder, since one of them may be named as results are.
+
+    Args:
+        run: the folder with the run's results.
+        date: when it began, as in the names of its other files.
+    """
+    return run / f"{date}_stock"
 
 
 def is_results_file(file: Path) -> bool:
@@ -44,7 +64,7 @@ def is_results_file(file: Path) -> bool:
     Args:
         file: any path.
     """
-    return file.name.endswith(_RESULTS) and file.is_file()
+    return file.name.endswith(_RESULTS) and not _is_of_a_task(file) and file.is_file()
 
 
 def date_of(results_file: Path) -> str:

@@ -266,8 +266,8 @@ TASKS: dict[str, Task] = {
         _CAPTIONS,
     ),
     **_each(
-        "textvqa_test vqav2_test vizwiz_vqa_test docvqa_test infovqa_test mathvista_test coco2014_cap_test "
-        "coco2017_cap_test nocaps_test textcaps_test",
+        "mmbench_en_test mmbench_cn_test mmmu_test textvqa_test vqav2_test vizwiz_vqa_test docvqa_test infovqa_test "
+        "stvqa mathvista_test coco2014_cap_test coco2017_cap_test nocaps_test textcaps_test",
         _SUBMISSION,
     ),
 }

@@ -189,7 +189,7 @@ class PlannedModel(StockModel):
         shift, raw: as in `StockModel`.
     """
 
-    model_id = "planned"
+    model_id = pretrained_name = "planned"
     max_error_share = 0.0
 
     def __init__(self, answers: Planned, *, folder: str = "planned", shift: int = 0, raw: bool = False) -> None:
