@@ -75,7 +75,9 @@ def _mmbench_together(chinese: bool) -> Any:
             )
         if other := sorted({str(row["split"]) for row in indexed if row.get("split") not in (None, "", "test")}):
             problems.append(f"rows of the split {', '.join(other[:_EXAMPLES])}, expected test")
-        return [*problems, *_version_problems(indexed, known), *rotation_problems(indexed)], [_version(indexed)]
+        if not known:
+            problems += [*_version_problems(indexed), *rotation_problems(indexed)]
+        return problems, [_version(indexed)]
 
     return check
 
@@ -86,11 +88,11 @@ def _version(rows: Values) -> str:
     return f"the board takes it for version {version}, by its largest index, {largest}"
 
 
-def _version_problems(rows: Values, known: bool) -> list[str]:
+def _version_problems(rows: Values) -> list[str]:
     """Whether a file is a whole one of version 1.0, whose numbers are known; of 1.1, a file of questions tells."""
     largest = max(row["index"] % STEP for row in rows)
     questions = {row["index"] % STEP for row in rows}
-    if known or largest >= FIRST_OF_V11 or (len(rows), len(questions)) == (_V1_ROWS, _V1_QUESTIONS):
+    if largest >= FIRST_OF_V11 or (len(rows), len(questions)) == (_V1_ROWS, _V1_QUESTIONS):
         return []
     return [
         f"the board would take it for version 1.0, by its largest index, {largest}: found {len(rows)} rows of "
@@ -169,12 +171,16 @@ def _mmbench(language: str, md5: str) -> Board:
 
 # --- MMMU and MMMU-Pro ------------------------------------------------------------------------------------------------
 
-_SUBJECTS = (
-    "Accounting|Agriculture|Architecture_and_Engineering|Art|Art_Theory|Basic_Medical_Science|Biology|Chemistry|"
-    "Clinical_Medicine|Computer_Science|Design|Diagnostics_and_Laboratory_Medicine|Economics|Electronics|"
-    "Energy_and_Power|Finance|Geography|History|Literature|Manage|Marketing|Materials|Math|Mechanical_Engineering|"
-    "Music|Pharmacy|Physics|Psychology|Public_Health|Sociology"
-)
+_SUBJECTS = frozenset(
+    {
+        "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory", "Basic_Medical_Science",
+        "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design",
+        "Diagnostics_and_Laboratory_Medicine", "Economics", "Electronics", "Energy_and_Power", "Finance",
+        "Geography", "History", "Literature", "Manage", "Marketing", "Materials", "Math", "Mechanical_Engineering",
+        "Music", "Pharmacy", "Physics", "Psychology", "Public_Health", "Sociology",
+    }
+)  # fmt: skip
+_ID = "({})_[A-Z][A-Za-z_]*_[0-9]+"
 _UNSEEN = dict.fromkeys("ABCDEFGHIJ", "\0")
 """Choices that stand in the picture only: letters whose texts no answer holds."""
 _NO_LETTER = (
@@ -233,6 +239,16 @@ def _mmmu_remarks(line: Line) -> Iterable[tuple[str, str]]:
         )
 
 
+def _mmmu_subjects(rows: Values, known: bool) -> tuple[list[str], list[str]]:
+    """Ids of a subject that MMMU does not have, which its program does not know."""
+    odd = [] if known else [str(row.get("id")) for row in rows if _subject(row.get("id")) not in _SUBJECTS]
+    return [f"ids of no subject of MMMU ({len(odd)}): {', '.join(odd[:_EXAMPLES])}"] if odd else [], []
+
+
+def _subject(name: Any) -> str:
+    return str(name).partition("_")[2].rpartition("_")[0]
+
+
 def _mmmu_pro_letter(line: Line, *, vision: bool) -> tuple[str, str]:
     name, text = line["mmmu_acc"]["id"], said(line)
     choices = _UNSEEN if vision else choices_of(str(line.get("input")))
@@ -256,7 +272,7 @@ def _mmmu_pro(name: str, *, vision: bool) -> Board:
         "json object",
         Column(
             "id",
-            pattern=rf"(dev|validation|test)_({_SUBJECTS})_\d+",
+            pattern=_ID.format("dev|validation|test"),
             expected="such as test_Physics_7",
         ),
         Column("answer", pattern="[A-J]", expected="a letter from A to J"),
@@ -266,6 +282,7 @@ def _mmmu_pro(name: str, *, vision: bool) -> Board:
         question_ids=("id",),
         answers="the letter that MMMU's rules read from them",
         remarks=remarks,
+        together=_mmmu_subjects,
         rules=("say which setting, and whether the model was asked to think first",),
         server="none",
         standing="self-reported: no server takes it; answers public",
@@ -301,7 +318,8 @@ def _mmvet(version: int, questions: int) -> Board:
     )
 
 
-_KEPT = ("query", "choices", "question_type", "answer_type", "precision", "metadata")
+_KEPT = ("query", "choices", "question_type", "answer_type", "precision")
+_OWN = {*_KEPT, "question_id", "answer", "extraction", "prediction", "true_false"}
 
 
 def _mathvista_entry(line: Line) -> Mapping[str, Any]:
@@ -313,12 +331,17 @@ def _mathvista(line: Line) -> dict[str, Any]:
     logged = _mathvista_entry(line)
     asked = re.search(r"Question: (.*?)(?=\nChoices:|\nSolution:|\Z)", logged["query"], re.DOTALL)
     values = {"pid": logged["question_id"], "question": asked[1].strip() if asked else logged["query"]}
-    values |= {"response": said(line), **{name: logged[name] for name in _KEPT}}
+    values |= {"response": said(line), **{name: logged[name] for name in _KEPT}, "metadata": _metadata(logged)}
     if str(logged["extraction"]).strip():
         values |= {name: logged[name] for name in ("extraction", "prediction")}
         if logged.get("answer") not in (None, ""):
             values |= {"true_false": logged["true_false"], "answer": logged["answer"]}
     return values
+
+
+def _metadata(logged: Mapping[str, Any]) -> Any:
+    """What a problem is of: the task spreads it over its entries when it has scored them, before they are logged."""
+    return logged["metadata"] if "metadata" in logged else {k: v for k, v in logged.items() if k not in _OWN}
 
 
 def _mathvista_remarks(line: Line) -> Iterable[tuple[str, str]]:
@@ -345,7 +368,7 @@ def _mathvista_board(split: str, questions: int, tasks: tuple[str, ...]) -> Boar
         tasks=tasks,
         more=(
             Column("question"),
-            *(Column(name, object if name in open_columns else str) for name in _KEPT),
+            *(Column(name, object if name in open_columns else str) for name in (*_KEPT, "metadata")),
             *(Column(name, object, needed=False) for name in ("extraction", "prediction", "true_false", "answer")),
         ),
         questions=questions,
@@ -372,7 +395,7 @@ CHOICE_BOARDS: tuple[Board, ...] = (
         "mmmu_test",
         "MMMU test",
         "json object",
-        Column("id", pattern=rf"test_({_SUBJECTS})_\d+", expected="test_<Subject>_<n>, such as test_Accounting_1"),
+        Column("id", pattern=_ID.format("test"), expected="test_<Subject>_<n>, such as test_Accounting_1"),
         Column("answer", canonical=stripped),
         _mmmu,
         tasks=("mmmu_test", "mmmu_test_group_img"),
@@ -380,6 +403,7 @@ CHOICE_BOARDS: tuple[Board, ...] = (
         question_ids=("id",),
         answers="the letter that MMMU's rules read from them; to open questions their text, which the board reads",
         remarks=_mmmu_remarks,
+        together=_mmmu_subjects,
         rules=("every question: an answer that is absent is not counted, so that a file in part seems better",),
         server="closed",
         standing="server closed: EvalAI 2179 has returned nothing since January 2026; answers public since 2026-02-12",

@@ -211,9 +211,12 @@ def test_mmmu_knows_its_ids_and_their_number(tmp_path):
     with pytest.raises(SubmissionError, match="found 8, expected 10500"):
         api.submit(write_run(tmp_path, {"mmmu_test": log}), board="mmmu_test")
     board = BOARDS["mmmu_test"]
-    subjects = [subject for names in DOMAIN_CAT2SUB_CAT.values() for subject in names]
-    assert len(subjects) == 30 and all(board.id.fits(f"test_{subject}_12") for subject in subjects)
-    assert not board.id.fits("validation_Art_1") and not board.id.fits("test_Arts_1")
+    names = [f"test_{subject}_12" for subjects in DOMAIN_CAT2SUB_CAT.values() for subject in subjects]
+    assert len(names) == 30 and all(map(board.id.fits, names)) and not board.id.fits("validation_Art_1")
+    assert board.together([{"id": name} for name in names], False) == ([], [])
+    file = tmp_path / "other.json"
+    file.write_text('{"test_Arts_1": "A"}')
+    assert "ids of no subject of MMMU (1): test_Arts_1" in api.check_submission(file, "mmmu_test").problems
 
 
 def test_mmmu_pro(tmp_path):
