@@ -92,7 +92,7 @@ def _say(console: Terminal, written: list[Submission]) -> None:
         )
         console.warn(submission.notes)
         record = BOARDS[submission.board]
-        console.say(f"  {record.title}: {record.server}; {record.standing} (read {record.read_on})")
+        console.say(f"  server: {record.server}: {record.standing} (read {record.read_on})")
         for rule in record.rules:
             console.say(f"  rule: {rule}")
 

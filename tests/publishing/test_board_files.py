@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -312,3 +313,17 @@ def test_a_file_without_questions_is_refused(tmp_path: Path, text: str, said: st
     (tmp_path / "q.json").write_text(text)
     with pytest.raises(DamagedFileError, match=said):
         read_questions(DOCVQA, tmp_path / "q.json")
+
+
+def test_a_file_of_four_times_the_rows_takes_no_more_than_that(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        file = tmp_path / f"{count}.json"
+        write_rows(DOCVQA, [{"questionId": n, "answer": "an answer of some words"} for n in range(count)], file)
+        times = []
+        for _ in range(2):
+            began = time.process_time()
+            assert check_file(DOCVQA, file).rows == count
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert seconds(40_000) < 9 * seconds(10_000)  # with the square of the rows it would be 16

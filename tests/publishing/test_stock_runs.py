@@ -11,6 +11,7 @@ import plam_eval
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.publishing.boards import BOARDS
 from plam_eval.publishing.submission import SubmissionError
+from tests.helpers.answering import Answering
 from tests.helpers.board_parsers import PARSERS, QUESTION_FILES
 from tests.helpers.offline_copies import PlannedModel, write_copies
 from tests.helpers.offline_tests import SUBMITTED, TESTS
@@ -54,3 +55,15 @@ def test_a_run_without_its_questions_is_short_of_the_whole_test_set(results: Pat
     for board in ANSWERED:
         if (count := BOARDS[board].questions) is not None:
             assert any(f"{board}:" in line and f"expected {count}" in line for line in caught.value.problems)
+
+
+def test_letters_become_lines_for_seed_bench(in_suite: Path, tmp_path: Path) -> None:
+    """One of the nine: scored here, and handed in besides."""
+    run = evaluate(Answering(lambda _, number: "ABCD"[number % 4]), ["seedbench_2_plus"], output=tmp_path / "run")
+    assert run.results_file is not None
+    ids = [entry["seedbench_2_plus_all"]["question_id"] for entry in run.samples["seedbench_2_plus"]]
+    questions = tmp_path / "questions.json"
+    questions.write_text(QUESTION_FILES["seedbench_2_plus"](ids), encoding="utf-8")
+    (written,) = plam_eval.submit(run.results_file, board="seedbench_2_plus", questions=questions)
+    given = PARSERS["seedbench_2_plus"](written.file, ids)
+    assert list(given.values()) == ["ABCD"[number % 4] for number in range(30)]
