@@ -56,7 +56,7 @@ def _execute(stock: Any, self: Any, lm: Any, reqtype: str, requests: list[Any]) 
 
 
 def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
-    from lmms_eval.utils import sanitize_model_name
+    from lmms_eval.utils import get_datetime_str, sanitize_model_name
 
     results: dict[str, Any] | None
     if not hasattr(lm, "begin_run"):
@@ -76,8 +76,8 @@ def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] 
             if getattr(kwargs.get("cli_args"), "output_path", None):
                 submission_files.keep(written, results)
             else:
-                name = sanitize_model_name(lm.pretrained_name)
-                submission_files.move_to_submissions(written, f"{name}__{results[RECORD_KEY]['folder']}")
+                name = f"{sanitize_model_name(lm.pretrained_name)}__{results[RECORD_KEY]['folder']}"
+                submission_files.move_to_submissions(written, name, get_datetime_str())
     return results
 
 

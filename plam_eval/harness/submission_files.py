@@ -25,14 +25,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from loguru import logger
 
 from plam_eval.files import write_in_one_step
-from plam_eval.harness.run_files import stock_folder
+from plam_eval.harness.run_files import later_than_others, stock_folder
 
 _STAGED = "plam_eval_stock_files"  # where results say, until they are saved, where their files wait
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -220,20 +219,21 @@ def taken(results: dict[str, Any]) -> StockFiles:
     return _waiting.pop(results.pop(_STAGED, ""), None) or StockFiles()
 
 
-def move_to_submissions(files: StockFiles, run: str) -> None:
+def move_to_submissions(files: StockFiles, run: str, date: str) -> None:
     """Moves the files of a run that is not saved into a folder of its own in `./submissions`, where stock runs write.
 
     Args:
         files: of the evaluation.
         run: a name for it, without its date.
+        date: of the run, as lmms-eval writes it.
     """
-    date = datetime.now()
+    folder = Path("submissions", run).absolute()
     while files.written():
-        target = stock_folder(Path("submissions", run).absolute(), date.strftime("%Y%m%d_%H%M%S"))
+        target = stock_folder(folder, date)
         try:
             target.mkdir(parents=True)
         except FileExistsError:  # of another process as well, that ended in this second
-            date += timedelta(seconds=1)
+            date = later_than_others(date, folder)
         except OSError as error:
             logger.warning("{}: {}{}", target, error, _REMEDY)
             files.discard()

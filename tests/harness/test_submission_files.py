@@ -252,7 +252,7 @@ import sys
 files = StockFiles()
 (files.folder_for("stvqa") / "stvqa.json").write_text(sys.argv[1])
 sys.stdin.readline()
-move_to_submissions(files, "model__plam-plain")
+move_to_submissions(files, "model__plam-plain", "20260301_120000")
 """
 
 
