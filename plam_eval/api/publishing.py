@@ -184,11 +184,13 @@ def check_submission(file: str | Path, board: str, *, questions: str | Path | No
     Raises:
         InputError: an unknown board. DamagedFileError: a file of questions without any. OSError: no such file.
     """
-    from plam_eval.publishing import board_files, submission
+    from plam_eval.publishing import board_files, question_tables, submission
 
     record = submission.board_named(board)
-    universe = board_files.read_questions(record, Path(questions)) if questions is not None else None
-    return board_files.check_file(record, Path(file), universe)
+    given = question_tables.read_board_questions(record, Path(questions)) if questions is not None else None
+    checked = board_files.check_file(record, Path(file), given.ids if given is not None else None)
+    checked.notes += given.notes if given is not None else ()
+    return checked
 
 
 @takes(runs=paths, file=PATH, hide=WORDS)

@@ -1,6 +1,6 @@
-"""Scores that MMBench and MMMU give a logged answer, by lmms-eval's own functions, without importing all of lmms-eval.
+"""What MMBench, MMMU and VQA make of a logged answer, by lmms-eval's own functions, without importing all of lmms-eval.
 
-`import lmms_eval.tasks` takes longer than a report of a small sweep. Three functions are wanted of it, in files that
+`import lmms_eval.tasks` takes longer than a report of a small sweep. A few functions are wanted of it, in files that
 need nothing of the rest: these are loaded by their place. Where another version of lmms-eval has them elsewhere, or
 where they need more, they are imported in the usual way.
 """
@@ -17,7 +17,7 @@ import symtable
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 
 def mmbench(row: Mapping[str, Any]) -> float:
@@ -45,6 +45,34 @@ def mmmu(entry: Mapping[str, Any]) -> float:
         entry: what the task logs.
     """
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
+
+
+def mmmu_letter(answer: str, choices: Mapping[str, str]) -> str | None:
+    """The letter that MMMU's rules read from an answer; None where they find none, and stock code would draw one.
+
+    Args:
+        answer: the model's text.
+        choices: letter -> what it stands for, as the question has them.
+    """
+    parse = _function("lmms_eval.tasks._task_utils.mmmu_mcq_utils", "parse_mmmu_multi_choice_response")
+    try:
+        return str(parse(answer, _Letters(choices), dict(choices)))
+    except _DrawnError:
+        return None
+
+
+class _DrawnError(Exception):
+    """A letter was drawn."""
+
+
+class _Letters(list[str]):
+    """Letters to be looked through. Who asks how many there are, or takes one by its index, is about to draw one."""
+
+    def __len__(self) -> int:
+        raise _DrawnError
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        raise _DrawnError
 
 
 @functools.lru_cache(maxsize=1 << 18)  # test sets have hundreds of thousands of answers, and "yes" is most of them

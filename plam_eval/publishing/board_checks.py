@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from plam_eval.errors import did_you_mean, quoted
-from plam_eval.publishing.boards import Board, Column
+from plam_eval.publishing.board_record import Board, Column
 
 LARGEST_CELL = 32_767
 """Characters that a cell of an xlsx workbook holds."""
@@ -89,6 +89,7 @@ def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable
     names = [column.name for column in board.columns]
     places: dict[Hashable, str] = {}
     universe = None if questions is None else set(questions)
+    rows = list(rows)
     for row in rows:
         checked.rows += 1
         for name in row.values:
@@ -112,7 +113,8 @@ def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable
         if universe is not None and question not in universe:
             faults.add(f"{board.id.name} that is none of the questions", row.where, quoted(question))
     _check_number(board, checked.rows, places, universe, faults)
-    checked.problems, checked.notes = faults.lines(), notes.lines()
+    problems, said = board.together([row.values for row in rows], universe is not None)
+    checked.problems, checked.notes = [*faults.lines(), *problems], [*notes.lines(), *said]
     return checked
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.publishing.board_checks import TABLES, Checked, Findings, Row, as_id, check_rows
-from plam_eval.publishing.boards import Board
+from plam_eval.publishing.board_record import Board
 
 LARGEST = 1 << 30
 """Bytes of a file, unpacked, that is read: five times what the board of the most questions takes."""

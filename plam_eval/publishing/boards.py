@@ -7,151 +7,15 @@ still reads the file. What nobody has published, such as how many questions ther
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 from plam_eval.harness import scoring
-
-Line = Mapping[str, Any]
-"""A line of a sample log."""
-Form = Literal["json list", "json object", "jsonl", "xlsx", "csv", "tsv"]
-
-SUFFIXES: dict[str, str] = {
-    "json list": ".json",
-    "json object": ".json",
-    "jsonl": ".jsonl",
-    "xlsx": ".xlsx",
-    "csv": ".csv",
-    "tsv": ".tsv",
-}
-"""Form of a board's file -> the suffix of its name."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a board's file: a field of its JSON objects, or a column of its table.
-
-    Attributes:
-        name: as the board spells it.
-        kind: `str` or `int`, or `object` for whatever JSON holds.
-        pattern: regular expression that a whole text has to match; "" takes any. Of a number, its digits match it.
-        expected: what the pattern means, in words.
-        canonical: turns what a log holds into what the board takes; it may raise ValueError, in words. It leaves what
-            it has made as it is, so that a file can be checked by it.
-        needed: whether every row of a file has to have it.
-    """
-
-    name: str
-    kind: type = str
-    pattern: str = ""
-    expected: str = ""
-    canonical: Callable[[Any], Any] = lambda value: value
-    needed: bool = True
-
-    def fits(self, value: object) -> bool:
-        """Whether a value has the form of the column.
-
-        Args:
-            value: text, or a number.
-        """
-        return not self.pattern or re.fullmatch(self.pattern, str(value)) is not None
-
-
-@dataclass(frozen=True)
-class Board:
-    """What one leaderboard takes, and what is known of it.
-
-    Attributes:
-        name: of ours, as `--board` takes it and as file names have it.
-        title: the benchmark's.
-        form: of the file. An object of JSON has ids as its keys, and as values the one other column or, where there
-            are several, objects of them.
-        id: the column that names a question.
-        answer: the column that holds the model's answer.
-        read: a line of a sample log -> column -> value. It raises KeyError, TypeError or ValueError for a line without.
-        tasks: those of lmms-eval whose logs hold its answers, whole; empty where lmms-eval carries none.
-        more: further columns, in the file's own order behind the id; the answer is put at its place by `order`.
-        order: names of all columns, in the file's order; empty for id, answer, more.
-        questions: how many there are; None where that is not known.
-        split: of the data set, in words.
-        encoding: of a file of text.
-        answers: what becomes of an answer before it is written, in words; "" where it is written as it was logged.
-        question_ids: where the board's own question file has its ids: under which names a question has its own.
-        rules: for whoever hands a file in.
-        server: "closed" (reads nothing more), "open" (somebody read it when this was written), "unclear" (it may), or
-            "mail" (by hand).
-        standing: what is known of that, in words.
-        sources: where the facts come from.
-        read_on: when they were read there, year and month.
-    """
-
-    name: str
-    title: str
-    form: Form
-    id: Column
-    answer: Column
-    read: Callable[[Line], Mapping[str, Any]]
-    tasks: tuple[str, ...] = ()
-    more: tuple[Column, ...] = ()
-    order: tuple[str, ...] = ()
-    questions: int | None = None
-    split: str = "test"
-    encoding: str = "utf-8"
-    answers: str = ""
-    question_ids: tuple[str, ...] = ("question_id", "questionId")
-    rules: tuple[str, ...] = ()
-    server: Literal["closed", "open", "unclear", "mail"] = "unclear"
-    standing: str = ""
-    sources: tuple[str, ...] = ()
-    read_on: str = ""
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """All columns, in the file's order."""
-        columns = (self.id, self.answer, *self.more)
-        by_name = {column.name: column for column in columns}
-        return tuple(by_name[name] for name in self.order) if self.order else columns
-
-    @property
-    def suffix(self) -> str:
-        """Of the name of its file, such as ".json"."""
-        return SUFFIXES[self.form]
-
-
-@dataclass(frozen=True)
-class SelfReported:
-    """A benchmark that nobody takes a file for: authors report their own numbers.
-
-    Attributes:
-        title: the benchmark's.
-        tasks: those of lmms-eval.
-        say: what a reader has to be told beside a number.
-    """
-
-    title: str
-    tasks: tuple[str, ...]
-    say: str
-
+from plam_eval.publishing.board_record import Board, Column, SelfReported, entry, stripped
+from plam_eval.publishing.choice_boards import CHOICE_BOARDS
+from plam_eval.publishing.openvlm_boards import OPENVLM_BOARDS
 
 # --- how logs are read ------------------------------------------------------------------------------------------------
-
-
-def entry(metric: str, **columns: str) -> Callable[[Line], dict[str, Any]]:
-    """Reads columns from what a task logs under the name of a metric.
-
-    Args:
-        metric: the name.
-        **columns: column -> the field of the entry that it is read from.
-    """
-
-    def read(line: Line) -> dict[str, Any]:
-        logged = line[metric]
-        if not isinstance(logged, Mapping):
-            raise TypeError(f"{metric} is {type(logged).__name__}, expected an object")
-        return {column: logged[name] for column, name in columns.items()}
-
-    return read
 
 
 def vqa_words(answer: str) -> str:
@@ -174,15 +38,6 @@ def split_vqa_words(answer: str) -> str:
 
 def _one_line(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-def stripped(answer: str) -> str:
-    """An answer without white space around it.
-
-    Args:
-        answer: the model's.
-    """
-    return answer.strip()
 
 
 def _letter(answer: str) -> str:
@@ -341,7 +196,7 @@ _BOARDS = (
     ),
 )
 
-BOARDS: dict[str, Board] = {board.name: board for board in _BOARDS}
+BOARDS: dict[str, Board] = {board.name: board for board in (*_BOARDS, *CHOICE_BOARDS, *OPENVLM_BOARDS)}
 """The boards that files are written for, by name."""
 
 SELF_REPORTED: tuple[SelfReported, ...] = (
@@ -353,6 +208,11 @@ SELF_REPORTED: tuple[SelfReported, ...] = (
     ),
     SelfReported("MME", ("mme",), "has no server: report perception and cognition, each of its own total"),
     SelfReported("POPE", ("pope",), "has no server: report accuracy and F1, and which of its three settings"),
+    SelfReported(
+        "MMMU-Pro composite",
+        ("mmmu_pro_composite", "mmmu_pro_composite_cot"),
+        "has several questions in a document, which is not how MMMU-Pro is reported, and no file is written",
+    ),
     SelfReported("MMStar", ("mmstar",), "has no server: its answers are public; report the average of its six skills"),
     SelfReported("RealWorldQA", ("realworldqa",), "has no server: its answers are public"),
     SelfReported(
@@ -365,12 +225,12 @@ SELF_REPORTED: tuple[SelfReported, ...] = (
 
 
 def boards_of(task: str) -> list[Board]:
-    """The boards that a task's answers are for.
+    """The boards that a task's answers are for, but for those that have to be named.
 
     Args:
         task: its name.
     """
-    return [board for board in BOARDS.values() if task in board.tasks]
+    return [board for board in BOARDS.values() if task in board.tasks and not board.by_name]
 
 
 def without_board(task: str) -> str:
@@ -379,7 +239,9 @@ def without_board(task: str) -> str:
     Args:
         task: its name.
     """
+    named = [board.name for board in BOARDS.values() if task in board.tasks and board.by_name]
+    also = f"; --board {' or '.join(named)} writes a workbook for VLMEvalKit" if named else ""
     for benchmark in SELF_REPORTED:
         if task in benchmark.tasks:
-            return f"{task}: {benchmark.title} {benchmark.say}; say which prompt and which split"
-    return f"{task}: no board is known that takes its answers"
+            return f"{task}: {benchmark.title} {benchmark.say}; say which prompt and which split{also}"
+    return f"{task}: no board is known that takes its answers{also}"

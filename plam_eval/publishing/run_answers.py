@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -25,7 +25,8 @@ from plam_eval.harness.run_files import (
 )
 from plam_eval.harness.tasks import filters_of
 from plam_eval.publishing.board_checks import CONTROL, EXAMPLES, SURROGATE, Checked, Findings, Row, as_id, check_rows
-from plam_eval.publishing.boards import Board
+from plam_eval.publishing.board_record import Board
+from plam_eval.publishing.question_tables import Questions
 
 
 @dataclass
@@ -147,7 +148,7 @@ def read_answers(
     run: SourceRun,
     board: Board,
     task: str,
-    universe: Collection[Hashable] | None = None,
+    questions: Questions | None = None,
     *,
     blank_invalid: bool = False,
 ) -> Answers:
@@ -157,7 +158,7 @@ def read_answers(
         run: the run.
         board: the board.
         task: one of the run's.
-        universe: the ids of all questions; None where only their number may be known.
+        questions: the board's own; None where only their number may be known.
         blank_invalid: an answer outside the form that the board takes becomes an empty one, and is counted.
     """
     answers = Answers(run, board, task, samples_file(run.file, task))
@@ -173,9 +174,14 @@ def read_answers(
         remedy = f"there is no {answers.log.name}{others}: copy it from where the run was made, or run again"
         answers.checked.problems = [*faults, f"{remedy} with --log_samples"]
         return answers
+    if board.table is not None and questions is None:
+        remedy = f"give {board.table.name} of VLMEvalKit with --questions"
+        answers.checked.problems = [*faults, f"a log does not hold all that VLMEvalKit reads: {remedy}"]
+        return answers
+    universe = questions.ids if questions is not None else None
     findings, mended = Findings(), Findings()
     lines = _read_log(answers, findings)
-    rows = [_row(board, number, line, findings, mended) for number, line in lines]
+    rows = [_row(board, number, line, questions, findings, mended) for number, line in lines]
     rows_made = [row for row in rows if row is not None]
     _check_documents(run, task, [line["doc_id"] for _, line in lines], findings)
     if blank_invalid:
@@ -183,7 +189,8 @@ def read_answers(
     answers.rows = [row.values for row in rows_made]
     checked = check_rows(board, rows_made, universe)
     checked.problems = [*faults, *findings.lines(), *checked.problems]
-    checked.notes = [*run.notes, *notes, *mended.lines(), *checked.notes]
+    about = questions.notes if questions is not None else ()
+    checked.notes = [*run.notes, *notes, *about, *mended.lines(), *checked.notes]
     if universe is None and board.questions is None:
         checked.notes.append(f"how many questions {board.title} has is not known here; --questions FILE would say it")
     if universe is not None and board.questions not in (None, len(universe)):
@@ -312,7 +319,14 @@ def _no_constant(word: str) -> float:
     return float(word.replace("Infinity", "inf"))
 
 
-def _row(board: Board, number: int, line: dict[str, Any], findings: Findings, mended: Findings) -> Row | None:
+def _row(
+    board: Board,
+    number: int,
+    line: dict[str, Any],
+    questions: Questions | None,
+    findings: Findings,
+    mended: Findings,
+) -> Row | None:
     """What a board takes of a line; None, with the reason in `findings`, where it has none."""
     where = f"line {number}, document {line['doc_id']}"
     responses = line.get("filtered_resps")
@@ -320,18 +334,22 @@ def _row(board: Board, number: int, line: dict[str, Any], findings: Findings, me
         findings.add("several responses to one document; a board takes one", where, f"{len(responses)}")
         return None
     try:
-        logged = board.read(line)
+        whole = questions.completed(board, line) if questions is not None else line
+        logged = board.read(whole)
+        remarks = list(board.remarks(line))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)
         findings.add(f"nothing to read for {board.name}: of another task, or another version of lmms-eval", where, said)
         return None
+    for kind, what in remarks:
+        mended.add(kind, where, what)
     values: dict[str, Any] = {}
     for column in board.columns:
         value = logged.get(column.name)
         try:
             if column is board.id:
                 values[column.name] = as_id(column, value)
-            elif value is None and not column.needed:
+            elif value is None and not column.needed and (column.kind is not object or column.name not in logged):
                 continue
             elif column.kind is str:
                 values[column.name] = column.canonical(_text(board, column.name, value, where, mended))

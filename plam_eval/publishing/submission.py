@@ -21,8 +21,10 @@ from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import date_of
 from plam_eval.provenance import versions
 from plam_eval.publishing.board_checks import check_rows
-from plam_eval.publishing.board_files import read_questions, read_rows, write_rows
-from plam_eval.publishing.boards import BOARDS, Board, boards_of, without_board
+from plam_eval.publishing.board_files import read_rows, write_rows
+from plam_eval.publishing.board_record import Board
+from plam_eval.publishing.boards import BOARDS, boards_of, without_board
+from plam_eval.publishing.question_tables import read_board_questions
 from plam_eval.publishing.run_answers import Answers, SourceRun, open_run, read_answers
 
 ABOUT = ".about.json"
@@ -99,7 +101,8 @@ def submit(
         raise InputError("--task says which task holds a board's answers: name that board with --board")
     if questions is not None and len(boards) != 1:
         raise InputError("--questions is the file of one board: name that board with --board")
-    universe = read_questions(boards[0], questions) if questions is not None else None
+    given = read_board_questions(boards[0], questions) if questions is not None else None
+    universe = given.ids if given is not None else None
     problems: list[str] = []
     prepared: list[Answers] = []
     for path in dict.fromkeys(runs):
@@ -110,7 +113,7 @@ def submit(
             problems.append(str(error))
             continue
         for board, name in jobs:
-            answers = read_answers(run, board, name, universe, blank_invalid=blank_invalid)
+            answers = read_answers(run, board, name, given, blank_invalid=blank_invalid)
             prepared.append(answers)
             faults = [*answers.checked.problems, *_in_the_way(answers)]
             problems += [f"{run.file}, {board.name}: {fault}" for fault in faults]

@@ -115,3 +115,25 @@ def test_what_a_definition_is_made_with_comes_along(tmp_path):
         "def own(x: Base = Own(), *, least=LEAST) -> Base:\n    return x.go() + least\n"
     )
     assert scoring._alone(file, "own")() == 7
+
+
+def test_a_letter_is_read_as_mmmu_reads_it_and_never_drawn():
+    from lmms_eval.tasks.mmmu.utils import parse_multi_choice_response
+
+    choices = {"A": "a dog", "B": "Two\ncats", "C": "", "D": "the Red Fox"}
+    answers = (*LINES, "it can only be the red fox, says he", "I do not know what to say about it", "(A) or (B)", "D:")
+    for answer in answers:
+        read = scoring.mmmu_letter(answer, choices)
+        state = random.getstate()
+        # Stock code gives one letter whatever it would have drawn, or as many as there are draws
+        stock = {parse_multi_choice_response(answer, [*choices], choices) for _ in range(200)}
+        random.setstate(state)
+        assert stock == ({read} if read else {*choices}), answer
+    assert {scoring.mmmu_letter(answer, choices) for answer in answers} >= {None, "A", "B", "D"}
+
+
+def test_reading_a_letter_leaves_the_random_state_alone():
+    random.seed(3)
+    expected = random.Random(3).random()
+    assert scoring.mmmu_letter("?", {"A": "x", "B": "y"}) is None
+    assert random.random() == expected

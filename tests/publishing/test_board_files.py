@@ -17,7 +17,8 @@ import pytest
 from plam_eval.errors import DamagedFileError
 from plam_eval.publishing import board_files
 from plam_eval.publishing.board_files import check_file, read_questions, read_rows, write_rows
-from plam_eval.publishing.boards import BOARDS, Board, Column, entry
+from plam_eval.publishing.board_record import Board, Column, entry
+from plam_eval.publishing.boards import BOARDS
 from tests.helpers.board_parsers import QUESTION_FILES
 from tests.helpers.submission_runs import question
 

@@ -1,0 +1,45 @@
+"""What a sample log's prompt holds beside the question: the log itself has no row of the dataset."""
+
+from __future__ import annotations
+
+import re
+
+_MARK = re.compile(r"^(?:([A-Z])\. |\(([A-Z])\) )", re.MULTILINE)
+"""Where a choice begins: "A. " or "(A) " at the start of a line."""
+
+
+def choices_of(prompt: str) -> dict[str, str]:
+    """The choices that a prompt lists, letter -> text; empty where it lists fewer than two.
+
+    Each is on lines of its own, as MMMU, MMMU-Pro and MMBench write them, from A on in one style. They are the last
+    such list of a prompt: a question may bring its own. What is asked behind them stands apart by an empty line or,
+    where there is none, on the next line.
+
+    Args:
+        prompt: `input` of a line of a sample log.
+    """
+    marks = list(_MARK.finditer(prompt))
+    for number in range(len(marks) - 1, -1, -1):
+        if (run := _run(marks[number:])) is not None:
+            return {letter: prompt[begin:end] for letter, begin, end in _spans(prompt, run)}
+    return {}
+
+
+def _run(marks: list[re.Match[str]]) -> list[re.Match[str]] | None:
+    """The marks of one list that begins with the first of them: A, B and so on in its style."""
+    style = 1 if marks[0][1] else 2
+    run: list[re.Match[str]] = []
+    for mark in marks:
+        if mark[style] == chr(ord("A") + len(run)):
+            run.append(mark)
+    return run if len(run) > 1 and run[0] is marks[0] else None
+
+
+def _spans(prompt: str, run: list[re.Match[str]]) -> list[tuple[str, int, int]]:
+    """Letter, begin and end of each choice."""
+    last = run[-1].end()
+    end = prompt.rfind("\n\n", last)
+    if end < 0:
+        end = prompt.find("\n", last)
+    ends = [*(mark.start() - 1 for mark in run[1:]), end if end >= 0 else len(prompt)]
+    return [(mark[1] or mark[2], mark.end(), stop) for mark, stop in zip(run, ends, strict=True)]
