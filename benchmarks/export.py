@@ -77,7 +77,7 @@ def one(way: str, pair: Path, output: Path, layers: str) -> dict[str, float]:
 
         from plam_eval import merge
     elif way != "cp":
-        import plam_eval.publishing.checkpoint  # noqa: F401
+        import plam_eval.publishing.checkpoint.export  # noqa: F401
         from plam_eval import export
         from plam_eval.merging.plan import decoder_geometry
     mllm, base = pair / "mllm", pair / "base"

@@ -13,12 +13,12 @@ from plam_eval.errors import InputError
 from plam_eval.spec import PlateauSpec, load_spec
 
 if TYPE_CHECKING:
-    from plam_eval.publishing.board_checks import Checked
-    from plam_eval.publishing.bundle import Bundle
-    from plam_eval.publishing.checkpoint import Export
-    from plam_eval.publishing.hub_results import HubResults
-    from plam_eval.publishing.submission import Submission
-    from plam_eval.publishing.verification import Verification
+    from plam_eval.publishing.boards.checks import Checked
+    from plam_eval.publishing.boards.submission import Submission
+    from plam_eval.publishing.bundle.verification import Verification
+    from plam_eval.publishing.bundle.write import Bundle
+    from plam_eval.publishing.checkpoint.export import Export
+    from plam_eval.publishing.hub_results.results import HubResults
 
 
 @takes(model=NAME_OR_NONE, output=PATH, base=NAME, results=paths, push_to_hub=TEXT)
@@ -87,7 +87,7 @@ def export(
         raise InputError(f"plateau {plateau} names no model; give one with --model")
     folders = [] if results is None else paths(results)
 
-    from plam_eval.publishing.checkpoint import export_checkpoint
+    from plam_eval.publishing.checkpoint.export import export_checkpoint
 
     if plateau is None or isinstance(plateau, (str, Path)):
         given = {"plateau": plateau, **overrides}
@@ -154,7 +154,7 @@ def submit(
         InputError: no runs, an unknown board, or no board for any task.
         SubmissionError: every reason why the answers cannot be handed in.
     """
-    from plam_eval.publishing import submission
+    from plam_eval.publishing.boards import submission
 
     folders = [Path(folder) for folder in paths(runs)]
     if not folders:
@@ -184,7 +184,9 @@ def check_submission(file: str | Path, board: str, *, questions: str | Path | No
     Raises:
         InputError: an unknown board. DamagedFileError: a file of questions without any. OSError: no such file.
     """
-    from plam_eval.publishing import board_files, question_tables, submission
+    from plam_eval.publishing.boards import files as board_files
+    from plam_eval.publishing.boards import questions as question_tables
+    from plam_eval.publishing.boards import submission
 
     record = submission.board_named(board)
     given = question_tables.read_board_questions(record, Path(questions)) if questions is not None else None
@@ -218,7 +220,7 @@ def bundle(
     Raises:
         InputError: no runs. BundleError: every reason why they cannot be bundled, such as damaged or missing logs.
     """
-    from plam_eval.publishing.bundle import make_bundle
+    from plam_eval.publishing.bundle.write import make_bundle
 
     folders = [Path(folder) for folder in paths(runs)]
     if not folders:
@@ -242,7 +244,7 @@ def verify_bundle(file: str | Path) -> Verification:
     Raises:
         BundleError: it is no bundle, damaged, of another format, or not harmless to read.
     """
-    from plam_eval.publishing import verify
+    from plam_eval.publishing.bundle import verify
 
     return verify.verify_bundle(Path(file))
 
@@ -283,7 +285,7 @@ def hub_results(
             such as a limit, failed generations, or documents that the merge was chosen on. UploadError: what the hub
             refuses. RepositoryError: files there that cannot be read.
     """
-    from plam_eval.publishing import hub_results as publishing
+    from plam_eval.publishing.hub_results import results as publishing
 
     return publishing.hub_results(
         [Path(run) for run in paths(runs)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from plam_eval.terminal import PlainTable, Terminal, text
 
 if TYPE_CHECKING:
-    from plam_eval.publishing.verification import Verification
+    from plam_eval.publishing.bundle.verification import Verification
 
 _SHOWN = 50  # lines of a kind; --json has all
 

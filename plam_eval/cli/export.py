@@ -14,7 +14,7 @@ from plam_eval.cli.speaking import speaking
 from plam_eval.terminal import PlainTable, Terminal
 
 if TYPE_CHECKING:
-    from plam_eval.publishing.checkpoint import Export
+    from plam_eval.publishing.checkpoint.export import Export
 
 
 @app.command(

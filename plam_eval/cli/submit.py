@@ -16,12 +16,12 @@ from plam_eval.errors import InputError
 from plam_eval.terminal import PlainTable, Terminal, one_line, text
 
 if TYPE_CHECKING:
-    from plam_eval.publishing.submission import Submission
+    from plam_eval.publishing.boards.submission import Submission
 
 
 def _complete_board(incomplete: str) -> list[str]:
     """Names of boards that begin with `incomplete`."""
-    from plam_eval.publishing.boards import BOARDS
+    from plam_eval.publishing.boards.table import BOARDS
 
     return [name for name in BOARDS if name.startswith(incomplete)]
 
@@ -154,7 +154,7 @@ def _check_hub(hub: str | None, of_hub: Mapping[str, Any], others: Mapping[str, 
 
 
 def _say(console: Terminal, written: list[Submission]) -> None:
-    from plam_eval.publishing.boards import BOARDS
+    from plam_eval.publishing.boards.table import BOARDS
 
     console.data = {"submissions": [submission.to_dict() for submission in written]}
     for submission in written:
@@ -186,7 +186,7 @@ def _check(console: Terminal, file: Path, boards: list[str], questions: Path | N
 
 
 def _list(console: Terminal) -> None:
-    from plam_eval.publishing.boards import BOARDS, SELF_REPORTED
+    from plam_eval.publishing.boards.table import BOARDS, SELF_REPORTED
 
     table = PlainTable(title="Boards", title_justify="left")
     for name in ("board", "tasks", "file", "questions", "server"):

@@ -17,8 +17,8 @@ from plam_eval.errors import CheckpointError, OutsideError, ProblemsError, first
 from plam_eval.files import MARKER, inside
 from plam_eval.merging.content_hash import sha256_of
 from plam_eval.merging.export_record import FILE, ExportRecord, read_export_record
-from plam_eval.publishing.card import without_paths
-from plam_eval.publishing.licences import README
+from plam_eval.publishing.card.licences import README
+from plam_eval.publishing.card.model_card import without_paths
 from plam_eval.terminal import one_line
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from plam_eval.publishing.boards import BOARDS
+from plam_eval.publishing.boards.table import BOARDS
 from tests.helpers.bundles import edited_results, forged
 from tests.helpers.commands import Call
 from tests.helpers.logged_runs import graded_rows, write_logs

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.harness.evaluate import evaluate
-from plam_eval.publishing.archive import write_archive
-from plam_eval.publishing.manifest import NAME
+from plam_eval.publishing.bundle.archive import write_archive
+from plam_eval.publishing.bundle.manifest import NAME
 from plam_eval.spec import load_spec
 from tests.helpers.answering import Answering
 

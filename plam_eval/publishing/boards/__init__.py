@@ -1,0 +1,1 @@
+"""Files that leaderboards take, from the sample logs of runs."""

@@ -1,0 +1,1 @@
+"""Runs in one archive, and what they claim recomputed."""

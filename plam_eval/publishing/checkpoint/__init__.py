@@ -1,0 +1,1 @@
+"""A merged checkpoint in the layout of the model that it was merged into."""

@@ -1,0 +1,1 @@
+"""Results in a model's repository on the hub."""

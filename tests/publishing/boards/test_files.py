@@ -1,0 +1,329 @@
+"""Files of boards, of any origin: read with every fault and its place, and written so that they read back the same."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pandas as pd
+import pytest
+
+from plam_eval.errors import DamagedFileError
+from plam_eval.publishing.boards import files as board_files
+from plam_eval.publishing.boards.files import check_file, read_questions, read_rows, write_rows
+from plam_eval.publishing.boards.record import Board, Column, entry
+from plam_eval.publishing.boards.table import BOARDS
+from tests.helpers.board_parsers import QUESTION_FILES
+from tests.helpers.submission_runs import question
+
+DOCVQA, SEED, VIZWIZ, GQA = (
+    replace(BOARDS[name], questions=None) for name in ("docvqa", "seedbench_2_plus", "vizwiz", "gqa")
+)
+TABLE = Board(
+    "table",
+    "A table",
+    "xlsx",
+    Column("index", int),
+    Column("prediction"),
+    entry("submission"),
+    more=(Column("question"), Column("C", needed=False)),
+    order=("index", "question", "C", "prediction"),
+)
+OBJECT = replace(DOCVQA, form="json object", id=Column("id"), answer=Column("answer"), more=())
+SEVERAL = replace(OBJECT, more=(Column("score", object),))
+NASTY = [
+    "=1+1",
+    "+1",
+    "@x",
+    "#N/A",
+    "nan",
+    "None",
+    "007",
+    "1e5",
+    "TRUE",
+    " spaced ",
+    'a "b", c',
+    "two\nlines",
+    "\u6771\u4eac",
+    "",
+]
+
+
+def checked(board: Board, content: str | bytes, folder: Path, questions: Any = None) -> Any:
+    file = folder / f"file{board.suffix}"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return check_file(board, file, questions)
+
+
+def rows_of(answers: list[str]) -> str:
+    return json.dumps([{"questionId": n, "answer": answer} for n, answer in enumerate(answers)], indent=1)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["xlsx", "csv", "tsv", "json list", "jsonl"])
+def test_text_comes_back_as_it_was(tmp_path: Path, form: Any) -> None:
+    board = replace(TABLE, form=form)
+    rows = [{"index": n, "question": "?", "C": "c", "prediction": text} for n, text in enumerate(NASTY)]
+    file = tmp_path / f"file{board.suffix}"
+    write_rows(board, rows, file)
+    faults: list[str] = []
+    back = [dict(row.values) for row in read_rows(board, file, faults)]
+    assert faults == [] and [(row["index"], row["prediction"] or "") for row in back] == list(enumerate(NASTY))
+    assert list(back[0]) == ["index", "question", "C", "prediction"]
+    assert check_file(board, file).problems == []
+
+
+def test_a_worksheet_holds_text_where_pandas_would_write_a_formula(tmp_path: Path) -> None:
+    file = tmp_path / "file.xlsx"
+    write_rows(TABLE, [{"index": n, "question": "?", "prediction": text} for n, text in enumerate(NASTY[:-1])], file)
+    sheet = openpyxl.load_workbook(file).worksheets[0]
+    assert {cell.data_type for cell in sheet["D"]} == {"s"}
+    frame = pd.read_excel(file, keep_default_na=False)
+    assert list(frame["prediction"]) == NASTY[:-1] and list(frame["index"]) == list(range(len(NASTY) - 1))
+    assert frame["index"].dtype == "int64"
+
+
+@pytest.mark.parametrize(("board", "value"), [(OBJECT, "red"), (SEVERAL, {"answer": "red", "score": [1, None]})])
+def test_an_object_is_keyed_by_its_ids(tmp_path: Path, board: Board, value: Any) -> None:
+    row = {"id": "test_1", **(value if isinstance(value, dict) else {"answer": value})}
+    file = tmp_path / "file.json"
+    write_rows(board, [row], file)
+    assert json.loads(file.read_text()) == {"test_1": value}
+    faults: list[str] = []
+    assert [dict(each.values) for each in read_rows(board, file, faults)] == [row] and faults == []
+
+
+# --- reading what is whole --------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_another_layout_is_whole(tmp_path: Path) -> None:
+    for text in (
+        rows_of(["a", "b"]),
+        json.dumps(json.loads(rows_of(["a", "b"]))),
+        rows_of(["a", "b"]).replace("\n", "\r\n"),
+    ):
+        result = checked(DOCVQA, text, tmp_path, {0, 1})
+        assert (result.problems, result.rows) == ([], 2)
+    assert (
+        checked(
+            SEED, '{"question_id": "1", "prediction": "A"}\r\n{"question_id": "2", "prediction": ""}', tmp_path
+        ).empty
+        == 1
+    )
+
+
+def test_a_table_with_columns_beside_is_whole_and_they_are_said(tmp_path: Path) -> None:
+    board = replace(TABLE, form="tsv")
+    result = checked(board, "\ufeffindex\tquestion\tC\tprediction\tanswer\n1\t?\t\tA\tB\n", tmp_path)
+    assert result.problems == [] and "'answer', which the board does not have" in result.notes[0]
+
+
+def test_answers_that_are_not_normalised_are_said_and_no_fault(tmp_path: Path) -> None:
+    board = replace(BOARDS["vqav2"], questions=None)
+    result = checked(board, '[{"question_id": 1, "answer": "The dog."}]', tmp_path)
+    assert result.problems == [] and "answer not in lower case" in result.notes[0]
+
+
+# --- reading what is not ----------------------------------------------------------------------------------------------
+
+BAD: dict[str, tuple[Board, str | bytes, str]] = {
+    "empty": (DOCVQA, "", "found nothing"),
+    "an object": (DOCVQA, '{"1": "a"}', "expected a list of objects"),
+    "a list": (OBJECT, "[]", "expected one object"),
+    "torn": (
+        DOCVQA,
+        '[{"questionId": 1, "answer": "a"},\n{"questionId": 2, "ans',
+        "not whole JSON: Unterminated string",
+    ),
+    "more behind": (DOCVQA, '[{"questionId": 1, "answer": "a"}] x', "Extra data"),
+    "no comma": (DOCVQA, '[{"questionId": 1, "answer": "a"}\n{"questionId": 2, "answer": "b"}]', "line 2 column 1"),
+    "mark": (DOCVQA, b"\xef\xbb\xbf" + rows_of(["a"]).encode(), "byte order mark"),
+    "utf-16": (DOCVQA, rows_of(["a"]).encode("utf-16"), "UTF-16"),
+    "latin-1": (DOCVQA, rows_of(["a"]).replace("a", "\xe9").encode("latin-1"), "not utf-8"),
+    "NUL": (DOCVQA, rows_of(["a"]).encode().replace(b"a", b"\0", 1), "not whole JSON"),
+    "NaN": (DOCVQA, '[{"questionId": 1, "answer": NaN}]', "NaN is not JSON"),
+    "key twice": (DOCVQA, '[\n{"questionId": 1, "answer": "a", "answer": "b"}]', "line 2: 'answer' stands twice"),
+    "digits": (DOCVQA, '[{"questionId": ' + "9" * 5000 + ', "answer": "a"}]', "questionId of another type"),
+    "float": (DOCVQA, '[{"questionId": 262144.0, "answer": "a"}]', "found 262144.0"),
+    "text": (DOCVQA, '[{"questionId": "262144", "answer": "a"}]', "found '262144'"),
+    "truth": (DOCVQA, '[{"questionId": true, "answer": "a"}]', "found True"),
+    "a number": (DOCVQA, '[{"questionId": 1, "answer": 2}]', "answer of another type"),
+    "null": (DOCVQA, '[{"questionId": 1, "answer": null}]', "answer of another type"),
+    "half a pair": (DOCVQA, '[{"questionId": 1, "answer": "\\ud83d"}]', "surrogate"),
+    "other names": (DOCVQA, '[{"question_id": 1, "answer": "a"}]', "did you mean questionId?"),
+    "no object": (DOCVQA, '[{"questionId": 1, "answer": "a"}, 2]', "entry 2"),
+    "deep": (DOCVQA, "[" * 100_000, "nested too deeply"),
+    "twice": (
+        DOCVQA,
+        '[{"questionId": 1, "answer": "a"},\n {"questionId": 1, "answer": "b"}]',
+        "line 2: 1, as in line 1",
+    ),
+    "jpg twice": (VIZWIZ, '[{"image": "VizWiz_test_00000000.jpg.jpg", "answer": ""}]', "image outside the form"),
+    "no zeros": (VIZWIZ, '[{"image": "VizWiz_test_0.jpg", "answer": ""}]', "image outside the form"),
+    "number of GQA": (GQA, '[{"questionId": 20, "prediction": "a"}]', "questionId of another type"),
+    "stock's list": (SEED, '[{"question_id": "1", "prediction": "A"}]', "is a JSON list"),
+    "empty line": (
+        SEED,
+        '{"question_id": "1", "prediction": "A"}\n\n{"question_id": "2", "prediction": "A"}',
+        "line 2",
+    ),
+    "torn line": (SEED, '{"question_id": "1", "prediction": "A"}\n{"quest', "no JSON object (1): line 2"),
+    "words": (SEED, '{"question_id": "1", "prediction": "The answer"}', "expected A, B, C or D"),
+    "csv as xlsx": (TABLE, "index,question,prediction\n1,?,A\n", "is no xlsx workbook"),
+    "torn workbook": (TABLE, b"PK\x03\x04 torn", "cannot be read as a workbook"),
+    "xlsx as json": (DOCVQA, b"PK\x03\x04 whatever", "is a workbook"),
+    "ragged": (replace(TABLE, form="csv"), "index,question,C,prediction\n1,?\n", "another number of cells"),
+    "open quote": (replace(TABLE, form="csv"), 'index,question,C,prediction\n1,?,c,"a\n', "is no CSV"),
+    "NUL in a table": (replace(TABLE, form="csv"), "index,question,C,prediction\n1,?,c,\0\n", "NUL bytes"),
+    "zeros in a table": (replace(TABLE, form="csv"), "index,question,C,prediction\n007,?,c,a\n", "found '007'"),
+    "a column twice": (
+        replace(TABLE, form="csv"),
+        "index,question,C,prediction,C\n1,?,c,a,c\n",
+        "names a column twice: C",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_a_board_would_refuse_is_named(tmp_path: Path, case: str) -> None:
+    board, content, said = BAD[case]
+    assert said in "\n".join(checked(board, content, tmp_path).problems)
+
+
+def test_every_fault_is_told_with_its_place_and_number(tmp_path: Path) -> None:
+    rows = [{"questionId": n, "answer": "a"} for n in range(20)]
+    for n in range(10):
+        rows[n]["answer"] = n
+    rows[12] = {"questionId": 11, "answer": "b"}
+    rows[13] = {"questionId": 99, "answer": "b"}
+    text = "[" + ",\n".join(map(json.dumps, rows)) + "]"
+    problems = "\n".join(checked(DOCVQA, text, tmp_path, set(range(20))).problems)
+    assert "expected text (10): line 1: found 0" in problems and "and 5 more" in problems
+    assert "line 13: 11, as in line 12" in problems and "line 14: 99" in problems
+    assert "without an answer, of 20 questions (2): 12, 13" in problems
+
+
+def _formula(sheet: Any) -> None:
+    sheet["D2"] = "=1+1"
+
+
+def _error(sheet: Any) -> None:
+    sheet["D2"] = "#N/A"
+    sheet["D2"].data_type = "e"
+
+
+def _float(sheet: Any) -> None:
+    sheet["A2"] = 1.5
+
+
+def _truth(sheet: Any) -> None:
+    sheet["D2"] = True
+
+
+def _no_answer_column(sheet: Any) -> None:
+    sheet["D1"] = "Prediction"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_formula, "prediction is a formula"),
+        (_error, "prediction is an error"),
+        (_float, "index of another type"),
+        (_truth, "found True"),
+        (_no_answer_column, "no prediction"),
+    ],
+)
+def test_cells_that_are_no_text_are_named_by_their_row(
+    tmp_path: Path, change: Callable[[Any], None], said: str
+) -> None:
+    file = tmp_path / "file.xlsx"
+    write_rows(TABLE, [{"index": 1, "question": "?", "C": "c", "prediction": "A"}], file)
+    book = openpyxl.load_workbook(file)
+    change(book.worksheets[0])
+    book.save(file)
+    problems = "\n".join(check_file(TABLE, file).problems)
+    assert said in problems and "row 2" in problems
+
+
+def test_a_workbook_that_names_its_first_cell_only_is_read_whole(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "plain.xlsx", tmp_path / "odd.xlsx"
+    pd.DataFrame({"index": [1, 2], "question": "?", "C": "c", "prediction": "A"}).to_excel(plain, index=False)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(odd, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name).replace(b'<dimension ref="A1:D3"', b'<dimension ref="A1:A1"'))
+    assert odd.read_bytes() != plain.read_bytes()
+    assert (check_file(TABLE, odd).problems, check_file(TABLE, odd).rows) == ([], 2)
+
+
+def test_a_cell_holds_so_many_characters(tmp_path: Path) -> None:
+    for board, problems in ((TABLE, 1), (replace(TABLE, form="csv"), 0)):
+        rows = [board_files.Row("document 0", {"index": 1, "question": "?", "prediction": "x" * 32_768})]
+        said = board_files.check_rows(board, rows).problems
+        assert len(said) == problems and all("32768 characters" in each for each in said)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file.xlsx"
+    write_rows(TABLE, [{"index": 1, "question": "?", "prediction": "x" * 30_000}], file)
+    monkeypatch.setattr(board_files, "LARGEST", file.stat().st_size + 1)
+    assert "unpacks to" in check_file(TABLE, file).problems[0]
+    monkeypatch.setattr(board_files, "LARGEST", 100)
+    assert "is larger than 100 bytes" in check_file(TABLE, file).problems[0]
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    assert check_file(DOCVQA, tmp_path).problems == ["is no file that holds something"]
+    with pytest.raises(FileNotFoundError):
+        check_file(DOCVQA, tmp_path / "nowhere")
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("board", QUESTION_FILES)
+def test_a_boards_own_questions_are_read(tmp_path: Path, board: str) -> None:
+    ids = [question(board, n) for n in range(3)]
+    file = tmp_path / "questions.json"
+    for text in (QUESTION_FILES[board](ids), json.dumps(ids), "\n".join(map(str, ids))):
+        file.write_text(text, encoding="utf-8")
+        assert read_questions(BOARDS[board], file) == set(ids)
+
+
+def test_questions_of_a_table_and_of_lines_are_read(tmp_path: Path) -> None:
+    (tmp_path / "q.tsv").write_text("index\tquestion\n1\t?\n2\t?\n")
+    assert read_questions(TABLE, tmp_path / "q.tsv") == {1, 2}
+    (tmp_path / "q.jsonl").write_text('{"question_id": "7"}\n{"question_id": "8"}\n')
+    assert read_questions(SEED, tmp_path / "q.jsonl") == {"7", "8"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "no question"), ('[{"id": 1}]', "a question without"), ("x\n", "found 'x'"), ("[1", "cannot be read")],
+)
+def test_a_file_without_questions_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "q.json").write_text(text)
+    with pytest.raises(DamagedFileError, match=said):
+        read_questions(DOCVQA, tmp_path / "q.json")
+
+
+def test_a_file_of_four_times_the_rows_takes_no_more_than_that(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        file = tmp_path / f"{count}.json"
+        write_rows(DOCVQA, [{"questionId": n, "answer": "an answer of some words"} for n in range(count)], file)
+        times = []
+        for _ in range(2):
+            began = time.process_time()
+            assert check_file(DOCVQA, file).rows == count
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert seconds(40_000) < 9 * seconds(10_000)  # with the square of the rows it would be 16

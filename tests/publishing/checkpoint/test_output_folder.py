@@ -1,0 +1,355 @@
+"""Where an export goes: it is there when it is complete, and nothing of anybody else's is deleted for it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plam_eval import export
+from plam_eval.errors import ExportError, FolderError
+from plam_eval.files import locked
+from plam_eval.merging.export_record import FILE, read_export_record
+from plam_eval.publishing.checkpoint.output_folder import CARD
+from tests.helpers.hub import sha256
+from tests.helpers.llamas import Pair, shard, write_llama
+from tests.helpers.paths import ROOT
+
+LAYERS = "1:3"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A sharded MLLM and its base. Do not modify."""
+    folder = tmp_path_factory.mktemp("pair")
+    return Pair(shard(write_llama(folder / "mllm", 1)), write_llama(folder / "base", 2))
+
+
+def write(pair: Pair, output: Path, **given: Any) -> Path:
+    return export(pair.mllm, None, output, base=pair.base, layers=LAYERS, **given).folder
+
+
+def is_complete(folder: Path) -> bool:
+    record = read_export_record(folder)
+    return {path.name for path in folder.iterdir()} == {FILE, CARD, *record.files} and all(
+        sha256(folder / name) == file.sha256 for name, file in record.files.items()
+    )
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---- replacing -------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_is_replaced_only_when_asked_for(pair: Pair, tmp_path: Path) -> None:
+    first = read_export_record(write(pair, tmp_path / "out"))
+    with pytest.raises(ExportError, match="--overwrite"):
+        write(pair, tmp_path / "out", base_weight=0.1)
+    assert read_export_record(tmp_path / "out") == first
+    write(pair, tmp_path / "out", base_weight=0.1, overwrite=True)
+    assert read_export_record(tmp_path / "out").digest != first.digest
+    assert is_complete(tmp_path / "out") and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("what", ["a folder of files", "a file", "a link", "a checkpoint"])
+def test_what_is_no_export_stays(pair: Pair, tmp_path: Path, what: str, overwrite: bool) -> None:
+    out = tmp_path / "out"
+    if what == "a file":
+        out.write_text("mine")
+    elif what == "a link":
+        write(pair, tmp_path / "elsewhere")
+        out.symlink_to("elsewhere")
+    elif what == "a checkpoint":
+        shutil.copytree(pair.mllm, out)
+    else:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    with pytest.raises(ExportError, match="name another output"):
+        write(pair, out, overwrite=overwrite)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_was_put_into_an_export_is_not_deleted_with_it(pair: Pair, tmp_path: Path) -> None:
+    write(pair, tmp_path / "out")
+    (tmp_path / "out" / "mine.gguf").write_text("mine")
+    with pytest.raises(ExportError, match=r"mine\.gguf"):
+        write(pair, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "mine.gguf").read_text() == "mine" and names(tmp_path) == ["out"]
+
+
+def test_a_record_that_cannot_be_read_decides_nothing(pair: Pair, tmp_path: Path) -> None:
+    write(pair, tmp_path / "out")
+    (tmp_path / "out" / FILE).write_text("{")
+    with pytest.raises(ExportError, match=FILE):
+        write(pair, tmp_path / "out", overwrite=True)
+    assert "config.json" in names(tmp_path / "out")
+
+
+def test_an_empty_folder_is_taken(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert is_complete(write(pair, tmp_path / "out")) and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("pair/mllm", "is the folder of the checkpoint"),
+        ("pair/base", "is the folder of the checkpoint"),
+        ("pair/mllm/out", "lies inside of"),
+        ("pair/base/deep/out", "lies inside of"),
+        ("pair", "holds"),
+        ("here", "is the working directory"),
+        (".", "is the working directory"),
+        ("link/out", "lies inside of"),
+    ],
+)
+def test_the_source_is_never_written_to(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, said: str
+) -> None:
+    shutil.copytree(pair.mllm.parent, tmp_path / "pair")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("pair/mllm")
+    monkeypatch.chdir(tmp_path / "here")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    own = Pair(tmp_path / "pair" / "mllm", tmp_path / "pair" / "base")
+    with pytest.raises(ExportError, match=said):
+        write(own, Path() if output == "." else tmp_path / output, overwrite=True)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 250, "x" * 300, "x" * 300 + "/out", "模" * 84, "a\0b"],
+    ids=["with its hidden folder", "alone", "above it", "in bytes", "null"],
+)
+def test_a_name_that_cannot_be_is_said_before_the_first_byte(pair: Pair, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ExportError, match=r"too long a name|null character"):
+        write(pair, tmp_path / name)
+    assert names(tmp_path) == []
+
+
+def test_a_hidden_folder_of_somebody_else_stays(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match="plam-eval has not made it"):
+        write(pair, tmp_path / "out")
+    assert (tmp_path / ".out.partial" / "mine.txt").read_text() == "mine"
+
+
+def test_two_exports_do_not_write_to_one_place(pair: Pair, tmp_path: Path) -> None:
+    work = tmp_path / ".out.partial"
+    work.mkdir()
+    (work / ".plam-eval").touch()
+    with locked(work, ".lock"), pytest.raises(FolderError, match="another process"):
+        write(pair, tmp_path / "out")
+    assert is_complete(write(pair, tmp_path / "out")) and names(tmp_path) == ["out"]
+
+
+# ---- disks -----------------------------------------------------------------------------------------------------------
+
+
+def test_too_little_disk_is_said_before_the_first_byte(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(path.stat().st_size for path in pair.mllm.iterdir())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, size))
+    with pytest.raises(ExportError) as caught:
+        write(pair, tmp_path / "new" / "out")
+    assert f"({size:,} bytes) free" in str(caught.value) and f"{size + (1 << 20):,} bytes" in str(caught.value)
+    assert names(tmp_path) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, size + (1 << 20)))
+    assert is_complete(write(pair, tmp_path / "new" / "out"))
+
+
+def test_a_folder_that_cannot_be_written_is_said_before(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="is a file, expected a folder"):
+        write(pair, tmp_path / "file" / "out")
+
+
+class Steps:
+    """Counts what reaches the disk, and does something at one of these steps or from it on."""
+
+    CALLS = ("copy_file_range", "pwrite", "fsync", "mkdir", "rename", "replace")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: int, *, for_good: bool) -> None:
+        self.count = 0
+        for name in self.CALLS:
+            original = getattr(os, name)
+
+            def call(*given: Any, _original: Any = original, **more: Any) -> Any:
+                self.count += 1
+                if self.count == fail or (for_good and self.count > fail):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return _original(*given, **more)
+
+            monkeypatch.setattr(os, name, call)
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_disk_that_is_full_at_any_write_leaves_nothing(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool, for_good: bool
+) -> None:
+    out = tmp_path / "deep" / "out"
+    if replaced:
+        write(pair, out)
+        before = read_export_record(out)
+    for step in range(1, 1000):
+        with monkeypatch.context() as patch:
+            counted = Steps(patch, step, for_good=for_good)
+            try:
+                write(pair, out, base_weight=0.1, overwrite=True)
+            except (OSError, ExportError):
+                failed = True
+            else:
+                failed = False
+        if failed and not replaced:
+            assert names(tmp_path) == [], step
+        elif failed and not out.exists():  # neither of two renames could be taken back
+            assert for_good and names(out.parent) == [".out.partial"]
+        else:
+            assert is_complete(out) and names(out.parent) == ["out"], step
+            assert not replaced or (read_export_record(out) == before) == failed, step
+        if not failed:
+            if counted.count < step:
+                break
+            shutil.rmtree(out)
+            if replaced:
+                write(pair, out)
+                before = read_export_record(out)
+            else:
+                out.parent.rmdir()
+    assert 20 < step < 999
+    write(pair, out, base_weight=0.2, overwrite=True)
+    assert is_complete(out) and names(out.parent) == ["out"]
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from plam_eval import export
+model, base, out, chosen = sys.argv[1:]
+out = Path(out)
+from plam_eval.merging.export_record import FILE, read_export_record
+from plam_eval.publishing.checkpoint.output_folder import CARD
+from tests.publishing.checkpoint.test_output_folder import is_complete
+
+EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")
+state = {"left": -1}
+
+
+def step():
+    if state["left"] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    state["left"] -= 1
+
+
+def hook(event, given):
+    if event in EVENTS and state["left"] >= 0 and given and str(out.name) in str(given[0]):
+        step()
+
+
+def slowly(name):
+    original = getattr(os, name)
+
+    def call(*given):
+        if name == "copy_file_range":  # in small parts, each of which may be the last
+            given = (*given[:2], min(given[2], 1500), *given[3:])
+        if state["left"] >= 0:
+            step()
+        return original(*given)
+
+    setattr(os, name, call)
+
+
+for name in ("copy_file_range", "pwrite", "fsync"):
+    slowly(name)
+sys.addaudithook(hook)
+export(model, None, out.parent / ".warm", base=base, layers="1:3")  # imports, once for all
+for number in eval(chosen):
+    child = os.fork()
+    if child == 0:
+        state["left"] = number
+        export(model, None, out, base=base, layers="1:3", base_weight=0.1, overwrite=True)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    visible = [path.name for path in out.parent.iterdir() if not path.name.startswith(".")]
+    assert visible in ([], [out.name]), visible
+    assert not out.exists() or is_complete(out), number
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    print(number, len(visible))
+shutil.rmtree(out.parent / ".warm")
+"""
+
+
+def killed(pair: Pair, out: Path, chosen: str) -> list[list[int]]:
+    """Kills an export at each of these steps: step, and whether an export was there afterwards."""
+    command = [sys.executable, "-c", KILLED, str(pair.mllm), str(pair.base), str(out), chosen]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_killed_anywhere_nothing_looks_finished_that_is_not(pair: Pair, tmp_path: Path, replaced: bool) -> None:
+    out = tmp_path / "out"
+    if replaced:
+        write(pair, out)
+    steps = killed(pair, out, "range(0, 100_000, 13)")
+    assert len(steps) > 10 and [number for number, _ in steps] == [13 * n for n in range(len(steps))]
+    assert all(there == replaced for _, there in steps[:8])
+    assert is_complete(write(pair, out, overwrite=True)) and names(tmp_path) == ["out"]
+
+
+@pytest.mark.slow
+def test_killed_at_every_step(pair: Pair, tmp_path: Path) -> None:
+    out = write(pair, tmp_path / "out")
+    assert len(killed(pair, out, "range(100_000)")) > 150
+    assert is_complete(write(pair, out, overwrite=True)) and names(tmp_path) == ["out"]
+
+
+def test_a_kill_between_two_renames_loses_no_export(pair: Pair, tmp_path: Path) -> None:
+    write(pair, tmp_path / "out")
+    work = tmp_path / ".out.partial"
+    work.mkdir()
+    (work / ".plam-eval").touch()
+    (tmp_path / "out").rename(work / "replaced")
+    with pytest.raises(FolderError, match="--overwrite"):
+        write(pair, tmp_path / "out")
+    assert is_complete(tmp_path / "out") and names(tmp_path) == ["out"]
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from plam_eval.publishing.checkpoint import export as checkpoint
+
+    own = Pair(Path(shutil.copytree(pair.mllm, tmp_path / "mllm")), pair.base)
+    copy = checkpoint.copy_file
+
+    def change(source: Path, target: Path, progress: Any) -> None:
+        copy(source, target, progress)
+        if source.name == "config.json":
+            content = json.loads(source.read_text())
+            source.write_text(json.dumps({**content, "changed": True}))
+
+    monkeypatch.setattr(checkpoint, "copy_file", change)
+    with pytest.raises(ExportError, match="changed on disk"):
+        write(own, tmp_path / "out")
+    assert names(tmp_path) == ["mllm"]
