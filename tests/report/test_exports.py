@@ -13,7 +13,7 @@ from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord
 from plam_eval.report.page import write_report
 from plam_eval.report.sources import ReportError
-from tests.helpers.run_folders import documents, write_sweep
+from tests.helpers.run_folders import documents, write_run, write_sweep
 
 MERGED = "layers-6-8_qkvo_0.9+0.3"
 
@@ -75,7 +75,15 @@ def test_an_export_of_something_else_is_said_to_have_no_figures(
     monkeypatch.setattr("plam_eval.report.sources.findings.read_findings", lambda *_: findings)
     write_export(tmp_path / "merged", **{"digest": digest, **other})
     text = page_of([sweep, tmp_path / "merged"], tmp_path / "out")[1]
-    assert "No run or cell on this page was merged as merged was: no figure here is of it." in text
+    assert "No run or cell on this page is of merged, or was merged as it was: no figure here is of it." in text
+
+
+def test_a_run_of_the_exported_files_has_their_figures(tmp_path: Path) -> None:
+    checkpoint = {"name": "merged", "folder": "/x/merged", "files": {"model.safetensors": "11" * 32}}
+    write_run(tmp_path / "run", documents(["pope"], 8), provenance={"checkpoint": checkpoint, "digest": None})
+    write_export(tmp_path / "merged", "00" * 32)
+    text = page_of([tmp_path / "run", tmp_path / "merged"], tmp_path / "out")[1]
+    assert "no figure here is of it" not in text and "figures on this page run" in " ".join(text.split())
 
 
 def test_a_damaged_export_is_noted_and_one_alone_has_no_figures(sweep: Path, tmp_path: Path) -> None:

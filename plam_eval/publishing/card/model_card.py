@@ -245,7 +245,7 @@ def model_card(
         "outputs": _outputs(record),
         "created": record.created,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
-        **_results_values(_read(results, record, spec), private),
+        **_results_values(_read(results, record), private),
     }
     template = resources.files("plam_eval.publishing.card") / "card.md.j2"
     text = template.read_text(encoding="utf-8")
@@ -253,13 +253,13 @@ def model_card(
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
-def _read(folders: Iterable[Path], record: ExportRecord, spec: PlateauSpec) -> CardResults | None:
+def _read(folders: Iterable[Path], record: ExportRecord) -> CardResults | None:
     if not (folders := list(folders)):
         return None
-    from plam_eval.publishing.card.results import Export, read_results
+    from plam_eval.evaluation.exported_merge import ExportedMerge
+    from plam_eval.publishing.card.results import read_results
 
-    files = {name: file.sha256 for name, file in record.files.items()}
-    return read_results(folders, Export(spec, record.digest, record.model, record.base, files))
+    return read_results(folders, ExportedMerge.of_record(record))
 
 
 def _short(identity: Mapping[str, Any]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from plam_eval.errors import InputError, ProblemsError, quoted
+from plam_eval.errors import InputError, ProblemsError
 from plam_eval.evaluation import comparable, records
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.comparison import Comparison, compare_runs
+from plam_eval.evaluation.exported_merge import CONTROL, EXPORTED, MERGED, ExportedMerge
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep import findings
 from plam_eval.evaluation.sweep.folder import PLAN
@@ -18,12 +18,7 @@ from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import inside
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.run_files import result_files, sample_logs
-from plam_eval.provenance import read_identity
-from plam_eval.rules import RULES, control_names
-from plam_eval.spec import PlateauSpec, SpecError, load_spec
-
-MERGED, CONTROL = "merged", "control"
-_WEIGHTS = (".safetensors", ".bin")
+from plam_eval.rules import RULES
 
 
 class ResultsError(ProblemsError, ValueError):
@@ -67,111 +62,10 @@ class CardResults:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Export:
-    """What ties a run to an export: the merge, the source's identity, and the exported files.
-
-    Attributes:
-        spec, digest: of the merge.
-        model, base: as `provenance.describe_checkpoint` gives them.
-        files: name -> SHA-256 of the exported files; None while there are none.
-    """
-
-    spec: PlateauSpec
-    digest: str
-    model: Mapping[str, Any]
-    base: Mapping[str, Any]
-    files: Mapping[str, str] | None = None
-
-    def problem_or_role(self, run: Run) -> tuple[str, str]:
-        """("", role) of a run that may stand on the card; (the reason, "") of another.
-
-        Args:
-            run: of lmms-eval, ours or not.
-        """
-        provenance = run.block.get("provenance") or {}
-        checkpoint = provenance.get("checkpoint") or {}
-        if not checkpoint:
-            return (
-                "records no checkpoint, as runs of stock models do, so nothing ties it to this export; run the export "
-                "by one of our wrappers with plateau=none",
-                "",
-            )
-        digest = provenance.get("digest")
-        same = same_content(checkpoint, self.model)
-        if digest is None:
-            if same:
-                return "", PLAIN
-            if self._is_exported(checkpoint):
-                return "", "exported"
-            return f"is a plain run of {_which(checkpoint)}, {_why(same)}", ""
-        role, problem = self._merge(provenance)
-        if problem or not role:
-            return (
-                problem or f"is of another merge, digest {quoted(digest)[:18]}; this export is of {self.digest[:16]}",
-                "",
-            )
-        if not same:
-            return f"is of {_which(checkpoint)}, {_why(same)}", ""
-        if same_content(provenance.get("base") or {}, self.base) is False:
-            return f"was merged with another base ({_which(provenance['base'])}), whose content differs", ""
-        return "", role
-
-    def _merge(self, provenance: Mapping[str, Any]) -> tuple[str, str]:
-        """ "merged" or "control" for a merge that this export is of, or is held against, and what is wrong with it."""
-        try:
-            spec = load_spec(provenance.get("spec"))
-        except SpecError as error:
-            return "", f"its spec cannot be read: {'; '.join(error.problems)}"
-        if spec is None or spec.digest() != provenance["digest"]:
-            return "", "its digest is not that of the spec beside it; the file was changed, or is of another version"
-        if spec.digest() == self.digest:
-            return MERGED, ""
-        fields = ("layer_range", "modules", "weights")
-        alike = all(getattr(spec, field) == getattr(self.spec, field) for field in fields)
-        return (CONTROL if alike and spec.rule in control_names() else "", "")
-
-    def _is_exported(self, checkpoint: Mapping[str, Any]) -> bool:
-        """Whether a run's checkpoint is what was exported: every weight file, and nothing else."""
-        ran = checkpoint.get("files") or {}
-        if self.files is None or not isinstance(ran, Mapping):
-            return False
-        weights = {name for name in self.files if name.endswith(_WEIGHTS)}
-        return bool(weights) and weights <= ran.keys() and all(self.files.get(name) == ran[name] for name in ran)
-
-
-def same_content(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool | None:
-    """Whether two recorded checkpoints hold the same; None where they do not record enough to tell.
-
-    Args:
-        one: as `provenance.describe_checkpoint` gives it.
-        other: likewise.
-    """
-    one, other = read_identity(one), read_identity(other)
-    if one.get("sha256") and other.get("sha256"):
-        return bool(one["sha256"] == other["sha256"])
-    ours, theirs = one.get("files") or {}, other.get("files") or {}
-    if any(ours[name] != theirs[name] for name in ours.keys() & theirs.keys()):
-        return False
-    unchanged = [(identity.get("commit"), identity.get("fingerprint")) for identity in (one, other)]
-    return True if any(before and before == now for before, now in zip(*unchanged, strict=True)) else None
-
-
-def _which(checkpoint: Mapping[str, Any]) -> str:
-    name = str(checkpoint.get("name") or "an unnamed checkpoint")
-    return Path(name).name if "folder" in checkpoint else name
-
-
-def _why(same: bool | None) -> str:
-    if same is None:
-        return "which records too little to tell whether it is this export's source (no content hash, no commit)"
-    return "which holds something else than this export's source and than the export itself"
-
-
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_results(folders: Iterable[Path], export: Export) -> CardResults:
+def read_results(folders: Iterable[Path], export: ExportedMerge) -> CardResults:
     """The runs in some folders, each checked against an export, and compared.
 
     Args:
@@ -195,7 +89,7 @@ def read_results(folders: Iterable[Path], export: Export) -> CardResults:
             if problem:
                 problems.append(f"{where}: {problem}")
                 continue
-            exported = role == "exported"
+            exported = role == EXPORTED
             by_role.setdefault(MERGED if exported else role, []).append((run, exported))
     runs = [entry for role in (PLAIN, MERGED, CONTROL) for entry in _labelled(role, by_role.get(role, []))]
     against = {role: _compared(runs, role, problems) for role in (PLAIN, CONTROL)}
@@ -211,7 +105,7 @@ def read_results(folders: Iterable[Path], export: Export) -> CardResults:
     return CardResults(tuple(runs), tuple(against[PLAIN]), tuple(against[CONTROL]), tuple(dict.fromkeys(notes)))
 
 
-def _runs_in(folder: Path, export: Export, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
+def _runs_in(folder: Path, export: ExportedMerge, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
     """Each run in a folder, with the words that name it; what cannot be read goes into `problems`."""
     if not folder.exists():
         problems.append(f"{folder}: no such folder")
@@ -240,7 +134,7 @@ def _runs_in(folder: Path, export: Export, problems: list[str], notes: list[str]
             yield str(file), run
 
 
-def _cells(folder: Path, export: Export, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
+def _cells(folder: Path, export: ExportedMerge, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
     """The plain cell of a sweep, that of this merge, and its controls."""
     evaluated = findings.read_findings(folder)
     cells = evaluated.cells

@@ -193,7 +193,7 @@ def _results_problems(
     results: list[Path], spec: PlateauSpec, checkpoint: Checkpoint, base: Checkpoint, output: Path
 ) -> list[str]:
     """Why runs cannot stand on the card; those of an export that is to be replaced by the same merge can."""
-    from plam_eval.publishing.card.results import Export as Ties
+    from plam_eval.evaluation.exported_merge import ExportedMerge
     from plam_eval.publishing.card.results import ResultsError, read_results
 
     files = None
@@ -202,7 +202,7 @@ def _results_problems(
         files = {name: file.sha256 for name, file in before.files.items()} if before.digest == spec.digest() else None
     sides = describe_checkpoint(checkpoint), describe_checkpoint(base)
     try:
-        read_results(results, Ties(spec, spec.digest(), *sides, files))
+        read_results(results, ExportedMerge(spec, spec.digest(), *sides, files))
     except ResultsError as error:
         return error.problems
     return []

@@ -8,10 +8,11 @@ from typing import Any
 
 from plam_eval import hub
 from plam_eval.errors import CheckpointError, ProblemsError, first_line
+from plam_eval.evaluation.exported_merge import EXPORTED, MERGED, ExportedMerge
 from plam_eval.evaluation.records import Run
 from plam_eval.merging.export_record import FILE, ExportRecord, read_export_record
 from plam_eval.publishing.upload import upload_refusal
-from plam_eval.spec import SpecError, load_spec
+from plam_eval.spec import SpecError
 from plam_eval.yaml_reader import YamlError, parse_yaml
 
 _LARGEST = 1 << 20  # bytes of a card, or of a file of results
@@ -97,19 +98,14 @@ class ModelRepository:
         own = (run.block.get("provenance") or {}).get("spec")
         if self.record is None:
             return "", own
-        from plam_eval.publishing.card.results import MERGED, Export
-
         try:
-            spec = load_spec(self.record.spec)
+            export = ExportedMerge.of_record(self.record)
         except SpecError as error:
             return f"{FILE} of {self.name} holds no spec that can be read: {'; '.join(error.problems)}", own
-        assert spec is not None
-        files = {name: file.sha256 for name, file in self.record.files.items()}
-        export = Export(spec, self.record.digest, self.record.model, self.record.base, files)
         problem, role = export.problem_or_role(run)
         if problem:
             return f"is not of the model in {self.name}: it {problem}", own
-        if role not in (MERGED, "exported"):
+        if role not in (MERGED, EXPORTED):
             return f"is not of the model in {self.name}, which holds a merge: this is a run of its {role}", own
         return "", self.record.spec
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from plam_eval.evaluation.exported_merge import ran_files, same_content
 from plam_eval.evaluation.sweep.grid import describe_cell
 from plam_eval.hub import in_words
 from plam_eval.merging.export_record import ExportRecord
@@ -26,7 +27,7 @@ def export_links(sources: Sources) -> list[tuple[str, str]]:
 
 
 def evaluated_as(record: ExportRecord, sources: Sources) -> list[str]:
-    """Names of the cells and runs on the page that were merged as an export was, from the same checkpoints.
+    """Names of the cells and runs on the page that were merged as an export was, or ran its files.
 
     Args:
         record: the export's.
@@ -44,12 +45,12 @@ def evaluated_as(record: ExportRecord, sources: Sources) -> list[str]:
 
 
 def _is_of(provenance: dict[str, Any], record: ExportRecord) -> bool:
-    """By the digest of the spec; and by the content of both checkpoints, where both sides recorded it."""
-    if provenance.get("digest") != record.digest:
-        return False
-    pairs = ((provenance.get("checkpoint"), record.model), (provenance.get("base"), record.base))
-    hashes = [((one or {}).get("sha256"), other.get("sha256")) for one, other in pairs if "files" in (one or {})]
-    return all(one == other for one, other in hashes if one and other)
+    """By the digest of the spec, and the content of both checkpoints where both sides recorded it; or by the files."""
+    checkpoint, base = (provenance.get(side) or {} for side in ("checkpoint", "base"))
+    if provenance.get("digest") is None:
+        return ran_files(checkpoint, {name: file.sha256 for name, file in record.files.items()})
+    pairs = ((checkpoint, record.model), (base, record.base))
+    return provenance["digest"] == record.digest and all(same_content(*pair) is not False for pair in pairs)
 
 
 def exports_section(sources: Sources) -> list[Section]:
@@ -74,7 +75,10 @@ def exports_section(sources: Sources) -> list[Section]:
         blocks.append(TableBlock(name, ("of", "what"), tuple(Row(row) for row in rows.items()), frozenset({1})))
         if not evaluated:
             blocks.append(
-                Paragraph(f"No run or cell on this page was merged as {name} was: no figure here is of it.", "warning")
+                Paragraph(
+                    f"No run or cell on this page is of {name}, or was merged as it was: no figure here is of it.",
+                    "warning",
+                )
             )
         lines = tuple(f"{file.sha256}  {path}" for path, file in sorted(record.files.items()))
         blocks.append(Listing(f"SHA-256 of the files of {name} ({len(lines)}), for sha256sum --check", lines))

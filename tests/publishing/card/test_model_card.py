@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from plam_eval.publishing.card.licences import Licence
 from plam_eval.publishing.card.model_card import markdown, model_card
-from plam_eval.publishing.card.results import ResultsError, same_content
+from plam_eval.publishing.card.results import ResultsError
 from tests.helpers.exports import BASE, EXPORTED, MODEL, record_of, run_of, spec_of
 from tests.helpers.nasty import NASTY
 from tests.helpers.run_folders import changed, documents, write_run
@@ -263,22 +263,6 @@ def test_tasks_that_one_side_lacks_are_compared_on_the_others(tmp_path: Path) ->
     plain, merged = run_of(tmp_path / "a", PLAIN), run_of(tmp_path / "b", only, spec_of())
     text = card_of(results=[plain, merged]).text
     assert [row[0] for row in rows_of(text[text.index("### merged against") :], "task")[1:]] == ["pope"]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ({"sha256": "a"}, {"sha256": "a"}, True),
-        ({"sha256": "a", "commit": "c"}, {"sha256": "b", "commit": "c"}, False),
-        ({"commit": "c"}, {"commit": "c", "sha256": "a"}, True),
-        ({"commit": "c"}, {"commit": "d"}, None),
-        ({"folder": "/a", "sha256": "f"}, {"folder": "/a", "fingerprint": "f"}, True),
-        ({"files": {"a": "1"}, "commit": "c"}, {"files": {"a": "2"}, "commit": "c"}, False),
-        ({"name": "x"}, {"name": "x"}, None),
-    ],
-)
-def test_which_checkpoints_are_the_same(one: Any, other: Any, same: bool | None) -> None:
-    assert same_content(one, other) is same is same_content(other, one)
 
 
 def test_the_same_run_counts_once(tmp_path: Path) -> None:
