@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 
@@ -27,6 +28,7 @@ LARGEST_JSON = 1 << 27
 """Bytes of a JSON file that is read as one: ten times what a sweep of the most cells, or the largest index, takes."""
 
 _PROBE = 1 << 16  # bytes: a full disk may still take an empty file
+_BLOCK = 8 << 20  # bytes that are hashed at once
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -68,10 +70,77 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
             else than an object.
         OSError: it cannot be opened.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-        raise DamagedFileError(f"{path}: is no file that holds something; {remedy}")
+    return json_object(read_at_most(path, LARGEST_JSON, remedy), str(path), remedy)
+
+
+def read_at_most(path: Path, most: int, remedy: str) -> bytes:
+    """The content of a file that may be anybody's.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+        remedy: what to do where it cannot be taken.
+
+    Raises:
+        DamagedFileError: as `check_size`.
+        OSError: it cannot be opened.
+    """
+    check_size(path, most, remedy)
     with path.open("rb") as file:
-        return json_object(file.read(LARGEST_JSON + 1), str(path), remedy)
+        content = file.read(most + 1)
+    if len(content) > most:  # it has grown meanwhile
+        raise DamagedFileError(f"{path}: is larger than {most} bytes; {remedy}")
+    return content
+
+
+def check_size(path: Path, most: int, remedy: str) -> None:
+    """Refuse what would be read, or waited for, without end.
+
+    Args:
+        path: of a file.
+        most: bytes that it may have.
+        remedy: what to do where it cannot be taken.
+
+    Raises:
+        DamagedFileError: it is no file, but a folder, a pipe or a device; or it is larger.
+        OSError: it is not there.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedFileError(f"{path}: is no file that holds something; {remedy}")
+    if status.st_size > most:
+        raise DamagedFileError(f"{path}: is larger than {most} bytes; {remedy}")
+
+
+def sha256_of_file(path: Path, progress: Callable[[int], Any] = lambda count: None) -> str:
+    """SHA-256 (hex) of a file's content, read as a stream.
+
+    Args:
+        path: of the file.
+        progress: told how many bytes were just read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return digest_of(file, progress=progress)
+
+
+def digest_of(
+    stream: IO[bytes], algorithm: str = "sha256", *, progress: Callable[[int], Any] = lambda count: None
+) -> str:
+    """The digest (hex) of what is left of a stream.
+
+    Args:
+        stream: open for reading.
+        algorithm: as hashlib calls it.
+        progress: told how many bytes were just read.
+    """
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+        progress(len(block))
+    return digest.hexdigest()
 
 
 def json_object(text: bytes, origin: str, remedy: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The plateau is found on some documents, and merges are judged on others.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -37,6 +36,7 @@ from plam_eval.files import (
     make_own,
     read_json,
     remove_own,
+    sha256_of_file,
     write_in_one_step,
     write_json,
 )
@@ -89,7 +89,7 @@ def prepare(folder: Path, documents: int = 120) -> Path:
         target = suite / "pair" / source.relative_to(packaged)
         if source.is_dir():
             target.mkdir(parents=True, exist_ok=True)
-        elif not target.is_file() or _digest(target) != _digest(source):
+        elif not target.is_file() or sha256_of_file(target) != sha256_of_file(source):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
     ids = _question_ids(suite)
@@ -324,14 +324,10 @@ def _identity(suite: Path, words: list[str]) -> dict[str, Any]:
     manifest = suite / hub.MANIFEST
     return {
         "command": words,
-        "files": {str(file.relative_to(suite)): _digest(file) for file in (manifest, *pair)},
+        "files": {str(file.relative_to(suite)): sha256_of_file(file) for file in (manifest, *pair)},
         "versions": versions(),
         "commit": git_commit(),
     }
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _near(path: Path) -> Path:

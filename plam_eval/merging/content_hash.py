@@ -12,13 +12,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from plam_eval.errors import DamagedFileError
-from plam_eval.files import read_json, write_json
+from plam_eval.files import read_json, sha256_of_file, write_json
 
 SWITCH = "PLAM_CONTENT_HASHES"
 """Environment variable: "off" leaves content hashes out of provenance, for checkpoints that are slow to read."""
 
 _REMEMBERED = 64 << 20  # bytes: what is smaller is hashed again, in less time than a user would notice
-_BLOCK = 8 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -72,21 +71,18 @@ def in_hub_cache(path: Path) -> bool:
 
 
 def _read(path: Path, progress: tqdm) -> str:
-    digest, before = hashlib.sha256(), _state(path)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            progress.update(len(block))
+    before = _state(path)
+    digest = sha256_of_file(path, progress.update)
     if _state(path) != before:
         raise OSError(f"{path}: changed while it was read")
     if path.stat().st_size >= _REMEMBERED:
         memory = _memory(path)
         try:
             memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(memory, {**before, "sha256": digest.hexdigest()})
+            write_json(memory, {**before, "sha256": digest})
         except OSError:
             pass  # a cache that cannot be written costs time, nothing else
-    return digest.hexdigest()
+    return digest
 
 
 def _remembered(path: Path) -> str | None:

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plam_eval.evaluation import scan, scan_folder
 from plam_eval.evaluation.sweep.config import SweepConfig
 from plam_eval.evaluation.sweep.folder import CELL, CELLS, PLAN
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, make_grid
+from tests.helpers.curves import curve_of
 
 Document = dict[str, Any]
 """task, doc_id, prompt, target, answer, score; group where documents share an image."""
@@ -185,3 +187,13 @@ def _write_cell(folder: Path, cell: Cell, content: Sequence[Document] | str) -> 
         file = write_run(folder / "run", content, plain=cell.name == PLAIN, provenance=provenance)
         record |= {"status": "finished", "results": str(file.relative_to(folder))}
     (folder / CELL).write_text(json.dumps(record), encoding="utf-8")
+
+
+def write_scan(folder: Path, tasks: Sequence[str] = ("pope", "mmstar")) -> None:
+    folder.mkdir(parents=True)
+    settings = {"pretrained": "pair/mllm", "wrapper": "plam_llava", "mode": "chat", "dtype": "float32", "spec": None}
+    more = {"weights and arguments": "abc", "versions": {"torch": "2"}}
+    (folder / scan_folder.SETTINGS).write_text(json.dumps(settings | more))
+    curve_of(8, tasks).write(folder / scan_folder.SAMPLES)
+    scan.conclude(folder, base_model="pair/base")
+    write_run(folder / scan_folder.UNMASKED / "model", documents(tasks, 4))

@@ -15,7 +15,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from plam_eval.errors import FolderError
-from plam_eval.evaluation import scan, scan_folder
+from plam_eval.evaluation import scan_folder
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.harness import images
 from plam_eval.report import plots
@@ -26,8 +26,7 @@ from plam_eval.report.sources import ReportError
 from plam_eval.report.svg import to_svg
 from plam_eval.report.text import printable
 from plam_eval.rules import RULES, Rule
-from tests.helpers.curves import curve_of
-from tests.helpers.run_folders import Document, changed, documents, write_run, write_sweep
+from tests.helpers.run_folders import Document, changed, documents, write_run, write_scan, write_sweep
 
 TASKS = ["pope", "mmstar"]
 MERGED, CONTROL = "layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale"
@@ -633,16 +632,6 @@ def test_one_run(tmp_path: Path) -> None:
     assert "How does pair/mllm (plain) answer 40 documents of 2 tasks (pope, mmstar)?" in page.text
     assert "It scores 0.750, the mean over 2 tasks." in page.text and "There is no other run" in page.text
     assert "0.531 to 0.888" in page.text  # Wilson, of 15 in 20
-
-
-def write_scan(folder: Path, layers: int = 8) -> None:
-    folder.mkdir(parents=True)
-    settings = {"pretrained": "pair/mllm", "wrapper": "plam_llava", "mode": "chat", "dtype": "float32", "spec": None}
-    more = {"weights and arguments": "abc", "versions": {"torch": "2"}}
-    (folder / scan_folder.SETTINGS).write_text(json.dumps(settings | more))
-    curve_of(layers, TASKS).write(folder / scan_folder.SAMPLES)
-    scan.conclude(folder, base_model="pair/base")
-    write_run(folder / "unmasked" / "model", documents(TASKS, 4))
 
 
 def test_scan(tmp_path: Path) -> None:

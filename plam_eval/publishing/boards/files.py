@@ -6,14 +6,14 @@ import csv
 import io
 import json
 import re
-import stat
 import zipfile
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import DamagedFileError, quoted
-from plam_eval.publishing.boards.checks import TABLES, Checked, Findings, Row, as_id, check_rows
+from plam_eval.files import read_at_most
+from plam_eval.publishing.boards.checks import TABLES, Checked, Findings, Row, check_rows
 from plam_eval.publishing.boards.record import Board
 
 LARGEST = 1 << 30
@@ -54,8 +54,10 @@ def read_rows(board: Board, file: Path, faults: list[str]) -> list[Row]:
     Raises:
         OSError: it cannot be opened.
     """
-    content = _bytes(file, faults)
-    if content is None:
+    try:
+        content = read_at_most(file, LARGEST, "name the file that the board takes")
+    except DamagedFileError as error:
+        faults.append(str(error).removeprefix(f"{file}: "))
         return []
     if board.form == "xlsx":
         return _read_xlsx(content, faults)
@@ -63,18 +65,6 @@ def read_rows(board: Board, file: Path, faults: list[str]) -> list[Row]:
     if board.form in ("csv", "tsv"):
         return _read_csv(text, board, faults)
     return _read_json_lines(text, faults) if board.form == "jsonl" else _read_json(text, board, faults)
-
-
-def _bytes(file: Path, faults: list[str]) -> bytes | None:
-    if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-        faults.append("is no file that holds something")
-        return None
-    with file.open("rb") as stream:
-        content = stream.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        faults.append(f"is larger than {LARGEST} bytes")
-        return None
-    return content
 
 
 def _text(content: bytes, board: Board, faults: list[str]) -> str:
@@ -287,72 +277,6 @@ def _read_xlsx(content: bytes, faults: list[str]) -> list[Row]:
         faults.append(f"cannot be read as a workbook ({type(error).__name__}: {error})")
     faults += odd.lines()
     return rows
-
-
-# --- the board's own questions ----------------------------------------------------------------------------------------
-
-
-def read_questions(board: Board, file: Path) -> set[Hashable]:
-    """The ids in a board's own file of questions, or in a plain list of ids, as the board's own files have them.
-
-    Args:
-        board: its record.
-        file: JSON (a list of questions, one below "questions" or "data", or an object by id), JSON lines, a table with
-            a header (.csv, .tsv), or text with one id per line.
-
-    Raises:
-        DamagedFileError: it holds no ids.
-        OSError: it cannot be opened.
-    """
-    faults: list[str] = []
-    content = _bytes(file, faults)
-    ids: list[Any] = []
-    if content is not None:
-        try:
-            ids = list(_question_ids(board, content.decode("utf-8-sig"), file.suffix))
-        except (ValueError, RecursionError, csv.Error) as error:
-            faults.append(f"cannot be read ({error})")
-    universe: set[Hashable] = set()
-    for name in ids:
-        try:
-            universe.add(as_id(board.id, name))
-        except ValueError as error:
-            faults.append(str(error))
-            break
-    if faults or not universe:
-        said = "; ".join(faults) or f"holds no question with {' or '.join(board.question_ids)}"
-        raise DamagedFileError(f"{file}: {said}; give the questions of {board.title} as the board publishes them")
-    return universe
-
-
-def _question_ids(board: Board, text: str, suffix: str) -> Iterator[Any]:
-    if suffix in (".csv", ".tsv"):
-        csv.field_size_limit(LARGEST)
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",")
-        yield from (_id_of(row, board) for row in table)
-        return
-    if not text.lstrip().startswith(("[", "{")):
-        yield from (line.strip() for line in text.splitlines() if line.strip())
-        return
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if isinstance(content, dict):
-        below = next((content[key] for key in ("questions", "data") if isinstance(content.get(key), list)), None)
-        if below is None:
-            yield from content if not any(name in content for name in board.question_ids) else [_id_of(content, board)]
-            return
-        content = below
-    yield from (_id_of(each, board) if isinstance(each, dict) else each for each in content)
-
-
-def _id_of(question: Mapping[str, Any], board: Board) -> Any:
-    names = (board.id.name, *board.question_ids)
-    value = next((question[name] for name in names if question.get(name) is not None), None)
-    if value is None:
-        raise ValueError(f"found a question without {' or '.join(dict.fromkeys(names))}")
-    return value
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

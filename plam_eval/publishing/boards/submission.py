@@ -6,7 +6,6 @@ earlier one's. Every fault of every run is told at once, and nothing is written 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import DamagedFileError, FolderError, InputError, OutsideError, ProblemsError, hint, quoted
-from plam_eval.files import check_writable, read_json, write_in_one_step, write_json
+from plam_eval.files import check_writable, read_json, sha256_of_file, write_in_one_step, write_json
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import date_of
 from plam_eval.provenance import versions
@@ -209,7 +208,7 @@ def _in_the_way(answers: Answers) -> list[str]:
         return foreign
     if content.get("run") != answers.run.file.name or content.get("board") != answers.board.name:
         return foreign
-    if file.exists() and _sha256(file) not in (content.get("sha256"), content.get("replaced")):
+    if file.exists() and sha256_of_file(file) not in (content.get("sha256"), content.get("replaced")):
         return [f"{file} was changed since plam submit wrote it, and stays; move it away"]
     return []
 
@@ -217,7 +216,7 @@ def _in_the_way(answers: Answers) -> list[str]:
 def _write(answers: Answers, universe: Collection[Hashable] | None) -> Submission:
     """The file, read back and checked before it is there, and what says where it comes from."""
     (file, about), board = _targets(answers), answers.board
-    before = _sha256(file) if file.exists() else None
+    before = sha256_of_file(file) if file.exists() else None
     sha256 = ""
 
     def write(partial: Path) -> None:
@@ -230,7 +229,7 @@ def _write(answers: Answers, universe: Collection[Hashable] | None) -> Submissio
             faults = ["what was read back is not what was written"]
         if faults:
             raise SubmissionError(*(f"{file}: {fault}" for fault in faults))
-        sha256 = _sha256(partial)
+        sha256 = sha256_of_file(partial)
         write_json(about, _about(answers, file, sha256, before))
 
     write_in_one_step(file, write)
@@ -271,9 +270,9 @@ def _about(answers: Answers, file: Path, sha256: str, before: str | None) -> dic
         "replaced": before,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "run": run.file.name,
-        "run_sha256": _sha256(run.file),
+        "run_sha256": sha256_of_file(run.file),
         "log": answers.log.name,
-        "log_sha256": _sha256(answers.log),
+        "log_sha256": sha256_of_file(answers.log),
         "task": answers.task,
         "split": board.split,
         "answers": len(answers.rows),
@@ -287,14 +286,6 @@ def _about(answers: Answers, file: Path, sha256: str, before: str | None) -> dic
         "versions": versions(),
         "notes": answers.checked.notes,
     }
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def board_named(name: str) -> Board:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from plam_eval.errors import ProblemsError, quoted
-from plam_eval.files import write_in_one_step
+from plam_eval.files import digest_of, write_in_one_step
 
 MOST_MEMBERS = 20_000
 LARGEST_MEMBER, LARGEST_BUNDLE = 1 << 31, 1 << 34
@@ -31,7 +31,6 @@ _NAME = re.compile(r"(?:[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}/){0,8}[A-Za-z0-9_+-
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip file can hold
 _REGULAR = (stat.S_IFREG | 0o644) << 16
 _LEVEL = 9
-_BLOCK = 1 << 20
 _SHOWN = 20  # problems of a kind
 
 
@@ -99,15 +98,6 @@ def write_archive(path: Path, write: Callable[[Writer], Any]) -> None:
     write_in_one_step(path, write_all)
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of the file `path`, in hex, read as a stream."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 class Reader:
     """Members of an archive, by name; `open_archive` gives one. Nothing is unpacked to disk.
 
@@ -165,11 +155,8 @@ class Reader:
 
     def digest(self, name: str) -> str:
         """SHA-256 of the member `name`, in hex, read as a stream; raises BundleError where it is damaged."""
-        digest = hashlib.sha256()
         with self.open(name) as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
+            return digest_of(stream)
 
 
 @contextmanager

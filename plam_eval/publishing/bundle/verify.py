@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import PlamError, quoted
-from plam_eval.files import LARGEST_JSON, json_object
+from plam_eval.files import LARGEST_JSON, json_object, sha256_of_file
 from plam_eval.harness import tasks
 from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.recompute import (
@@ -26,7 +26,7 @@ from plam_eval.harness.recompute import (
 )
 from plam_eval.harness.run_files import RECORD_KEY, check_results, expected_documents, samples_by_filter
 from plam_eval.harness.task_row import entries_of
-from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive, sha256_of_file
+from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive
 from plam_eval.publishing.bundle.manifest import LARGEST, NAME, BundledRun, BundledTask, Manifest, parse_manifest
 from plam_eval.publishing.bundle.verification import Answers, Metric, Verification
 from plam_eval.publishing.bundle.write import config_digest

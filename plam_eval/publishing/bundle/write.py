@@ -16,10 +16,10 @@ from plam_eval.evaluation import records, scan_folder
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep import folder as sweep_folder
 from plam_eval.evaluation.sweep.grid import Grid
-from plam_eval.files import inside, read_json
+from plam_eval.files import LARGEST_JSON, check_size, inside, json_object, read_at_most, sha256_of_file
 from plam_eval.harness import lookup, run_files
 from plam_eval.provenance import versions
-from plam_eval.publishing.bundle.archive import BundleError, Writer, open_archive, sha256_of_file, write_archive
+from plam_eval.publishing.bundle.archive import BundleError, Writer, open_archive, write_archive
 from plam_eval.publishing.bundle.manifest import (
     LARGEST,
     NAME,
@@ -99,6 +99,7 @@ def make_bundle(folders: Sequence[Path], file: Path, *, anonymous: bool = False,
     Raises:
         BundleError: a run is damaged or has no sample log, a cell is damaged, nothing is in a folder, or something
             else lies at `file`; every problem is listed, and nothing is written.
+        DamagedFileError: a record was damaged meanwhile, or is larger than any.
         OSError: it cannot be written.
     """
     sources = _Sources()
@@ -185,7 +186,9 @@ def _collect_scan(folder: Path, sources: _Sources) -> None:
     }
     for name, kind in kinds.items():
         if (folder / name).is_file():
-            sources.records[f"{where}/{name}"] = (inside(folder, name, str(folder)), kind)
+            file = inside(folder, name, str(folder))
+            check_size(file, _most_of(file), "copy it again")
+            sources.records[f"{where}/{name}"] = (file, kind)
     if run_files.result_files(folder / scan_folder.UNMASKED):
         sources.add_run("unmasked run of a scan", records.read_run(folder / scan_folder.UNMASKED))
 
@@ -264,9 +267,9 @@ def _write_run(
 
 def _write_record(writer: Writer, name: str, path: Path, scrub: Scrubber, files: dict[str, BundledFile]) -> None:
     """A JSON record without what is left out, or a text; as it is where nothing is."""
-    original = path.read_bytes() if path.stat().st_size <= _LARGEST_TEXT or path.suffix == ".json" else b""
+    original = read_at_most(path, _most_of(path), "copy it again")
     if path.suffix == ".json":
-        kept, left_out = scrub.record(read_json(path, "copy it again"))
+        kept, left_out = scrub.record(json_object(original, str(path), "copy it again"))
         content = (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode("utf-8") if left_out else original
     else:
         text = original.decode("utf-8", "replace")
@@ -278,6 +281,10 @@ def _write_record(writer: Writer, name: str, path: Path, scrub: Scrubber, files:
     written = writer.add(name, [content])
     before = hashlib.sha256(original).hexdigest() if left_out else None
     files[name] = BundledFile(sha256=written.sha256, bytes=written.bytes, original=before, left_out=left_out)
+
+
+def _most_of(record: Path) -> int:
+    return LARGEST_JSON if record.suffix == ".json" else _LARGEST_TEXT
 
 
 def _write_log(writer: Writer, name: str, log: Path, scrub: Scrubber, files: dict[str, BundledFile]) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from plam_eval.errors import ExportError
-from plam_eval.files import write_json
+from plam_eval.files import sha256_of_file, write_json
 from plam_eval.merging.arithmetic import Buffers, LayerChanges, merge_tensor, read_operand
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord
@@ -38,7 +38,6 @@ from plam_eval.publishing.checkpoint.weight_writer import (
     copy_file,
     plan_header,
     read_places,
-    sha256_of_copy,
     write_bytes,
     write_tensor,
 )
@@ -256,7 +255,7 @@ class _Writer:
             self._progress(count)
 
     def _hash(self, name: str, how: How) -> None:
-        self._hashed.append((name, how, self._hasher.submit(sha256_of_copy, self.folder / name, self._done)))
+        self._hashed.append((name, how, self._hasher.submit(sha256_of_file, self.folder / name, self._done)))
 
     def _copied(self, name: str) -> Future[str]:
         """Copy a file. Returns the SHA-256 of the copy, which is an ExportError where it is not the source's."""
@@ -264,7 +263,7 @@ class _Writer:
         copy_file(source.path, target, self._done)
 
         def check() -> str:
-            sha256 = sha256_of_copy(target, self._done)
+            sha256 = sha256_of_file(target, self._done)
             if sha256 != self.hashes[name]:
                 raise ExportError(
                     f"{source.path}: its copy has the SHA-256 {sha256}, and it {self.hashes[name]}; it has changed "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import math
@@ -101,24 +100,6 @@ def _copy(source: BinaryIO | Any, target: BinaryIO | Any, size: int, progress: P
             count = target.write(block)
         done += count
         progress(count)
-
-
-def sha256_of_copy(path: Path, progress: Progress) -> str:
-    """SHA-256 (hex) of a file's content, read now.
-
-    Args:
-        path: of the file.
-        progress: told how far it is.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            progress(len(block))
-    return digest.hexdigest()
 
 
 def read_places(path: Path) -> dict[str, Place]:

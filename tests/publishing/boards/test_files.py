@@ -14,13 +14,10 @@ import openpyxl
 import pandas as pd
 import pytest
 
-from plam_eval.errors import DamagedFileError
 from plam_eval.publishing.boards import files as board_files
-from plam_eval.publishing.boards.files import check_file, read_questions, read_rows, write_rows
+from plam_eval.publishing.boards.files import check_file, read_rows, write_rows
 from plam_eval.publishing.boards.record import Board, Column, entry
 from plam_eval.publishing.boards.table import BOARDS
-from tests.helpers.board_parsers import QUESTION_FILES
-from tests.helpers.submission_runs import question
 
 DOCVQA, SEED, VIZWIZ, GQA = (
     replace(BOARDS[name], questions=None) for name in ("docvqa", "seedbench_2_plus", "vizwiz", "gqa")
@@ -281,38 +278,11 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    assert check_file(DOCVQA, tmp_path).problems == ["is no file that holds something"]
+    assert check_file(DOCVQA, tmp_path).problems == [
+        "is no file that holds something; name the file that the board takes"
+    ]
     with pytest.raises(FileNotFoundError):
         check_file(DOCVQA, tmp_path / "nowhere")
-
-
-# --- questions --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("board", QUESTION_FILES)
-def test_a_boards_own_questions_are_read(tmp_path: Path, board: str) -> None:
-    ids = [question(board, n) for n in range(3)]
-    file = tmp_path / "questions.json"
-    for text in (QUESTION_FILES[board](ids), json.dumps(ids), "\n".join(map(str, ids))):
-        file.write_text(text, encoding="utf-8")
-        assert read_questions(BOARDS[board], file) == set(ids)
-
-
-def test_questions_of_a_table_and_of_lines_are_read(tmp_path: Path) -> None:
-    (tmp_path / "q.tsv").write_text("index\tquestion\n1\t?\n2\t?\n")
-    assert read_questions(TABLE, tmp_path / "q.tsv") == {1, 2}
-    (tmp_path / "q.jsonl").write_text('{"question_id": "7"}\n{"question_id": "8"}\n')
-    assert read_questions(SEED, tmp_path / "q.jsonl") == {"7", "8"}
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("", "no question"), ('[{"id": 1}]', "a question without"), ("x\n", "found 'x'"), ("[1", "cannot be read")],
-)
-def test_a_file_without_questions_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    (tmp_path / "q.json").write_text(text)
-    with pytest.raises(DamagedFileError, match=said):
-        read_questions(DOCVQA, tmp_path / "q.json")
 
 
 def test_a_file_of_four_times_the_rows_takes_no_more_than_that(tmp_path: Path) -> None:

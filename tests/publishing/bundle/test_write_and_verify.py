@@ -11,6 +11,7 @@ import pytest
 
 from plam_eval.harness.recompute import UnavailableError, find_task
 from plam_eval.harness.tasks import TASKS
+from plam_eval.publishing.bundle import write
 from plam_eval.publishing.bundle.archive import BundleError
 from plam_eval.publishing.bundle.scrub import Scrubber
 from plam_eval.publishing.bundle.verification import Verification
@@ -342,6 +343,18 @@ def test_sweeps_bring_their_settings_and_every_finished_cell(tmp_path: Path) -> 
     (tmp_path / "sweep" / "cells" / "plain" / "cell.json").write_text("{")
     with pytest.raises(BundleError, match="cell plain"):
         make_bundle([tmp_path / "sweep"], tmp_path / "b.zip")
+
+
+def test_a_record_larger_than_any_is_refused_and_not_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folders.write_scan(tmp_path / "scan")
+    made = make_bundle([tmp_path / "scan"], tmp_path / "b.zip")
+    assert members_of(made.path)["scans/01/curve.csv"]
+    monkeypatch.setattr(write, "_LARGEST_TEXT", 20)
+    with pytest.raises(BundleError, match=r"plateau\.yaml: is larger than 20 bytes"):
+        make_bundle([tmp_path / "scan"], tmp_path / "c.zip")
+    assert not (tmp_path / "c.zip").exists()
 
 
 def test_a_task_that_nobody_knows_is_recomputed_where_it_declares_a_mean(tmp_path: Path) -> None:
