@@ -199,6 +199,7 @@ class Steps:
             monkeypatch.setattr(os, name, call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("for_good", [False, True])
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_disk_that_is_full_at_any_write_leaves_nothing(
@@ -306,6 +307,7 @@ def killed(pair: Pair, out: Path, chosen: str) -> list[list[int]]:
     return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [False, True])
 def test_killed_anywhere_nothing_looks_finished_that_is_not(pair: Pair, tmp_path: Path, replaced: bool) -> None:
     out = tmp_path / "out"

@@ -158,6 +158,7 @@ print(resident("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     model, base = write_llama(tmp_path / "mllm", 1), write_llama(tmp_path / "base", 2)
