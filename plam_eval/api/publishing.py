@@ -155,11 +155,12 @@ def submit(
         SubmissionError: every reason why the answers cannot be handed in.
     """
     from plam_eval.publishing.boards import submission
+    from plam_eval.publishing.boards.table import board_named
 
     folders = [Path(folder) for folder in paths(runs)]
     if not folders:
         raise InputError("give run folders, or results files, to hand in")
-    boards = [submission.board_named(name) for name in dict.fromkeys(words_of(board))] if board is not None else []
+    boards = [board_named(name) for name in dict.fromkeys(words_of(board))] if board is not None else []
     return submission.submit(
         folders,
         boards=boards,
@@ -184,15 +185,11 @@ def check_submission(file: str | Path, board: str, *, questions: str | Path | No
     Raises:
         InputError: an unknown board. DamagedFileError: a file of questions without any. OSError: no such file.
     """
-    from plam_eval.publishing.boards import files as board_files
-    from plam_eval.publishing.boards import questions as question_tables
     from plam_eval.publishing.boards import submission
+    from plam_eval.publishing.boards.table import board_named
 
-    record = submission.board_named(board)
-    given = question_tables.read_board_questions(record, Path(questions)) if questions is not None else None
-    checked = board_files.check_file(record, Path(file), given.ids if given is not None else None)
-    checked.notes += given.notes if given is not None else ()
-    return checked
+    given = Path(questions) if questions is not None else None
+    return submission.check_submission(Path(file), board_named(board), given)
 
 
 @takes(runs=paths, file=PATH, hide=WORDS)

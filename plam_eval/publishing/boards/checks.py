@@ -27,8 +27,8 @@ class Row:
     values: Mapping[str, Any]
 
 
-class Findings:
-    """What is wrong with many rows, by kind: how many rows, and the first of them as examples."""
+class Tally:
+    """What there is to say of many rows, by kind: how many rows, and the first of them as examples."""
 
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}
@@ -38,7 +38,7 @@ class Findings:
         """One row more.
 
         Args:
-            kind: what is wrong, in words that hold for every such row.
+            kind: what there is to say, in words that hold for every such row.
             where: the row.
             what: what was found in it.
             count: how many rows it is.
@@ -85,7 +85,7 @@ def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable
         rows: the answers.
         questions: the ids that there are; None where only their number may be known.
     """
-    faults, notes, checked = Findings(), Findings(), Checked()
+    faults, notes, checked = Tally(), Tally(), Checked()
     names = [column.name for column in board.columns]
     places: dict[Hashable, str] = {}
     universe = None if questions is None else set(questions)
@@ -119,7 +119,7 @@ def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable
 
 
 def _check_number(
-    board: Board, count: int, places: Collection[Hashable], universe: set[Hashable] | None, faults: Findings
+    board: Board, count: int, places: Collection[Hashable], universe: set[Hashable] | None, faults: Tally
 ) -> None:
     if universe is not None:
         if missing := [name for name in universe if name not in places]:
@@ -131,7 +131,7 @@ def _check_number(
         faults.add("no answers", "the file holds none")
 
 
-def _check_value(board: Board, column: Column, row: Row, faults: Findings, notes: Findings) -> None:
+def _check_value(board: Board, column: Column, row: Row, faults: Tally, notes: Tally) -> None:
     """One value of a row: there, of its type, of its form, and nothing that a file or a reader would change."""
     name, is_answer = column.name, column is board.answer
     value = row.values.get(name)
@@ -162,7 +162,7 @@ def _check_value(board: Board, column: Column, row: Row, faults: Findings, notes
         faults.add(f"{name} written otherwise than the board has it", row.where, quoted(value))
 
 
-def _has_type(board: Board, column: Column, value: Any, where: str, faults: Findings, notes: Findings) -> bool:
+def _has_type(board: Board, column: Column, value: Any, where: str, faults: Tally, notes: Tally) -> bool:
     if type(value) is column.kind:
         return True
     if column.kind is str and board.form == "xlsx" and type(value) in (int, float):
@@ -173,7 +173,7 @@ def _has_type(board: Board, column: Column, value: Any, where: str, faults: Find
     return False
 
 
-def _check_text(board: Board, name: str, value: str, where: str, faults: Findings, notes: Findings) -> None:
+def _check_text(board: Board, name: str, value: str, where: str, faults: Tally, notes: Tally) -> None:
     if SURROGATE.search(value):
         faults.add(f"{name} with half of a surrogate pair, which no file of text holds", where)
     if CONTROL.search(value):

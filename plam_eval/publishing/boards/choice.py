@@ -14,7 +14,7 @@ from typing import Any
 from plam_eval.errors import quoted
 from plam_eval.harness import scoring
 from plam_eval.harness.choices import choices_of
-from plam_eval.publishing.boards.record import Board, Column, Line, Values, stripped
+from plam_eval.publishing.boards.record import Board, Column, Line, Together, Values, stripped
 
 # --- MMBench ----------------------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ def _present(value: Any) -> Any:
     return "" if value is None or value != value or value == "nan" else value
 
 
-def _mmbench_remarks(line: Line) -> Iterable[tuple[str, str]]:
+def _mmbench_notes(line: Line) -> Iterable[tuple[str, str]]:
     prompt = line.get("input")
     if isinstance(prompt, str) and prompt.startswith(_NAN) and not mmbench_entry(line)["hint"]:
         yield (
@@ -60,8 +60,8 @@ def _mmbench_remarks(line: Line) -> Iterable[tuple[str, str]]:
         )
 
 
-def _mmbench_together(chinese: bool) -> Any:
-    def check(rows: Values, known: bool) -> tuple[list[str], list[str]]:
+def _mmbench_together(chinese: bool) -> Together:
+    def check(rows: Values, compared: bool) -> tuple[list[str], list[str]]:
         indexed = [row for row in rows if type(row.get("index")) is int]
         names = ("index", "question", "prediction", *_LETTERS)
         problems = [f"no column {name}" for name in names if rows and all(name not in row for row in rows)]
@@ -75,7 +75,7 @@ def _mmbench_together(chinese: bool) -> Any:
             )
         if other := sorted({str(row["split"]) for row in indexed if row.get("split") not in (None, "", "test")}):
             problems.append(f"rows of the split {', '.join(other[:_EXAMPLES])}, expected test")
-        if not known:
+        if not compared:
             problems += [*_version_problems(indexed), *rotation_problems(indexed)]
         return problems, [_version(indexed)]
 
@@ -149,7 +149,7 @@ def _mmbench(language: str, md5: str) -> Board:
         order=("index", "g_index", "question", "answer", "prediction", *_TEXTS[1:]),
         question_ids=("index",),
         answers="without white space around them",
-        remarks=_mmbench_remarks,
+        notes=_mmbench_notes,
         together=_mmbench_together(language == "CN"),
         question_files=((md5, name),),
         rules=(
@@ -226,7 +226,7 @@ def _mmmu(line: Line) -> dict[str, Any]:
     return {"id": name, "answer": text.strip() if letter is None else letter}
 
 
-def _mmmu_remarks(line: Line) -> Iterable[tuple[str, str]]:
+def _mmmu_notes(line: Line) -> Iterable[tuple[str, str]]:
     name, letter, text = _mmmu_answer(line)
     if letter == "":
         yield _NO_LETTER, f"{name}, {quoted(text)}"
@@ -239,9 +239,9 @@ def _mmmu_remarks(line: Line) -> Iterable[tuple[str, str]]:
         )
 
 
-def _mmmu_subjects(rows: Values, known: bool) -> tuple[list[str], list[str]]:
+def _mmmu_subjects(rows: Values, compared: bool) -> tuple[list[str], list[str]]:
     """Ids of a subject that MMMU does not have, which its program does not know."""
-    odd = [] if known else [str(row.get("id")) for row in rows if _subject(row.get("id")) not in _SUBJECTS]
+    odd = [] if compared else [str(row.get("id")) for row in rows if _subject(row.get("id")) not in _SUBJECTS]
     return [f"ids of no subject of MMMU ({len(odd)}): {', '.join(odd[:_EXAMPLES])}"] if odd else [], []
 
 
@@ -261,7 +261,7 @@ def _mmmu_pro(name: str, *, vision: bool) -> Board:
     def read(line: Line) -> dict[str, Any]:
         return dict(zip(("id", "answer"), _mmmu_pro_letter(line, vision=vision), strict=True))
 
-    def remarks(line: Line) -> Iterable[tuple[str, str]]:
+    def notes(line: Line) -> Iterable[tuple[str, str]]:
         question, letter = _mmmu_pro_letter(line, vision=vision)
         if not letter:
             yield _NO_LETTER, f"{question}, {quoted(said(line))}"
@@ -281,7 +281,7 @@ def _mmmu_pro(name: str, *, vision: bool) -> Board:
         questions=1730,
         question_ids=("id",),
         answers="the letter that MMMU's rules read from them",
-        remarks=remarks,
+        notes=notes,
         together=_mmmu_subjects,
         rules=("say which setting, and whether the model was asked to think first",),
         server="none",
@@ -344,7 +344,7 @@ def _metadata(logged: Mapping[str, Any]) -> Any:
     return logged["metadata"] if "metadata" in logged else {k: v for k, v in logged.items() if k not in _OWN}
 
 
-def _mathvista_remarks(line: Line) -> Iterable[tuple[str, str]]:
+def _mathvista_notes(line: Line) -> Iterable[tuple[str, str]]:
     logged = _mathvista_entry(line)
     if not str(logged["extraction"]).strip():
         yield (
@@ -374,7 +374,7 @@ def _mathvista_board(split: str, questions: int, tasks: tuple[str, ...]) -> Boar
         questions=questions,
         split=split,
         question_ids=("pid",),
-        remarks=_mathvista_remarks,
+        notes=_mathvista_notes,
         rules=(
             "with the scores that calculate_score.py makes of it",
             "extractions are those of the judge that lmms-eval asked, which may be another than the authors'",
@@ -402,7 +402,7 @@ CHOICE_BOARDS: tuple[Board, ...] = (
         questions=10_500,
         question_ids=("id",),
         answers="the letter that MMMU's rules read from them; to open questions their text, which the board reads",
-        remarks=_mmmu_remarks,
+        notes=_mmmu_notes,
         together=_mmmu_subjects,
         rules=("every question: an answer that is absent is not counted, so that a file in part seems better",),
         server="closed",

@@ -13,7 +13,7 @@ from typing import Any
 
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import read_at_most
-from plam_eval.publishing.boards.checks import TABLES, Checked, Findings, Row, check_rows
+from plam_eval.publishing.boards.checks import TABLES, Checked, Row, Tally, check_rows
 from plam_eval.publishing.boards.record import Board
 
 LARGEST = 1 << 30
@@ -158,7 +158,7 @@ def _read_json(text: str, board: Board, faults: list[str]) -> list[Row]:
         what = "nothing" if not start else f"JSON or text that begins with {start!r}"
         faults.append(f"found {what}, expected {expected}" if text or not faults else "cannot be read")
         return []
-    decoder, rows, odd = _Decoder(), list[Row](), Findings()
+    decoder, rows, odd = _Decoder(), list[Row](), Tally()
     names = [column.name for column in board.columns if column is not board.id]
     in_lines = "\n" in text.strip()
     try:
@@ -185,7 +185,7 @@ def _read_json_lines(text: str, faults: list[str]) -> list[Row]:
     if text[_skip(text, 0) :][:1] == "[":
         faults.append("is a JSON list, expected one JSON object per line")
         return []
-    decoder, rows, odd = _Decoder(), list[Row](), Findings()
+    decoder, rows, odd = _Decoder(), list[Row](), Tally()
     lines = text.split("\n")
     for number, line in enumerate(lines, start=1):
         where = f"line {number}"
@@ -217,7 +217,7 @@ def _read_csv(text: str, board: Board, faults: list[str]) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if board.form == "tsv" else ",", strict=True)
     whole = {column.name for column in board.columns if column.kind is int}
     rows: list[Row] = []
-    odd = Findings()
+    odd = Tally()
     try:
         header = next(reader, [])
         _check_header(header, faults)
@@ -250,7 +250,7 @@ def _read_xlsx(content: bytes, faults: list[str]) -> list[Row]:
         faults.append(f"is no xlsx workbook: it begins with {quoted(begins)}, as a file of text; write it as xlsx")
         return []
     rows: list[Row] = []
-    odd = Findings()
+    odd = Tally()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:

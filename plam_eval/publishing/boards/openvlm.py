@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from plam_eval.publishing.boards.choice import FIRST_OF_V11, STEP, mmbench_entry, rotation_problems, said
-from plam_eval.publishing.boards.record import TABLE, Board, Column, Line, Table, Values, stripped
+from plam_eval.publishing.boards.record import TABLE, Board, Column, Line, Table, Together, Values, stripped
 
 _RULES = (
     "its own end of the name says the data set: hand it on as <model>_<data set>.xlsx",
@@ -54,10 +54,10 @@ def _mmbench_row(line: Line) -> dict[str, Any]:
     return {**values, "l2-category": values["L2-category"]}
 
 
-def _mmbench_together(new: bool) -> Callable[[Values, bool], tuple[list[str], list[str]]]:
-    def check(rows: Values, known: bool) -> tuple[list[str], list[str]]:
+def _mmbench_together(new: bool) -> Together:
+    def check(rows: Values, compared: bool) -> tuple[list[str], list[str]]:
         indexed = [row for row in rows if type(row.get("index")) is int]
-        problems = [] if known else rotation_problems(indexed)
+        problems = [] if compared else rotation_problems(indexed)
         if odd := [row["index"] for row in indexed if row.get("g_index") != row["index"] % STEP]:
             problems.append(f"g_index other than index % {STEP} ({len(odd)}): index {odd[0]}")
         largest = max((row["index"] % STEP for row in indexed), default=0)

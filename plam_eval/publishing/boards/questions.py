@@ -54,8 +54,8 @@ class Questions:
         right = [row for row in asked if _words(row.get("answer", "")) == _words(str(line.get("target")))]
         fitting = right if board.table.same_answer else right or asked
         if len(fitting) != 1:
-            found = "none" if not rows else "another question or answer" if not fitting else f"{len(fitting)} alike"
-            raise ValueError(f"found {found} in {board.table.name} for {quoted(key)}, expected the one that was asked")
+            what = "none" if not rows else "another question or answer" if not fitting else f"{len(fitting)} alike"
+            raise ValueError(f"found {what} in {board.table.name} for {quoted(key)}, expected the one that was asked")
         return {**line, TABLE: fitting[0]}
 
 

@@ -13,6 +13,8 @@ Values = Sequence[Mapping[str, Any]]
 """Rows of a file, column -> value."""
 TABLE = "row of the table"
 """Where `Board.read` finds the row of a file of questions that a line is of."""
+Together = Callable[[Values, bool], tuple[list[str], list[str]]]
+"""Values of all rows, and whether they were compared with the ids of all questions -> problems and notes."""
 Form = Literal["json list", "json object", "jsonl", "xlsx", "csv", "tsv"]
 
 SUFFIXES: dict[str, str] = {
@@ -95,7 +97,7 @@ class Board:
         encoding: of a file of text.
         answers: what becomes of an answer before it is written, in words; "" where it is written as it was logged.
         question_ids: where the board's own question file has its ids: under which names a question has its own.
-        remarks: a line of a sample log -> what is to be said of it beside its answer: a kind, in words that hold for
+        notes: a line of a sample log -> what is to be said of it beside its answer: a kind, in words that hold for
             every such line, and what is there. They are counted by kind.
         together: what speaks against all rows of a file together, and what there is to say of them; it is given their
             values, and whether the ids of all questions are known and were compared.
@@ -124,8 +126,8 @@ class Board:
     encoding: str = "utf-8"
     answers: str = ""
     question_ids: tuple[str, ...] = ("question_id", "questionId")
-    remarks: Callable[[Line], Iterable[tuple[str, str]]] = lambda line: ()
-    together: Callable[[Values, bool], tuple[list[str], list[str]]] = lambda rows, known: ([], [])
+    notes: Callable[[Line], Iterable[tuple[str, str]]] = lambda line: ()
+    together: Together = lambda rows, compared: ([], [])
     question_files: tuple[tuple[str, str], ...] = ()
     table: Table | None = None
     by_name: bool = False

@@ -24,7 +24,7 @@ from plam_eval.harness.run_files import (
     samples_file,
 )
 from plam_eval.harness.tasks import filters_of
-from plam_eval.publishing.boards.checks import CONTROL, EXAMPLES, SURROGATE, Checked, Findings, Row, as_id, check_rows
+from plam_eval.publishing.boards.checks import CONTROL, EXAMPLES, SURROGATE, Checked, Row, Tally, as_id, check_rows
 from plam_eval.publishing.boards.questions import Questions
 from plam_eval.publishing.boards.record import Board
 
@@ -179,16 +179,16 @@ def read_answers(
         answers.checked.problems = [*faults, f"a log does not hold all that VLMEvalKit reads: {remedy}"]
         return answers
     universe = questions.ids if questions is not None else None
-    findings, mended = Findings(), Findings()
-    lines = _read_log(answers, findings)
-    rows = [_row(board, number, line, questions, findings, mended) for number, line in lines]
+    problems, mended = Tally(), Tally()
+    lines = _read_log(answers, problems)
+    rows = [_row(board, number, line, questions, problems, mended) for number, line in lines]
     rows_made = [row for row in rows if row is not None]
-    _check_documents(run, task, [line["doc_id"] for _, line in lines], findings)
+    _check_documents(run, task, [line["doc_id"] for _, line in lines], problems)
     if blank_invalid:
         _blank(board, rows_made, mended)
     answers.rows = [row.values for row in rows_made]
     checked = check_rows(board, rows_made, universe)
-    checked.problems = [*faults, *findings.lines(), *checked.problems]
+    checked.problems = [*faults, *problems.lines(), *checked.problems]
     about = questions.notes if questions is not None else ()
     checked.notes = [*run.notes, *notes, *about, *mended.lines(), *checked.notes]
     if universe is None and board.questions is None:
@@ -255,7 +255,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _read_log(answers: Answers, findings: Findings) -> list[tuple[int, dict[str, Any]]]:
+def _read_log(answers: Answers, problems: Tally) -> list[tuple[int, dict[str, Any]]]:
     """The lines of a log, one per document, those of the task's first filter; by the number of the line."""
     filters = len(filters_of(answers.run.task_config(answers.task)))
     first: dict[Any, tuple[int, dict[str, Any]]] = {}
@@ -265,15 +265,15 @@ def _read_log(answers: Answers, findings: Findings) -> list[tuple[int, dict[str,
             try:
                 sample = _sample(line)
             except (ValueError, RecursionError) as error:
-                findings.add("no line of a sample log; copy it again, or run again", f"line {number}", f"{error}"[:160])
+                problems.add("no line of a sample log; copy it again, or run again", f"line {number}", f"{error}"[:160])
                 continue
             counts[sample["doc_id"]] += 1
             first.setdefault(sample["doc_id"], (number, sample))
     except RecordError as error:
-        findings.add("the log cannot be read", answers.log.name, str(error))
+        problems.add("the log cannot be read", answers.log.name, str(error))
     for document, count in counts.items():
         if count != filters:
-            findings.add(
+            problems.add(
                 f"another number of lines of one document, expected {filters}; two runs that started in one second "
                 "write into one log: run again",
                 f"document {document}",
@@ -293,7 +293,7 @@ def _sample(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     try:
-        sample = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        sample = json.loads(text, object_pairs_hook=_object)  # NaN in a score does no harm; as an answer it is no text
     except json.JSONDecodeError as error:
         raise ValueError(f"not whole JSON: {error}") from error
     document = sample.get("doc_id") if isinstance(sample, dict) else None
@@ -314,34 +314,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _no_constant(word: str) -> float:
-    """NaN in a score that nobody asks for does no harm; in an answer it is refused, being no text."""
-    return float(word.replace("Infinity", "inf"))
-
-
 def _row(
     board: Board,
     number: int,
     line: dict[str, Any],
     questions: Questions | None,
-    findings: Findings,
-    mended: Findings,
+    problems: Tally,
+    mended: Tally,
 ) -> Row | None:
-    """What a board takes of a line; None, with the reason in `findings`, where it has none."""
+    """What a board takes of a line; None, with the reason in `problems`, where it has none."""
     where = f"line {number}, document {line['doc_id']}"
     responses = line.get("filtered_resps")
     if isinstance(responses, list) and len(responses) > 1:
-        findings.add("several responses to one document; a board takes one", where, f"{len(responses)}")
+        problems.add("several responses to one document; a board takes one", where, f"{len(responses)}")
         return None
     try:
         whole = questions.completed(board, line) if questions is not None else line
         logged = board.read(whole)
-        remarks = list(board.remarks(line))
+        notes = list(board.notes(line))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error)
-        findings.add(f"nothing to read for {board.name}: of another task, or another version of lmms-eval", where, said)
+        problems.add(f"nothing to read for {board.name}: of another task, or another version of lmms-eval", where, said)
         return None
-    for kind, what in remarks:
+    for kind, what in notes:
         mended.add(kind, where, what)
     values: dict[str, Any] = {}
     for column in board.columns:
@@ -356,12 +351,12 @@ def _row(
             else:
                 values[column.name] = column.canonical(value)
         except (ValueError, TypeError) as error:
-            findings.add(f"no {column.name} that can be written", where, str(error))
+            problems.add(f"no {column.name} that can be written", where, str(error))
             return None
     return Row(where, values)
 
 
-def _text(board: Board, name: str, value: Any, where: str, mended: Findings) -> str:
+def _text(board: Board, name: str, value: Any, where: str, mended: Tally) -> str:
     """A text that every file of text holds."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         mended.add(f"{name} logged as a number, written as text", where, quoted(value))
@@ -377,7 +372,7 @@ def _text(board: Board, name: str, value: Any, where: str, mended: Findings) -> 
     return re.sub(r"\r\n?", "\n", value) if board.form == "xlsx" else value
 
 
-def _blank(board: Board, rows: list[Row], mended: Findings) -> None:
+def _blank(board: Board, rows: list[Row], mended: Tally) -> None:
     """Make answers outside the form empty: a board counts them as wrong."""
     column = board.answer
     for number, row in enumerate(rows):
@@ -387,7 +382,7 @@ def _blank(board: Board, rows: list[Row], mended: Findings) -> None:
             rows[number] = Row(row.where, {**row.values, column.name: ""})
 
 
-def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], findings: Findings) -> None:
+def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], problems: Tally) -> None:
     """Whether the log has every document that the results are of, and no other."""
     original = run.documents(task)
     if original is None or original != int(original) or not 0 <= original < 2**40:
@@ -395,9 +390,9 @@ def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], findin
     seen = set(documents)
     numbers = {document for document in seen if isinstance(document, int) and 0 <= document < original}
     if others := sorted(seen - numbers, key=str):
-        findings.add(f"documents beyond the task's {original:g}", quoted(others[0]), count=len(others))
+        problems.add(f"documents beyond the task's {original:g}", quoted(others[0]), count=len(others))
     if missing := int(original) - len(numbers):
         absent = (number for number in range(int(original)) if number not in numbers)
         shown = ", ".join(str(number) for number, _ in zip(absent, range(EXAMPLES), strict=False))
         remedy = "copy the log again, or run again"
-        findings.add(f"documents missing in the log, of {original:g}; {remedy}", f"document {shown}", count=missing)
+        problems.add(f"documents missing in the log, of {original:g}; {remedy}", f"document {shown}", count=missing)

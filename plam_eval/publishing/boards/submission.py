@@ -19,12 +19,12 @@ from plam_eval.files import check_writable, read_json, sha256_of_file, write_in_
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import date_of
 from plam_eval.provenance import versions
-from plam_eval.publishing.boards.checks import check_rows
-from plam_eval.publishing.boards.files import read_rows, write_rows
+from plam_eval.publishing.boards.checks import Checked, check_rows
+from plam_eval.publishing.boards.files import check_file, read_rows, write_rows
 from plam_eval.publishing.boards.questions import read_board_questions
 from plam_eval.publishing.boards.record import Board
 from plam_eval.publishing.boards.run_answers import Answers, SourceRun, open_run, read_answers
-from plam_eval.publishing.boards.table import BOARDS, boards_of, without_board
+from plam_eval.publishing.boards.table import boards_of, without_board
 
 ABOUT = ".about.json"
 """Ending of the file that says what a submission was made of; the submission itself names no model."""
@@ -126,6 +126,24 @@ def submit(
         raise SubmissionError(*problems)
     _note_differences(prepared)
     return [_write(answers, universe) for answers in prepared]
+
+
+def check_submission(file: Path, board: Board, questions: Path | None = None) -> Checked:
+    """What a board would say to a file that was made anywhere.
+
+    Args:
+        file: the file.
+        board: the board.
+        questions: the board's own file of questions, whose ids are then all that there are.
+
+    Raises:
+        DamagedFileError: a file of questions without any.
+        OSError: a file cannot be read.
+    """
+    given = read_board_questions(board, questions) if questions is not None else None
+    checked = check_file(board, file, given.ids if given is not None else None)
+    checked.notes += given.notes if given is not None else ()
+    return checked
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -286,17 +304,3 @@ def _about(answers: Answers, file: Path, sha256: str, before: str | None) -> dic
         "versions": versions(),
         "notes": answers.checked.notes,
     }
-
-
-def board_named(name: str) -> Board:
-    """The board of a name.
-
-    Args:
-        name: as `--board` takes it.
-
-    Raises:
-        InputError: there is none; the message names the nearest.
-    """
-    if name not in BOARDS:
-        raise InputError(f"found board {quoted(name)}; {hint(name, BOARDS)}")
-    return BOARDS[name]

@@ -1,4 +1,4 @@
-"""What is known of leaderboards: one record per board, and no more. `board_files` and `submission` go by it.
+"""What is known of leaderboards: one record per board, and no more: reading, checking and writing go by it.
 
 A record says which file a board takes, how its questions are named, which answers it accepts, and whether somebody
 still reads the file. What nobody has published, such as how many questions there are, is None, and not guessed.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from plam_eval.errors import InputError, hint, quoted
 from plam_eval.harness import scoring
 from plam_eval.publishing.boards.choice import CHOICE_BOARDS
 from plam_eval.publishing.boards.openvlm import OPENVLM_BOARDS
@@ -231,6 +232,20 @@ def boards_of(task: str) -> list[Board]:
         task: its name.
     """
     return [board for board in BOARDS.values() if task in board.tasks and not board.by_name]
+
+
+def board_named(name: str) -> Board:
+    """The board of a name.
+
+    Args:
+        name: as `--board` takes it.
+
+    Raises:
+        InputError: there is none; the message names the nearest.
+    """
+    if name not in BOARDS:
+        raise InputError(f"found board {quoted(name)}; {hint(name, BOARDS)}")
+    return BOARDS[name]
 
 
 def without_board(task: str) -> str:
