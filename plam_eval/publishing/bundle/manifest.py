@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -18,6 +21,8 @@ FORMAT: Literal[1] = 1
 """Version of the form."""
 LARGEST = 1 << 26
 """Bytes of a manifest."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class _Strict(BaseModel):
@@ -112,6 +117,16 @@ class Manifest(_Strict):
     task_files: dict[str, TaskFile]
     anonymous: bool
     notes: list[str]
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a task's configuration as results have it, without the addresses of functions in memory.
+
+    Args:
+        config: the configuration.
+    """
+    text = json.dumps(config, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(_ADDRESS.sub("", text).encode()).hexdigest()
 
 
 def parse_manifest(text: bytes, origin: str) -> Manifest:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Metric:
+class CheckedMetric:
     """One metric of a run.
 
     Attributes:
@@ -31,7 +31,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Answers:
+class CheckedAnswers:
     """The answers to one task of a run.
 
     Attributes:
@@ -69,8 +69,8 @@ class Verification:
     path: Path
     sha256: str
     problems: list[str] = field(default_factory=list)
-    metrics: list[Metric] = field(default_factory=list)
-    answers: list[Answers] = field(default_factory=list)
+    metrics: list[CheckedMetric] = field(default_factory=list)
+    answers: list[CheckedAnswers] = field(default_factory=list)
     unverified: list[str] = field(default_factory=list)
 
     @property

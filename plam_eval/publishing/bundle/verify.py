@@ -27,9 +27,16 @@ from plam_eval.harness.recompute import (
 from plam_eval.harness.run_files import RECORD_KEY, check_results, expected_documents, samples_by_filter
 from plam_eval.harness.task_row import entries_of
 from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive
-from plam_eval.publishing.bundle.manifest import LARGEST, NAME, BundledRun, BundledTask, Manifest, parse_manifest
-from plam_eval.publishing.bundle.verification import Answers, Metric, Verification
-from plam_eval.publishing.bundle.write import config_digest
+from plam_eval.publishing.bundle.manifest import (
+    LARGEST,
+    NAME,
+    BundledRun,
+    BundledTask,
+    Manifest,
+    config_digest,
+    parse_manifest,
+)
+from plam_eval.publishing.bundle.verification import CheckedAnswers, CheckedMetric, Verification
 from plam_eval.spec import SpecError, load_spec
 
 Sample = Mapping[str, Any]
@@ -198,7 +205,7 @@ class _Task:
     # --- metrics ---
 
     def _metrics(self, by_filter: Sequence[Sequence[Sample]], stock: StockTask | None, why: str) -> dict[str, float]:
-        stored = numbers_of((self.results.get("results") or {}).get(self.task))
+        stored = _numbers_of((self.results.get("results") or {}).get(self.task))
         by_stock: dict[str, float] = {}
         failures: dict[str, str] = {}
         if stock is not None:
@@ -224,9 +231,9 @@ class _Task:
         by_stock: Mapping[str, float],
         by_row: Mapping[str, float],
         why: str,
-    ) -> Metric:
-        def row(recomputed: float | None, equal: bool | None, how: str) -> Metric:
-            return Metric(self.run.label, self.task, metric, stored, recomputed, equal, how)
+    ) -> CheckedMetric:
+        def row(recomputed: float | None, equal: bool | None, how: str) -> CheckedMetric:
+            return CheckedMetric(self.run.label, self.task, metric, stored, recomputed, equal, how)
 
         if metric in by_stock:
             value = by_stock[metric]
@@ -283,8 +290,8 @@ class _Task:
             how = f"{how}; lmms-eval {self.other_version} made them, and {installed_version()} scores some otherwise"
             reasons[f"lmms-eval {self.other_version} made them; {words[0]}"] += sum(map(len, differing.values()))
             words = ()
-        found = Answers(self.run.label, self.task, len(samples), counts["checked"], words, counts["drawn"], how)
-        self.done.answers.append(found)
+        row = CheckedAnswers(self.run.label, self.task, len(samples), counts["checked"], words, counts["drawn"], how)
+        self.done.answers.append(row)
         name = f"{self.run.label}, {self.task}"
         self.done.unverified += [f"{name}: the answers to {n} documents ({reason})" for reason, n in reasons.items()]
         if document_of is None:
@@ -351,19 +358,19 @@ def _verify_groups(
     """Metrics of groups: means over those of their tasks."""
     groups = {name: values for name, values in (results.get("results") or {}).items() if name not in configs}
     for group, values in groups.items():
-        for metric, stored in numbers_of(values).items():
-            parts = [(values_of[metric], run.tasks[task].documents) for task, values_of in recomputed.items()
+        for metric, stored in _numbers_of(values).items():
+            of_tasks = [(values_of[metric], run.tasks[task].documents) for task, values_of in recomputed.items()
                      if metric in values_of and task in _members(results, group)]  # fmt: skip
-            weighted = weighted_by_size(group) if parts and "_stderr" not in metric else None
+            weighted = weighted_by_size(group) if of_tasks and "_stderr" not in metric else None
             if weighted is None:
                 why = "the group is not installed, or how it is taken of its tasks is not known"
-                done.metrics.append(Metric(run.label, group, metric, stored, None, None, why))
+                done.metrics.append(CheckedMetric(run.label, group, metric, stored, None, None, why))
                 done.unverified.append(f"{run.label}, {group}: {metric} ({why})")
                 continue
-            weights = [count if weighted else 1 for _, count in parts]
-            value = sum(each * weight for (each, _), weight in zip(parts, weights, strict=True)) / sum(weights)
+            weights = [count if weighted else 1 for _, count in of_tasks]
+            value = sum(each * weight for (each, _), weight in zip(of_tasks, weights, strict=True)) / sum(weights)
             how = f"the mean over its {'documents' if weighted else 'tasks'}"
-            done.metrics.append(Metric(run.label, group, metric, stored, value, same_number(value, stored), how))
+            done.metrics.append(CheckedMetric(run.label, group, metric, stored, value, same_number(value, stored), how))
 
 
 def _members(results: Mapping[str, Any], group: str) -> set[str]:
@@ -379,12 +386,8 @@ def _members(results: Mapping[str, Any], group: str) -> set[str]:
     return members
 
 
-def numbers_of(values: Any) -> dict[str, float]:
-    """The metrics with a value among what results hold for a task, by "metric,filter".
-
-    Args:
-        values: what they hold.
-    """
+def _numbers_of(values: Any) -> dict[str, float]:
+    """The metrics with a value among what results hold for a task, by "metric,filter"."""
     pairs = values.items() if isinstance(values, Mapping) else ()
     return {
         str(name): float(value)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ from plam_eval.publishing.bundle.manifest import (
     BundledTask,
     Manifest,
     TaskFile,
+    config_digest,
     parse_manifest,
 )
 from plam_eval.publishing.bundle.readme import readme_of
 from plam_eval.publishing.bundle.scrub import Scrubber
 
 _LARGEST_TEXT = 1 << 24  # bytes of a plateau.yaml or a curve
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SHOWN = 200  # lines of a log of which something was left out that are named one by one
 
 
@@ -320,23 +320,13 @@ class _Hashed:
         return line
 
 
-def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of a task's configuration as results have it, without the addresses of functions in memory.
-
-    Args:
-        config: the configuration.
-    """
-    text = json.dumps(config, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(_ADDRESS.sub("", text).encode()).hexdigest()
-
-
 def _task_files(names: Sequence[str]) -> dict[str, TaskFile]:
     manager = lookup.task_manager()
-    found: dict[str, TaskFile] = {}
+    files: dict[str, TaskFile] = {}
     for name in names:
         digest, paths = hashlib.sha256(), lookup.yaml_files(manager, name)
         for path in paths:
             digest.update(path.read_bytes())
         if paths:
-            found[name] = TaskFile(sha256=digest.hexdigest(), files=len(paths))
-    return found
+            files[name] = TaskFile(sha256=digest.hexdigest(), files=len(paths))
+    return files
