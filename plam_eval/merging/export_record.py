@@ -14,6 +14,9 @@ from plam_eval.files import read_json, write_json
 FILE = "plam_export.json"
 """Its name in the folder of the export."""
 
+How = Literal["copied", "merged", "converted"]
+"""How a file of an export came about: see `ExportedFile`."""
+
 FORMAT: Literal[1] = 1
 """Version of the record's form."""
 
@@ -34,7 +37,7 @@ class ExportedFile(_Strict):
 
     sha256: str
     bytes: int
-    how: Literal["copied", "merged", "converted"]
+    how: How
 
 
 class ExportRecord(_Strict):

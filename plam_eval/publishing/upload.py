@@ -54,12 +54,12 @@ def check_push(repository: str, *, public: bool = False) -> None:
         who = api.whoami()
         _check_owner(repository, who)
         try:
-            there = api.repo_info(repository)
+            info = api.repo_info(repository)
         except errors.GatedRepoError:
             raise
         except errors.RepositoryNotFoundError:
             return
-    if there.private is False and not public:
+    if info.private is False and not public:
         raise UploadError(
             f"{repository} is there already, and public; give --public if everybody may read what is pushed, or name "
             "another repository"
@@ -203,8 +203,8 @@ def _check_files(folder: Path, record: ExportRecord) -> None:
 
 def _check_nothing_else(api: HfApi, repository: str, record: ExportRecord) -> None:
     """Raises UploadError where a repository holds weights that would stay beside those of the export."""
-    there = api.list_repo_files(repository)
-    others = sorted(name for name in there if name.endswith(_WEIGHTS) and name not in record.files)
+    names = api.list_repo_files(repository)
+    others = sorted(name for name in names if name.endswith(_WEIGHTS) and name not in record.files)
     if others:
         shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise UploadError(
@@ -235,8 +235,8 @@ def _in_our_words(repository: str) -> Iterator[None]:
     except (UploadError, CheckpointError):
         raise
     except Exception as error:
-        known = isinstance(error, (errors.HfHubHTTPError, errors.HFValidationError, ValueError, OSError))
-        if not known and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+        expected = isinstance(error, (errors.HfHubHTTPError, errors.HFValidationError, ValueError, OSError))
+        if not expected and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
         raise UploadError(upload_refusal(repository, error)) from None
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +26,13 @@ from plam_eval.errors import ExportError
 from plam_eval.files import sha256_of_file, write_json
 from plam_eval.merging.arithmetic import Buffers, LayerChanges, merge_tensor, read_operand
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord
+from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord, How
 from plam_eval.merging.plan import PlannedTensor, Problems
 from plam_eval.merging.report import MergeReport
 from plam_eval.provenance import describe_checkpoint, versions
+from plam_eval.publishing.card.licences import README
 from plam_eval.publishing.card.model_card import model_card
-from plam_eval.publishing.checkpoint.output_folder import CARD, built, sync
+from plam_eval.publishing.checkpoint.output_folder import built, sync
 from plam_eval.publishing.checkpoint.plan import ExportPlan, as_safetensors, plan_export, raise_any, tensors_of
 from plam_eval.publishing.checkpoint.weight_writer import (
     Place,
@@ -123,8 +124,8 @@ def export_checkpoint(
             results=plan.results,
             repository=push_to_hub,
         )
-        (folder / CARD).write_text(card, encoding="utf-8")
-        for name in (FILE, CARD):
+        (folder / README).write_text(card, encoding="utf-8")
+        for name in (FILE, README):
             sync(folder / name)
     address = None
     if push_to_hub is not None:
@@ -139,8 +140,6 @@ def export_checkpoint(
 
 
 # ---- doing it --------------------------------------------------------------------------------------------------------
-
-How = Literal["copied", "merged", "converted"]
 
 
 def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:

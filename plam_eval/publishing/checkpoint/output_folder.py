@@ -13,8 +13,8 @@ from plam_eval.errors import ExportError, FolderError, PlamError
 from plam_eval.files import MARKER, check_own, check_writable, locked, remove_own
 from plam_eval.hub import in_words
 from plam_eval.merging.export_record import FILE, read_export_record
+from plam_eval.publishing.card.licences import README
 
-CARD = "README.md"
 _LOCK = ".lock"
 _CONTENT, _REPLACED = "content", "replaced"
 _MARGIN = 1 << 20  # bytes that the record, the card and the file system's own records take
@@ -86,7 +86,7 @@ def _check_place(output: Path, overwrite: bool) -> None:
         raise FolderError(f"{output}: holds something that is no export, and is not overwritten; name another output")
     if not overwrite:
         raise FolderError(f"{output}: an export is there; name another output, or replace it with --overwrite")
-    written = {FILE, CARD, *read_export_record(output).files}
+    written = {FILE, README, *read_export_record(output).files}
     files = (path.relative_to(output) for path in output.rglob("*") if path.is_symlink() or not path.is_dir())
     others = sorted(str(file) for file in files if file.as_posix() not in written and file.parts[0] not in _OF_OTHERS)
     if others:

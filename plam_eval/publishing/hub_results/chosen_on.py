@@ -70,15 +70,15 @@ def _of_the_sweep(run: Run, task: str) -> tuple[list[str], list[str]]:
             "the run lies in no sweep's folder, so whether its weights were chosen on these documents is not checked"
         ]
     try:
-        found_by = findings.read_findings(folder)
+        swept = findings.read_findings(folder)
     except (ValueError, EvaluationError, OSError) as error:
         return [
             f"lies in the folder of a sweep that cannot be read ({error}), so what it was chosen on is not known"
         ], []
-    chosen = found_by.selection
+    chosen = swept.selection
     if chosen is None or chosen.tried < 2:
         return [], []
-    own = next((name for name, other in found_by.runs.items() if other.file.resolve() == run.file.resolve()), None)
+    own = next((name for name, other in swept.runs.items() if other.file.resolve() == run.file.resolve()), None)
     if own == PLAIN or task not in chosen.chosen_on:
         return [], []
     if own != chosen.cell:

@@ -150,16 +150,16 @@ def read_repository(name: str) -> ModelRepository:
         why = upload_refusal(name, error)
         return ModelRepository(name, offline=why, notes=[_unseen(name, why)])
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
-    there = ModelRepository(name, exists=True, commit=info.sha, files=files)
+    remote = ModelRepository(name, exists=True, commit=info.sha, files=files)
     if FILE not in files:
-        there.notes.append(f"{name} holds no {FILE}, so nothing ties these runs to its model but your word")
-        return there
+        remote.notes.append(f"{name} holds no {FILE}, so nothing ties these runs to its model but your word")
+        return remote
     try:
         file, _ = hub.small_file(name, FILE, info.sha, _LARGEST_RECORD)
-        there.record = read_export_record(file.parent)
+        remote.record = read_export_record(file.parent)
     except (hub.HubError, CheckpointError) as error:
         raise RepositoryError(f"{name}: {error}") from error
-    return there
+    return remote
 
 
 def _unseen(name: str, why: str) -> str:

@@ -20,6 +20,7 @@ from plam_eval.evaluation import records
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.publishing import upload
 from plam_eval.publishing.boards.run_answers import faults_of_run, open_run
+from plam_eval.publishing.card.licences import README
 from plam_eval.publishing.hub_results.benchmarks import Benchmark, benchmark_of
 from plam_eval.publishing.hub_results.chosen_on import chosen_on
 from plam_eval.publishing.hub_results.reported_score import FRACTION, PERCENT, SCALES, ReportedScore
@@ -28,8 +29,6 @@ from plam_eval.yaml_reader import parse_yaml
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
-
-README = "README.md"
 
 _LEAST = 3  # results on a board that say which scale it has
 _TYPE = "image-text-to-text"
@@ -96,24 +95,24 @@ def hub_results(
     _check_options(repository, scale, dataset, task_id, source_url)
     if push:
         upload.check_push(repository, public=True)
-    there = read_repository(repository)
-    if push and not there.exists:
+    remote = read_repository(repository)
+    if push and not remote.exists:
         raise HubResultsError(f"{repository}: the hub has no such repository; push the model first, or check the name")
     problems: list[str] = []
-    done = HubResults(repository, notes=list(there.notes))
-    results = _results(runs, task, _named(dataset, task_id), there, problems, done.notes)
-    entries = _entries(results, scale, source_url, there, problems, done.notes)
+    done = HubResults(repository, notes=list(remote.notes))
+    results = _results(runs, task, _named(dataset, task_id), remote, problems, done.notes)
+    entries = _entries(results, scale, source_url, remote, problems, done.notes)
     if problems:
         raise HubResultsError(*dict.fromkeys(problems))
     for path, own in entries.items():
-        done.files[path] = _merged_entries(path, own, there, done.replaced)
+        done.files[path] = _merged_entries(path, own, remote, done.replaced)
     if cards := _card_results(results, scale, source_url, problems):
-        done.files[README] = _merged_card(cards, there, done)
+        done.files[README] = _merged_card(cards, remote, done)
     if problems:
         raise HubResultsError(*dict.fromkeys(problems))
     done.notes[:] = dict.fromkeys(done.notes)
     if push:
-        done.pushed = upload.push_files(repository, done.files, parent=there.commit, message="Evaluation results")
+        done.pushed = upload.push_files(repository, done.files, parent=remote.commit, message="Evaluation results")
     return done
 
 
@@ -148,7 +147,7 @@ def _results(
     runs: Sequence[Path],
     task: str | None,
     named: Benchmark | None,
-    there: ModelRepository,
+    remote: ModelRepository,
     problems: list[str],
     notes: list[str],
 ) -> list[ReportedScore]:
@@ -164,7 +163,7 @@ def _results(
         if task is not None and task not in run.tasks:
             problems.append(f"{run.file} has no task {quoted(task)}; it has {', '.join(run.tasks)}")
             continue
-        problem, spec = there.tie(run)
+        problem, spec = remote.tie(run)
         if problem:
             problems.append(f"{run.file}: {problem}")
         for name in [task] if task is not None else run.tasks:
@@ -203,7 +202,7 @@ def _entries(
     results: Iterable[ReportedScore],
     scale: str | None,
     source_url: str | None,
-    there: ModelRepository,
+    remote: ModelRepository,
     problems: list[str],
     notes: list[str],
 ) -> dict[str, list[EvalResultEntry]]:
@@ -224,7 +223,7 @@ def _entries(
             )
             continue
         (result,) = several
-        problem, chosen = _scale(dataset, scale, there, notes)
+        problem, chosen = _scale(dataset, scale, remote, notes)
         if problem or chosen is None:
             problems.append(f"{result.where}: {problem}")
             continue
@@ -251,14 +250,17 @@ def _entries(
     return files
 
 
-def _scale(dataset: str, given: str | None, there: ModelRepository, notes: list[str]) -> tuple[str, str | None]:
+def _scale(dataset: str, given: str | None, remote: ModelRepository, notes: list[str]) -> tuple[str, str | None]:
     """("", scale) of a benchmark's board, or of what was given; (why, None) where nothing says it for sure."""
-    if there.offline:
+    if remote.offline:
         if given is None:
-            return f"the scale of {dataset} cannot be asked ({there.offline}): look at its board, and say --scale", None
-        notes.append(f"the scale of {dataset} is as given ({given}); its board was not asked ({there.offline})")
+            return (
+                f"the scale of {dataset} cannot be asked ({remote.offline}): look at its board, and say --scale",
+                None,
+            )
+        notes.append(f"the scale of {dataset} is as given ({given}); its board was not asked ({remote.offline})")
         return "", given
-    values, why = there.board(dataset)
+    values, why = remote.board(dataset)
     asked, seen = scale_of(values)
     if asked is None:
         why = why or seen
@@ -292,13 +294,13 @@ def scale_of(values: Sequence[float]) -> tuple[str | None, str]:
     return None, f"its board has {seen}, so results of two scales"
 
 
-def _merged_entries(path: str, own: Sequence[EvalResultEntry], there: ModelRepository, replaced: list[str]) -> str:
+def _merged_entries(path: str, own: Sequence[EvalResultEntry], remote: ModelRepository, replaced: list[str]) -> str:
     """The content of a file: what is there, entry by entry, and ours in place of the same dataset and task."""
     from huggingface_hub import eval_result_entries_to_yaml, parse_eval_result_entries
 
     keys = {(entry.dataset_id, entry.task_id) for entry in own}
     kept = []
-    for entry in there.entries(path):
+    for entry in remote.entries(path):
         fields = entry["dataset"]
         if (fields["id"], fields["task_id"]) in keys:
             verified = " (which was verified)" if entry.get("verifyToken") else ""
@@ -358,20 +360,20 @@ def _same(row: EvalResult) -> tuple[Any, ...]:
     return (*row.unique_identifier, row.metric_type, row.metric_name)
 
 
-def _merged_card(own: Sequence[EvalResult], there: ModelRepository, done: HubResults) -> str:
+def _merged_card(own: Sequence[EvalResult], remote: ModelRepository, done: HubResults) -> str:
     """The card of the repository with our rows in its `model-index`; its text stays as it is."""
     from huggingface_hub import ModelCard
 
-    text = there.text(README)
+    text = remote.text(README)
     if text is None:
         done.notes.append(
-            f"{README}: only its front matter is shown" if there.offline else f"{README}: there is none yet"
+            f"{README}: only its front matter is shown" if remote.offline else f"{README}: there is none yet"
         )
     try:
         card = ModelCard(text if text is not None else "---\n{}\n---\n")
     except Exception as error:  # of yaml, or of what the front matter holds
         raise HubResultsError(
-            f"{README} of {there.name} cannot be read ({first_line(error)}); mend it there"
+            f"{README} of {remote.name} cannot be read ({first_line(error)}); mend it there"
         ) from error
     data: Any = card.data  # of a model's card
     before, keys = list(data.eval_results or []), {_same(row) for row in own}
@@ -382,13 +384,13 @@ def _merged_card(own: Sequence[EvalResult], there: ModelRepository, done: HubRes
     ]
     kept = [row for row in before if _same(row) not in keys]
     data.eval_results = [*kept, *(_in_its_group(row, kept) for row in own)]
-    data.model_name = data.model_name or there.name.partition("/")[2]
+    data.model_name = data.model_name or remote.name.partition("/")[2]
     content = str(card)
     again: Any = ModelCard(content)
     alike = sorted(map(repr, again.data.eval_results or [])) == sorted(map(repr, data.eval_results))
     if not alike or again.text != card.text:
         raise HubResultsError(
-            f"{README} of {there.name}: its model-index has rows of one dataset under several names or sources, which "
+            f"{README} of {remote.name}: its model-index has rows of one dataset under several names or sources, which "
             "huggingface_hub cannot write back as they are; mend it there"
         )
     return content

@@ -20,7 +20,7 @@ from plam_eval.errors import ExportError, InputError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, read_export_record
 from plam_eval.merging.merge import merge_in_place
-from plam_eval.publishing.checkpoint.output_folder import CARD
+from plam_eval.publishing.card.licences import README
 from plam_eval.spec import load_spec
 from tests.helpers.commands import command_line
 from tests.helpers.hub import sha256
@@ -96,7 +96,7 @@ def test_untouched_shards_are_the_same_files_and_the_record_names_every_one(tmp_
     done = export(model, None, tmp_path / "out", base=base, layers=LAYERS)
     out, record = tmp_path / "out", read_export_record(tmp_path / "out")
     assert record == done.record
-    assert {path.name for path in out.iterdir()} == {FILE, CARD, *record.files}
+    assert {path.name for path in out.iterdir()} == {FILE, README, *record.files}
     for name, file in record.files.items():
         assert (file.sha256, file.bytes) == (sha256(out / name), (out / name).stat().st_size)
         if file.how == "copied":

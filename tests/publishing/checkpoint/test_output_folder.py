@@ -18,7 +18,7 @@ from plam_eval import export
 from plam_eval.errors import ExportError, FolderError
 from plam_eval.files import locked
 from plam_eval.merging.export_record import FILE, read_export_record
-from plam_eval.publishing.checkpoint.output_folder import CARD
+from plam_eval.publishing.card.licences import README
 from tests.helpers.hub import sha256
 from tests.helpers.llamas import Pair, shard, write_llama
 from tests.helpers.paths import ROOT
@@ -39,7 +39,7 @@ def write(pair: Pair, output: Path, **given: Any) -> Path:
 
 def is_complete(folder: Path) -> bool:
     record = read_export_record(folder)
-    return {path.name for path in folder.iterdir()} == {FILE, CARD, *record.files} and all(
+    return {path.name for path in folder.iterdir()} == {FILE, README, *record.files} and all(
         sha256(folder / name) == file.sha256 for name, file in record.files.items()
     )
 
@@ -246,7 +246,7 @@ from plam_eval import export
 model, base, out, chosen = sys.argv[1:]
 out = Path(out)
 from plam_eval.merging.export_record import FILE, read_export_record
-from plam_eval.publishing.checkpoint.output_folder import CARD
+from plam_eval.publishing.card.licences import README
 from tests.publishing.checkpoint.test_output_folder import is_complete
 
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")
