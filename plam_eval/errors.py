@@ -131,6 +131,17 @@ def quoted(value: object, most: int = 80) -> str:
     return written if len(written) <= most else f"{written[: most - 20]}... ({len(written)} characters)"
 
 
+def listed(words: Iterable[str], most: int = 5) -> str:
+    """Words with commas between them; of many the first ones, and how many more there are.
+
+    Args:
+        words: in the order in which they are told.
+        most: so many of them are told.
+    """
+    words = list(words)
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 def near_names(word: object, names: Iterable[str], *, most: int = 1, cutoff: float = 0.5) -> list[str]:
     """The known names that are most like a word, the nearest first.
 

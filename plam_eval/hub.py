@@ -9,7 +9,7 @@ import itertools
 import re
 from pathlib import Path
 
-from plam_eval.errors import PlamError, first_line
+from plam_eval.errors import PlamError, first_line, listed
 
 _LISTED = 10_000  # files of a repository that are looked at
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -126,11 +126,10 @@ def _instead(repository: str, file: str, revision: str | None) -> str:
     except Exception as error:  # the file is missing, whatever else fails
         return f"{repository} has no {file}, and its files cannot be listed ({first_line(error)})"
     alike = [name for name in names if name.endswith(suffix)]
-    shown = ", ".join(alike[:10]) + (f" and {len(alike) - 10} more" if len(alike) > 10 else "")
     named = f"{repository}@{revision}" if revision else repository
     if not alike:
         return f"{named} has no {file}, and no other {suffix} file"
-    return f"{named} has no {file}; it has {shown}. Write {named}:{alike[0]}"
+    return f"{named} has no {file}; it has {listed(alike, 10)}. Write {named}:{alike[0]}"
 
 
 def download_refusal(repository: str, revision: str | None, file: str, error: Exception, *, remedy: str) -> str:

@@ -14,6 +14,7 @@ from plam_eval.errors import (
     changed_settings,
     did_you_mean,
     hint,
+    listed,
     near_names,
     validation_problems,
 )
@@ -93,3 +94,11 @@ def test_settings_that_differ_are_told_with_both_values() -> None:
     assert changed_settings({"limit": 8, "tasks": "pope"}, {"limit": 8, "tasks": "pope"}) == ""
     before, now = {"limit": 8, "old": 1}, {"limit": 16, "new": "x"}
     assert changed_settings(before, now) == "limit (was 8, is 16); old (was 1, is None); new (was None, is 'x')"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("", ""), ("a", "a"), ("abc", "a, b, c"), ("abcd", "a, b, c and 1 more"), ("abcde", "a, b, c and 2 more")],
+)
+def test_of_many_words_the_first_are_listed(words: str, said: str) -> None:
+    assert listed(iter(words), 3) == said

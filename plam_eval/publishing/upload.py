@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval import hub
-from plam_eval.errors import CheckpointError, OutsideError, ProblemsError, first_line, quoted
+from plam_eval.errors import CheckpointError, OutsideError, ProblemsError, first_line, listed, quoted
 from plam_eval.files import MARKER, inside
 from plam_eval.merging.content_hash import sha256_of
 from plam_eval.merging.export_record import FILE, ExportRecord, read_export_record
@@ -206,10 +206,9 @@ def _check_nothing_else(api: HfApi, repository: str, record: ExportRecord) -> No
     names = api.list_repo_files(repository)
     others = sorted(name for name in names if name.endswith(_WEIGHTS) and name not in record.files)
     if others:
-        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
         raise UploadError(
-            f"{repository} holds other weights ({shown}), which would stay beside those of the export and might be "
-            "loaded in their place; name a new repository, or delete them there"
+            f"{repository} holds other weights ({listed(others)}), which would stay beside those of the export and "
+            "might be loaded in their place; name a new repository, or delete them there"
         )
 
 

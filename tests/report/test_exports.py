@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from plam_eval.evaluation.sweep.findings import read_findings
-from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord
+from plam_eval.merging.export_record import FILE, ExportedFile
 from plam_eval.report.page import write_report
 from plam_eval.report.sources import ReportError
+from tests.helpers.exports import record_of
 from tests.helpers.run_folders import documents, write_run, write_sweep
 
 MERGED = "layers-6-8_qkvo_0.9+0.3"
@@ -25,27 +26,13 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def write_export(folder: Path, digest: str, **fields: Any) -> ExportRecord:
+def write_export(folder: Path, digest: str, **fields: Any) -> None:
     folder.mkdir()
-    content: dict[str, Any] = {
-        "created": "2026-03-01T12:00:00+00:00",
-        "command": "plam export --model pair/mllm --plateau demo --output merged",
-        "spec": {},
-        "digest": digest,
-        "model": {"name": "pair/mllm", "sha256": "ab" * 32},
-        "base": {"name": "pair/base", "sha256": "cd" * 32},
-        "inputs": {},
-        "files": {
-            "model.safetensors": ExportedFile(sha256="11" * 32, bytes=2_000_000_000, how="merged"),
-            "config.json": ExportedFile(sha256="22" * 32, bytes=10, how="copied"),
-        },
-        "merge": {},
-        "versions": {},
-        "notes": ("<b>rounded</b> again",),
+    files = {
+        "model.safetensors": ExportedFile(sha256="11" * 32, bytes=2_000_000_000, how="merged"),
+        "config.json": ExportedFile(sha256="22" * 32, bytes=10, how="copied"),
     }
-    record = ExportRecord(**content | fields)
-    record.write(folder)
-    return record
+    record_of(**{"digest": digest, "files": files, "notes": ("<b>rounded</b> again",)} | fields).write(folder)
 
 
 def page_of(folders: list[Path], output: Path) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from plam_eval.errors import ProblemsError, quoted
+from plam_eval.errors import ProblemsError, listed, quoted
 from plam_eval.files import digest_of, write_in_one_step
 
 MOST_MEMBERS = 20_000
@@ -197,7 +197,7 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
         yield "it has a comment, which bundles do not have"
     repeated = [name for name, count in Counter(member.filename.casefold() for member in members).items() if count > 1]
     if repeated:
-        yield f"names stand in it more than once: {_listed(repeated)}"
+        yield f"names stand in it more than once: {listed(map(quoted, repeated), _SHOWN)}"
     if len(members) == 1 and members[0].filename.lower().endswith((".zip", ".gz", ".tar", ".tgz")):
         yield f"it holds {quoted(members[0].filename)} and nothing else; unpack it once, and verify what is in it"
         return
@@ -205,7 +205,7 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
     for member in members:
         for problem in _member_problems(member):
             wrong.setdefault(problem, []).append(member.filename)
-    yield from (f"{problem}: {_listed(names)}" for problem, names in wrong.items())
+    yield from (f"{problem}: {listed(map(quoted, names), _SHOWN)}" for problem, names in wrong.items())
     if (total := sum(member.file_size for member in members)) > LARGEST_BUNDLE:
         yield f"unpacked it has {total} bytes, expected at most {LARGEST_BUNDLE}"
     end = 0
@@ -230,8 +230,3 @@ def _member_problems(member: zipfile.ZipInfo) -> Iterator[str]:
         yield f"larger than {LARGEST_MEMBER} bytes"
     if member.file_size > max(SMALL, MOST_DENSE * member.compress_size):
         yield f"unpacks to more than {MOST_DENSE} times its size"
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(quoted(name) for name in names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import PlamError, quoted
+from plam_eval.errors import PlamError, listed, quoted
 from plam_eval.files import LARGEST_JSON, json_object, sha256_of_file
 from plam_eval.harness import tasks
 from plam_eval.harness.errors import NoScoreError
@@ -81,7 +81,7 @@ def _check_members(archive: Reader, manifest: Manifest, done: Verification) -> s
     done.problems += [f"{name}: is missing" for name in manifest.files if name not in present]
     done.problems += [f"{quoted(name)}: is not listed in {NAME}" for name in sorted(present - set(manifest.files))]
     readable = set()
-    for name, listed in manifest.files.items():
+    for name, entry in manifest.files.items():
         if name not in present:
             continue
         try:
@@ -90,8 +90,8 @@ def _check_members(archive: Reader, manifest: Manifest, done: Verification) -> s
             done.problems += error.problems
             continue
         readable.add(name)
-        if archive.size(name) != listed.bytes or digest != listed.sha256:
-            done.problems.append(f"{name}: SHA-256 is {digest}, expected {listed.sha256}; it was changed")
+        if archive.size(name) != entry.bytes or digest != entry.sha256:
+            done.problems.append(f"{name}: SHA-256 is {digest}, expected {entry.sha256}; it was changed")
     return readable
 
 
@@ -397,6 +397,5 @@ def _numbers_of(values: Any) -> dict[str, float]:
 
 
 def _several(problem: str, documents: Sequence[Any]) -> str:
-    shown = ", ".join(quoted(each, 40) for each in documents[:_SHOWN])
-    more = f" and {len(documents) - _SHOWN} more" if len(documents) > _SHOWN else ""
-    return f"document{'s' * (len(documents) > 1)} {shown}{more}: {problem}"
+    shown = listed((quoted(each, 40) for each in documents), _SHOWN)
+    return f"document{'s' * (len(documents) > 1)} {shown}: {problem}"

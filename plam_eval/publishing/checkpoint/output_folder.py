@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from plam_eval.errors import ExportError, FolderError, PlamError
+from plam_eval.errors import ExportError, FolderError, PlamError, listed
 from plam_eval.files import MARKER, check_own, check_writable, locked, remove_own
 from plam_eval.hub import in_words
 from plam_eval.merging.export_record import FILE, read_export_record
@@ -90,9 +90,9 @@ def _check_place(output: Path, overwrite: bool) -> None:
     files = (path.relative_to(output) for path in output.rglob("*") if path.is_symlink() or not path.is_dir())
     others = sorted(str(file) for file in files if file.as_posix() not in written and file.parts[0] not in _OF_OTHERS)
     if others:
-        named = ", ".join(others[:5]) + (" and more" if len(others) > 5 else "")
         raise FolderError(
-            f"{output}: holds {named}, which no export wrote, so it is not replaced; move that, or name another output"
+            f"{output}: holds {listed(others)}, which no export wrote, so it is not replaced; move that, or "
+            "name another output"
         )
 
 

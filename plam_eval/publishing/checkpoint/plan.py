@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 
-from plam_eval.errors import CheckpointError, ExportError
+from plam_eval.errors import CheckpointError, ExportError, listed
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, read_export_record
 from plam_eval.merging.plan import MergePlan, PlannedTensor, Problems, plan_merge
@@ -271,28 +271,28 @@ def _notes(plan: ExportPlan) -> list[str]:
     notes = [_dtype_note(plan), *_merged_before(checkpoint)]
     if plan.converts:
         notes.append(
-            f"The weights of {checkpoint.name} are .bin files ({_listed(sorted(checkpoint.weight_files))}); they are "
-            "written as safetensors, each tensor with its own bits, under the corresponding names."
+            f"The weights of {checkpoint.name} are .bin files ({listed(sorted(checkpoint.weight_files), _SHOWN)}); "
+            "they are written as safetensors, each tensor with its own bits, under the corresponding names."
         )
         if shared := _shared(checkpoint):
             notes.append(
                 f"Tensors that share memory in the .bin files are written one by one, as safetensors asks: "
-                f"{_listed(shared)}."
+                f"{listed(shared, _SHOWN)}."
             )
     if code := choice.of_kind("code"):
         notes.append(
-            f"Python code comes along from {checkpoint.name} ({_listed(code)}); it runs only where a user passes "
-            "trust_remote_code=True."
+            f"Python code comes along from {checkpoint.name} ({listed(code, _SHOWN)}); it runs only where a user "
+            "passes trust_remote_code=True."
         )
     if more := choice.of_kind("named by code"):
-        notes.append(f"Comes along because the code names it: {_listed(more)}.")
+        notes.append(f"Comes along because the code names it: {listed(more, _SHOWN)}.")
     notes += code_elsewhere(checkpoint, plan.files)
     try:
         checkpoint.check_read_by_vllm()
     except CheckpointError as error:
         notes.append(f"{error}. The export holds those of transformers alone.")
     if choice.left_out:
-        notes.append(f"Left out of {checkpoint.name}: {_listed(choice.left_out)}.")
+        notes.append(f"Left out of {checkpoint.name}: {listed(choice.left_out, _SHOWN)}.")
     missing = [kind for kind in ("tokenizer", "processor") if not choice.of_kind(kind)]
     if missing:
         notes.append(
@@ -358,8 +358,3 @@ def _shared(checkpoint: Checkpoint) -> list[str]:
         if first.setdefault(place, name) != name:
             shared |= {first[place], name}
     return sorted(shared)
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
