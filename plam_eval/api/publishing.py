@@ -126,6 +126,13 @@ def _command(options: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
+def _folders(runs: str | Path | Iterable[str | Path], purpose: str) -> list[Path]:
+    folders = [Path(folder) for folder in paths(runs)]
+    if not folders:
+        raise InputError(f"give run folders, or results files, {purpose}")
+    return folders
+
+
 @takes(runs=paths, board=WORDS, task=TEXT, questions=PATH)
 def submit(
     runs: str | Path | Iterable[str | Path],
@@ -157,9 +164,7 @@ def submit(
     from plam_eval.publishing.boards import submission
     from plam_eval.publishing.boards.table import board_named
 
-    folders = [Path(folder) for folder in paths(runs)]
-    if not folders:
-        raise InputError("give run folders, or results files, to hand in")
+    folders = _folders(runs, "to hand in")
     boards = [board_named(name) for name in dict.fromkeys(words_of(board))] if board is not None else []
     return submission.submit(
         folders,
@@ -219,9 +224,7 @@ def bundle(
     """
     from plam_eval.publishing.bundle.write import make_bundle
 
-    folders = [Path(folder) for folder in paths(runs)]
-    if not folders:
-        raise InputError("give run folders, or results files, to bundle")
+    folders = _folders(runs, "to bundle")
     return make_bundle(folders, Path(file), anonymous=anonymous, hide=words_of(hide) if hide is not None else ())
 
 
@@ -278,14 +281,14 @@ def hub_results(
         `files` (path -> content), `replaced`, `notes`, `pushed` (the commit's address, or None).
 
     Raises:
-        InputError: options that cannot be used. HubResultsError: every reason why these results cannot be published,
-            such as a limit, failed generations, or documents that the merge was chosen on. UploadError: what the hub
-            refuses. RepositoryError: files there that cannot be read.
+        InputError: no runs, or options that cannot be used. HubResultsError: every reason why these results cannot be
+            published, such as a limit, failed generations, or documents that the merge was chosen on. UploadError: what
+            the hub refuses. RepositoryError: files there that cannot be read.
     """
     from plam_eval.publishing.hub_results import results as publishing
 
     return publishing.hub_results(
-        [Path(run) for run in paths(runs)],
+        _folders(runs, "whose results are to be published"),
         repository,
         task=task,
         scale=scale,

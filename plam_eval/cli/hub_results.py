@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import InputError
 from plam_eval.terminal import Terminal, text
 
 
@@ -21,8 +20,6 @@ def publish(console: Terminal, runs: Sequence[Path], repository: str, **options:
     """
     from plam_eval import api
 
-    if not runs:
-        raise InputError("--hub is of run folders: name them")
     done = api.hub_results(runs, repository, **options)
     console.data = done.to_dict()
     for path, content in done.files.items():

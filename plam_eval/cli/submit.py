@@ -174,7 +174,7 @@ def _check(console: Terminal, file: Path, boards: list[str], questions: Path | N
     if len(boards) != 1:
         raise InputError("--check needs the board that the file is for: one --board")
     checked = api.check_submission(file, boards[0], questions=questions)
-    console.data = {"file": str(file), "board": boards[0], **vars(checked)}
+    console.data = {"file": str(file), "board": boards[0], **checked.to_dict()}
     console.warn(checked.notes)
     for problem in checked.problems:
         console.insist(text(f"{file}: {problem}", "red"))

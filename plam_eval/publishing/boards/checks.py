@@ -76,6 +76,10 @@ class Checked:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return dict(vars(self))
+
 
 def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable] | None = None) -> Checked:
     """What a board would say to some rows.

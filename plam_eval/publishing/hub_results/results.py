@@ -175,8 +175,6 @@ def _results(
             results.append(result)
     if named is not None and len({result.task for result in results}) > 1:
         problems.append("--dataset and --task-id are of one task, and the runs have several: name it with --task")
-    if not results and not problems:
-        problems.append("no runs were given")
     return results
 
 

@@ -389,7 +389,7 @@ def test_the_command(
     for words, said in (
         (("submit", folder, "--push"), "--push: of --hub REPO"),
         (("submit", folder, "--hub", REPO, "--board", "vqav2"), "--board with --hub"),
-        (("submit", "--hub", REPO), "--hub is of run folders"),
+        (("submit", "--hub", REPO), "give run folders, or results files, whose results"),
         (("submit", "--hub", REPO, "--boards"), "exclude each other"),
     ):
         code, _, err = plam(*words)
