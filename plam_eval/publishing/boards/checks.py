@@ -149,7 +149,7 @@ def _check_value(board: Board, column: Column, row: Row, faults: Findings, notes
             return
     if not column.fits(value):
         expected = column.expected or f"a match of {column.pattern}"
-        faults.add(f"{name} outside the form, expected {expected}", row.where, f"found {quoted(value)}")
+        faults.add(f"{outside(column)}, expected {expected}", row.where, f"found {quoted(value)}")
         return
     try:
         same = column.canonical(value) == value
@@ -160,6 +160,11 @@ def _check_value(board: Board, column: Column, row: Row, faults: Findings, notes
         notes.add(f"{name} not {board.answers or 'as plam submit writes it'}", row.where, quoted(value))
     elif not same:
         faults.add(f"{name} written otherwise than the board has it", row.where, quoted(value))
+
+
+def outside(column: Column) -> str:
+    """What is said of values that have not the form of `column`."""
+    return f"{column.name} outside the form"
 
 
 def _has_type(board: Board, column: Column, value: Any, where: str, faults: Findings, notes: Findings) -> bool:

@@ -24,9 +24,21 @@ from plam_eval.harness.run_files import (
     samples_file,
 )
 from plam_eval.harness.tasks import filters_of
-from plam_eval.publishing.boards.checks import CONTROL, EXAMPLES, SURROGATE, Checked, Findings, Row, as_id, check_rows
+from plam_eval.publishing.boards.checks import (
+    CONTROL,
+    EXAMPLES,
+    SURROGATE,
+    Checked,
+    Findings,
+    Row,
+    as_id,
+    check_rows,
+    outside,
+)
 from plam_eval.publishing.boards.questions import Questions
 from plam_eval.publishing.boards.record import Board
+
+_THOUGHT = re.compile(r"</?(?:think|thinking|analysis|reasoning)>")
 
 
 @dataclass
@@ -188,6 +200,8 @@ def read_answers(
         _blank(board, rows_made, mended)
     answers.rows = [row.values for row in rows_made]
     checked = check_rows(board, rows_made, universe)
+    if any(line.startswith(outside(board.answer)) for line in checked.problems):
+        checked.problems.append("--blank-invalid writes answers outside the form as empty ones, which count as wrong")
     checked.problems = [*faults, *findings.lines(), *checked.problems]
     about = questions.notes if questions is not None else ()
     checked.notes = [*run.notes, *notes, *about, *mended.lines(), *checked.notes]
@@ -343,6 +357,12 @@ def _row(
         return None
     for kind, what in remarks:
         mended.add(kind, where, what)
+    if _THOUGHT.search(str(responses)):
+        mended.add(
+            "the model's thoughts are in its answer, and count as answered: they were cut off, or the run was made "
+            "without --reasoning_tags of theirs",
+            where,
+        )
     values: dict[str, Any] = {}
     for column in board.columns:
         value = logged.get(column.name)
@@ -383,7 +403,7 @@ def _blank(board: Board, rows: list[Row], mended: Findings) -> None:
     for number, row in enumerate(rows):
         answer = row.values.get(column.name)
         if isinstance(answer, str) and answer.strip() and not column.fits(answer):
-            mended.add(f"{column.name} outside the form, written as an empty one", row.where, quoted(answer))
+            mended.add(f"{outside(column)}, written as an empty one", row.where, quoted(answer))
             rows[number] = Row(row.where, {**row.values, column.name: ""})
 
 

@@ -124,6 +124,22 @@ def test_positions_are_not_trusted(tmp_path):
         api.submit(run, board="openvlm_RealWorldQA", questions=table(tmp_path, "RealWorldQA", rows[::-1]))
 
 
+def test_a_word_is_the_choice_that_it_stands_at(tmp_path):
+    """Where a question asks for a word, its table may have it as a choice."""
+    rows, log = realworldqa()
+    log[1] |= {"target": "Left", "filtered_resps": "left"}  # choice A, which is right
+    run = write_run(tmp_path, {"realworldqa": log})
+    [made] = api.submit(run, board="openvlm_RealWorldQA", questions=table(tmp_path, "RealWorldQA", rows))
+    assert made.rows == len(rows)
+    log[1]["target"] = "right"
+    with pytest.raises(SubmissionError, match="another question or answer"):
+        api.submit(
+            write_run(tmp_path / "other", {"realworldqa": log}),
+            board="openvlm_RealWorldQA",
+            questions=table(tmp_path, "RealWorldQA", rows),
+        )
+
+
 def test_mme_joins_two_questions_of_a_picture(tmp_path):
     from lmms_eval.tasks.mme.utils import mme_doc_to_text, mme_process_results
 
