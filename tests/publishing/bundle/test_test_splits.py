@@ -52,6 +52,19 @@ def test_a_changed_answer_is_found(bundle: Path, tmp_path: Path, monkeypatch: py
     assert task in difference and "does not follow from the answer" in difference
 
 
+def test_an_answer_in_a_list_of_its_own_is_checked(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As versions of lmms-eval before 0.7 log it."""
+    monkeypatch.chdir(tmp_path)
+
+    def alone(sample: dict[str, Any]) -> None:
+        sample["filtered_resps"] = [sample["filtered_resps"]]
+
+    done = verify_bundle(forged(bundle, tmp_path / "f.zip", edited_sample("docvqa_test", alone, run="runs/001")))
+    assert done.holds and not any("docvqa" in line for line in done.unverified)
+
+
 def test_code_that_cannot_be_loaded_is_not_checked_and_said(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
