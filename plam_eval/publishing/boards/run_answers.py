@@ -181,7 +181,7 @@ def read_answers(
         answers.checked.problems = [*faults, str(error)]
         return answers
     if not answers.log.is_file():
-        logs = [log.name for log in sample_logs(run.file)][:EXAMPLES]
+        logs = [log.name for log in sample_logs(run.file) if log.is_file()][:EXAMPLES]
         others = f" (there is {', '.join(logs)})" if logs else ""
         remedy = f"there is no {answers.log.name}{others}: copy it from where the run was made, or run again"
         answers.checked.problems = [*faults, f"{remedy} with --log_samples"]
@@ -415,9 +415,8 @@ def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], findin
     seen = set(documents)
     numbers = {document for document in seen if isinstance(document, int) and 0 <= document < original}
     if others := sorted(seen - numbers, key=str):
-        findings.add(f"documents beyond the task's {original:g}", quoted(others[0]), count=len(others))
+        findings.add_all(f"documents beyond the task's {original:g}", map(quoted, others), len(others))
     if missing := int(original) - len(numbers):
-        absent = (number for number in range(int(original)) if number not in numbers)
-        shown = ", ".join(str(number) for number, _ in zip(absent, range(EXAMPLES), strict=False))
+        absent = (f"document {number}" for number in range(int(original)) if number not in numbers)
         remedy = "copy the log again, or run again"
-        findings.add(f"documents missing in the log, of {original:g}; {remedy}", f"document {shown}", count=missing)
+        findings.add_all(f"documents missing in the log, of {original:g}; {remedy}", absent, missing)

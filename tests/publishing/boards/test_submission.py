@@ -333,6 +333,16 @@ def test_a_log_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "copied in part" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(("lost", "rest"), [(3, ""), (6, "; and 1 more")])
+def test_what_is_missing_is_counted_as_it_is_shown(tmp_path: Path, lost: int, rest: str) -> None:
+    submission_run(tmp_path / "run", "docvqa", ANSWERS, lambda _, rows: rows.__delitem__(slice(lost)))
+    said = refused(tmp_path)
+    documents = "; ".join(f"document {number}" for number in range(min(lost, 5)))
+    assert f"({lost}): {documents}{rest}\n" in said
+    ids = "; ".join(str(question("docvqa", number)) for number in range(min(lost, 5)))
+    assert f"without an answer, of 6 questions ({lost}): {ids}{rest}" in said
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
