@@ -39,6 +39,34 @@ def with_entry(*names: str, **renamed: str) -> Rebuild:
     return rebuild
 
 
+def submitted(column: str) -> Rebuild:
+    """Of tasks of test splits that log what a server takes, and score nothing.
+
+    Args:
+        column: of the dataset, and of the entry, that names the question.
+    """
+    return lambda sample: [{column: sample["submission"][column]}]
+
+
+def textvqa(sample: Sample) -> list[dict[str, Any]]:
+    """TextVQA scores its test split too: people's answers are absent, or empty as an answer may be.
+
+    Args:
+        sample: the line.
+    """
+    question = {"question_id": sample["submission"]["question_id"]}
+    return [question, {**question, "answers": [""] * 10}]
+
+
+def vizwiz(sample: Sample) -> list[dict[str, Any]]:
+    """VizWiz logs the name of an image, to which it adds an ending.
+
+    Args:
+        sample: the line.
+    """
+    return [{"question_id": sample["submission"]["image"].removesuffix(".jpg")}]
+
+
 def mmstar(sample: Sample) -> list[dict[str, Any]]:
     """MMStar names an entry by the document's category.
 

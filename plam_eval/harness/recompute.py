@@ -173,14 +173,18 @@ def find_task(name: str, config: Mapping[str, Any]) -> StockTask:
         UnavailableError: no such task, none whose code may be run on samples of others, or its code is another one.
     """
     row = TASKS.get(name)
-    if row is None or row.score is None:
+    if row is None or (row.score is None and row.rebuild is None):
         raise UnavailableError(
-            "its code is not run on somebody's samples: it is no task of the table in harness/tasks.py"
+            "its code is not run on somebody's samples: "
+            + ("it is no task of the table in harness/tasks.py" if row is None else row.unscored)
         )
     manager = task_manager()
     if name not in manager.all_tasks or not manager._name_is_task(name):
         raise UnavailableError("it is no task of the installed lmms-eval")
-    stock = manager._get_config(name)
+    try:
+        stock = manager._get_config(name)
+    except Exception as error:  # its YAML file imports its code, which may want a package that is not here
+        raise UnavailableError(f"its code cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
     logged = function_name(config.get("process_results"))
     variants = [("stock", stock), *((_OURS, {**stock, **own}) for own in _own_settings(manager, name))]
     for scoring, settings in variants:

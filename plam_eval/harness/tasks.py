@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean as mean
 from typing import Any
 
@@ -273,11 +274,14 @@ TASKS: dict[str, Task] = {
         "refcocog_bbox_val refcocog_bbox_test refcocog_seg_val refcocog_seg_test",
         _CAPTIONS,
     ),
-    **_each(
-        "mmbench_en_test mmbench_cn_test mmmu_test textvqa_test vqav2_test vizwiz_vqa_test docvqa_test infovqa_test "
-        "stvqa mathvista_test coco2014_cap_test coco2017_cap_test nocaps_test textcaps_test",
-        _SUBMISSION,
-    ),
+    # Their answers are scored nowhere here; that a log's entries follow from them can be checked all the same.
+    **_each("mmbench_en_test mmbench_cn_test", replace(_SUBMISSION, rebuild=rebuilt.mmbench)),
+    "mmmu_test": replace(_SUBMISSION, rebuild=rebuilt.mmmu),
+    "textvqa_test": replace(_SUBMISSION, rebuild=rebuilt.textvqa),
+    **_each("vqav2_test stvqa", replace(_SUBMISSION, rebuild=rebuilt.submitted("question_id"))),
+    "vizwiz_vqa_test": replace(_SUBMISSION, rebuild=rebuilt.vizwiz),
+    **_each("docvqa_test infovqa_test", replace(_SUBMISSION, rebuild=rebuilt.submitted("questionId"))),
+    **_each("mathvista_test coco2014_cap_test coco2017_cap_test nocaps_test textcaps_test", _SUBMISSION),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,19 +35,27 @@ class Tally:
         self._places: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, kind: str, where: str, what: str = "", count: int = 1) -> None:
+    def add(self, kind: str, where: str, what: str = "") -> None:
         """One row more.
 
         Args:
             kind: what there is to say, in words that hold for every such row.
             where: the row.
             what: what was found in it.
-            count: how many rows it is.
+        """
+        self.add_all(kind, [f"{where}: {what}" if what else where], 1)
+
+    def add_all(self, kind: str, places: Iterable[str], count: int) -> None:
+        """Several rows more.
+
+        Args:
+            kind: as for `add`.
+            places: where they are; the first ones are enough.
+            count: how many they are.
         """
         self._counts[kind] = self._counts.get(kind, 0) + count
-        places = self._places.setdefault(kind, [])
-        if len(places) < EXAMPLES:
-            places.append(f"{where}: {what}" if what else where)
+        examples = self._places.setdefault(kind, [])
+        examples += itertools.islice(places, EXAMPLES - len(examples))
 
     def __bool__(self) -> bool:
         return bool(self._counts)
@@ -127,8 +136,8 @@ def _check_number(
 ) -> None:
     if universe is not None:
         if missing := [name for name in universe if name not in places]:
-            shown = ", ".join(quoted(name) for name in sorted(missing, key=str)[:EXAMPLES])
-            faults.add(f"without an answer, of {len(universe)} questions", shown, count=len(missing))
+            shown = map(quoted, sorted(missing, key=str))
+            faults.add_all(f"without an answer, of {len(universe)} questions", shown, len(missing))
     elif board.questions is not None and len(places) != board.questions:
         faults.add("another number of questions", f"found {len(places)}, expected {board.questions}")
     elif not count:
@@ -153,7 +162,7 @@ def _check_value(board: Board, column: Column, row: Row, faults: Tally, notes: T
             return
     if not column.fits(value):
         expected = column.expected or f"a match of {column.pattern}"
-        faults.add(f"{name} outside the form, expected {expected}", row.where, f"found {quoted(value)}")
+        faults.add(f"{outside(column)}, expected {expected}", row.where, f"found {quoted(value)}")
         return
     try:
         same = column.canonical(value) == value
@@ -164,6 +173,11 @@ def _check_value(board: Board, column: Column, row: Row, faults: Tally, notes: T
         notes.add(f"{name} not {board.answers or 'as plam submit writes it'}", row.where, quoted(value))
     elif not same:
         faults.add(f"{name} written otherwise than the board has it", row.where, quoted(value))
+
+
+def outside(column: Column) -> str:
+    """What is said of values that have not the form of `column`."""
+    return f"{column.name} outside the form"
 
 
 def _has_type(board: Board, column: Column, value: Any, where: str, faults: Tally, notes: Tally) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from plam_eval.errors import quoted
 from plam_eval.harness import scoring
 from plam_eval.harness.choices import choices_of
+from plam_eval.publishing.boards.checks import as_id
 from plam_eval.publishing.boards.record import Board, Column, Line, Together, Values, stripped
 
 # --- MMBench ----------------------------------------------------------------------------------------------------------
@@ -26,6 +27,7 @@ _V1_ROWS, _V1_QUESTIONS = 6666, 1784
 _LETTERS = "ABCD"
 _NAN = "nan "
 _EXAMPLES = 5
+_INDEX = Column("index", int)
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _TEXTS = ("answer", "hint", "source", "split", "category", "L2-category", *"ABCDE")
 
@@ -40,7 +42,8 @@ def mmbench_entry(line: Line) -> dict[str, Any]:
         KeyError, TypeError, ValueError: it holds none.
     """
     logged = line["submission"] if isinstance(line.get("submission"), Mapping) else line["gpt_eval_score"]
-    index = int(str(logged["index"]))
+    index = as_id(_INDEX, logged["index"])
+    assert isinstance(index, int)
     values = {name: logged[name] for name in ("question", "prediction")}
     values |= {name: _present(logged.get(name)) for name in _TEXTS}
     return {"index": index, "g_index": index % STEP, **values}
@@ -75,7 +78,7 @@ def _mmbench_together(chinese: bool) -> Together:
             )
         if other := sorted({str(row["split"]) for row in indexed if row.get("split") not in (None, "", "test")}):
             problems.append(f"rows of the split {', '.join(other[:_EXAMPLES])}, expected test")
-        if not compared:
+        if not compared and not is_whole(indexed, _V1_ROWS, _V1_QUESTIONS):
             problems += [*_version_problems(indexed), *rotation_problems(indexed)]
         return problems, [_version(indexed)]
 
@@ -88,11 +91,22 @@ def _version(rows: Values) -> str:
     return f"the board takes it for version {version}, by its largest index, {largest}"
 
 
+def is_whole(rows: Values, count: int, questions: int) -> bool:
+    """Whether rows are as many as a version's, of as many questions: then no rotation can be missing.
+
+    Args:
+        rows: with `index`, a number.
+        count: of all rows of the version.
+        questions: that they ask.
+    """
+    return (len(rows), len({row["index"] % STEP for row in rows})) == (count, questions)
+
+
 def _version_problems(rows: Values) -> list[str]:
     """Whether a file is a whole one of version 1.0, whose numbers are known; of 1.1, a file of questions tells."""
     largest = max(row["index"] % STEP for row in rows)
     questions = {row["index"] % STEP for row in rows}
-    if largest >= FIRST_OF_V11 or (len(rows), len(questions)) == (_V1_ROWS, _V1_QUESTIONS):
+    if largest >= FIRST_OF_V11:
         return []
     return [
         f"the board would take it for version 1.0, by its largest index, {largest}: found {len(rows)} rows of "
@@ -141,7 +155,7 @@ def _mmbench(language: str, md5: str) -> Board:
         f"mmbench_{language.lower()}",
         f"MMBench test, {'Chinese' if language == 'CN' else 'English'}",
         "xlsx",
-        Column("index", int),
+        _INDEX,
         Column("prediction", canonical=stripped),
         mmbench_entry,
         tasks=(f"mmbench_{language.lower()}_test",),
@@ -251,10 +265,22 @@ def _subject(name: Any) -> str:
 
 def _mmmu_pro_letter(line: Line, *, vision: bool) -> tuple[str, str]:
     name, text = line["mmmu_acc"]["id"], said(line)
-    choices = _UNSEEN if vision else choices_of(str(line.get("input")))
+    if vision:
+        return name, _unseen_letter(text, line["mmmu_acc"].get("parsed_pred"))
+    choices = choices_of(str(line.get("input")))
     if not choices:
         raise ValueError("a question of choices whose prompt lists none, so that a drawn letter cannot be told")
     return name, scoring.mmmu_letter(text, choices) or ""
+
+
+def _unseen_letter(text: str, logged: Any) -> str:
+    """The letter in an answer to a question whose choices are not in the log, nor how many they are.
+
+    "B. I see it." is B of four choices and I of ten. The log says which, where its letter is read from the answer for
+    some number of choices; where it is for none, it was drawn.
+    """
+    letters = [scoring.mmmu_letter(text, dict(list(_UNSEEN.items())[:n])) or "" for n in range(len(_UNSEEN), 1, -1)]
+    return str(logged) if logged and logged in letters else letters[0]
 
 
 def _mmmu_pro(name: str, *, vision: bool) -> Board:

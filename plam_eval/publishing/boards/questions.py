@@ -51,7 +51,7 @@ class Questions:
         rows = self.rows.get(key, [])
         prompt = _words(str(line.get("input")))
         asked = [row for row in rows if _words(board.table.question(row)) in prompt]
-        right = [row for row in asked if _words(row.get("answer", "")) == _words(str(line.get("target")))]
+        right = [row for row in asked if _words(str(line.get("target"))) in _answers(row)]
         fitting = right if board.table.same_answer else right or asked
         if len(fitting) != 1:
             what = "none" if not rows else "another question or answer" if not fitting else f"{len(fitting)} alike"
@@ -154,6 +154,12 @@ def _notes(board: Board, file: Path) -> tuple[str, ...]:
         return ()
     published = ", ".join(f"{name} ({digest})" for digest, name in board.question_files)
     return (f"{file.name} has the MD5 {md5}, which is not that of {published}: another file, or another version",)
+
+
+def _answers(row: Mapping[str, str]) -> set[str]:
+    """How a task may write the right answer of a row: as it stands there, or as the words of its choice."""
+    letter = row.get("answer", "")
+    return {_words(letter), *([_words(row[letter])] if len(letter) == 1 and row.get(letter) else [])}
 
 
 def _words(text: str) -> str:

@@ -24,9 +24,21 @@ from plam_eval.harness.run_files import (
     samples_file,
 )
 from plam_eval.harness.tasks import filters_of
-from plam_eval.publishing.boards.checks import CONTROL, EXAMPLES, SURROGATE, Checked, Row, Tally, as_id, check_rows
+from plam_eval.publishing.boards.checks import (
+    CONTROL,
+    EXAMPLES,
+    SURROGATE,
+    Checked,
+    Row,
+    Tally,
+    as_id,
+    check_rows,
+    outside,
+)
 from plam_eval.publishing.boards.questions import Questions
 from plam_eval.publishing.boards.record import Board
+
+_THOUGHT = re.compile(r"</?(?:think|thinking|analysis|reasoning)>")
 
 
 @dataclass
@@ -169,7 +181,7 @@ def read_answers(
         answers.checked.problems = [*faults, str(error)]
         return answers
     if not answers.log.is_file():
-        logs = [log.name for log in sample_logs(run.file)][:EXAMPLES]
+        logs = [log.name for log in sample_logs(run.file) if log.is_file()][:EXAMPLES]
         others = f" (there is {', '.join(logs)})" if logs else ""
         remedy = f"there is no {answers.log.name}{others}: copy it from where the run was made, or run again"
         answers.checked.problems = [*faults, f"{remedy} with --log_samples"]
@@ -188,6 +200,8 @@ def read_answers(
         _blank(board, rows_made, mended)
     answers.rows = [row.values for row in rows_made]
     checked = check_rows(board, rows_made, universe)
+    if any(line.startswith(outside(board.answer)) for line in checked.problems):
+        checked.problems.append("--blank-invalid writes answers outside the form as empty ones, which count as wrong")
     checked.problems = [*faults, *problems.lines(), *checked.problems]
     about = questions.notes if questions is not None else ()
     checked.notes = [*run.notes, *notes, *about, *mended.lines(), *checked.notes]
@@ -338,6 +352,12 @@ def _row(
         return None
     for kind, what in notes:
         mended.add(kind, where, what)
+    if _THOUGHT.search(str(responses)):
+        mended.add(
+            "the model's thoughts are in its answer, and count as answered: they were cut off, or the run was made "
+            "without --reasoning_tags of theirs",
+            where,
+        )
     values: dict[str, Any] = {}
     for column in board.columns:
         value = logged.get(column.name)
@@ -378,7 +398,7 @@ def _blank(board: Board, rows: list[Row], mended: Tally) -> None:
     for number, row in enumerate(rows):
         answer = row.values.get(column.name)
         if isinstance(answer, str) and answer.strip() and not column.fits(answer):
-            mended.add(f"{column.name} outside the form, written as an empty one", row.where, quoted(answer))
+            mended.add(f"{outside(column)}, written as an empty one", row.where, quoted(answer))
             rows[number] = Row(row.where, {**row.values, column.name: ""})
 
 
@@ -390,9 +410,8 @@ def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], proble
     seen = set(documents)
     numbers = {document for document in seen if isinstance(document, int) and 0 <= document < original}
     if others := sorted(seen - numbers, key=str):
-        problems.add(f"documents beyond the task's {original:g}", quoted(others[0]), count=len(others))
+        problems.add_all(f"documents beyond the task's {original:g}", map(quoted, others), len(others))
     if missing := int(original) - len(numbers):
-        absent = (number for number in range(int(original)) if number not in numbers)
-        shown = ", ".join(str(number) for number, _ in zip(absent, range(EXAMPLES), strict=False))
+        absent = (f"document {number}" for number in range(int(original)) if number not in numbers)
         remedy = "copy the log again, or run again"
-        problems.add(f"documents missing in the log, of {original:g}; {remedy}", f"document {shown}", count=missing)
+        problems.add_all(f"documents missing in the log, of {original:g}; {remedy}", absent, missing)

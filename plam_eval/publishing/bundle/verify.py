@@ -321,6 +321,8 @@ class _Task:
     def _answer(self, sample: Sample, stock: StockTask, document_of: Callable[[Sample], list[Any]]) -> tuple[str, bool]:
         """What is wrong with a sample, "" where nothing is, and whether its score was drawn at random."""
         answer = sample["filtered_resps"]
+        if isinstance(answer, list) and len(answer) == 1:  # as lmms-eval before 0.7 logs it
+            (answer,) = answer
         if not isinstance(answer, str):
             raise UnavailableError("they have several answers each")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from plam_eval.errors import quoted
 from plam_eval.evaluation.records import Run
 from plam_eval.harness.run_files import date_of
-from plam_eval.harness.tasks import TASKS, filters_of, score_of_task
+from plam_eval.harness.tasks import TASKS, falls, filters_of, score_of_task
 from plam_eval.publishing.hub_results.benchmarks import Benchmark
 from plam_eval.terminal import one_line
 
@@ -78,7 +79,7 @@ class ReportedScore:
         return {
             name: round(float(value), 6)
             for name, value in values.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         }
 
     @property
@@ -111,6 +112,7 @@ class ReportedScore:
         merge = f"plam-eval merge, spec digest {digest[:16]}" if digest else "no merge at load"
         count = int((self.run.samples["task"] == self.task).sum())
         made = f"lmms-eval {row['lmms_eval'] or 'of unknown version'}, task {self.task}, {metric}"
+        made += " (lower is better)" if falls(metric, self.config) else ""
         return one_line(
             f"{made}; split {self.split}, {count:,} documents; prompt: {prompt or 'not recorded'}; {merge}; "
             f"dtype {row['dtype'] or 'not recorded'}"

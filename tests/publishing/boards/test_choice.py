@@ -112,6 +112,27 @@ def test_a_whole_number_of_version_one_is_asked_for(tmp_path):
         api.submit(mmbench(tmp_path), board="mmbench_en")
 
 
+def test_as_many_rows_as_version_one_has_are_all_of_them(tmp_path, monkeypatch):
+    """What turns is told by the choices' texts, which the data set's may differ in: its numbers say more."""
+    monkeypatch.setattr("plam_eval.publishing.boards.choice._V1_ROWS", 8)
+    monkeypatch.setattr("plam_eval.publishing.boards.choice._V1_QUESTIONS", 3)
+    [made] = api.submit(mmbench(tmp_path, change=lacks(7 + 3 * STEP)), board="mmbench_en")
+    assert made.rows == 8
+
+
+@pytest.mark.parametrize("form", [float, str, lambda index: f"{index}.0"], ids=["float", "str", "text of a float"])
+def test_indexes_are_numbers_however_they_were_logged(tmp_path, form):
+    def change(log):
+        for each in log:
+            for name in ("submission", "gpt_eval_score"):
+                each[name] = {**each[name], "index": form(each[name]["index"])}
+        return log
+
+    [made] = api.submit(mmbench(tmp_path, first=3005, change=change), board="mmbench_en")
+    rows = list(openpyxl.load_workbook(made.file).active.iter_rows(min_row=2, max_col=2, values_only=True))
+    assert rows[:2] == [(3005, 3005), (3005 + STEP, 3005)] and made.rows == 9
+
+
 def test_files_of_another_language_or_split_are_refused(tmp_path):
     run = mmbench(tmp_path, chinese=True, first=3005)
     with pytest.raises(SubmissionError, match="most questions are Chinese"):
@@ -231,6 +252,23 @@ def test_mmmu_pro(tmp_path):
     [made] = api.submit(run, board="mmmu_pro_vision", questions=questions)
     assert json.loads(made.file.read_text()) == {"test_Physics_1": "J", "validation_Music_2": ""}
     assert "several questions" in without_board("mmmu_pro_composite")
+
+
+@pytest.mark.parametrize(
+    ("said", "logged", "letter"),
+    [
+        ("B. I see it.", "B", "B"),  # of four choices
+        ("B. I see it.", "I", "I"),  # of ten
+        ("I cannot tell.", "C", "I"),  # of four, where it was drawn: no choice, and counted as wrong
+        ("Nothing", "C", ""),
+        ("(D)", "", "D"),  # as ours logs what is not read
+    ],
+)
+def test_letters_of_choices_that_stand_in_a_picture(tmp_path, said, logged, letter):
+    log = [board_logs.line(0, "?", said, {"mmmu_acc": {"id": "test_Art_1", "answer": "A", "parsed_pred": logged}})]
+    run = write_run(tmp_path, {"mmmu_pro_vision": log})
+    [made] = api.submit(run, board="mmmu_pro_vision", questions=ids_file(tmp_path, ["test_Art_1"]))
+    assert json.loads(made.file.read_text()) == {"test_Art_1": letter}
 
 
 # --- MM-Vet, MathVista ------------------------------------------------------------------------------------------------

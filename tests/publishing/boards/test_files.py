@@ -205,7 +205,7 @@ def test_every_fault_is_told_with_its_place_and_number(tmp_path: Path) -> None:
     problems = "\n".join(checked(DOCVQA, text, tmp_path, set(range(20))).problems)
     assert "expected text (10): line 1: found 0" in problems and "and 5 more" in problems
     assert "line 13: 11, as in line 12" in problems and "line 14: 99" in problems
-    assert "without an answer, of 20 questions (2): 12, 13" in problems
+    assert "without an answer, of 20 questions (2): 12; 13" in problems
 
 
 def _formula(sheet: Any) -> None:

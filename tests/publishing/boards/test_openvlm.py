@@ -12,7 +12,7 @@ import pytest
 from plam_eval import api
 from plam_eval.errors import DamagedFileError
 from plam_eval.publishing.boards.submission import SubmissionError
-from plam_eval.publishing.boards.table import without_board
+from plam_eval.publishing.boards.table import BOARDS, without_board
 from tests.helpers import board_logs, board_parsers_mm
 from tests.helpers.board_logs import STEP, line, write_run
 
@@ -122,6 +122,30 @@ def test_positions_are_not_trusted(tmp_path):
     run = write_run(tmp_path, {"realworldqa": log})
     with pytest.raises(SubmissionError, match="another question or answer"):
         api.submit(run, board="openvlm_RealWorldQA", questions=table(tmp_path, "RealWorldQA", rows[::-1]))
+
+
+def test_the_present_table_of_a_data_set_is_known():
+    """As VLMEvalKit's image_mcq.py names them; of MMMU it names another one than before, and users have either."""
+    files = dict(BOARDS["openvlm_MMMU_DEV_VAL"].question_files)
+    assert files == dict.fromkeys(
+        ["585e8ad75e73f75dcad265dfd0417d64", "521afc0f3bf341e6654327792781644d"], "MMMU_DEV_VAL.tsv"
+    )
+
+
+def test_a_word_is_the_choice_that_it_stands_at(tmp_path):
+    """Where a question asks for a word, its table may have it as a choice."""
+    rows, log = realworldqa()
+    log[1] |= {"target": "Left", "filtered_resps": "left"}  # choice A, which is right
+    run = write_run(tmp_path, {"realworldqa": log})
+    [made] = api.submit(run, board="openvlm_RealWorldQA", questions=table(tmp_path, "RealWorldQA", rows))
+    assert made.rows == len(rows)
+    log[1]["target"] = "right"
+    with pytest.raises(SubmissionError, match="another question or answer"):
+        api.submit(
+            write_run(tmp_path / "other", {"realworldqa": log}),
+            board="openvlm_RealWorldQA",
+            questions=table(tmp_path, "RealWorldQA", rows),
+        )
 
 
 def test_mme_joins_two_questions_of_a_picture(tmp_path):

@@ -288,10 +288,21 @@ def test_answers_outside_the_form_are_listed_or_blanked(tmp_path: Path) -> None:
     submission_run(tmp_path / "run", "seedbench_2_plus", ["A", "The answer is B", "(C)", "", "d", "I"])
     said = refused(tmp_path, "seedbench_2_plus")
     assert "expected A, B, C or D (3)" in said and "found 'T'" in said and "found '('" in said
+    assert "--blank-invalid writes" in said and "--blank-invalid" not in refused(
+        tmp_path, "seedbench_2_plus", blank_invalid=True, count=7
+    )
     (written,) = submit(tmp_path, "seedbench_2_plus", blank_invalid=True)
     rows = [json.loads(line) for line in written.file.read_text().splitlines()]
     assert [row["prediction"] for row in rows] == ["A", "", "", "", "D", ""] and written.empty == 4
     assert any("written as an empty one (3)" in note for note in written.notes)
+
+
+def test_thoughts_in_answers_are_said(tmp_path: Path) -> None:
+    answers = ["<think>a dog, or", "red</think>blue", "I think so", *ANSWERS[3:]]
+    submission_run(tmp_path / "run", "docvqa", answers)
+    (written,) = submit(tmp_path)
+    (note,) = [note for note in written.notes if "thoughts" in note]
+    assert "(2): line 1, document 0; line 2, document 1" in note
 
 
 @pytest.mark.parametrize(
@@ -320,6 +331,16 @@ def test_a_log_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"there is no {log.name}" in said and "samples_other" in said and "--log_samples" in said
     results.unlink()
     assert "copied in part" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(("lost", "rest"), [(3, ""), (6, "; and 1 more")])
+def test_what_is_missing_is_counted_as_it_is_shown(tmp_path: Path, lost: int, rest: str) -> None:
+    submission_run(tmp_path / "run", "docvqa", ANSWERS, lambda _, rows: rows.__delitem__(slice(lost)))
+    said = refused(tmp_path)
+    documents = "; ".join(f"document {number}" for number in range(min(lost, 5)))
+    assert f"({lost}): {documents}{rest}\n" in said
+    ids = "; ".join(str(question("docvqa", number)) for number in range(min(lost, 5)))
+    assert f"without an answer, of 6 questions ({lost}): {ids}{rest}" in said
 
 
 @pytest.mark.parametrize(

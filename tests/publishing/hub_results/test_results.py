@@ -257,6 +257,25 @@ def test_a_task_that_reports_several_values_or_another_mean(hub: Hub, tmp_path: 
     assert values(tmp_path / "mmstar", scale="percent") == {"average, mean over documents": 75.0}
 
 
+def test_lower_is_better_is_said_and_nothing_that_is_no_number_is_a_value(hub: Hub, tmp_path: Path) -> None:
+    def falling(results: dict[str, Any]) -> None:
+        row = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}
+        results["configs"][OTHER]["metric_list"] = [row]
+
+    done = hub_results([run(tmp_path / "f", falling, tasks=(OTHER,))], REPO)
+    assert "exact_match (lower is better);" in done.files["README.md"].replace("\n         ", "")
+    assert "lower" not in hub_results([run(tmp_path / "r", tasks=(OTHER,))], REPO).files["README.md"]
+
+    def judged(results: dict[str, Any]) -> None:  # a task whose value is another mean than that of its documents
+        results["results"]["mmstar"] = {"average,none": float("nan")}
+
+    folder = run(tmp_path / "n", judged, tasks=("mmstar",))
+    log = next(folder.glob("*.jsonl"))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    log.write_text("".join(json.dumps({**line, "average": {"score": line["exact_match"]}}) + "\n" for line in lines))
+    assert any("no value of average" in problem for problem in refused(folder, scale="own"))
+
+
 def test_a_benchmark_can_be_named(hub: Hub, tmp_path: Path) -> None:
     board(hub, 10, 20, 30, dataset="lab/bench")
     done = hub_results([run(tmp_path / "r", tasks=(GPQA, OTHER))], REPO, dataset="lab/bench", task_id="t", task=OTHER)
