@@ -33,20 +33,23 @@ class Findings:
     def __init__(self) -> None:
         self._places: dict[str, list[str]] = {}
         self._counts: dict[str, int] = {}
+        self._shown: dict[str, int] = {}
 
-    def add(self, kind: str, where: str, what: str = "", count: int = 1) -> None:
+    def add(self, kind: str, where: str, what: str = "", count: int = 1, shown: int = 1) -> None:
         """One row more.
 
         Args:
             kind: what is wrong, in words that hold for every such row.
             where: the row.
             what: what was found in it.
-            count: how many rows it is.
+            count: how many rows it is; 0 for what is no matter of rows.
+            shown: how many of them `where` names.
         """
         self._counts[kind] = self._counts.get(kind, 0) + count
         places = self._places.setdefault(kind, [])
         if len(places) < EXAMPLES:
             places.append(f"{where}: {what}" if what else where)
+            self._shown[kind] = self._shown.get(kind, 0) + shown
 
     def __bool__(self) -> bool:
         return bool(self._counts)
@@ -54,8 +57,8 @@ class Findings:
     def lines(self) -> list[str]:
         """One line for each kind."""
         return [
-            f"{kind} ({count}): {'; '.join(self._places[kind])}"
-            + (f"; and {count - len(self._places[kind])} more" if count > len(self._places[kind]) else "")
+            f"{kind}{f' ({count})' if count else ''}: {'; '.join(self._places[kind])}"
+            + (f"; and {count - self._shown[kind]} more" if count > self._shown[kind] else "")
             for kind, count in self._counts.items()
         ]
 
@@ -123,12 +126,13 @@ def _check_number(
 ) -> None:
     if universe is not None:
         if missing := [name for name in universe if name not in places]:
-            shown = ", ".join(quoted(name) for name in sorted(missing, key=str)[:EXAMPLES])
-            faults.add(f"without an answer, of {len(universe)} questions", shown, count=len(missing))
+            first = [quoted(name) for name in sorted(missing, key=str)[:EXAMPLES]]
+            kind = f"without an answer, of {len(universe)} questions"
+            faults.add(kind, ", ".join(first), count=len(missing), shown=len(first))
     elif board.questions is not None and len(places) != board.questions:
-        faults.add("another number of questions", f"found {len(places)}, expected {board.questions}")
+        faults.add("another number of questions", f"found {len(places)}, expected {board.questions}", count=0)
     elif not count:
-        faults.add("no answers", "the file holds none")
+        faults.add("no answers", "the file holds none", count=0)
 
 
 def _check_value(board: Board, column: Column, row: Row, faults: Findings, notes: Findings) -> None:

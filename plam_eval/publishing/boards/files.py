@@ -67,7 +67,7 @@ def read_rows(board: Board, file: Path, faults: list[str]) -> list[Row]:
 
 def _bytes(file: Path, faults: list[str]) -> bytes | None:
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe would be waited for
-        faults.append("is no file that holds something")
+        faults.append("is a folder, and a file is expected" if file.is_dir() else "is no file that holds something")
         return None
     with file.open("rb") as stream:
         content = stream.read(LARGEST + 1)

@@ -214,7 +214,8 @@ def faults_of_run(run: SourceRun, task: str) -> tuple[list[str], list[str]]:
     for option in ("limit", "offset"):
         given = run.config.get(option) or asked.get(option)
         if given and given != -1:
-            faults.append(f"was made with --{option} {quoted(given)}: run again without it")
+            number = int(given) if isinstance(given, float) and given.is_integer() else given  # logged as 120.0
+            faults.append(f"was made with --{option} {quoted(number)}: run again without it")
     if not faults and original is not None and effective is not None and effective < original:
         faults.append(f"answered {effective:g} of {original:g} documents: run again without --limit")
     if original is None:
@@ -398,6 +399,6 @@ def _check_documents(run: SourceRun, task: str, documents: Iterable[Any], findin
         findings.add(f"documents beyond the task's {original:g}", quoted(others[0]), count=len(others))
     if missing := int(original) - len(numbers):
         absent = (number for number in range(int(original)) if number not in numbers)
-        shown = ", ".join(str(number) for number, _ in zip(absent, range(EXAMPLES), strict=False))
-        remedy = "copy the log again, or run again"
-        findings.add(f"documents missing in the log, of {original:g}; {remedy}", f"document {shown}", count=missing)
+        first = [str(number) for number, _ in zip(absent, range(EXAMPLES), strict=False)]
+        kind = f"documents missing in the log, of {original:g}; copy the log again, or run again"
+        findings.add(kind, f"document {', '.join(first)}", count=missing, shown=len(first))
