@@ -31,7 +31,7 @@ def test_a_refusal_is_an_error_and_names_every_fault(plam: Call, tmp_path: Path)
     submission_run(tmp_path / "run", "docvqa", ["a"], lambda results, _: results["config"].update(limit=1.0, offset=1))
     code, out, err = plam("submit", tmp_path / "run")
     assert code == 1 and out == "" and "nothing was written" in err
-    assert "--limit 1.0" in err and "--offset 1" in err and "expected 5188" in err
+    assert "--limit 1" in err and "--offset 1" in err and "expected 5188" in err
 
 
 def test_the_result_as_json(plam: Call, tmp_path: Path) -> None:
