@@ -107,7 +107,8 @@ def check_size(path: Path, most: int, remedy: str) -> None:
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DamagedFileError(f"{path}: is no file that holds something; {remedy}")
+        what = "a folder, and a file is expected" if path.is_dir() else "no file that holds something"
+        raise DamagedFileError(f"{path}: is {what}; {remedy}")
     if status.st_size > most:
         raise DamagedFileError(f"{path}: is larger than {most} bytes; {remedy}")
 

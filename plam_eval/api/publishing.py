@@ -81,7 +81,7 @@ def export(
     }
     spec = load_spec(plateau, overrides)
     if spec is None:
-        raise InputError("plateau none: nothing would be merged, and the plain model is there already; name a plateau")
+        raise InputError("plateau none, or no plateau: nothing would be merged; name a spec with --plateau")
     name = model if model is not None else spec.model
     if name is None:
         raise InputError(f"plateau {plateau} names no model; give one with --model")
@@ -211,7 +211,7 @@ def bundle(
     the manifest names what was.
 
     Args:
-        runs: folders of runs (of each the newest) or results files, and folders of sweeps, comparisons and scans.
+        runs: folders of runs (the newest of each model) or results files, and of sweeps, comparisons and scans.
         file: the archive, a .zip; an older bundle there is replaced.
         anonymous: leave out what names authors, too: commits, free text of specs.
         hide: words that are left out of every record, whatever their case, such as the name of an organisation.

@@ -36,7 +36,8 @@ def write_bundle(console: Terminal, runs: Sequence[Path], file: Path, anonymous:
     kinds = dict.fromkeys(why for left_out in changed.values() for why in left_out.values())
     if changed:
         fields = sum(map(len, changed.values()))
-        console.say(f"Left out of {len(changed)} files, {fields} fields: {'; '.join(kinds)}. manifest.json names each.")
+        where = f"{'1 file' if len(changed) == 1 else f'{len(changed)} files'}, {fields} field{'s' * (fields > 1)}"
+        console.say(f"Left out of {where}: {'; '.join(kinds)}. manifest.json names each.")
     console.warn(manifest.notes)
     if anonymous:
         console.warn(
@@ -79,11 +80,11 @@ def verify(console: Terminal, file: Path) -> bool:
 
 def _table(done: Verification) -> PlainTable:
     caption = (
-        "Answers are scored again by the tasks' own code: on the dataset where it is on this machine, else from what "
-        "the log holds of each document."
+        "Metrics: how many are equal. Answers: scored again by the tasks' own code: on the dataset where it is on "
+        "this machine, else from what the log holds of each document."
     )
     table = PlainTable(title="Recomputed", title_justify="left", caption=caption)
-    for name in ("run", "task", "metrics equal", "answers", "how"):
+    for name in ("run", "task", "metrics", "answers", "how"):
         table.add_column(name, overflow="fold")
     for answers in done.answers:
         metrics = [each for each in done.metrics if (each.run, each.task) == (answers.run, answers.task)]

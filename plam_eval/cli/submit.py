@@ -103,7 +103,7 @@ def submit(
     with speaking(as_json, quiet) as console:
         if len(given) != 1:
             raise InputError(
-                f"{' and '.join(given)} exclude each other"
+                f"{', '.join(given[:-1])} and {given[-1]} exclude each other"
                 if given
                 else "give run folders to write files of, --check FILE, --verify FILE, or --boards"
             )
@@ -193,10 +193,13 @@ def _list(console: Terminal) -> None:
         table.add_column(name, overflow="fold")
     for board in BOARDS.values():
         count = f"{board.questions:,}" if board.questions is not None else "not known"
-        table.add_row(board.name, " ".join(board.tasks) or "none", board.form, count, board.server)
+        table.add_row(board.name, " ".join(board.tasks) or "your own (--task)", board.form, count, board.server)
     console.print(table)
+    standings: dict[str, list[str]] = {}
     for board in BOARDS.values():
-        console.say(one_line(f"{board.name}: {board.standing} (read {board.read_on})"))
+        standings.setdefault(f"{board.standing} (read {board.read_on})", []).append(board.name)
+    for standing, names in standings.items():
+        console.say(one_line(f"{', '.join(names)}: {standing}"))
     for benchmark in SELF_REPORTED:
         console.say(f"{' '.join(benchmark.tasks)}: {benchmark.title} {benchmark.say}")
     console.data = {

@@ -78,6 +78,18 @@ def is_results_file(file: Path) -> bool:
     return file.name.endswith(_RESULTS) and not _is_of_a_task(file) and file.is_file()
 
 
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a hidden folder below another: cells that are being written, somebody else's rubbish.
+
+    lmms-eval calls the folder of a model "../name" "..__name", which is not hidden.
+
+    Args:
+        file: the file.
+        folder: the other folder.
+    """
+    return any(re.match(r"\.(?!\.?__)", name) for name in file.relative_to(folder).parts)
+
+
 def date_of(results_file: Path) -> str:
     """When a run began, as the names of its files have it, such as "20260301_120000".
 

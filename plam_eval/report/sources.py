@@ -16,7 +16,7 @@ from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import PLAN
 from plam_eval.files import inside
 from plam_eval.harness.errors import EvaluationError
-from plam_eval.harness.run_files import date_of, result_files
+from plam_eval.harness.run_files import date_of, is_hidden, result_files
 from plam_eval.merging import export_record
 from plam_eval.merging.export_record import ExportRecord
 
@@ -91,7 +91,7 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
 def _read_runs(folder: Path, owners: Sequence[Path], sources: Sources, seen: set[Path]) -> None:
     """Add the runs in a folder, or the one of a results file, to `sources`; those below `owners` are theirs."""
     files = [folder] if folder.is_file() else result_files(folder)
-    files = [f for f in files if not any(owner in f.parents for owner in owners) and not _hidden(f, folder)]
+    files = [f for f in files if not any(owner in f.parents for owner in owners) and not is_hidden(f, folder)]
     for file in files:
         if not _new(file, seen):
             continue
@@ -119,11 +119,7 @@ def _own(file: Path, folder: Path) -> Path:
 
 def _visible(folder: Path, name: str) -> list[Path]:
     """Files of a name in a folder and below, without what lies in hidden folders: cells that are being written."""
-    return [file for file in folder.rglob(name) if not _hidden(file, folder)] if folder.is_dir() else []
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(name.startswith(".") for name in file.relative_to(folder).parts)
+    return [file for file in folder.rglob(name) if not is_hidden(file, folder)] if folder.is_dir() else []
 
 
 def _new(path: Path, seen: set[Path]) -> bool:

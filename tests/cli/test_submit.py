@@ -31,7 +31,7 @@ def test_a_refusal_is_an_error_and_names_every_fault(plam: Call, tmp_path: Path)
     submission_run(tmp_path / "run", "docvqa", ["a"], lambda results, _: results["config"].update(limit=1.0, offset=1))
     code, out, err = plam("submit", tmp_path / "run")
     assert code == 1 and out == "" and "nothing was written" in err
-    assert "--limit 1.0" in err and "--offset 1" in err and "expected 5188" in err
+    assert "--limit 1" in err and "--offset 1" in err and "expected 5188" in err
 
 
 def test_the_result_as_json(plam: Call, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_bundle_is_written_and_verified(plam: Call, tmp_path: Path) -> None:
     write_logs(tmp_path / "run", {"some_task": graded_rows([1, 0])}, results=results, git_branch="jane")
     file = tmp_path / "b.zip"
     code, out, _ = plam("submit", tmp_path / "run", "--bundle", file, "--anonymous")
-    assert code == 0 and "run: 2 answers to some_task" in out and "Left out of 1 files, 1 fields" in out
+    assert code == 0 and "run: 2 answers to some_task" in out and "Left out of 1 file, 1 field:" in out
     assert f"SHA-256, to be printed beside it: {hashlib.sha256(file.read_bytes()).hexdigest()}" in out
     code, out, _ = plam("submit", "--verify", file)
     assert code == 0 and "1 of 1" in out and "what could be checked holds; 1 thing(s) could not be" in out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plam_eval.harness.run_files import later_than_others, samples_file
+from plam_eval.harness.run_files import is_hidden, later_than_others, samples_file
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,8 @@ def test_dates_follow_those_that_are_there(tmp_path: Path, written: list[str], e
 def test_a_sample_log_lies_beside_the_results_under_their_date() -> None:
     file = Path("runs", "model", "20260301_120000_results.json")
     assert samples_file(file, "pope") == Path("runs", "model", "20260301_120000_samples_pope.jsonl")
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("..__model", False), (".__model", False), (".cell", True), ("a", False)])
+def test_the_folder_of_a_relative_model_is_not_hidden(name: str, hidden: bool) -> None:
+    assert is_hidden(Path("runs") / name / "x_results.json", Path("runs")) is hidden

@@ -51,7 +51,7 @@ class Tally:
         Args:
             kind: as for `add`.
             places: where they are; the first ones are enough.
-            count: how many they are.
+            count: how many they are; 0 for what is no matter of rows.
         """
         self._counts[kind] = self._counts.get(kind, 0) + count
         examples = self._places.setdefault(kind, [])
@@ -63,7 +63,7 @@ class Tally:
     def lines(self) -> list[str]:
         """One line for each kind."""
         return [
-            f"{kind} ({count}): {'; '.join(self._places[kind])}"
+            f"{kind}{f' ({count})' if count else ''}: {'; '.join(self._places[kind])}"
             + (f"; and {count - len(self._places[kind])} more" if count > len(self._places[kind]) else "")
             for kind, count in self._counts.items()
         ]
@@ -139,9 +139,9 @@ def _check_number(
             shown = map(quoted, sorted(missing, key=str))
             faults.add_all(f"without an answer, of {len(universe)} questions", shown, len(missing))
     elif board.questions is not None and len(places) != board.questions:
-        faults.add("another number of questions", f"found {len(places)}, expected {board.questions}")
+        faults.add_all("another number of questions", [f"found {len(places)}, expected {board.questions}"], 0)
     elif not count:
-        faults.add("no answers", "the file holds none")
+        faults.add_all("no answers", ["the file holds none"], 0)
 
 
 def _check_value(board: Board, column: Column, row: Row, faults: Tally, notes: Tally) -> None:

@@ -228,7 +228,8 @@ def faults_of_run(run: SourceRun, task: str) -> tuple[list[str], list[str]]:
     for option in ("limit", "offset"):
         given = run.config.get(option) or asked.get(option)
         if given and given != -1:
-            faults.append(f"was made with --{option} {quoted(given)}: run again without it")
+            number = int(given) if isinstance(given, float) and given.is_integer() else given  # logged as 120.0
+            faults.append(f"was made with --{option} {quoted(number)}: run again without it")
     if not faults and original is not None and effective is not None and effective < original:
         faults.append(f"answered {effective:g} of {original:g} documents: run again without --limit")
     if original is None:

@@ -32,8 +32,8 @@ FIELDS: Mapping[str, str] = {
         "an account or a place",
     ),
     "config/use_cache": "a path of the machine",
-    "git_hash": "of whatever folder lmms-eval was called in",
-    "git_branch": "of whatever folder lmms-eval was called in",
+    "git_hash": "the commit of whatever folder lmms-eval was called in",
+    "git_branch": "the branch of whatever folder lmms-eval was called in",
     "plam_eval/provenance/checkpoint/folder": "a path of the machine",
     "plam_eval/provenance/base/folder": "a path of the machine",
     "settings/checkpoint/folder": "a path of the machine",
@@ -125,7 +125,7 @@ class Scrubber:
             redacted[where] = why
             return LEFT_OUT
         if where == "lmms_eval_version" and isinstance(value, str) and "@" in value:
-            redacted[where] = "names the branch of whatever folder lmms-eval was called in"
+            redacted[where] = "the branch of whatever folder lmms-eval was called in"
             return LEFT_OUT
         if isinstance(value, dict):
             walked = {}

@@ -76,13 +76,16 @@ class _Sources:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def add_run(self, label: str, run: Run) -> None:
-        if any(run.file.resolve() == other.file.resolve() for other in self.runs.values()):
-            return
+    def add_run(self, label: str, run: Run) -> str:
+        """Add a run once; returns its label, which has a number where another run has the same one."""
+        for present, other in self.runs.items():
+            if run.file.resolve() == other.file.resolve():
+                return present
         number, own = 2, label
         while own in self.runs:
             own, number = f"{label} ({number})", number + 1
         self.runs[own] = run
+        return own
 
 
 def make_bundle(folders: Sequence[Path], file: Path, *, anonymous: bool = False, hide: Iterable[str] = ()) -> Bundle:
@@ -91,7 +94,7 @@ def make_bundle(folders: Sequence[Path], file: Path, *, anonymous: bool = False,
     The same folders give the same bytes, on the same versions and zlib.
 
     Args:
-        folders: of runs (or results files), sweeps, comparisons and scans.
+        folders: of runs (the newest of each model) or results files, of sweeps, comparisons and scans.
         file: the archive, a .zip; an older bundle there is replaced.
         anonymous: leave out what names authors, too: commits, free text of specs.
         hide: words that are left out of every record, whatever their case: an organisation, a project.
@@ -146,13 +149,23 @@ def _collect(folder: Path, sources: _Sources) -> None:
 
 
 def _collect_run(folder: Path, sources: _Sources) -> None:
-    run = sweep_folder.read_run(folder)
-    if folder.is_dir():
-        for each in _files_of(run):
-            inside(folder, each.relative_to(folder).as_posix(), str(folder))
-        if (older := len(run_files.result_files(folder)) - 1) > 0:
-            sources.notes.append(f"Beside {_label(run)} lie {older} older runs, which are not in this bundle.")
-    sources.add_run(_label(run), run)
+    by_model: dict[Path, list[Path]] = {}
+    if folder.is_dir() and not (folder / sweep_folder.CELL).is_file():
+        for file in run_files.result_files(folder):
+            by_model.setdefault(file.parent, []).append(file)
+    for named in [files[-1] for files in by_model.values()] or [folder]:
+        try:
+            run = sweep_folder.read_run(named)
+            if folder.is_dir():
+                for each in _files_of(run):
+                    inside(folder, each.relative_to(folder).as_posix(), str(folder))
+        except (PlamError, OSError) as error:
+            sources.problems.append(str(error))
+            continue
+        label = sources.add_run(_label(run), run)
+        if (older := len(by_model.get(run.file.parent, ())) - 1) > 0:
+            what = "lies an older run, which is" if older == 1 else f"lie {older} older runs, which are"
+            sources.notes.append(f"Beside {label} {what} not in this bundle.")
 
 
 def _collect_sweep(folder: Path, sources: _Sources) -> None:

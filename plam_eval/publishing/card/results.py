@@ -17,7 +17,7 @@ from plam_eval.evaluation.sweep.folder import PLAN
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import inside
 from plam_eval.harness.errors import EvaluationError, RecordError
-from plam_eval.harness.run_files import result_files, sample_logs
+from plam_eval.harness.run_files import is_hidden, result_files, sample_logs
 from plam_eval.rules import RULES
 
 
@@ -36,12 +36,14 @@ class CardRun:
         label: what the card calls it: "plain", "merged", the rule of a control, with a number where there are several.
         role: "plain", "merged" or "control". A run of the exported files themselves counts as merged.
         run: the run itself, with the documents that may be reported.
+        folder: of the sweep or comparison that it is a cell of, else what was given; runs of one belong together.
         exported: whether it ran the exported files, and not the merge in memory.
     """
 
     label: str
     role: str
     run: Run
+    folder: Path
     exported: bool = False
 
 
@@ -51,8 +53,9 @@ class CardResults:
 
     Attributes:
         runs: plain ones first, then merged ones and controls.
-        against_plain: each merged run against a plain one, on the tasks that both have; merged minus plain.
-        against_controls: likewise against each control; merged minus control.
+        against_plain: each merged run against the plain one of its folder, or else those of the others, on the tasks
+            that both have; merged minus plain.
+        against_controls: likewise against controls; merged minus control.
         notes: what a reader of the figures has to know.
     """
 
@@ -78,10 +81,10 @@ def read_results(folders: Iterable[Path], export: ExportedMerge) -> CardResults:
     """
     problems: list[str] = []
     notes: list[str] = []
-    by_role: dict[str, list[tuple[Run, bool]]] = {}
+    by_role: dict[str, list[tuple[Run, Path, bool]]] = {}
     seen: set[Path] = set()
     for folder in folders:
-        for where, run in _runs_in(Path(folder), export, problems, notes):
+        for where, group, run in _runs_in(Path(folder), export, problems, notes):
             if run.file.resolve() in seen:
                 continue
             seen.add(run.file.resolve())
@@ -90,7 +93,7 @@ def read_results(folders: Iterable[Path], export: ExportedMerge) -> CardResults:
                 problems.append(f"{where}: {problem}")
                 continue
             exported = role == EXPORTED
-            by_role.setdefault(MERGED if exported else role, []).append((run, exported))
+            by_role.setdefault(MERGED if exported else role, []).append((run, group, exported))
     runs = [entry for role in (PLAIN, MERGED, CONTROL) for entry in _labelled(role, by_role.get(role, []))]
     against = {role: _compared(runs, role, problems) for role in (PLAIN, CONTROL)}
     if problems:
@@ -105,8 +108,10 @@ def read_results(folders: Iterable[Path], export: ExportedMerge) -> CardResults:
     return CardResults(tuple(runs), tuple(against[PLAIN]), tuple(against[CONTROL]), tuple(dict.fromkeys(notes)))
 
 
-def _runs_in(folder: Path, export: ExportedMerge, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
-    """Each run in a folder, with the words that name it; what cannot be read goes into `problems`."""
+def _runs_in(
+    folder: Path, export: ExportedMerge, problems: list[str], notes: list[str]
+) -> Iterator[tuple[str, Path, Run]]:
+    """Each run in a folder, with words and the sweep that name it; what cannot be read goes into `problems`."""
     if not folder.exists():
         problems.append(f"{folder}: no such folder")
         return
@@ -115,7 +120,7 @@ def _runs_in(folder: Path, export: ExportedMerge, problems: list[str], notes: li
     )
     for sweep in sweeps:
         try:
-            yield from _cells(sweep, export, problems, notes)
+            yield from ((where, sweep, run) for where, run in _cells(sweep, export, problems, notes))
         except (ValueError, EvaluationError, OSError) as error:
             problems.append(f"{sweep}: {error}")
     files = result_files(folder) if folder.is_dir() else [folder]
@@ -131,7 +136,7 @@ def _runs_in(folder: Path, export: ExportedMerge, problems: list[str], notes: li
         except (ValueError, EvaluationError, OSError) as error:
             problems.append(f"{file}: {error}")
         else:
-            yield str(file), run
+            yield str(file), folder, run
 
 
 def _cells(folder: Path, export: ExportedMerge, problems: list[str], notes: list[str]) -> Iterator[tuple[str, Run]]:
@@ -161,16 +166,16 @@ def _counted(documents: Mapping[str, int]) -> str:
 
 
 def _hidden(file: Path, folder: Path) -> bool:
-    return folder.is_dir() and any(name.startswith(".") for name in file.relative_to(folder).parts)
+    return folder.is_dir() and is_hidden(file, folder)
 
 
-def _labelled(role: str, runs: Sequence[tuple[Run, bool]]) -> list[CardRun]:
+def _labelled(role: str, runs: Sequence[tuple[Run, Path, bool]]) -> list[CardRun]:
     """Runs of one role with names that no two of them share."""
     entries, taken = [], dict[str, int]()
-    for run, exported in runs:
+    for run, folder, exported in runs:
         name = _control_name(run) if role == CONTROL else "export" if exported else role
         taken[name] = taken.get(name, 0) + 1
-        entries.append(CardRun(name if taken[name] == 1 else f"{name} ({taken[name]})", role, run, exported))
+        entries.append(CardRun(name if taken[name] == 1 else f"{name} ({taken[name]})", role, run, folder, exported))
     return entries
 
 
@@ -180,21 +185,39 @@ def _control_name(run: Run) -> str:
 
 
 def _compared(runs: Sequence[CardRun], role: str, problems: list[str]) -> list[Comparison]:
-    """Each merged run minus each run of a role, on the tasks that both score."""
-    comparisons = []
-    for merged in (entry for entry in runs if entry.role == MERGED):
-        for other in (entry for entry in runs if entry.role == role):
-            tasks = [task for task in merged.run.tasks if task in other.run.tasks]
-            scored = [task for task in tasks if not {task} & {*merged.run.unscored, *other.run.unscored}]
-            if not scored:
-                continue
-            names = (other.label, merged.label)
-            try:
-                comparisons.append(compare_runs(other.run.only(scored), merged.run.only(scored), names))
-            except IncomparableError as error:
-                problems.append(
-                    f"{names[0]} ({other.run.file}) and {names[1]} ({merged.run.file}): {'; '.join(error.problems)}"
-                )
-            except (RecordError, InputError) as error:
-                problems.append(f"{names[0]} ({other.run.file}) and {names[1]} ({merged.run.file}): {error}")
+    """Merged runs minus runs of a role, on the tasks that both score; one that fits no other goes into `problems`."""
+    comparisons, compared, failed = [], set[str](), list[tuple[CardRun, CardRun, str]]()
+    for merged, other in _pairs(runs, role):
+        tasks = [task for task in merged.run.tasks if task in other.run.tasks]
+        scored = [task for task in tasks if not {task} & {*merged.run.unscored, *other.run.unscored}]
+        if not scored:
+            continue
+        names = (other.label, merged.label)
+        try:
+            comparisons.append(compare_runs(other.run.only(scored), merged.run.only(scored), names))
+            compared |= {*names}
+        except IncomparableError as error:
+            failed.append((merged, other, "; ".join(error.problems)))
+        except (RecordError, InputError) as error:
+            failed.append((merged, other, str(error)))
+    problems += [
+        f"{other.label} ({other.run.file}) and {merged.label} ({merged.run.file}): {why}"
+        for merged, other, why in failed
+        if not {merged.label, other.label} <= compared
+    ]
     return comparisons
+
+
+def _pairs(runs: Sequence[CardRun], role: str) -> Iterator[tuple[CardRun, CardRun]]:
+    """Merged runs and those of a role beside them.
+
+    A sweep and a comparison leave out different documents, so runs of two folders are paired only where one of them is
+    alone in its own: a merged or a plain run without the other, a control without a merge.
+    """
+    merges, others = ([entry for entry in runs if entry.role == wanted] for wanted in (MERGED, role))
+    with_merge, with_other = ({entry.folder for entry in entries} for entries in (merges, others))
+    for merged in merges:
+        for other in others:
+            alone = other.folder not in with_merge or (role == PLAIN and merged.folder not in with_other)
+            if alone or merged.folder == other.folder:
+                yield merged, other

@@ -206,6 +206,10 @@ def test_every_fault_is_told_with_its_place_and_number(tmp_path: Path) -> None:
     assert "expected text (10): line 1: found 0" in problems and "and 5 more" in problems
     assert "line 13: 11, as in line 12" in problems and "line 14: 99" in problems
     assert "without an answer, of 20 questions (2): 12; 13" in problems
+    problems = "\n".join(checked(replace(DOCVQA, questions=40), text, tmp_path).problems)
+    assert "another number of questions: found 19, expected 40" in problems
+    problems = "\n".join(checked(DOCVQA, text, tmp_path, set(range(40))).problems)
+    assert "(22): 12; 13; 20; 21; 22; and 17 more" in problems, "five of them are named"
 
 
 def _formula(sheet: Any) -> None:
@@ -279,7 +283,7 @@ def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert check_file(DOCVQA, tmp_path).problems == [
-        "is no file that holds something; name the file that the board takes"
+        "is a folder, and a file is expected; name the file that the board takes"
     ]
     with pytest.raises(FileNotFoundError):
         check_file(DOCVQA, tmp_path / "nowhere")

@@ -229,7 +229,7 @@ def of_line(number: int, **fields: Any) -> Change:
 TASK = "docvqa_test"
 SETTINGS = [{"max_new_tokens": 16, "calls": 3}, {"max_new_tokens": 32, "calls": 3}]
 REFUSED: dict[str, tuple[Change, str]] = {
-    "limit": (of_results("config/limit", 6.0), "--limit 6.0"),
+    "limit": (of_results("config/limit", 6.0), "--limit 6:"),
     "fraction": (of_results("config/limit", 0.5), "--limit 0.5"),
     "offset": (of_results("config/offset", 2), "--offset 2"),
     "the command line's limit": (of_results("config/resolved_cli_args", {"limit": 3}), "--limit 3"),
@@ -273,7 +273,7 @@ def test_every_fault_of_every_run_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(SubmissionError) as caught:
         plam_eval.submit([tmp_path / name for name in ("good", "one", "two")], board="docvqa", questions=questions)
     said = "\n".join(caught.value.problems)
-    for words in ("--limit 6.0", "1 generations failed", "none of the questions", "documents missing", "--offset 2"):
+    for words in ("--limit 6:", "1 generations failed", "none of the questions", "documents missing", "--offset 2"):
         assert words in said
     assert not list(tmp_path.rglob("*_submission_*"))
 

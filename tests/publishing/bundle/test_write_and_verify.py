@@ -330,6 +330,20 @@ def test_every_fault_of_every_run_is_told_at_once(runs: list[Path], tmp_path: Pa
             make_bundle(runs, tmp_path / name)
 
 
+def test_of_a_folder_above_runs_the_newest_of_each_model_comes_along(tmp_path: Path) -> None:
+    for model in ("one", "other"):
+        write_logs(tmp_path / "runs" / model, {"gqa": graded_rows([1, 1])})
+    write_logs(tmp_path / "runs" / "one", {"gqa": graded_rows([1, 0])}, "20250101_000000")
+    made = make_bundle([tmp_path / "runs"], tmp_path / "b.zip")
+    assert [run.label for run in made.manifest.runs] == ["run", "run (2)"]
+    assert made.manifest.notes == ["Beside run lies an older run, which is not in this bundle."]
+    for log in (tmp_path / "runs").rglob("20260101*_samples_*"):
+        log.unlink()
+    with pytest.raises(BundleError) as raised:
+        make_bundle([tmp_path / "runs"], tmp_path / "b.zip")
+    assert len(raised.value.problems) == 2, "a damaged run of either model is told"
+
+
 def test_sweeps_bring_their_settings_and_every_finished_cell(tmp_path: Path) -> None:
     plain = run_folders.documents(["pope", "mmstar"], 6)
     names = ["layers-6-8_qkvo_0.9+0.3", "layers-0-8_qkvo_0.9+0.3"]

@@ -207,6 +207,31 @@ def test_a_choice_on_the_reported_documents_is_said(tmp_path: Path) -> None:
     assert rows_of(text, "task")[1][2] == "35", "what was chosen on is not reported"
 
 
+def test_a_sweep_and_a_comparison_that_left_out_other_documents_stand_on_one_card(tmp_path: Path) -> None:
+    from tests.helpers.run_folders import write_sweep
+
+    folder = tmp_path / "sweep"
+    write_sweep(folder, {"plain": PLAIN, "layers-6-8_qkvo_0.9+0.3": BETTER}, select=5)
+    plain, merged = run_of(tmp_path / "runs" / "a", PLAIN), run_of(tmp_path / "runs" / "b", BETTER, spec_of())
+    alone = run_of(tmp_path / "alone", BETTER, spec_of())
+    text = card_of(results=[folder, tmp_path / "runs", alone]).text
+    pairs = {part.partition("\n")[0]: rows_of(part, "task")[1][1] for part in text.split("### ") if " against " in part}
+    titles = ("merged against plain", "merged (2) against plain (2)", "merged (3) against plain (2)")
+    assert pairs == dict(zip(titles, ("35", "40", "40"), strict=True))
+    (problem,) = refused(folder, alone)
+    assert "5 documents in merged (2) only" in problem, "which fits no plain run"
+    (problem,) = refused(folder, plain)
+    assert "5 documents in plain (2) only" in problem and merged.is_dir()
+
+
+@pytest.mark.parametrize("name", ["..__export__plam-plain", ".__export__plam-plain"])
+def test_runs_of_relative_paths_are_not_hidden(tmp_path: Path, name: str) -> None:
+    run_of(tmp_path / "runs" / name, PLAIN)
+    run_of(tmp_path / "runs" / ".trash", BETTER, spec_of())
+    ran = rows_of(card_of(results=[tmp_path / "runs"]).text, "run | of")
+    assert [row[0] for row in ran[1:]] == ["plain"]
+
+
 def test_every_run_of_something_else_is_refused_at_once(tmp_path: Path) -> None:
     stock = run_of(tmp_path / "stock", PLAIN)
     file = next(stock.glob("*_results.json"))
