@@ -36,9 +36,9 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     Raises OSError when it cannot be written; nothing is left beside `path` then.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    if partial.is_symlink():  # in a folder of somebody else it may lead to any file
-        partial.unlink()
     try:
+        # In a folder of somebody else it may be a link to any file, or a pipe, which would be waited for.
+        partial.unlink(missing_ok=True)
         write(partial)
         partial.replace(path)
     except BaseException as error:

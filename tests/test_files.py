@@ -110,6 +110,16 @@ def test_nothing_is_written_through_a_link(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine" and read_json(tmp_path / "a.json", "") == {"a": 1}
 
 
+def test_nothing_is_written_into_what_lies_beside(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".a.partial.json").hardlink_to(tmp_path / "mine")
+    os.mkfifo(tmp_path / ".b.partial.json")  # to open it would take as long as nobody reads it
+    for name in ("a.json", "b.json"):
+        write_json(tmp_path / name, {"a": 1})
+        assert read_json(tmp_path / name, "") == {"a": 1}
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path):
     check_writable(tmp_path / "new" / "er")
     check_writable(tmp_path)
