@@ -24,7 +24,17 @@ from plam_eval.harness.run_files import (
     samples_file,
 )
 from plam_eval.harness.tasks import filters_of
-from plam_eval.publishing.boards.checks import CONTROL, EXAMPLES, SURROGATE, Checked, Findings, Row, as_id, check_rows
+from plam_eval.publishing.boards.checks import (
+    CONTROL,
+    EXAMPLES,
+    SURROGATE,
+    Checked,
+    Findings,
+    Row,
+    as_id,
+    check_rows,
+    first_twice,
+)
 from plam_eval.publishing.boards.questions import Questions
 from plam_eval.publishing.boards.record import Board
 
@@ -309,8 +319,7 @@ def _sample(line: bytes) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{quoted(next(name for name in names if names.count(name) > 1))} stands twice in one object")
+        raise ValueError(f"{quoted(first_twice(name for name, _ in pairs))} stands twice in one object")
     return content
 
 
