@@ -26,6 +26,9 @@ MARKER = ".plam-eval"
 LARGEST_JSON = 1 << 27
 """Bytes of a JSON file that is read as one: ten times what a sweep of the most cells, or the largest index, takes."""
 
+DEEPEST_JSON = 100
+"""Lists and objects inside each other: several times those of any record, and few enough for code that recurses."""
+
 _PROBE = 1 << 16  # bytes: a full disk may still take an empty file
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -88,12 +91,31 @@ def json_object(text: bytes, origin: str, remedy: str) -> dict[str, Any]:
     if len(text) > LARGEST_JSON:
         raise DamagedFileError(f"{origin}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
     try:
-        content = writable(json.loads(text.decode("utf-8-sig"), parse_int=_number), text)
+        content = writable(check_depth(json.loads(text.decode("utf-8-sig"), parse_int=_number)), text)
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{origin}: cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{origin}: found {type(content).__name__}, expected a JSON object; {remedy}")
     return content
+
+
+def check_depth(content: Any) -> Any:
+    """`content`, read of JSON; raises ValueError where it has more than `DEEPEST_JSON` levels.
+
+    Code that recurses, such as repr, would end at some depth, and at another one in every place.
+    """
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return content
+    raise ValueError(f"more than {DEEPEST_JSON} lists and objects inside each other")
 
 
 def _number(digits: str) -> int | float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import DamagedFileError, quoted
+from plam_eval.files import check_depth
 from plam_eval.publishing.boards.checks import TABLES, Checked, Findings, Row, as_id, check_rows, first_twice
 from plam_eval.publishing.boards.record import Board
 
@@ -189,7 +190,7 @@ def _read_json(text: str, board: Board, faults: list[str]) -> list[Row]:
                 rest = {names[0]: value} if len(names) == 1 else value
                 value = {board.id.name: key, **rest} if isinstance(rest, dict) else None
             if isinstance(value, dict):
-                rows.append(Row(where, value))
+                rows.append(Row(where, check_depth(value)))
             else:
                 odd.add("no object", where)
     except (ValueError, RecursionError) as error:
@@ -214,7 +215,7 @@ def _read_json_lines(text: str, faults: list[str]) -> list[Row]:
                 odd.add("an empty line", where)
             continue
         try:
-            value = decoder.decode(line)
+            value = check_depth(decoder.decode(line))
         except (ValueError, RecursionError) as error:
             odd.add("no JSON object", where, f"{error}"[:120])
             continue
@@ -372,9 +373,9 @@ def _question_ids(board: Board, text: str, suffix: str) -> Iterator[Any]:
         yield from (line.strip() for line in text.splitlines() if line.strip())
         return
     try:
-        content = json.loads(text)
+        content = check_depth(json.loads(text))
     except json.JSONDecodeError:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()]
+        content = [check_depth(json.loads(line)) for line in text.splitlines() if line.strip()]
     if isinstance(content, dict):
         below = next((content[key] for key in ("questions", "data") if isinstance(content.get(key), list)), None)
         if below is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from plam_eval.errors import OutsideError, quoted
-from plam_eval.files import inside
+from plam_eval.files import check_depth, inside
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import (
     RECORD_KEY,
@@ -303,7 +303,7 @@ def _sample(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     try:
-        sample = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        sample = check_depth(json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant))
     except json.JSONDecodeError as error:
         raise ValueError(f"not whole JSON: {error}") from error
     document = sample.get("doc_id") if isinstance(sample, dict) else None
