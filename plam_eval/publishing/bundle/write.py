@@ -76,7 +76,11 @@ class _Sources:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def add_run(self, label: str, run: Run) -> None:
+    def add_run(self, label: str, run: Run, folder: Path | None = None) -> None:
+        """Add a run that lies in a folder that was named; None where its results file was, which may be a link then."""
+        root = folder or run.file.parent
+        for file in _files_of(run)[0 if folder else 1 :]:
+            inside(root, file.relative_to(root).as_posix(), str(root))
         if any(run.file.resolve() == other.file.resolve() for other in self.runs.values()):
             return
         number, own = 2, label
@@ -146,18 +150,18 @@ def _collect(folder: Path, sources: _Sources) -> None:
 
 def _collect_run(folder: Path, sources: _Sources) -> None:
     run = sweep_folder.read_run(folder)
-    if folder.is_dir():
-        for each in _files_of(run):
-            inside(folder, each.relative_to(folder).as_posix(), str(folder))
-        if (older := len(run_files.result_files(folder)) - 1) > 0:
-            sources.notes.append(f"Beside {_label(run)} lie {older} older runs, which are not in this bundle.")
-    sources.add_run(_label(run), run)
+    if folder.is_dir() and (older := len(run_files.result_files(folder)) - 1) > 0:
+        sources.notes.append(f"Beside {_label(run)} lie {older} older runs, which are not in this bundle.")
+    sources.add_run(_label(run), run, folder if folder.is_dir() else None)
 
 
 def _collect_sweep(folder: Path, sources: _Sources) -> None:
     plan = sweep_folder.read_plan(folder)
     where = f"sweeps/{1 + sum(name.endswith('/sweep.json') for name in sources.records):02}"
-    sources.records[f"{where}/sweep.json"] = (folder / sweep_folder.PLAN, "settings of a sweep or a comparison")
+    sources.records[f"{where}/sweep.json"] = (
+        inside(folder, sweep_folder.PLAN, str(folder)),
+        "settings of a sweep or a comparison",
+    )
     unfinished: dict[str, list[str]] = {}
     for cell in Grid.from_dict(plan["grid"]).cells:
         record, run = sweep_folder.read_state(folder, cell, plan["settings"])
@@ -166,9 +170,10 @@ def _collect_sweep(folder: Path, sources: _Sources) -> None:
         elif run is None:
             unfinished.setdefault(record["status"], []).append(cell.name)
         else:
-            sources.add_run(cell.name, run)
+            sources.add_run(cell.name, run, folder)
         stored = folder / sweep_folder.CELLS / cell.name / sweep_folder.CELL
         if stored.is_file() and record["status"] != sweep_folder.DAMAGED:
+            stored = inside(folder, stored.relative_to(folder).as_posix(), str(folder))
             sources.records[f"{where}/{cell.name}.json"] = (stored, "record of a cell")
     for status, names in unfinished.items():
         sources.notes.append(f"Cells that are {status}, and have no run here: {', '.join(names)}.")
@@ -187,7 +192,7 @@ def _collect_scan(folder: Path, sources: _Sources) -> None:
         if (folder / name).is_file():
             sources.records[f"{where}/{name}"] = (inside(folder, name, str(folder)), kind)
     if run_files.result_files(folder / scan_folder.UNMASKED):
-        sources.add_run("unmasked run of a scan", records.read_run(folder / scan_folder.UNMASKED))
+        sources.add_run("unmasked run of a scan", records.read_run(folder / scan_folder.UNMASKED), folder)
 
 
 def _files_of(run: Run) -> list[Path]:
