@@ -27,6 +27,9 @@ MARKER = ".plam-eval"
 LARGEST_JSON = 1 << 27
 """Bytes of a JSON file that is read as one: ten times what a sweep of the most cells, or the largest index, takes."""
 
+DEEPEST_JSON = 100
+"""Lists and objects inside each other: several times those of any record, and few enough for code that recurses."""
+
 _PROBE = 1 << 16  # bytes: a full disk may still take an empty file
 _BLOCK = 8 << 20  # bytes that are hashed at once
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -38,9 +41,9 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     Raises OSError when it cannot be written; nothing is left beside `path` then.
     """
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    if partial.is_symlink():  # in a folder of somebody else it may lead to any file
-        partial.unlink()
     try:
+        # In a folder of somebody else it may be a link to any file, or a pipe, which would be waited for.
+        partial.unlink(missing_ok=True)
         write(partial)
         partial.replace(path)
     except BaseException as error:
@@ -158,12 +161,31 @@ def json_object(text: bytes, origin: str, remedy: str) -> dict[str, Any]:
     if len(text) > LARGEST_JSON:
         raise DamagedFileError(f"{origin}: is larger than {LARGEST_JSON} bytes, expected a JSON object; {remedy}")
     try:
-        content = writable(json.loads(text.decode("utf-8-sig"), parse_int=_number), text)
+        content = writable(check_depth(json.loads(text.decode("utf-8-sig"), parse_int=_number)), text)
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{origin}: cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise DamagedFileError(f"{origin}: found {type(content).__name__}, expected a JSON object; {remedy}")
     return content
+
+
+def check_depth(content: Any) -> Any:
+    """`content`, read of JSON; raises ValueError where it has more than `DEEPEST_JSON` levels.
+
+    Code that recurses, such as repr, would end at some depth, and at another one in every place.
+    """
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return content
+    raise ValueError(f"more than {DEEPEST_JSON} lists and objects inside each other")
 
 
 def _number(digits: str) -> int | float:

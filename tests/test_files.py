@@ -64,6 +64,17 @@ def test_half_a_surrogate_pair_can_be_written_again(tmp_path):
     assert read_json(file, "") == {"?": ["?", "\N{GRINNING FACE}", r"\ud800"]}
 
 
+@pytest.mark.parametrize("depth", [99, 100, 400, 900, 100_000])
+def test_json_is_as_deep_as_any_code_can_go(tmp_path, depth):
+    file = tmp_path / "a.json"
+    file.write_text('{"a": ' + "[" * depth + "]" * depth + "}")
+    if depth < 100:
+        assert "a" in read_json(file, "")
+        return
+    with pytest.raises(DamagedFileError, match=r"more than 100 lists|recursion"):
+        read_json(file, "")
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})
@@ -108,6 +119,16 @@ def test_nothing_is_written_through_a_link(tmp_path):
         (tmp_path / name).symlink_to(tmp_path / "mine")
     write_json(tmp_path / "a.json", {"a": 1})
     assert (tmp_path / "mine").read_text() == "mine" and read_json(tmp_path / "a.json", "") == {"a": 1}
+
+
+def test_nothing_is_written_into_what_lies_beside(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".a.partial.json").hardlink_to(tmp_path / "mine")
+    os.mkfifo(tmp_path / ".b.partial.json")  # to open it would take as long as nobody reads it
+    for name in ("a.json", "b.json"):
+        write_json(tmp_path / name, {"a": 1})
+        assert read_json(tmp_path / name, "") == {"a": 1}
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path):

@@ -13,8 +13,11 @@ import json
 import math
 import os
 import random
+import signal
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,10 @@ _OURS = "plam9"
 
 class UnavailableError(PlamError, ValueError):
     """What cannot be recomputed here; the message says why."""
+
+
+class _TooLongError(BaseException):
+    """Raised in a task's code, whose `except Exception` must not go on."""
 
 
 class JudgeAskedError(BaseException):
@@ -304,6 +311,39 @@ def same_number(one: float, other: float) -> bool:
 
 
 # --- apart from the rest of the machine -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """While entered, code may take so long: answers can be made such that scoring them takes hours.
+
+    There is no limit outside of the main thread, or on a system without such a clock.
+
+    Args:
+        seconds: that it may take.
+
+    Raises:
+        UnavailableError: it took longer.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _TooLongError
+
+    started, handler = time.monotonic(), signal.signal(signal.SIGALRM, stop)
+    # Again and again, for code that catches everything.
+    left, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 1)
+    try:
+        yield
+    except _TooLongError:
+        raise UnavailableError(f"it takes more than {seconds:.0f} seconds") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 0.001), interval)
 
 
 @contextlib.contextmanager

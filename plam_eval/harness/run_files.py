@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from plam_eval.errors import DamagedFileError, quoted
-from plam_eval.files import LARGEST_JSON, read_json, writable
+from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.tasks import filters_of
 
@@ -312,7 +312,7 @@ def samples_by_filter(
     counts: Counter[Any] = Counter()
     for number, line in enumerate(lines_of(stream, log), start=1):
         try:
-            sample = writable(json.loads(line), line)
+            sample = writable(check_depth(json.loads(line)), line)
             _check_sample(sample)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error

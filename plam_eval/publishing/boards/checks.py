@@ -17,6 +17,8 @@ EXAMPLES = 5
 """Places that a message names, of all that it is about."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 SURROGATE = re.compile(r"[\ud800-\udfff]")
+MOST_KINDS = 100
+"""Kinds of faults that are told apart: a crafted file has a kind of its own in every row."""
 TABLES = ("xlsx", "csv", "tsv")
 
 
@@ -53,6 +55,8 @@ class Tally:
             places: where they are; the first ones are enough.
             count: how many they are; 0 for what is no matter of rows.
         """
+        if len(self._counts) >= MOST_KINDS and kind not in self._counts:
+            kind = "something else wrong"
         self._counts[kind] = self._counts.get(kind, 0) + count
         examples = self._places.setdefault(kind, [])
         examples += itertools.islice(places, EXAMPLES - len(examples))
@@ -90,6 +94,16 @@ class Checked:
         return dict(vars(self))
 
 
+def first_twice(names: Iterable[str]) -> str:
+    """The first of `names` that was there before; "" where all differ."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
+
+
 def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable] | None = None) -> Checked:
     """What a board would say to some rows.
 
@@ -105,12 +119,13 @@ def check_rows(board: Board, rows: Iterable[Row], questions: Collection[Hashable
     rows = list(rows)
     for row in rows:
         checked.rows += 1
-        for name in row.values:
-            if name not in names:
-                target = notes if board.form in TABLES else faults
-                target.add(
-                    f"column {quoted(name)}, which the board does not have{did_you_mean(name, names)}", row.where
-                )
+        target = notes if board.form in TABLES else faults
+        unknown = [name for name in row.values if name not in names]
+        if len(unknown) > MOST_KINDS:
+            target.add("columns by the hundred, which the board does not have", row.where, f"{len(unknown)}")
+            unknown = []
+        for name in unknown:
+            target.add(f"column {quoted(name)}, which the board does not have{did_you_mean(name, names)}", row.where)
         for column in board.columns:
             _check_value(board, column, row, faults, notes)
         answer = row.values.get(board.answer.name)

@@ -7,17 +7,24 @@ import io
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import DamagedFileError, quoted
-from plam_eval.files import read_at_most
-from plam_eval.publishing.boards.checks import TABLES, Checked, Row, Tally, check_rows
+from plam_eval.files import check_depth, read_at_most
+from plam_eval.publishing.boards.checks import TABLES, Checked, Row, Tally, check_rows, first_twice
 from plam_eval.publishing.boards.record import Board
 
 LARGEST = 1 << 30
 """Bytes of a file, unpacked, that is read: five times what the board of the most questions takes."""
+MOST_ROWS = 1 << 20
+"""Rows that are read: as many as a sheet of a workbook has, and twice what the board of the most questions takes."""
+MOST_COLUMNS = 256
+"""Columns of a table that are read."""
+_MOST_TAGS = 1 << 23  # of a workbook's XML: five times those of the largest; each takes some hundred bytes of memory
+_BLOCK = 1 << 20
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -96,9 +103,7 @@ class _Decoder(json.JSONDecoder):
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            self.odd.append(f"{quoted(twice)} stands twice in one object")
+            self.odd.append(f"{quoted(first_twice(name for name, _ in pairs))} stands twice in one object")
         return content
 
     def _constant(self, word: str) -> float:
@@ -164,6 +169,9 @@ def _read_json(text: str, board: Board, faults: list[str]) -> list[Row]:
     try:
         for line, key, value in _elements(text, decoder):
             where = f"line {line}" if in_lines else f"entry {len(rows) + 1}"
+            if len(rows) == MOST_ROWS:
+                faults.append(f"holds more than {MOST_ROWS} answers")
+                break
             for words in decoder.odd:
                 odd.add("not plain JSON", where, words)
             decoder.odd.clear()
@@ -171,7 +179,7 @@ def _read_json(text: str, board: Board, faults: list[str]) -> list[Row]:
                 rest = {names[0]: value} if len(names) == 1 else value
                 value = {board.id.name: key, **rest} if isinstance(rest, dict) else None
             if isinstance(value, dict):
-                rows.append(Row(where, value))
+                rows.append(Row(where, check_depth(value)))
             else:
                 odd.add("no object", where)
     except (ValueError, RecursionError) as error:
@@ -186,15 +194,17 @@ def _read_json_lines(text: str, faults: list[str]) -> list[Row]:
         faults.append("is a JSON list, expected one JSON object per line")
         return []
     decoder, rows, odd = _Decoder(), list[Row](), Tally()
-    lines = text.split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(io.StringIO(text, newline="\n"), start=1):
         where = f"line {number}"
+        if number > MOST_ROWS:
+            faults.append(f"has more than {MOST_ROWS} lines")
+            break
         if not line.strip():
-            if number < len(lines):
+            if line.endswith("\n"):
                 odd.add("an empty line", where)
             continue
         try:
-            value = decoder.decode(line)
+            value = check_depth(decoder.decode(line))
         except (ValueError, RecursionError) as error:
             odd.add("no JSON object", where, f"{error}"[:120])
             continue
@@ -220,10 +230,14 @@ def _read_csv(text: str, board: Board, faults: list[str]) -> list[Row]:
     odd = Tally()
     try:
         header = next(reader, [])
-        _check_header(header, faults)
+        if not _check_header(header, faults):
+            return []
         for cells in reader:
             if not cells:
                 continue
+            if len(rows) == MOST_ROWS:
+                faults.append(f"holds more than {MOST_ROWS} rows")
+                break
             where = f"line {reader.line_num}"
             if len(cells) != len(header):
                 odd.add("another number of cells than the header", where, f"{len(cells)}, expected {len(header)}")
@@ -236,9 +250,14 @@ def _read_csv(text: str, board: Board, faults: list[str]) -> list[Row]:
     return rows
 
 
-def _check_header(header: Sequence[Any], faults: list[str]) -> None:
-    if twice := sorted({str(name) for name in header if name is not None and header.count(name) > 1}):
+def _check_header(header: Sequence[Any], faults: list[str]) -> bool:
+    """Whether what follows a header can be read; what is wrong with it is added to `faults`."""
+    if len(header) > MOST_COLUMNS:
+        faults.append(f"has more than {MOST_COLUMNS} columns")
+        return False
+    if twice := sorted(str(name) for name, count in Counter(header).items() if name is not None and count > 1):
         faults.append(f"names a column twice: {', '.join(twice)}")
+    return True
 
 
 def _read_xlsx(content: bytes, faults: list[str]) -> list[Row]:
@@ -256,14 +275,21 @@ def _read_xlsx(content: bytes, faults: list[str]) -> list[Row]:
             if (size := sum(member.file_size for member in archive.infolist())) > LARGEST:
                 faults.append(f"unpacks to {size} bytes, more than {LARGEST}")
                 return []
+            if _has_too_many_tags(archive):
+                faults.append(f"holds more than {_MOST_TAGS} tags of XML")
+                return []
         book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, keep_links=False)
         sheet = book.worksheets[0]
         sheet.reset_dimensions()  # some writers name one cell only
         header: list[Any] = []
-        for number, cells in enumerate(sheet.iter_rows(), start=1):
+        # Bounded: between a cell and one that names a place far away, openpyxl makes up all the others.
+        for number, cells in enumerate(sheet.iter_rows(max_row=MOST_ROWS, max_col=MOST_COLUMNS + 1), start=1):
             if number == 1:
                 header = [cell.value for cell in cells]
-                _check_header(header, faults)
+                while header and header[-1] is None:
+                    header.pop()
+                if not _check_header(header, faults):
+                    return []
                 continue
             if all(cell.value is None for cell in cells):
                 continue
@@ -277,6 +303,17 @@ def _read_xlsx(content: bytes, faults: list[str]) -> list[Row]:
         faults.append(f"cannot be read as a workbook ({type(error).__name__}: {error})")
     faults += odd.lines()
     return rows
+
+
+def _has_too_many_tags(archive: zipfile.ZipFile) -> bool:
+    """Whether a workbook takes too much memory when it is read; it is unpacked block by block to find out."""
+    count = 0
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            while block := stream.read(_BLOCK):
+                if (count := count + block.count(b"<")) > _MOST_TAGS:
+                    return True
+    return False
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.errors import DamagedFileError, quoted
-from plam_eval.files import check_size, digest_of
+from plam_eval.files import check_depth, check_size, digest_of
 from plam_eval.publishing.boards.checks import as_id
 from plam_eval.publishing.boards.files import LARGEST
 from plam_eval.publishing.boards.record import TABLE, Board, Line, Table
@@ -125,9 +125,9 @@ def _question_ids(board: Board, text: str, suffix: str) -> Iterator[Any]:
         yield from (line.strip() for line in text.splitlines() if line.strip())
         return
     try:
-        content = json.loads(text)
+        content = check_depth(json.loads(text))
     except json.JSONDecodeError:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()]
+        content = [check_depth(json.loads(line)) for line in text.splitlines() if line.strip()]
     if isinstance(content, dict):
         below = next((content[key] for key in ("questions", "data") if isinstance(content.get(key), list)), None)
         if below is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from plam_eval.errors import OutsideError, quoted
-from plam_eval.files import inside
+from plam_eval.files import check_depth, inside
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import (
     RECORD_KEY,
@@ -33,6 +33,7 @@ from plam_eval.publishing.boards.checks import (
     Tally,
     as_id,
     check_rows,
+    first_twice,
     outside,
 )
 from plam_eval.publishing.boards.questions import Questions
@@ -308,7 +309,8 @@ def _sample(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start} is not UTF-8") from error
     try:
-        sample = json.loads(text, object_pairs_hook=_object)  # NaN in a score does no harm; as an answer it is no text
+        # NaN in a score does no harm; as an answer it is no text.
+        sample = check_depth(json.loads(text, object_pairs_hook=_object))
     except json.JSONDecodeError as error:
         raise ValueError(f"not whole JSON: {error}") from error
     document = sample.get("doc_id") if isinstance(sample, dict) else None
@@ -324,8 +326,7 @@ def _sample(line: bytes) -> dict[str, Any]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{quoted(next(name for name in names if names.count(name) > 1))} stands twice in one object")
+        raise ValueError(f"{quoted(first_twice(name for name, _ in pairs))} stands twice in one object")
     return content
 
 

@@ -27,6 +27,9 @@ LARGEST_MEMBER, LARGEST_BUNDLE = 1 << 31, 1 << 34
 SMALL, MOST_DENSE = 1 << 24, 400
 """A member of more than `SMALL` bytes has at least one byte in the archive for so many; logs have one for 5 to 60."""
 
+_LARGEST_DIRECTORY = 1 << 23  # bytes of the list of members: zipfile reads it whole, and each takes it half a kilobyte
+_END, _END_64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
+_END_LENGTH, _END_64_LENGTH = 22, 20 + 56
 _NAME = re.compile(r"(?:[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}/){0,8}[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,199}", re.ASCII)
 _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip file can hold
 _REGULAR = (stat.S_IFREG | 0o644) << 16
@@ -174,10 +177,22 @@ def open_archive(path: Path) -> Iterator[Reader]:
         raise BundleError(f"{path}: is a folder, expected the file that `plam submit --bundle` wrote")
     with path.open("rb") as file:
         begin = file.read(4)
+        file.seek(max(0, file.seek(0, 2) - _END_LENGTH - _END_64_LENGTH))
+        end = file.read()
     if begin != b"PK\x03\x04":
         what = "is empty" if not begin else "is no zip file that begins with a member"
         what = "is a gzip file" if begin[:2] == b"\x1f\x8b" else what
         raise BundleError(f"{path}: {what}; expected the file that `plam submit --bundle` wrote")
+    if (size := _directory_size(end)) is None:
+        raise BundleError(
+            f"{path}: cannot be read as a zip file: it was cut off, or something was put behind it, such as a comment, "
+            "which bundles do not have; copy it again"
+        )
+    if size > _LARGEST_DIRECTORY:
+        raise BundleError(
+            f"{path}: the list of its members has {size} bytes, expected at most {_LARGEST_DIRECTORY}, for at most "
+            f"{MOST_MEMBERS} members"
+        )
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError, OverflowError) as error:
@@ -186,6 +201,17 @@ def open_archive(path: Path) -> Iterator[Reader]:
         if problems := list(_problems(archive)):
             raise BundleError(*problems, origin=f"{path} is no bundle that can be trusted")
         yield Reader(path, archive)
+
+
+def _directory_size(end: bytes) -> int | None:
+    """Bytes of a zip file's list of members, by its last bytes, `end`; None where it does not end as bundles do."""
+    last, large = end[-_END_LENGTH:], end[-_END_LENGTH - _END_64_LENGTH : -_END_LENGTH]
+    if last[:4] != _END:
+        return None
+    size = int.from_bytes(last[12:16], "little")
+    if large[56:60] != _LOCATOR:
+        return size
+    return max(size, int.from_bytes(large[40:48], "little")) if large[:4] == _END_64 else None
 
 
 def _problems(archive: zipfile.ZipFile) -> Iterator[str]:

@@ -61,11 +61,24 @@ _PATH = re.compile(
     re.VERBOSE,
 )
 _URL_OF_FILE = re.compile(r"file://[^\s,;'\"]+")
-_TOKEN = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|wandb_v\d_\w{20,})")
-_SECRET = re.compile(r"(?i)(\b\w*(?:api_key|token|secret|password)\s*=\s*)(?![\[<])([^,\s&]{6,})")
+_TOKEN = re.compile(
+    r"""\b(?: hf_[A-Za-z0-9]{20,} | sk-[A-Za-z0-9_-]{20,} | gh[pousr]_[A-Za-z0-9]{30,} | github_pat_\w{30,}
+      | glpat-[\w-]{20,} | wandb_v\d_\w{20,} | nvapi-[\w-]{20,} | r8_\w{30,} | xox[abeprs]-[\w-]{20,}
+      | A(?:KI|SI)A[A-Z0-9]{16}\b | AIza[\w-]{35}
+      | eyJ[\w-]{10,500}\.eyJ[\w-]{10,4000}\.[\w-]{10,} )""",
+    re.VERBOSE,
+)
+_BEARER = re.compile(r"(?i)(\bbearer\s+)(?=[^\s'\"]*\d)[\w.~+/=-]{12,}")
+_URL_ACCOUNT = re.compile(r"(://)[^\s/@:'\"]*:[^\s/@'\"]+@")
+_SECRET_NAME = r"[\w-]{0,64}(?:api[-_]?key|access[-_]?key|token|secret|passw(?:or)?d)"
+_SECRET = re.compile(rf"(?i)(\b{_SECRET_NAME}(?:['\"]?\s*[=:]\s*['\"]?))(?![\[<])([^,\s&'\"]{{6,}})")
+_SECRET_OPTION = re.compile(rf"(?i)(--{_SECRET_NAME}\s+)(?![\[<-])(\S{{6,}})")
 _IMAGE = re.compile(r"data:(image|video|audio)/[\w.+-]+;base64,([A-Za-z0-9+/=\s]*)")
-_SECRET_KEY = re.compile(r"(?i)(?:.*(?:api_key|_token|_secret|password)|token|secret)")
-_SECRETS_OF = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "ANTHROPIC_API_KEY")
+_SECRET_KEY = re.compile(
+    r"(?i).*(?:api[-_]?key|access[-_]?key|openai[-_]key|[-_]token|[-_]secret|passw(?:or)?d)|token|secret|authorization"
+)
+_SECRET_VARIABLE = re.compile(r"(?i).*(?:key|token|secret|passw(?:or)?d|credentials?)")
+"""Names in the environment, and of fields, whose values nobody publishes."""
 _COMMON = {"root", "user", "localhost", "ubuntu", "admin", "runner", "nobody", "home"}
 
 
@@ -85,7 +98,7 @@ class Scrubber:
         flat = {folder.strip("/\\").replace("/", "__").replace("\\", "__") for folder in folders}
         flat = {name for name in flat if "__" in name}  # how lmms-eval makes the name of a folder of a path
         names = {_user(), socket.gethostname(), socket.gethostname().partition(".")[0]} - _COMMON
-        secrets = {value for name in _SECRETS_OF if len(value := os.environ.get(name, "")) > 8}
+        secrets = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name) and len(value) > 8}
         self._places = _any_of(folders | flat, end=r"(?![\w-])")
         self._secrets = _any_of(secrets)
         self._names = _any_of({name for name in names if len(name) > 3}, whole=True)
@@ -133,12 +146,7 @@ class Scrubber:
                 name = self.text(str(key))
                 step = name.replace("~", "~0").replace("/", "~1")  # as a JSON pointer has it
                 place = f"{where}/{step}".lstrip("/")
-                if (
-                    _SECRET_KEY.fullmatch(name)
-                    and isinstance(inner, str)
-                    and inner
-                    and not inner.startswith(("<", "["))
-                ):
+                if _SECRET_KEY.fullmatch(name) and _may_be_secret(inner):
                     redacted[place], inner = "a secret", LEFT_OUT
                 walked[name] = self._walk(inner, place, redacted)
             return walked
@@ -165,7 +173,10 @@ class Scrubber:
             ("an image", _IMAGE, _without_content),
             ("a secret", self._secrets, LEFT_OUT),
             ("a secret", _TOKEN, LEFT_OUT),
+            ("a secret", _BEARER, rf"\1{LEFT_OUT}"),
+            ("a secret", _URL_ACCOUNT, rf"\1{LEFT_OUT}@"),
             ("a secret", _SECRET, rf"\1{LEFT_OUT}"),
+            ("a secret", _SECRET_OPTION, rf"\1{LEFT_OUT}"),
             ("a path of the machine", _URL_OF_FILE, "[path]"),
             ("a path of the machine", _PATH, _last_name),
             ("a path of the machine", self._places, "[path]"),
@@ -192,11 +203,19 @@ class Scrubber:
             (_IMAGE, _without_content),
             (self._secrets, LEFT_OUT),
             (_TOKEN, LEFT_OUT),
+            (_BEARER, rf"\1{LEFT_OUT}"),
+            (_URL_ACCOUNT, rf"\1{LEFT_OUT}@"),
             (self._places, "[path]"),
         ):
             if pattern is not None:
                 value = pattern.sub(by, value)
         return value
+
+
+def _may_be_secret(value: Any) -> bool:
+    """Whether it is text, or texts, and none of the tokens of a tokenizer, which stand in brackets."""
+    texts = value if isinstance(value, list) else [value]
+    return any(isinstance(text, str) and text and not text.startswith(("<", "[")) for text in texts)
 
 
 def _without_content(match: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from plam_eval.harness.recompute import (
     same_entry,
     same_number,
     stripped_of_thoughts,
+    time_limit,
     weighted_by_size,
 )
 from plam_eval.harness.run_files import RECORD_KEY, check_results, expected_documents, samples_by_filter
@@ -41,6 +43,7 @@ from plam_eval.spec import SpecError, load_spec
 
 Sample = Mapping[str, Any]
 _SHOWN = 5  # documents, of many that differ in the same way
+_SECONDS, _SECONDS_EACH = 60, 0.05  # that scoring a task again may take: at all, and for each document beside that
 _ROUNDED = 1e-4  # of a score from 0 to 1: tasks round their metrics to 4 or 5 digits
 
 
@@ -210,7 +213,11 @@ class _Task:
         failures: dict[str, str] = {}
         if stock is not None:
             for name, samples in zip(self.filters, by_filter, strict=True):
-                values, failed = stock.metrics(samples, name)
+                try:
+                    with time_limit(_allowed(samples)):
+                        values, failed = stock.metrics(samples, name)
+                except UnavailableError as error:
+                    values, failed, why = {}, {}, str(error)
                 by_stock |= values
                 failures |= {f"{metric},{name}": reason for metric, reason in failed.items()}
         by_row = self._by_row(by_filter[0])
@@ -253,7 +260,7 @@ class _Task:
 
     def _by_row(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The metric that the documents' scores come to, where what we know of the task says which it is."""
-        with contextlib.suppress(NoScoreError, ValueError, ArithmeticError):
+        with contextlib.suppress(NoScoreError, ValueError, ArithmeticError), time_limit(_allowed(samples)):
             score = tasks.score_of_task(self.task, self.config)
             if score.stock is not None:
                 pairs = [(score.of(sample), tasks.cluster_of(self.task, sample)[0]) for sample in samples]
@@ -275,9 +282,14 @@ class _Task:
         counts = Counter[str]()
         reasons = Counter[str]()
         if stock is not None and document_of is not None:
+            end = time.monotonic() + _allowed(samples)
             for sample in samples:
+                if (left := end - time.monotonic()) <= 0:
+                    reasons["scoring takes too long"] += 1
+                    continue
                 try:
-                    problem, drawn = self._answer(sample, stock, document_of)
+                    with time_limit(left):
+                        problem, drawn = self._answer(sample, stock, document_of)
                 except UnavailableError as error:
                     reasons[str(error)] += 1
                     continue
@@ -386,6 +398,10 @@ def _members(results: Mapping[str, Any], group: str) -> set[str]:
         members |= new
         left += new
     return members
+
+
+def _allowed(samples: Sequence[Sample]) -> float:
+    return _SECONDS + _SECONDS_EACH * len(samples)
 
 
 def _numbers_of(values: Any) -> dict[str, float]:

@@ -76,8 +76,14 @@ class _Sources:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def add_run(self, label: str, run: Run) -> str:
-        """Add a run once; returns its label, which has a number where another run has the same one."""
+    def add_run(self, label: str, run: Run, folder: Path | None = None) -> str:
+        """Add a run once; returns its label, which has a number where another run has the same one.
+
+        It lies in a folder that was named; None where its results file was, which may be a link then.
+        """
+        root = folder or run.file.parent
+        for file in _files_of(run)[0 if folder else 1 :]:
+            inside(root, file.relative_to(root).as_posix(), str(root))
         for present, other in self.runs.items():
             if run.file.resolve() == other.file.resolve():
                 return present
@@ -156,13 +162,10 @@ def _collect_run(folder: Path, sources: _Sources) -> None:
     for named in [files[-1] for files in by_model.values()] or [folder]:
         try:
             run = sweep_folder.read_run(named)
-            if folder.is_dir():
-                for each in _files_of(run):
-                    inside(folder, each.relative_to(folder).as_posix(), str(folder))
+            label = sources.add_run(_label(run), run, folder if folder.is_dir() else None)
         except (PlamError, OSError) as error:
             sources.problems.append(str(error))
             continue
-        label = sources.add_run(_label(run), run)
         if (older := len(by_model.get(run.file.parent, ())) - 1) > 0:
             what = "lies an older run, which is" if older == 1 else f"lie {older} older runs, which are"
             sources.notes.append(f"Beside {label} {what} not in this bundle.")
@@ -171,7 +174,10 @@ def _collect_run(folder: Path, sources: _Sources) -> None:
 def _collect_sweep(folder: Path, sources: _Sources) -> None:
     plan = sweep_folder.read_plan(folder)
     where = f"sweeps/{1 + sum(name.endswith('/sweep.json') for name in sources.records):02}"
-    sources.records[f"{where}/sweep.json"] = (folder / sweep_folder.PLAN, "settings of a sweep or a comparison")
+    sources.records[f"{where}/sweep.json"] = (
+        inside(folder, sweep_folder.PLAN, str(folder)),
+        "settings of a sweep or a comparison",
+    )
     unfinished: dict[str, list[str]] = {}
     for cell in Grid.from_dict(plan["grid"]).cells:
         record, run = sweep_folder.read_state(folder, cell, plan["settings"])
@@ -180,9 +186,10 @@ def _collect_sweep(folder: Path, sources: _Sources) -> None:
         elif run is None:
             unfinished.setdefault(record["status"], []).append(cell.name)
         else:
-            sources.add_run(cell.name, run)
+            sources.add_run(cell.name, run, folder)
         stored = folder / sweep_folder.CELLS / cell.name / sweep_folder.CELL
         if stored.is_file() and record["status"] != sweep_folder.DAMAGED:
+            stored = inside(folder, stored.relative_to(folder).as_posix(), str(folder))
             sources.records[f"{where}/{cell.name}.json"] = (stored, "record of a cell")
     for status, names in unfinished.items():
         sources.notes.append(f"Cells that are {status}, and have no run here: {', '.join(names)}.")
@@ -203,7 +210,7 @@ def _collect_scan(folder: Path, sources: _Sources) -> None:
             check_size(file, _most_of(file), "copy it again")
             sources.records[f"{where}/{name}"] = (file, kind)
     if run_files.result_files(folder / scan_folder.UNMASKED):
-        sources.add_run("unmasked run of a scan", records.read_run(folder / scan_folder.UNMASKED))
+        sources.add_run("unmasked run of a scan", records.read_run(folder / scan_folder.UNMASKED), folder)
 
 
 def _files_of(run: Run) -> list[Path]:

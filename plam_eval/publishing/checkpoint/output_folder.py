@@ -18,8 +18,8 @@ from plam_eval.publishing.card.licences import README
 _LOCK = ".lock"
 _CONTENT, _REPLACED = "content", "replaced"
 _MARGIN = 1 << 20  # bytes that the record, the card and the file system's own records take
-_OF_OTHERS = (".git", ".gitattributes", ".gitignore", ".cache")
-"""What git and the hub's client put into a folder that is pushed."""
+_OF_OTHERS = (".gitattributes", ".gitignore", ".cache")
+"""What the hub's client puts into a folder that is pushed; git's own folder may hold what was never pushed."""
 
 
 def check_output(output: Path, sources: Sequence[Path], *, overwrite: bool) -> list[str]:

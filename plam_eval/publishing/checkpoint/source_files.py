@@ -14,6 +14,7 @@ from typing import Any
 from plam_eval.errors import CheckpointError, DamagedFileError, OutsideError, system_error
 from plam_eval.files import inside, read_json
 from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.export_record import FILE
 from plam_eval.merging.tensor_files import lfs_pointer
 
 _TOKENIZER = (
@@ -43,8 +44,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Kind -> patterns of names that come along, each matched level by level; those of licences in small letters."""
 
 _LICENCE_SUFFIXES = ("", ".txt", ".md", ".rst", ".pdf", ".html")
-# What code may name and the export leaves out nevertheless: other weights, results, what shows or trains the model.
+# What code may name and the export leaves out nevertheless: other weights, results, what shows or trains the model, and
+# the record of an export, as there is one of its own.
 _NEVER = (
+    FILE,
     *(".*", "readme*", "modelcard*", "*result*", "train*", "optimizer*", "scheduler*", "scaler*", "rng_state*"),
     *("adapter_*", "*.index.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx"),
     *("*.npz", "*.pkl", "*.pickle", "*.tflite", "*.mlmodel", "*.gguf", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp"),
@@ -185,10 +188,19 @@ def locate(checkpoint: Checkpoint, names: Iterable[str], problems: list[str]) ->
     Args:
         checkpoint: that is exported.
         names: of its files.
-        problems: what is no file, or a link that leads out of the checkpoint, is added to it.
+        problems: what is no file, or a link that leads out of the checkpoint, is added to it, and names that cannot go
+            everywhere.
     """
-    files = {}
+    files: dict[str, SourceFile] = {}
+    by_letters: dict[str, str] = {}
     for name in names:
+        if name != name.encode("utf-8", "replace").decode():
+            problems.append(f"{checkpoint.name}: {name!r} is no name in UTF-8, so no record holds it; rename it")
+        if (other := by_letters.setdefault(name.casefold(), name)) != name:
+            problems.append(
+                f"{checkpoint.name}: {other} and {name} differ in the case of letters alone, so that they are one file "
+                "on macOS and Windows; take one of them away"
+            )
         try:
             inside(Path(checkpoint.name), name, checkpoint.name, follow_links=False)
             path = checkpoint.find(name) if checkpoint.folder is None else checkpoint.folder / name

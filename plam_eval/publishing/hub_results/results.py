@@ -6,6 +6,7 @@ benchmark's: its board is asked. An entry of ours is never "verified": only eval
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -367,6 +368,7 @@ def _merged_card(own: Sequence[EvalResult], remote: ModelRepository, done: HubRe
         done.notes.append(
             f"{README}: only its front matter is shown" if remote.offline else f"{README}: there is none yet"
         )
+    _check_no_aliases(text or "", remote.name)
     try:
         card = ModelCard(text if text is not None else "---\n{}\n---\n")
     except Exception as error:  # of yaml, or of what the front matter holds
@@ -392,6 +394,19 @@ def _merged_card(own: Sequence[EvalResult], remote: ModelRepository, done: HubRe
             "huggingface_hub cannot write back as they are; mend it there"
         )
     return content
+
+
+def _check_no_aliases(text: str, repository: str) -> None:
+    """Raises HubResultsError where a card's front matter has aliases: a few lines of them stand for gigabytes."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    block = REGEX_YAML_BLOCK.search(text)
+    with contextlib.suppress(yaml.YAMLError):  # which huggingface_hub says better
+        if block and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block[2], Loader=yaml.SafeLoader)):
+            raise HubResultsError(
+                f"{README} of {repository}: its front matter has YAML aliases (*name), which are not read; write the "
+                "values again there"
+            )
 
 
 def _in_its_group(row: EvalResult, others: Sequence[EvalResult]) -> EvalResult:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -289,15 +289,44 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         check_file(DOCVQA, tmp_path / "nowhere")
 
 
-def test_a_file_of_four_times_the_rows_takes_no_more_than_that(tmp_path: Path) -> None:
-    def seconds(count: int) -> float:
-        file = tmp_path / f"{count}.json"
-        write_rows(DOCVQA, [{"questionId": n, "answer": "an answer of some words"} for n in range(count)], file)
-        times = []
-        for _ in range(2):
-            began = time.process_time()
-            assert check_file(DOCVQA, file).rows == count
-            times.append(time.process_time() - began)
-        return min(times)
+def _sheet(rows: str) -> bytes:
+    """A workbook with this XML as the rows of its sheet."""
+    plain, made = io.BytesIO(), io.BytesIO()
+    openpyxl.Workbook().save(plain)
+    xml = f'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>{rows}</sheetData>'
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            sheet = name == "xl/worksheets/sheet1.xml"
+            target.writestr(name, f"{xml}</worksheet>" if sheet else source.read(name))
+    return made.getvalue()
 
-    assert seconds(40_000) < 9 * seconds(10_000)  # with the square of the rows it would be 16
+
+@pytest.mark.parametrize(
+    ("form", "content", "said"),
+    [
+        ("json list", "[{" + ",".join(f'"{n}":1' for n in range(200_000)) + ',"z":1,"z":2}]', "'z' stands twice"),
+        ("jsonl", "{" + ",".join(f'"{n}":1' for n in range(200_000)) + ',"z":1,"z":2}\n', "'z' stands twice"),
+        ("csv", ",".join(map(str, range(200_000))) + "\n", "more than 256 columns"),
+        ("jsonl", "{}\n" * 300, "has more than 99 lines"),
+        ("json list", "[" + ",".join(["{}"] * 300) + "]", "holds more than 99 answers"),
+        ("csv", "id,answer\n" + "1,A\n" * 300, "holds more than 99 rows"),
+        ("xlsx", _sheet("<row>" + '<c t="n"/>' * 3000 + "</row>"), "more than 2000 tags"),
+        ("xlsx", _sheet("<row>" + "<c><v>1</v></c>" * 300 + "</row>"), "more than 256 columns"),
+        ("xlsx", _sheet('<row r="9999999999999"><c r="A9999999999999"/></row>'), "holds none"),
+    ],
+)
+def test_a_file_that_would_take_hours_is_refused_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, content: str | bytes, said: str
+) -> None:
+    """Where limits did not hold, real files of these kinds would take hours."""
+    monkeypatch.setattr(board_files, "MOST_ROWS", 99)
+    monkeypatch.setattr(board_files, "_MOST_TAGS", 2000)
+    problems = checked(replace(DOCVQA, form=form), content, tmp_path).problems
+    assert said in "\n".join(problems)
+
+
+def test_a_row_of_many_names_is_one_fault(tmp_path: Path) -> None:
+    rows = [dict.fromkeys(map(str, range(1000)), 1), *({f"n{n}": 1} for n in range(500))]
+    problems = checked(DOCVQA, json.dumps(rows), tmp_path).problems
+    assert len(problems) < 120
+    assert any("something else wrong (4" in problem for problem in problems)

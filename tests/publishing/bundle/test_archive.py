@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import stat
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -269,3 +270,25 @@ def test_any_value_in_any_record_is_an_answer_or_an_error(bundle: Path, tmp_path
     file = forged(bundle, tmp_path / "f.zip", lambda all_: all_.update({name: changed}), hashes=name != "manifest.json")
     with contextlib.suppress(BundleError):
         verify_bundle(file)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_list_of_millions_of_members_is_not_read(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """zipfile makes an object of each before their number can be asked, also where the list's size has 64 bits."""
+    content = bundle.read_bytes()
+    begin = content.index(_CENTRAL)
+    listed = content[begin:-22] * 200
+    end = content[-22:-10] + len(listed).to_bytes(4, "little") + content[-6:]
+    if large:
+        sizes = struct.pack("<QQQQ", 1, 1, len(listed), begin)
+        record = b"PK\x06\x06" + struct.pack("<QHHII", 44, 45, 45, 0, 0) + sizes
+        locator = b"PK\x06\x07" + struct.pack("<IQI", 0, begin + len(listed), 1)
+        end = record + locator + content[-22:-10] + b"\0\0\0\0" + content[-6:]
+    file = tmp_path / "many.zip"
+    file.write_bytes(content[:begin] + listed + end)
+    monkeypatch.setattr(archives, "_LARGEST_DIRECTORY", len(listed) - 1)
+    monkeypatch.setattr(archives.zipfile, "ZipFile", None)
+    with pytest.raises(BundleError, match=f"the list of its members has {len(listed)} bytes"), open_archive(file):
+        pass

@@ -11,7 +11,7 @@ import pytest
 
 from plam_eval.harness.recompute import UnavailableError, find_task
 from plam_eval.harness.tasks import TASKS
-from plam_eval.publishing.bundle import write
+from plam_eval.publishing.bundle import verify, write
 from plam_eval.publishing.bundle.archive import BundleError
 from plam_eval.publishing.bundle.scrub import Scrubber
 from plam_eval.publishing.bundle.verification import Verification
@@ -114,6 +114,13 @@ def test_no_place_or_name_of_the_machine_is_in_it(runs: list[Path], bundle: Path
         ("file:///home/jane/x.png", "[path]"),
         ("base:/srv/jane/y", "base:[path]/y"),
         ("token=abcdefgh, hf_abcdefghijklmnopqrstuvwx", "token=[left out], [left out]"),
+        (f"AKIA{'X' * 16}, github_pat_{'x' * 40} and AIza{'x' * 35}", "[left out], [left out] and [left out]"),
+        ("eyJ" + "x" * 20 + ".eyJ" + "x" * 20 + "." + "x" * 20, "[left out]"),
+        ("https://jane:abc@proxy:8080/x", "https://[left out]@proxy:8080/x"),
+        ("Authorization: Bearer abcdefghij123", "Authorization: Bearer [left out]"),
+        ('{"api-key": "abcdefgh"}', '{"api-key": "[left out]"}'),
+        ("--api-key abcdefgh --token-limit", "--api-key [left out] --token-limit"),
+        ("bearer of understanding, the password is long, tokens=1024, pad_token: <pad>", None),
         ("https://huggingface.co/org/model and/or yes/no </think> 3/4 a / b", None),
         ("Answer with <image 1>.\nimg_token=<image> A/B/C", None),
         ("data:image/png;base64,aGVsbG8=", f"[image of 5 bytes left out, SHA-256 {HELLO}]"),
@@ -121,6 +128,31 @@ def test_no_place_or_name_of_the_machine_is_in_it(runs: list[Path], bundle: Path
 )  # fmt: skip
 def test_what_is_left_out_of_a_text(value: str, kept: str | None) -> None:
     assert Scrubber().text(value) == (value if kept is None else kept)
+
+
+def test_secrets_of_the_environment_and_of_fields_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_API_KEY", "azure-azure-azure")
+    content = {"a": "azure-azure-azure", "apiKey": "x1", "Authorization": "y1", "token": ["z1"], "pad_token": "<pad>"}
+    kept = {**dict.fromkeys(content, "[left out]"), "pad_token": "<pad>"}
+    assert Scrubber().record(content)[0] == kept
+    assert json.loads(Scrubber().sample(json.dumps(["azure-azure-azure"]).encode())[0]) == ["[left out]"]
+
+
+@pytest.mark.parametrize("text", ["a-" * 200_000, "eyJabcdefghijk-" * 30_000, "bearer " * 60_000, "://a:b " * 60_000])
+def test_no_text_takes_long_to_look_through(text: str) -> None:
+    """Where it did, these would take hours."""
+    assert Scrubber().text(text) == text
+
+
+def test_a_log_that_is_a_link_is_not_bundled(tmp_path: Path) -> None:
+    """Whoever is sent a folder bundles no file of his own with it."""
+    file = write_logs(tmp_path / "run", {"some_task": graded_rows([1, 0])})
+    log = file.with_name(file.name.replace("results.json", "samples_some_task.jsonl"))
+    log.rename(tmp_path / "own.jsonl")
+    log.symlink_to(tmp_path / "own.jsonl")
+    for named in (file, file.parent):
+        with pytest.raises(BundleError, match=r"samples_some_task\.jsonl' leads to"):
+            make_bundle([named], tmp_path / "b.zip")
 
 
 def test_images_are_left_out_of_logs_and_answers_stay(tmp_path: Path) -> None:
@@ -377,3 +409,20 @@ def test_a_task_that_nobody_knows_is_recomputed_where_it_declares_a_mean(tmp_pat
     done = verify_bundle(make_bundle([file], tmp_path / "b.zip").path)
     assert [(each.metric, each.equal) for each in done.metrics] == [("exact_match,none", True), ("other,none", None)]
     assert done.holds and not done.complete and len(done.unverified) == 2
+
+
+def test_an_answer_that_takes_hours_to_score_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lmms-eval copies an answer once for each thought that it takes out of it."""
+    row = {"doc_id": 0, "target": "yes", "input": "?", "exact_match": 1.0, "filtered_resps": "yes"}
+    row["resps"] = "".join(f"<think>{number}</think>" for number in range(300_000)) + "yes"
+    config = {"task": "realworldqa", "process_results": "<function realworldqa_process_results at 0x1>"}
+    results: dict[str, Any] = {
+        "results": {"realworldqa": {"exact_match,none": 1.0}},
+        "configs": {"realworldqa": {**config, "reasoning_tags": [["<think>", "</think>"]]}},
+    }
+    run = write_logs(tmp_path / "run", {"realworldqa": [row, {**row, "doc_id": 1}]}, **results)
+    monkeypatch.setattr(verify, "_SECONDS", 1)
+    verification = verify_bundle(make_bundle([run], tmp_path / "b.zip").path)
+    assert not verification.complete and not verification.answers[0].checked
+    assert any("takes more than 1 seconds" in each for each in verification.unverified)
+    assert any("1 documents (scoring takes too long)" in each for each in verification.unverified)

@@ -81,12 +81,14 @@ def test_what_is_no_export_stays(pair: Pair, tmp_path: Path, what: str, overwrit
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
-def test_a_file_that_was_put_into_an_export_is_not_deleted_with_it(pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["mine.gguf", ".git/refs/heads/unpushed"])
+def test_a_file_that_was_put_into_an_export_is_not_deleted_with_it(pair: Pair, tmp_path: Path, name: str) -> None:
     write(pair, tmp_path / "out")
-    (tmp_path / "out" / "mine.gguf").write_text("mine")
-    with pytest.raises(ExportError, match=r"mine\.gguf"):
+    (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(ExportError, match=name.replace(".", r"\.")):
         write(pair, tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "mine.gguf").read_text() == "mine" and names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / name).read_text() == "mine" and names(tmp_path) == ["out"]
 
 
 def test_a_record_that_cannot_be_read_decides_nothing(pair: Pair, tmp_path: Path) -> None:

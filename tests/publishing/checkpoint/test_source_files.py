@@ -182,6 +182,24 @@ def test_names_of_any_letters_are_copied_and_shown_as_text(pair: Pair, tmp_path:
     assert name in done.record.files and (tmp_path / "out" / name).is_file()
 
 
+def test_names_that_are_one_elsewhere_or_that_no_record_holds_are_refused(pair: Pair, tmp_path: Path) -> None:
+    fill(pair.mllm, "tokenizer.model", "Tokenizer.model")
+    (pair.mllm / os.fsdecode(b"LICENSE\xff.txt")).touch()
+    with pytest.raises(ExportError) as raised:
+        export(pair.mllm, None, tmp_path / "out", base=pair.base, layers=LAYERS)
+    said = "\n".join(raised.value.problems)
+    assert "Tokenizer.model and tokenizer.model differ in the case of letters alone" in said
+    assert r"'LICENSE\udcff.txt' is no name in UTF-8" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_cannot_bring_the_record_of_another_export(pair: Pair, tmp_path: Path) -> None:
+    fill(pair.mllm, "plam_export.json", "vocabulary.dat")
+    (pair.mllm / "modeling_own.py").write_text("FILES = 'plam_export.json', 'vocabulary.dat'\n")
+    done = export(pair.mllm, None, tmp_path / "out", base=pair.base, layers=LAYERS)
+    assert done.record.files.keys() == {"config.json", "model.safetensors", "modeling_own.py", "vocabulary.dat"}
+
+
 # ---- the hub ---------------------------------------------------------------------------------------------------------
 
 

@@ -194,6 +194,15 @@ def test_a_push_is_one_commit_of_these_files(hub: Hub, tmp_path: Path) -> None:
 # ---- model-index -----------------------------------------------------------------------------------------------------
 
 
+def test_a_card_of_aliases_is_refused(hub: Hub, tmp_path: Path) -> None:
+    """Ten lines of them are a billion values for whatever writes the row down."""
+    readme = tmp_path / "hub" / REPO / "README.md"
+    readme.write_text("---\nx: &x [a, a]\nmodel-index: [{name: n, results: [*x]}]\n---\n# A\n")
+    hub.publish(REPO, readme.parent, "b" * 40, "main")
+    with pytest.raises(HubResultsError, match="YAML aliases"):
+        hub_results([run(tmp_path / "r", tasks=(OTHER,))], REPO)
+
+
 def test_other_benchmarks_go_into_the_card(hub: Hub, tmp_path: Path) -> None:
     readme = tmp_path / "hub" / REPO / "README.md"
     index = {
