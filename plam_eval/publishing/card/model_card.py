@@ -407,7 +407,7 @@ def _ran(results: CardResults) -> Table:
         row = entry.run.summary()
         of = "the exported files" if entry.exported else "the source" if entry.role == "plain" else "a merge in memory"
         shown_versions = [f"{name} {row[key]}" for name, key in _VERSIONS.items() if row[key]]
-        facts = [row["model"], row["mode"], row["dtype"], _limits(row), row["date"]]
+        facts = [row["model"], row["mode"], row["dtype"], _limits(row), _day(row["date"])]
         table.rows.append(
             (entry.label, of, *("–" if fact is None else fact for fact in facts), ", ".join(shown_versions))
         )
@@ -415,6 +415,12 @@ def _ran(results: CardResults) -> Table:
 
 
 _VERSIONS = {"lmms-eval": "lmms_eval", "plam-eval": "plam_eval", "transformers": "transformers", "torch": "torch"}
+
+
+def _day(date: Any) -> str | None:
+    """The day in a date as lmms-eval writes it, such as "20260301_120000"; what is none is shown as it is."""
+    stamp = re.fullmatch(r"(\d{4})(\d\d)(\d\d)_\d{6}", str(date))
+    return "-".join(stamp.groups()) if stamp else date and str(date)
 
 
 def _limits(row: Mapping[str, Any]) -> str | None:

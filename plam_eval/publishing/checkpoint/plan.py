@@ -110,6 +110,7 @@ def plan_export(
     elif public:
         problems.append("--public is for --push-to-hub: name the repository")
     problems += check_output(output, [one.folder for one in opened if one.folder], overwrite=overwrite)
+    problems += [f"--results {folder}: no such folder" for folder in results if not folder.exists()]
     if len(opened) < 2:
         raise_any(problems)
     checkpoint, base_checkpoint = opened

@@ -189,7 +189,9 @@ def test_controls_and_runs_of_the_exported_files(tmp_path: Path) -> None:
 def test_a_sweep_gives_its_cells_of_this_merge(small_sweep: Path) -> None:
     model = {key: value for key, value in MODEL.items() if key != "commit"}
     text = card_of(record_of(spec_of(model=None), model=model), results=[small_sweep]).text
-    assert [row[0] for row in rows_of(text, "run | of")[1:]] == ["plain", "merged", r"self\_scale"]
+    ran = rows_of(text, "run | of")
+    assert [row[0] for row in ran[1:]] == ["plain", "merged", r"self\_scale"]
+    assert {row[ran[0].index("date")] for row in ran[1:]} == {"2026-01-01"}
     assert "### merged against plain" in text and "### Beside controls" in text
     other = record_of(spec_of(layer_range=[1, 2]))
     assert "has no finished cell of this merge" in refused(small_sweep, record=other)[0]

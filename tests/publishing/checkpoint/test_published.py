@@ -55,9 +55,14 @@ def test_results_of_another_merge_are_refused_before_a_byte(pair: Pair, tmp_path
     folders = runs(pair, tmp_path / "runs", base_weight=0.5)
     with pytest.raises(ExportError, match="is of another merge"):
         export(pair.mllm, None, tmp_path / "out", base=pair.base, layers=LAYERS, results=folders)
-    with pytest.raises(ExportError, match="no such folder"):
-        export(pair.mllm, None, tmp_path / "out", base=pair.base, layers=LAYERS, results=tmp_path / "none")
     assert not (tmp_path / "out").exists()
+
+
+def test_results_that_are_not_there_are_told_with_every_other_problem(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ExportError) as caught:
+        export(pair.mllm, None, tmp_path / "out", base=pair.base, layers=LAYERS, results=tmp_path / "none")
+    assert "none: no such folder" in str(caught.value) and "found a file where a folder is to be" in str(caught.value)
 
 
 def test_a_run_of_the_export_stands_on_its_next_card(pair: Pair, tmp_path: Path) -> None:
