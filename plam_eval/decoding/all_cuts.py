@@ -597,8 +597,8 @@ class _Scan:
             changes = (prompt.changed.to(device)[:, None, :] | loses) & prompt.before_real.to(device)[:, :, None]
             if bool((rows & changes[..., None]).any()):
                 raise ProbeError(
-                    f"{type(self.model).__name__} lets text see what comes after it, so that text before an image is "
-                    "not the same for all cuts; use mask_vision and generate"
+                    f"{type(self.model).__name__} lets tokens see what comes after them, so that what stands before an "
+                    "image, or before text that loses it, is not the same for all cuts; use mask_vision and generate"
                 )
         mask = full[seeing, after[:, :, None], columns[:, None, :]].movedim(-1, 1)
         shut = closed.gather(1, after)[:, :, None] & vision.gather(1, columns)[:, None, :]

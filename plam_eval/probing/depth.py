@@ -354,7 +354,8 @@ def _following(model: nn.Module, at: Callable[[int, Tensor], None]) -> Iterator[
 def _next_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     """(documents, vocabulary) behind the last token alone: all of them may take more memory than the prompt."""
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits: Tensor = model(**{**inputs, **keep}).logits[:, -1]
+    given = {name: value for name, value in inputs.items() if name != "labels"}  # some processors bring them
+    logits: Tensor = model(**{**given, **keep}).logits[:, -1]
     return logits
 
 

@@ -14,7 +14,7 @@ from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import ClosedTo, mask_vision
 from tests.helpers.mllm import PAD, Mllm, backend, hooks, mixed, picture
-from tests.helpers.pico import FAMILIES
+from tests.helpers.pico import FAMILIES, OTHER_FAMILIES
 
 
 def one_by_one(
@@ -71,6 +71,25 @@ def test_every_family_with_the_image_closed_to_some_text(family, closed_to, atte
     # Nothing reads what the question learns in the last layer.
     cuts = answers.kl[: -1 if closed_to == "last" else -2]
     assert cuts[:, :2].min() > 1e-5 and answers.kl[len(cuts) :].max() < 1e-6 and not answers.kl[:, 2].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed_to", get_args(ClosedTo))
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_families_without_a_wrapper(family, closed_to, mllm):
+    found = mllm(family)
+    inputs = found.batch([picture(0), " is it ", picture(1), " or red?"])
+    settings = {"closed_to": closed_to, "max_new_tokens": 5, "eos_token_id": None}
+    refused = {
+        "gemma3": "keeps its keys in DynamicSlidingWindowLayer",
+        # All tokens of a prompt see each other there, so that a cut changes the image, too.
+        "paligemma": None if closed_to == "text" else "lets tokens see what comes after them",
+    }.get(family)
+    if refused is None:
+        assert check(found, inputs, **settings).kl[:-2].min() > 1e-6
+    else:
+        with pytest.raises(ProbeError, match=refused):
+            check(found, inputs, **settings)
 
 
 def test_the_three_ways_of_closing_are_three(mllm):

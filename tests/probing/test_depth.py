@@ -16,7 +16,7 @@ from plam_eval.probing.decoder import ProbeError, decoder_layers, final_norm, ou
 from plam_eval.probing.depth import describe, hidden_states, layer_contribution, similarity
 from plam_eval.probing.masking import mask_vision
 from tests.helpers.mllm import Mllm, backend, hooks, mixed, picture
-from tests.helpers.pico import FAMILIES
+from tests.helpers.pico import FAMILIES, OTHER_FAMILIES
 
 SIZE = 8
 IMAGE = 1
@@ -283,6 +283,20 @@ def test_every_family_is_described_as_its_stream_says(family, mllm):
 def _image_id(loaded: Mllm) -> int:
     config = loaded.model.config
     return int(getattr(config, "image_token_id", None) or config.image_token_index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_families_without_a_wrapper_are_described_too(family, mllm):
+    loaded = mllm(family)
+    inputs = loaded.batch([picture(0), " is it ", picture(1), " or red?"])
+    found, contributed = describe(loaded.model, inputs), layer_contribution(loaded.model, inputs)
+    same = similarity(loaded.model, inputs, hidden_states(loaded.model, inputs))
+    assert found.lens is not None and not found.lens.rank[:, -1].any()
+    assert found.image_tokens > 1 and found.image_drift.min() > 0 and found.image_drift.max() < 1
+    assert contributed.kl[:, :-1].min() > 1e-6 and contributed.kl[:, -1].max() < 1e-6
+    for each in (same.image_cosine, same.text_cosine, same.image_cka, same.text_cka):
+        torch.testing.assert_close(each, torch.ones_like(each), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3_vl"])
