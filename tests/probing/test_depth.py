@@ -74,9 +74,8 @@ class Toy(nn.Module):
 
     def __init__(self, *roles: Role) -> None:
         super().__init__()
-        self.config = SimpleNamespace(
-            image_token_id=IMAGE, num_hidden_layers=len(roles), get_text_config=lambda decoder: self.config
-        )
+        self.config = SimpleNamespace(image_token_id=IMAGE, num_hidden_layers=len(roles))
+        self.config.get_text_config = lambda decoder: self.config
         self.decoder, self.head, self.scale = _Decoder(roles), nn.Linear(SIZE, SIZE, bias=False), 1.0
         nn.init.eye_(self.head.weight)
         self.requires_grad_(False)
@@ -384,7 +383,8 @@ def test_what_cannot_be_described_is_refused_with_what_was_looked_for(mllm):
         describe(model, inputs, answer=torch.tensor([8]))
     with pytest.raises(ProbeError, match="inputs hold inputs_embeds; expected input_ids"):
         describe(model, {"inputs_embeds": torch.zeros(1, 2, SIZE)})
-    for layers in ([2], [-1], [0.5], []):
+    wrong: list[Any] = [[2], [-1], [0.5], []]
+    for layers in wrong:
         with pytest.raises(ProbeError, match=r"are not of Toy; expected integers from 0 to 1"):
             layer_contribution(model, inputs, layers)
     reference = hidden_states(model, inputs)
@@ -401,7 +401,7 @@ def test_what_cannot_be_described_is_refused_with_what_was_looked_for(mllm):
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
-def test_decoders_whose_layers_are_passed_by_or_repeated_are_refused():
+def test_decoders_whose_layers_are_passed_by_or_repeated_are_refused(monkeypatch):
     model = Toy(still, still)
     run, layers = model.decoder.layers[0].forward, model.decoder.layers
     layers[0].forward = lambda hidden, image: layers[1](run(hidden, image), image=image)
@@ -413,6 +413,6 @@ def test_decoders_whose_layers_are_passed_by_or_repeated_are_refused():
         ProbeError, match=r"_Decoder has layers, .*strange; expected a norm behind the layers, named norm or"
     ):
         final_norm(model)
-    model.get_output_embeddings = lambda: None
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
     with pytest.raises(ProbeError, match="Toy has no output embeddings"):
         output_head(model)
