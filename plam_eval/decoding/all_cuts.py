@@ -507,8 +507,8 @@ class _Scan:
         """
         assert self.hidden is not None and self.plain is not None
         added = self._after_rows(plain) - self._after_rows(self.plain.to(plain.device))
-        vision = self.prompt.vision.gather(1, self.prompt.after).to(plain.device)
-        if bool(added[~vision].any()):
+        text = self.prompt.after_real & ~self.prompt.vision.gather(1, self.prompt.after)
+        if bool(added[text.to(plain.device)].any()):
             raise ProbeError(
                 f"{type(self.model).__name__} changes text between its decoder layers, which the scan does not know; "
                 "use mask_vision and generate"
