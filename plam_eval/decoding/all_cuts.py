@@ -12,6 +12,13 @@ So the prompt runs once, plainly. Beside it, at every decoder layer l, the text 
 more for each cut c <= l, all cuts in one batch: about `1 + L/2 * (such tokens / all tokens)` prompts of work in place
 of L + 1. Then all cuts of all documents are decoded as one batch. Keys and values of the prompt are kept once per
 document; a cut keeps its own only for the text after the first vision token, in the layers from its cut on.
+
+Where the image is closed to a part of the text only (`closed_to`), other tokens run beside the prompt, and the rest is
+the same:
+
+- closed to the last token, that token alone changes, and what is generated attends to text alone;
+- closed to the question, everything behind the first text that is closed changes, later images among it, because they
+  and the last token read that text; what is generated attends to all tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +54,15 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
-from plam_eval.probing.masking import check_mask, claimed, closed_value, square_mask
+from plam_eval.probing.masking import (
+    ClosedTo,
+    check_closed_to,
+    check_mask,
+    claimed,
+    closed_rows,
+    closed_value,
+    square_mask,
+)
 from plam_eval.probing.skeleton import check_shared_keys
 
 
@@ -68,7 +83,9 @@ class CutAnswers:
 
 
 @torch.no_grad()
-def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **generate_kwargs: Any) -> CutAnswers:
+def generate_all_cuts(
+    model: nn.Module, cuts: Sequence[int] | None = None, *, closed_to: ClosedTo = "text", **generate_kwargs: Any
+) -> CutAnswers:
     """What `model.generate(**generate_kwargs)` answers under each cut, token for token.
 
     Decoding is greedy and otherwise that of `generate`: lengths, end tokens, logits processors, stop strings and
@@ -81,11 +98,13 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     Args:
         model: an HF MLLM that `mask_vision` takes, without sliding windows.
         cuts: cut layers in 0..L, all of them by default; L is always added. Fewer cost less.
+        closed_to: which text loses the image, as for `mask_vision`.
         generate_kwargs: as for `model.generate`, prompt included.
 
     Raises:
         ProbeError: for a model or settings it cannot answer for, before anything runs where that shows.
     """
+    check_closed_to(closed_to)
     layers = len(decoder_layers(model))
     vision_token_ids(model)
     attention_backend(model)
@@ -95,7 +114,7 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
     check_mask(model)
     with claimed(model, "generate_all_cuts"):
         answers: CutAnswers = model.generate(  # type: ignore[operator]
-            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen)
+            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, chosen, closed_to)
         )
     return answers
 
@@ -105,6 +124,7 @@ def generate_all_cuts(model: nn.Module, cuts: Sequence[int] | None = None, **gen
 
 def _generate(
     cuts: tuple[int, ...],
+    closed_to: ClosedTo,
     model: Any,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -114,7 +134,7 @@ def _generate(
 ) -> CutAnswers:
     """`generate`'s greedy loop over (cut, document) rows in place of documents. Called by `generate` itself."""
     check_settings("generate_all_cuts", generation_config, model_kwargs)
-    prompt = _Prompt.of(model, input_ids, model_kwargs)
+    prompt = _Prompt.of(model, input_ids, model_kwargs, closed_to)
     rows = _Rows.of(cuts, prompt)
     cache_name, shared = cache_in(model_kwargs)
     assert isinstance(shared, DynamicCache)  # says check_settings
@@ -229,32 +249,39 @@ class _Answers:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Where the text of a batch's prompts is. Rows of the index tensors are the documents with vision tokens.
+    """What of a batch's prompts a cut changes, and what is read beside it. Documents have vision tokens, or no cuts.
 
     Attributes:
         documents: number of documents.
         length: number of tokens, padding included.
-        seeing: the documents with vision tokens.
+        seeing: the documents with vision tokens; the tensors below have a row for each of them.
         real: (documents, length); False where there is padding.
-        before, before_real: (seeing, S); text positions before the first vision token, and which of them are real.
-        after, after_real: (seeing, P); text positions behind it, aligned to the end.
-        first_vision: (seeing,); position of the first vision token.
-        ends_in_vision: (seeing,); the last token is a vision token, whose row every cut shares.
+        vision: (seeing, length); vision tokens.
+        closed: (seeing, length); the rows that lose the image from the cut on.
+        changed: (seeing, length); tokens that a cut changes and that somebody reads.
+        before, before_real: (seeing, S); tokens that no cut changes, read by those and by what is generated, aligned to
+            the end, and which of them are real.
+        after, after_real: (seeing, P); the changed tokens, aligned to the end.
+        seen_after: some changed token is a vision token.
     """
 
     documents: int
     length: int
     seeing: tuple[int, ...]
     real: Tensor
+    vision: Tensor
+    closed: Tensor
+    changed: Tensor
     before: Tensor
     before_real: Tensor
     after: Tensor
     after_real: Tensor
-    first_vision: Tensor
-    ends_in_vision: Tensor
+    seen_after: bool
 
     @classmethod
-    def of(cls, model: nn.Module, input_ids: Tensor, model_kwargs: dict[str, Any]) -> _Prompt:
+    def of(
+        cls, model: nn.Module, input_ids: Tensor, model_kwargs: dict[str, Any], closed_to: ClosedTo = "text"
+    ) -> _Prompt:
         vision = vision_positions(model, input_ids)
         if not has_visual_input(model_kwargs):
             vision = torch.zeros_like(vision)
@@ -266,15 +293,19 @@ class _Prompt:
                 "; expected prompts padded on the left (padding_side='left')"
             )
         seeing = vision.any(-1).nonzero()[:, 0]
-        first = vision.int().argmax(-1)[seeing, None]
-        text, column = (real & ~vision)[seeing], torch.arange(input_ids.shape[1], device=input_ids.device)
-        before, before_real = _aligned(text & (column < first))
-        after, after_real = _aligned(text & (column > first))
-        ends_in_vision = vision[seeing, -1]
-        interleaved = (ends_in_vision & after_real.any(-1)).nonzero()[:, 0].tolist()
-        if interleaved:
+        own, own_vision = real[seeing], vision[seeing]
+        column = torch.arange(input_ids.shape[1], device=input_ids.device)
+        closed = closed_rows(closed_to, own_vision, (column == len(column) - 1).expand_as(own_vision))
+        changed = own & closed & (column > own_vision.int().argmax(-1, keepdim=True))
+        if closed_to == "question":  # whose tokens others read that still see the image: the last token, later images
+            changed = own & (changed.cumsum(-1) > 0)
+        readable = own if closed_to == "question" else own & ~own_vision
+        before, before_real = _aligned(readable & ~changed)
+        after, after_real = _aligned(changed)
+        unread = (own_vision[:, -1] & after_real.any(-1) & ~changed[:, -1]).nonzero()[:, 0].tolist()
+        if unread:
             raise ProbeError(
-                f"documents {[int(seeing[row]) for row in interleaved]} end in a vision token that has text and other "
+                f"documents {[int(seeing[row]) for row in unread]} end in a vision token that has text and other "
                 "vision tokens before it; use mask_vision and generate"
             )
         return cls(
@@ -282,12 +313,14 @@ class _Prompt:
             length=input_ids.shape[1],
             seeing=tuple(seeing.tolist()),
             real=real,
+            vision=own_vision,
+            closed=closed,
+            changed=changed,
             before=before,
             before_real=before_real,
             after=after,
             after_real=after_real,
-            first_vision=first[:, 0],
-            ends_in_vision=ends_in_vision,
+            seen_after=bool((changed & own_vision).any()),
         )
 
 
@@ -331,7 +364,7 @@ class _Rows:
         )
 
     def cut_by(self, layer: int) -> int:
-        """How many rows, which are the first ones, no longer see the image in `layer`."""
+        """How many rows, which are the first ones, are cut at or below `layer`."""
         return sum(cut <= layer for cut, _ in self.pairs)
 
 
@@ -345,9 +378,9 @@ class _Keys(CacheLayerMixin):
         super().__init__()
         self.shared, self.index = shared, index
         self.before: tuple[Tensor, Tensor] | None = None
-        """Per document with vision tokens: text before the first."""
+        """Per document with vision tokens: what no cut changes, as far as somebody reads it."""
         self.after: tuple[Tensor, Tensor] | None = None
-        """Per row cut at or below this layer: text behind the first vision token."""
+        """Per row cut at or below this layer: the changed tokens."""
         self.new: tuple[Tensor, Tensor] | None = None
         """Per row: generated tokens."""
         self.prefilling: Tensor | None = None
@@ -418,6 +451,7 @@ class _Scan:
         self.keys = [_Keys(shared, index) for index in range(len(self.layers))]
         self.cache = Cache(layers=[*self.keys])
         self.hidden: Tensor | None = None
+        self.plain: Tensor | None = None
         self.extra: dict[str, Any] | None = None
         self.inside = False
         self.calls = 0
@@ -437,7 +471,7 @@ class _Scan:
         finally:
             for handle in handles:
                 handle.remove()
-            self.hidden = self.extra = None
+            self.hidden = self.plain = self.extra = None
 
     def _beside(
         self, index: int, last: bool, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
@@ -448,6 +482,9 @@ class _Scan:
         if not isinstance(output, Tensor):
             raise ProbeError(f"{type(layer).__name__} gives {type(output).__name__}; expected hidden states alone")
         plain = args[0] if args else kwargs["hidden_states"]
+        if self.hidden is not None and self.prompt.seen_after and plain is not self.plain:
+            self.hidden = self.hidden + self._added(plain)
+        self.plain = output
         if index in self.cuts and self.prompt.seeing:
             joining = self._after_rows(plain)
             self.hidden = joining if self.hidden is None else torch.cat([self.hidden, joining])
@@ -459,11 +496,27 @@ class _Scan:
         if self.hidden is None:
             return ends
         cut, ends_cut = len(self.cuts) - 1, ends[list(self.prompt.seeing)]
-        shared = self.prompt.ends_in_vision.to(ends.device)[:, None, None].repeat(cut, 1, 1)
+        # The end of a prompt that no cut changes: a vision token, whose row nothing is closed to.
+        shared = ~self.prompt.changed[:, -1].to(ends.device)[:, None, None].repeat(cut, 1, 1)
         return torch.cat([torch.where(shared, ends_cut.repeat(cut, 1, 1), self.hidden[:, -1:]), ends])
 
+    def _added(self, plain: Tensor) -> Tensor:
+        """What the decoder has added to changed vision tokens since its last layer, for all cuts: (rows, P, size).
+
+        Some decoders add image features between their first layers (DeepStack).
+        """
+        assert self.hidden is not None and self.plain is not None
+        added = self._after_rows(plain) - self._after_rows(self.plain.to(plain.device))
+        text = self.prompt.after_real & ~self.prompt.vision.gather(1, self.prompt.after)
+        if bool(added[text.to(plain.device)].any()):
+            raise ProbeError(
+                f"{type(self.model).__name__} changes text between its decoder layers, which the scan does not know; "
+                "use mask_vision and generate"
+            )
+        return added.repeat(len(self.hidden) // len(added), 1, 1).to(self.hidden.device)
+
     def _after_rows(self, value: Tensor, dim: int = 0) -> Tensor:
-        """The text behind the first vision token: (..., seeing, P, ...).
+        """The changed tokens: (..., seeing, P, ...).
 
         Args:
             value: (..., documents or 1, tokens, ...).
@@ -506,7 +559,7 @@ class _Scan:
         return torch.cat(parts)
 
     def _of_cut_rows(self, plain: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's masks and positions for the text behind the first vision token: (seeing, ...) each."""
+        """The layer's masks and positions for the changed tokens: (seeing, ...) each."""
 
         def behind(name: str, value: Any) -> Any:
             if isinstance(value, tuple):
@@ -530,22 +583,26 @@ class _Scan:
         return own
 
     def _mask(self, plain: Tensor, given: Tensor | None) -> Tensor:
-        """The plain mask among text alone: (seeing, heads or 1, P, S + P)."""
+        """What the changed tokens see of unchanged ones and of themselves: (seeing, heads or 1, P, S + P)."""
         full = square_mask(given, plain, self.prompt.length, 0, self.backend).movedim(1, -1)
         prompt, device = self.prompt, plain.device
         seeing = torch.tensor(prompt.seeing, device=device)[:, None, None]
-        columns = torch.cat([prompt.before, prompt.after], dim=1).to(device)
+        before, after = prompt.before.to(device), prompt.after.to(device)
+        vision, closed = prompt.vision.to(device), prompt.closed.to(device)
+        columns = torch.cat([before, after], dim=1)
         real = torch.cat([prompt.before_real, prompt.after_real], dim=1).to(device)
         if given is not None:
-            rows = full[seeing[:, 0], prompt.before.to(device)] != closed_value(full)
-            behind = torch.arange(prompt.length, device=device) >= prompt.first_vision.to(device)[:, None]
-            if bool((rows & (prompt.before_real.to(device)[:, :, None] & behind[:, None])[..., None]).any()):
+            rows = full[seeing[:, 0], before] != closed_value(full)
+            loses = vision[:, None, :] & closed.gather(1, before)[:, :, None]
+            changes = (prompt.changed.to(device)[:, None, :] | loses) & prompt.before_real.to(device)[:, :, None]
+            if bool((rows & changes[..., None]).any()):
                 raise ProbeError(
-                    f"{type(self.model).__name__} lets text see what comes after it, so that text before an image is "
-                    "not the same for all cuts; use mask_vision and generate"
+                    f"{type(self.model).__name__} lets tokens see what comes after them, so that what stands before an "
+                    "image, or before text that loses it, is not the same for all cuts; use mask_vision and generate"
                 )
-        mask = full[seeing, prompt.after.to(device)[:, :, None], columns[:, None, :]].movedim(-1, 1)
-        return mask.masked_fill(~real[:, None, None, :], closed_value(mask))
+        mask = full[seeing, after[:, :, None], columns[:, None, :]].movedim(-1, 1)
+        shut = closed.gather(1, after)[:, :, None] & vision.gather(1, columns)[:, None, :]
+        return mask.masked_fill((shut | ~real[:, None, :])[:, None], closed_value(mask))
 
     # Generated tokens.
 

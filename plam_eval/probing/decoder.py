@@ -17,6 +17,7 @@ from plam_eval.errors import PlamError
 
 _TOKEN_IDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 _VISUAL_INPUTS = ("pixel_values", "image_patches", "image_embeds", "image_features", "video_embeds", "video_features")
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -79,6 +80,42 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     layers = decoder(model).layers
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm between the last decoder layer and the output head.
+
+    Args:
+        model: an HF MLLM.
+
+    Raises:
+        ProbeError: the decoder has none by a name that is known.
+    """
+    module = decoder(model)
+    norm = next((child for name, child in module.named_children() if name in _FINAL_NORMS), None)
+    if norm is None:
+        children = ", ".join(name for name, _ in module.named_children())
+        raise ProbeError(
+            f"{type(module).__name__} has {children}; expected a norm behind the layers, named "
+            f"{' or '.join(_FINAL_NORMS)}"
+        )
+    return norm
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The layer that makes logits over the vocabulary of the decoder's normed outputs.
+
+    Args:
+        model: an HF MLLM.
+
+    Raises:
+        ProbeError: it has none.
+    """
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    if not isinstance(head, nn.Module):
+        raise ProbeError(f"{type(model).__name__} has no output embeddings; expected a model that generates text")
+    return head
 
 
 def text_config(model: nn.Module) -> Any:

@@ -4,6 +4,18 @@ The probe of PlaM (arXiv 2601.07645): with cut layer c, text sees the image in l
 The full square attention mask stays, and the columns of all vision tokens are closed in it for the rows of text, in
 the prompt and in generated tokens alike. Delimiters, text, positions and the rows of the vision tokens themselves stay
 as they are. Text before an image never saw it, because masks are causal, and stays as it is too.
+
+Two more interventions close the image to some of the text only, to tell who still reads it. With the last token of the
+prompt and everything generated behind it as one, the *last token*, and all other text of the prompt as the *question*,
+
+- closed to the question, what the answer knows of the image it has looked up itself, from layer c on;
+- closed to the last token, it has it from the question.
+
+They follow the attention knockouts of Zhang et al. (arXiv 2411.18620), and differ: theirs block a window of layers and
+look at the first answer token, ours block from a cut layer on, generated tokens too; their question is its own words,
+ours is all text behind an image but the last token (delimiters, instructions, the template's words), or the image would
+pass through what is left open. So every text row is closed by exactly one of the two. In prompts of several images that
+holds for text between images as well, and images that come later go on reading it, whatever it has learnt.
 """
 
 from __future__ import annotations
@@ -13,13 +25,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from plam_eval.errors import did_you_mean
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,
@@ -32,25 +45,34 @@ from plam_eval.probing.decoder import (
     vision_token_ids,
 )
 
+ClosedTo = Literal["text", "question", "last"]
+"""Whose rows an image is closed to: all text, text of the prompt but its last token, or that token and what follows."""
+
 _CLAIMED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
-def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
+def mask_vision(model: nn.Module, from_layer: int, closed_to: ClosedTo = "text") -> Iterator[None]:
     """While entered, text in decoder layers `from_layer` and later sees no vision token.
 
     Holds for `model(...)` and `model.generate(...)`, with a dynamic KV cache or none. Prompts may be fed in pieces as
     long as all of a cache is filled inside the context. With `from_layer` = L, or in a call without images, the model
     is bit by bit the plain one.
 
+    Where the image is closed to a part of the text, it has to be known where the prompt ends: a call on an empty cache,
+    or without one, is a whole prompt, and each later call on that cache is one generated token.
+
     Args:
         model: an HF MLLM with sdpa or eager attention.
         from_layer: the cut, 0 (blind) to L (the plain model).
+        closed_to: which text loses the image: all "text"; the "question", which is the text of the prompt but its last
+            token; or the "last" token of the prompt and those generated behind it.
 
     Raises:
-        ProbeError: on entry, for a model, an attention backend or a cut that is not supported, or inside another probe
-            of the same model; in a call, where vision tokens cannot be told.
+        ProbeError: on entry, for a model, an attention backend, a cut or a `closed_to` that is not supported, or inside
+            another probe of the same model; in a call, where vision tokens or the end of the prompt cannot be told.
     """
+    check_closed_to(closed_to)
     layers = decoder_layers(model)
     vision_token_ids(model)
     if not isinstance(from_layer, int) or not 0 <= from_layer <= len(layers):
@@ -59,12 +81,37 @@ def mask_vision(model: nn.Module, from_layer: int) -> Iterator[None]:
         check_mask(model)
     attention_backend(model)
     with claimed(model, "mask_vision"):
-        handles = _hide(model, layers, from_layer) if from_layer < len(layers) else []
+        handles = _hide(model, layers, from_layer, closed_to) if from_layer < len(layers) else []
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def check_closed_to(closed_to: str) -> None:
+    """Raise ProbeError for a word that names no part of the text.
+
+    Args:
+        closed_to: the word.
+    """
+    names = get_args(ClosedTo)
+    if closed_to not in names:
+        near = did_you_mean(closed_to, names)
+        raise ProbeError(f"closed_to is {closed_to!r}; expected {', '.join(names[:-1])} or {names[-1]}{near}")
+
+
+def closed_rows(closed_to: ClosedTo, vision: Tensor, last: Tensor) -> Tensor:
+    """The rows that lose the image, as booleans.
+
+    Args:
+        closed_to: which text.
+        vision: (documents, rows); where there are vision tokens, whose own rows are never closed.
+        last: (documents, rows); the last token of a prompt, and generated tokens.
+    """
+    if closed_to == "text":
+        return ~vision
+    return ~vision & (last if closed_to == "last" else ~last)
 
 
 @contextmanager
@@ -142,19 +189,24 @@ class _Call:
 
     Attributes:
         cached: whether the call was given a KV cache, so that its layers have to be given one too.
-        layers: how many decoder layers have had their mask changed.
+        given: keyword arguments of the call.
+        closed: (documents, rows); the rows that lose the image, None where the call has no such rows.
+        layers: how many decoder layers have had their mask changed, or left as it is where no row is closed.
     """
 
     vision: Tensor
     cached: bool
+    given: dict[str, Any] = field(default_factory=dict)
     seen: _Seen | None = None
+    closed: Tensor | None = None
     masks: dict[Any, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     layers: int = 0
 
 
 class _Hider:
-    def __init__(self, model: nn.Module, backend: str, layers: int) -> None:
+    def __init__(self, model: nn.Module, backend: str, layers: int, closed_to: ClosedTo = "text") -> None:
         self.model = model
+        self.closed_to: ClosedTo = closed_to
         self.backend = backend
         self.layers = layers
         self.call: _Call | None = None
@@ -176,7 +228,7 @@ class _Hider:
                 f"{attended.shape[-1]}, so it has a past, but with no KV cache of transformers' class Cache; expected "
                 "one, by name"
             )
-        self.call = _Call(vision if has_visual_input(kwargs) else torch.zeros_like(vision), cache is not None)
+        self.call = _Call(vision if has_visual_input(kwargs) else torch.zeros_like(vision), cache is not None, kwargs)
 
     def end(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call, self.call = self.call, None
@@ -212,19 +264,47 @@ class _Hider:
             columns, first = cache.get_mask_sizes(rows, index)
         if self.call.seen is None:
             self.call.seen = self._seen(self.call.vision, cache, past, hidden)
+            self.call.closed = self._closed_rows(past) if self.call.seen.any else None
         if not self.call.seen.any:
             return None
         self.call.layers += 1
+        if self.call.closed is None:
+            return None
         given = kwargs["attention_mask"]
         key = (id(given), columns, first, hidden.device)
         if key not in self.call.masks:
             mask = square_mask(given, hidden, columns, past, self.backend)
             vision = self.call.seen.vision[:, first : first + columns].to(hidden.device)
-            text_rows = ~self.call.vision.to(hidden.device)
-            hidden_pairs = text_rows[:, None, :, None] & vision[:, None, None, :]
+            closed = self.call.closed.to(hidden.device)
+            hidden_pairs = closed[:, None, :, None] & vision[:, None, None, :]
             # The mask given is kept beside its successor, so that its id stays its own during the call.
             self.call.masks[key] = given, mask.masked_fill(hidden_pairs, closed_value(mask))
         return args, {**kwargs, "attention_mask": self.call.masks[key][1]}
+
+    def _closed_rows(self, past: int) -> Tensor | None:
+        """The rows of this call that lose the image, None where there are none."""
+        assert self.call is not None
+        vision, given = self.call.vision, self.call.given
+        last = torch.ones_like(vision)
+        if self.closed_to != "text":
+            keep = given.get("logits_to_keep")
+            unclear = {
+                f"{vision.shape[1]} tokens on a KV cache of {past}": past and vision.shape[1] > 1,
+                "use_cache=False, as `generate` does to pass the prompt again with every token": given.get("use_cache")
+                is False,
+                f"logits_to_keep={keep}, as `generate` does for candidates": isinstance(keep, int) and keep > 1,
+            }
+            why = next((reason for reason, holds in unclear.items() if holds), None)
+            if why is not None:
+                raise ProbeError(
+                    f"{type(self.model).__name__} was called with {why}, so the last token of its prompt cannot be "
+                    f"told, which closed_to={self.closed_to!r} needs; expected the whole prompt in one call, and then "
+                    "one token at a time on its cache"
+                )
+            if not past:
+                last = _ends(vision, given.get("attention_mask"))
+        closed = closed_rows(self.closed_to, vision, last)
+        return closed if self.closed_to == "text" or bool(closed.any()) else None
 
     def _seen(self, new: Tensor, cache: Any, past: int, hidden: Tensor) -> _Seen:
         if new.shape != hidden.shape[:2]:
@@ -248,8 +328,17 @@ class _Hider:
         return seen
 
 
-def _hide(model: nn.Module, layers: nn.ModuleList, from_layer: int) -> list[RemovableHandle]:
-    hider = _Hider(model, attention_backend(model), len(layers) - from_layer)
+def _ends(vision: Tensor, attended: Any) -> Tensor:
+    """The last token of each prompt, as booleans (documents, tokens); padding behind it counts for nothing."""
+    column = torch.arange(vision.shape[1], device=vision.device)
+    last = column[-1:]
+    if isinstance(attended, Tensor) and attended.shape == vision.shape:
+        last = (attended.to(vision.device).bool() * column).amax(-1, keepdim=True)
+    return (column == last).expand_as(vision)
+
+
+def _hide(model: nn.Module, layers: nn.ModuleList, from_layer: int, closed_to: ClosedTo) -> list[RemovableHandle]:
+    hider = _Hider(model, attention_backend(model), len(layers) - from_layer, closed_to)
     return [
         model.register_forward_pre_hook(hider.begin, with_kwargs=True),
         model.register_forward_hook(hider.end, with_kwargs=True, always_call=True),

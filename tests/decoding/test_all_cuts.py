@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,15 +12,17 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.masking import mask_vision
+from plam_eval.probing.masking import ClosedTo, mask_vision
 from tests.helpers.mllm import PAD, Mllm, backend, hooks, mixed, picture
-from tests.helpers.pico import FAMILIES
+from tests.helpers.pico import FAMILIES, OTHER_FAMILIES
 
 
-def one_by_one(found: Mllm, inputs: dict[str, Tensor], cuts: Sequence[int], **kwargs: Any) -> CutAnswers:
+def one_by_one(
+    found: Mllm, inputs: dict[str, Tensor], cuts: Sequence[int], closed_to: ClosedTo = "text", **kwargs: Any
+) -> CutAnswers:
     tokens, first = [], []
     for cut in cuts:
-        with mask_vision(found.model, cut):
+        with mask_vision(found.model, cut, closed_to):
             tokens.append(found.generate(inputs, pad_token_id=PAD, **kwargs))
             first.append(found.model(**inputs).logits[:, -1].double().log_softmax(-1))
     longest = max(answer.shape[1] for answer in tokens)
@@ -29,10 +31,18 @@ def one_by_one(found: Mllm, inputs: dict[str, Tensor], cuts: Sequence[int], **kw
     return CutAnswers(tuple(cuts), torch.stack(padded), kl.float())
 
 
-def check(found: Mllm, inputs: dict[str, Tensor], cuts: Sequence[int] | None = None, **kwargs: Any) -> CutAnswers:
+def check(
+    found: Mllm,
+    inputs: dict[str, Tensor],
+    cuts: Sequence[int] | None = None,
+    closed_to: ClosedTo = "text",
+    **kwargs: Any,
+) -> CutAnswers:
     """Both ways give the same answers; returns them."""
-    expected = one_by_one(found, inputs, range(found.layers + 1) if cuts is None else cuts, **kwargs)
-    got = generate_all_cuts(found.model, cuts, **inputs, do_sample=False, pad_token_id=PAD, **kwargs)
+    expected = one_by_one(found, inputs, range(found.layers + 1) if cuts is None else cuts, closed_to, **kwargs)
+    got = generate_all_cuts(
+        found.model, cuts, closed_to=closed_to, **inputs, do_sample=False, pad_token_id=PAD, **kwargs
+    )
     assert got.cuts == expected.cuts
     assert got.tokens.dtype == torch.int64 and got.kl.dtype == torch.float32
     assert got.tokens.tolist() == expected.tokens.tolist()
@@ -48,6 +58,60 @@ def test_every_family_answers_as_one_by_one(family, attention, mllm):
         answers = check(found, mixed(found), max_new_tokens=16, eos_token_id=None)
     assert len({tuple(cut.flatten().tolist()) for cut in answers.tokens}) > 2  # cuts matter to this model
     assert answers.kl[:-1, [0, 1, 3]].min() > 1e-3 and not answers.kl[-1].any() and not answers.kl[:, 2].any()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_with_the_image_closed_to_some_text(family, closed_to, attention, mllm):
+    found = mllm(family)
+    with backend(found, attention):
+        answers = check(found, mixed(found), closed_to=closed_to, max_new_tokens=8, eos_token_id=None)
+    assert len({tuple(cut.flatten().tolist()) for cut in answers.tokens}) > 2
+    # Nothing reads what the question learns in the last layer.
+    cuts = answers.kl[: -1 if closed_to == "last" else -2]
+    assert cuts[:, :2].min() > 1e-5 and answers.kl[len(cuts) :].max() < 1e-6 and not answers.kl[:, 2].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed_to", get_args(ClosedTo))
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_families_without_a_wrapper(family, closed_to, mllm):
+    found = mllm(family)
+    inputs = found.batch([picture(0), " is it ", picture(1), " or red?"])
+    settings = {"closed_to": closed_to, "max_new_tokens": 5, "eos_token_id": None}
+    refused = {
+        "gemma3": "keeps its keys in DynamicSlidingWindowLayer",
+        # All tokens of a prompt see each other there, so that a cut changes the image, too.
+        "paligemma": None if closed_to == "text" else "lets tokens see what comes after them",
+    }.get(family)
+    if refused is None:
+        assert check(found, inputs, **settings).kl[:-2].min() > 1e-6
+    else:
+        with pytest.raises(ProbeError, match=refused):
+            check(found, inputs, **settings)
+
+
+def test_the_three_ways_of_closing_are_three(mllm):
+    found = mllm("qwen3_vl")
+    each = [
+        generate_all_cuts(found.model, [0], closed_to=closed_to, **mixed(found), do_sample=False, max_new_tokens=1).kl
+        for closed_to in get_args(ClosedTo)
+    ]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (each[one][0, [0, 1, 3]] - each[other][0, [0, 1, 3]]).abs().min() > 1e-5
+    with pytest.raises(ProbeError, match=r"closed_to is 'lost'; expected text, question or last \(did you mean last\?"):
+        generate_all_cuts(found.model, closed_to="lost", **mixed(found))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+def test_answers_that_end_early_with_the_image_closed_to_some_text(closed_to, mllm):
+    found = mllm("qwen2_5_vl")
+    inputs, settings = mixed(found), {"closed_to": closed_to, "max_new_tokens": 10}
+    free = generate_all_cuts(found.model, **inputs, do_sample=False, eos_token_id=None, **settings).tokens
+    ends = [int(free[0, 0, 2]), int(free[-1, 1, 5]), int(free[2, 3, 8])]
+    answers = check(found, inputs, eos_token_id=ends, **settings)
+    assert len(set((answers.tokens != PAD).sum(-1).flatten().tolist())) > 1
 
 
 @pytest.mark.parametrize("new", [1, 5])
@@ -142,8 +206,9 @@ def test_some_cuts_only(cuts, mllm):
     assert unordered.cuts == tuple(cuts)  # L is always among them
 
 
+@pytest.mark.parametrize("closed_to", ["text", "question", "last"])
 @pytest.mark.parametrize("cuts", [None, [2], []])
-def test_work_is_one_prompt_and_the_text_behind_the_image_per_cut(cuts, mllm):
+def test_work_is_one_prompt_and_the_tokens_that_change_per_cut(cuts, closed_to, mllm):
     """Rows through decoder layers, counted: what is promised, for one document with new tokens n."""
     found, new = mllm("llava"), 3
     inputs = found.batch(["Look: ", picture(0, (28, 28)), " is it red?"])
@@ -154,11 +219,12 @@ def test_work_is_one_prompt_and_the_text_behind_the_image_per_cut(cuts, mllm):
         )
         for layer in found.model.get_decoder().layers
     ]
-    generate_all_cuts(found.model, cuts, **inputs, do_sample=False, max_new_tokens=new, eos_token_id=None)
+    settings = {"do_sample": False, "max_new_tokens": new, "eos_token_id": None}
+    generate_all_cuts(found.model, cuts, closed_to=closed_to, **inputs, **settings)
     for handle in handles:
         handle.remove()
     chosen = range(found.layers) if cuts is None else cuts
-    prompt, behind = inputs["input_ids"].shape[1], len(" is it red?")
+    prompt, behind = inputs["input_ids"].shape[1], 1 if closed_to == "last" else len(" is it red?")
     beside = behind * sum(found.layers - cut for cut in chosen)
     decoded = (new - 1) * (len(chosen) + 1) * found.layers
     assert sum(rows) == found.layers * prompt + beside + decoded
@@ -203,13 +269,50 @@ def test_prompts_that_end_in_the_image(family, mllm):
             )
 
 
-def test_videos(mllm):
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+def test_prompts_that_end_in_an_image_closed_to_some_text(closed_to, mllm):
+    """The rows of a later image are their own at each cut: they read the text that lost the first one."""
+    found = mllm("llava")
+    inputs = found.batch(["Look: ", picture(0)], [picture(1), "b", picture(2)], [picture(3), "what is it?"])
+    answers = check(found, inputs, closed_to=closed_to, max_new_tokens=6, eos_token_id=None)
+    assert not answers.kl[:, 0].any()
+    assert bool(answers.kl[:-1, 1].any()) == (closed_to == "question")
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
+def test_what_a_decoder_adds_to_image_tokens_between_its_layers_reaches_every_cut(family, mllm):
+    """Qwen3-VL adds image features behind its first layers, which later images of a cut prompt must get, too."""
+    found = mllm(family)
+    inputs = found.batch([picture(0), " and ", picture(1, (60, 40)), " or ", picture(2), " differ?"])
+    decoder, added = found.model.get_decoder(), []
+    if family == "llava":  # a decoder that does it without a method of its own
+
+        def add(_, args):
+            vision = inputs["input_ids"] == found.model.config.image_token_id
+            if args[0].shape[:2] != vision.shape:
+                return None
+            added.append(1)
+            return (torch.where(vision[..., None], args[0] + 0.5, args[0]), *args[1:])
+
+        handle = decoder.layers[2].register_forward_pre_hook(add)
+    check(found, inputs, closed_to="question", max_new_tokens=6, eos_token_id=None)
+    if family == "llava":
+        handle.remove()
+        assert added
+        handle = decoder.layers[2].register_forward_pre_hook(lambda _, args: (args[0] * 1.5, *args[1:]))
+        with pytest.raises(ProbeError, match="changes text between its decoder layers"):
+            generate_all_cuts(found.model, closed_to="question", **inputs, do_sample=False, max_new_tokens=2)
+        handle.remove()
+
+
+@pytest.mark.parametrize("closed_to", ["text", "question", "last"])
+def test_videos(closed_to, mllm):
     found = mllm("qwen2_vl")
     frames = torch.randint(0, 256, (4, 3, 56, 56), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     text = ["Watch <|vision_start|><|video_pad|><|vision_end|> and tell"]
     inputs = dict(found.processor(text=text, videos=[frames], return_tensors="pt", do_sample_frames=False))
-    answers = check(found, inputs, max_new_tokens=6, eos_token_id=None)
-    assert answers.kl[:-1].min() > 1e-3
+    answers = check(found, inputs, closed_to=closed_to, max_new_tokens=6, eos_token_id=None)
+    assert answers.kl[:-2].min() > 1e-4
 
 
 def test_text_alone_is_answered_once(mllm):

@@ -19,6 +19,15 @@ _MARKERS = {
     "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "internvl": "<IMG_CONTEXT>",
+    "gemma3": "<start_of_image>",
+    "idefics3": "<image>",
+    "smolvlm": "<image>",
+    "paligemma": "<image>",
+    "mistral3": "[IMG]",
+    "pixtral": "[IMG]",
+    "glm4v": "<|begin_of_image|><|image|><|end_of_image|>",
+    "qwen3_vl_moe": "<|vision_start|><|image_pad|><|vision_end|>",
+    "llava_next_video": "<image>",
 }
 Part = str | Image.Image
 PAD = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from plam_eval.probing.decoder import ProbeError, cache_in
-from plam_eval.probing.masking import check_mask, mask_vision
+from plam_eval.probing.masking import ClosedTo, check_mask, mask_vision
 from tests.helpers.mllm import Mllm, backend, hooks, picture
 from tests.helpers.pico import FAMILIES
 
@@ -20,12 +21,16 @@ NEW = 4
 
 
 @contextmanager
-def reference(loaded: Mllm, real: Tensor, vision: Tensor, cut: int) -> Iterator[None]:
+def reference(
+    loaded: Mllm, real: Tensor, vision: Tensor, cut: int, closed_to: str = "text", prompt: int = 0
+) -> Iterator[None]:
     """Attention written out: softmax over the columns that a row may see, one row at a time in the definition.
 
-    real, vision: (documents, tokens) of the whole sequence; there is no cache.
+    real, vision: (documents, tokens) of the whole sequence; there is no cache. prompt: its tokens, padded on the left.
     """
     index = torch.arange(real.shape[1])
+    answers = index >= prompt - 1  # and what they are written from
+    loses = ~vision & {"text": torch.tensor(True), "question": ~answers, "last": answers}[closed_to]
 
     def attend(module, query, key, value, attention_mask, scaling, **kwargs):
         repeat = query.shape[1] // key.shape[1]
@@ -35,7 +40,7 @@ def reference(loaded: Mllm, real: Tensor, vision: Tensor, cut: int) -> Iterator[
         if window is not None:
             sees = sees & (index[:, None] - index[None, :] < window)
         if module.layer_idx >= cut:
-            sees = sees & ~(vision[:, None, :] & ~vision[:, :, None])
+            sees = sees & ~(vision[:, None, :] & loses[:, :, None])
         sees = sees | torch.eye(len(index), dtype=torch.bool)  # padding sees itself, which nobody sees
         scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
         weights = scores.masked_fill(~sees[:, None], -1e30).softmax(-1)
@@ -61,10 +66,12 @@ def placeholders(loaded: Mllm, ids: Tensor) -> Tensor:
     return torch.isin(ids, torch.tensor([vocabulary[token] for token in tokens if token in vocabulary]))
 
 
-def check_against_reference(loaded: Mllm, inputs: dict[str, Tensor], cut: int) -> None:
+def check_against_reference(
+    loaded: Mllm, inputs: dict[str, Tensor], cut: int, closed_to: ClosedTo = "text", **settings: Any
+) -> None:
     """Prompt in one call and tokens one by one with a cache, against one forward of everything without."""
     forbidden = placeholders(loaded, torch.arange(300)).nonzero()[:, 0].tolist()  # no family could read its own image
-    with mask_vision(loaded.model, cut):
+    with mask_vision(loaded.model, cut, closed_to):
         prompt = loaded.model(**inputs).logits
         out = loaded.model.generate(
             **inputs,
@@ -74,11 +81,12 @@ def check_against_reference(loaded: Mllm, inputs: dict[str, Tensor], cut: int) -
             suppress_tokens=forbidden,
             output_logits=True,
             return_dict_in_generate=True,
+            **settings,
         )
     length = inputs["input_ids"].shape[1]
     longer = lengthened(inputs, out.sequences[:, length:])
     real = longer["attention_mask"].bool()
-    with reference(loaded, real, placeholders(loaded, longer["input_ids"]), cut):
+    with reference(loaded, real, placeholders(loaded, longer["input_ids"]), cut, closed_to, length):
         expected = loaded.model(**longer, use_cache=False).logits
     rows = real[:, :length]
     torch.testing.assert_close(prompt[rows], expected[:, :length][rows], atol=2e-4, rtol=0)
@@ -106,6 +114,15 @@ def test_equals_a_naive_reference(family, attention, mllm):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_a_naive_reference_where_the_image_is_closed_to_some_text(family, closed_to, attention, mllm):
+    loaded = mllm(family)
+    with backend(loaded, attention):
+        check_against_reference(loaded, mixed(loaded), 1, closed_to)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_sliding_windows_stay(attention, pico):
     """Windows shorter than the prompt, in some layers, whose cache forgets the image while it is generating."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -119,7 +136,8 @@ def test_sliding_windows_stay(attention, pico):
     loaded = Mllm("qwen2_vl", model, AutoProcessor.from_pretrained(folder))
     inputs = loaded.batch(["Look: ", picture(0), "it is?"], ["and ", picture(1), "this one"])
     with backend(loaded, attention):
-        check_against_reference(loaded, inputs, 1)
+        for closed_to in get_args(ClosedTo):
+            check_against_reference(loaded, inputs, 1, closed_to)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -278,6 +296,124 @@ def test_one_probe_at_a_time(mllm):
             mask_vision(loaded.model.model, 2).__enter__()
     with mask_vision(loaded.model, 2):
         pass
+
+
+# ---- the image closed to some of the text ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def layers_that_read(mllm):
+    """`layers_that_read(loaded, *indices)`: attention of all other layers, and every feed-forward, adds nothing."""
+
+    @contextmanager
+    def only(loaded: Mllm, *indices: int) -> Iterator[None]:
+        layers = loaded.model.get_decoder().layers
+        still = [layer.mlp for layer in layers]
+        still += [layer.self_attn for index, layer in enumerate(layers) if index not in indices]
+        handles = [
+            module.register_forward_hook(
+                lambda _, args, out: (out[0] * 0, *out[1:]) if isinstance(out, tuple) else out * 0
+            )
+            for module in still
+        ]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    return only
+
+
+@pytest.mark.parametrize(
+    ("reading", "closed_to", "cut", "sees"),
+    [
+        # One layer reads, so the last token has the image at first hand or not at all.
+        ((1,), "text", 1, False),
+        ((1,), "question", 0, True),
+        ((1,), "last", 1, False),
+        ((1,), "last", 2, True),
+        # Two read: the question first, and then the last token in the question.
+        ((1, 2), "text", 1, False),
+        ((1, 2), "question", 0, True),
+        ((1, 2), "last", 0, True),
+        ((1, 2), "last", 2, True),
+    ],
+)
+def test_what_the_last_token_knows_of_the_image_has_come_the_way_that_is_open(
+    reading, closed_to, cut, sees, mllm, layers_that_read
+):
+    loaded = mllm("llava")
+    one, other = (loaded.batch(["Look: ", picture(seed), " is it red?"]) for seed in (0, 5))
+    with layers_that_read(loaded, *reading), mask_vision(loaded.model, cut, closed_to):
+        ends = [loaded.model(**inputs).logits[0, -1] for inputs in (one, other)]
+    assert torch.equal(*ends) is not sees
+
+
+def test_closing_the_question_and_the_last_token_in_turn(mllm, layers_that_read):
+    """In the layer that reads, the rows that each leaves open are the plain model's and the others the blind one's."""
+    loaded = mllm("qwen2_5_vl")
+    inputs = loaded.batch(["Look: ", picture(0), " and ", picture(1), " red?"])
+    text = ~placeholders(loaded, inputs["input_ids"])[0]
+    last = torch.zeros_like(text)
+    last[-1] = True
+    with layers_that_read(loaded, 1):
+        plain = loaded.model(**inputs).logits[0]
+        logits = {}
+        for closed_to in get_args(ClosedTo):
+            with mask_vision(loaded.model, 1, closed_to):
+                logits[closed_to] = loaded.model(**inputs).logits[0]
+    blind = logits["text"]
+    for closed_to, closed in (("question", text & ~last), ("last", last)):
+        torch.testing.assert_close(logits[closed_to][closed], blind[closed], atol=1e-5, rtol=0)
+        torch.testing.assert_close(logits[closed_to][~closed], plain[~closed], atol=1e-5, rtol=0)
+    behind = text.clone()
+    behind[: int((~text).int().argmax())] = False
+    assert (blind - plain)[behind].abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+def test_padding_on_either_side_leaves_the_last_token_where_it_is(closed_to, mllm):
+    loaded = mllm("llava")
+    documents = ["Look: ", picture(0), " red?"], ["A much longer question about ", picture(1), " and more."]
+    left = loaded.batch(*documents)
+    loaded.processor.tokenizer.padding_side = "right"
+    right = dict(
+        loaded.processor(
+            text=["".join(part if isinstance(part, str) else "<image>" for part in each) for each in documents],
+            images=[[each[1]] for each in documents],
+            padding=True,
+            return_tensors="pt",
+        )
+    )
+    with mask_vision(loaded.model, 1, closed_to):
+        sides = [loaded.model(**inputs).logits[inputs["attention_mask"].bool()] for inputs in (left, right)]
+    torch.testing.assert_close(*sides, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+def test_where_the_prompt_ends_must_be_known(closed_to, mllm):
+    loaded = mllm("llava")
+    inputs = loaded.batch(["Look: ", picture(0), " red red red"])
+    with mask_vision(loaded.model, 1, closed_to):
+        for settings, named in (
+            ({"use_cache": False}, "use_cache=False, as `generate` does"),
+            ({"prompt_lookup_num_tokens": 3}, r"logits_to_keep=\d, as `generate` does for candidates"),
+        ):
+            with pytest.raises(ProbeError, match=f"{named}.*expected the whole prompt in one call"):
+                loaded.generate(inputs, max_new_tokens=4, **settings)
+        name, cache = cache_in(loaded.model(**inputs, use_cache=True))
+        ids = inputs["input_ids"][:, -2:]
+        longer = torch.ones(1, inputs["input_ids"].shape[1] + 2, dtype=torch.long)
+        with pytest.raises(ProbeError, match=r"2 tokens on a KV cache of \d+, so the last token of its prompt"):
+            loaded.model(input_ids=ids, attention_mask=longer, **{name: cache})
+        text = loaded.batch(["none here"])
+        assert loaded.generate(text, max_new_tokens=2, use_cache=False, eos_token_id=None).shape[1] == 2
+        beams = loaded.generate(inputs, num_beams=3, max_new_tokens=4, eos_token_id=None)
+    assert beams.shape[1] == 4
+
+
+def test_a_part_of_the_text_has_a_name(mllm):
+    with pytest.raises(ProbeError, match=r"closed_to is 'questions'; .* \(did you mean question\?\)"):
+        mask_vision(mllm("llava").model, 1, "questions").__enter__()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cut", [-1, 5, 1.0])
