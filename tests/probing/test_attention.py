@@ -22,9 +22,7 @@ def prompt(loaded) -> dict[str, Any]:
     """One image and a question, through the family's own template."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it red?"}]}
     text = loaded.processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    inputs = dict(loaded.processor(text=[text], images=[[picture(0, (60, 40))]], return_tensors="pt"))
-    inputs.pop("labels", None)  # PaliGemma's
-    return inputs
+    return dict(loaded.processor(text=[text], images=[[picture(0, (60, 40))]], return_tensors="pt"))
 
 
 def all_rows(inputs) -> list[list[int]]:
@@ -34,6 +32,7 @@ def all_rows(inputs) -> list[list[int]]:
 @torch.no_grad()
 def eager(loaded, inputs) -> torch.Tensor:
     """The model's own weights: (layers, documents, heads, tokens, keys)."""
+    inputs = {name: value for name, value in inputs.items() if name != "labels"}  # which PaliGemma's processor adds
     with backend(loaded, "eager"):
         return torch.stack(loaded.model(**inputs, output_attentions=True).attentions)
 
@@ -280,6 +279,9 @@ def test_half_precision_is_not_taken_for_other_attention(attention, dtype, pico)
     for family in ("llava", "qwen2_5_vl", "qwen3_vl"):
         folder = pico(family).mllm
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
+        with torch.no_grad():  # products as large as those of real models, whose rounding weighs most
+            for layer in model.get_decoder().layers:
+                layer.self_attn.q_proj.weight *= 8
         loaded = Mllm(family, model, AutoProcessor.from_pretrained(folder))
         inputs = prompt(loaded)
         got = attention_rows(model, inputs, all_rows(inputs))
@@ -321,12 +323,13 @@ def test_a_planted_sink_is_found_and_its_dimension_with_it(mllm, monkeypatch):
     """The first token and one of the image are massive in dimension 5 from the second layer's output on."""
     loaded = mllm("llava")
     monkeypatch.setattr("plam_eval.probing.attention.SINK_THRESHOLD", 7.0)  # of a hidden size of 64 at most 8
-    inputs = loaded.batch(["Look: ", picture(0), " is it red?"])
+    inputs = loaded.batch(["Look: ", picture(0), " is it red?"], ["text"])
     image = int(attention_rows(loaded.model, inputs).vision[0].nonzero()[1])
 
     def plant(_, args, kwargs):
         hidden = args[0].clone()
-        hidden[:, [0, image], 5] = 1000.0
+        hidden[0, [0, image], 5] = 1000.0
+        hidden[1, :2, 5] = 1000.0  # the padding of another document
         return (hidden, *args[1:]), kwargs
 
     handle = loaded.model.get_decoder().layers[2].register_forward_pre_hook(plant, with_kwargs=True)
@@ -338,3 +341,4 @@ def test_a_planted_sink_is_found_and_its_dimension_with_it(mllm, monkeypatch):
     assert dimensions == (5,)
     found = sink_tokens(got.massive_of(0), dimensions, layers=4, tokens=got.real.shape[1])
     assert np.argwhere(found).tolist() == [[2, 0], [2, image], [3, 0], [3, image]]
+    assert not len(got.massive_of(1))

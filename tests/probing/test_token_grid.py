@@ -189,6 +189,24 @@ def test_images_of_a_batch_are_told_apart(family, local):
             assert not change.any()
 
 
+def test_several_images_lie_in_squares(mllm, monkeypatch):
+    """OneVision pads each of several images of a prompt to a square, and sees it without tiles."""
+    loaded = mllm("llava_onevision")
+    monkeypatch.setattr(loaded.model.config.vision_config, "patch_size", 7)  # four rows; the tower itself does not run
+    image, sizes = [loaded.model.config.image_token_id] * 17, [(40, 160), (160, 160)]
+    inputs = {
+        "input_ids": torch.tensor([[65, *image, 66, *image, 67]]),
+        "image_sizes": torch.tensor([size[::-1] for size in sizes]),
+        "batch_num_images": torch.tensor([2]),
+    }
+    ((first, second),) = token_grids(loaded.model, loaded.processor, inputs, sizes)
+    assert first.shape(WHOLE) == second.shape(WHOLE) == (4, 4) and first.shape(TILES) == (0, 0)
+    assert first.boxes[:4, [0, 2]].tolist() == [[0, 0], [0, 20], [20, 40], [40, 40]]
+    assert first.boxes[::4, [1, 3]][:4].tolist() == [[0, 40], [40, 80], [80, 120], [120, 160]]
+    assert second.boxes[:4, [0, 2]].tolist() == [[0, 40], [40, 80], [80, 120], [120, 160]]
+    assert first.plane[-1] == -1 and second.positions[0] == 19
+
+
 def test_a_class_token_is_of_no_place(mllm, monkeypatch):
     loaded = mllm("llava")
     monkeypatch.setattr(loaded.processor, "vision_feature_select_strategy", "full")
