@@ -131,7 +131,8 @@ def entropy(values: NDArray[Any]) -> Floats:
         values: (..., tokens), none negative.
     """
     shares = _ratio(values, np.sum(values, -1, keepdims=True))
-    return np.asarray(-np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), shares).sum(-1))
+    terms = np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1.0)), shares)
+    return np.asarray(0.0 - terms.sum(-1))
 
 
 def spatial_entropy(values: NDArray[Any], images: Sequence[ImageTokens], seen: Mask | None = None) -> Floats:
