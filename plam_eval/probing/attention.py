@@ -332,8 +332,8 @@ class RowCapture:
         assert self.entries is not None
         hidden = (args[0] if args else kwargs["hidden_states"]).float()
         high = hidden.abs() > SINK_THRESHOLD * hidden.square().mean(-1, keepdim=True).sqrt()
-        found = (high & among.to(high.device)[..., None]).nonzero()
-        self.entries.append(nn.functional.pad(found, (1, 0), value=index))
+        where = (high & among.to(high.device)[..., None]).nonzero()
+        self.entries.append(nn.functional.pad(where, (1, 0), value=index))
 
     def watch(
         self,
@@ -363,7 +363,7 @@ class RowCapture:
             return output
         self._check_call(layer, module, query, key, attention_mask, kwargs)
         scaling = kwargs.get("scaling")
-        # transformers' sdpa takes no cap, and so computes without it where a model has one.
+        # Where a model has a cap, transformers' sdpa computes without it, or from 5.24 on refuses it.
         cap = None if self.backend == "sdpa" else kwargs.get("softcap")
         queries = self.queries.to(query.device)
         allowed = self._allowed(module, queries.clamp(min=0), key, attention_mask, kwargs)

@@ -138,9 +138,9 @@ class _Batch:
             raise ProbeError(f"{type(self.model).__name__}: found no {name} in inputs; expected all the processor gave")
         return value
 
-    def uneven(self, found: str, expected: str) -> ProbeError:
+    def uneven(self, actual: str, expected: str) -> ProbeError:
         return ProbeError(
-            f"{type(self.model).__name__}: found {found}; expected {expected}. The images' sizes, or the processor, "
+            f"{type(self.model).__name__}: found {actual}; expected {expected}. The images' sizes, or the processor, "
             "are not those of inputs"
         )
 

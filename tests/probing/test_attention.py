@@ -220,9 +220,12 @@ def test_a_soft_cap_is_that_of_the_backend(mllm, monkeypatch):
     with backend(loaded, "eager"):
         capped = attention_rows(loaded.model, inputs, all_rows(inputs), heads="each").weights
     torch.testing.assert_close(capped, expected, atol=1e-5, rtol=0)
-    # sdpa takes no cap, so that the model itself is another one there.
-    sdpa = attention_rows(loaded.model, inputs, all_rows(inputs), heads="each").weights
-    torch.testing.assert_close(sdpa, plain, atol=1e-6, rtol=0)
+    try:
+        sdpa = attention_rows(loaded.model, inputs, all_rows(inputs), heads="each").weights
+    except ValueError as error:  # from transformers 5.24 on
+        assert "`sdpa` attention does not support `softcap`" in str(error)
+    else:  # sdpa took no notice of the cap, so that the model itself is another one there
+        torch.testing.assert_close(sdpa, plain, atol=1e-6, rtol=0)
 
 
 def test_calls_that_are_no_prefill_are_refused(mllm):
@@ -339,6 +342,6 @@ def test_a_planted_sink_is_found_and_its_dimension_with_it(mllm, monkeypatch):
         handle.remove()
     dimensions = sink_dimensions([got.massive_of(0)], [got.text_of(0)])
     assert dimensions == (5,)
-    found = sink_tokens(got.massive_of(0), dimensions, layers=4, tokens=got.real.shape[1])
-    assert np.argwhere(found).tolist() == [[2, 0], [2, image], [3, 0], [3, image]]
+    sunk = sink_tokens(got.massive_of(0), dimensions, layers=4, tokens=got.real.shape[1])
+    assert np.argwhere(sunk).tolist() == [[2, 0], [2, image], [3, 0], [3, image]]
     assert not len(got.massive_of(1))

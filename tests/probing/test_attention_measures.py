@@ -46,6 +46,8 @@ def test_uniform_attention_is_chance():
     np.testing.assert_allclose(got.box_share, 6 / KEYS, rtol=1e-6)
     np.testing.assert_allclose(got.over_chance, 0, atol=1e-6)
     assert np.isnan(got.spatial_entropy).all()  # nothing stands out
+    rounded = uniform * (1 + 1e-7 * np.random.default_rng(0).standard_normal(KEYS))
+    assert np.isnan(measures(rounded, [image]).spatial_entropy).all()
     assert (got.sink_share == 0).all()
 
 
@@ -223,6 +225,6 @@ def test_sinks_are_massive_in_the_dimensions_in_which_text_is():
     ]
     assert sink_dimensions(entries, [text] * 3) == (7,)  # 8 in one document of three, 9 in image tokens alone
     assert sink_dimensions(entries, [text] * 3, least=0.3) == (7, 8)
-    found = sink_tokens(entries[0], (7,), layers=5, tokens=5)
-    assert np.argwhere(found).tolist() == [[2, 0], [3, 0], [3, 3]]
+    sunk = sink_tokens(entries[0], (7,), layers=5, tokens=5)
+    assert np.argwhere(sunk).tolist() == [[2, 0], [3, 0], [3, 3]]
     assert not sink_tokens(entries[0], (), 5, 5).any()

@@ -36,8 +36,6 @@ def local(mllm, pico, monkeypatch):
             images.size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 40 * 28 * 28}
         if family == "internvl":
             images.max_patches = 6
-        if family in ("pixtral", "mistral3"):
-            images.size = {"longest_edge": 112}
         return Mllm(family, loaded.model, processor)
 
     return get
