@@ -192,6 +192,16 @@ def cache_in(given: Mapping[str, Any]) -> tuple[str, Cache | None]:
     return next(((name, value) for name, value in given.items() if isinstance(value, Cache)), ("", None))
 
 
+def attention_implementation(model: nn.Module) -> str:
+    """The name of the decoder's attention implementation, whichever it is.
+
+    Args:
+        model: an HF MLLM.
+    """
+    config: Any = decoder(model).config
+    return str(config._attn_implementation)
+
+
 def attention_backend(model: nn.Module) -> str:
     """The decoder's attention implementation, one that takes a mask over every (row, column): sdpa or eager.
 
@@ -201,11 +211,10 @@ def attention_backend(model: nn.Module) -> str:
     Raises:
         ProbeError: it is another one.
     """
-    config: Any = decoder(model).config
-    backend = config._attn_implementation
+    backend = attention_implementation(model)
     if backend not in ("sdpa", "eager"):
         raise ProbeError(
             f"{type(model).__name__} runs with {backend} attention, which takes no mask of single positions; expected "
             'sdpa or eager. Call model.set_attn_implementation("sdpa"), or load with attn_implementation="sdpa"'
         )
-    return str(backend)
+    return backend
