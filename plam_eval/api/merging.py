@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plam_eval.api.shared import overrides_of
 from plam_eval.arguments import takes
 from plam_eval.errors import ArgumentError, InputError
 from plam_eval.spec import PlateauSpec, load_spec
@@ -66,15 +67,7 @@ def merge(
             not fit, or is not the checkpoint's. CheckpointError: no such checkpoint of `model`. ArgumentError: `model`
             is none. The model is then as it was.
     """
-    overrides = {
-        "base": None if base is None else str(base),
-        "layers": layers,
-        "modules": modules,
-        "model_weight": model_weight,
-        "base_weight": base_weight,
-        "rule": rule,
-        "seed": seed,
-    }
+    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed)
     if not hasattr(model, "named_parameters"):
         own = "; a wrapper's own method is wrapper.merge(plateau)" if hasattr(model, "merge") else ""
         raise ArgumentError(f"model is a {type(model).__name__}; expected what from_pretrained gives{own}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Words, words_of
+from plam_eval.api.shared import Words, overrides_of, words_of
 from plam_eval.arguments import NAME, NAME_OR_NONE, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
 from plam_eval.spec import PlateauSpec, load_spec
@@ -70,15 +70,7 @@ def export(
             ExportError: listing every problem of the checkpoints and the output; nothing was written. FolderError:
             another process writes there. UploadError: it is exported, and cannot be pushed.
     """
-    overrides = {
-        "base": None if base is None else str(base),
-        "layers": layers,
-        "modules": modules,
-        "model_weight": model_weight,
-        "base_weight": base_weight,
-        "rule": rule,
-        "seed": seed,
-    }
+    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed)
     spec = load_spec(plateau, overrides)
     if spec is None:
         raise InputError("plateau none, or no plateau: nothing would be merged; name a spec with --plateau")

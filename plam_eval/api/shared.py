@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Words = str | Sequence[str]
@@ -16,6 +17,37 @@ Arguments = str | Mapping[str, Any]
 def words_of(words: Words) -> list[str]:
     """The words of `words` as a list; in one text they stand between commas."""
     return [word.strip() for word in words.split(",")] if isinstance(words, str) else list(words)
+
+
+def overrides_of(
+    base: str | Path | None,
+    layers: str | Sequence[int] | None,
+    modules: str | Sequence[str] | None,
+    model_weight: float | None,
+    base_weight: float | None,
+    rule: str | None,
+    seed: int | None,
+) -> dict[str, Any]:
+    """What goes over a spec, by the names that `spec.load_spec` takes; None leaves what the spec says.
+
+    Args:
+        base: base LLM, folder or hub id.
+        layers: decoder layers, 0-based, end exclusive.
+        modules: names, a group, or a list of either.
+        model_weight: of the MLLM's weights.
+        base_weight: of the base LLM's.
+        rule: of the merge.
+        seed: of a rule that draws.
+    """
+    return {
+        "base": None if base is None else str(base),
+        "layers": layers,
+        "modules": modules,
+        "model_weight": model_weight,
+        "base_weight": base_weight,
+        "rule": rule,
+        "seed": seed,
+    }
 
 
 def free_memory() -> None:

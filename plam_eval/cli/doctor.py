@@ -12,7 +12,20 @@ from typing import Annotated, Any
 import typer
 
 from plam_eval.cli.app import app
-from plam_eval.cli.options import Json, Quiet, complete_spec, example
+from plam_eval.cli.options import (
+    Base,
+    BaseWeight,
+    Json,
+    Layers,
+    MllmCheckpoint,
+    ModelWeight,
+    Modules,
+    Plateau,
+    Quiet,
+    Rule,
+    Seed,
+    example,
+)
 from plam_eval.cli.speaking import speaking
 from plam_eval.errors import InputError
 from plam_eval.terminal import PlainTable, Terminal, text
@@ -23,20 +36,15 @@ from plam_eval.terminal import PlainTable, Terminal, text
     epilog=example("plam doctor --plateau qwen3-vl-8b --layers 28:36"),
 )
 def doctor(
-    plateau: Annotated[
-        str | None,
-        typer.Option(
-            help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.", autocompletion=complete_spec
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
-    base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")] = None,
-    modules: Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")] = None,
-    model_weight: Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")] = None,
-    base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
-    seed: Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")] = None,
+    plateau: Plateau = None,
+    model: MllmCheckpoint = None,
+    base: Base = None,
+    layers: Layers = None,
+    modules: Modules = None,
+    model_weight: ModelWeight = None,
+    base_weight: BaseWeight = None,
+    rule: Rule = None,
+    seed: Seed = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,

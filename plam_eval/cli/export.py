@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plam_eval.cli.app import app
-from plam_eval.cli.options import Json, Quiet, complete_spec, example
+from plam_eval.cli.options import (
+    Base,
+    BaseWeight,
+    Json,
+    Layers,
+    MllmCheckpoint,
+    ModelWeight,
+    Modules,
+    Plateau,
+    Quiet,
+    Rule,
+    Seed,
+    example,
+)
 from plam_eval.cli.speaking import speaking
 from plam_eval.terminal import PlainTable, Terminal
 
@@ -26,23 +39,21 @@ if TYPE_CHECKING:
 )
 def export(
     output: Annotated[Path, typer.Option(help="The new folder; it has this name once it is complete.")],
-    model: Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")] = None,
-    plateau: Annotated[
-        str | None,
-        typer.Option(
-            help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.", autocompletion=complete_spec
-        ),
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Override of the base LLM.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")] = None,
-    modules: Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")] = None,
-    model_weight: Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")] = None,
-    base_weight: Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Override of the merge rule.")] = None,
-    seed: Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")] = None,
+    model: MllmCheckpoint = None,
+    plateau: Plateau = None,
+    base: Base = None,
+    layers: Layers = None,
+    modules: Modules = None,
+    model_weight: ModelWeight = None,
+    base_weight: BaseWeight = None,
+    rule: Rule = None,
+    seed: Seed = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of a run, comparison or sweep of this merge, for the card; may be given again."),
+        typer.Option(
+            metavar="<path>",
+            help="Folder of a run, comparison or sweep of this merge, for the card; may be given again.",
+        ),
     ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(help="Push the finished export to this repository, owner/name; private by default.")
@@ -57,15 +68,7 @@ def export(
     """Write a merged checkpoint in the model's own layout: files copied byte for byte, merged tensors written over."""
     from plam_eval import api
 
-    overrides: dict[str, Any] = {
-        "base": base,
-        "layers": layers,
-        "modules": modules,
-        "model_weight": model_weight,
-        "base_weight": base_weight,
-        "rule": rule,
-        "seed": seed,
-    }
+    given: dict[str, Any] = {"model_weight": model_weight, "base_weight": base_weight, "seed": seed}  # numbers as text
     with speaking(as_json, quiet) as console:
         exported = api.export(
             model,
@@ -75,7 +78,11 @@ def export(
             push_to_hub=push_to_hub,
             public=public,
             overwrite=overwrite,
-            **overrides,
+            base=base,
+            layers=layers,
+            modules=modules,
+            rule=rule,
+            **given,
         )
         console.data = exported.to_dict()
         _say(console, exported)

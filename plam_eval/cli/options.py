@@ -47,6 +47,18 @@ Model = Annotated[
     typer.Option(help="One of our wrappers, such as plam_llava or plam_vllm.", autocompletion=complete_wrapper),
 ]
 ModelArgs = Annotated[str | None, typer.Option("--model_args", "--model-args", help="As for lmms-eval: key=value,...")]
+Plateau = Annotated[
+    str | None,
+    typer.Option(help="Plateau spec: packaged name, file, owner/repo[:FILE] on the hub.", autocompletion=complete_spec),
+]
+MllmCheckpoint = Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")]
+Base = Annotated[str | None, typer.Option(help="Override of the base LLM.")]
+Layers = Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")]
+Modules = Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")]
+ModelWeight = Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")]
+BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")]
+Rule = Annotated[str | None, typer.Option(help="Override of the merge rule.")]
+Seed = Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")]
 Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=MOST_DOCUMENTS)]
 Offset = Annotated[
