@@ -162,6 +162,7 @@ def _mmbench(language: str, md5: str) -> Board:
         more=(Column("question"), Column("g_index", int, needed=False), *_optional(*_TEXTS)),
         order=("index", "g_index", "question", "answer", "prediction", *_TEXTS[1:]),
         question_ids=("index",),
+        also=("csv", "tsv"),
         answers="without white space around them",
         notes=_mmbench_notes,
         together=_mmbench_together(language == "CN"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Line = Mapping[str, Any]
@@ -86,6 +86,7 @@ class Board:
         title: the benchmark's.
         form: of the file. An object of JSON has ids as its keys, and as values the one other column or, where there
             are several, objects of them.
+        also: further forms that the board takes; files of these are checked, and never written.
         id: the column that names a question.
         answer: the column that holds the model's answer.
         read: a line of a sample log -> column -> value. It raises KeyError, TypeError or ValueError for a line without.
@@ -136,6 +137,7 @@ class Board:
     standing: str = ""
     sources: tuple[str, ...] = ()
     read_on: str = ""
+    also: tuple[Form, ...] = ()
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -143,6 +145,15 @@ class Board:
         columns = (self.id, self.answer, *self.more)
         by_name = {column.name: column for column in columns}
         return tuple(by_name[name] for name in self.order) if self.order else columns
+
+    def as_named(self, name: str) -> Board:
+        """The board as it reads a file of some name: in one of its further forms, where the name has that suffix.
+
+        Args:
+            name: of the file.
+        """
+        form = next((form for form in self.also if name.lower().endswith(SUFFIXES[form])), self.form)
+        return replace(self, form=form)
 
     @property
     def suffix(self) -> str:

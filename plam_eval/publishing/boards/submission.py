@@ -141,7 +141,7 @@ def check_submission(file: Path, board: Board, questions: Path | None = None) ->
         OSError: a file cannot be read.
     """
     given = read_board_questions(board, questions) if questions is not None else None
-    checked = check_file(board, file, given.ids if given is not None else None)
+    checked = check_file(board.as_named(file.name), file, given.ids if given is not None else None)
     checked.notes += given.notes if given is not None else ()
     return checked
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import openpyxl
+import pandas as pd
 import pytest
 
 from plam_eval import api
@@ -153,6 +154,22 @@ def test_a_file_of_questions_that_is_not_the_known_one_is_said(tmp_path):
     tsv.write_text(tsv.read_text() + "9999\tq\tx\n")
     with pytest.raises(SubmissionError, match=r"without an answer, of 10 questions \(1\): 9999"):
         api.submit(run, board="mmbench_en", questions=tsv)
+
+
+@pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_tables_of_text_are_checked_as_the_server_took_them(tmp_path, suffix, separator):
+    rows = board_logs.mmbench_rows()
+    questions = ids_file(tmp_path, [row["index"] for row in rows])
+    [made] = api.submit(mmbench(tmp_path / "run"), board="mmbench_en", questions=questions)
+    table = pd.read_excel(made.file, keep_default_na=False)
+    file = tmp_path / f"answers.{suffix.upper()}"
+    table.to_csv(file, index=False, sep=separator)
+    assert api.check_submission(file, "mmbench_en", questions=questions).problems == []
+    table.assign(index=[*table["index"][:-1], table["index"][0]]).to_csv(file, index=False, sep=separator)
+    assert any("twice" in problem for problem in api.check_submission(file, "mmbench_en").problems)
+    file.rename(tmp_path / "answers.xlsx")
+    [problem] = api.check_submission(tmp_path / "answers.xlsx", "mmbench_en").problems
+    assert "workbook" in problem
 
 
 def test_stock_workbooks_are_checked(tmp_path):
