@@ -50,7 +50,7 @@ def check_push(repository: str, *, public: bool = False) -> None:
     if constants.is_offline_mode():
         raise UploadError(f"{repository}: HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
     api = HfApi()
-    with _in_our_words(repository):
+    with in_our_words(repository):
         who = api.whoami()
         _check_owner(repository, who)
         try:
@@ -90,7 +90,7 @@ def push_export(folder: Path, repository: str, *, public: bool = False) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _in_our_words(repository):
+    with in_our_words(repository):
         address = api.create_repo(repository, private=not public, exist_ok=True)
         _check_nothing_else(api, repository, record)
         api.upload_folder(
@@ -126,7 +126,7 @@ def push_files(repository: str, files: Mapping[str, str], *, parent: str | None,
     from huggingface_hub import CommitOperationAdd, HfApi
 
     operations = [CommitOperationAdd(path, content.encode()) for path, content in files.items()]
-    with _in_our_words(repository):
+    with in_our_words(repository):
         done = HfApi().create_commit(repository, operations, commit_message=message, parent_commit=parent)
     return str(done.commit_url)
 
@@ -225,8 +225,12 @@ def record_text(record: ExportRecord) -> bytes:
 
 
 @contextmanager
-def _in_our_words(repository: str) -> Iterator[None]:
-    """What huggingface_hub, or the network below it, raises becomes an UploadError."""
+def in_our_words(repository: str) -> Iterator[None]:
+    """What huggingface_hub, or the network below it, raises becomes an UploadError; a mistake of ours stays one.
+
+    Args:
+        repository: owner/name, for the message.
+    """
     from huggingface_hub import errors
 
     try:
@@ -237,10 +241,10 @@ def _in_our_words(repository: str) -> Iterator[None]:
         expected = isinstance(error, (errors.HfHubHTTPError, errors.HFValidationError, ValueError, OSError))
         if not expected and type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
             raise
-        raise UploadError(upload_refusal(repository, error)) from None
+        raise UploadError(_refusal(repository, error)) from None
 
 
-def upload_refusal(repository: str, error: BaseException) -> str:
+def _refusal(repository: str, error: BaseException) -> str:
     """What the hub, or the way there, said to a push, with what to do, and without a token.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from plam_eval.errors import CheckpointError, ProblemsError, first_line
 from plam_eval.evaluation.exported_merge import EXPORTED, MERGED, ExportedMerge
 from plam_eval.evaluation.records import Run
 from plam_eval.merging.export_record import FILE, ExportRecord, read_export_record
-from plam_eval.publishing.upload import upload_refusal
+from plam_eval.publishing.upload import UploadError, in_our_words
 from plam_eval.spec import SpecError
 from plam_eval.yaml_reader import YamlError, parse_yaml
 
@@ -121,8 +122,10 @@ class ModelRepository:
             entries = HfApi().get_dataset_leaderboard(dataset, base_model_only=False)
         except errors.HfHubHTTPError as error:
             status = getattr(error.response, "status_code", None)
+            if status not in (401, 403, 404):  # the hub's own trouble says nothing of a board
+                return [], f"the board of {dataset} cannot be asked (status {status})"
             return [], f"{dataset} has no board on the hub ({status}), so results of it are shown nowhere"
-        except Exception as error:  # of the network, or of an answer of another form
+        except Exception as error:  # of the network, or the client's, of an answer that has another form
             return [], f"the board of {dataset} cannot be asked ({type(error).__name__}: {first_line(error)})"
         values = [entry.value for entry in entries]
         return [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)], ""
@@ -139,16 +142,18 @@ def read_repository(name: str) -> ModelRepository:
     """
     from huggingface_hub import HfApi, constants, errors
 
+    info = None
     if constants.is_offline_mode():
         why = "HF_HUB_OFFLINE is set"
         return ModelRepository(name, offline=why, notes=[_unseen(name, why)])
     try:
-        info = HfApi().model_info(name)
-    except errors.RepositoryNotFoundError:
-        return ModelRepository(name, notes=[f"{name}: the hub has no such repository, or shows it to its members only"])
-    except Exception as error:
-        why = upload_refusal(name, error)
+        with in_our_words(name), contextlib.suppress(errors.RepositoryNotFoundError):
+            info = HfApi().model_info(name)
+    except UploadError as error:
+        why = "; ".join(error.problems)
         return ModelRepository(name, offline=why, notes=[_unseen(name, why)])
+    if info is None:
+        return ModelRepository(name, notes=[f"{name}: the hub has no such repository, or shows it to its members only"])
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
     remote = ModelRepository(name, exists=True, commit=info.sha, files=files)
     if FILE not in files:

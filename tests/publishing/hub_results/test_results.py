@@ -123,6 +123,9 @@ def test_the_scale_is_the_board_s(hub: Hub, tmp_path: Path) -> None:
     assert "value: 0.75" in hub_results([folder], REPO, scale="fraction").files[PATH]
     hub.boards.clear()
     assert "has no board on the hub (404)" in refused(folder)[0]
+    hub.refusals = {"/api/datasets/": (500, "", "busy")}
+    assert "cannot be asked (status 500)" in refused(folder)[0]
+    hub.refusals = {}
     board(hub, "high", 0.4)
     assert "has only 1 results" in refused(folder)[0]
 
