@@ -66,7 +66,7 @@ class Writer:
             chunks: its content.
 
         Raises:
-            BundleError: it is larger than what a reader would take.
+            BundleError: it is larger, or denser, than what a reader would take.
         """
         info = zipfile.ZipInfo(name, _DATE)
         info.compress_type, info.external_attr, info.create_system = zipfile.ZIP_DEFLATED, _REGULAR, 3
@@ -78,6 +78,11 @@ class Writer:
                 if size >= LARGEST_MEMBER:
                     raise BundleError(f"{name}: is larger than {LARGEST_MEMBER} bytes; bundle fewer runs or tasks")
                 member.write(chunk)
+        if _is_dense(info):
+            raise BundleError(
+                f"{name}: repeats itself so much that a reader would take it for a bomb ({size} bytes in "
+                f"{info.compress_size}); bundle the other tasks or runs without it"
+            )
         return Written(digest.hexdigest(), size)
 
 
@@ -242,6 +247,10 @@ def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
         end = member.header_offset + 30 + len(member.orig_filename.encode()) + member.compress_size
 
 
+def _is_dense(member: zipfile.ZipInfo) -> bool:
+    return member.file_size > max(SMALL, MOST_DENSE * member.compress_size)
+
+
 def _member_problems(member: zipfile.ZipInfo) -> Iterator[str]:
     if not _NAME.fullmatch(member.orig_filename) or member.orig_filename != member.filename:
         yield "a name that is no plain relative path"
@@ -254,5 +263,5 @@ def _member_problems(member: zipfile.ZipInfo) -> Iterator[str]:
         yield f"compressed by method {member.compress_type}, expected deflate"
     if member.file_size > LARGEST_MEMBER:
         yield f"larger than {LARGEST_MEMBER} bytes"
-    if member.file_size > max(SMALL, MOST_DENSE * member.compress_size):
+    if _is_dense(member):
         yield f"unpacks to more than {MOST_DENSE} times its size"

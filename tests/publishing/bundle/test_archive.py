@@ -161,6 +161,13 @@ def test_bombs_are_not_unpacked(bundle: Path, tmp_path: Path, monkeypatch: pytes
         verify_bundle(bundle)
 
 
+def test_what_a_reader_would_take_for_a_bomb_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "b.zip"
+    with pytest.raises(BundleError, match=r"samples\.jsonl: repeats itself so much"):
+        write_archive(file, lambda writer: writer.add("samples.jsonl", [bytes(20 << 20)]))
+    assert not list(tmp_path.iterdir())
+
+
 def test_members_that_share_their_bytes_are_refused(bundle: Path, tmp_path: Path) -> None:
     content = bundle.read_bytes()
     first = content.index(_CENTRAL)
