@@ -419,5 +419,6 @@ What to try next, {_environment()}in the suite's folder
   another margin    plam plateau ../scan --margin 0.03
   more of the grid  {shlex.join([*sweep_command(demo.plateau, limit, offset), "--modules", "qk,vo"])}
   before you merge  plam doctor --model pair/mllm --plateau {demo.plateau}
+  for an appendix   plam submit ../merged --bundle ../merged.zip && plam submit --verify ../merged.zip
 Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b"""
     )
