@@ -107,6 +107,31 @@ class Merges:
         nbytes = sum(value.nbytes for of_recipe in held.values() for value in of_recipe.values())
         return cls(tuple(specs), nbytes, decoded, layers)
 
+    @contextmanager
+    def applied(self, spec: int) -> Iterator[None]:
+        """While it lasts, the model has the weights of one of the merges: no tensor is copied.
+
+        For calls that `generate_all_merges` is none of. Not to be entered twice, nor while the model is merged.
+
+        Args:
+            spec: its number in `specs`.
+        """
+        before: list[tuple[nn.Linear, Tensor, Tensor | None]] = []
+        try:
+            for layer in self.layers:
+                for module, variants in layer.items():
+                    before.append((module, module.weight.data, None if module.bias is None else module.bias.data))
+                    weight, bias = variants.weights[variants.of_spec[spec]]
+                    module.weight.data = weight.data
+                    if module.bias is not None and bias is not None:
+                        module.bias.data = bias.data
+            yield
+        finally:
+            for module, own_weight, own_bias in before:
+                module.weight.data = own_weight
+                if module.bias is not None and own_bias is not None:
+                    module.bias.data = own_bias
+
 
 def _variants(module: nn.Linear, name: str, values: Sequence[dict[str, Tensor]]) -> _Variants:
     numbers: dict[tuple[int, int], int] = {}
