@@ -281,8 +281,10 @@ def test_the_page_of_tasks_says_what_the_table_says() -> None:
             told[name] = (cells[1].strip("`"), *(text.partition(" (")[0] for text in cells[2:]))
     assert set(told) == set(TASKS)
     for task, known in TASKS.items():
+        boxes = "no" if known.boxes is None else "yes"
         if known.score is None:
-            assert told[task] == (known.unscored,), task
+            assert told[task] == (known.unscored, boxes), task
         else:
             metric = ", ".join([known.score.metric, *known.score.also])
-            assert told[task] == (metric, f"{known.score.scale:g}" if known.score.stock else "no", cell(known)), task
+            factor = f"{known.score.scale:g}" if known.score.stock else "no"
+            assert told[task] == (metric, factor, cell(known), boxes), task
