@@ -17,6 +17,7 @@ from plam_eval.demo.hub import read_manifest
 from plam_eval.demo.scenes import COLORS
 from plam_eval.harness.boxes import BOXES_FILE
 from plam_eval.harness.documents import Documents, may_have_boxes
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.lookup import dataset_of, load_tasks, task_manager
 from plam_eval.probing.attention_measures import measures
 from plam_eval.probing.token_grid import ImageTokens
@@ -250,6 +251,31 @@ def test_there_is_none_where_all_documents_are_of_one_image_or_none_has_boxes() 
     assert Documents().of_request(Task([row(0)]).request(0)).other_boxes is None
     pictures = Documents().of_request(Task([row(0), row(1, (9, 9, 9, 9)), row(2, (50, 1, 60, 9))]).request(0))
     assert pictures.boxes == [[(4, 3, 20, 15)]] and pictures.other_boxes is None
+
+
+def test_regions_that_are_drawn_into_one_image_are_of_one_image() -> None:
+    """RefCOCO's files are named by image and region, and its captions are asked for with the region drawn in."""
+    from lmms_eval.tasks.refcoco.utils import refcoco_bbox_doc_to_visual
+
+    class Drawn(Task):
+        def doc_to_visual(self, row: Any) -> list[Any]:
+            return list(refcoco_bbox_doc_to_visual(row))
+
+    places = [(1, 0, [1, 1, 5, 5]), (1, 1, [9, 9, 5, 5]), (2, 0, [20, 10, 8, 8])]
+    rows = [
+        {"image": image(number), "bbox": box, "file_name": f"COCO_train2014_{number:012d}_{region}.jpg"}
+        for number, region, box in places
+    ]
+    pictures = Documents().of_request(Drawn(rows, "refcoco_bbox_val").request(0))
+    assert pictures.boxes == [[(1, 1, 6, 6)]] and pictures.other_boxes == [[(20, 10, 28, 18)]]
+    assert pictures.images[0].getpixel((1, 1)) == (255, 0, 0), "the box is where the task draws it"
+
+
+def test_a_request_without_its_tasks_functions_is_refused() -> None:
+    request = Task([row(0)]).request(0)
+    request.args = ("?", {}, lambda row: [row["image"]], 0, "groundingme", "test")
+    with pytest.raises(EvaluationError, match=r"document 0 of groundingme: found <function .*; expected a method"):
+        Documents().of_request(request)
 
 
 def test_the_boxes_of_a_large_dataset_are_found_without_reading_it() -> None:

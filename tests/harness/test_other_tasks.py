@@ -240,6 +240,22 @@ def test_entries_of_tasks_that_share_a_metrics_name_are_told_apart() -> None:
         of("mmvet", {"index": 1, "answer": "A", "prediction": "A"})  # MMBench's
 
 
+@pytest.mark.parametrize(
+    ("task", "entry", "score"),
+    [
+        ("visualwebbench_element_ground", 100.0, 1.0),
+        ("visualwebbench_action_prediction", 0.0, 0.0),
+        ("visualwebbench_element_ocr", 25.0, 0.25),
+    ],
+)
+def test_visualwebbench_logs_scores_of_a_hundred(task: str, entry: float, score: float) -> None:
+    assert of(task, entry) == score
+    with pytest.raises(NoScoreError, match=r"is 1\.5, expected 0 to 1"):
+        of(task, 150.0)
+    with pytest.raises(NoScoreError, match="not logged in the form"):
+        of(task, {"accuracy": entry})
+
+
 def test_seedbench_2_minds_case_as_its_own_count_does() -> None:
     assert of("seedbench_2", {"pred": "a", "answer": "A"}) == 0.0
     assert of("seedbench", {"pred": "a", "answer": "A"}) == 1.0
