@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> int:
     transformers.logging.disable_progress_bar()
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     size = options.size or ("7b" if device.startswith("cuda") else "pico")
-    board = Board(options.output, device, size, options.time_limit)
+    board = Board(options.output, device, size, options.time_limit, options.without)
     if not board.is_cuda:
         threads.use(0)
     with tempfile.TemporaryDirectory(prefix="plam-gpu-", dir=options.scratch) as folder:
@@ -79,11 +79,12 @@ def _with_pair(board: Board, folder: Path, family: str, size: str, layers: int |
     if "probes" in groups:
         check_probes(session, torch.bfloat16)
     if "merges" in groups:
-        check_places(session)
-        check_rules(session, torch.float16, "weighted_sum", "noise")
         check_rules(session, torch.float32, "weighted_sum", "noise")
     if "probes" in groups:
         check_probes(session, torch.float32)
+    if "merges" in groups:
+        check_rules(session, torch.float16, "weighted_sum", "noise")
+        check_places(session)
     session.drop()
 
 
@@ -98,6 +99,9 @@ def _options(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--scratch", type=Path, help="folder with room for a pair and an export (45 GB at 7b)")
     parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds; no check is begun behind it")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="WORD", help="leave out checks with it in their name"
+    )
     return parser.parse_args(words)
 
 

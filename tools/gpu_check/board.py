@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -62,13 +62,16 @@ class Board:
         device: that is checked.
         size: of the pairs.
         time_limit: seconds from now on, behind which no check is begun.
+        without: words; checks with one of them in their name are not made.
     """
 
-    def __init__(self, output: Path, device: str, size: str, time_limit: float) -> None:
+    def __init__(
+        self, output: Path, device: str, size: str, time_limit: float = math.inf, without: Sequence[str] = ()
+    ) -> None:
         self.output, self.device, self.is_cuda = output, device, device.startswith("cuda")
         self.machine = {"size": size, **describe_machine(device)}
         self.rows: list[Row] = []
-        self._ends = time.monotonic() + time_limit
+        self._ends, self._without = time.monotonic() + time_limit, without
         self._total = time.perf_counter()
 
     @property
@@ -91,6 +94,8 @@ class Board:
         try:
             if time.monotonic() > self._ends:
                 raise Skipped("no time was left")
+            if any(word in name for word in self._without):
+                raise Skipped("left out, as --without says")
             row.figures = work(*given, **named) or {}
             self.synchronize()
         except Skipped as skipped:

@@ -62,12 +62,13 @@ def check_places(session: Session) -> None:
     """
     board, group, half = session.board, session.pair.family, session.layers // 2
     wide, narrow = session.spec(half, session.layers, "all"), session.spec(half, half + 2, model=0.7)
-    board.check(group, "export: the bits of the merge in place", _export, session, wide)
     session.drop()
     board.check(group, "a stream merged on the device: the CPU's bits", _stream, session, narrow)
     board.check(group, 'device_map="auto": the CPU\'s bits', _auto, session, narrow)
     board.check(group, "a model over several cards: the CPU's bits", _several, session, wide)
     board.check(group, "offloaded layers are refused by name", _offloaded, session, wide)
+    session.drop()
+    board.check(group, "export: the bits of the merge in place", _export, session, wide)
 
 
 def _load(session: Session) -> Figures:
@@ -90,8 +91,8 @@ def _merge(session: Session, spec: PlateauSpec) -> Figures:
     changed = [name for name, value in model.named_parameters() if others.get(name, 0) not in (0, checksum_of(value))]
     if changed or report.tensors != len(named):
         raise Fault(f"{report.tensors} of {len(named)} tensors merged, and {changed[:4]} changed, which nobody named")
-    rate = session.board.machine.get("host to device GB/s, pinned")
-    ideal = {"ideal s": report.bytes_read / 1e9 / rate} if rate else {}
+    rates = {name: session.board.machine.get(f"host to device GB/s, {name}") for name in ("pageable", "pinned")}
+    ideal = {f"ideal s, {name}": report.bytes_read / 1e9 / rate for name, rate in rates.items() if rate}
     return {"s": seconds, "again s": again, "GB read": report.bytes_read / 1e9, **ideal, **merged}
 
 
