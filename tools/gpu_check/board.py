@@ -68,7 +68,7 @@ class Board:
     def __init__(
         self, output: Path, device: str, size: str, time_limit: float = math.inf, without: Sequence[str] = ()
     ) -> None:
-        self.output, self.device, self.is_cuda = output, device, device.startswith("cuda")
+        self.output, self.device, self.is_cuda, self.size = output, device, device.startswith("cuda"), size
         self.machine = {"size": size, **describe_machine(device)}
         self.rows: list[Row] = []
         self._ends, self._without = time.monotonic() + time_limit, without
@@ -112,9 +112,9 @@ class Board:
         return row.verdict == "ok"
 
     def _begin_memory(self) -> int | None:
-        gc.collect()
         if not self.is_cuda:
             return None
+        gc.collect()
         self.synchronize()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

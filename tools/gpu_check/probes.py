@@ -22,8 +22,8 @@ from tools.gpu_check.board import Fault, Figures, Skipped
 from tools.gpu_check.pairs import answering, load, prompts
 from tools.gpu_check.session import Session
 
-NEW = 8
-"""Tokens of each answer."""
+NEW = {"7b": 8, "pico": 3}
+"""Tokens of each answer, by the size of the pairs."""
 CLOSED: tuple[ClosedTo, ...] = ("text", "question", "last")
 _TIES = 8.0  # times what rounding changes: two tokens that are nearer than that are a tie
 
@@ -218,7 +218,7 @@ def _flips(ours: Tensor, theirs: Tensor, logits: Tensor, noise: float) -> Figure
 def _all_cuts(session: Session, dtype: torch.dtype, closed_to: ClosedTo) -> Figures:
     model, inputs, layers = session.model(dtype), session.prompts(dtype), session.layers
     cuts = range(layers + 1) if closed_to == "text" else sorted({0, 1, layers // 2, layers - 1, layers})
-    settings = answering(session.pair, NEW)
+    settings = answering(session.pair, NEW[session.board.size])
     generate_all_cuts(model, list(cuts), closed_to=closed_to, **inputs, **settings)  # both ways start warm
     with mask_vision(model, 0, closed_to):
         _alone(model, inputs, settings)
@@ -253,7 +253,7 @@ def _all_merges(session: Session, dtype: torch.dtype) -> Figures:
     quarter = max(1, layers // 4)
     specs = [None, session.spec(layers - quarter, layers), session.spec(layers - quarter, layers, model=0.6)]
     specs += [session.spec(0, quarter), session.spec(layers - quarter, layers, rule="self_scale")]
-    settings, board = answering(session.pair, NEW), session.board
+    settings, board = answering(session.pair, NEW[session.board.size]), session.board
     making, merges = board.timed(Merges.of, model, specs, checkpoint=session.pair.mllm)
     generate_all_merges(model, merges, **inputs, **settings)  # both ways start warm
     _alone(model, inputs, settings)
@@ -403,6 +403,7 @@ def _against_cpu(session: Session, work: Callable[..., dict[str, Tensor]]) -> Fi
         if not expected.is_floating_point():
             if not torch.equal(own, expected):
                 raise Fault(f"{name}: {int((own != expected).sum())} of {own.numel()} differ")
+            figures[name] = f"{own.numel()} equal"
             continue
         apart = float((own.nan_to_num() - expected.nan_to_num()).abs().max())
         if not torch.equal(own.isnan(), expected.isnan()) or not apart <= 1e-4:
@@ -422,7 +423,7 @@ def _masks_of(session: Session, model: Any, inputs: dict[str, Tensor], device: s
 def _cuts_of(session: Session, model: Any, inputs: dict[str, Any], device: str) -> dict[str, Tensor]:
     results: dict[str, Tensor] = {}
     for closed_to in CLOSED:
-        answers = generate_all_cuts(model, closed_to=closed_to, **inputs, **answering(session.pair, NEW))
+        answers = generate_all_cuts(model, closed_to=closed_to, **inputs, **answering(session.pair, NEW["7b"]))
         results |= {f"{closed_to}, tokens": answers.tokens, f"{closed_to}, KL": answers.kl}
     return results
 
@@ -430,7 +431,7 @@ def _cuts_of(session: Session, model: Any, inputs: dict[str, Any], device: str) 
 def _merges_of(session: Session, model: Any, inputs: dict[str, Tensor], device: str) -> dict[str, Tensor]:
     specs = [None, *(session.spec(first, first + 2, model=0.7) for first in range(session.layers - 1))]
     merges = Merges.of(model, specs, checkpoint=session.pair.mllm)
-    return {"tokens": generate_all_merges(model, merges, **inputs, **answering(session.pair, NEW)).tokens}
+    return {"tokens": generate_all_merges(model, merges, **inputs, **answering(session.pair, NEW["7b"])).tokens}
 
 
 def _rows_of(session: Session, model: Any, inputs: dict[str, Tensor], device: str) -> dict[str, Tensor]:
