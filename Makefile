@@ -2,13 +2,15 @@
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
+PYTHON ?= python3
 
-.PHONY: help env demo test lint docs resolve lock-gpu clean
+.PHONY: help env demo test lint gpu docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
 	@echo "make lint   ruff and mypy"
+	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make resolve   resolve what docs/install.md claims, for every Python and platform (needs an index)"
 	@echo "make lock-gpu  write tools/lock-gpu.txt anew (needs an index)"
@@ -28,6 +30,14 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# With a python that has torch already, as on most GPU machines: nothing is installed for it.
+gpu:
+	@python=$(PYTHON); $$python -c 'import pydantic, torch, transformers' 2>/dev/null || python=$(BIN)/python; \
+	$$python -c 'import pydantic, torch, transformers' || { \
+	    echo 'make gpu: neither $(PYTHON) nor $(BIN)/python has pydantic, torch and transformers;' \
+	        'give PYTHON=..., or run `make env` first' >&2; exit 2; }; \
+	exec $$python -m tools.gpu_check $(ARGS)
 
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

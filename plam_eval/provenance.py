@@ -61,8 +61,6 @@ def describe_checkpoint(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None
         checkpoint: the one to describe.
         loaded: its identity when it was loaded, if that is another time than now.
     """
-    from loguru import logger
-
     from plam_eval.errors import CheckpointError
     from plam_eval.merging import content_hash
 
@@ -76,6 +74,8 @@ def describe_checkpoint(checkpoint: Checkpoint, loaded: Mapping[str, Any] | None
     except CheckpointError as error:  # a result is not lost because its files are gone by now
         return {**identity, "not hashed": str(error)}
     if changed:
+        from loguru import logger  # lmms-eval's, without which a checkpoint can be exported
+
         logger.warning(f"{checkpoint.name}: changed on disk since it was loaded; its content is not recorded")
         return {**identity, "not hashed": "the files have changed since they were loaded"}
     return {**identity, **content}

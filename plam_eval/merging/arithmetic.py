@@ -23,6 +23,14 @@ class Operand:
     tensor: Tensor
     where: str
 
+    def on(self, device: torch.device) -> Operand:
+        """The operand there, still as it is stored: torch casts what it copies to a GPU before it copies, on the CPU.
+
+        Args:
+            device: where it is worked with.
+        """
+        return Operand(self.tensor.to(device), self.where)
+
 
 @dataclass(frozen=True)
 class TensorChange:
@@ -83,7 +91,7 @@ def merge_tensor(
         shapes = ", ".join(f"{operand.where} is {list(operand.tensor.shape)}" for operand in wrong)
         raise MergeError(f"{shapes}; expected {list(out.shape)}, as its header said. Download it again")
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
-    stored, other = model.tensor.reshape(-1), base.tensor.reshape(-1)
+    stored, other = (operand.on(out.device).tensor.reshape(-1) for operand in (model, base))
     size = flat.numel() if whole else min(flat.numel(), _PART if out.device.type == "cpu" else _LARGE_PART)
     change = total = 0.0
     for start in range(0, flat.numel(), max(1, size)):

@@ -231,7 +231,8 @@ def _bring(
 
     `found_in` is the parameter as it is loaded, if that is not the one that is written.
     """
-    model, parameter = read_operand(work.source, job.model_name), job.parameter
+    parameter = job.parameter
+    model = read_operand(work.source, job.model_name).on(parameter.device)
     if spec is None or work.base is None or job.base_name is None:
         if undo is not None:
             undo.note(job)

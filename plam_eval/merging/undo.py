@@ -192,7 +192,7 @@ class UndoLog:
                     base = read_operand(self._last.base, self._last.base_names[job.key])
                     merge_tensor(self._last.spec, job.key, model, base, job.parameter, buffers)
                 else:
-                    job.parameter.copy_(self._source.tensor(job.model_name))
+                    job.parameter.copy_(self._source.tensor(job.model_name).to(job.parameter.device))
                 self._entries.pop()
             except KeyboardInterrupt:
                 continue  # an impatient second Ctrl-C must not leave the model half restored

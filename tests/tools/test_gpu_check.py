@@ -1,0 +1,200 @@
+"""`make gpu` on a CPU, at pico shape: it works where the library does, and a check fails where it has to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from plam_eval.merging import arithmetic, merge
+from plam_eval.probing import attention
+from tests.helpers.paths import ROOT
+from tools.gpu_check import merges, probes
+from tools.gpu_check.__main__ import main
+from tools.gpu_check.board import Board, Fault, Skipped
+from tools.gpu_check.pairs import FAMILIES, write_pair
+from tools.gpu_check.session import Session, decoder_parameters, same_bits
+
+# Nothing of these is on a machine with torch and transformers alone.
+_ABSENT = ("lmms_eval", "vllm", "datasets", "loguru", "ray", "decord", "av", "evaluate")
+
+
+def rows_of(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    record = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
+    return {(row["group"], row["name"]): row for row in record["rows"]}
+
+
+def test_every_check_of_a_pair_without_lmms_eval(tmp_path: Path) -> None:
+    words = ["--output", str(tmp_path / "out"), "--families", "llava", "--scratch", str(tmp_path)]
+    code = f"import sys; sys.modules.update(dict.fromkeys({_ABSENT!r}));"
+    code += f"from tools.gpu_check.__main__ import main; sys.exit(main({words!r}))"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = rows_of(tmp_path / "out")
+    skipped = {name: row["says"] for (_, name), row in rows.items() if row["verdict"] == "skipped"}
+    assert {row["verdict"] for row in rows.values()} == {"ok", "skipped"}
+    assert (
+        skipped["plam_llava on the device, merged, float32: the CPU's answers"]
+        == "lmms_eval and datasets not installed"
+    )
+    assert skipped["attention rows under flash_attention_2, bfloat16"] == "flash_attn is not installed"
+    assert all(skipped.values()) and len(skipped) < len(rows) / 3
+    table = (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
+    assert table.count("\n| ") == len(rows) + 1 and table in done.stdout
+    merged = rows["llava", "merge of the upper half, all modules: the CPU's bits"]["figures"]
+    assert merged["differing"] == 0 and merged["GB read"] > 0
+    cuts = rows["llava", "all cuts, image closed to text, float32"]["figures"]
+    assert cuts["cuts"] == 5 and cuts["answers"] == 10 and cuts["differing answers"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the pairs are gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llava"])
+def test_every_check_of_the_other_families(tmp_path: Path, family: str) -> None:
+    words = ["--output", str(tmp_path), "--families", family, "--groups", "merges", "probes", "--device", "cpu"]
+    assert main([*words, "--scratch", str(tmp_path)]) == 0
+    assert sum(row["verdict"] == "ok" for row in rows_of(tmp_path).values()) > 30
+
+
+@pytest.mark.slow
+def test_a_wrapper_in_a_process_of_its_own(tmp_path: Path) -> None:
+    words = ["--output", str(tmp_path), "--groups", "harness", "--device", "cpu", "--scratch", str(tmp_path)]
+    assert main(words) == 0
+    row = rows_of(tmp_path)["lmms-eval", "plam_llava on the device, merged, float32: the CPU's answers"]
+    assert row["verdict"] == "ok" and row["figures"]["answers"] == 32
+
+
+# ---- the board -------------------------------------------------------------------------------------------------------
+
+
+def test_the_board_goes_on_behind_a_fault(tmp_path: Path) -> None:
+    board = Board(tmp_path, "cpu", "pico", without=["neither"])
+
+    def absent() -> None:
+        raise Skipped("no card | of this kind")
+
+    def faulty() -> None:
+        raise Fault("two bits\ndiffer")
+
+    assert board.check("a", "first", lambda: {"s": 0.00001, "bytes": 12345678.0, "of": {"nan": float("nan")}})
+    assert not board.check("a", "second", faulty)
+    assert not board.check("a", "third", lambda: [][0])
+    assert not board.check("b", "fourth", absent)
+    assert not board.check("b", "neither this", faulty)
+    assert [row.name for row in board.faults] == ["second", "third"]
+    table = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "1 checks ended well, 2 found a fault, 2 were skipped" in table
+    assert "| a | first | ok | s 1.0e-05, bytes 1.2e+07, of (nan nan) |" in table
+    assert "| a | second | FAULT | two bits differ |" in table
+    assert "| a | third | FAULT | IndexError: list index out of range |" in table
+    assert "| b | fourth | skipped | no card \\| of this kind |" in table
+
+
+def test_no_check_begins_when_the_time_is_over(tmp_path: Path) -> None:
+    board = Board(tmp_path, "cpu", "pico", time_limit=-1)
+    assert not board.check("a", "late", lambda: {})
+    assert board.rows[0].verdict == "skipped" and not board.faults
+
+
+# ---- checks that have to fail ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory):
+    return write_pair("llava", FAMILIES["llava"].shape("pico"), tmp_path_factory.mktemp("pair"), "cpu")
+
+
+@pytest.fixture
+def session(pair, tmp_path: Path) -> Session:
+    return Session(pair, Board(tmp_path / "out", "cpu", "pico"), tmp_path)
+
+
+def test_one_bit_is_found(session: Session) -> None:
+    parameters = decoder_parameters(session.model(torch.bfloat16))
+    assert same_bits(parameters, session.values_on_cpu(None, torch.bfloat16))["differing"] == 0
+    key = (2, "self_attn.q_proj.weight")
+    with torch.no_grad():
+        parameters[key].view(torch.int16)[3, 4] ^= 1
+    with pytest.raises(Fault, match=r"1 of 36 tensors differ: layer 2, self_attn.q_proj.weight: 1 of 4096 elements"):
+        same_bits(parameters, session.values_on_cpu(None, torch.bfloat16))
+    with pytest.raises(Fault, match="on one side only"):
+        same_bits(
+            decoder_parameters(session.model(torch.float32)), session.values_on_cpu(None, torch.float32, range(3))
+        )
+
+
+@contextmanager
+def _no_mask(*given: Any) -> Iterator[None]:
+    yield
+
+
+def _uniform(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def scores(query: Any, *given: Any) -> Any:
+        return stock(query * 1.5, *given)
+
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("breaks", "check", "said"),
+    [
+        ((merges, "merge_in_place", lambda stock: lambda model, spec, **given: stock(model, None, **given)),
+         lambda session: merges._bits(session, session.spec(1, 3), torch.float32), "tensors differ"),
+        ((merges, "checksum_of", lambda stock: lambda value: object()),
+         lambda session: merges._undo(session, session.spec(1, 3)), "not what they were"),
+        ((probes, "mask_vision", lambda stock: _no_mask),
+         lambda session: probes._mask(session, torch.float32, "sdpa"), "move logits by"),
+        ((probes, "mask_vision", lambda stock: _no_mask),
+         lambda session: probes._masked_rows(session, torch.float32), "behind the cut"),
+        ((probes, "mask_vision", lambda stock: _no_mask),
+         lambda session: probes._refused(session), "refused|flash|kernels"),
+        ((probes, "mask_vision", lambda stock: lambda model, cut, closed_to: stock(model, min(cut, 2), closed_to)),
+         lambda session: probes._all_cuts(session, torch.float32, "text"), "an answer differs|KL differs"),
+        ((probes, "merge_in_place", lambda stock: lambda *given, **named: None),
+         lambda session: probes._all_merges(session, torch.float32), "gives other bits than merged in place"),
+        ((attention, "_scores", _uniform), lambda session: probes._rows(session, torch.float32, "sdpa"), "rows"),
+        ((probes, "merge_in_place", lambda stock: lambda *given, **named: None),
+         lambda session: probes._depth(session, torch.float32), "merged model is like the plain one"),
+    ],
+)  # fmt: skip
+def test_a_broken_path_is_a_fault(
+    session: Session, monkeypatch: pytest.MonkeyPatch, breaks: Any, check: Callable[[Session], Any], said: str
+) -> None:
+    module, name, broken = breaks
+    monkeypatch.setattr(module, name, broken(getattr(module, name)))
+    with pytest.raises(Exception, match=said):
+        check(session)
+
+
+def test_each_operand_goes_to_the_device_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a merge compares and computes with is what `Operand.on` gives, as it is stored."""
+    moved: dict[str, torch.Tensor] = {}
+    stock = merge.holds_tensor
+
+    def on(operand: arithmetic.Operand, device: torch.device) -> arithmetic.Operand:
+        if any(operand.tensor is value for value in moved.values()):
+            return operand
+        assert operand.tensor.dtype == torch.bfloat16 and device == torch.device("cpu") and operand.where not in moved
+        moved[operand.where] = operand.tensor.clone()
+        return arithmetic.Operand(moved[operand.where], operand.where)
+
+    def holds_tensor(parameter: torch.Tensor, stored: torch.Tensor) -> bool:
+        assert any(stored is value for value in moved.values())
+        return stock(parameter, stored)
+
+    monkeypatch.setattr(arithmetic.Operand, "on", on)
+    monkeypatch.setattr(merge, "holds_tensor", holds_tensor)
+    spec = session.spec(1, 3)
+    merge.merge_in_place(session.model(torch.float32), spec, checkpoint=session.pair.mllm)
+    assert len(moved) == 2 * len(dict(session.values_named(spec)))

@@ -1,0 +1,109 @@
+"""Every path of this project that runs on a device, checked on random checkpoints: `make gpu`.
+
+Needs torch, transformers and what plam-eval's library imports (pydantic, safetensors, scipy, pandas, matplotlib); no
+network. On a GPU the decoders have the shapes of published 7B models (the first of `--families` all of its layers, the
+others `--layers`), on a CPU 64 dimensions and four layers. Writes `gpu.md` and `gpu.json` into the output folder after
+each check, goes on behind a check that fails, and exits with 1 where one did. What cannot be checked here is in the
+table as skipped, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import transformers
+
+from plam_eval import threads
+from tools.gpu_check.board import Board, Figures
+from tools.gpu_check.harness import check_harness
+from tools.gpu_check.merges import check_bf16, check_places, check_rates, check_rules
+from tools.gpu_check.pairs import FAMILIES, Pair, write_pair
+from tools.gpu_check.probes import check_against_cpu, check_probes
+from tools.gpu_check.session import Session
+
+GROUPS = ("merges", "probes", "cpu", "harness")
+
+
+def main(words: list[str] | None = None) -> int:
+    """Make the checks; the exit status.
+
+    Args:
+        words: of the command line; its own by default.
+    """
+    options = _options(words)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    size = options.size or ("7b" if device.startswith("cuda") else "pico")
+    board = Board(options.output, device, size, options.time_limit, options.without)
+    if not board.is_cuda:
+        threads.use(0)
+    with tempfile.TemporaryDirectory(prefix="plam-gpu-", dir=options.scratch) as folder:
+        board.check("machine", "rates", check_rates, board)
+        if "harness" in options.groups:
+            check_harness(board, Path(folder) / "harness")
+        for number, family in enumerate(options.families):
+            if "cpu" in options.groups and board.is_cuda:
+                _with_pair(board, Path(folder) / f"{family}-pico", family, "pico", None, ["cpu"])
+            layers = options.layers if number or options.few else None
+            groups = [group for group in ("merges", "probes") if group in options.groups]
+            _with_pair(board, Path(folder) / family, family, size, layers if size == "7b" else None, groups)
+    board.write()
+    print((board.output / "gpu.md").read_text(encoding="utf-8"))
+    return 1 if board.faults else 0
+
+
+def _with_pair(board: Board, folder: Path, family: str, size: str, layers: int | None, groups: list[str]) -> None:
+    made: list[Pair] = []
+    shape = FAMILIES[family].shape(size, layers)
+
+    def make() -> Figures:
+        made.append(write_pair(family, shape, folder, board.device))
+        return {"layers": shape.layers, "hidden": shape.hidden, "GB": made[0].nbytes / 1e9}
+
+    if not groups or not board.check(family if groups != ["cpu"] else f"{family}, pico", "a random pair", make):
+        return
+    session = Session(made[0], board, folder)
+    if "cpu" in groups:
+        check_against_cpu(session)
+    if "merges" in groups:
+        check_bf16(session)
+    if "probes" in groups:
+        check_probes(session, torch.bfloat16)
+    if "merges" in groups:
+        check_rules(session, torch.float32, "weighted_sum", "noise")
+    if "probes" in groups:
+        check_probes(session, torch.float32)
+    if "merges" in groups:
+        check_rules(session, torch.float16, "weighted_sum", "noise")
+        check_places(session)
+    session.drop()
+
+
+def _options(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("out/gpu"))
+    parser.add_argument("--device", help="default: cuda:0 where there is a GPU, otherwise cpu")
+    parser.add_argument("--size", choices=["7b", "pico"], help="default: 7b on a GPU, otherwise pico")
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--layers", type=int, default=8, help="of all but the first family, at 7b (default: 8)")
+    parser.add_argument("--few", action="store_true", help="of the first family, too")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--scratch", type=Path, help="folder with room for a pair and an export (45 GB at 7b)")
+    parser.add_argument("--time-limit", type=float, default=float("inf"), help="seconds; no check is begun behind it")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="WORD", help="leave out checks with it in their name"
+    )
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Wrappers in lmms-eval, alone and under accelerate, and vLLM, on the embedded pair and the offline suite."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plam_eval import threads
+from tools.gpu_check.board import Board, Fault, Figures, Skipped
+
+TASKS, LIMIT = "pope,mmstar", 16
+_NEEDED = ("lmms_eval", "datasets")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def check_harness(board: Board, folder: Path) -> None:
+    """All of them.
+
+    Args:
+        board: with the device.
+        folder: for the suite, new.
+    """
+    answers: dict[str, Any] = {}
+    group = "lmms-eval"
+    board.check(group, "plam_llava on the device, merged, float32: the CPU's answers", _wrapper, board, folder, answers)
+    board.check(group, "plam_llava on the device, merged, bf16", _wrapper_bf16, board, folder, answers)
+    board.check(group, 'plam_llava with device_map="auto": the same answers', _auto, board, folder, answers)
+    board.check(
+        group, "accelerate launch, a process for each card: the same answers", _launched, board, folder, answers
+    )
+    board.check("vLLM", "plam_vllm merged as it loads, on all cards", _vllm, board, folder, answers)
+
+
+def _suite(folder: Path) -> Path:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise Skipped(f"{' and '.join(missing)} not installed")
+    from plam_eval.demo.run import prepare
+
+    return folder if (folder / "pair").is_dir() else prepare(folder, documents=30)
+
+
+def _answers(suite: Path, name: str, model_id: str, launcher: list[str] | None = None, **arguments: Any) -> Any:
+    """What a process of its own answered; raises Fault with the end of its output."""
+    given = {"pretrained": str(suite / "pair/mllm"), "plateau": "demo", **arguments}
+    output = suite / f"{name}.json"
+    module = ["tools.gpu_check.child", model_id, json.dumps(given), TASKS, str(LIMIT), str(output)]
+    command = [*(launcher or [sys.executable]), "-m", *module]
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **threads.environment(), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    environment["HF_DATASETS_CACHE"] = str(suite / "cache")
+    done = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True, timeout=400)
+    if done.returncode or not output.is_file():
+        sys.stderr.write(done.stdout[-3000:] + done.stderr[-6000:])
+        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        raise Fault(f"{name} ended with {done.returncode}: {lines[-1][:300]}")
+    return json.loads(output.read_text(encoding="utf-8"))
+
+
+def _same(name: str, own: Any, expected: Any) -> Figures:
+    total = sum(map(len, expected["answers"].values()))
+    differing = sum(
+        own["answers"].get(task, {}).get(document) != answer
+        for task, answers in expected["answers"].items()
+        for document, answer in answers.items()
+    )
+    if own["answers"].keys() != expected["answers"].keys() or differing:
+        raise Fault(f"{name}: {differing} of {total} answers differ")
+    return {"answers": total, "differing": differing}
+
+
+def _wrapper(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
+    suite = _suite(folder)
+    seconds, own = board.timed(_answers, suite, "float32", "plam_llava", device=board.device, dtype="float32")
+    answers["float32"] = own
+    if not own["device"].startswith(board.device.partition(":")[0]):
+        raise Fault(f"the model ran on {own['device']}")
+    if not board.is_cuda:
+        return {"answers": sum(map(len, own["answers"].values())), "s": seconds}
+    expected = _answers(suite, "cpu", "plam_llava", device="cpu", dtype="float32")
+    return {**_same("on the device", own, expected), "s": seconds, "MiB": own["peak"] / 2**20}
+
+
+def _wrapper_bf16(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
+    _needs_cuda(board)
+    own = _answers(_suite(folder), "bf16", "plam_llava", device=board.device, dtype="bfloat16")
+    pairs = [
+        (own["answers"][task][document], answer)
+        for task, of_task in answers["float32"]["answers"].items()
+        for document, answer in of_task.items()
+    ]
+    return {"answers": len(pairs), "other than in float32": sum(one != other for one, other in pairs)}
+
+
+def _auto(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
+    _needs_cuda(board)
+    own = _answers(_suite(folder), "auto", "plam_llava", device_map="auto", dtype="float32")
+    return _same("device_map=auto", own, answers["float32"])
+
+
+def _launched(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
+    _needs_cuda(board)
+    suite, cards = _suite(folder), torch.cuda.device_count()
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(cards)]
+    launcher += ["--multi_gpu"] if cards > 1 else []
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_machines", "1"]
+    own = _answers(suite, "launched", "plam_llava", launcher, dtype="float32")
+    return {"processes": cards, **_same("accelerate launch", own, answers["float32"])}
+
+
+def _vllm(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
+    _needs_cuda(board)
+    if importlib.util.find_spec("vllm") is None:
+        raise Skipped("vllm is not installed")
+    cards = torch.cuda.device_count()
+    seconds, own = board.timed(
+        _answers, _suite(folder), "vllm", "plam_vllm", tensor_parallel_size=cards, dtype="float32", max_model_len=1024
+    )
+    pairs = [
+        (own["answers"][task][document], answer)
+        for task, of_task in answers["float32"]["answers"].items()
+        for document, answer in of_task.items()
+    ]
+    differing = sum(one != other for one, other in pairs)
+    return {"cards": cards, "s": seconds, "answers": len(pairs), "other than transformers'": differing}
+
+
+def _needs_cuda(board: Board) -> None:
+    if not board.is_cuda:
+        raise Skipped("the device is the CPU, whose own tests have this")
