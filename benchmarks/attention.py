@@ -54,7 +54,7 @@ PREFILL = {"use_cache": False, "logits_to_keep": 1}
 
 
 def single_ways(model: Any, inputs: dict[str, Tensor]) -> Ways:
-    """The ways to run one prompt, by name; those that give rows give them as (layers, documents, tokens)."""
+    """The ways in which `model` runs `inputs`, by name; those that give rows give them as (layers, documents, tokens)."""
 
     def attentions(implementation: str, **more: Any) -> Any:
         model.set_attn_implementation(implementation)
@@ -116,8 +116,8 @@ def settings(model: Any, folder: Path, first: int) -> Merges:
     return Merges.of(model, [None, load_spec(spec), *controls], checkpoint=folder / "mllm")
 
 
-def setting_ways(model: Any, inputs: dict[str, Tensor], merges: Merges) -> Ways:
-    """The ways to have the rows of all settings, by name: (settings, layers, documents, tokens)."""
+def setting_ways(model: Any, inputs: dict[str, Any], merges: Merges) -> Ways:
+    """The ways to have rows of `model` on `inputs` under all `merges`, by name: (settings, layers, documents, tokens)."""
 
     def separate() -> Tensor:
         each = []
@@ -184,7 +184,7 @@ def compare(ways: Ways, arguments: argparse.Namespace) -> tuple[list[dict[str, A
 
 
 def table(rows: list[dict[str, Any]], base: str) -> str:
-    """Figures of `compare` as Markdown, ratios being to `base`."""
+    """The `rows` that `compare` gives as Markdown, ratios being to `base`."""
     lines = [f"| | seconds | of {base} | MB | of {base} |", "|---|---|---|---|---|"]
     for row in rows:
         spread = f"{row['time']:.2f} ({row['least']:.2f} to {row['most']:.2f})"

@@ -183,9 +183,7 @@ class Watch:
 
 
 @torch.no_grad()
-def generate_all_merges(
-    model: nn.Module, merges: Merges, *, watch: Watch | None = None, **generate_kwargs: Any
-) -> MergeAnswers:
+def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any) -> MergeAnswers:
     """What `model.generate(**generate_kwargs)` answers under each merge.
 
     Decoding is greedy and otherwise that of `generate`: lengths, end tokens, logits processors, stop strings and
@@ -198,11 +196,28 @@ def generate_all_merges(
     Args:
         model: the model that `merges` was made of.
         merges: as `Merges.of` gives them.
-        watch: looks on.
         generate_kwargs: as for `model.generate`, prompt included; batches padded on the left.
 
     Raises:
         ProbeError: for a model or settings it cannot answer for.
+    """
+    return generate_watched(model, merges, Watch(), generate_kwargs)
+
+
+@torch.no_grad()
+def generate_watched(
+    model: nn.Module, merges: Merges, watch: Watch, generate_kwargs: Mapping[str, Any]
+) -> MergeAnswers:
+    """What `generate_all_merges` answers, while somebody looks on.
+
+    Args:
+        model: as for `generate_all_merges`.
+        merges: as for `generate_all_merges`.
+        watch: who looks on.
+        generate_kwargs: as for `generate_all_merges`.
+
+    Raises:
+        ProbeError: as `generate_all_merges`.
     """
     if is_merged(model):
         raise ProbeError(f"{type(model).__name__} was merged since; expected the plain model that Merges.of was given")
@@ -211,7 +226,7 @@ def generate_all_merges(
     check_call("generate_all_merges", generate_kwargs)
     with claimed(model, "generate_all_merges"):
         answers: MergeAnswers = model.generate(  # type: ignore[operator]
-            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges, watch or Watch())
+            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges, watch)
         )
     return answers
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from plam_eval.decoding.all_merges import MergeAnswers, Merges, Watch, generate_all_merges
+from plam_eval.decoding.all_merges import MergeAnswers, Merges, Watch, generate_watched
 from plam_eval.errors import InputError, did_you_mean
 from plam_eval.probing.attention import (
     FIRST_SINK_LAYER,
@@ -80,7 +80,7 @@ def generate_with_rows(
         near = did_you_mean(str(queries), get_args(Queries))
         raise InputError(f"queries is {queries!r}; expected {', '.join(get_args(Queries)[:-1])} or answer{near}")
     watch = _Rows(model, RowCapture(model, heads), queries, massive)
-    answers = generate_all_merges(model, merges, watch=watch, **generate_kwargs)
+    answers = generate_watched(model, merges, watch, generate_kwargs)
     lengths = answers.lengths.cpu()
     return MergeRows(answers, tuple(watch.of_spec(spec, lengths[spec]) for spec in range(len(merges.specs))))
 
