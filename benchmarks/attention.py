@@ -54,7 +54,7 @@ PREFILL = {"use_cache": False, "logits_to_keep": 1}
 
 
 def single_ways(model: Any, inputs: dict[str, Tensor]) -> Ways:
-    """The ways in which `model` runs `inputs`, by name; those that give rows give them as (layers, documents, tokens)."""
+    """The ways in which `model` runs `inputs`, by name; rows are (layers, documents, tokens)."""
 
     def attentions(implementation: str, **more: Any) -> Any:
         model.set_attn_implementation(implementation)
@@ -117,7 +117,7 @@ def settings(model: Any, folder: Path, first: int) -> Merges:
 
 
 def setting_ways(model: Any, inputs: dict[str, Any], merges: Merges) -> Ways:
-    """The ways to have rows of `model` on `inputs` under all `merges`, by name: (settings, layers, documents, tokens)."""
+    """The ways to have rows of `model` on `inputs` under all `merges`: (settings, layers, documents, tokens)."""
 
     def separate() -> Tensor:
         each = []
