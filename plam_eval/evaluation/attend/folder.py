@@ -118,3 +118,31 @@ class Attended:
 
     def __repr__(self) -> str:
         return f"Attended({self.folder}, {self.answers['doc_id'].nunique()} documents: {', '.join(self.settings)})"
+
+
+def load(folder: Path) -> Attended:
+    """What a folder holds.
+
+    Args:
+        folder: of a `plam attend`.
+
+    Raises:
+        AttendError: there is none. DamagedFileError, OutsideError: it cannot be read.
+    """
+    from plam_eval import files
+
+    if not (folder / SETTINGS_FILE).is_file():
+        raise AttendError(f"{folder}: no attend there (no {SETTINGS_FILE}); expected the --output of `plam attend`")
+    at = {
+        name: files.inside(folder, name, str(folder))
+        for name in (SETTINGS_FILE, MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE)
+    }
+    shown = sorted((folder / SHOWN).glob("*.npz"))
+    return Attended(
+        folder=folder,
+        made_with=files.read_json(at[SETTINGS_FILE], "attend into another --output"),
+        measures=pd.read_parquet(at[MEASURES_FILE]),
+        answers=pd.read_parquet(at[ANSWERS_FILE]),
+        depth=pd.read_parquet(at[DEPTH_FILE]) if at[DEPTH_FILE].is_file() else None,
+        shown=tuple(files.inside(folder, f"{SHOWN}/{file.name}", str(folder)) for file in shown),
+    )
