@@ -198,6 +198,10 @@ class HFWrapper(PlateauWrapper, Protocol):
     def tokenizer(self) -> Any:
         """The tokenizer that its answers are decoded by."""
 
+    @property
+    def input_processor(self) -> Any:
+        """The transformers processor that makes the model's inputs of texts and images."""
+
     def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
         """What the stock loop answers, as it is; no strategy is asked.
 
