@@ -297,7 +297,7 @@ def check_model(
     """
     from transformers import AutoConfig
 
-    from plam_eval.probing.attention import backend_problem
+    from plam_eval.probing.row_capture import backend_problem
     from plam_eval.probing.skeleton import check_probeable, check_shared_keys, skeleton
     from plam_eval.probing.token_grid import check_grid
 
