@@ -14,6 +14,7 @@ from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.rules import RULES
 from plam_eval.spec import MOST_LAYERS, SpecError, load_spec
 
 SETTINGS_FILE, FINDINGS_FILE = "attend.json", "findings.json"
@@ -123,7 +124,8 @@ class Attended:
         return None if spec is None else (int(spec["layer_range"][0]), int(spec["layer_range"][1]))
 
     def __repr__(self) -> str:
-        return f"Attended({self.folder}, {self.answers['doc_id'].nunique()} documents: {', '.join(self.settings)})"
+        documents = len(self.answers.drop_duplicates(["task", "doc_id"]))
+        return f"Attended({self.folder}, {documents} documents: {', '.join(self.settings)})"
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -172,8 +174,7 @@ def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStor
     folder.mkdir(parents=True, exist_ok=True)
     store = AnswerStore(folder, rank)
     if (folder / SETTINGS_FILE).is_file():
-        before = read_settings(folder)
-        changed = changed_settings(before, made_with)
+        changed = changed_settings(_compared(read_settings(folder)), _compared(made_with))
         if changed and any(store.read()):  # else there is nothing that could be mixed
             raise AttendError(
                 f"{folder} was made with other settings: {changed}. Documents of both cannot be mixed: "
@@ -184,6 +185,22 @@ def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStor
     if rank == 0:
         files.write_json(folder / SETTINGS_FILE, made_with)
     return store
+
+
+def _compared(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder was made with, each setting by itself, by what of its spec changes weights."""
+    others = {key: value for key, value in made_with.items() if key not in ("settings", "equal")}
+    return others | {f"setting {name}": _merge_of(spec) for name, spec in made_with["settings"].items()}
+
+
+def _merge_of(stored: Mapping[str, Any] | None) -> str:
+    spec = None if stored is None else load_spec(stored)
+    if spec is None:
+        return "plain"
+    weights = f"{spec.weights.model!r} + {spec.weights.base_model!r} {spec.base_model}"
+    return f"{spec.rule} of layers {spec.layer_range[0]}:{spec.layer_range[1]}, {'+'.join(spec.modules)}, {weights}" + (
+        f", seed {spec.seed}" if RULES[spec.rule].draws else ""
+    )
 
 
 def write_tables(
@@ -290,8 +307,12 @@ def _table(
         else:
             odd.append(column)
     odd += [column for column, values in known.items() if column in columns and not table[column].isin(values).all()]
-    texts = [column for column in ("task", "cluster") if column in columns]
-    odd += [column for column in texts if not table[column].map(lambda value: isinstance(value, str)).all()]
+    kinds: dict[str, Any] = dict.fromkeys(("task", "cluster"), str)
+    kinds |= dict.fromkeys(("target", "answer", "skipped"), (str, type(None))) | {"parsable": (bool, type(None))}
+    for column, kind in kinds.items():
+        if column in columns:
+            table[column] = table[column].astype(object).where(table[column].notna(), None)
+            odd += [] if table[column].map(lambda value, kind=kind: isinstance(value, kind)).all() else [column]
     keys = [column for column in ("task", "doc_id", "setting", "layer", "sinks", "depth") if column in columns]
     if odd:
         raise DamagedFileError(f"{file}: {listed(odd)}: found values that `plam attend` does not write; {_AGAIN}")

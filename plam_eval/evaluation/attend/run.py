@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -259,7 +259,7 @@ def check(
 
 
 def tasks_without_boxes(
-    tasks: Sequence[str], *, boxes: str | Path | None = None, include_path: str | Path | None = None, model: Any = None
+    tasks: Iterable[str], *, boxes: str | Path | None = None, include_path: str | Path | None = None, model: Any = None
 ) -> list[str]:
     """Those of some tasks of which nothing says where in the image what is asked about lies.
 
@@ -311,6 +311,24 @@ def check_model(
     check_shared_keys(model)
     check_grid(model)
     check_merges(settings, checkpoint)
+
+
+def check_loaded(model: HFWrapper) -> None:
+    """Refuse a loaded model whose attention rows, or whose tokens' places, cannot be had.
+
+    Args:
+        model: one of the HF wrappers.
+
+    Raises:
+        ProbeError: naming what was found.
+    """
+    from plam_eval.probing.decoder import attention_implementation
+    from plam_eval.probing.row_capture import backend_problem
+    from plam_eval.probing.token_grid import check_grid
+
+    if (problem := backend_problem(attention_implementation(model.model))) is not None:
+        raise ProbeError(f"{model.pretrained_name} {problem}. Give attn_implementation=sdpa in model_args")
+    check_grid(model.model)
 
 
 def check_scans(scans: Sequence[str | Path]) -> list[Path]:
@@ -392,9 +410,8 @@ def _made_with(
 ) -> dict[str, Any]:
     """What answers and measures depend on, apart from the documents."""
     from plam_eval.probing.decoder import decoder_layers
-    from plam_eval.probing.token_grid import check_grid
 
-    check_grid(model.model)
+    check_loaded(model)
     bases = check_merges(settings, model.checkpoint)
     return {
         "wrapper": model.model_id,
@@ -457,7 +474,6 @@ def _write(folder: Path, shares: Sequence[Share], depth: bool) -> None:
     answers = rows.drop_duplicates(["task", "doc_id", "setting"]).sort_values(["task", "doc_id"], kind="stable")
     answers["cluster"] = clusters_by_content(answers)
     answers["image_tokens"] = answers["image_tokens"].astype("Int64")
-    answers["parsable"] = answers["parsable"].astype("boolean")
     clusters = dict(zip(zip(answers["task"], answers["doc_id"], strict=True), answers["cluster"], strict=True))
     measures = _measures([each for share in shares for each in share.measures], clusters)
     described = None
