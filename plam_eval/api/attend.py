@@ -83,8 +83,8 @@ def attend(
         scan: folders of scans of the model, drawn above what layers do.
         image: file of one image, in place of tasks.
         question: about it.
-        box: left, top, right, bottom of what the question asks about, in pixels of the image, in one text with commas or
-            as numbers; several in a list.
+        box: left, top, right, bottom of what the question asks about, in pixels of the image, in one text with commas
+            or as numbers; several in a list.
         boxes: file of boxes of documents, over those of datasets.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
