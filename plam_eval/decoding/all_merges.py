@@ -14,8 +14,8 @@ Meanwhile the merged tensors of all specs are in memory, and the document's keys
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -160,8 +160,32 @@ class MergeAnswers:
     lengths: Tensor
 
 
+class Watch:
+    """What is looked at while merges are answered together; this one looks at nothing."""
+
+    def prompt(self, inputs: Mapping[str, Any], shared: Sequence[Sequence[int]]) -> AbstractContextManager[Any]:
+        """Around the call of the model that runs the prompt.
+
+        Args:
+            inputs: of that call, a row for each document.
+            shared: filled while it lasts, for each decoder layer: which of the rows that the layer runs of a document a
+                spec has. They lie by that number, and within one by document.
+        """
+        return nullcontext()
+
+    def step(self, places: Tensor) -> AbstractContextManager[Any]:
+        """Around each call of the model on one new token of the answers that are not at their end.
+
+        Args:
+            places: (rows,) int64; spec * documents + document of each row of the call.
+        """
+        return nullcontext()
+
+
 @torch.no_grad()
-def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any) -> MergeAnswers:
+def generate_all_merges(
+    model: nn.Module, merges: Merges, *, watch: Watch | None = None, **generate_kwargs: Any
+) -> MergeAnswers:
     """What `model.generate(**generate_kwargs)` answers under each merge.
 
     Decoding is greedy and otherwise that of `generate`: lengths, end tokens, logits processors, stop strings and
@@ -174,6 +198,7 @@ def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any
     Args:
         model: the model that `merges` was made of.
         merges: as `Merges.of` gives them.
+        watch: looks on.
         generate_kwargs: as for `model.generate`, prompt included; batches padded on the left.
 
     Raises:
@@ -186,13 +211,14 @@ def generate_all_merges(model: nn.Module, merges: Merges, **generate_kwargs: Any
     check_call("generate_all_merges", generate_kwargs)
     with claimed(model, "generate_all_merges"):
         answers: MergeAnswers = model.generate(  # type: ignore[operator]
-            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges)
+            **own_stop_strings(model, generate_kwargs), custom_generate=partial(_generate, merges, watch or Watch())
         )
     return answers
 
 
 def _generate(
     merges: Merges,
+    watch: Watch,
     model: Any,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
@@ -210,7 +236,7 @@ def _generate(
     rows = _Rows(model, merges, documents)
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
     with rows.weights():
-        with rows.prefilling():
+        with rows.prefilling(), watch.prompt(inputs, rows.shared_below):
             outputs = model(**inputs, return_dict=True)
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
         logits = logits[rows.finish_prompt(cache_in(outputs)[1]).to(device)]
@@ -236,7 +262,8 @@ def _generate(
                 model_kwargs = of_rows(model_kwargs, kept, len(going))
                 rows.select(kept, cache_in(model_kwargs)[1])
             inputs = model.prepare_inputs_for_generation(ids[places], next_sequence_length=1, **model_kwargs)
-            outputs = model(**inputs, return_dict=True)
+            with watch.step(places):
+                outputs = model(**inputs, return_dict=True)
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs)
             logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=device)
             del outputs

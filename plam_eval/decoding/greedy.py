@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, StoppingCriteriaList, StopStringCriteria
 from transformers.cache_utils import DynamicLayer
 
 from plam_eval.probing.decoder import ProbeError, cache_in
@@ -36,6 +37,21 @@ def check_call(caller: str, generate_kwargs: Mapping[str, Any]) -> None:
     given = [name for name in _UNSUPPORTED if generate_kwargs.get(name) is not None]
     if given:
         raise ProbeError(f"{caller} takes no {', '.join(given)}; use the model's own generate, one variant at a time")
+
+
+def model_inputs(generate_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what `generate` was given, that which it hands to the model: the prompt and its images, no settings.
+
+    Args:
+        generate_kwargs: as for `model.generate`.
+    """
+    config = GenerationConfig()
+    settings = {*inspect.signature(GenerationMixin.generate).parameters, "tokenizer", "assistant_tokenizer"}
+    return {
+        name: value
+        for name, value in generate_kwargs.items()
+        if value is not None and name not in settings and not hasattr(config, name)
+    }
 
 
 def own_stop_strings(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

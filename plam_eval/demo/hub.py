@@ -12,8 +12,10 @@ convention here (a drawn scene has no emotion and no accounting), the questions 
 letters are uniform and yes/no answers balanced within each task, so a constant answer scores the share that the
 manifest gives in `answers`. MMBench rows are single questions: the circular repetitions of the real data are left out.
 
-The manifest, `plam_offline_suite.json`, holds for every document its question kind, the scene's cells and the
-ground-truth boxes in pixels (left, top, right, bottom), in the order of `scenes.POSITIONS`.
+The manifest, `plam_offline_suite.json`, holds for every document its question kind, the scene's cells, the
+ground-truth boxes in pixels (left, top, right, bottom), in the order of `scenes.POSITIONS`, and which of the cells the
+question is about. The columns of the real data have no place for boxes. So those of the things that a question is about
+lie beside each dataset, in `plam_boxes.jsonl`, by task and document.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask_about
 from plam_eval.demo.scenes import Drawing, Scene, scene_of
 from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.harness.boxes import BOXES_FILE, boxes_line
 from plam_eval.terminal import Terminal, labelled
 
 MANIFEST = "plam_offline_suite.json"
@@ -191,7 +194,13 @@ class _Document:
             "answer": self.answer,
             "cells": [str(thing) if thing else None for thing in self.picture.scene.cells],
             "boxes": self.picture.boxes,
+            "about": self.question.about,
         }
+
+    def about(self) -> list[list[int]]:
+        """Boxes of the things that it is about, by their edges in pixels: scenes name the last pixel, not the edge."""
+        boxes = [box for cell in self.question.about if (box := self.picture.boxes[cell]) is not None]
+        return [[left, top, right + 1, bottom + 1] for left, top, right, bottom in boxes]
 
 
 class _Asker:
@@ -712,6 +721,14 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
     for repo in {table.repo for table in TABLES.values()}:
         tables = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
         (folder / repo / "README.md").write_text(_readme(repo, tables), encoding="utf-8")
+        lines = [
+            boxes_line((task, doc_id), [boxes])
+            for task, name in TASKS.items()
+            if TABLES[name].repo == repo
+            for doc_id, document in enumerate(documents[name])
+            if (boxes := document.about())
+        ]
+        (folder / repo / BOXES_FILE).write_text("".join(lines), encoding="utf-8")
     manifest = {
         **identity,
         "complete": True,

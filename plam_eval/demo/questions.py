@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from plam_eval.demo.scenes import COLORS, DIGITS, POSITIONS, SHAPES, Scene, Thing
@@ -41,7 +41,9 @@ class Question:
     """One question about one scene.
 
     `choices` has four different options that include `answer`, in shuffled order; a yes/no question has ("yes", "no").
-    `text_zh` and `choices_zh` say the same in Chinese.
+    `text_zh` and `choices_zh` say the same in Chinese. `about` has the cells, as indices into `POSITIONS`, of the
+    things that one has to look at for the answer; none where the question is of the whole scene (how many there are,
+    which color is most frequent), or of something that is not in it.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Question:
     text_zh: str
     answer: str
     choices: tuple[str, ...]
+    about: tuple[int, ...] = ()
 
     @property
     def letter(self) -> str:
@@ -117,19 +120,34 @@ def ask_any(scene: Scene, kinds: tuple[str, ...], rng: random.Random) -> Questio
 # --- making choices ---------------------------------------------------------------------------------------------------
 
 
-def _question(kind: str, text: str, text_zh: str, answer: str, pool: tuple[str, ...], rng: random.Random) -> Question:
+def _question(
+    kind: str,
+    text: str,
+    text_zh: str,
+    answer: str,
+    pool: tuple[str, ...],
+    rng: random.Random,
+    about: Iterable[int] = (),
+) -> Question:
     others = rng.sample([option for option in pool if option != answer], 3)
     choices = rng.sample([answer, *others], 4)
-    return Question(kind, text, text_zh, answer, tuple(choices))
+    return Question(kind, text, text_zh, answer, tuple(choices), tuple(about))
 
 
-def _yes_no(kind: str, text: str, text_zh: str, truth: bool) -> Question:
-    return Question(kind, text, text_zh, "yes" if truth else "no", ("yes", "no"))
+def _yes_no(kind: str, text: str, text_zh: str, truth: bool, about: Iterable[int] = ()) -> Question:
+    return Question(kind, text, text_zh, "yes" if truth else "no", ("yes", "no"), tuple(about))
 
 
-def _number(kind: str, text: str, text_zh: str, answer: int, rng: random.Random, lowest: int = 0) -> Question:
+def _number(
+    kind: str, text: str, text_zh: str, answer: int, rng: random.Random, lowest: int = 0, about: Iterable[int] = ()
+) -> Question:
     near = tuple(str(n) for n in range(max(lowest, answer - 3), answer + 4))
-    return _question(kind, text, text_zh, str(answer), near, rng)
+    return _question(kind, text, text_zh, str(answer), near, rng, about)
+
+
+def _cells(scene: Scene, is_meant: Callable[[Thing], bool]) -> list[int]:
+    """The cells of the things that are meant, in the order of POSITIONS."""
+    return [i for i, thing in scene.things if is_meant(thing)]
 
 
 def _unique(scene: Scene, attribute: str) -> list[tuple[int, Thing]]:
@@ -148,29 +166,31 @@ def _shapes_like(shape: str) -> tuple[str, ...]:
 def _color_at(scene: Scene, rng: random.Random) -> Question:
     i, thing = rng.choice(scene.things)
     text = f"What color is the object at the {POSITIONS[i]}?"
-    return _question("color_at", text, f"{CHINESE[POSITIONS[i]]}的物体是什么颜色？", thing.color, tuple(COLORS), rng)
+    text_zh = f"{CHINESE[POSITIONS[i]]}的物体是什么颜色？"
+    return _question("color_at", text, text_zh, thing.color, tuple(COLORS), rng, [i])
 
 
 def _shape_at(scene: Scene, rng: random.Random) -> Question:
     i, thing = rng.choice(scene.things)
     text = f"What is the object at the {POSITIONS[i]}?"
-    return _question("shape_at", text, f"{CHINESE[POSITIONS[i]]}的物体是什么？", thing.shape, SHAPES + DIGITS, rng)
+    text_zh = f"{CHINESE[POSITIONS[i]]}的物体是什么？"
+    return _question("shape_at", text, text_zh, thing.shape, SHAPES + DIGITS, rng, [i])
 
 
 def _color_of(scene: Scene, rng: random.Random) -> Question | None:
     if not (candidates := _unique(scene, "shape")):
         return None
-    _, thing = rng.choice(candidates)
+    i, thing = rng.choice(candidates)
     text = f"What color is the {thing.shape}?"
-    return _question("color_of", text, f"{CHINESE[thing.shape]}是什么颜色？", thing.color, tuple(COLORS), rng)
+    return _question("color_of", text, f"{CHINESE[thing.shape]}是什么颜色？", thing.color, tuple(COLORS), rng, [i])
 
 
 def _shape_of(scene: Scene, rng: random.Random) -> Question | None:
     if not (candidates := _unique(scene, "color")):
         return None
-    _, thing = rng.choice(candidates)
+    i, thing = rng.choice(candidates)
     text = f"What is the {thing.color} object?"
-    return _question("shape_of", text, f"{CHINESE[thing.color]}的物体是什么？", thing.shape, SHAPES + DIGITS, rng)
+    return _question("shape_of", text, f"{CHINESE[thing.color]}的物体是什么？", thing.shape, SHAPES + DIGITS, rng, [i])
 
 
 def _where(scene: Scene, rng: random.Random) -> Question | None:
@@ -178,7 +198,7 @@ def _where(scene: Scene, rng: random.Random) -> Question | None:
         return None
     i, thing = rng.choice(candidates)
     text = f"Where is the {thing.shape}?"
-    return _question("where", text, f"{CHINESE[thing.shape]}在哪里？", POSITIONS[i], POSITIONS, rng)
+    return _question("where", text, f"{CHINESE[thing.shape]}在哪里？", POSITIONS[i], POSITIONS, rng, [i])
 
 
 _NEIGHBOURS = (  # (words, Chinese words, step from a cell to the one asked about, cells it applies to)
@@ -191,17 +211,17 @@ _NEIGHBOURS = (  # (words, Chinese words, step from a cell to the one asked abou
 
 def _neighbour(scene: Scene, rng: random.Random) -> Question | None:
     pairs = [
-        (thing, words, words_zh, other)
+        (thing, words, words_zh, other, (i, i + step))
         for i, thing in _unique(scene, "shape")
         for words, words_zh, step, cells in _NEIGHBOURS
         if i in cells and (other := scene.cells[i + step])
     ]
     if not pairs:
         return None
-    thing, words, words_zh, other = rng.choice(pairs)
+    thing, words, words_zh, other, about = rng.choice(pairs)
     text = f"What color is the object {words} the {thing.shape}?"
     text_zh = f"{CHINESE[thing.shape]}{words_zh}的物体是什么颜色？"
-    return _question("neighbour", text, text_zh, other.color, tuple(COLORS), rng)
+    return _question("neighbour", text, text_zh, other.color, tuple(COLORS), rng, about)
 
 
 def _same_color_as(scene: Scene, rng: random.Random) -> Question | None:
@@ -210,13 +230,13 @@ def _same_color_as(scene: Scene, rng: random.Random) -> Question | None:
     if not twins:
         return None
     i, thing = rng.choice(twins)
-    other = next(t for j, t in twins if j != i and t.color == thing.color)
+    k, other = next((j, t) for j, t in twins if j != i and t.color == thing.color)
     if other.shape == thing.shape or sum(t.shape == thing.shape for _, t in scene.things) > 1:
         return None
     text = f"Which object has the same color as the {thing.shape}?"
     text_zh = f"哪个物体和{CHINESE[thing.shape]}颜色相同？"
     pool = tuple(s for s in SHAPES + DIGITS if s != thing.shape)
-    return _question("same_color_as", text, text_zh, other.shape, pool, rng)
+    return _question("same_color_as", text, text_zh, other.shape, pool, rng, [i, k])
 
 
 def _most_color(scene: Scene, rng: random.Random) -> Question | None:
@@ -238,30 +258,38 @@ def _count_color(scene: Scene, rng: random.Random) -> Question:
     here = [thing.color for _, thing in scene.things]
     color = rng.choice(here) if rng.random() < 0.8 else rng.choice(tuple(COLORS))
     text = f"How many {color} objects are there?"
-    return _number("count_color", text, f"有多少个{CHINESE[color]}的物体？", here.count(color), rng)
+    about = _cells(scene, lambda thing: thing.color == color)
+    return _number("count_color", text, f"有多少个{CHINESE[color]}的物体？", len(about), rng, about=about)
 
 
 def _count_shape(scene: Scene, rng: random.Random) -> Question:
     here = [thing.shape for _, thing in scene.things if not thing.is_digit]
     shape = rng.choice(here) if here and rng.random() < 0.8 else rng.choice(SHAPES)
     text = f"How many {shape}s are there?"
-    return _number("count_shape", text, f"有多少个{CHINESE[shape]}？", here.count(shape), rng)
+    about = _cells(scene, lambda thing: thing.shape == shape)
+    return _number("count_shape", text, f"有多少个{CHINESE[shape]}？", len(about), rng, about=about)
 
 
 def _digits(scene: Scene) -> list[int]:
     return [int(thing.shape) for _, thing in scene.things if thing.is_digit]
 
 
+def _of_digits(scene: Scene) -> list[int]:
+    return _cells(scene, lambda thing: thing.is_digit)
+
+
 def _sum(scene: Scene, rng: random.Random) -> Question | None:
     if len(numbers := _digits(scene)) != 2:
         return None
-    return _number("sum", "What is the sum of the two numbers?", "两个数字之和是多少？", sum(numbers), rng, lowest=2)
+    text, about = "What is the sum of the two numbers?", _of_digits(scene)
+    return _number("sum", text, "两个数字之和是多少？", sum(numbers), rng, lowest=2, about=about)
 
 
 def _largest(scene: Scene, rng: random.Random) -> Question | None:
     if len(numbers := _digits(scene)) < 2:
         return None
-    return _question("largest", "What is the largest number?", "最大的数字是几？", str(max(numbers)), DIGITS, rng)
+    text, about = "What is the largest number?", _of_digits(scene)
+    return _question("largest", text, "最大的数字是几？", str(max(numbers)), DIGITS, rng, about)
 
 
 # --- yes/no kinds: about half of the answers are "yes" ----------------------------------------------------------------
@@ -271,14 +299,16 @@ def _exists_color(scene: Scene, rng: random.Random) -> Question:
     here = sorted({thing.color for _, thing in scene.things})
     absent = [color for color in COLORS if color not in here]
     color = rng.choice(here) if rng.random() < 0.5 else rng.choice(absent)
-    return _yes_no("exists_color", f"Is there a {color} object?", f"有{CHINESE[color]}的物体吗？", color in here)
+    about = _cells(scene, lambda thing: thing.color == color)
+    return _yes_no("exists_color", f"Is there a {color} object?", f"有{CHINESE[color]}的物体吗？", color in here, about)
 
 
 def _exists_shape(scene: Scene, rng: random.Random) -> Question:
     here = sorted({thing.shape for _, thing in scene.things})
     absent = [shape for shape in SHAPES + DIGITS if shape not in here]
     shape = rng.choice(here) if rng.random() < 0.5 else rng.choice(absent)
-    return _yes_no("exists_shape", f"Is there a {shape} in the image?", f"图中有{CHINESE[shape]}吗？", shape in here)
+    text, about = f"Is there a {shape} in the image?", _cells(scene, lambda thing: thing.shape == shape)
+    return _yes_no("exists_shape", text, f"图中有{CHINESE[shape]}吗？", shape in here, about)
 
 
 def _exists_thing(scene: Scene, rng: random.Random) -> Question | None:
@@ -290,7 +320,8 @@ def _exists_thing(scene: Scene, rng: random.Random) -> Question | None:
     said = rng.choice(sorted(map(str, here))) if rng.random() < 0.5 else rng.choice(mixed)
     color, shape = said.split()
     text_zh = f"有{CHINESE[color]}的{CHINESE[shape]}吗？"
-    return _yes_no("exists_thing", f"Is there a {said}?", text_zh, said in set(map(str, here)))
+    about = _cells(scene, lambda thing: str(thing) == said)
+    return _yes_no("exists_thing", f"Is there a {said}?", text_zh, bool(about), about)
 
 
 def _is_color_at(scene: Scene, rng: random.Random) -> Question:
@@ -298,7 +329,7 @@ def _is_color_at(scene: Scene, rng: random.Random) -> Question:
     color = thing.color if rng.random() < 0.5 else rng.choice([c for c in COLORS if c != thing.color])
     text = f"Is the object at the {POSITIONS[i]} {color}?"
     text_zh = f"{CHINESE[POSITIONS[i]]}的物体是{CHINESE[color]}的吗？"
-    return _yes_no("is_color_at", text, text_zh, color == thing.color)
+    return _yes_no("is_color_at", text, text_zh, color == thing.color, [i])
 
 
 def _is_shape_at(scene: Scene, rng: random.Random) -> Question:
@@ -307,7 +338,7 @@ def _is_shape_at(scene: Scene, rng: random.Random) -> Question:
     shape = thing.shape if rng.random() < 0.5 else rng.choice(pool)
     text = f"Is the object at the {POSITIONS[i]} a {shape}?"
     text_zh = f"{CHINESE[POSITIONS[i]]}的物体是{CHINESE[shape]}吗？"
-    return _yes_no("is_shape_at", text, text_zh, shape == thing.shape)
+    return _yes_no("is_shape_at", text, text_zh, shape == thing.shape, [i])
 
 
 def _count_is(scene: Scene, rng: random.Random) -> Question:
@@ -318,16 +349,16 @@ def _count_is(scene: Scene, rng: random.Random) -> Question:
 
 def _same_color(scene: Scene, rng: random.Random) -> Question | None:
     unique = _unique(scene, "shape")
-    pairs = [(a, b) for i, a in unique for j, b in unique if i < j]
+    pairs = [(a, b, (i, j)) for i, a in unique for j, b in unique if i < j]
     equal = [pair for pair in pairs if pair[0].color == pair[1].color]
     different = [pair for pair in pairs if pair[0].color != pair[1].color]
     wanted = equal if rng.random() < 0.5 else different
     if not wanted:
         return None
-    a, b = rng.choice(wanted)
+    a, b, about = rng.choice(wanted)
     text = f"Do the {a.shape} and the {b.shape} have the same color?"
     text_zh = f"{CHINESE[a.shape]}和{CHINESE[b.shape]}颜色相同吗？"
-    return _yes_no("same_color", text, text_zh, a.color == b.color)
+    return _yes_no("same_color", text, text_zh, a.color == b.color, about)
 
 
 def _more(scene: Scene, rng: random.Random) -> Question | None:
@@ -340,7 +371,8 @@ def _more(scene: Scene, rng: random.Random) -> Question | None:
         a, b = b, a
     text = f"Are there more {a} objects than {b} objects?"
     text_zh = f"{CHINESE[a]}的物体比{CHINESE[b]}的物体多吗？"
-    return _yes_no("more", text, text_zh, counts[a] > counts[b])
+    about = _cells(scene, lambda thing: thing.color in (a, b))
+    return _yes_no("more", text, text_zh, counts[a] > counts[b], about)
 
 
 def _sum_is(scene: Scene, rng: random.Random) -> Question | None:
@@ -348,7 +380,8 @@ def _sum_is(scene: Scene, rng: random.Random) -> Question | None:
         return None
     total = sum(numbers)
     said = total if rng.random() < 0.5 else rng.choice([n for n in range(2, 9) if n != total])
-    return _yes_no("sum_is", f"Is the sum of the two numbers {said}?", f"两个数字之和是{said}吗？", said == total)
+    text, about = f"Is the sum of the two numbers {said}?", _of_digits(scene)
+    return _yes_no("sum_is", text, f"两个数字之和是{said}吗？", said == total, about)
 
 
 WORD_KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {

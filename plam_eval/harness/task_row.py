@@ -16,6 +16,10 @@ Entry = Any
 """What a task logs for one document under the name of a metric."""
 Document = Mapping[str, Any]
 """A row of a task's dataset."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of an image: edges, so that the whole image is (0, 0, width, height)."""
+Boxes = list[list[Box]]
+"""Of each image that a document shows, in the order of its task's `doc_to_visual`."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Task:
         form: (target, answer) -> whether the answer has the form that is asked for; None where there is none.
         in_pairs: the benchmark's name where it scores documents two by two, so that a limit has to be even.
         rebuild: what its scoring reads of a document, from a line of its log; None where the log does not have it.
+        boxes: from a row of the dataset, where what the document asks about is; None where the dataset does not say
+            it. May raise anything for a row of another shape, and give boxes that are none.
     """
 
     score: Score | None = None
@@ -127,6 +133,7 @@ class Task:
     form: Callable[[str, str], bool | None] = letter_or_verdict
     in_pairs: str = ""
     rebuild: Rebuild | None = None
+    boxes: Callable[[Document], Boxes] | None = None
 
 
 _NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}

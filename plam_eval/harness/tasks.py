@@ -17,9 +17,10 @@ from dataclasses import replace
 from statistics import fmean as mean
 from typing import Any
 
-from plam_eval.harness import rebuilt, scoring
+from plam_eval.harness import boxes, rebuilt, scoring
+from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
-from plam_eval.harness.task_row import ONE_EACH, Cluster, Document, Entry, Score, Task, words_or_nothing
+from plam_eval.harness.task_row import ONE_EACH, Boxes, Cluster, Document, Entry, Score, Task, words_or_nothing
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
 
@@ -47,6 +48,11 @@ def field(name: str) -> Callable[[Entry], float]:
         name: of the field.
     """
     return lambda entry: as_score(entry[name])
+
+
+def _of_hundred(entry: Entry) -> float:
+    """A score that the task logs as one from 0 to 100."""
+    return as_score(entry) / 100
 
 
 def equal_letters(entry: Entry) -> float:
@@ -148,6 +154,10 @@ _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
 _SEVERAL = Task(unscored="a document holds several questions, and each counts")
 _REGION = Cluster("image", of_document=_coco_image)
+_CLICKED = {
+    task: Score(f"{task}_action_acc", field("correct"), stock=f"{task}_action_acc")
+    for task in ("screenspot_v2", "screenspot_pro")
+}
 
 TASKS: dict[str, Task] = {
     "gqa": Task(
@@ -235,12 +245,41 @@ TASKS: dict[str, Task] = {
         "refcoco_bbox_rec_val refcoco_bbox_rec_test refcoco_bbox_rec_testA refcoco_bbox_rec_testB "
         "refcoco+_bbox_rec_val refcoco+_bbox_rec_testA refcoco+_bbox_rec_testB "
         "refcocog_bbox_rec_val refcocog_bbox_rec_test",
-        Task(Score("refcoco_ACC@0.5", _half_overlap, stock="refcoco_ACC@0.5"), _REGION),
+        # In shares of the image, which the task makes of them when it loads.
+        Task(Score("refcoco_ACC@0.5", _half_overlap, stock="refcoco_ACC@0.5"), _REGION, boxes=boxes.shares()),
     ),
     **_each(
         "refcoco_grounding_test refcoco_grounding_testA refcoco_grounding_testB refcoco_plus_grounding_testA "
         "refcoco_plus_grounding_testB refcocog_grounding_test",
-        Task(Score("refcoco_grounding_ACC@0.5", _half_overlap, stock="refcoco_grounding_ACC@0.5"), _REGION),
+        Task(
+            Score("refcoco_grounding_ACC@0.5", _half_overlap, stock="refcoco_grounding_ACC@0.5"),
+            _REGION,
+            boxes=boxes.corner_and_size(),
+        ),
+    ),
+    "screenspot_rec_test": Task(
+        Score("screenspot_ACC@0.5", _half_overlap, stock="screenspot_ACC@0.5"),
+        _image("file_name"),
+        boxes=boxes.shares(),
+    ),
+    "screenspot_v2": Task(_CLICKED["screenspot_v2"], boxes=boxes.screenspot_v2),
+    "screenspot_pro": Task(_CLICKED["screenspot_pro"], boxes=boxes.shares_or_pixels()),
+    "osworld_g": Task(Score("osworld_g_acc", field("correct"), stock="osworld_g_acc"), boxes=boxes.osworld_g),
+    "groundingme": Task(
+        Score("groundingme_ACC@0.5", field("acc_5"), stock="groundingme_ACC@0.5"), boxes=boxes.groundingme
+    ),
+    "multihopspatial": Task(
+        Score("mcq_acc", field("mcq_correct"), stock="mcq_acc", scale=100), boxes=boxes.corner_and_size()
+    ),
+    **_each(
+        "visualwebbench_element_ground visualwebbench_action_ground",
+        Task(Score("accuracy", _of_hundred, stock="accuracy", scale=100), boxes=boxes.of_choice),
+    ),
+    "visualwebbench_action_prediction": Task(
+        Score("accuracy", _of_hundred, stock="accuracy", scale=100), boxes=boxes.shares_or_pixels()
+    ),
+    "visualwebbench_element_ocr": Task(
+        Score("rouge_l", _of_hundred, stock="rouge_l", scale=100), boxes=boxes.shares_or_pixels()
     ),
     **_each(
         "gsm8k gsm8k_cot gsm8k_cot_llama gsm8k_cot_zeroshot gsm8k_cot_self_consistency "
@@ -266,14 +305,19 @@ TASKS: dict[str, Task] = {
     # --- without a score per document ---
     **_each(
         "flickr30k_test flickr30k_test_lite coco2014_cap_val coco2017_cap_val coco2017_cap_val_lite coco_karpathy_val "
-        "coco_karpathy_test coco_cap_chair nocaps_val nocaps_val_lite textcaps_train textcaps_val textcaps_val_lite "
+        "coco_karpathy_test coco_cap_chair nocaps_val nocaps_val_lite textcaps_train textcaps_val textcaps_val_lite",
+        _CAPTIONS,
+    ),
+    **_each(  # a region is drawn into the image, as a box or as an outline, and asked about
         "refcoco_bbox_val refcoco_bbox_val_lite refcoco_bbox_test refcoco_bbox_testA refcoco_bbox_testB "
         "refcoco_seg_val refcoco_seg_test refcoco_seg_testA refcoco_seg_testB "
         "refcoco+_bbox_val refcoco+_bbox_testA refcoco+_bbox_testB "
         "refcoco+_seg_val refcoco+_seg_testA refcoco+_seg_testB "
         "refcocog_bbox_val refcocog_bbox_test refcocog_seg_val refcocog_seg_test",
-        _CAPTIONS,
+        replace(_CAPTIONS, cluster=_REGION, boxes=boxes.corner_and_size()),
     ),
+    "screenspot_reg_test": replace(_CAPTIONS, cluster=_image("file_name"), boxes=boxes.shares()),  # a box is drawn
+    "odinw13": Task(unscored="its boxes are scored over all documents together", boxes=boxes.several()),
     # Their answers are scored nowhere here; that a log's entries follow from them can be checked all the same.
     **_each("mmbench_en_test mmbench_cn_test", replace(_SUBMISSION, rebuild=rebuilt.mmbench)),
     "mmmu_test": replace(_SUBMISSION, rebuild=rebuilt.mmmu),
@@ -391,6 +435,20 @@ def cluster_of_document(task: str, document: Document) -> str | None:
     try:
         return cluster.of_document(document)
     except (KeyError, TypeError):  # a copy of the dataset without that column
+        return None
+
+
+def boxes_of_document(task: str, document: Document) -> Boxes | None:
+    """Where in its images the thing is that a document asks about; None where its row does not say it, or not rightly.
+
+    Args:
+        task: its name.
+        document: its row of the task's dataset; images may be decoded or not.
+    """
+    row = TASKS.get(task, _UNKNOWN)
+    try:
+        return None if row.boxes is None else plausible(row.boxes(document))
+    except Exception:  # whatever a row holds: of it nothing is known then
         return None
 
 

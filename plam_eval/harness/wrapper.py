@@ -198,6 +198,14 @@ class HFWrapper(PlateauWrapper, Protocol):
     def tokenizer(self) -> Any:
         """The tokenizer that its answers are decoded by."""
 
+    @property
+    def input_processor(self) -> Any:
+        """The transformers processor that makes the model's inputs of texts and images."""
+
+    @property
+    def task_dict(self) -> Any:
+        """Rows that its requests are about, by task, split and doc_id, as lmms-eval gives them to it."""
+
     def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
         """What the stock loop answers, as it is; no strategy is asked.
 

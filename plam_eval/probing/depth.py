@@ -4,9 +4,7 @@ They are read off a model as it runs. What a layer is seen to do need not be nee
 `mask_vision`, says what an answer depends on. `layer_contribution` stands between: it leaves image tokens of one layer
 as they were, and tells which layers still compute on the image, where the mask tells from where on nobody reads it.
 
-The *stream* at depth l, for l = 0..L, is what enters decoder layer l, and at depth L what leaves the last layer, before
-the final norm. Image features that a decoder adds between layers belong to the next depth. *Image tokens* are those
-that `vision_positions` names, *text tokens* all others that are no padding, delimiters and template among them.
+What the stream is, depth by depth, and which tokens are image and which text, says `stream`.
 
 All figures are per document: a mean over documents is the caller's, who also knows which of them to resample together.
 Everything is worked out while the prompt passes, layer by layer, in float32; beside the prompt's own memory there is
@@ -15,9 +13,7 @@ the stream at one depth.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,16 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plam_eval.probing.decoder import (
-    ProbeError,
-    decoder,
-    decoder_layers,
-    final_norm,
-    has_visual_input,
-    output_head,
-    vision_positions,
-)
+from plam_eval.probing.decoder import ProbeError, decoder, decoder_layers, final_norm, output_head
 from plam_eval.probing.masking import claimed
+from plam_eval.probing.stream import Prompt, Visit, check_logits, next_logits, prefill
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,33 +51,6 @@ class Lens:
         """(documents,) int64; the first depth from which on the answer token is the likeliest; L + 1 for none."""
         leads = self.rank == 0
         return leads.shape[1] - leads.flip(1).long().cumprod(1).sum(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Description:
-    """One prompt of each document, layer by layer. NaN where a document has no such tokens or pairs.
-
-    Drift and clouds are cosines as in Shukor and Cord (arXiv 2405.16700). Clouds are compared by the mean over pairs of
-    tokens, and say something only side by side: image and text lie in one cone as far as `image_text` comes near
-    `image_image` and `text_text`.
-
-    Attributes:
-        image_tokens, text_tokens: (documents,) int64; how many there are.
-        image_drift, text_drift: (documents, L) float32; cosine between a token at depth l and at l + 1, mean over
-            tokens. 1: layer l leaves their direction as it was.
-        image_text: (documents, L + 1) float32; cosine between an image and a text token, mean over all pairs.
-        image_image, text_text: (documents, L + 1) float32; the same among tokens of one kind, each with all others.
-        lens: the logit lens, None where it was not asked for.
-    """
-
-    image_tokens: Tensor
-    text_tokens: Tensor
-    image_drift: Tensor
-    text_drift: Tensor
-    image_text: Tensor
-    image_image: Tensor
-    text_text: Tensor
-    lens: Lens | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +103,46 @@ class Similarity:
     text_cka: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Description:
+    """One prompt of each document, layer by layer. NaN where a document has no such tokens or pairs.
+
+    Drift and clouds are cosines as in Shukor and Cord (arXiv 2405.16700). Clouds are compared by the mean over pairs of
+    tokens, and say something only side by side: image and text lie in one cone as far as `image_text` comes near
+    `image_image` and `text_text`.
+
+    Attributes:
+        image_tokens, text_tokens: (documents,) int64; how many there are.
+        image_drift, text_drift: (documents, L) float32; cosine between a token at depth l and at l + 1, mean over
+            tokens. 1: layer l leaves their direction as it was.
+        image_text: (documents, L + 1) float32; cosine between an image and a text token, mean over all pairs.
+        image_image, text_text: (documents, L + 1) float32; the same among tokens of one kind, each with all others.
+        lens: the logit lens, None where it was not asked for.
+        states: the stream at all depths, None where it was not asked for.
+        similarity: to a reference, None where none was given.
+    """
+
+    image_tokens: Tensor
+    text_tokens: Tensor
+    image_drift: Tensor
+    text_drift: Tensor
+    image_text: Tensor
+    image_image: Tensor
+    text_text: Tensor
+    lens: Lens | None
+    states: HiddenStates | None = None
+    similarity: Similarity | None = None
+
+
 @torch.no_grad()
 def describe(
-    model: nn.Module, inputs: Mapping[str, Any], *, answer: Tensor | None = None, lens: bool = True
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    answer: Tensor | None = None,
+    lens: bool = True,
+    states: bool = False,
+    reference: HiddenStates | None = None,
 ) -> Description:
     """Drift, clouds and logit lens of a batch of prompts, in one prefill. May be called inside `mask_vision`.
 
@@ -152,21 +151,24 @@ def describe(
         inputs: as for `model(...)`: input_ids, attention_mask, pixel values; padded on the left.
         answer: (documents,) token ids for the lens; by default the model's own next tokens.
         lens: whether to read the stream through the output head.
+        states: whether to keep the stream, as `hidden_states` does.
+        reference: the stream of another setting of the model, to compare with, as `similarity` does.
 
     Raises:
-        ProbeError: for a model whose stream, or whose logits for the lens, cannot be followed.
+        ProbeError: for a model whose stream, or whose logits for the lens, cannot be followed; for a reference of
+            other prompts or of another model.
     """
-    prompt = _Prompt.of(model, inputs)
-    clouds = _Clouds(prompt)
-    ends: list[Tensor] = []
+    prompt = Prompt.of(model, inputs)
+    clouds, ends = _Clouds(prompt), list[Tensor]()
+    kept = _Kept(inputs) if states else None
+    compared = None if reference is None else _Compared(model, inputs, prompt, reference)
 
-    def visit(depth: int, hidden: Tensor) -> None:
-        clouds.visit(hidden)
-        if lens:
-            ends.append(hidden[:, -1].clone())
+    def end(depth: int, hidden: Tensor) -> None:
+        ends.append(hidden[:, -1].clone())
 
-    logits = _prefill(model, inputs, prompt, visit)
-    read = _lens(model, ends, logits, answer) if lens else None
+    visits: list[Visit] = [clouds.visit, *([end] if lens else [])]
+    visits += [each.visit for each in (kept, compared) if each is not None]
+    logits = prefill(model, inputs, prompt, *visits)
     image_drift, text_drift = (torch.stack(each, 1) for each in clouds.drift)
     image, text = (torch.stack(each, 1) for each in clouds.within)
     return Description(
@@ -177,7 +179,9 @@ def describe(
         image_text=torch.stack(clouds.across, 1),
         image_image=image,
         text_text=text,
-        lens=read,
+        lens=_lens(model, ends, logits, answer) if lens else None,
+        states=None if kept is None else kept.states(),
+        similarity=None if compared is None else compared.similarity(),
     )
 
 
@@ -206,7 +210,7 @@ def layer_contribution(
             f"layers {wrong or list(chosen)} are not of {type(model).__name__}; expected integers from 0 to "
             f"{len(stack) - 1}, at least one"
         )
-    prompt = _Prompt.of(model, inputs)
+    prompt = Prompt.of(model, inputs)
     kl, flips = [], []
     with claimed(model, "layer_contribution"):
         (args, kwargs), end = _decoder_call(model, inputs)
@@ -234,9 +238,9 @@ def hidden_states(model: nn.Module, inputs: Mapping[str, Any]) -> HiddenStates:
     Raises:
         ProbeError: as `describe`.
     """
-    depths: list[Tensor] = []
-    _prefill(model, inputs, _Prompt.of(model, inputs), lambda _, hidden: depths.append(hidden.detach().clone().cpu()))
-    return HiddenStates(inputs["input_ids"].detach().clone().cpu(), tuple(depths))
+    kept = _Kept(inputs)
+    prefill(model, inputs, Prompt.of(model, inputs), kept.visit)
+    return kept.states()
 
 
 @torch.no_grad()
@@ -251,124 +255,13 @@ def similarity(model: nn.Module, inputs: Mapping[str, Any], reference: HiddenSta
     Raises:
         ProbeError: the reference is of other prompts or of another model; as `describe`.
     """
-    prompt = _Prompt.of(model, inputs)
-    if not torch.equal(reference.input_ids, inputs["input_ids"].cpu()):
-        raise ProbeError(
-            f"the reference is of {list(reference.input_ids.shape)} input_ids, other than the "
-            f"{list(prompt.image.shape)} given; expected the same prompts, padded alike"
-        )
-    if len(reference.depths) != len(decoder_layers(model)) + 1:
-        raise ProbeError(
-            f"the reference has {len(reference.depths) - 1} layers, {type(model).__name__} has "
-            f"{len(decoder_layers(model))}; expected two settings of one model"
-        )
-    found: dict[str, list[Tensor]] = {"image_cosine": [], "text_cosine": [], "image_cka": [], "text_cka": []}
-
-    def visit(depth: int, hidden: Tensor) -> None:
-        for name, kind in (("image", prompt.image), ("text", prompt.text)):
-            here, there = (_tokens(each, kind) for each in (hidden, reference.depths[depth].to(hidden.device)))
-            pairs = [*zip(here, there, strict=True)]
-            found[f"{name}_cosine"].append(_gathered([_cosine(_units(x), _units(y)) for x, y in pairs]))
-            found[f"{name}_cka"].append(_gathered([_linear_cka(x, y) for x, y in pairs]))
-
-    _prefill(model, inputs, prompt, visit)
-    return Similarity(**{name: torch.stack(each, 1) for name, each in found.items()})
+    prompt = Prompt.of(model, inputs)
+    compared = _Compared(model, inputs, prompt, reference)
+    prefill(model, inputs, prompt, compared.visit)
+    return compared.similarity()
 
 
-# ---- the prompt on its way -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """(documents, tokens) booleans each; padding is neither."""
-
-    image: Tensor
-    text: Tensor
-
-    @classmethod
-    def of(cls, model: nn.Module, inputs: Mapping[str, Any]) -> _Prompt:
-        ids = inputs.get("input_ids")
-        if not isinstance(ids, Tensor):
-            raise ProbeError(
-                f"inputs hold {', '.join(inputs) or 'nothing'}; expected input_ids, to tell image tokens by"
-            )
-        image = vision_positions(model, ids)
-        if not has_visual_input(inputs):
-            image = torch.zeros_like(image)
-        attended = inputs.get("attention_mask")
-        real = torch.ones_like(image) if attended is None else attended.bool()
-        if real.shape != image.shape or not bool(real[:, -1].all()):
-            raise ProbeError(
-                f"attention_mask is {list(real.shape)} for input_ids of {list(image.shape)}, or closes the last token; "
-                "expected prompts padded on the left (padding_side='left')"
-            )
-        return cls(image & real, ~image & real)
-
-
-def _prefill(
-    model: nn.Module, inputs: Mapping[str, Any], prompt: _Prompt, visit: Callable[[int, Tensor], None]
-) -> Tensor:
-    """Logits behind the last prompt token, (documents, vocabulary); `visit` has seen the stream at each depth."""
-    seen: list[int] = []
-
-    def at(depth: int, hidden: Tensor) -> None:
-        if hidden.shape[:2] != prompt.image.shape:
-            raise ProbeError(
-                f"input_ids are {list(prompt.image.shape)}, but the decoder runs on {list(hidden.shape[:2])} tokens; "
-                "expected one token of the decoder per input id"
-            )
-        seen.append(depth)
-        visit(depth, hidden)
-
-    with _following(model, at):
-        logits = _next_logits(model, inputs)
-    if seen != list(range(len(decoder_layers(model)) + 1)):
-        raise ProbeError(
-            f"{type(model).__name__} passed the depths {seen} of its {len(decoder_layers(model))} decoder layers; "
-            "expected each layer once, in order"
-        )
-    return logits
-
-
-@contextmanager
-def _following(model: nn.Module, at: Callable[[int, Tensor], None]) -> Iterator[None]:
-    layers = decoder_layers(model)
-
-    def enters(depth: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        at(depth, args[0] if args else kwargs["hidden_states"])
-
-    def leaves(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        at(len(layers), output if isinstance(output, Tensor) else output[0])
-
-    handles = [
-        *(layer.register_forward_pre_hook(partial(enters, i), with_kwargs=True) for i, layer in enumerate(layers)),
-        layers[-1].register_forward_hook(leaves),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _next_logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """(documents, vocabulary) behind the last token alone: all of them may take more memory than the prompt."""
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    given = {name: value for name, value in inputs.items() if name != "labels"}  # some processors bring them
-    logits: Tensor = model(**{**given, **keep}).logits[:, -1]
-    return logits
-
-
-def _check_logits(model: nn.Module, end: Tensor, own: Tensor) -> None:
-    """Raise ProbeError where the head of normed outputs `end` does not give the model's `own` logits."""
-    eps = max(torch.finfo(end.dtype).eps, 64 * torch.finfo(torch.float32).eps)
-    own = own.float()
-    apart, size = float((output_head(model)(end).to(own) - own).abs().max()), float(own.abs().max())
-    if not apart <= 4 * eps * size:  # nor NaN
-        raise ProbeError(
-            f"{type(model).__name__}: final norm and output head give logits {apart:.3g} away from the model's own, "
-            f"which reach {size:.3g}; expected the same. It caps or scales them, or they are no numbers"
-        )
+# ---- the decoder's own call ------------------------------------------------------------------------------------------
 
 
 def _decoder_call(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], Tensor]:
@@ -381,13 +274,13 @@ def _decoder_call(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[tuple[tu
         module.register_forward_hook(lambda _, args, output: ends.append(output.last_hidden_state[:, -1].clone())),
     ]
     try:
-        own = _next_logits(model, {**inputs, "use_cache": False})
+        own = next_logits(model, {**inputs, "use_cache": False})
     finally:
         for handle in handles:
             handle.remove()
     if len(ends) != 1:
         raise ProbeError(f"{type(model).__name__} called its {type(module).__name__} {len(ends)} times; expected once")
-    _check_logits(model, ends[0], own)
+    check_logits(model, ends[0], own)
     return calls[0], ends[0]
 
 
@@ -410,7 +303,7 @@ def _divergence(plain: Tensor, other: Tensor) -> Tensor:
 def _lens(model: nn.Module, ends: Sequence[Tensor], own: Tensor, answer: Tensor | None) -> Lens:
     norm, head = final_norm(model), output_head(model)
     normed = [norm(hidden.to(ends[-1].device)[:, None])[:, 0] for hidden in ends]
-    _check_logits(model, normed[-1], own)
+    check_logits(model, normed[-1], own)
     token = own.argmax(-1) if answer is None else answer.to(own.device)
     if token.shape != own.shape[:1] or bool(((token < 0) | (token >= own.shape[-1])).any()):
         raise ProbeError(
@@ -427,20 +320,20 @@ def _lens(model: nn.Module, ends: Sequence[Tensor], own: Tensor, answer: Tensor 
     return Lens(token.cpu(), *(torch.stack(each, 1) for each in (log_prob, rank, top)))
 
 
-# ---- arithmetic ------------------------------------------------------------------------------------------------------
+# ---- what looks at the stream ----------------------------------------------------------------------------------------
 
 
 class _Clouds:
     """Directions of image and text tokens at one depth, and what was found so far: (documents,) for each depth."""
 
-    def __init__(self, prompt: _Prompt) -> None:
+    def __init__(self, prompt: Prompt) -> None:
         self.kinds = (prompt.image, prompt.text)
         self.before: list[list[Tensor]] | None = None
         self.drift: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.within: tuple[list[Tensor], list[Tensor]] = ([], [])
         self.across: list[Tensor] = []
 
-    def visit(self, hidden: Tensor) -> None:
+    def visit(self, depth: int, hidden: Tensor) -> None:
         units = [[_units(tokens) for tokens in _tokens(hidden, kind)] for kind in self.kinds]
         for index, each in enumerate(units):
             self.within[index].append(_gathered([_among(tokens) for tokens in each]))
@@ -450,6 +343,51 @@ class _Clouds:
         # The mean over all pairs is the product of the mean directions.
         self.across.append(_gathered([(x.mean(0) * y.mean(0)).sum() for x, y in zip(*units, strict=True)]))
         self.before = units
+
+
+class _Kept:
+    """The stream at each depth, copied to the CPU."""
+
+    def __init__(self, inputs: Mapping[str, Any]) -> None:
+        self.input_ids: Tensor = inputs["input_ids"].detach().clone().cpu()
+        self.depths: list[Tensor] = []
+
+    def visit(self, depth: int, hidden: Tensor) -> None:
+        self.depths.append(hidden.detach().clone().cpu())
+
+    def states(self) -> HiddenStates:
+        return HiddenStates(self.input_ids, tuple(self.depths))
+
+
+class _Compared:
+    """How near the stream is to that of a reference, at each depth."""
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Any], prompt: Prompt, reference: HiddenStates) -> None:
+        if not torch.equal(reference.input_ids, inputs["input_ids"].cpu()):
+            raise ProbeError(
+                f"the reference is of {list(reference.input_ids.shape)} input_ids, other than the "
+                f"{list(prompt.image.shape)} given; expected the same prompts, padded alike"
+            )
+        if len(reference.depths) != len(decoder_layers(model)) + 1:
+            raise ProbeError(
+                f"the reference has {len(reference.depths) - 1} layers, {type(model).__name__} has "
+                f"{len(decoder_layers(model))}; expected two settings of one model"
+            )
+        self.kinds, self.reference = {"image": prompt.image, "text": prompt.text}, reference
+        self.by_depth: dict[str, list[Tensor]] = {f"{kind}_{of}": [] for kind in self.kinds for of in ("cosine", "cka")}
+
+    def visit(self, depth: int, hidden: Tensor) -> None:
+        other = self.reference.depths[depth].to(hidden.device)
+        for name, kind in self.kinds.items():
+            pairs = [*zip(_tokens(hidden, kind), _tokens(other, kind), strict=True)]
+            self.by_depth[f"{name}_cosine"].append(_gathered([_cosine(_units(x), _units(y)) for x, y in pairs]))
+            self.by_depth[f"{name}_cka"].append(_gathered([_linear_cka(x, y) for x, y in pairs]))
+
+    def similarity(self) -> Similarity:
+        return Similarity(**{name: torch.stack(each, 1) for name, each in self.by_depth.items()})
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
 
 
 def _tokens(hidden: Tensor, kind: Tensor) -> list[Tensor]:

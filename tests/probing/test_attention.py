@@ -10,10 +10,11 @@ from transformers import AttentionInterface, AutoModelForImageTextToText, AutoPr
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from plam_eval.errors import InputError
-from plam_eval.probing.attention import attention_rows, capture_rows, last_tokens, tokens_behind_images
+from plam_eval.probing.attention import attention_rows, last_tokens, noting_massive, tokens_behind_images
 from plam_eval.probing.attention_measures import sink_dimensions, sink_tokens
 from plam_eval.probing.decoder import ProbeError, cache_in
 from plam_eval.probing.masking import mask_vision
+from plam_eval.probing.row_capture import RowCapture
 from tests.helpers.mllm import Mllm, backend, hooks, mixed, picture
 from tests.helpers.pico import FAMILIES, OTHER_FAMILIES
 
@@ -72,7 +73,8 @@ def test_the_model_computes_what_it_always_does(mllm):
     with torch.no_grad():
         loaded.model(**inputs)
         plain, before = loaded.model(**inputs).logits, hooks(loaded)
-        with capture_rows(loaded.model, torch.tensor([[1]]), massive_of=inputs["attention_mask"].bool()):
+        noting = noting_massive(loaded.model, inputs["attention_mask"].bool())
+        with RowCapture(loaded.model).expecting(torch.tensor([[1]])), noting:
             assert torch.equal(loaded.model(**inputs).logits, plain)
         assert torch.equal(loaded.model(**inputs).logits, plain) and hooks(loaded) == before
 
@@ -236,13 +238,16 @@ def test_calls_that_are_no_prefill_are_refused(mllm):
         attention_rows(loaded.model, {**inputs, name: cache})
     with pytest.raises(ProbeError, match="expected input_ids among them"):
         attention_rows(loaded.model, {"inputs_embeds": torch.zeros(1, 3, 64)})
-    with capture_rows(loaded.model, torch.tensor([[0]])) as capture:
-        with pytest.raises(ProbeError, match="expected 1 documents, whole, with as many keys as tokens"):
-            loaded.model(input_ids=torch.tensor([[65]]), **{name: cache})
+    with RowCapture(loaded.model).expecting(torch.tensor([[0]])) as capture:
+        with pytest.raises(ProbeError, match=r"2 tokens with .* expected .* as many keys as tokens, or one"):
+            loaded.model(input_ids=torch.tensor([[65, 66]]), **{name: cache})
         loaded.model(**inputs)
         with pytest.raises(ProbeError, match="decoder layer 0 of LlavaForConditionalGeneration ran twice"):
             loaded.model(**inputs)
-    assert capture.weights().shape[0] == 4
+    assert len(capture.take()) == 4
+    two = torch.tensor([[0], [0]])
+    with RowCapture(loaded.model).expecting(two), pytest.raises(ProbeError, match="expected 2 documents"):
+        loaded.model(**inputs)
 
 
 def test_dropout_is_found(mllm, monkeypatch):
