@@ -85,7 +85,6 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
         for axes, sinks in ((without, WITHOUT_SINKS), (counted, WITH_SINKS)):
             for setting, series in _of_levels(levels, measure, sinks, attended.settings):
                 _draw(axes, series, looks[setting])
-        _share_y(without, counted)
         for setting, series in _of_differences(findings.differences, measure, attended.settings):
             _draw(difference, series, looks[setting])
         if measure == OVER_CHANCE:
@@ -93,13 +92,15 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
                 for setting, series in _of_levels(levels, OTHER_OVER_CHANCE, sinks, (PLAIN, MERGED)):
                     _draw(axes, series, {**looks[setting], "linestyle": ":", "linewidth": 1.2}, band=False)
                 axes.axhline(0, color="black", linewidth=0.8, alpha=0.6)
+        _share_y(without, counted)
         difference.axhline(0, color="black", linewidth=0.8, alpha=0.6)
         without.set_ylabel(_ROWS[measure])
         for axes in (without, counted, difference):
             _finish(axes, findings, findings.chosen_layer(measure))
     for axes, title in zip(panels[0], ("sinks left out", "sinks counted", "minus plain (sinks left out)"), strict=True):
         axes.set_title(title, fontsize=9.5)
-    figure.supxlabel("decoder layer", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("decoder layer", fontsize=8.5)
     figure.align_ylabels()
     figure.suptitle(textwrap.fill(_headline(findings), 110), x=0.01, ha="left", fontsize=11, parse_math=False)
     add_legend(
