@@ -91,10 +91,10 @@ def sentence_of(attended: Attended, compared: Compared) -> str:
         return f"Nothing is said of a base: {MERGED} is {SELF_SCALE} itself, to the bit."
     documents, clusters = len(compared.documents), len(compared.documents.drop_duplicates(["task", "cluster"]))
     if clusters < LEAST_CLUSTERS:
+        what = f"{_count(documents, 'document')} of {_count(clusters, 'cluster')} (of one image each)"
         return (
-            f"{_count(documents, 'document')} of {_count(clusters, 'cluster')} (of one image each) can show no difference, "
-            f"which takes {LEAST_CLUSTERS} clusters at least: figures describe {'it' if documents == 1 else 'them'}, and "
-            "say nothing of others."
+            f"{what} can show no difference, which takes {LEAST_CLUSTERS} clusters at least: figures describe "
+            f"{'it' if documents == 1 else 'them'}, and say nothing of others."
         )
     who = QUERIES.get(attended.made_with["queries"], str(attended.made_with["queries"]))
     return " ".join([f"Attention of {who}, sinks left out.", *_Words(attended, compared, scale).clauses()])
