@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,7 +18,7 @@ from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE
 from plam_eval.evaluation.attend.findings import AttendFindings
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.sentence import QUERIES
-from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend, save_figure
+from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
@@ -45,23 +44,6 @@ class _Series(NamedTuple):
     values: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
-
-
-def plot_attention(attended: Attended, findings: AttendFindings, path: str | Path) -> Path:
-    """Write `attention_figure`; equal findings give equal files.
-
-    Args:
-        attended: a folder's content.
-        findings: of it.
-        path: its suffix, .png or .svg, says in which format.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: another suffix.
-    """
-    return save_figure(attention_figure(attended, findings), path)
 
 
 def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
