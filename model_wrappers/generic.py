@@ -34,6 +34,10 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
         self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
         self.processor = Processor(self.processor)
 
+    @property
+    def input_processor(self) -> Any:
+        return self.processor
+
     @classmethod
     def _check_checkpoint(cls, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
         kind = checkpoint.config.get("model_type")

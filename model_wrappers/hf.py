@@ -185,6 +185,11 @@ class HFPlateauMixin(PlateauMixin):
         return self._model
 
     @property
+    def input_processor(self) -> Any:
+        """What makes the model's inputs of texts and images."""
+        return next(value for value in vars(self).values() if isinstance(value, _Remembering) or is_processor(value))
+
+    @property
     def running_dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 

@@ -1,9 +1,9 @@
 """plam-eval: plateau-guided model merging for multimodal LLMs, evaluated through lmms-eval.
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
-What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `compare`, `sweep`, `plan_sweep`, `report`,
-`export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan` and
-`read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
+What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `plan_sweep`,
+`report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan`,
+`read_attend` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from plam_eval import _checkout as _checkout
 
 if TYPE_CHECKING:
     from plam_eval.api import (
+        attend,
         bundle,
         check_submission,
         compare,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         merge,
         plan_sweep,
         plateau,
+        read_attend,
         read_run,
         read_scan,
         read_sweep,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "attend",
     "bundle",
     "check_submission",
     "compare",
@@ -44,6 +47,7 @@ __all__ = [
     "merge",
     "plan_sweep",
     "plateau",
+    "read_attend",
     "read_run",
     "read_scan",
     "read_sweep",

@@ -7,6 +7,7 @@ progress and notes go to standard error. Importing this module imports nothing h
 
 from __future__ import annotations
 
+from plam_eval.api.attend import attend, read_attend
 from plam_eval.api.merging import merge
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
 from plam_eval.api.runs import compare, read_run
@@ -17,6 +18,7 @@ from plam_eval.spec import load_spec
 
 __all__ = [
     "SweepPlan",
+    "attend",
     "bundle",
     "check_submission",
     "compare",
@@ -26,6 +28,7 @@ __all__ = [
     "merge",
     "plan_sweep",
     "plateau",
+    "read_attend",
     "read_run",
     "read_scan",
     "read_sweep",

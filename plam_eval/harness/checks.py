@@ -57,6 +57,7 @@ def check_tasks(
     gen_kwargs: str | None = None,
     model: Any = None,
     by_document: bool = False,
+    need_scores: bool = True,
 ) -> CheckedTasks:
     """What an evaluation of these tasks would ask and score; datasets are loaded for it, no model is.
 
@@ -71,6 +72,7 @@ def check_tasks(
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         model: an id or an instance, for its prompts.
         by_document: answers will be scored one by one (`score_answers`), without the aggregation of all of them.
+        need_scores: tasks without scores per document are of no use; where False, `scored` has all names.
 
     Raises:
         EvaluationError: unknown task, a task or dataset that cannot be loaded, no documents, a limit that MME cannot
@@ -80,7 +82,8 @@ def check_tasks(
     include = str(include_path) if include_path else None
     if include is not None and not Path(include).is_dir():
         raise EvaluationError(f"include_path {include}: no such folder; expected the folder of your task files")
-    return _checked(tuple(task_names(tasks)), limit, offset, include, prompt_id(model), str(Path.cwd()), by_document)
+    names, folder = tuple(task_names(tasks)), str(Path.cwd())
+    return _checked(names, limit, offset, include, prompt_id(model), folder, by_document, need_scores)
 
 
 @functools.lru_cache(maxsize=8)  # a command checks before it loads a model, and the evaluation that it calls does, too
@@ -92,13 +95,14 @@ def _checked(
     model: Any,
     folder: str,
     by_document: bool,
+    need_scores: bool,
 ) -> CheckedTasks:
     manager = task_manager(include_path, model)
     check_names(names, manager.all_tasks)
     leaves = leaves_of(manager, names)
     check_limit(limit, leaves)
     never = {leaf: TASKS[leaf].unscored for leaf in sorted(leaves) if leaf in TASKS}
-    if len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
+    if need_scores and len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
         raise EvaluationError(_nothing_scored(never))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
     with one_attempt():
@@ -116,6 +120,8 @@ def _checked(
             raise EvaluationError(_not_loaded(manager, names, error)) from error
     if empty := [task for task, count in documents.items() if not count]:
         raise EvaluationError(f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one")
+    if not need_scores:
+        return CheckedTasks(documents, clusters, unscored, names)
     if unscored and len(unscored) == len(documents):
         raise EvaluationError(_nothing_scored(unscored))
     scored = []

@@ -199,6 +199,10 @@ class HFWrapper(PlateauWrapper, Protocol):
         """The tokenizer that its answers are decoded by."""
 
     @property
+    def input_processor(self) -> Any:
+        """The transformers processor that makes the model's inputs of texts and images."""
+
+    @property
     def task_dict(self) -> Any:
         """Rows that its requests are about, by task, split and doc_id, as lmms-eval gives them to it."""
 

@@ -90,38 +90,56 @@ def measures(
         raise InputError("a document without images has no attention to one; expected at least one image")
     if boxes is not None and len(boxes) != len(images):
         raise InputError(f"boxes are given for {len(boxes)} images; expected {len(images)}")
-    rows = np.asarray(rows, float)
-    left_out = np.zeros(rows.shape, bool) if without is None else np.broadcast_to(without, rows.shape)
-    rows = np.where(left_out, 0.0, rows)
+    rows, seen = _rows_without(rows, without)
     where = np.concatenate([image.positions for image in images])
-    everything, tokens = rows.sum(-1), rows[..., where]
+    everything, tokens, seen = rows.sum(-1), rows[..., where], seen[..., where]
     of_image = tokens.sum(-1)
-    seen = ~left_out[..., where]
     sunk = np.zeros(tokens.shape, bool) if sinks is None else np.broadcast_to(sinks, rows.shape)[..., where]
     sink = np.where(sunk, tokens, 0.0).sum(-1)
-
-    none = [()] * len(images)
-    inside = np.concatenate([coverage(image, own) for image, own in zip(images, boxes or none, strict=True)])
-    placed = seen & np.concatenate([image.placed for image in images])
-    box = (tokens * inside).sum(-1) if inside.any() else np.full(of_image.shape, np.nan)
-    on_places = np.where(placed, tokens, 0.0).sum(-1)
-    chance = (
-        _ratio(np.where(placed, inside, 0.0).sum(-1), placed.sum(-1)) if inside.any() else np.full_like(box, np.nan)
-    )
-    share = _ratio(box, on_places)
+    box, share, chance = in_boxes(rows, images, boxes or [()] * len(images), without=without)
     with np.errstate(divide="ignore"):
         over = np.log(_ratio(share, chance))
     return Measures(
         image_share=_ratio(of_image, everything),
         entropy=entropy(tokens),
         spatial_entropy=spatial_entropy(tokens, images, seen),
-        box_share=_ratio(box, everything),
+        box_share=box,
         box_share_of_image=share,
         chance=chance,
         over_chance=over,
         sink_share=_ratio(sink, everything),
         sink_share_of_image=_ratio(sink, of_image),
     )
+
+
+def in_boxes(
+    rows: NDArray[Any], images: Sequence[ImageTokens], boxes: Sequence[Sequence[Box]], *, without: Mask | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """`box_share`, `box_share_of_image` and `chance` of `Measures`, each of the rows' leading shape.
+
+    Args:
+        rows: (..., keys); attention, of any sum.
+        images: the document's, from `token_grids`.
+        boxes: of each image; NaN comes of none, and of boxes that are all dropped.
+        without: (..., keys) bool; as for `measures`.
+    """
+    rows, seen = _rows_without(rows, without)
+    where = np.concatenate([image.positions for image in images])
+    tokens, nothing = rows[..., where], np.full(rows.shape[:-1], np.nan)
+    inside = np.concatenate([coverage(image, own) for image, own in zip(images, boxes, strict=True)])
+    if not inside.any():
+        return nothing, nothing, nothing
+    placed = seen[..., where] & np.concatenate([image.placed for image in images])
+    box = (tokens * inside).sum(-1)
+    chance = _ratio(np.where(placed, inside, 0.0).sum(-1), placed.sum(-1))
+    return _ratio(box, rows.sum(-1)), _ratio(box, np.where(placed, tokens, 0.0).sum(-1)), chance
+
+
+def _rows_without(rows: NDArray[Any], without: Mask | None) -> tuple[Floats, Mask]:
+    """Rows that give what is left out nothing, and which keys are not left out, both of the rows' shape."""
+    rows = np.asarray(rows, float)
+    seen = np.ones(rows.shape, bool) if without is None else ~np.broadcast_to(without, rows.shape)
+    return np.where(seen, rows, 0.0), seen
 
 
 def entropy(values: NDArray[Any]) -> Floats:

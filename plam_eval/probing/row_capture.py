@@ -31,6 +31,20 @@ _NOT_REPRODUCED = {"s_aux": "learned sinks", "position_bias": "a position bias",
 _ALIKE = 5e-3
 
 
+def backend_problem(backend: str) -> str | None:
+    """Why the rows of an attention implementation cannot be had, in words that follow a model's name; None: they can.
+
+    Args:
+        backend: its name, as transformers takes it.
+    """
+    if backend in ("eager", "sdpa") or "flash" in backend:
+        return None
+    return (
+        f"runs with {backend} attention, of which it is not known what a row is allowed to see; expected eager, sdpa "
+        "or flash attention"
+    )
+
+
 def _interface(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
     """In place of the lookup of an attention function: the same function, watched while rows are captured."""
     function: Callable[..., Any] = stock(*args, **kwargs)
@@ -118,11 +132,8 @@ class RowCapture:
         if self.heads not in ("mean", "each"):
             raise InputError(f"heads is {self.heads!r}; expected 'mean' or 'each'")
         self.backend = attention_implementation(self.model)
-        if self.backend not in ("eager", "sdpa") and "flash" not in self.backend:
-            raise ProbeError(
-                f"{self._name} runs with {self.backend} attention, of which it is not known what a row is allowed to "
-                'see; expected eager, sdpa or flash attention. Call model.set_attn_implementation("sdpa")'
-            )
+        if (problem := backend_problem(self.backend)) is not None:
+            raise ProbeError(f'{self._name} {problem}. Call model.set_attn_implementation("sdpa")')
         wrap_once(AttentionInterface, "get_interface", _interface)
         layers = decoder_layers(self.model)
         self.layer_of = {module: index for index, layer in enumerate(layers) for module in layer.modules()}

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype, is_string_dtype
 
+from plam_eval import files
+from plam_eval.errors import DamagedFileError, changed_settings, listed
+from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.rules import RULES
+from plam_eval.spec import MOST_LAYERS, SpecError, load_spec
 
 SETTINGS_FILE, FINDINGS_FILE = "attend.json", "findings.json"
 MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE = "attention.parquet", "answers.parquet", "depth.parquet"
@@ -117,4 +124,201 @@ class Attended:
         return None if spec is None else (int(spec["layer_range"][0]), int(spec["layer_range"][1]))
 
     def __repr__(self) -> str:
-        return f"Attended({self.folder}, {self.answers['doc_id'].nunique()} documents: {', '.join(self.settings)})"
+        documents = len(self.answers.drop_duplicates(["task", "doc_id"]))
+        return f"Attended({self.folder}, {documents} documents: {', '.join(self.settings)})"
+
+
+# ---- opening ---------------------------------------------------------------------------------------------------------
+
+_REMEDY = "restore it from a copy, or run `plam attend` into another --output"
+_AGAIN = "delete it and run the same `plam attend` again: what is finished is not done again"
+_LARGEST_TABLE = 1 << 33  # bytes
+_OPTIONAL = dict[str, type](target=str, answer=str, skipped=str, parsable=bool)
+"""Columns in which a value may be missing, which is None then, and what it is otherwise."""
+_QUERIES = ("last", "question", "answer")
+_KINDS: dict[str, Any] = {
+    "wrapper": str,
+    "pretrained": str,
+    "mode": str,
+    "dtype": str,
+    "settings": dict,
+    "num_layers": int,
+    "queries": str,
+    "depth": bool,
+    "gen_kwargs": (str, type(None)),
+    "versions": dict,
+}
+
+
+def check_folder(output: str | Path) -> None:
+    """Raise FolderError where `output` cannot be written, or holds files of these names that are not of `plam attend`.
+
+    Args:
+        output: folder; need not exist.
+    """
+    files.check_writable(output)
+    tables = (f"{FINDINGS_TABLE}.csv", f"{FINDINGS_TABLE}.parquet")
+    names = (MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE, FINDINGS_FILE, SHOWN, "answers.rank0.jsonl", *tables)
+    files.check_free(Path(output), names, SETTINGS_FILE)
+
+
+def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStore:
+    """What a folder knows of documents so far, and the settings noted in it where there are none.
+
+    Args:
+        folder: made where it is missing.
+        made_with: what answers and measures depend on, apart from the documents.
+        rank: number of this process; the first one, 0, writes the settings.
+
+    Raises:
+        AttendError: the folder holds documents of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    store = AnswerStore(folder, rank)
+    if (folder / SETTINGS_FILE).is_file():
+        changed = changed_settings(_compared(read_settings(folder)), _compared(made_with))
+        if changed and any(store.read()):  # else there is nothing that could be mixed
+            raise AttendError(
+                f"{folder} was made with other settings: {changed}. Documents of both cannot be mixed: "
+                "name another --output, or delete this one"
+            )
+        if not changed:
+            return store
+    if rank == 0:
+        files.write_json(folder / SETTINGS_FILE, made_with)
+    return store
+
+
+def _compared(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a folder was made with, each setting by itself, by what of its spec changes weights."""
+    others = {key: value for key, value in made_with.items() if key not in ("settings", "equal")}
+    return others | {f"setting {name}": _merge_of(spec) for name, spec in made_with["settings"].items()}
+
+
+def _merge_of(stored: Mapping[str, Any] | None) -> str:
+    spec = None if stored is None else load_spec(stored)
+    if spec is None:
+        return "plain"
+    weights = f"{spec.weights.model!r} + {spec.weights.base_model!r} {spec.base_model}"
+    return f"{spec.rule} of layers {spec.layer_range[0]}:{spec.layer_range[1]}, {'+'.join(spec.modules)}, {weights}" + (
+        f", seed {spec.seed}" if RULES[spec.rule].draws else ""
+    )
+
+
+def write_tables(
+    folder: Path, measures: pd.DataFrame, answers: pd.DataFrame, depth: pd.DataFrame | None = None
+) -> None:
+    """Write what was measured, each table in one step; what was there before is replaced.
+
+    Args:
+        folder: which one.
+        measures: of `MEASURE_KEYS` and `MEASURES`.
+        answers: of `ANSWER_COLUMNS`.
+        depth: of `DEPTH_KEYS`, `DEPTH_OF_LAYERS` and `DEPTH_OF_STREAM`.
+    """
+    tables = {MEASURES_FILE: measures, ANSWERS_FILE: answers, DEPTH_FILE: depth}
+    for name, table in tables.items():
+        if table is not None:
+            files.write_in_one_step(folder / name, lambda path, own=table: own.to_parquet(path, index=False))
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(folder: str | Path) -> Attended:
+    """What `plam attend` has measured into a folder.
+
+    Args:
+        folder: of `plam attend`.
+
+    Raises:
+        AttendError: there is none, or it has not finished. DamagedFileError, OutsideError: it cannot be read.
+    """
+    folder = Path(folder)
+    made_with = read_settings(folder)
+    if not (folder / ANSWERS_FILE).is_file() or not (folder / MEASURES_FILE).is_file():
+        raise AttendError(
+            f"{folder}: `plam attend` has not finished (no {ANSWERS_FILE} and {MEASURES_FILE}); run the same again"
+        )
+    settings, layers = list(made_with["settings"]), range(made_with["num_layers"])
+    known = {"setting": settings, "sinks": [WITH_SINKS, WITHOUT_SINKS], "layer": layers}
+    measures = _table(folder, MEASURES_FILE, MEASURE_KEYS, MEASURES, known)
+    answers = _table(folder, ANSWERS_FILE, ANSWER_COLUMNS, ("score", "image_tokens"), known)
+    depth = None
+    if made_with["depth"] and (folder / DEPTH_FILE).is_file():
+        depths = {"setting": settings, "depth": range(len(layers) + 1)}
+        depth = _table(folder, DEPTH_FILE, DEPTH_KEYS, (*DEPTH_OF_LAYERS, *DEPTH_OF_STREAM), depths)
+    shown = folder / SHOWN
+    drawn = sorted(shown.glob("*.npz")) if shown.is_dir() and not shown.is_symlink() else []
+    inside = tuple(files.inside(folder, f"{SHOWN}/{file.name}", str(folder)) for file in drawn)
+    return Attended(folder, made_with, measures, answers, depth, inside)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What a folder was made with, known to hold what `plam attend` writes; specs among it are valid ones.
+
+    Args:
+        folder: of `plam attend`.
+
+    Raises:
+        AttendError: there is none. DamagedFileError, OutsideError: it cannot be read.
+    """
+    if not (folder / SETTINGS_FILE).is_file():
+        raise AttendError(f"{folder}: no {SETTINGS_FILE} there; expected the --output of `plam attend`")
+    file = files.inside(folder, SETTINGS_FILE, str(folder))
+    made_with = files.read_json(file, _REMEDY)
+    for key, kind in _KINDS.items():
+        value = made_with.get(key)
+        if key not in made_with or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise DamagedFileError(f"{file}: {key}: found {value!r:.80}; {_REMEDY}")
+    if made_with["queries"] not in _QUERIES:
+        raise DamagedFileError(f"{file}: queries: found {made_with['queries']!r:.80}; {_REMEDY}")
+    if not 0 < made_with["num_layers"] <= MOST_LAYERS:
+        raise DamagedFileError(f"{file}: num_layers: found {made_with['num_layers']}; {_REMEDY}")
+    specs = made_with["settings"]
+    if next(iter(specs), None) != PLAIN or specs[PLAIN] is not None:
+        raise DamagedFileError(f"{file}: settings: expected {PLAIN!r} first, and null for it; {_REMEDY}")
+    for name, spec in specs.items():
+        try:
+            if name != PLAIN and (not isinstance(spec, Mapping) or load_spec(spec) is None):
+                raise SpecError(f"found {spec!r:.80}, expected a plateau spec")
+        except SpecError as error:
+            raise DamagedFileError(f"{file}: settings: {name}: {error}; {_REMEDY}") from error
+    return made_with
+
+
+def _table(
+    folder: Path, name: str, columns: Sequence[str], numbers: Sequence[str], known: Mapping[str, Sequence[Any]]
+) -> pd.DataFrame:
+    """A table of the folder with these columns; `numbers` are floats, and columns of `known` hold no other values."""
+    file = files.inside(folder, name, str(folder))
+    files.check_size(file, _LARGEST_TABLE, _AGAIN)
+    try:
+        table = pd.read_parquet(file)
+    except Exception as error:  # pyarrow raises what it likes for damaged bytes
+        raise DamagedFileError(f"{file}: cannot be read ({error}); {_AGAIN}") from error
+    wanted = list(dict.fromkeys([*columns, *numbers]))
+    if missing := [column for column in wanted if column not in table.columns]:
+        raise DamagedFileError(f"{file}: has no column {listed(missing)}; {_AGAIN}")
+    table = table[wanted].reset_index(drop=True)
+    whole = [column for column in ("doc_id", "layer", "depth") if column in columns]
+    odd = [column for column in whole if len(table) and table[column].dtype.kind not in "iu"]
+    for column in numbers:
+        if is_numeric_dtype(table[column].dtype) or table[column].isna().all():
+            table[column] = table[column].astype(float)
+        else:
+            odd.append(column)
+    odd += [column for column, values in known.items() if column in columns and not table[column].isin(values).all()]
+    texts = [column for column in ("task", "cluster") if column in columns and len(table)]
+    odd += [column for column in texts if not is_string_dtype(table[column]) or table[column].isna().any()]
+    for column, kind in _OPTIONAL.items():
+        if column in columns:
+            table[column] = table[column].astype(object).where(table[column].notna(), None)
+            values = table[column].dropna()
+            odd += [] if values.map(lambda value, kind=kind: isinstance(value, kind)).all() else [column]
+    keys = [column for column in ("task", "doc_id", "setting", "layer", "sinks", "depth") if column in columns]
+    if odd:
+        raise DamagedFileError(f"{file}: {listed(odd)}: found values that `plam attend` does not write; {_AGAIN}")
+    if table.duplicated(keys).any():
+        raise DamagedFileError(f"{file}: has two rows of one {', '.join(keys)}; {_AGAIN}")
+    return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,16 @@ from plam_eval.probing.attention_measures import Box
 LONGEST_SIDE = 640
 """Pixels that the longer side of a stored image has at most."""
 _LARGEST = 1 << 27  # bytes
+
+
+def file_of(task: str, doc_id: int) -> str:
+    """Name of the file of a document, in `folder.SHOWN`.
+
+    Args:
+        task: its name, of which letters that a file's name may not have are left out.
+        doc_id: its number.
+    """
+    return f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', task).lstrip('.')}-{doc_id}.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +57,18 @@ class ShownDocument:
     boxes: Sequence[Box]
     maps: Mapping[str, NDArray[np.float32]]
     frame: Box
+
+    @classmethod
+    def of_image(cls, image: Any, **others: Any) -> ShownDocument:
+        """A document whose image is stored shrunk.
+
+        Args:
+            image: PIL image, as the model was given it.
+            others: all other attributes but `size`.
+        """
+        small = image.convert("RGB")
+        small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        return cls(image=np.asarray(small, np.uint8), size=image.size, **others)
 
     def write(self, path: Path) -> None:
         """Write it as an .npz file, in one step.
