@@ -99,7 +99,7 @@ def attend(
             AttendError, FolderError: `output` holds something else. ProbeError: a model whose attention rows cannot be
             had. MergeError, SpecError, CheckpointError: checkpoints and specs.
     """
-    from plam_eval.evaluation.attend import run
+    from plam_eval.evaluation.attend import checks, run
     from plam_eval.evaluation.attend.folder import check_folder
     from plam_eval.evaluation.attend.settings import Settings
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
@@ -115,9 +115,10 @@ def attend(
         raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, _QUERIES)}")
     of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
+    checks.check_greedy(gen_kwargs)
     own_boxes = _boxes(box)
     if image is not None:
-        run.check_image(image, str(question), own_boxes)
+        checks.check_image(image, str(question), own_boxes)
     check_folder(output)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
     words = words_of(settings) if settings else None
@@ -125,18 +126,18 @@ def attend(
         checkpoint, spec = check_model(model, arguments, force_simple=force_simple)
         attention, trusted = arguments.get("attn_implementation"), bool(arguments.get("trust_remote_code"))
         chosen = Settings.read(spec, words)
-        run.check_model(checkpoint, chosen, attention=attention, trust_remote_code=trusted)
+        layers = checks.check_model(checkpoint, chosen, attention=attention, trust_remote_code=trusted)
     elif model_args:
         raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
     else:
         chosen = Settings.read(model.spec, words)
-        run.check_loaded(model)
-    scans = run.check_scans(paths(scan))
+        layers = checks.check_loaded(model)
+    scans = checks.check_scans(paths(scan), layers)
     notes = chosen.notes()
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "include_path": include_path}
     if image is None:
-        checked = run.check(output, tasks, gen_kwargs=gen_kwargs, model=model, **asked)
-        bare = run.tasks_without_boxes(checked.documents, boxes=boxes, include_path=include_path, model=model)
+        checked = checks.check_tasks(output, tasks, gen_kwargs=gen_kwargs, model=model, **asked)
+        bare = checks.tasks_without_boxes(checked.documents, boxes=boxes, include_path=include_path, model=model)
         notes += [f"{task}: no boxes are known of its images, so measures of boxes are left out" for task in bare]
     if is_first_process():
         for note in notes:
