@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_numeric_dtype, is_string_dtype
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
@@ -133,6 +133,8 @@ class Attended:
 _REMEDY = "restore it from a copy, or run `plam attend` into another --output"
 _AGAIN = "delete it and run the same `plam attend` again: what is finished is not done again"
 _LARGEST_TABLE = 1 << 33  # bytes
+_OPTIONAL = dict[str, type](target=str, answer=str, skipped=str, parsable=bool)
+"""Columns in which a value may be missing, which is None then, and what it is otherwise."""
 _QUERIES = ("last", "question", "answer")
 _KINDS: dict[str, Any] = {
     "wrapper": str,
@@ -307,12 +309,13 @@ def _table(
         else:
             odd.append(column)
     odd += [column for column, values in known.items() if column in columns and not table[column].isin(values).all()]
-    kinds: dict[str, Any] = dict.fromkeys(("task", "cluster"), str)
-    kinds |= dict.fromkeys(("target", "answer", "skipped"), (str, type(None))) | {"parsable": (bool, type(None))}
-    for column, kind in kinds.items():
+    texts = [column for column in ("task", "cluster") if column in columns and len(table)]
+    odd += [column for column in texts if not is_string_dtype(table[column]) or table[column].isna().any()]
+    for column, kind in _OPTIONAL.items():
         if column in columns:
             table[column] = table[column].astype(object).where(table[column].notna(), None)
-            odd += [] if table[column].map(lambda value, kind=kind: isinstance(value, kind)).all() else [column]
+            values = table[column].dropna()
+            odd += [] if values.map(lambda value, kind=kind: isinstance(value, kind)).all() else [column]
     keys = [column for column in ("task", "doc_id", "setting", "layer", "sinks", "depth") if column in columns]
     if odd:
         raise DamagedFileError(f"{file}: {listed(odd)}: found values that `plam attend` does not write; {_AGAIN}")

@@ -313,7 +313,8 @@ class Recorder:
             row: its prompt, target and group, as `records.sample_row` has them.
         """
         known = _Known.of(self.store.of(key))
-        rows = [{**row, "score": np.nan, "parsable": None} for _ in _distinct(known) or [None]]
+        texts = [writable(answer["text"]).strip() for answer in _distinct(known)] or [""]
+        rows = [{**row, "answer": text, "score": np.nan, "parsable": None} for text in texts]
         self._gather(key, known, rows)
 
     def _gather(self, key: Key, known: _Known, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -327,7 +328,7 @@ class Recorder:
                     **document,
                     "setting": name,
                     "target": rows[0]["target"],
-                    "answer": writable(answer["text"]) if answer is not None else None,
+                    "answer": row["answer"] if row is not None else None,
                     "score": row["score"] if row is not None else np.nan,
                     "parsable": row["parsable"] if row is not None else None,
                     "image_tokens": known.image_tokens,
@@ -341,9 +342,10 @@ class Recorder:
         if self.depth:
             self.share.depth.append({"task": task, "doc_id": doc_id, "depth": known.depth})
         if key in self.shown and set(known.maps) >= set(self.settings.specs):
-            self.share.shown.append(self._shown(key, known, rows[0]))
+            self.share.shown.append(self._shown(key, known, rows))
 
-    def _shown(self, key: Key, known: _Known, row: Mapping[str, Any]) -> ShownDocument:
+    def _shown(self, key: Key, known: _Known, rows: Sequence[Mapping[str, Any]]) -> ShownDocument:
+        distinct = _distinct(known)
         pictures = self.documents.of_request(self._asked[key])
         shape = (self.num_layers, *known.grid["shape"])
         left, top, right, bottom = known.grid["frame"]
@@ -351,9 +353,9 @@ class Recorder:
             pictures.images[0],
             task=key[0],
             doc_id=key[1],
-            question=str(row["prompt"]),
-            target=str(row["target"]),
-            answers={name: writable(known.answers[name]["text"]) for name in self.settings.specs},
+            question=str(rows[0]["prompt"]),
+            target=str(rows[0]["target"]),
+            answers={name: rows[distinct.index(known.answers[name])]["answer"] for name in self.settings.specs},
             boxes=pictures.boxes[0] if pictures.boxes else [],
             maps={name: unpacked(known.maps[name], shape) for name in self.settings.specs},
             frame=(left, top, right, bottom),
