@@ -25,6 +25,8 @@ STAGE_COLOURS = {
     "modal alignment": "#FDF0CF",
     "modal degradation (plateau)": "#D6E8F5",
 }
+WITHOUT_COLOUR = "#DCEFE4"
+"""Of layers in which some of the text does without the image."""
 LIMIT_COLOUR = "#B2182B"
 SALT = "plam-eval"
 """Of ids in an SVG, which are drawn at random otherwise: equal figures give equal files."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     gen_kwargs=TEXT,
     include_path=PATH,
     batch_size=count(1),
+    closed_to=TEXT,
     base=NAME,
     margin=real,
     confidence=real,
@@ -41,6 +42,7 @@ def scan(
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 1,
+    closed_to: str = "text",
     force_simple: bool = False,
     base: str | Path | None = None,
     margin: float = 0.02,
@@ -64,6 +66,8 @@ def scan(
         include_path: folder of further tasks.
         batch_size: documents in one generation, each under every cut; more than 1 for Qwen2.5-VL and Qwen3-VL
             alone. A loaded wrapper must have been made with as much.
+        closed_to: whom the image is closed to from a cut on: all "text"; the "question", the text of the prompt but its
+            last token; or the "last" token and the answer. With the latter two there is no plateau, nor a spec.
         force_simple: the wrapper's simple mode.
         base: base LLM for the spec. Without one, known from a packaged spec or an earlier scan, no spec is written.
         margin: accuracy (0 to 1) that a plateau may lose.
@@ -84,6 +88,7 @@ def scan(
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
     from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
+    from plam_eval.probing.masking import check_closed_to
     from plam_eval.probing.plateau import check_criteria
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
@@ -93,6 +98,7 @@ def scan(
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {names}")
     base = None if base is None else str(base)
     check_criteria(margin, confidence)
+    closed = check_closed_to(closed_to)
     scans.check_batch(model_id, batch_size)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
     scan_folder.check_folder(output)
@@ -113,10 +119,10 @@ def scan(
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
     asked["include_path"] = include_path and str(include_path)
     scans.check(output, tasks, model=model, **asked)
-    note = scans.no_spec(output, pretrained, base, merged=merged) if pretrained else None
+    note = scans.no_spec(output, pretrained, base, merged=merged, closed_to=closed) if pretrained else None
     if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
-    settings = {"model": model_id, "model_args": arguments, "tasks": words_of(tasks), **asked}
+    settings = {"model": model_id, "model_args": arguments, "tasks": words_of(tasks), **asked, "closed_to": closed_to}
     with logged.run("scan", pretrained or model_id, settings) as log:
         wrapper = model
         if isinstance(model, str):
@@ -128,6 +134,7 @@ def scan(
                 output,
                 cuts=cuts,
                 batch_size=batch_size,
+                closed_to=closed,
                 base_model=base,
                 margin=margin,
                 confidence=confidence,

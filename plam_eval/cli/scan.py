@@ -52,6 +52,16 @@ def scan(
             min=1,
         ),
     ] = 1,
+    closed_to: Annotated[
+        str,
+        typer.Option(
+            "--closed_to",
+            "--closed-to",
+            help="Whom the image is closed to: all text, the question or the last token (no spec with these two).",
+            metavar="text|question|last",
+            autocompletion=lambda: ["text", "question", "last"],
+        ),
+    ] = "text",
     force_simple: Annotated[
         bool, typer.Option("--force_simple", "--force-simple", help="The wrapper's simple mode.")
     ] = False,
@@ -81,6 +91,7 @@ def scan(
             gen_kwargs=gen_kwargs,
             include_path=include_path,
             batch_size=batch_size,
+            closed_to=closed_to,
             force_simple=force_simple,
             base=base,
             margin=margin,

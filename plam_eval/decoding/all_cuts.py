@@ -43,6 +43,7 @@ from transformers import (
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from plam_eval.decoding.greedy import check_call, check_settings, document_dim, of_rows, own_stop_strings
+from plam_eval.probing.closed import ClosedTo
 from plam_eval.probing.cuts import ascending_cuts
 from plam_eval.probing.decoder import (
     ProbeError,
@@ -55,7 +56,6 @@ from plam_eval.probing.decoder import (
     vision_token_ids,
 )
 from plam_eval.probing.masking import (
-    ClosedTo,
     check_closed_to,
     check_mask,
     claimed,

@@ -36,6 +36,7 @@ from plam_eval.harness import checks, evaluate, processes
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.wrapper import HFWrapper
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
+from plam_eval.probing.closed import READERS, ClosedTo
 from plam_eval.probing.curve import Curve
 from plam_eval.probing.plateau import KL_THRESHOLD, check_criteria, find_plateau
 from plam_eval.probing.power import what_can_be_found
@@ -55,6 +56,7 @@ def scan(
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 1,
+    closed_to: ClosedTo = "text",
     base_model: str | None = None,
     margin: float = 0.02,
     confidence: float = 0.95,
@@ -62,8 +64,8 @@ def scan(
 ) -> Scan | None:
     """Answer the tasks under every cut, score them, find the plateau, and write all of it into `output`.
 
-    A scan that was stopped goes on where it was; more tasks or a higher limit add to it. Other weights, cuts or
-    generation settings are refused. Under several processes each answers its share.
+    A scan that was stopped goes on where it was; more tasks or a higher limit add to it. Other weights, cuts,
+    generation settings or another `closed_to` are refused. Under several processes each answers its share.
 
     Args:
         model: one of the HF wrappers, as it is: merged models can be scanned too, but give no spec.
@@ -75,6 +77,7 @@ def scan(
         include_path: folder of further tasks.
         cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
         batch_size: documents in one generation; more than 1 for wrappers that take batches, made with at least this.
+        closed_to: whom the image is closed to, as for `mask_vision`; with other than all "text" no spec is written.
         base_model: for the spec; see `conclude`.
         margin: accuracy (0 to 1) that a plateau may lose.
         confidence: of the one-sided bounds.
@@ -88,8 +91,10 @@ def scan(
         FolderError: `output` cannot be written, or holds something else. EvaluationError: as `evaluate`.
     """
     from plam_eval.probing.decoder import decoder_layers
+    from plam_eval.probing.masking import check_closed_to
 
     check_criteria(margin, confidence, kl_threshold)
+    check_closed_to(closed_to)
     check_batch(model.model_id, batch_size)
     checked = check(
         output,
@@ -106,14 +111,14 @@ def scan(
     layers = len(decoder_layers(model.model))
     chosen = _cuts_to_scan(cuts, layers)
     folder = Path(output)
-    settings = _settings(model, chosen, layers, gen_kwargs, batch_size)
+    settings = _settings(model, chosen, layers, gen_kwargs, batch_size, closed_to)
     with files.locked(folder, LOCK, ScanError) if model.rank == 0 else nullcontext():
         store = open_store(folder, settings, model.rank)
         if model.rank == 0:
             late = min(8, len(chosen) - 1)
-            for sentence in what_can_be_found(checked.clusters, margin, confidence, late=late):
+            for sentence in what_can_be_found(checked.clusters, margin, confidence, late=late, closed_to=closed_to):
                 print(sentence, file=sys.stderr, flush=True)
-        recorder = CutRecorder(model, chosen, store, batch_size)
+        recorder = CutRecorder(model, chosen, store, batch_size, closed_to)
         with recorder.installed():
             run = evaluate.evaluate(
                 model,
@@ -184,7 +189,14 @@ def check_batch(model: str, batch_size: int) -> None:
         )
 
 
-def no_spec(folder: str | Path, pretrained: str, base_model: str | None, *, merged: bool = False) -> str | None:
+def no_spec(
+    folder: str | Path,
+    pretrained: str,
+    base_model: str | None,
+    *,
+    merged: bool = False,
+    closed_to: ClosedTo = "text",
+) -> str | None:
     """Why a scan will write no spec, and what to do, in a sentence; None where it may write one.
 
     Args:
@@ -192,7 +204,13 @@ def no_spec(folder: str | Path, pretrained: str, base_model: str | None, *, merg
         pretrained: the MLLM's checkpoint.
         base_model: the base LLM that was given.
         merged: a merged model is scanned.
+        closed_to: whom the image is closed to.
     """
+    if closed_to != "text":
+        return (
+            f"No plateau spec will be written: the image is closed to {READERS[closed_to]} alone, so that what is "
+            "found is no plateau. For one, scan without --closed-to, into another --output."
+        )
     if merged:
         return "No plateau spec will be written: a merged model is scanned. For one, scan it with plateau=none."
     if base_model is not None or _known_base(Path(folder), pretrained) is not None:
@@ -300,7 +318,8 @@ def conclude(
     curve = Curve.read(files.inside(folder, SAMPLES, str(folder)))
     if tasks is not None:
         curve = curve.only(tasks)
-    stages = find_plateau(curve, margin=margin, confidence=confidence, kl_threshold=kl_threshold)
+    criteria = {"margin": margin, "confidence": confidence, "kl_threshold": kl_threshold}
+    stages = find_plateau(curve, **criteria, closed_to=settings.get("closed_to", "text"))
     table = curve.table()
     files.write_table(table, folder / "curve")
     for suffix in (".png", ".svg"):
@@ -319,7 +338,12 @@ def conclude(
 
 
 def _settings(
-    model: HFWrapper, cuts: tuple[int, ...], layers: int, gen_kwargs: str | None, batch_size: int
+    model: HFWrapper,
+    cuts: tuple[int, ...],
+    layers: int,
+    gen_kwargs: str | None,
+    batch_size: int,
+    closed_to: ClosedTo,
 ) -> dict[str, Any]:
     """What answers depend on, apart from the documents."""
     return {
@@ -333,6 +357,7 @@ def _settings(
         "cuts": list(cuts),
         "gen_kwargs": gen_kwargs,
         **({"batch_size": batch_size} if batch_size > 1 else {}),  # which rounds sums in another order
+        **({"closed_to": closed_to} if closed_to != "text" else {}),
         "versions": versions(),
         **({"commit": model.checkpoint.recorded_commit} if model.checkpoint.recorded_commit else {}),
     }

@@ -10,6 +10,7 @@ from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import Curve
 from plam_eval.probing.plateau import Stages
 from plam_eval.spec import PlateauSpec, load_spec
@@ -69,8 +70,13 @@ def load(folder: Path) -> Scan:
     """
     if not (folder / STAGES).is_file():
         raise ScanError(f"{folder}: no finished scan (no {STAGES})")
-    whole_settings(folder)
+    closed_to = whole_settings(folder).get("closed_to", "text")
     stages = concluded(folder)[0]
+    if stages.closed_to != closed_to:
+        raise DamagedFileError(
+            f"{folder}: {SETTINGS} says closed to {closed_to}, {STAGES} closed to {stages.closed_to}; `plam plateau "
+            f"{folder}` writes the latter again"
+        )
     curve = Curve.read(files.inside(folder, SAMPLES, str(folder))).only(stages.documents)
     spec = load_spec(files.inside(folder, SPEC, str(folder))) if (folder / SPEC).is_file() else None
     return Scan(folder, curve, stages, spec)
@@ -123,7 +129,7 @@ _KINDS: dict[str, Any] = {
 
 
 def whole_settings(folder: Path) -> dict[str, Any]:
-    """As `read_settings`, known to hold what a scan writes.
+    """As `read_settings`, known to hold what a scan writes; `closed_to` is there only where it is not all text.
 
     Args:
         folder: of the scan.
@@ -135,6 +141,11 @@ def whole_settings(folder: Path) -> dict[str, Any]:
     for key, kind in _KINDS.items():
         if key not in settings or not isinstance(settings[key], kind):
             raise DamagedFileError(f"{folder / SETTINGS}: {key}: found {settings.get(key)!r:.80}; {_REMEDY}")
+    if (closed_to := settings.get("closed_to", "text")) not in [*READERS]:
+        expected = ", ".join(READERS)
+        raise DamagedFileError(
+            f"{folder / SETTINGS}: closed_to: found {closed_to!r:.80}, expected one of {expected}; {_REMEDY}"
+        )
     return settings
 
 

@@ -21,6 +21,7 @@ from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.requests import Key, generated_alike, key_of
 from plam_eval.harness.tasks import score_of_task
 from plam_eval.harness.wrapper import HFWrapper, text_of, writable
+from plam_eval.probing.closed import ClosedTo
 
 _COLUMNS = ("task", "doc_id", "group", "target", "answer", "score", "parsable")
 
@@ -33,14 +34,17 @@ class CutRecorder:
         cuts: the last one is the number of layers: the unmasked model.
         store: has the answers that are known, and gets those that come.
         batch_size: documents in one generation, at most.
+        closed_to: whom the image is closed to.
 
     Attributes:
         rows: once the run has ended, one for each document and cut, of this process's share.
         unscored: task -> why its documents have no score.
     """
 
-    def __init__(self, model: HFWrapper, cuts: tuple[int, ...], store: AnswerStore, batch_size: int) -> None:
-        self.model, self.cuts, self.store, self.batch_size = model, cuts, store, batch_size
+    def __init__(
+        self, model: HFWrapper, cuts: tuple[int, ...], store: AnswerStore, batch_size: int, closed_to: ClosedTo = "text"
+    ) -> None:
+        self.model, self.cuts, self.store, self.batch_size, self.closed_to = model, cuts, store, batch_size, closed_to
         self.rows: list[dict[str, Any]] = []
         self.unscored: dict[str, str] = {}
         self._asked: set[Key] = set()
@@ -113,7 +117,7 @@ class CutRecorder:
         single = len(requests) == 1
 
         def all_cuts(**inputs: Any) -> Sequence[Any]:
-            generated.append(generate_all_cuts(model.model, self.cuts, **inputs))
+            generated.append(generate_all_cuts(model.model, self.cuts, closed_to=self.closed_to, **inputs))
             return list(generated[-1].tokens[:, 0] if single else generated[-1].tokens)
 
         if single:

@@ -25,14 +25,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from plam_eval.errors import did_you_mean
+from plam_eval.errors import did_you_mean, quoted
+from plam_eval.probing.closed import READERS, ClosedTo
 from plam_eval.probing.decoder import (
     ProbeError,
     attention_backend,
@@ -44,9 +45,6 @@ from plam_eval.probing.decoder import (
     vision_positions,
     vision_token_ids,
 )
-
-ClosedTo = Literal["text", "question", "last"]
-"""Whose rows an image is closed to: all text, text of the prompt but its last token, or that token and what follows."""
 
 _CLAIMED: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
@@ -89,16 +87,21 @@ def mask_vision(model: nn.Module, from_layer: int, closed_to: ClosedTo = "text")
                 handle.remove()
 
 
-def check_closed_to(closed_to: str) -> None:
-    """Raise ProbeError for a word that names no part of the text.
+def check_closed_to(closed_to: str) -> ClosedTo:
+    """The part of the text that a word names.
 
     Args:
         closed_to: the word.
+
+    Raises:
+        ProbeError: it names none.
     """
-    names = get_args(ClosedTo)
-    if closed_to not in names:
-        near = did_you_mean(closed_to, names)
-        raise ProbeError(f"closed_to is {closed_to!r}; expected {', '.join(names[:-1])} or {names[-1]}{near}")
+    names = [*READERS]
+    for name in names:
+        if closed_to == name:
+            return name
+    near = did_you_mean(closed_to, names)
+    raise ProbeError(f"closed_to is {quoted(closed_to)}; expected {', '.join(names[:-1])} or {names[-1]}{near}")
 
 
 def closed_rows(closed_to: ClosedTo, vision: Tensor, last: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from plam_eval.bootstrap import Floats
 from plam_eval.errors import InputError
+from plam_eval.probing.closed import READERS, ClosedTo
 from plam_eval.probing.curve import Curve
 
 # Mean KL (nats) under which hiding the image counts as no change: the default of VTW's code (arXiv 2405.05803), which
@@ -32,6 +33,7 @@ Outcome = Literal[
     "image_used_to_the_end",  # hiding the image from the last layers alone costs more than the margin
     "too_few_documents",  # the intervals are too wide for the margin
     "rise_not_seen",  # every evaluated cut is as good as unmasked, and blind was not evaluated
+    "needed_until",  # closed to some of the text alone: from some cut on it is as good as unmasked
 ]
 
 
@@ -41,6 +43,9 @@ class Stages(BaseModel):
     With e = `separation_end` and k = `plateau[0]`, decoder layers [0, e) are modal separation, [e, k) modal alignment,
     [k, L) modal degradation, the plateau.
 
+    Where the image was closed to the question or to the last token alone, cut 0 is not blind, and there are no such
+    stages: nothing is said but from which cut on that text needs to see the image no longer, `needed_until`.
+
     Attributes:
         num_layers: L.
         cuts: those evaluated.
@@ -49,14 +54,19 @@ class Stages(BaseModel):
         plateau_after: the evaluated cut before k; the first layer of the plateau lies in (plateau_after, k].
         separation_end: e, or None where there is no plateau or cut 0 was not evaluated.
         separation_before: the evaluated cut after e; the end of separation lies in [e, separation_before).
-        accuracy: mean over tasks of the unmasked model, at k (`plateau`) and of the blind one (`blind`).
-        loss: accuracy at k minus unmasked (`difference`) and its one-sided lower bound (`lower`); None as `plateau`.
+        accuracy: mean over tasks of the unmasked model, at k (`plateau`) and of the blind one (`blind`); where the
+            image was closed to some of the text, at `needed_until` and at cut 0 (`closed`).
+        loss: accuracy at k minus unmasked (`difference`) and its one-sided lower bound (`lower`), or that at
+            `needed_until`; None where there is neither.
         margin, confidence: of the rule; confidence is one-sided.
         kl_cut: the KL rule's k; `num_layers` where it finds no plateau.
         kl_threshold: its threshold, nats.
         documents: by task.
         curve_digest: `Curve.digest` of the curve they were found on.
         warnings: what a reader should know before using the plateau.
+        closed_to: whom the image was closed to.
+        needed_until: the cut from which on that text does without the image, where it is not all text; 0 where it needs
+            it in no layer, None where there is no such cut.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -78,6 +88,8 @@ class Stages(BaseModel):
     documents: dict[str, int]
     curve_digest: str
     warnings: tuple[str, ...]
+    closed_to: ClosedTo = "text"
+    needed_until: int | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Stages:
@@ -85,6 +97,10 @@ class Stages(BaseModel):
             raise ValueError(f"outcome is {self.outcome!r} and plateau is {self.plateau}")
         if self.plateau and not (self.plateau[0] in self.cuts and self.plateau[0] < self.plateau[1] == self.num_layers):
             raise ValueError(f"plateau is {self.plateau}, expected [k, {self.num_layers}), k among the cuts")
+        if self.closed_to != "text" and self.plateau is not None:
+            raise ValueError(f"plateau is {self.plateau} where the image was closed to {READERS[self.closed_to]} alone")
+        if self.needed_until is not None and (self.closed_to == "text" or self.needed_until not in self.cuts):
+            raise ValueError(f"needed_until is {self.needed_until} of cuts closed to {READERS[self.closed_to]}")
         return self
 
     def stage_from(self, cut: int) -> str:
@@ -99,9 +115,17 @@ class Stages(BaseModel):
             return "plateau"
         return "separation" if self.separation_end is not None and cut < self.separation_end else "alignment"
 
+    @property
+    def kl_in_words(self) -> str:
+        """What the KL rule says: a cut, or none."""
+        if self.kl_cut < self.num_layers:
+            return f"cut {self.kl_cut}"
+        return "no plateau" if self.closed_to == "text" else "no cut"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields; `from_dict` reads them back to equal stages."""
-        return self.model_dump(mode="json")
+        only_of_some_text = {"closed_to", "needed_until"} if self.closed_to == "text" else set()
+        return self.model_dump(mode="json", exclude=only_of_some_text)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Stages:
@@ -141,7 +165,12 @@ def check_criteria(margin: float, confidence: float, kl_threshold: float = KL_TH
 
 
 def find_plateau(
-    curve: Curve, *, margin: float = 0.02, confidence: float = 0.95, kl_threshold: float = KL_THRESHOLD
+    curve: Curve,
+    *,
+    margin: float = 0.02,
+    confidence: float = 0.95,
+    kl_threshold: float = KL_THRESHOLD,
+    closed_to: ClosedTo = "text",
 ) -> Stages:
     """The stages of a curve, from the mean over its tasks.
 
@@ -150,23 +179,29 @@ def find_plateau(
     e such that every evaluated cut <= e is not better than blind by `margin`: the upper bound lies below it. There is a
     plateau only if the image is shown to be needed: the upper bound of blind minus unmasked lies below 0.
 
+    Of a curve whose cuts close the image to some of the text alone, k is `Stages.needed_until`, and no stage follows.
+
     Args:
         curve: scores per document at every cut.
         margin: in accuracy, 0 to 1.
         confidence: of each one-sided bound, 0.5 to 1. Cuts are tested in a fixed order up to the first failure, so it
             is also the confidence of "every cut from k on", without a correction (Maurer, Hothorn and Lehmacher 1995).
         kl_threshold: nats, for the second opinion: the smallest cut from which on the mean KL stays at or under it.
+        closed_to: whom the cuts close the image to.
 
     Raises:
         InputError: a criterion out of range.
     """
     check_criteria(margin, confidence, kl_threshold)
-    facts = _Facts(curve, margin, confidence)
+    facts = _Facts(curve, margin, confidence, closed_to)
     cuts, first = curve.cuts, facts.first
     k = cuts[first]
-    outcome, reason = _outcome(facts)
+    outcome, reason = _outcome(facts) if closed_to == "text" else _outcome_of_some_text(facts)
     warnings: list[str] = []
-    end = before = None
+    end = before = until = None
+    if closed_to != "text" and outcome in ("image_not_needed", "needed_until"):
+        until = 0 if outcome == "image_not_needed" else k
+        warnings += _warnings(facts, cuts.index(until))
     if outcome == "plateau":
         if cuts[0] == 0:
             calm = [c < margin for c in facts.over_blind_upper[1:first]]  # up to k: what follows is the plateau
@@ -174,14 +209,15 @@ def find_plateau(
             end, before = cuts[last], cuts[last + 1]
         else:
             warnings.append("cut 0 was not evaluated: chance is not known, nor is the end of the separation stage")
-        warnings += _warnings(facts)
+        warnings += _warnings(facts, first)
     kl = curve.samples.groupby(["task", "cut"])["kl"].mean().groupby("cut").mean().to_numpy()
     has_plateau = outcome == "plateau"
+    at = first if has_plateau else None if until is None else cuts.index(until)
     accuracy = {"unmasked": facts.accuracy[-1]}
-    if has_plateau:
-        accuracy["plateau"] = facts.accuracy[first]
+    if at is not None:
+        accuracy["plateau" if has_plateau else "needed_until"] = facts.accuracy[at]
     if cuts[0] == 0:
-        accuracy["blind"] = facts.accuracy[0]
+        accuracy["blind" if closed_to == "text" else "closed"] = facts.accuracy[0]
     return Stages(
         num_layers=curve.num_layers,
         cuts=cuts,
@@ -192,9 +228,9 @@ def find_plateau(
         separation_end=end,
         separation_before=before,
         accuracy={name: round(float(value), 6) for name, value in accuracy.items()},
-        loss={"difference": round(float(facts.gain[first]), 6), "lower": round(float(facts.lower[first]), 6)}
-        if has_plateau
-        else None,
+        loss=None
+        if at is None
+        else {"difference": round(float(facts.gain[at]), 6), "lower": round(float(facts.lower[at]), 6)},
         margin=margin,
         confidence=confidence,
         kl_cut=cuts[first_of_run(kl <= kl_threshold)],
@@ -202,6 +238,8 @@ def find_plateau(
         documents=curve.documents,
         curve_digest=curve.digest(),
         warnings=tuple(warnings),
+        closed_to=closed_to,
+        needed_until=until,
     )
 
 
@@ -230,8 +268,8 @@ def least_documents(tasks: int, margin: float, confidence: float) -> int:
 class _Facts:
     """What the rule looks at, for the mean over tasks; arrays are over the evaluated cuts, the last one unmasked."""
 
-    def __init__(self, curve: Curve, margin: float, confidence: float) -> None:
-        self.curve, self.margin, self.confidence = curve, margin, confidence
+    def __init__(self, curve: Curve, margin: float, confidence: float, closed_to: ClosedTo) -> None:
+        self.curve, self.margin, self.confidence, self.closed_to = curve, margin, confidence, closed_to
         resampled = self.resampled = curve.resampled()
         self.accuracy: Floats = curve.accuracy()
         self.gain = self.accuracy - self.accuracy[-1]
@@ -260,20 +298,27 @@ class _Facts:
         digits = max(0, len(str(math.ceil(number))) - 2)
         return f"about {math.ceil(number / 10**digits) * 10**digits} in each task would be needed"
 
+    @property
+    def least(self) -> str:
+        """`clusters`, in words."""
+        return f"{self.clusters} independent documents in the smallest task"
 
-def _outcome(facts: _Facts) -> tuple[Outcome, str]:
-    curve, cuts, margin = facts.curve, facts.curve.cuts, facts.margin
-    first, sure = facts.first, confidence_in_words(facts.confidence)
-    least = f"{facts.clusters} independent documents in the smallest task"
-
-    def told(index: int) -> str:
+    def told(self, index: int) -> str:
+        """Accuracy at a cut against that of the unmasked model, in words."""
         return (
-            f"{facts.accuracy[index]:.3f} against {facts.accuracy[-1]:.3f} unmasked "
-            f"(difference {facts.gain[index]:+.3f}, one-sided {sure} bounds {facts.lower[index]:+.3f} and "
-            f"{facts.upper[index]:+.3f}; margin {margin:g})"
+            f"{self.accuracy[index]:.3f} against {self.accuracy[-1]:.3f} unmasked "
+            f"(difference {self.gain[index]:+.3f}, one-sided {confidence_in_words(self.confidence)} bounds "
+            f"{self.lower[index]:+.3f} and {self.upper[index]:+.3f}; margin {self.margin:g})"
         )
 
-    if cuts[0] == 0 and facts.lower[0] > -margin:
+    def for_a_gain(self) -> str:
+        """In words, how many documents would show that cut 0 is worse than unmasked."""
+        return f"{self.clusters_for(self.upper[0] - self.gain[0], -self.gain[0])} ({self.least})"
+
+
+def _outcome(facts: _Facts) -> tuple[Outcome, str]:
+    cuts, first, told = facts.curve.cuts, facts.first, facts.told
+    if cuts[0] == 0 and facts.lower[0] > -facts.margin:
         compared = "better than" if facts.lower[0] > 0 else "as good as"
         return (
             "image_not_needed",
@@ -281,22 +326,7 @@ def _outcome(facts: _Facts) -> tuple[Outcome, str]:
             "tasks that need the image",
         )
     if first == len(cuts) - 1:
-        last = first - 1
-        where = f"at cut {cuts[last]}, the last evaluated before {cuts[-1]}, accuracy is {told(last)}"
-        if facts.upper[last] < -margin:
-            hint = "" if cuts[last] == curve.num_layers - 1 else "; evaluate the cuts in between"
-            return "image_used_to_the_end", f"no plateau: {where}, so the image is used up to the last layers{hint}"
-        if facts.clusters < (enough := least_documents(len(curve.tasks), margin, facts.confidence)):
-            number = f"at least {enough} in each task are needed"
-            tell = f"{least} cannot show a difference smaller than the margin even where no answer changes"
-            return "too_few_documents", f"cannot tell: {tell}; {number}"
-        if facts.gain[last] < -margin:  # looks worse than the margin; shown it would be image_used_to_the_end
-            number = facts.clusters_for(facts.upper[last] - facts.gain[last], -margin - facts.gain[last])
-        else:
-            number = facts.clusters_for(facts.gain[last] - facts.lower[last], facts.gain[last] + margin)
-            if last > 0 and number.startswith("about"):
-                number += f", as a guide, for an even chance at this cut alone, and {_ALL_CUTS}"
-        return "too_few_documents", f"cannot tell: {where}, neither within the margin nor beyond it; {number} ({least})"
+        return _none_at_the_end(facts)
     if first == 0:
         return (
             "rise_not_seen",
@@ -304,11 +334,10 @@ def _outcome(facts: _Facts) -> tuple[Outcome, str]:
             f"{told(0)}; evaluate smaller cuts, 0 among them",
         )
     if cuts[0] == 0 and facts.upper[0] >= 0:
-        number = facts.clusters_for(facts.upper[0] - facts.gain[0], -facts.gain[0])
         return (
             "image_gain_not_shown",
-            f"no plateau can be located: the image is not shown to help, blind accuracy is {told(0)}; {number} "
-            f"({least}), or tasks that need the image",
+            f"no plateau can be located: the image is not shown to help, blind accuracy is {told(0)}; "
+            f"{facts.for_a_gain()}, or tasks that need the image",
         )
     k = cuts[first]
     return (
@@ -317,16 +346,72 @@ def _outcome(facts: _Facts) -> tuple[Outcome, str]:
     )
 
 
-def _warnings(facts: _Facts) -> list[str]:
-    """What qualifies a plateau that was found."""
-    return [*_of_skipped_cuts(facts), *_of_other_cuts(facts), *_of_single_tasks(facts)]
-
-
-def _of_skipped_cuts(facts: _Facts) -> Iterator[str]:
-    cuts, first = facts.curve.cuts, facts.first
+def _outcome_of_some_text(facts: _Facts) -> tuple[Outcome, str]:
+    """Where the image was closed to the question or the last token alone."""
+    cuts, first, told, reader = facts.curve.cuts, facts.first, facts.told, READERS[facts.closed_to]
+    cannot_tell = f"cannot tell from which layer on {reader} no longer needs to see the image"
+    if cuts[0] == 0 and facts.lower[0] > -facts.margin:
+        return (
+            "image_not_needed",
+            f"{reader} needs to see the image in no layer: closed to it in all of them (cut 0), accuracy is {told(0)}",
+        )
+    if first == len(cuts) - 1:
+        return _none_at_the_end(facts)
+    if first == 0:
+        return (
+            "rise_not_seen",
+            f"{cannot_tell}: every evaluated cut is as good as unmasked, the smallest, {cuts[0]}, with {told(0)}; "
+            "evaluate smaller cuts, 0 among them",
+        )
+    if cuts[0] == 0 and facts.upper[0] >= 0:
+        return (
+            "image_gain_not_shown",
+            f"{cannot_tell}: closed to it in all layers (cut 0) it is not shown to cost anything, accuracy is "
+            f"{told(0)}; {facts.for_a_gain()}",
+        )
     k = cuts[first]
-    if k - cuts[first - 1] > 1:
-        yield f"cuts {cuts[first - 1] + 1} to {k - 1} were not evaluated: the plateau starts at one of them or at {k}"
+    return (
+        "needed_until",
+        f"from cut {k} on, {reader} no longer needs to see the image: no evaluated cut is worse than unmasked by the "
+        f"margin, at cut {k} accuracy is {told(first)}",
+    )
+
+
+def _none_at_the_end(facts: _Facts) -> tuple[Outcome, str]:
+    """Where no cut but the unmasked model is shown to be within the margin."""
+    curve, cuts, margin, first, least = facts.curve, facts.curve.cuts, facts.margin, facts.first, facts.least
+    last = first - 1
+    where = f"at cut {cuts[last]}, the last evaluated before {cuts[-1]}, accuracy is {facts.told(last)}"
+    if facts.upper[last] < -margin:
+        hint = "" if cuts[last] == curve.num_layers - 1 else "; evaluate the cuts in between"
+        if facts.closed_to != "text":
+            reader = READERS[facts.closed_to]
+            return "image_used_to_the_end", f"{reader} needs to see the image up to the last layers: {where}{hint}"
+        return "image_used_to_the_end", f"no plateau: {where}, so the image is used up to the last layers{hint}"
+    if facts.clusters < (enough := least_documents(len(curve.tasks), margin, facts.confidence)):
+        number = f"at least {enough} in each task are needed"
+        tell = f"{least} cannot show a difference smaller than the margin even where no answer changes"
+        return "too_few_documents", f"cannot tell: {tell}; {number}"
+    if facts.gain[last] < -margin:  # looks worse than the margin; shown it would be image_used_to_the_end
+        number = facts.clusters_for(facts.upper[last] - facts.gain[last], -margin - facts.gain[last])
+    else:
+        number = facts.clusters_for(facts.gain[last] - facts.lower[last], facts.gain[last] + margin)
+        if last > 0 and number.startswith("about"):
+            number += f", as a guide, for an even chance at this cut alone, and {_ALL_CUTS}"
+    return "too_few_documents", f"cannot tell: {where}, neither within the margin nor beyond it; {number} ({least})"
+
+
+def _warnings(facts: _Facts, at: int) -> list[str]:
+    """What qualifies a plateau that begins at a cut, the one with the number `at`, or what is said of some text."""
+    return [*_of_skipped_cuts(facts, at), *_of_other_cuts(facts), *_of_single_tasks(facts, at)]
+
+
+def _of_skipped_cuts(facts: _Facts, at: int) -> Iterator[str]:
+    cuts = facts.curve.cuts
+    k = cuts[at]
+    if at and k - cuts[at - 1] > 1:
+        what = "the plateau" if facts.closed_to == "text" else "what is said of the layers from a cut on"
+        yield f"cuts {cuts[at - 1] + 1} to {k - 1} were not evaluated: {what} starts at one of them or at {k}"
     if skipped := sorted(set(range(k, cuts[-1])) - set(cuts)):
         yield f"cuts {', '.join(map(str, skipped))} were not evaluated and are taken to be like their neighbours"
 
@@ -354,16 +439,15 @@ def _of_other_cuts(facts: _Facts) -> Iterator[str]:
         )
 
 
-def _of_single_tasks(facts: _Facts) -> Iterator[str]:
-    curve, first, worse = facts.curve, facts.first, []
+def _of_single_tasks(facts: _Facts, at: int) -> Iterator[str]:
+    curve, worse = facts.curve, []
     for task in curve.tasks if len(curve.tasks) > 1 else ():
         resampled = curve.resampled(task)
-        gain = (resampled.means[:, first] - resampled.means[:, -1])[:, None]
+        gain = (resampled.means[:, at] - resampled.means[:, -1])[:, None]
         if resampled.upper(gain, 1, facts.confidence)[0] < -facts.margin:
             accuracy = curve.accuracy(task)
-            worse.append(f"{task} ({accuracy[first] - accuracy[-1]:+.3f})")
+            worse.append(f"{task} ({accuracy[at] - accuracy[-1]:+.3f})")
     if worse:
         yield (
-            f"at cut {curve.cuts[first]} single tasks are worse than unmasked by more than the margin: "
-            f"{', '.join(worse)}"
+            f"at cut {curve.cuts[at]} single tasks are worse than unmasked by more than the margin: {', '.join(worse)}"
         )

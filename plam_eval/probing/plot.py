@@ -14,7 +14,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from plam_eval.figures import COLOURS, LIMIT_COLOUR, LINE_STYLES, STAGE_COLOURS, add_legend, save_figure
+from plam_eval.figures import (
+    COLOURS,
+    LIMIT_COLOUR,
+    LINE_STYLES,
+    STAGE_COLOURS,
+    WITHOUT_COLOUR,
+    add_legend,
+    save_figure,
+)
+from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import OVERALL, Curve
 from plam_eval.probing.plateau import Stages, confidence_in_words
 from plam_eval.terminal import one_line
@@ -51,7 +60,8 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
     """Accuracy with its 95 % interval, the share of parsable answers and the KL divergence, over cut layers.
 
     The mean over tasks is thick, tasks are thin. Stages are shaded between cuts: the layers from cut a to cut b are
-    those that see the image at b and not at a.
+    those that see the image at b and not at a. Where it was closed to some of the text alone, nothing is called a
+    stage: only the layers in which that text does without it are shaded.
 
     Args:
         curve: scores per document at every cut.
@@ -71,7 +81,7 @@ def curve_figure(curve: Curve, stages: Stages) -> Figure:
     if overall["parsable"].isna().all():
         place = panels.parsable.transAxes
         panels.parsable.text(0.5, 0.5, "answers of free words", transform=place, ha="center", va="center")
-    _finish_axes(panels, curve)
+    _finish_axes(panels, curve, stages)
     figure.align_ylabels()
 
     title = textwrap.fill(one_line(_headline(stages)), 125)
@@ -145,7 +155,7 @@ def _draw_kl_rule(axes: Axes, stages: Stages) -> None:
     axes.axvline(stages.kl_cut, color=LIMIT_COLOUR, linewidth=1.0, linestyle=":")
     late = stages.kl_cut > stages.num_layers / 2
     axes.annotate(
-        f"KL rule: cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "KL rule: no plateau",
+        f"KL rule: {stages.kl_in_words}",
         (stages.kl_cut, 1),
         xycoords=("data", "axes fraction"),
         xytext=(-4 if late else 4, -4),
@@ -158,7 +168,7 @@ def _draw_kl_rule(axes: Axes, stages: Stages) -> None:
     )
 
 
-def _finish_axes(panels: _Panels, curve: Curve) -> None:
+def _finish_axes(panels: _Panels, curve: Curve, stages: Stages) -> None:
     accuracy, parsable, kl = panels
     accuracy.set_ylabel("accuracy")
     parsable.set_ylabel("parsable")
@@ -167,7 +177,10 @@ def _finish_axes(panels: _Panels, curve: Curve) -> None:
     parsable.set_yticks([0, 0.5, 1])
     kl.set_yscale("log")
     kl.set_ylabel("KL (nats)")
-    kl.set_xlabel(f"cut layer: the image is hidden from it on (0: blind, {curve.num_layers}: unmasked)")
+    what, least = "hidden", "blind"
+    if stages.closed_to != "text":
+        what, least = f"closed to {READERS[stages.closed_to]}", "in every layer"
+    kl.set_xlabel(f"cut layer: the image is {what} from it on (0: {least}, {curve.num_layers}: unmasked)")
     _set_ticks(kl, curve)
     kl.set_xlim(curve.cuts[0] - 0.02 * curve.num_layers, curve.num_layers * 1.02)
     for axes in panels:
@@ -177,6 +190,13 @@ def _finish_axes(panels: _Panels, curve: Curve) -> None:
 
 def _shade(panels: _Panels, stages: Stages) -> list[Patch]:
     """Shade the stages, names and layers in the legend: a stage may be too narrow for its name."""
+    if stages.needed_until is not None and stages.needed_until < stages.num_layers:
+        name = f"{READERS[stages.closed_to]} no longer needs to see the image"
+        for axes in panels:
+            axes.axvspan(
+                stages.needed_until, stages.num_layers, color=WITHOUT_COLOUR, linewidth=0, zorder=0, label=name
+            )
+        return [Patch(color=WITHOUT_COLOUR, label=f"{name}: {_layers(stages.needed_until, stages.num_layers)}")]
     if stages.plateau is None:
         return []
     start, end = stages.plateau
@@ -200,11 +220,20 @@ def _shade(panels: _Panels, stages: Stages) -> list[Patch]:
 
 
 def _headline(stages: Stages) -> str:
-    if stages.plateau is None:
-        return stages.reason[0].upper() + stages.reason[1:]
     documents = sum(stages.documents.values())
     tasks = f"{len(stages.documents)} tasks" if len(stages.documents) > 1 else next(iter(stages.documents))
-    return f"Plateau: {_layers(*stages.plateau)} of {stages.num_layers} ({documents} documents of {tasks})"
+    asked = f"({documents} documents of {tasks})"
+    if stages.plateau is not None:
+        return f"Plateau: {_layers(*stages.plateau)} of {stages.num_layers} {asked}"
+    reason = stages.reason[0].upper() + stages.reason[1:]
+    if stages.closed_to == "text":
+        return reason
+    reader = READERS[stages.closed_to]
+    if stages.needed_until:
+        reason = f"not needed from layer {stages.needed_until} of {stages.num_layers} on {asked}"
+    elif stages.needed_until == 0:
+        reason = f"not needed in any of {stages.num_layers} layers {asked}"
+    return f"Image closed to {reader} alone: {reason}"
 
 
 def _layers(start: int, end: int) -> str:

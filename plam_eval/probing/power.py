@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from plam_eval.probing.closed import READERS, ClosedTo
 from plam_eval.probing.plateau import confidence_in_words, least_documents
 
 _FAIR = 0.8  # the chance that `what_can_be_found` speaks of
@@ -60,7 +61,12 @@ def _passes(documents: float, unseen: float, changed: float, margin: float, conf
 
 
 def what_can_be_found(
-    documents: Mapping[str, int], margin: float = 0.02, confidence: float = 0.95, *, late: int = 8
+    documents: Mapping[str, int],
+    margin: float = 0.02,
+    confidence: float = 0.95,
+    *,
+    late: int = 8,
+    closed_to: ClosedTo = "text",
 ) -> list[str]:
     """What a scan of so many documents can find, in sentences; before a model has answered any.
 
@@ -69,14 +75,19 @@ def what_can_be_found(
         margin: of `find_plateau`.
         confidence: of `find_plateau`.
         late: cuts that the true plateau is taken to have; see `chance`.
+        closed_to: whom the image is closed to; what is found by the same rule is a plateau only for all text.
     """
     if not documents:
         return []
+    end, long = "a plateau", f"a plateau of {late}"
+    if closed_to != "text":
+        end = f"that {READERS[closed_to]} does without the image"
+        long = f"{end} at {late}"
     enough, task = least_documents(len(documents), margin, confidence), min(documents, key=documents.__getitem__)
     rule = f"margin {margin:g}, {confidence_in_words(confidence)} confidence"
     if documents[task] < enough:
         return [
-            f"{documents[task]} documents of {task} cannot show a plateau even where no answer changes: at least "
+            f"{documents[task]} documents of {task} cannot show {end} even where no answer changes: at least "
             f"{enough} in each task are needed ({rule})."
         ]
     limits = []
@@ -90,8 +101,8 @@ def what_can_be_found(
     independently, alike = (f"{100 * limit:.1f} %" for limit in limits)
     tasks, cuts = "task" if len(documents) == 1 else "tasks", "cut" if late == 1 else "cuts"
     return [
-        f"{sum(documents.values())} documents of {len(documents)} {tasks} (those on one image count as one) find a "
-        f"plateau of {late} {cuts} in four scans of five if, at each of them, up to about {independently} of the "
+        f"{sum(documents.values())} documents of {len(documents)} {tasks} (those on one image count as one) find "
+        f"{long} {cuts} in four scans of five if, at each of them, up to about {independently} of the "
         f"answers change, independently from cut to cut, or {alike}, nine in ten of them the same at the next cut "
         f"({rule}).",
         "Where more change, it is found too late or not at all. A guide, from simulated right or wrong answers.",

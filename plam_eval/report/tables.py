@@ -16,6 +16,7 @@ from rich import box
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule
 from plam_eval.evaluation.sweep.job import chunks
+from plam_eval.probing.closed import READERS
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
@@ -199,7 +200,11 @@ def scan(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
     )
     table = PlainTable(title=title, title_justify="left", **form)
     first, against = ("image seen\nin layers", "against\nunmasked") if narrow else ("image seen in", "against unmasked")
-    for name in (first, "accuracy", "95 %", against, "parsable", "KL", "stage"):
+    if stages.closed_to != "text":
+        title += f"; the image closed to {READERS[stages.closed_to]} alone"
+        first = "image open\nin layers" if narrow else "image open in"
+    staged = ["stage"] if stages.closed_to == "text" else []
+    for name in (first, "accuracy", "95 %", against, "parsable", "KL", *staged):
         table.add_column(name, justify="left" if name in (first, "stage") else "right", no_wrap=True)
     names = ("all", "below", "none") if narrow else ("all layers", "layers below", "no layer")
     rows = curve.table()
@@ -211,7 +216,7 @@ def scan(curve: Curve, stages: Stages, *, narrow: bool = False) -> PlainTable:
             "" if row.cut == stages.num_layers else f"{row.difference:+.3f}",
             "" if math.isnan(row.parsable) else f"{row.parsable:.0%}",
             f"{row.kl:.4f}",
-            stages.stage_from(int(row.cut)),
+            *(stages.stage_from(int(row.cut)) for _ in staged),
         )
     return table
 
@@ -228,12 +233,13 @@ def show_scan(finished: Scan, console: Terminal) -> None:
     curve, stages = finished.curve, finished.stages
     console.show(*(scan(curve, stages, narrow=narrow) for narrow in (False, True)))
     console.say(stages.reason[:1].upper() + stages.reason[1:])
-    kl = f"cut {stages.kl_cut}" if stages.kl_cut < stages.num_layers else "no plateau"
-    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {kl}")
+    console.say(f"Second opinion, KL at or under {stages.kl_threshold:g}: {stages.kl_in_words}")
     console.warn(stages.warnings)
     console.say(f"Curve, plot and answers: {finished.folder}")
     if finished.spec is not None:
         console.say(f"Spec: {finished.folder / SPEC}, to be used as plateau={finished.folder / SPEC}")
+    elif stages.closed_to != "text":
+        console.say(f"No spec was written: the image was closed to {READERS[stages.closed_to]} alone (--closed-to)")
     elif stages.plateau is not None:
         why = (
             "a merged model was scanned"

@@ -44,6 +44,7 @@ def scan_words(pretrained: object = "m", **changed: str) -> list[str]:
         ({"tasks": "pope mme"}, "names are separated by commas"),
         ({"tasks": "pope,coco2017_cap_val", "include_path": "nowhere"}, "include_path nowhere: no such folder"),
         ({"tasks": "coco2017_cap_val,mmmu_pro_composite"}, "captions are scored over all documents together"),
+        ({"closed-to": "questoin"}, "'questoin'; expected text, question or last (did you mean question?)"),
         ({"cuts": "4"}, "cuts: found only 4, the unmasked model; expected at least one below it"),
     ],
 )
@@ -64,6 +65,16 @@ def test_a_scan_that_will_write_no_spec_says_so_first(plam: Call, pico: Any, in_
         note = f"No plateau spec will be written: the base LLM of {mllm} is not known. Give it with --base"
         assert loaded and (note in before) == said
         assert ("plam plateau scan --base BASE" in before) == said
+
+
+@pytest.mark.parametrize(("word", "reader"), [("question", "the question"), ("last", "the last token")])
+def test_a_scan_closed_to_some_of_the_text_says_first_that_no_spec_follows(
+    plam: Call, pico: Any, in_suite: Path, unloaded: None, word: str, reader: str
+) -> None:
+    _, _, err = plam(*scan_words(pico("llava").mllm), "--base", "b", "--closed-to", word)
+    before, loaded, _ = err.partition("a model was loaded")
+    assert loaded and f"No plateau spec will be written: the image is closed to {reader} alone" in before
+    assert "scan without --closed-to, into another --output" in before
 
 
 def test_cuts_are_checked_before_the_model_is_loaded(plam: Call, pico: Any, in_suite: Path, unloaded: None) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 from plam_eval.decoding.all_cuts import CutAnswers, generate_all_cuts
+from plam_eval.probing.closed import ClosedTo
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.masking import ClosedTo, mask_vision
+from plam_eval.probing.masking import mask_vision
 from tests.helpers.mllm import PAD, Mllm, backend, hooks, mixed, picture
 from tests.helpers.pico import FAMILIES, OTHER_FAMILIES
 

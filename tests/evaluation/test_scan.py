@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import plam_eval
 from plam_eval import cli
 from plam_eval.decoding import all_cuts as cuts_at_once
-from plam_eval.errors import ArgumentError, InputError
+from plam_eval.errors import ArgumentError, DamagedFileError, InputError
 from plam_eval.evaluation import records
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.evaluation.scan import conclude, scan
@@ -26,6 +26,7 @@ from plam_eval.evaluation.scan_folder import ScanError
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.harness.tasks import score_of_task
+from plam_eval.probing.closed import ClosedTo
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
 from plam_eval.spec import load_spec
@@ -56,9 +57,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def masked(model: Any, cut: int, tasks: Any, **given: Any) -> pd.DataFrame:
+def masked(model: Any, cut: int, tasks: Any, closed_to: ClosedTo = "text", **given: Any) -> pd.DataFrame:
     """The harness's own evaluation of the model with its vision tokens hidden from layer `cut` on."""
-    with mask_vision(model.model, cut):
+    with mask_vision(model.model, cut, closed_to):
         run = evaluate(model, tasks, **given)
     scores = {task: score_of_task(task, run.results["configs"][task]) for task in run.samples}
     rows = [records.sample_row(task, log, scores[task]) for task, logs in run.samples.items() for log in logs]
@@ -84,6 +85,40 @@ def test_each_cut_is_an_evaluation_of_the_masked_model(lm, in_suite, tmp_path, c
     groups = samples[samples["cut"] == 8].groupby("task")["group"].nunique()
     assert groups["mme"] == 3 and groups["mmstar"] == 6
     assert "generate_until" not in vars(lm) and "end_run" not in vars(lm)
+
+
+@pytest.mark.parametrize("closed_to", ["question", "last"])
+def test_closed_to_some_of_the_text_each_cut_is_an_evaluation_of_such_a_model(closed_to, lm, in_suite, tmp_path):
+    tasks = ["mmstar", "pope"]
+    found = scan(lm, tasks, tmp_path, cuts="0,2,5", limit=8, closed_to=closed_to, base_model=str(PAIR / "base"))
+    assert (found.stages.closed_to, found.stages.plateau, found.spec) == (closed_to, None, None)
+    samples = pd.read_parquet(tmp_path / "samples.parquet")
+    columns = ["task", "doc_id", "answer", "score"]
+    for cut in (0, 2, 5, 8):
+        mine = samples[samples["cut"] == cut].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine[columns], masked(lm, cut, tasks, closed_to, limit=8)[columns])
+    everything = masked(lm, 0, tasks, limit=8)
+    assert list(samples[samples["cut"] == 0]["answer"]) != list(everything["answer"])  # it is not blind
+    assert json.loads((tmp_path / "scan.json").read_text())["closed_to"] == closed_to
+
+
+def test_scans_closed_to_other_text_are_not_mixed_and_go_on_where_they_were(lm, in_suite, tmp_path, calls):
+    given: dict[str, Any] = {"cuts": "0,4", "limit": 2}
+    scan(lm, "pope", tmp_path / "text", **given)
+    assert "closed_to" not in json.loads((tmp_path / "text" / "scan.json").read_text())
+    with pytest.raises(ScanError, match=r"closed_to \(was None, is 'last'\)"):
+        scan(lm, "pope", tmp_path / "text", closed_to="last", **given)
+    scan(lm, "pope", tmp_path / "last", closed_to="last", **given)
+    with pytest.raises(ScanError, match=r"closed_to \(was 'last', is None\)"):
+        scan(lm, "pope", tmp_path / "last", **given)
+    with pytest.raises(ScanError, match=r"closed_to \(was 'last', is 'question'\)"):
+        scan(lm, "pope", tmp_path / "last", closed_to="question", **given)
+    calls.clear()
+    more = scan(lm, "pope", tmp_path / "last", closed_to="last", **{**given, "limit": 3})
+    assert len(calls) == 1 and more.stages.closed_to == "last"
+    with pytest.raises(ProbeError, match=r"closed_to is 'lst'; expected text, question or last \(did you mean last\?"):
+        scan(lm, "pope", tmp_path / "wrong", closed_to="lst", **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.parametrize(("family", "mode"), MASKED)
@@ -310,6 +345,28 @@ def test_plam_plateau_derives_the_stages_again(folder, monkeypatch):
     stored = json.loads((folder / "stages.json").read_text())
     assert stored["stages"]["plateau"] is None and stored["base_model"] == str(PAIR / "base")
     assert not (folder / "plateau.yaml").exists()
+
+
+def test_a_scan_closed_to_some_of_the_text_gives_no_spec(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    copy = shutil.copytree(folder, tmp_path / "scan")
+    conclude(copy, base_model=str(PAIR / "base"))
+    assert (copy / "plateau.yaml").exists()
+    settings = json.loads((copy / "scan.json").read_text())
+    (copy / "scan.json").write_text(json.dumps({**settings, "closed_to": "question"}))
+    with pytest.raises(DamagedFileError, match=r"says closed to question, stages.json closed to text"):
+        plam_eval.read_scan(copy)
+    done = CliRunner().invoke(cli.app, ["plateau", str(copy), "--base", str(PAIR / "base")])
+    assert done.exit_code == 0, done.output
+    assert "From cut 2 on, the question no longer needs to see the image" in done.output
+    assert "No spec was written: the image was closed to the question alone (--closed-to)" in done.output
+    assert "image open in" in done.output and "separation" not in done.output and "plateau" not in done.output
+    assert not (copy / "plateau.yaml").exists()
+    read = plam_eval.read_scan(copy)
+    assert (read.stages.needed_until, read.stages.plateau, read.spec) == (2, None, None)
+    (copy / "scan.json").write_text(json.dumps({**settings, "closed_to": "nobody"}))
+    with pytest.raises(DamagedFileError, match="closed_to: found 'nobody', expected one of text, question, last"):
+        plam_eval.read_scan(copy)
 
 
 def test_without_a_base_there_is_no_spec(folder, monkeypatch):

@@ -189,10 +189,11 @@ def _write_cell(folder: Path, cell: Cell, content: Sequence[Document] | str) -> 
     (folder / CELL).write_text(json.dumps(record), encoding="utf-8")
 
 
-def write_scan(folder: Path, tasks: Sequence[str] = ("pope", "mmstar")) -> None:
+def write_scan(folder: Path, tasks: Sequence[str] = ("pope", "mmstar"), closed_to: str = "text") -> None:
     folder.mkdir(parents=True)
     settings = {"pretrained": "pair/mllm", "wrapper": "plam_llava", "mode": "chat", "dtype": "float32", "spec": None}
-    more = {"weights and arguments": "abc", "versions": {"torch": "2"}}
+    more: dict[str, Any] = {"weights and arguments": "abc", "versions": {"torch": "2"}}
+    more |= {} if closed_to == "text" else {"closed_to": closed_to}
     (folder / scan_folder.SETTINGS).write_text(json.dumps(settings | more))
     curve_of(8, tasks).write(folder / scan_folder.SAMPLES)
     scan.conclude(folder, base_model="pair/base")

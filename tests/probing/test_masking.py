@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
+from plam_eval.probing.closed import ClosedTo
 from plam_eval.probing.decoder import ProbeError, cache_in
-from plam_eval.probing.masking import ClosedTo, check_mask, mask_vision
+from plam_eval.probing.masking import check_mask, mask_vision
 from tests.helpers.mllm import Mllm, backend, hooks, picture
 from tests.helpers.pico import FAMILIES
 

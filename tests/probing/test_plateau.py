@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from plam_eval.probing.curve import OVERALL, Curve
 from plam_eval.probing.plateau import Stages, find_plateau
+from plam_eval.probing.spec_file import to_spec
 from tests.helpers.curves import curve, rows, three_stages
 
 
@@ -158,9 +160,77 @@ def test_kl_rule_is_a_second_opinion_only() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"margin": 0.0}, {"margin": 1.0}, {"confidence": 95}, {"kl_threshold": -1}])
-def test_parameters_out_of_range(wrong: dict[str, float]) -> None:
+def test_parameters_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}: found"):
         find_plateau(curve(three_stages), **wrong)
+
+
+# Closed to some of the text
+
+
+def test_what_is_said_of_some_of_the_text_is_no_plateau() -> None:
+    found = find_plateau(curve(three_stages), closed_to="question")
+    assert (found.outcome, found.needed_until, found.plateau, found.plateau_after) == ("needed_until", 5, None, None)
+    assert (found.separation_end, found.separation_before) == (None, None)
+    assert found.reason.startswith("from cut 5 on, the question no longer needs to see the image: no evaluated cut")
+    assert found.accuracy == {"unmasked": 0.7, "needed_until": 0.7, "closed": 0.3} and found.loss is not None
+    assert not any("plateau" in text or "blind" in text for text in (found.reason, *found.warnings, found.kl_in_words))
+    assert [found.stage_from(cut) for cut in range(9)] == [""] * 9
+    assert Stages.from_dict(found.to_dict()) == found
+    with pytest.raises(ValueError, match="no spec without a plateau"):
+        to_spec(found, model="m", base_model="b")
+
+
+def test_of_all_text_nothing_new_is_stored() -> None:
+    stored = find_plateau(curve(three_stages)).to_dict()
+    assert {"closed_to", "needed_until"}.isdisjoint(stored)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "how", "outcome", "says"),
+    [
+        (lambda cut: 0.6, {}, "image_not_needed", "the last token needs to see the image in no layer: closed to it in"),
+        (lambda cut: 0.3 + 0.05 * cut, {}, "image_used_to_the_end", "the last token needs to see the image up to the"),
+        (three_stages, {"documents": 40}, "too_few_documents", "cannot tell: 40 independent documents"),
+        (lambda cut: 0.6, {"cuts": [3, 8]}, "rise_not_seen", "cannot tell from which layer on the last token no"),
+    ],
+)
+def test_every_outcome_has_words_of_its_own_for_some_of_the_text(
+    accuracy: Any, how: dict[str, Any], outcome: str, says: str
+) -> None:
+    found = find_plateau(curve(accuracy, **how), closed_to="last")
+    assert (found.outcome, found.plateau) == (outcome, None) and found.reason.startswith(says)
+    assert found.needed_until == (0 if outcome == "image_not_needed" else None)
+    assert "plateau" not in found.reason and "blind" not in found.reason
+
+
+def test_a_cost_that_may_be_chance_says_nothing_of_some_of_the_text() -> None:
+    calm = rows(lambda cut: 0.6, documents=200)
+    turned = calm["cut"].eq(0) & calm["doc_id"].isin([*range(8), *range(180, 186)])  # 8 lost, 6 gained
+    calm.loc[turned, "score"] = 1 - calm.loc[turned, "score"]
+    found = find_plateau(Curve(calm, 8), closed_to="question")
+    assert (found.outcome, found.needed_until) == ("image_gain_not_shown", None)
+    assert "(cut 0) it is not shown to cost anything" in found.reason
+
+
+def test_single_cuts_that_cost_are_told_where_closing_everywhere_costs_nothing() -> None:
+    found = find_plateau(curve(lambda cut: {0: 0.7, 8: 0.7}.get(cut, 0.5)), closed_to="question")
+    assert found.needed_until == 0
+    assert any("cut(s) 0 before 8 are within the margin too, but a larger cut is not" in w for w in found.warnings)
+
+
+def test_skipped_cuts_are_told_of_some_of_the_text_too() -> None:
+    found = find_plateau(curve(three_stages, cuts=[0, 2, 5, 8]), closed_to="last")
+    assert found.needed_until == 5
+    assert "cuts 3 to 4 were not evaluated: what is said of the layers from a cut on starts at one of them or at 5" in (
+        found.warnings
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"needed_until": 2}, {"closed_to": "question"}, {"closed_to": "words"}])
+def test_stages_that_contradict_themselves_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"needed_until|closed to the question|closed_to"):
+        Stages.from_dict(find_plateau(curve(three_stages)).to_dict() | wrong)
 
 
 # Properties

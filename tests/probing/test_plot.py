@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from plam_eval.probing.closed import ClosedTo
 from plam_eval.probing.curve import OVERALL, Curve
 from plam_eval.probing.plateau import Stages, find_plateau
 from plam_eval.probing.plot import curve_figure, plot_curve
@@ -142,6 +143,27 @@ def test_without_a_plateau_the_plot_says_why_and_shades_nothing() -> None:
     assert all(spans(axes) == {} for axes in drawn(figure))
     assert figure.get_suptitle().startswith("No plateau can be located: the blind model")
     assert not any("modal" in name for name in legend(figure))
+
+
+@pytest.mark.parametrize(("closed_to", "reader"), [("question", "the question"), ("last", "the last token")])
+def test_closed_to_some_of_the_text_no_stage_is_named(closed_to: ClosedTo, reader: str) -> None:
+    curve = scan(8, NINE)
+    figure = curve_figure(curve, find_plateau(curve, closed_to=closed_to, kl_threshold=0))
+    name = f"{reader} no longer needs to see the image"
+    assert all(spans(axes) == {name: (4, 8)} for axes in drawn(figure))
+    assert f"{name}: layers 4:8" in legend(figure)
+    assert figure.get_suptitle().startswith(
+        f"Image closed to {reader} alone: not needed from layer 4 of 8 on (1800 doc"
+    )
+    kl = drawn(figure)[2]
+    assert f"the image is closed to {reader} from it on (0: in every layer, 8: unmasked)" in kl.get_xlabel()
+    assert [text.get_text() for text in kl.texts] == ["KL rule: no cut"]
+    written = " ".join([*legend(figure), figure.get_suptitle(), *(axes.get_xlabel() for axes in figure.axes)])
+    assert not any(word in written for word in ("modal", "plateau", "Plateau", "blind"))
+    flat = scan(8, NINE, flat=True)
+    free = curve_figure(flat, find_plateau(flat, closed_to=closed_to))
+    assert free.get_suptitle().startswith(f"Image closed to {reader} alone: not needed in any of 8 layers")
+    assert spans(drawn(free)[0]) == {name: (0, 8)}
 
 
 def test_without_cut_0_nothing_is_said_of_the_early_stages() -> None:

@@ -58,6 +58,9 @@ def test_what_can_be_found_is_said_in_sentences() -> None:
     for which, limit in enumerate(limits):
         assert chance({"pope": 1000}, limit - 0.001)[which] >= 0.8 > chance({"pope": 1000}, limit + 0.001)[which]
     assert "1000 documents of 1 task " in enough[0] and "plateau of 8 cuts" in enough[0]
+    for documents in (100, 1000):
+        said = " ".join(what_can_be_found({"pope": documents}, closed_to="last"))
+        assert "that the last token does without the image" in said and "plateau" not in said
     assert what_can_be_found({}) == []
     (sure,) = what_can_be_found({"pope": 300}, confidence=0.999)
     assert sure.endswith("342 in each task are needed (margin 0.02, 99.9% confidence).")

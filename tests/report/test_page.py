@@ -156,6 +156,21 @@ def test_warnings_stand_with_the_answer_that_they_qualify(tmp_path: Path, no_ima
     assert page.text.count("rope_theta differs") == 1
 
 
+def test_a_scan_closed_to_some_of_the_text_is_called_no_plateau(tmp_path: Path, no_images: None) -> None:
+    write_scan(tmp_path / "all" / "last", closed_to="last")
+    write_scan(tmp_path / "all" / "text")
+    page = Page(write_report([tmp_path / "all" / "last"], tmp_path / "out"))
+    assert "Where the last token uses the image" in page.headings
+    assert "From which decoder layer on does the last token no longer need to see the image in pair/mllm?" in page.text
+    (box,) = answer_boxes(page)
+    assert "From cut 4 on, the last token no longer needs to see the image" in box
+    assert "image open in" in page.text and "layers from here" not in page.text
+    prose = page.text[: page.text.index("Where it comes from")].replace("this is no plateau, and no spec follows", "")
+    assert "plateau" not in prose.lower() and "modal" not in page.text and "blind" not in page.text
+    both = Page(write_report([tmp_path / "all"], tmp_path / "both"))
+    assert {"Where the image is used: text", "Where the last token uses the image: last"} <= set(both.headings)
+
+
 def test_a_range_has_one_spelling(tmp_path: Path, no_images: None) -> None:
     write_scan(tmp_path / "all" / "scan")
     some_sweep(tmp_path / "all" / "sweep")

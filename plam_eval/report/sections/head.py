@@ -14,6 +14,7 @@ from plam_eval.evaluation.scan_folder import UNMASKED, Scan, read_settings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.harness.run_files import result_files
+from plam_eval.probing.closed import READERS
 from plam_eval.report.blocks import Answer
 from plam_eval.report.sections.shared import selection_note
 from plam_eval.report.sections.warnings import Warned
@@ -165,6 +166,14 @@ def scan_question(scan: Scan, said: list[Sequence[str]]) -> str:
     """
     settings = read_settings(scan.folder)
     curve = scan.curve
+    if scan.stages.closed_to != "text":
+        reader = READERS[scan.stages.closed_to]
+        return (
+            f"From which decoder layer on does {reader} no longer need to see the image in {settings['pretrained']}? "
+            f"{count_of(sum(curve.documents.values()), 'document')} of {tasks_named(curve.tasks, said)} were answered "
+            f"with the image closed to {reader} from later layers on, under {len(curve.cuts)} cuts of its "
+            f"{curve.num_layers} layers."
+        )
     return (
         f"From which decoder layer on does {settings['pretrained']} no longer need to see its image? "
         f"{count_of(sum(curve.documents.values()), 'document')} of {tasks_named(curve.tasks, said)} were answered with "
