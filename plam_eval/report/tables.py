@@ -21,6 +21,7 @@ from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
+    from plam_eval.evaluation.attend.findings import AttendFindings
     from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job
@@ -247,6 +248,47 @@ def show_scan(finished: Scan, console: Terminal) -> None:
             else "the base LLM is not known (--base)"
         )
         console.say(f"No spec was written: {why}")
+
+
+def attention(findings: AttendFindings) -> PlainTable:
+    """One line for each measure and place that is quoted: every setting's mean, and below it merged's p against it.
+
+    Args:
+        findings: of a `plam attend`.
+    """
+    rows = findings.table()
+    others = list(dict.fromkeys(rows["first"]))
+    table = PlainTable(caption_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("measure", min_width=13)
+    for name in ("layers", "merged", *others):
+        table.add_column(name, justify="right", overflow="fold")
+    for (measure, layers), pairs in rows.groupby(["measure", "layers"], sort=False):
+        by_first = {row.first: row for row in pairs.itertuples()}
+        cells = ["" if name not in by_first else _against(by_first[name]) for name in others]
+        table.add_row(str(measure).replace("_", " "), layers, f"{pairs['second_mean'].iloc[0]:.3f}", *cells)
+    table.caption = (
+        "means over tasks; p: of merged against this setting, by sign flips of groups of documents\n"
+        "over chance: ln(attention in boxes / their share of the image); other: in the boxes of other documents"
+    )
+    return table
+
+
+def _against(row: Any) -> str:
+    return f"{row.first_mean:.3f}" if math.isnan(row.p) else f"{row.first_mean:.3f}\np {format_p(row.p)}"
+
+
+def show_attention(findings: AttendFindings, console: Terminal) -> None:
+    """Print what is quoted, the sentence, warnings, and where everything is.
+
+    Args:
+        findings: of a `plam attend`.
+        console: where to.
+    """
+    if len(findings.table()):
+        console.show(attention(findings))
+    console.say(findings.sentence)
+    console.warn(findings.warnings)
+    console.say(f"Tables by layer, figures and pictures: {findings.folder}")
 
 
 def _interval(low: float, high: float) -> str:

@@ -353,7 +353,7 @@ class Recorder:
             pictures.images[0],
             task=key[0],
             doc_id=key[1],
-            question=str(rows[0]["prompt"]),
+            question=str(self._asked[key].args[0]),
             target=str(rows[0]["target"]),
             answers={name: rows[distinct.index(known.answers[name])]["answer"] for name in self.settings.specs},
             boxes=pictures.boxes[0] if pictures.boxes else [],
