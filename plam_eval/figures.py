@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -55,18 +56,18 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def add_legend(figure: Figure, handles: Sequence[Line2D | Patch], **where: Any) -> None:
+def add_legend(figure: Figure | Axes, handles: Sequence[Line2D | Patch], **where: Any) -> None:
     """A legend with the handles' names as they are: matplotlib leaves out those that begin with an underscore.
 
     Args:
-        figure: what it is added to.
+        figure: what it is added to, or one panel of it.
         handles: what it explains, each with its label.
-        **where: place, columns and title, as `Figure.legend` takes them.
+        **where: place, columns, size and title, as `Figure.legend` takes them.
     """
     names = [str(handle.get_label()) for handle in handles]
     # The stand-ins are as long as the names, by which a legend is laid out.
     stand_ins = ["x" * max(1, len(name)) for name in names]
-    legend = figure.legend(list(handles), stand_ins, fontsize=8.5, frameon=False, **where)
+    legend = figure.legend(list(handles), stand_ins, **{"fontsize": 8.5, "frameon": False, **where})
     for written, name in zip(legend.get_texts(), names, strict=True):
         written.set_text(name)
         written.set_parse_math(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +182,7 @@ def _finish_axes(panels: _Panels, curve: Curve, stages: Stages) -> None:
     if stages.closed_to != "text":
         what, least = f"closed to {READERS[stages.closed_to]}", "in every layer"
     kl.set_xlabel(f"cut layer: the image is {what} from it on (0: {least}, {curve.num_layers}: unmasked)")
-    _set_ticks(kl, curve)
+    set_layer_ticks(kl, curve.num_layers, curve.cuts)
     kl.set_xlim(curve.cuts[0] - 0.02 * curve.num_layers, curve.num_layers * 1.02)
     for axes in panels:
         axes.grid(axis="y", linewidth=0.5, alpha=0.4)
@@ -240,13 +241,18 @@ def _layers(start: int, end: int) -> str:
     return f"layers {start}:{end}"
 
 
-def _set_ticks(axes: Axes, curve: Curve) -> None:
-    """Whole numbers with both ends; small marks at the evaluated cuts."""
-    layers = curve.num_layers
+def set_layer_ticks(axes: Axes, layers: int, cuts: Sequence[int] = ()) -> None:
+    """Whole numbers from 0 to the number of layers, both ends among them.
+
+    Args:
+        axes: whose x axis has cuts, layers or depths.
+        layers: of the decoder.
+        cuts: that have a small mark.
+    """
     step = next(step for step in (1, 2, 4, 5, 10, 20, 50, 100, 1000) if layers / step <= 18)
     ticks = [tick for tick in range(0, layers, step) if layers - tick >= step * 0.7]
     axes.set_xticks([*ticks, layers])
-    axes.set_xticks(curve.cuts, minor=True)
+    axes.set_xticks(cuts, minor=True)
 
 
 def _logarithmic(kl: pd.Series) -> pd.Series:
