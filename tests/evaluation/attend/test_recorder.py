@@ -14,7 +14,7 @@ from PIL import Image
 from plam_eval.decoding import merge_rows
 from plam_eval.decoding.greedy import model_inputs
 from plam_eval.evaluation.answer_store import AnswerStore
-from plam_eval.evaluation.attend.document import SINKS, frame_of
+from plam_eval.evaluation.attend.document import finest, frame_of
 from plam_eval.evaluation.attend.folder import MEASURES, MERGED, PLAIN, AttendError
 from plam_eval.evaluation.attend.recorder import NO_IMAGE, Recorder, shown_first
 from plam_eval.evaluation.attend.settings import Settings
@@ -26,7 +26,7 @@ from plam_eval.harness.wrapper import text_of, writable
 from plam_eval.probing.attention import attention_rows, tokens_behind_images
 from plam_eval.probing.attention_measures import measures, sink_dimensions, sink_tokens
 from plam_eval.probing.decoder import ProbeError
-from plam_eval.probing.token_grid import TILES, WHOLE, token_grids
+from plam_eval.probing.token_grid import TILES, WHOLE, ImageTokens, token_grids
 from plam_eval.spec import PlateauSpec, load_spec
 from tests.helpers.mllm import picture
 from tests.helpers.wrappers import WRAPPER, arguments
@@ -347,16 +347,15 @@ def test_documents_to_draw_are_of_all_tasks_and_those_with_boxes_first() -> None
     assert shown_first({}, {"a": iter([0])}, 3) == {("a", 0)}
 
 
-def test_a_frame_is_the_whole_grid_of_which_cells_were_cut(load: Any, mllm: Any) -> None:
-    loaded = mllm("llava")
-    wide = picture(0, (120, 60))
+def test_a_frame_is_the_whole_grid_of_which_cells_were_cut(mllm: Any) -> None:
+    loaded, wide = mllm("llava"), picture(0, (120, 60))
     inputs = loaded.batch(["Look: ", wide])
-    ((image,),) = token_grids(loaded.model, loaded.processor, inputs, [wide.size])
-    print(frame_of(image, WHOLE))
-    loaded = mllm("llava_next")
-    inputs = loaded.batch(["Look: ", wide])
-    ((image,),) = token_grids(loaded.model, loaded.processor, inputs, [wide.size])
-    print(frame_of(image, WHOLE), frame_of(image, TILES), image.shape(TILES))
-    left, top, right, bottom = frame_of(image, TILES)
-    assert left <= 0 and top <= 0 and right >= 120 and bottom >= 60
-    assert len(SINKS) == 2
+    ((cropped,),) = token_grids(loaded.model, loaded.processor, inputs, [wide.size])
+    assert frame_of(cropped, WHOLE) == (30.0, 0.0, 90.0, 60.0)
+    row, column = (each.ravel() for each in np.mgrid[:4, :4])
+    corner = np.stack([column * 30.0, row * 30.0 - 30.0], 1)  # a square of 120 around an image of 120 x 60
+    cells = np.concatenate([corner, corner + 30], 1).clip(0, [120, 60, 120, 60])
+    padded = ImageTokens(np.arange(16), np.full(16, TILES), row, column, cells, (120, 60))
+    assert frame_of(padded, TILES)[::2] == (0.0, 120.0) and finest(padded) == TILES
+    taller = ImageTokens(np.arange(16), np.full(16, TILES), row, column, cells * 2 / 3 + [0, 5, 0, 5], (80, 50))
+    assert frame_of(taller, TILES) == pytest.approx((0.0, -15.0, 80.0, 65.0))
