@@ -60,7 +60,7 @@ def write_overlays(attended: Attended, findings: AttendFindings) -> list[str]:
     Returns:
         Why documents were not drawn, in words.
     """
-    layers, how = _layers_to_draw(findings)
+    layers, how = layers_to_draw(findings)
     problems = []
     for file in attended.shown:
         target = files.inside(attended.folder, f"{SHOWN}/{file.stem}.png", str(attended.folder))
@@ -75,8 +75,12 @@ def write_overlays(attended: Attended, findings: AttendFindings) -> list[str]:
     return problems
 
 
-def _layers_to_draw(findings: AttendFindings) -> tuple[list[int], str]:
-    """The layers of overlays, and how they were chosen, in words."""
+def layers_to_draw(findings: AttendFindings) -> tuple[list[int], str]:
+    """The layers of overlays, and how they were chosen, in words.
+
+    Args:
+        findings: of the folder that the documents are of.
+    """
     for measure in (OVER_CHANCE, "entropy"):
         if (layer := findings.chosen_layer(measure)) is not None:
             return [layer], f"layer {layer}, chosen on {'other' if findings.held_out else 'the same'} documents"
