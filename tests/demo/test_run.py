@@ -164,7 +164,7 @@ import signal, sys, time
 from pathlib import Path
 from plam_eval.demo import run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell script started with &
-with run._attended(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
+with run._tethered(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
     print(process.stdout.readline().decode(), end="", flush=True)
     time.sleep(120)
 """
