@@ -7,7 +7,7 @@ progress and notes go to standard error. Importing this module imports nothing h
 
 from __future__ import annotations
 
-from plam_eval.api.attend import attend, read_attend
+from plam_eval.api.attention import attend, read_attend
 from plam_eval.api.merging import merge
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
 from plam_eval.api.runs import compare, read_run

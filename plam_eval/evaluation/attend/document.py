@@ -103,19 +103,16 @@ def frame_of(image: ImageTokens, plane: int) -> Box:
     """
     inside = image.plane == plane
     rows, columns = image.shape(plane)
-    width, height = image.size
-    left, right = _ends(image.boxes[inside][:, [0, 2]], image.column[inside], columns, width)
-    top, bottom = _ends(image.boxes[inside][:, [1, 3]], image.row[inside], rows, height)
+    left, right = _ends(image.boxes[inside][:, [0, 2]], image.column[inside], columns)
+    top, bottom = _ends(image.boxes[inside][:, [1, 3]], image.row[inside], rows)
     return left, top, right, bottom
 
 
-def _ends(edges: NDArray[np.float64], number: NDArray[np.int64], count: int, side: int) -> tuple[float, float]:
-    """Where the first of `count` equal cells begins and the last one ends; one that is whole says it for all."""
-    whole = (edges[:, 0] > 0) & (edges[:, 1] < side) & (edges[:, 1] > edges[:, 0])
-    if not whole.any():
-        return float(edges[:, 0].min()), float(edges[:, 1].max())
-    first, last = edges[whole][0]
-    start = first - number[whole][0] * (last - first)
+def _ends(edges: NDArray[np.float64], number: NDArray[np.int64], count: int) -> tuple[float, float]:
+    """Where the first of `count` equal cells begins and the last one ends; the largest is whole and says it for all."""
+    largest = int((edges[:, 1] - edges[:, 0]).argmax())
+    first, last = edges[largest]
+    start = first - number[largest] * (last - first)
     return float(start), float(start + count * (last - first))
 
 

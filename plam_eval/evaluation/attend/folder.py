@@ -315,7 +315,7 @@ def _table(
         if column in columns:
             table[column] = table[column].astype(object).where(table[column].notna(), None)
             values = table[column].dropna()
-            odd += [] if values.map(lambda value, kind=kind: isinstance(value, kind)).all() else [column]
+            odd += [] if values.map(type).isin([kind]).all() else [column]
     keys = [column for column in ("task", "doc_id", "setting", "layer", "sinks", "depth") if column in columns]
     if odd:
         raise DamagedFileError(f"{file}: {listed(odd)}: found values that `plam attend` does not write; {_AGAIN}")

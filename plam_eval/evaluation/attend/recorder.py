@@ -186,8 +186,8 @@ class Recorder:
         names = [name for name in self.settings.specs if any(name in of for of in lacking.values())]
         parts = [names[start : start + self.together] for start in range(0, len(names), self.together)]
         wanted = [[key for key, of in lacking.items() if of & set(part)] for part in parts]
-        about = {"desc": f"looking under {len(self.settings.specs)} settings", "unit": "document"}
-        with tqdm(total=sum(map(len, wanted)), disable=self.model.rank != 0, **about) as bar:
+        count, about = sum(map(len, wanted)), f"looking under {len(self.settings.specs)} settings"
+        with tqdm(total=count, desc=about, unit="document", disable=self.model.rank != 0) as bar:
             for part, keys in zip(parts, wanted, strict=True):
                 merges = self._merges(part)
                 for key in keys:

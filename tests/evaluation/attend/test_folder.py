@@ -46,7 +46,7 @@ def test_what_is_empty_or_missing_is_a_value_that_is_not_there(written: Path) ->
     attended = load(written)
     assert attended.depth is None
     assert attended.answers["skipped"].dropna().unique().tolist() == ["it has no image"]
-    assert attended.answers.loc[nothing, "answer"].tolist() == [None] * nothing.sum()
+    assert set(attended.answers.loc[nothing, "answer"]) == {None}
 
 
 @pytest.mark.parametrize("name", [layout.MEASURES_FILE, layout.ANSWERS_FILE, layout.DEPTH_FILE])

@@ -58,7 +58,8 @@ def same(one: layout.Attended, other: layout.Attended, atol: float = 0.0) -> Non
 
 @pytest.mark.usefixtures("tables_only")
 def test_a_folder_has_the_plain_run_the_tables_and_what_to_draw(lm, in_suite, settings, tmp_path):
-    attended = attend(lm, "gqa,pope", tmp_path, settings, limit=6, show=3, depth=True)
+    attend(lm, "gqa,pope", tmp_path, settings, limit=6, show=3, depth=True)
+    attended = load(tmp_path)
     assert len(attended.measures) == 12 * 3 * 8 * 2 and len(attended.answers) == 12 * 3
     assert attended.depth is not None and len(attended.depth) == 12 * 3 * 9
     # The plain run beside it is lmms-eval's own, and the clusters are those of its log.
@@ -81,9 +82,13 @@ def test_a_folder_has_the_plain_run_the_tables_and_what_to_draw(lm, in_suite, se
 def test_what_was_stopped_goes_on_and_more_is_added(lm, in_suite, settings, tmp_path, monkeypatch):
     from plam_eval.decoding import merge_rows
 
-    looked: list[int] = []
-    stock = merge_rows.generate_with_rows
-    monkeypatch.setattr(merge_rows, "generate_with_rows", lambda *a, **given: looked.append(1) or stock(*a, **given))
+    looked, stock = list[int](), merge_rows.generate_with_rows
+
+    def counted(*args: Any, **given: Any) -> Any:
+        looked.append(1)
+        return stock(*args, **given)
+
+    monkeypatch.setattr(merge_rows, "generate_with_rows", counted)
     attend(lm, "pope,gqa", tmp_path / "whole", settings, limit=4)
     assert len(looked) == 8
     add, folder = AnswerStore.add, tmp_path / "stopped"
@@ -162,15 +167,16 @@ def test_a_loaded_wrapper_is_plain_meanwhile_and_merged_again_after(lm, in_suite
 def test_one_image_gives_the_same_record_table_and_picture(lm, tmp_path, monkeypatch):
     picture(4, (48, 40)).save(tmp_path / "cat.png")
     lm.merge("demo", base=str(PAIR / "base"))
+    boxes: Any = [(4, 4, 20, 20), "24,8,40,30"]
     given: dict[str, Any] = {"image": tmp_path / "cat.png", "question": "What color is it?", "depth": True}
     try:
-        plam_eval.attend(lm, output=tmp_path / "out", box=[(4, 4, 20, 20), "24,8,40,30"], **given)
+        plam_eval.attend(lm, output=tmp_path / "out", box=boxes, **given)
         attended = load(tmp_path / "out")
         with pytest.raises(AttendError, match="image"):
             plam_eval.attend(lm, output=tmp_path / "out", **given)  # without the boxes
         picture(5, (48, 40)).save(tmp_path / "cat.png")
         with pytest.raises(AttendError, match="image"):
-            plam_eval.attend(lm, output=tmp_path / "out", box=[(4, 4, 20, 20), "24,8,40,30"], **given)
+            plam_eval.attend(lm, output=tmp_path / "out", box=boxes, **given)
     finally:
         lm.merge(None)
     assert len(attended.measures) == 4 * 8 * 2 and attended.measures["box_share"].notna().all()
@@ -202,7 +208,8 @@ def test_boxes_of_a_file_are_taken_in_place_of_a_datasets(lm, in_suite, settings
 @pytest.mark.usefixtures("tables_only")
 def test_tasks_without_scores_can_be_looked_at_all_the_same(lm, in_suite, settings, tmp_path, monkeypatch):
     monkeypatch.setitem(TASKS, "pope", replace(TASKS["pope"], score=None, unscored="a server scores it"))
-    attended = attend(lm, "pope", tmp_path, settings, limit=2, show=0)
+    attend(lm, "pope", tmp_path, settings, limit=2, show=0)
+    attended = load(tmp_path)
     assert len(attended.measures) == 2 * 3 * 8 * 2 and attended.answers["score"].isna().all()
     assert attended.answers["answer"].notna().all()
 
