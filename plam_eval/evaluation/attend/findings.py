@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +143,15 @@ def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[P
             OutsideError: it cannot be read.
     """
     from plam_eval.evaluation.attend.overlays import write_overlays
-    from plam_eval.evaluation.attend.plot import plot_attention
+    from plam_eval.evaluation.attend.plot import attention_figure
+    from plam_eval.figures import save_figure
 
     attended = layout.load(Path(folder))
     findings = find(attended, select=select)
-    for suffix in (".png", ".svg"):
-        file = files.inside(attended.folder, f"{ATTENTION_FIGURE}{suffix}", str(attended.folder))
-        files.write_in_one_step(file, lambda path: plot_attention(attended, findings, path))
+    drawn = {ATTENTION_FIGURE: attention_figure(attended, findings)}
+    for (name, figure), suffix in product(drawn.items(), (".png", ".svg")):
+        file = files.inside(attended.folder, f"{name}{suffix}", str(attended.folder))
+        files.write_in_one_step(file, partial(save_figure, figure))
     if undrawn := write_overlays(attended, findings):
         findings = replace(findings, warnings=(*findings.warnings, *undrawn))
     findings.write()
@@ -166,7 +170,7 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
             reported.
 
     Raises:
-        AttendError: no document has measures.
+        AttendError: no document has measures, or layers are merged that the decoder has not.
         InputError: `select` leaves none of a task to report on.
     """
     if select is not None and select < 0:
@@ -175,6 +179,11 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
     if attended.measures.empty:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in skipped.items())
         raise AttendError(f"{attended.folder}: no document has measures" + (f": {reasons}" if reasons else ""))
+    if attended.plateau is not None and attended.plateau[1] > attended.num_layers:
+        start, end = attended.plateau
+        raise AttendError(
+            f"{attended.folder}: layers {start}:{end} are merged, and the decoder has {attended.num_layers}"
+        )
     compared = compare(attended, select)
     return AttendFindings(
         folder=attended.folder,

@@ -33,6 +33,7 @@ from plam_eval.terminal import shown as as_text
 LONGEST_TEXT = 600
 """Letters of a question or an answer that are drawn; what is longer is cut."""
 
+_BY = (OVER_CHANCE, "entropy")  # measures by which a layer is chosen, the first that has one
 _PANEL = 2.5  # inches
 _COLUMNS = 4
 _WIDTH_OF_LETTER = 0.085  # inches, of a narrow one at 9 points
@@ -60,7 +61,7 @@ def write_overlays(attended: Attended, findings: AttendFindings) -> list[str]:
     Returns:
         Why documents were not drawn, in words.
     """
-    layers, how = layers_to_draw(findings)
+    layers, how = layers_to_show(findings), layers_in_words(findings)
     problems = []
     for file in attended.shown:
         target = files.inside(attended.folder, f"{SHOWN}/{file.stem}.png", str(attended.folder))
@@ -75,19 +76,28 @@ def write_overlays(attended: Attended, findings: AttendFindings) -> list[str]:
     return problems
 
 
-def layers_to_draw(findings: AttendFindings) -> tuple[list[int], str]:
-    """The layers of overlays, and how they were chosen, in words.
+def layers_to_show(findings: AttendFindings) -> list[int]:
+    """The layers that documents are drawn at: the one that is quoted, or else those that are merged.
 
     Args:
-        findings: of the folder that the documents are of.
+        findings: of a folder.
     """
-    for measure in (OVER_CHANCE, "entropy"):
+    for measure in _BY:
         if (layer := findings.chosen_layer(measure)) is not None:
-            return [layer], f"layer {layer}, chosen on {'other' if findings.held_out else 'the same'} documents"
-    start, end = findings.plateau or (findings.num_layers // 2, findings.num_layers)
-    return list(
-        range(start, end)
-    ), f"mean of layers {start}:{end}, {'merged' if findings.plateau else 'the later half'}"
+            return [layer]
+    return list(range(*(findings.plateau or (0, findings.num_layers))))
+
+
+def layers_in_words(findings: AttendFindings) -> str:
+    """Which layers `layers_to_show` names, and how they were chosen.
+
+    Args:
+        findings: of a folder.
+    """
+    layers = layers_to_show(findings)
+    if any(findings.chosen_layer(measure) is not None for measure in _BY):
+        return f"layer {layers[0]}, chosen on {'other' if findings.held_out else 'the same'} documents"
+    return f"mean of layers {layers[0]}:{layers[-1] + 1}, {'the merged ones' if findings.plateau else 'all'}"
 
 
 def overlay_figure(
@@ -151,7 +161,7 @@ def overlay_figure(
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     named = how or f"layers {', '.join(map(str, layers))}"
     figure.suptitle("\n".join(question), x=0.01, ha="left", fontsize=10)
-    figure.supxlabel(_plainly(f"right answer: {shown.target}   ({named})", 160), x=0.01, ha="left", fontsize=9)
+    figure.supxlabel(_plainly(f"right answer: {shown.target}; {named}", 160), x=0.01, ha="left", fontsize=9)
     names_as_text(figure)
     for text in figure.findobj(Text):
         text.set_fontfamily(list(_families()[0]))

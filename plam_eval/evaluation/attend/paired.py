@@ -238,9 +238,9 @@ def _quantiles(documents: Documents, below: Floats, above: Floats, *, logarithm:
     means, empty = halves(np.hstack([below, above]), cluster, _RESAMPLES, np.random.default_rng(1))
     sides = np.split(means, [below.shape[1]], axis=1)
     halved = _statistic(sides) if logarithm else sides[1] / sides[0]
-    without = empty[:, None] > 0
-    low = np.quantile(np.where(without, -np.inf, halved), _TAIL, axis=0, method="lower")
-    high = np.quantile(np.where(without, np.inf, halved), 1 - _TAIL, axis=0, method="higher")
+    halved = np.ascontiguousarray(halved.T)
+    low = np.quantile(np.where(empty > 0, -np.inf, halved), _TAIL, axis=1, method="lower")
+    high = np.quantile(np.where(empty > 0, np.inf, halved), 1 - _TAIL, axis=1, method="higher")
     return low, high
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,7 +18,7 @@ from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE
 from plam_eval.evaluation.attend.findings import AttendFindings
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.sentence import QUERIES
-from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend, save_figure
+from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
@@ -47,23 +46,6 @@ class _Series(NamedTuple):
     high: Sequence[float]
 
 
-def plot_attention(attended: Attended, findings: AttendFindings, path: str | Path) -> Path:
-    """Write `attention_figure`; equal findings give equal files.
-
-    Args:
-        attended: a folder's content.
-        findings: of it.
-        path: its suffix, .png or .svg, says in which format.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: another suffix.
-    """
-    return save_figure(attention_figure(attended, findings), path)
-
-
 def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
     """Measures by layer: of every setting, with sinks left out and counted, and as differences from plain.
 
@@ -85,7 +67,6 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
         for axes, sinks in ((without, WITHOUT_SINKS), (counted, WITH_SINKS)):
             for setting, series in _of_levels(levels, measure, sinks, attended.settings):
                 _draw(axes, series, looks[setting])
-        _share_y(without, counted)
         for setting, series in _of_differences(findings.differences, measure, attended.settings):
             _draw(difference, series, looks[setting])
         if measure == OVER_CHANCE:
@@ -93,13 +74,15 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
                 for setting, series in _of_levels(levels, OTHER_OVER_CHANCE, sinks, (PLAIN, MERGED)):
                     _draw(axes, series, {**looks[setting], "linestyle": ":", "linewidth": 1.2}, band=False)
                 axes.axhline(0, color="black", linewidth=0.8, alpha=0.6)
+        _share_y(without, counted)
         difference.axhline(0, color="black", linewidth=0.8, alpha=0.6)
         without.set_ylabel(_ROWS[measure])
         for axes in (without, counted, difference):
             _finish(axes, findings, findings.chosen_layer(measure))
     for axes, title in zip(panels[0], ("sinks left out", "sinks counted", "minus plain (sinks left out)"), strict=True):
         axes.set_title(title, fontsize=9.5)
-    figure.supxlabel("decoder layer", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("decoder layer", fontsize=8.5)
     figure.align_ylabels()
     figure.suptitle(textwrap.fill(_headline(findings), 110), x=0.01, ha="left", fontsize=11, parse_math=False)
     add_legend(

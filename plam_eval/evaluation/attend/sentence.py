@@ -7,7 +7,7 @@ where `self_scale`, the same scale without the base, is not among the settings.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -42,11 +42,34 @@ class _Measure(NamedTuple):
     more: str
     less: str
 
+    def direction(self, row: Mapping[str, Any]) -> int:
+        """1 where the second setting is more focused, -1 where less, 0 where no difference is shown."""
+        if not row["p"] < SIGNIFICANT:  # NaN as well
+            return 0
+        return self.focus if row["difference"] > 0 else -self.focus
+
+    def words(self, direction: int) -> str:
+        return self.more if direction > 0 else self.less
+
 
 _SAID = {
-    OVER_CHANCE: _Measure("Boxes", 1, "more focused on the boxes", "less focused on the boxes"),
-    "entropy": _Measure("Entropy", -1, "more focused (of lower entropy)", "more diffuse (of higher entropy)"),
+    OVER_CHANCE: _Measure("Boxes (ln of share over chance)", 1, "more focused on them", "less focused on them"),
+    "entropy": _Measure("Entropy over the image (nats)", -1, "more focused", "more diffuse"),
 }
+
+
+class _Place(NamedTuple):
+    """Where a measure is quoted, and on which documents."""
+
+    place: str
+    on: str
+
+
+class _Pair(NamedTuple):
+    """Merged against plain and against its scale alone: rows of `Compared.quoted`, p as it counts there."""
+
+    plain: dict[str, Any]
+    scale: dict[str, Any]
 
 
 def sentence_of(attended: Attended, compared: Compared) -> str:
@@ -56,23 +79,25 @@ def sentence_of(attended: Attended, compared: Compared) -> str:
         attended: a folder's content.
         compared: its tables.
     """
+    scale = _scale(attended)
     if MERGED not in attended.settings:
         return f"Nothing is said of a merge: there is no setting {MERGED} among {', '.join(attended.settings)}."
-    if SELF_SCALE not in attended.settings:
+    if scale is None:
         return (
             f"Whether merging focuses attention is not said: the setting {SELF_SCALE} is missing, and larger weights "
             "sharpen attention by themselves, with nothing of a base in them."
         )
-    clusters = len(compared.documents.drop_duplicates(["task", "cluster"]))
+    if scale == MERGED:
+        return f"Nothing is said of a base: {MERGED} is {SELF_SCALE} itself, to the bit."
+    documents, clusters = len(compared.documents), len(compared.documents.drop_duplicates(["task", "cluster"]))
     if clusters < LEAST_CLUSTERS:
+        what = f"{_count(documents, 'document')} of {_count(clusters, 'cluster')} (of one image each)"
         return (
-            f"{_count(len(compared.documents), 'document')} of {_count(clusters, 'cluster')} (a cluster is one image) "
-            f"can show no difference, which takes {LEAST_CLUSTERS} clusters at least: the figures describe "
-            f"{'it' if len(compared.documents) == 1 else 'them'}, and say nothing of others."
+            f"{what} can show no difference, which takes {LEAST_CLUSTERS} clusters at least: figures describe "
+            f"{'it' if documents == 1 else 'them'}, and say nothing of others."
         )
     who = QUERIES.get(attended.made_with["queries"], str(attended.made_with["queries"]))
-    said = [f"{_SAID[measure].name}: {_clause(measure, attended, compared)}." for measure in _SAID]
-    return f"Attention of {who}, {_sinks_in_words(WITHOUT_SINKS)}. {' '.join(said)}"
+    return " ".join([f"Attention of {who}, sinks left out.", *_Words(attended, compared, scale).clauses()])
 
 
 def warnings_of(attended: Attended, compared: Compared) -> list[str]:
@@ -82,186 +107,176 @@ def warnings_of(attended: Attended, compared: Compared) -> list[str]:
         attended: a folder's content.
         compared: its tables.
     """
-    keys = compared.documents
-    clusters = keys.drop_duplicates(["task", "cluster"]).groupby("task", sort=False).size()
-    few = [f"{task} ({count})" for task, count in clusters.items() if count < LEAST_CLUSTERS]
-    warnings = list(_of_boxes(attended, compared))
-    if few:
-        warnings.append(
-            f"no intervals can be given where a task has fewer than {LEAST_CLUSTERS} clusters: {', '.join(few)}"
-        )
-    if MERGED in attended.settings and not compared.held_out:
-        where = "the documents that are reported" if compared.chosen_on else "nothing: there are too few clusters"
-        warnings.append(f"layers were chosen on {where}")
+    clusters = compared.documents.drop_duplicates(["task", "cluster"]).groupby("task", sort=False).size()
+    warnings = list(_Words(attended, compared, _scale(attended) or PLAIN).of_boxes())
+    if 1 < clusters.sum() < LEAST_CLUSTERS:
+        warnings.append(f"{clusters.sum()} clusters in all: no interval and no p below 0.05 can be had of so few")
+    if MERGED in attended.settings and clusters.sum() >= LEAST_CLUSTERS:
+        unchosen = [str(task) for task in clusters.index if task not in compared.chosen_on]
+        if not compared.held_out:
+            warnings.append("layers were chosen on the documents that are reported: figures look better than they are")
+        elif unchosen:
+            warnings.append(f"layers were chosen without {', '.join(unchosen)}, whose documents are all of one cluster")
     return warnings
 
 
-# ---- a measure -------------------------------------------------------------------------------------------------------
+def _scale(attended: Attended) -> str | None:
+    """The setting that is the merge's scale without the base; None where it was not looked at."""
+    equal = attended.made_with.get("equal")
+    other = equal.get(SELF_SCALE) if isinstance(equal, dict) else None  # looked at under another name
+    name = SELF_SCALE if other is None else other
+    return name if name in attended.settings else None
 
 
-class _Quoted(NamedTuple):
-    """A measure in one place against plain and against its scale: rows of `Compared.quoted`, p as it counts there."""
+class _Words:
+    """What is said of a folder with a merge and its scale.
 
-    plain: dict[str, Any]
-    scale: dict[str, Any]
+    Args:
+        attended: a folder's content.
+        compared: its tables.
+        scale: the setting that is the scale of the merge.
+    """
 
-    @property
-    def enough(self) -> bool:
-        return min(self.plain["clusters"], self.scale["clusters"]) >= LEAST_CLUSTERS
+    def __init__(self, attended: Attended, compared: Compared, scale: str) -> None:
+        self._attended, self._compared, self._scale = attended, compared, scale
 
-    def directions(self, focus: int) -> tuple[int, int]:
-        """Against plain and against scale: 1 more focused, -1 less, 0 not shown to differ."""
-        return _direction(self.plain, focus), _direction(self.scale, focus)
+    def clauses(self) -> Iterator[str]:
+        """A sentence for each measure, and where and on what they were taken."""
+        told: dict[str, list[str]] = {}
+        for measure, said in _SAID.items():
+            if not (self._compared.quoted["measure"] == measure).any():
+                yield "No document has boxes." if measure == OVER_CHANCE else f"{said.name}: nothing to compare."
+                continue
+            place = self._place(measure)
+            if place is None:
+                yield f"{said.name}: of too few clusters to show a difference, which takes {LEAST_CLUSTERS} at least."
+                continue
+            pair = self._pair(measure, WITHOUT_SINKS, place)
+            assert pair is not None  # as _place has seen
+            yield f"{said.name}: {self._clause(measure, pair, place)}."
+            told.setdefault(self._taken(pair, place), []).append(said.name.split(" (")[0])
+        for taken, names in told.items():
+            yield f"{taken}." if len(told) == 1 else f"{' and '.join(names)}: {taken[0].lower()}{taken[1:]}."
 
+    def of_boxes(self) -> Iterator[str]:
+        """Whether boxes say something of looking, and of how many documents."""
+        levels = self._compared.levels
+        levels = levels[(levels["sinks"] == WITHOUT_SINKS) & (levels["setting"] == PLAIN)]
+        own, everything = levels[levels["measure"] == OVER_CHANCE], len(self._compared.documents)
+        if not len(own):
+            yield "no document has boxes: where in the image the model looks is not compared"
+            return
+        if (having := int(own["documents"].max())) < everything:
+            yield f"{everything - having} of {everything} documents have no boxes, and do not count where boxes do"
+        place = self._place(OVER_CHANCE)
+        pair = self._pair(OVER_CHANCE, WITHOUT_SINKS, place) if place is not None else None
+        if place is None or pair is None:
+            return
+        if other := self._of_others(place):
+            yield (
+                f"boxes of other documents, in which nothing should change, show a difference of {MERGED} from "
+                f"{other['first']} {_numbers(other)}: boxes say something of images then, and nothing of looking"
+            )
+        if not pd.isna(layer := pair.plain["layer"]):
+            others = levels[(levels["measure"] == OTHER_OVER_CHANCE) & (levels["layer"] == layer)]
+            for row in others.to_dict("records"):
+                if row["low"] > 0 or row["high"] < 0:
+                    yield (
+                        f"boxes of other documents draw {math.exp(row['mean']):.2f} times their chance in the plain "
+                        f"model (layer {layer}): some of what boxes draw is of where they lie, whatever is asked"
+                    )
 
-def _direction(row: dict[str, Any], focus: int) -> int:
-    if not row["p"] < SIGNIFICANT:  # NaN as well
-        return 0
-    return focus if row["difference"] > 0 else -focus
-
-
-def _quoted(compared: Compared, measure: str, sinks: str, place: str, on: str) -> _Quoted | None:
-    """None where there is no such place."""
-    table = compared.quoted
-    rows = table[
-        (table["measure"] == measure)
-        & (table["sinks"] == sinks)
-        & (table["place"] == place)
-        & (table["on"] == on)
-        & (table["second"] == MERGED)
-    ]
-    by_first = {row["first"]: row for row in rows.to_dict("records")}
-    if PLAIN not in by_first or SELF_SCALE not in by_first:
+    def _place(self, measure: str) -> _Place | None:
+        """Where a measure is quoted: the chosen layer, else the plateau; None where clusters are too few for both."""
+        for place in (_Place(CHOSEN, REPORTED), _Place(PLATEAU, REPORTED), _Place(PLATEAU, ALL)):
+            pair = self._pair(measure, WITHOUT_SINKS, place)
+            if pair is not None and min(row["clusters"] for row in pair) >= LEAST_CLUSTERS:
+                return place
         return None
-    pair = []
-    for name in (PLAIN, SELF_SCALE):
-        row = {str(key): value for key, value in by_first[name].items()}
-        if place == CHOSEN and not compared.held_out:
-            row["p"] = _for_all_layers(compared.differences, row)
-        pair.append(row)
-    return _Quoted(*pair)
+
+    def _pair(self, measure: str, sinks: str, place: _Place) -> _Pair | None:
+        """None where there is no such place."""
+        table = self._compared.quoted
+        same = (table["measure"] == measure) & (table["sinks"] == sinks) & (table["second"] == MERGED)
+        rows = table[same & (table["place"] == place.place) & (table["on"] == place.on)]
+        by_first = {row["first"]: row for row in rows.to_dict("records")}
+        if PLAIN not in by_first or self._scale not in by_first:
+            return None
+        pair = []
+        for name in (PLAIN, self._scale):
+            row = {str(key): value for key, value in by_first[name].items()}
+            if place.place == CHOSEN and not self._compared.held_out:
+                row["p"] = self._for_all_layers(row)
+            pair.append(row)
+        return _Pair(*pair)
+
+    def _for_all_layers(self, row: Mapping[str, Any]) -> float:
+        """The p of a layer that was chosen on the documents it is reported on, adjusted for all of them."""
+        table = self._compared.differences
+        same = [table[key] == row[key] for key in ("measure", "sinks", "first", "second", "layer")]
+        return float(table.loc[pd.concat(same, axis=1).all(axis=1), "p_holm"].iloc[0])
+
+    def _of_others(self, place: _Place) -> dict[str, Any] | None:
+        """A difference of merged in the boxes of other documents, where one is shown."""
+        others = self._pair(OTHER_OVER_CHANCE, WITHOUT_SINKS, place)
+        return next((row for row in others or () if row["p"] < SIGNIFICANT), None)
+
+    def _clause(self, measure: str, pair: _Pair, place: _Place) -> str:
+        """What is said of a measure."""
+        said = _SAID[measure]
+        directions = [said.direction(row) for row in pair]
+        if measure == OVER_CHANCE and any(directions) and (other := self._of_others(place)):
+            return (
+                f"nothing is said of them, since merged differs from {other['first']} in the boxes of other documents, "
+                f"too {_numbers(other)}"
+            )
+        text = self._verdict(said, pair)
+        counted = self._pair(measure, WITH_SINKS, place)
+        if counted is not None and [said.direction(row) for row in counted] != directions:
+            text += f". With sinks counted {self._verdict(said, counted)}"
+        return text
+
+    def _verdict(self, said: _Measure, pair: _Pair) -> str:
+        """Both differences in words, with their numbers."""
+        from_plain, from_scale = (said.direction(row) for row in pair)
+        plain, scale = (_numbers(row) for row in pair)
+        name = SELF_SCALE if self._scale in (PLAIN, SELF_SCALE) else f"{self._scale} (which is {SELF_SCALE})"
+        text = f"merged is {said.words(from_plain)} than plain {plain}"
+        if not from_plain:
+            text = f"merged is not shown to differ from plain {plain}"
+        if self._scale == PLAIN:
+            return f"{text}, which {SELF_SCALE} is to the bit"
+        if not from_plain:
+            return (
+                text
+                + (f", but is {said.words(from_scale)} than {name}" if from_scale else f" nor from {name}")
+                + f" {scale}"
+            )
+        if not from_scale:
+            return f"{text}, but not shown to differ from {name} {scale}: the scale of the weights may be all of it"
+        if from_scale == from_plain:
+            return f"{text} and than {name} {scale}"
+        return f"{text}, but {said.words(from_scale)} than {name} {scale}: the scale of the weights alone goes further"
+
+    def _taken(self, pair: _Pair, place: _Place) -> str:
+        """Where, and of how many documents."""
+        row = pair.plain
+        counts = f"{_count(row['documents'], 'document')} of {_count(row['clusters'], 'cluster')}"
+        if place.place == CHOSEN:
+            how = (
+                "on other documents" if self._compared.held_out else "on the same documents, p adjusted for all layers"
+            )
+            return f"In layer {row['layer']}, chosen {how}; {counts}"
+        assert self._attended.plateau is not None  # there is no such place without
+        return "In the mean of layers {}:{}; {}".format(*self._attended.plateau, counts)
 
 
-def _for_all_layers(differences: pd.DataFrame, row: dict[str, Any]) -> float:
-    """The p of a layer that was chosen on the documents it is reported on, adjusted for all of them."""
-    same = [differences[key] == row[key] for key in ("measure", "sinks", "first", "second", "layer")]
-    return float(differences.loc[pd.concat(same, axis=1).all(axis=1), "p_holm"].iloc[0])
-
-
-def _place(compared: Compared, measure: str) -> tuple[str, str] | None:
-    """Where a measure is quoted: at the chosen layer, else over the plateau; None where documents are too few."""
-    for place, on in ((CHOSEN, REPORTED), (PLATEAU, REPORTED), (PLATEAU, ALL)):
-        quoted = _quoted(compared, measure, WITHOUT_SINKS, place, on)
-        if quoted is not None and quoted.enough:
-            return place, on
-    return None
-
-
-def _clause(measure: str, attended: Attended, compared: Compared) -> str:
-    """What is said of a measure, without a full stop."""
-    said, table = _SAID[measure], compared.quoted
-    if not (table["measure"] == measure).any():
-        return "no document has any" if measure == OVER_CHANCE else "nothing was measured"
-    place = _place(compared, measure)
-    if place is None:
-        return f"too few documents for a test, which takes {LEAST_CLUSTERS} clusters at least"
-    quoted = _quoted(compared, measure, WITHOUT_SINKS, *place)
-    assert quoted is not None  # as _place has seen
-    directions = quoted.directions(said.focus)
-    text = f"{_where(quoted, place, attended, compared)}, "
-    if measure == OVER_CHANCE and any(directions) and (other := _of_others(compared, place)):
-        return (
-            f"{text}merged differs from plain {_numbers(quoted.plain)} or from {SELF_SCALE} {_numbers(quoted.scale)}, "
-            f"but so it does in the boxes of other documents, from {other['first']} {_numbers(other)}: that is of "
-            "where boxes lie in images, and shows no looking at what is asked"
-        )
-    text += _in_words(said, directions, _numbers(quoted.plain), _numbers(quoted.scale))
-    beside = _quoted(compared, measure, WITH_SINKS, *place)
-    if beside is not None and (counted := beside.directions(said.focus)) != directions:
-        text += f". With sinks counted {_in_words(said, counted, _numbers(beside.plain), _numbers(beside.scale))}"
-    return text
-
-
-def _in_words(said: _Measure, directions: tuple[int, int], plain: str, scale: str) -> str:
-    """The verdict on both differences, with their numbers."""
-    words = {1: said.more, -1: said.less}
-    from_plain, from_scale = directions
-    if not from_plain:
-        text = f"merged is not shown to differ from plain {plain}"
-        if from_scale:
-            return f"{text}; it is {words[from_scale]} than {SELF_SCALE} {scale}"
-        return f"{text} nor from {SELF_SCALE} {scale}"
-    text = f"merged is {words[from_plain]} than plain {plain}"
-    if not from_scale:
-        return (
-            f"{text}, but not shown to differ from {SELF_SCALE} {scale}: the scale of the weights may be all there is "
-            "to it"
-        )
-    if from_scale == from_plain:
-        return f"{text} and than {SELF_SCALE} {scale}"
-    return f"{text}, but {words[from_scale]} than {SELF_SCALE} {scale}: the scale of the weights alone goes further"
-
-
-def _where(quoted: _Quoted, place: tuple[str, str], attended: Attended, compared: Compared) -> str:
-    row = quoted.plain
-    counts = f"{_count(row['documents'], 'document')} of {_count(row['clusters'], 'cluster')}"
-    if place[0] == CHOSEN:
-        how = "on other documents" if compared.held_out else "on the same documents, p adjusted for all layers"
-        return f"in layer {row['layer']} (chosen {how}; {counts})"
-    assert attended.plateau is not None  # there is no such place without
-    return f"in the mean of layers {attended.plateau[0]}:{attended.plateau[1]} ({counts})"
-
-
-def _numbers(row: dict[str, Any]) -> str:
+def _numbers(row: Mapping[str, Any]) -> str:
     difference = f"{row['difference']:+.3f}"
     if not math.isnan(row["low"]):
         difference += f", 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
     return f"({difference}, p = {format_p(row['p'])})"
 
 
-def _sinks_in_words(sinks: str) -> str:
-    return "sinks left out" if sinks == WITHOUT_SINKS else "sinks counted"
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-# ---- boxes -----------------------------------------------------------------------------------------------------------
-
-
-def _of_others(compared: Compared, place: tuple[str, str]) -> dict[str, Any] | None:
-    """A difference of merged in the boxes of other documents, where one is shown."""
-    others = _quoted(compared, OTHER_OVER_CHANCE, WITHOUT_SINKS, *place)
-    return next((row for row in others or () if row["p"] < SIGNIFICANT), None)
-
-
-def _of_boxes(attended: Attended, compared: Compared) -> Iterator[str]:
-    """Whether boxes say something of looking, and of how many documents."""
-    table = compared.levels
-    own = table[(table["measure"] == OVER_CHANCE) & (table["sinks"] == WITHOUT_SINKS) & (table["setting"] == PLAIN)]
-    everything = len(compared.documents)
-    if not len(own):
-        yield "no document has boxes: where in the image the model looks is not compared"
-        return
-    if (having := int(own["documents"].max())) < everything:
-        yield f"{everything - having} of {everything} documents have no boxes, and are left out where boxes are needed"
-    place = _place(compared, OVER_CHANCE)
-    if place is None:
-        return
-    if other := _of_others(compared, place):
-        yield (
-            f"boxes of other documents, in which nothing should change, show a difference of {MERGED} from "
-            f"{other['first']} {_numbers(other)}: boxes then say something of images, and nothing of looking"
-        )
-    control = table[
-        (table["measure"] == OTHER_OVER_CHANCE) & (table["sinks"] == WITHOUT_SINKS) & (table["setting"] == PLAIN)
-    ]
-    quoted = _quoted(compared, OVER_CHANCE, WITHOUT_SINKS, *place)
-    layer = quoted.plain["layer"] if quoted is not None else pd.NA
-    for row in control[control["layer"] == layer].to_dict("records") if not pd.isna(layer) else ():
-        if row["low"] > 0 or row["high"] < 0:
-            yield (
-                f"boxes of other documents have {math.exp(row['mean']):.2f} times their chance in the plain model "
-                f"(layer {layer}): some of what boxes draw is of where they lie, whatever is asked"
-            )

@@ -12,7 +12,7 @@ from plam_eval.errors import PlamError
 from plam_eval.evaluation.attend.compared import CHOSEN, OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
 from plam_eval.evaluation.attend.findings import AttendFindings
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITHOUT_SINKS
-from plam_eval.evaluation.attend.overlays import layers_to_draw, overlay_figure
+from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show, overlay_figure
 from plam_eval.evaluation.attend.plot import attention_figure
 from plam_eval.evaluation.attend.sentence import QUERIES
 from plam_eval.evaluation.attend.shown import ShownDocument
@@ -273,7 +273,7 @@ def _outside(findings: AttendFindings) -> Callable[[int], str]:
 def _drawn(look: Look) -> list[Any]:
     """The attention of a few documents over their images; which they are was decided by the command."""
     attended, findings = look
-    layers, how = layers_to_draw(findings)
+    layers, how = layers_to_show(findings), layers_in_words(findings)
     blocks: list[Any] = []
     for path in attended.shown[:_SHOWN]:
         try:
