@@ -32,7 +32,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -48,7 +47,8 @@ IMAGE, PAD = VOCABULARY - 1, VOCABULARY - 2
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add to `parser` the options of the model, its prompts and how often they are answered."""
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--hidden", type=int, default=512, help="a multiple of 64, the head size")
+    parser.add_argument("--hidden", type=int, default=512, help="a multiple of the head size")
+    parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--kv-heads", type=int, default=None, help="default: as many as heads")
     parser.add_argument("--vision-tokens", type=int, default=576, help="a square number")
     parser.add_argument("--text-tokens", type=int, default=64)
@@ -80,8 +80,8 @@ def build(arguments: argparse.Namespace) -> Any:
             "hidden_size": hidden,
             "intermediate_size": round(hidden * 2.6875),  # LLaVA-1.5-7B: 11008 / 4096
             "num_hidden_layers": arguments.layers,
-            "num_attention_heads": hidden // 64,
-            "num_key_value_heads": arguments.kv_heads or hidden // 64,
+            "num_attention_heads": hidden // arguments.head_size,
+            "num_key_value_heads": arguments.kv_heads or hidden // arguments.head_size,
             "vocab_size": VOCABULARY,
             "pad_token_id": PAD,
             "eos_token_id": None,
@@ -201,6 +201,8 @@ def _resident(field: str) -> float:
 
 
 def main() -> None:
+    import pandas as pd  # which those who have the model from here can do without
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/scan"))
     add_model_arguments(parser)

@@ -57,6 +57,7 @@ class PlateauMixin:
     rank: int
     world_size: int
     device: Any
+    task_dict: Any
     _rank: int
 
     _planned: int | None = None  # documents that are being generated for, while they count

@@ -99,7 +99,7 @@ def attend(
             AttendError, FolderError: `output` holds something else. ProbeError: a model whose attention rows cannot be
             had. MergeError, SpecError, CheckpointError: checkpoints and specs.
     """
-    from plam_eval.evaluation.attend import run
+    from plam_eval.evaluation.attend import checks, run
     from plam_eval.evaluation.attend.folder import check_folder
     from plam_eval.evaluation.attend.settings import Settings
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
@@ -117,7 +117,7 @@ def attend(
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
     own_boxes = _boxes(box)
     if image is not None:
-        run.check_image(image, str(question), own_boxes)
+        checks.check_image(image, str(question), own_boxes)
     check_folder(output)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
     words = words_of(settings) if settings else None
@@ -125,18 +125,18 @@ def attend(
         checkpoint, spec = check_model(model, arguments, force_simple=force_simple)
         attention, trusted = arguments.get("attn_implementation"), bool(arguments.get("trust_remote_code"))
         chosen = Settings.read(spec, words)
-        run.check_model(checkpoint, chosen, attention=attention, trust_remote_code=trusted)
+        checks.check_model(checkpoint, chosen, attention=attention, trust_remote_code=trusted)
     elif model_args:
         raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
     else:
         chosen = Settings.read(model.spec, words)
-        run.check_loaded(model)
-    scans = run.check_scans(paths(scan))
+        checks.check_loaded(model)
+    scans = checks.check_scans(paths(scan))
     notes = chosen.notes()
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "include_path": include_path}
     if image is None:
-        checked = run.check(output, tasks, gen_kwargs=gen_kwargs, model=model, **asked)
-        bare = run.tasks_without_boxes(checked.documents, boxes=boxes, include_path=include_path, model=model)
+        checked = checks.check_tasks(output, tasks, gen_kwargs=gen_kwargs, model=model, **asked)
+        bare = checks.tasks_without_boxes(checked.documents, boxes=boxes, include_path=include_path, model=model)
         notes += [f"{task}: no boxes are known of its images, so measures of boxes are left out" for task in bare]
     if is_first_process():
         for note in notes:
@@ -163,7 +163,7 @@ def read_attend(folder: str | Path, *, select: int | None = None) -> AttendFindi
 
     Args:
         folder: its output.
-        select: documents of each task on which the layers to quote are chosen, half of them by default.
+        select: documents of each task on which the layers to quote are chosen; as they were by default.
 
     Raises:
         AttendError: none there. DamagedFileError: it cannot be read. InputError: `select` leaves nothing to report on.
@@ -171,7 +171,8 @@ def read_attend(folder: str | Path, *, select: int | None = None) -> AttendFindi
     from plam_eval.evaluation.attend import findings
     from plam_eval.evaluation.attend import folder as layout
 
-    return findings.find(layout.load(folder), select=select)
+    attended = layout.load(folder)
+    return findings.find(attended, select=findings.selected(attended.folder) if select is None else select)
 
 
 def _check_what(image: Any, question: str | None, box: Any, of_tasks: dict[str, Any]) -> None:

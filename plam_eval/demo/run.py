@@ -388,7 +388,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     """
     from plam_eval.evaluation import scan_folder
     from plam_eval.evaluation.attend import folder as attend_folder
-    from plam_eval.evaluation.attend.findings import find
+    from plam_eval.evaluation.attend.findings import find, selected
     from plam_eval.merging.export_record import read_export_record
     from plam_eval.merging.report import MergeReport
     from plam_eval.report import tables
@@ -399,7 +399,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     tables.show_scan(scanned, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
-    seen = find(attend_folder.load(demo.attend))
+    seen = find(attend_folder.load(demo.attend), select=selected(demo.attend))
     console.say(f"\nWhere it looks, on {seen.answers['documents'].max()} documents after those: {seen.sentence}")
     provenance = demo.merged.block["provenance"]
     console.print()

@@ -21,6 +21,7 @@ from loguru import logger
 from plam_eval.errors import DamagedFileError, InputError, OutsideError
 from plam_eval.files import inside
 from plam_eval.harness.boxes import BOXES_FILE, read_boxes, scaled_to, within
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.requests import Key, key_of
 from plam_eval.harness.task_row import Boxes
 from plam_eval.harness.tasks import TASKS, boxes_of_document, cluster_of_document
@@ -84,11 +85,19 @@ class Documents:
 
         Args:
             request: lmms-eval's, as it comes to the wrapper, in simple or in chat mode.
+
+        Raises:
+            EvaluationError: it does not have its task's own functions any more.
         """
         task, doc_id = key_of(request)
         function = next(argument for argument in request.args if callable(argument))
-        documents = self._documents(function.__self__, task, request.args[-1])
-        return documents.pictures(doc_id, lambda row: _shown(function(row)))
+        if (owner := getattr(function, "__self__", None)) is None:
+            raise EvaluationError(
+                f"document {doc_id} of {task}: found {function!r} in its request; expected a method of its task, as "
+                "lmms-eval gives it"
+            )
+        documents = self._documents(owner, task, request.args[-1])
+        return documents.pictures(doc_id, lambda row: shown_images(function(row)))
 
     def of_task(self, task: Any, doc_id: int) -> Pictures:
         """What a document shows, without a request.
@@ -148,7 +157,7 @@ class _TaskDocuments:
         Args:
             row: of the dataset.
         """
-        return _shown(self.task.doc_to_visual(row))
+        return shown_images(self.task.doc_to_visual(row))
 
     def boxes(self, doc_id: int) -> Boxes | None:
         """A document's boxes, of each image in the task's own order.
@@ -242,8 +251,12 @@ def _undecoded(rows: Any) -> Any:
     return stored if all(row[column] is None or row[column]["bytes"] is not None for column in columns) else rows
 
 
-def _shown(given: Any) -> list[Any]:
-    """The PIL images of what a task shows: a list of images and videos, or messages with such a content."""
+def shown_images(given: Any) -> list[Any]:
+    """The PIL images of what a task shows; videos are none.
+
+    Args:
+        given: what `doc_to_visual` or `doc_to_messages` returned: images and videos, messages, or None.
+    """
     from PIL.Image import Image
 
     if given and all(isinstance(message, Mapping) for message in given):

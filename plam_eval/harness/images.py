@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from plam_eval.harness.documents import shown_images
 from plam_eval.harness.lookup import cause_of, load_tasks, one_attempt, task_manager
 
 
@@ -52,12 +53,10 @@ def document_images(
 
 def _images_of(task: Any, rows: Any, doc_id: int, prompt: str) -> list[Any] | None:
     """The images of a document; None where the document of this number is asked otherwise."""
-    from PIL.Image import Image
-
     document = rows[doc_id] if doc_id < len(rows) else None
     if document is None or task.doc_to_text(document) != prompt:
         return None
-    return [visual for visual in task.doc_to_visual(document) or [] if isinstance(visual, Image)]
+    return shown_images(task.doc_to_visual(document))
 
 
 @contextmanager

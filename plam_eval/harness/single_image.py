@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def read_image(path: str | Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; {expected}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _whole_images():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as opened:
                 return ImageOps.exif_transpose(opened).convert("RGB")
@@ -48,6 +49,18 @@ def read_image(path: str | Path) -> Any:
         raise InputError(f"{path} is no image that can be read; {expected}") from error
     except Exception as error:  # PIL's readers raise what they like for a damaged file
         raise InputError(f"{path} cannot be read as an image ({type(error).__name__}: {error}); {expected}") from error
+
+
+@contextmanager
+def _whole_images() -> Iterator[None]:
+    """PIL refuses a file that ends too early meanwhile; lmms-eval has it fill the rest of the image with grey."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def check_question(question: str) -> None:

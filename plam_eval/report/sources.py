@@ -11,7 +11,7 @@ from typing import NamedTuple
 from plam_eval.errors import PlamError
 from plam_eval.evaluation import records, scan_folder
 from plam_eval.evaluation.attend import folder as attend_folder
-from plam_eval.evaluation.attend.findings import AttendFindings, find
+from plam_eval.evaluation.attend.findings import AttendFindings, find, selected
 from plam_eval.evaluation.attend.folder import Attended
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan_folder import Scan
@@ -115,7 +115,7 @@ def _read_looks(folder: Path, sources: Sources, seen: set[Path], _: int | None) 
             name = _name(file.parent, sources.looks)
             with _noted(sources, "A look inside", file.parent):
                 attended = attend_folder.load(_own(file, folder).parent)
-                sources.looks[name] = Look(attended, find(attended))
+                sources.looks[name] = Look(attended, find(attended, select=selected(attended.folder)))
         else:
             sources.notes.append(f"{file.parent}: a look inside that has not finished; nothing of it is shown.")
     return [file.parent for file in found]

@@ -98,7 +98,7 @@ def test_settings_that_cannot_be_merged_are_told_from_headers(
 def test_what_will_be_left_out_is_said_first(
     plam: Call, pico: Any, in_suite: Path, unloaded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plam_eval.evaluation.attend.run.may_have_boxes", lambda task, *others: task != "pope")
+    monkeypatch.setattr("plam_eval.evaluation.attend.checks.may_have_boxes", lambda task, *others: task != "pope")
     given = words(pico("llava"), more=",model_weight=0.6,base_weight=0.4", tasks="pope,gqa")
     _, _, err = plam(*given, "--output", str(tmp_path / "attend"))
     before, loaded, _ = err.partition("a model was loaded")

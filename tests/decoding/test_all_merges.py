@@ -203,3 +203,32 @@ def test_refusals(mllm, pico):
             Merges.of(found.model, [None], checkpoint=folders.mllm)
     finally:
         merge_in_place(found.model, None, checkpoint=folders.mllm)
+
+
+def test_one_of_the_merges_under_the_model_by_pointer(mllm, pico):
+    """Bit by bit the model merged in place, and afterwards the plain one, with the tensors that it had."""
+    found, folders = mllm("qwen2_5_vl"), pico("qwen2_5_vl")
+    inputs, specs = mixed(found), specs_of(folders.base)
+    merges = Merges.of(found.model, specs, checkpoint=folders.mllm)
+    places = {name: value.data_ptr() for name, value in found.model.named_parameters()}
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            out: Tensor = found.model(**inputs).logits
+        return out
+
+    plain, seen = logits(), set()
+    for number, spec in enumerate(specs):
+        with merges.applied(number):
+            got = logits()
+        assert torch.equal(logits(), plain)
+        merge_in_place(found.model, spec, checkpoint=folders.mllm)
+        expected = logits()
+        merge_in_place(found.model, None, checkpoint=folders.mllm)
+        assert torch.equal(got, expected) and torch.equal(got, plain) == (spec is None)
+        seen.add(float(got.sum()))
+    assert len(seen) == len(specs)
+    with pytest.raises(KeyboardInterrupt), merges.applied(0):
+        raise KeyboardInterrupt
+    assert torch.equal(logits(), plain)
+    assert places == {name: value.data_ptr() for name, value in found.model.named_parameters()}

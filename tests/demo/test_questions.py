@@ -50,6 +50,42 @@ def test_answers_are_true(kind: str, text: str, answer: str) -> None:
     assert _asked(SCENE, kind)[text] == answer
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "about"),
+    [
+        ("color_at", "What color is the object at the top right?", {1}),
+        ("shape_at", "What is the object at the bottom right?", {3}),
+        ("color_of", "What color is the circle?", {0}),
+        ("shape_of", "What is the blue object?", {1}),
+        ("where", "Where is the 1?", {3}),
+        ("neighbour", "What color is the object below the 3?", {1, 3}),
+        ("same_color_as", "Which object has the same color as the circle?", {0, 3}),
+        ("most_color", "Which color appears most often?", set()),
+        ("count_all", "How many objects are there?", set()),
+        ("count_color", "How many red objects are there?", {0, 3}),
+        ("count_color", "How many green objects are there?", set()),
+        ("count_shape", "How many circles are there?", {0}),
+        ("sum", "What is the sum of the two numbers?", {1, 3}),
+        ("largest", "What is the largest number?", {1, 3}),
+        ("exists_color", "Is there a green object?", set()),
+        ("exists_color", "Is there a red object?", {0, 3}),
+        ("exists_shape", "Is there a circle in the image?", {0}),
+        ("exists_thing", "Is there a blue circle?", set()),
+        ("exists_thing", "Is there a red circle?", {0}),
+        ("is_color_at", "Is the object at the top left red?", {0}),
+        ("is_shape_at", "Is the object at the top left a square?", {0}),
+        ("count_is", "Are there exactly 3 objects?", set()),
+        ("same_color", "Do the circle and the 1 have the same color?", {0, 3}),
+        ("more", "Are there more red objects than blue objects?", {0, 1, 3}),
+        ("more", "Are there more green objects than blue objects?", {1}),
+        ("sum_is", "Is the sum of the two numbers 4?", {1, 3}),
+    ],
+)
+def test_questions_know_what_they_are_about(kind: str, text: str, about: set[int]) -> None:
+    found = (ask_about(SCENE, kind, random.Random(seed)) for seed in range(200))
+    assert {question.about for question in found if question and question.text == text} == {tuple(sorted(about))}
+
+
 def test_every_kind_is_tested_above() -> None:
     marks = test_answers_are_true.pytestmark  # type: ignore[attr-defined]
     assert {case[0] for case in marks[0].args[1]} == set(KINDS)

@@ -240,6 +240,22 @@ def test_entries_of_tasks_that_share_a_metrics_name_are_told_apart() -> None:
         of("mmvet", {"index": 1, "answer": "A", "prediction": "A"})  # MMBench's
 
 
+@pytest.mark.parametrize(
+    ("task", "entry", "score"),
+    [
+        ("visualwebbench_element_ground", 100.0, 1.0),
+        ("visualwebbench_action_prediction", 0.0, 0.0),
+        ("visualwebbench_element_ocr", 25.0, 0.25),
+    ],
+)
+def test_visualwebbench_logs_scores_of_a_hundred(task: str, entry: float, score: float) -> None:
+    assert of(task, entry) == score
+    with pytest.raises(NoScoreError, match=r"is 1\.5, expected 0 to 1"):
+        of(task, 150.0)
+    with pytest.raises(NoScoreError, match="not logged in the form"):
+        of(task, {"accuracy": entry})
+
+
 def test_seedbench_2_minds_case_as_its_own_count_does() -> None:
     assert of("seedbench_2", {"pred": "a", "answer": "A"}) == 0.0
     assert of("seedbench", {"pred": "a", "answer": "A"}) == 1.0
@@ -281,8 +297,10 @@ def test_the_page_of_tasks_says_what_the_table_says() -> None:
             told[name] = (cells[1].strip("`"), *(text.partition(" (")[0] for text in cells[2:]))
     assert set(told) == set(TASKS)
     for task, known in TASKS.items():
+        boxes = "no" if known.boxes is None else "yes"
         if known.score is None:
-            assert told[task] == (known.unscored,), task
+            assert told[task] == (known.unscored, boxes), task
         else:
             metric = ", ".join([known.score.metric, *known.score.also])
-            assert told[task] == (metric, f"{known.score.scale:g}" if known.score.stock else "no", cell(known)), task
+            factor = f"{known.score.scale:g}" if known.score.stock else "no"
+            assert told[task] == (metric, factor, cell(known), boxes), task

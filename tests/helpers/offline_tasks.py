@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.offline_copies import Copy, Document, Row, by_task, strings
+from tests.helpers.offline_grounding import GROUNDED
 
 
 def _people(answer: str, agreeing: int) -> list[str]:
@@ -718,6 +719,7 @@ COPIES: tuple[Copy, ...] = (
     _gsm8k(),
     _refcoco_rec(),
     _refcoco_grounding(),
+    *(grounding.copy for grounding in GROUNDED),
     _mmvet(),
     _mathvista(),
     _hallusion(),

@@ -119,13 +119,14 @@ def test_inside_mask_vision_rows_are_the_masked_models(mllm):
 def flash(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **kwargs):
     """As a flash kernel sees: no mask but that of padding; causal, in a window where there is one."""
     assert attention_mask is None or attention_mask.dim() == 2
-    row = torch.arange(query.shape[2])
-    mask = row[None, :] <= row[:, None]
+    column = torch.arange(key.shape[2])
+    row = column[-query.shape[2] :]
+    mask = column[None, :] <= row[:, None]
     if sliding_window is not None and key.shape[2] > sliding_window:
-        mask = mask & (row[:, None] - row[None, :] <= sliding_window - 1)
+        mask = mask & (row[:, None] - column[None, :] <= sliding_window - 1)
     mask = mask[None, None].expand(query.shape[0], 1, -1, -1)
     if attention_mask is not None:
-        mask = (mask & attention_mask.bool()[:, None, None, :]) | torch.eye(len(row), dtype=torch.bool)
+        mask = (mask & attention_mask.bool()[:, None, None, :]) | (column[None, :] == row[:, None])
     return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling)
 
 
@@ -156,6 +157,53 @@ def test_a_window_of_flash_attention(mllm, monkeypatch):
         monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", flash)
         got = attention_rows(loaded.model, prompt(loaded))
     assert ((got.weights[:, 0, 0, 0] > 0).sum(-1) == 5).all()
+
+
+# ---- more than a prefill of as many documents ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attention_2"])
+@torch.no_grad()
+def test_rows_of_new_tokens(attention, mllm, monkeypatch):
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", flash)
+    loaded = mllm("llava")
+    inputs, new = mixed(loaded), torch.tensor([[65], [66], [67], [68]])
+    longer = {
+        **inputs,
+        "input_ids": torch.cat([inputs["input_ids"], new], dim=1),
+        "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1),
+    }
+    expected = eager(loaded, longer)[..., -1:, :]
+    with backend(loaded, attention):
+        capture = RowCapture(loaded.model, "each")
+        name, cache = cache_in(loaded.model(**inputs, use_cache=True))
+        with capture.expecting(torch.tensor([[0], [0], [-1], [0]])):
+            loaded.model(input_ids=new, attention_mask=longer["attention_mask"], **{name: cache})
+        got = torch.stack(capture.take())
+        assert not got[:, 2].any()
+        expected[:, 2] = 0
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+        with capture.expecting(torch.tensor([[0]] * 4)):  # the same capture, of the token after that
+            more = torch.cat([longer["attention_mask"], torch.ones_like(new)], dim=1)
+            loaded.model(input_ids=new, attention_mask=more, **{name: cache})
+        assert {rows.shape for rows in capture.take()} == {(4, 2, 1, expected.shape[-1] + 1)}
+
+
+def test_variants_of_documents_in_one_batch(mllm):
+    loaded = mllm("llava")
+    inputs = loaded.batch(["Look: ", picture(0), " red?"], ["A ", picture(1)])
+    twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    behind = tokens_behind_images(loaded.model, inputs)
+    assert [len(positions) for positions in behind] == [5, 0]
+    queries = torch.tensor([behind[0], [-1] * 5])
+    capture = RowCapture(loaded.model)
+    with torch.no_grad(), capture.expecting(queries):
+        loaded.model(**twice)
+    rows = torch.stack(capture.take())
+    assert rows.shape[:2] == (4, 4) and not rows[:, [1, 3]].any()
+    expected = attention_rows(loaded.model, inputs, behind).weights[:, 0]
+    torch.testing.assert_close(rows[:, 0], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rows[:, 2], expected, atol=1e-5, rtol=0)
 
 
 # ---- what cannot be had ----------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def test_tables_are_those_of_the_findings(seen: tuple[Page, AttendFindings, Path
 def test_without_boxes(tmp_path: Path) -> None:
     write_attend_folder(tmp_path / "attend", tasks=FEW, boxes=False, shown=0)
     page = Page(write_report([tmp_path / "attend"], tmp_path / "out"))
-    assert "Boxes: no document has any." in page.text and "no document has boxes" in page.text
+    assert "no document has boxes: where in the image the model looks is not compared" in page.text
     own = section(page, "Where it looks")
     assert "Attention in boxes" not in own and "in boxes" not in rows(own, "Sinks left out")
     assert "Layer by layer" not in page.headings and not page.images and "nan" not in text(own)
@@ -258,3 +258,12 @@ def test_links_that_lead_out_are_left_out(tmp_path: Path) -> None:
     (folder / layout.MEASURES_FILE).symlink_to(secret / layout.MEASURES_FILE)
     page = Page(write_report([tmp_path / "given"], tmp_path / "out"))
     assert "leads to" in page.text and "Where it looks" not in page.headings
+
+
+def test_layers_are_chosen_as_the_command_was_told(tmp_path: Path) -> None:
+    folder = write_attend_folder(tmp_path / "attend", tasks={"gqa": 24}, shown=0)
+    find(layout.load(folder), select=8).write()
+    page = Page(write_report([folder], tmp_path / "out"))
+    assert "16 documents. Layers were chosen on 8 other documents" in page.text
+    (folder / layout.FINDINGS_FILE).write_text('{"select": "many"}')
+    assert "Layers were chosen on 12 other documents" in Page(write_report([folder], tmp_path / "out")).text

@@ -61,6 +61,7 @@ class AttendFindings:
         skipped: documents without measures, by reason.
         sentence: what can be said of merged against plain and against its scale alone.
         warnings: what a reader of the figures should know.
+        select: documents of each task that were asked for to choose layers on; None for half of them.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class AttendFindings:
     skipped: dict[str, int]
     sentence: str
     warnings: tuple[str, ...]
+    select: int | None = None
 
     def chosen_layer(self, measure: str) -> int | None:
         """The layer that is quoted of a measure; None where none could be chosen.
@@ -113,6 +115,7 @@ class AttendFindings:
             "queries": self.queries,
             "sentence": self.sentence,
             "warnings": list(self.warnings),
+            "select": self.select,
             "held_out": self.held_out,
             "chosen_on": self.chosen_on,
             "reported_on": self.reported_on,
@@ -201,7 +204,24 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
         skipped=skipped,
         sentence=sentence_of(attended, compared),
         warnings=(*_of_skipped(skipped), *warnings_of(attended, compared)),
+        select=select,
     )
+
+
+def selected(folder: Path) -> int | None:
+    """The `select` that a folder was concluded with last, to be read as it was said; None for half of each task.
+
+    Args:
+        folder: of a `plam attend`.
+
+    Raises:
+        OutsideError: its conclusions lie elsewhere. DamagedFileError: they cannot be read.
+    """
+    file = files.inside(folder, layout.FINDINGS_FILE, str(folder))
+    if not file.is_file():
+        return None
+    select = files.read_json(file, "run the same `plam attend` again").get("select")
+    return select if type(select) is int and select >= 0 else None
 
 
 def _skipped(answers: pd.DataFrame) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,7 @@ def write_tables(
     tables = {MEASURES_FILE: measures, ANSWERS_FILE: answers, DEPTH_FILE: depth}
     for name, table in tables.items():
         if table is not None:
-            files.write_in_one_step(folder / name, lambda path, own=table: own.to_parquet(path, index=False))
+            files.write_in_one_step(folder / name, partial(table.to_parquet, index=False))
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ import plam_eval
 from plam_eval.errors import ArgumentError
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.evaluation.attend import folder as layout
+from plam_eval.evaluation.attend.checks import tasks_without_boxes
 from plam_eval.evaluation.attend.findings import find
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, AttendError, load
-from plam_eval.evaluation.attend.run import attend, tasks_without_boxes
+from plam_eval.evaluation.attend.run import attend
 from plam_eval.evaluation.attend.settings import Settings
 from plam_eval.evaluation.attend.shown import ShownDocument
 from plam_eval.evaluation.records import read_run

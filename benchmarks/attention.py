@@ -1,0 +1,245 @@
+"""What attention rows cost beside a prefill: `python benchmarks/attention.py`.
+
+The random LLaVA of `benchmarks/scan.py` (28 layers, 576 image and 64 text tokens, a small vision tower) runs one
+prompt, in one process, alternating:
+
+- `prefill`            the model, with sdpa attention, without a KV cache and with the last token's logits alone, which
+                       is the least that a prefill does; all ratios are to this one
+- `rows`               `attention_rows`: the last token's, of all layers
+- `rows, massive`      the same, and massive activations, of which sinks are found
+- `rows of question`   those of all text behind the image
+- `eager prefill`      the prefill with eager attention
+- `output_attentions`  with eager attention, all weights, of which the last token's are taken: what others do
+
+and then four settings (plain, merged, `self_scale`, `normalized`, all in the last quarter of the layers):
+
+- `separate`  `attention_rows` for each on the model with its weights, one after another
+- `together`  one `generate_with_rows`; `ideal` counts the layers that run. Working out merged tensors is not counted
+
+Rows are compared: with those of eager attention, and of settings alone. Seconds are medians; ratios are of runs of the
+same round, their median and, in brackets, the smallest and largest. MB is the peak of what tensors hold beside the
+loaded model: CUDA's count, on a CPU that of PyTorch's profiler, in a run that is not timed.
+
+A GPU with the shape of a 7B model: `--device cuda --dtype bfloat16 --hidden 3584 --head-size 128 --kv-heads 4`. Besides
+plam-eval's own modules this needs torch, transformers, safetensors and pydantic.
+
+Prints Markdown tables and writes `attention.json` with the same figures into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from scan import add_model_arguments, build, prompt, seconds
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from plam_eval.decoding.all_merges import Merges
+from plam_eval.decoding.merge_rows import generate_with_rows
+from plam_eval.probing.attention import attention_rows, tokens_behind_images
+from plam_eval.spec import load_spec
+
+Ways = Mapping[str, Callable[[], Any]]
+PREFILL = {"use_cache": False, "logits_to_keep": 1}
+
+
+def single_ways(model: Any, inputs: dict[str, Tensor]) -> Ways:
+    """The ways to run one prompt, by name; those that give rows give them as (layers, documents, tokens)."""
+
+    def attentions(implementation: str, **more: Any) -> Any:
+        model.set_attn_implementation(implementation)
+        try:
+            with torch.no_grad():
+                return model(**inputs, **PREFILL, **more)
+        finally:
+            model.set_attn_implementation("sdpa")
+
+    def all_weights() -> Tensor:
+        layers = attentions("eager", output_attentions=True).attentions
+        return torch.stack([weights[:, :, -1].float().mean(1) for weights in layers]).cpu()
+
+    def rows(**more: Any) -> Tensor:
+        return attention_rows(model, inputs, **more).weights[:, :, 0, -1]
+
+    return {
+        "prefill": lambda: attentions("sdpa"),
+        "rows": rows,
+        "rows, massive": lambda: rows(massive=True),
+        "rows of question": lambda: rows(queries=tokens_behind_images(model, inputs)),
+        "eager prefill": lambda: attentions("eager"),
+        "output_attentions": all_weights,
+    }
+
+
+def settings(model: Any, folder: Path, first: int) -> Merges:
+    """Plain, merged, `self_scale` and `normalized` from decoder layer `first` on, with checkpoints below `folder`.
+
+    These hold no more than the tensors that are merged, and a norm of each layer, so that a large model need not be
+    written.
+
+    Args:
+        model: the MLLM.
+        folder: where they go.
+        first: the layer from which on settings differ.
+    """
+    layers = len(model.model.language_model.layers)
+    place = "model.language_model.layers"
+    names = [f"{place}.{layer}.input_layernorm.weight" for layer in range(layers)]
+    names += [f"{place}.{layer}.self_attn.{name}_proj.weight" for layer in range(first, layers) for name in "qkvo"]
+    own = {name: value.detach() for name, value in model.named_parameters() if name in names}
+    other = {
+        name.replace("language_model.", ""): value + 0.5 * value.std() * torch.randn_like(value)
+        if value.dim() > 1
+        else value
+        for name, value in own.items()
+    }
+    for name, tensors, config in (("mllm", own, model.config), ("base", other, model.config.text_config)):
+        config.save_pretrained(folder / name)
+        save_file({key: value.cpu() for key, value in tensors.items()}, folder / name / "model.safetensors")
+    spec = {
+        "base_model": str(folder / "base"),
+        "layer_range": [first, layers],
+        "modules": "qkvo",
+        "weights": {"model": 0.9, "base_model": 0.3},
+    }
+    controls = [load_spec({**spec, "rule": rule}) for rule in ("self_scale", "normalized")]
+    return Merges.of(model, [None, load_spec(spec), *controls], checkpoint=folder / "mllm")
+
+
+def setting_ways(model: Any, inputs: dict[str, Tensor], merges: Merges) -> Ways:
+    """The ways to have the rows of all settings, by name: (settings, layers, documents, tokens)."""
+
+    def separate() -> Tensor:
+        each = []
+        for number in range(len(merges.specs)):
+            with merges.applied(number):
+                each.append(attention_rows(model, inputs).weights[:, :, 0, -1])
+        return torch.stack(each)
+
+    def together() -> Tensor:
+        got = generate_with_rows(model, merges, **inputs, max_new_tokens=1, do_sample=False, eos_token_id=0)
+        return torch.stack([rows.weights[:, :, 0, -1] for rows in got.rows])
+
+    return {"separate": separate, "together": together}
+
+
+def peak(device: str, work: Callable[[], Any]) -> float:
+    """MB that tensors hold at most while `work` runs, beside those that `device` holds already."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return float(torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / 2**20
+
+
+def compare(ways: Ways, arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Seconds and peaks of each of `ways`, with ratios to the first, and what each of them gave.
+
+    Args:
+        ways: what to run, by name.
+        arguments: with `repeats` and `device`.
+    """
+    results = {name: work() for name, work in ways.items()}  # all start warm
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(arguments.repeats):
+        names = list(ways)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            times[name].append(seconds(arguments.device, ways[name])[0])
+    peaks = {name: peak(arguments.device, work) for name, work in ways.items()}
+    base = next(iter(ways))
+    rows = []
+    for name in ways:
+        ratios = [own / reference for own, reference in zip(times[name], times[base], strict=True)]
+        rows.append(
+            {
+                "way": name,
+                "seconds": statistics.median(times[name]),
+                "time": statistics.median(ratios),
+                "least": min(ratios),
+                "most": max(ratios),
+                "MB": peaks[name],
+                "memory": peaks[name] / peaks[base],
+            }
+        )
+    return rows, results
+
+
+def table(rows: list[dict[str, Any]], base: str) -> str:
+    """Figures of `compare` as Markdown, ratios being to `base`."""
+    lines = [f"| | seconds | of {base} | MB | of {base} |", "|---|---|---|---|---|"]
+    for row in rows:
+        spread = f"{row['time']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
+        lines.append(f"| {row['way']} | {row['seconds']:.4f} | {spread} | {row['MB']:.1f} | {row['memory']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--output", type=Path, default=Path("out/attention"))
+    add_model_arguments(parser)
+    parser.set_defaults(repeats=7)
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model, inputs = build(arguments), prompt(arguments)
+    layers, first = arguments.layers, arguments.layers - arguments.layers // 4
+
+    single, rows = compare(single_ways(model, inputs), arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        merges = settings(model, Path(folder), first)
+    several, all_rows = compare(setting_ways(model, inputs, merges), arguments)
+    count = len(merges.specs)
+    ideal = (first + count * (layers - first)) / (count * layers)
+    eager = float((rows["rows"] - rows["output_attentions"]).abs().max())
+    alone = float((all_rows["together"] - all_rows["separate"]).abs().max())
+    different = float((all_rows["separate"][0] - all_rows["separate"][1]).abs().max())
+
+    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor()
+    print(
+        f"{layers} layers, hidden size {arguments.hidden}, {inputs['input_ids'].shape[1]} prompt tokens, "
+        f"{arguments.documents} documents, {arguments.dtype}, {machine or platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {arguments.repeats} rounds\n"
+    )
+    print(table(single, "prefill"))
+    print(f"Rows differ from those of eager attention by at most {eager:.1e}.\n")
+    print(table(several, "separate"))
+    print(
+        f"{count} settings that share {first} of {layers} layers; ideal {ideal:.2f} of separate. Rows differ from "
+        f"those of settings alone by at most {alone:.1e}, merged from plain by {different:.1e}."
+    )
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    record = {
+        "arguments": {key: str(value) for key, value in vars(arguments).items()},
+        "machine": machine or platform.machine(),
+        "one setting": single,
+        "settings": several,
+        "ideal": ideal,
+        "differences": {"from eager": eager, "from settings alone": alone},
+    }
+    (arguments.output / "attention.json").write_text(json.dumps(record, indent=2) + "\n")
+    if arguments.dtype == "float32" and not max(eager, alone) < 1e-5:
+        sys.exit("the ways gave different rows")
+
+
+if __name__ == "__main__":
+    main()
