@@ -47,15 +47,16 @@ def text(source: str) -> str:
     return " ".join(html.unescape(re.sub("<[^>]*>", " ", source.replace("<wbr>", ""))).split())
 
 
-def rows(source: str, caption: str) -> dict[str, list[str]]:
-    """The table whose caption begins so: its cells by the row's name; the last of rows of one name."""
+def every_row(source: str, caption: str) -> list[list[str]]:
+    """The cells of each row of the table whose caption begins so."""
     table = source.partition(f"<caption><span>{caption}")[2].partition("</table>")[0]
-    body = table.partition("<tbody>")[2]
-    found = {}
-    for row in re.findall(r"<tr.*?</tr>", body, re.DOTALL):
-        name, *cells = (text(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL))
-        found[name] = cells
-    return found
+    body = re.findall(r"<tr.*?</tr>", table.partition("<tbody>")[2], re.DOTALL)
+    return [[text(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in body]
+
+
+def rows(source: str, caption: str) -> dict[str, list[str]]:
+    """By the row's name; the last of rows of one name."""
+    return {name: cells for name, *cells in every_row(source, caption)}
 
 
 def with_minus_signs(words: str) -> str:
@@ -143,14 +144,23 @@ def test_without_boxes(tmp_path: Path) -> None:
     assert "Layer by layer" not in page.headings and not page.images and "nan" not in text(own)
 
 
-def test_layers_chosen_on_the_same_documents_are_said_to_be(tmp_path: Path) -> None:
-    write_attend_folder(tmp_path / "attend", tasks={"gqa": 8}, shown=0)
-    answers = pd.read_parquet(tmp_path / "attend" / layout.ANSWERS_FILE).assign(cluster="one")
-    answers.to_parquet(tmp_path / "attend" / layout.ANSWERS_FILE)
-    measures = pd.read_parquet(tmp_path / "attend" / layout.MEASURES_FILE).assign(cluster="one")
-    measures.to_parquet(tmp_path / "attend" / layout.MEASURES_FILE)
-    page = Page(write_report([tmp_path / "attend"], tmp_path / "out"))
-    assert "8 documents of 1 cluster (a cluster is one image) can show no difference" in page.text
+def test_layers_chosen_on_the_same_documents_are_adjusted_for(tmp_path: Path) -> None:
+    folder = write_attend_folder(tmp_path / "attend", tasks=FEW, shown=0, shift={"merged": 0.004, "self_scale": 0.0})
+    find(layout.load(folder), select=0).write()
+    page, found = Page(write_report([folder], tmp_path / "out")), find(layout.load(folder), select=0)
+    assert (
+        "Layers were chosen on these documents, where merged differs most from plain; p is adjusted for all"
+        in page.text
+    )
+    layer = found.chosen_layer("entropy")
+    table = found.differences.set_index(["measure", "sinks", "first", "second", "layer"])
+    row = table.loc[("entropy", "without", "plain", "merged", layer)]
+    (cells,) = [
+        cells
+        for name, *cells in every_row(section(page, "Where it looks"), "Sinks left out.")
+        if name.startswith("entropy over") and cells[0] == str(layer)
+    ]
+    assert row["p"] < row["p_holm"] and float(cells[5]) == pytest.approx(row["p_holm"], rel=0.1)
 
 
 def test_two_looks_and_scans_of_their_model(tmp_path: Path) -> None:
