@@ -125,13 +125,13 @@ def attend(
         checkpoint, spec = check_model(model, arguments, force_simple=force_simple)
         attention, trusted = arguments.get("attn_implementation"), bool(arguments.get("trust_remote_code"))
         chosen = Settings.read(spec, words)
-        checks.check_model(checkpoint, chosen, attention=attention, trust_remote_code=trusted)
+        layers = checks.check_model(checkpoint, chosen, attention=attention, trust_remote_code=trusted)
     elif model_args:
         raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
     else:
         chosen = Settings.read(model.spec, words)
-        checks.check_loaded(model)
-    scans = checks.check_scans(paths(scan))
+        layers = checks.check_loaded(model)
+    scans = checks.check_scans(paths(scan), layers)
     notes = chosen.notes()
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "include_path": include_path}
     if image is None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.commands import Call
 from tests.helpers.mllm import picture
+from tests.helpers.run_folders import write_scan
 
 
 @pytest.fixture
@@ -93,6 +94,14 @@ def test_settings_that_cannot_be_merged_are_told_from_headers(
     plain = f"pretrained={pair.mllm}"
     code, _, err = plam(*words(pair, model_args=plain), "--output", str(tmp_path / "attend"))
     assert code == 1 and "nothing to hold the plain model against: give plateau=SPEC in model_args" in err
+
+
+def test_a_scan_of_another_model_is_refused(
+    plam: Call, pico: Any, in_suite: Path, unloaded: None, tmp_path: Path
+) -> None:
+    write_scan(tmp_path / "scan")  # of 8 layers
+    code, _, err = plam(*words(pico("llava"), scan=tmp_path / "scan"), "--output", str(tmp_path / "attend"))
+    assert code == 1 and "a scan of 8 decoder layers; expected one of 4, of this model" in err
 
 
 def test_what_will_be_left_out_is_said_first(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import InputError
-from plam_eval.evaluation.attend.folder import check_folder
+from plam_eval.evaluation.attend.folder import AttendError, check_folder
 from plam_eval.evaluation.attend.settings import Settings, check_merges
 from plam_eval.harness import checks
 from plam_eval.harness.boxes import read_boxes
@@ -84,7 +84,7 @@ def check_model(
     *,
     attention: str | None = None,
     trust_remote_code: bool = False,
-) -> None:
+) -> int:
     """Refuse a checkpoint that cannot be looked at, or merged as settings say, from its config and file headers.
 
     Args:
@@ -93,12 +93,16 @@ def check_model(
         attention: the implementation that is asked for; None for transformers' own choice.
         trust_remote_code: whether code that lies in the checkpoint may run.
 
+    Returns:
+        How many decoder layers it has.
+
     Raises:
         ProbeError: a family or a backend whose attention rows, or whose tokens' places, cannot be had. MergeError:
             naming every fault of every setting.
     """
     from transformers import AutoConfig
 
+    from plam_eval.probing.decoder import decoder_layers
     from plam_eval.probing.row_capture import backend_problem
     from plam_eval.probing.skeleton import check_probeable, check_shared_keys, skeleton
     from plam_eval.probing.token_grid import check_grid
@@ -113,41 +117,53 @@ def check_model(
     check_shared_keys(model)
     check_grid(model)
     check_merges(settings, checkpoint)
+    return len(decoder_layers(model))
 
 
-def check_loaded(model: HFWrapper) -> None:
+def check_loaded(model: HFWrapper) -> int:
     """Refuse a loaded model whose attention rows, or whose tokens' places, cannot be had.
 
     Args:
         model: one of the HF wrappers.
 
+    Returns:
+        How many decoder layers it has.
+
     Raises:
         ProbeError: naming what was found.
     """
-    from plam_eval.probing.decoder import attention_implementation
+    from plam_eval.probing.decoder import attention_implementation, decoder_layers
     from plam_eval.probing.row_capture import backend_problem
     from plam_eval.probing.token_grid import check_grid
 
     if (problem := backend_problem(attention_implementation(model.model))) is not None:
         raise ProbeError(f"{model.pretrained_name} {problem}. Give attn_implementation=sdpa in model_args")
     check_grid(model.model)
+    return len(decoder_layers(model.model))
 
 
-def check_scans(scans: Sequence[str | Path]) -> list[Path]:
-    """Folders of scans, known to be some.
+def check_scans(scans: Sequence[str | Path], num_layers: int) -> list[Path]:
+    """Folders of scans, known to be some of a decoder.
 
     Args:
         scans: of `plam scan`.
+        num_layers: of the decoder.
 
     Raises:
-        ScanError, DamagedFileError, CurveError, SpecError, OutsideError: one is none.
+        AttendError: one is of another number of layers. ScanError, DamagedFileError, CurveError, SpecError,
+            OutsideError: one is none.
     """
     from plam_eval.evaluation import scan_folder
 
-    folders = [Path(folder) for folder in scans]
-    for folder in folders:
-        scan_folder.load(folder)
-    return folders
+    found = [scan_folder.load(Path(folder)) for folder in scans]
+    problems = [
+        f"{scan.folder}: a scan of {scan.curve.num_layers} decoder layers; expected one of {num_layers}, of this model"
+        for scan in found
+        if scan.curve.num_layers != num_layers
+    ]
+    if problems:
+        raise AttendError("\n".join(problems))
+    return [scan.folder for scan in found]
 
 
 def check_image(image: str | Path, question: str, boxes: Sequence[Box]) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from plam_eval import files
 from plam_eval.errors import InputError
-from plam_eval.evaluation import stats
+from plam_eval.evaluation import scan_folder, stats
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.compared import (
     CHOSEN,
@@ -26,8 +26,8 @@ from plam_eval.evaluation.attend.compared import (
 from plam_eval.evaluation.attend.folder import MERGED, WITHOUT_SINKS, Attended, AttendError
 from plam_eval.evaluation.attend.sentence import sentence_of, warnings_of
 
-ATTENTION_FIGURE = "attention"
-"""Name of the figure of measures by layer, as .png and .svg."""
+ATTENTION_FIGURE, DEPTH_FIGURE = "attention", "depth"
+"""Names of the figures of measures by layer, and of what layers are needed for and do, as .png and .svg."""
 
 _IN_A_TERMINAL = (OVER_CHANCE, OTHER_OVER_CHANCE, "entropy", "spatial_entropy", "image_share")
 
@@ -142,8 +142,8 @@ def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[P
         scans: folders of scans of the same model, whose curves stand above what layers do.
 
     Raises:
-        AttendError: no such folder, or no document in it has measures. InputError: as `find`. DamagedFileError,
-            OutsideError: it cannot be read.
+        AttendError: no such folder, no document in it has measures, or a scan is of another number of layers.
+            InputError: as `find`. ScanError, DamagedFileError, OutsideError: what cannot be read.
     """
     from plam_eval.evaluation.attend.overlays import write_overlays
     from plam_eval.evaluation.attend.plot import attention_figure
@@ -152,6 +152,10 @@ def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[P
     attended = layout.load(Path(folder))
     findings = find(attended, select=select)
     drawn = {ATTENTION_FIGURE: attention_figure(attended, findings)}
+    if attended.depth is not None or scans:
+        from plam_eval.evaluation.attend.depth_plot import depth_figure
+
+        drawn[DEPTH_FIGURE] = depth_figure(attended, [scan_folder.load(Path(scan)) for scan in scans])
     for (name, figure), suffix in product(drawn.items(), (".png", ".svg")):
         file = files.inside(attended.folder, f"{name}{suffix}", str(attended.folder))
         files.write_in_one_step(file, partial(save_figure, figure))

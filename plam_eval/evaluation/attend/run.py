@@ -235,9 +235,7 @@ def _made_with(
     model: HFWrapper, settings: Settings, queries: str, depth: bool, gen_kwargs: str | None
 ) -> dict[str, Any]:
     """What answers and measures depend on, apart from the documents."""
-    from plam_eval.probing.decoder import decoder_layers
-
-    check_loaded(model)
+    num_layers = check_loaded(model)
     bases = check_merges(settings, model.checkpoint)
     return {
         "wrapper": model.model_id,
@@ -248,7 +246,7 @@ def _made_with(
         "equal": settings.equal,
         "bases": {name: _digest(base.identity()) for name, base in bases.items()},
         "weights and arguments": model.cache_fingerprint(),
-        "num_layers": len(decoder_layers(model.model)),
+        "num_layers": num_layers,
         "queries": queries,
         "depth": depth,
         "gen_kwargs": gen_kwargs,

@@ -30,6 +30,7 @@ from plam_eval.merging.merge import is_merged
 from plam_eval.spec import load_spec
 from tests.helpers.mllm import picture
 from tests.helpers.paths import PAIR
+from tests.helpers.run_folders import write_scan
 from tests.helpers.sweeps import SPEC, plam
 
 
@@ -233,10 +234,12 @@ def test_two_processes_look_as_one_does(suite: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(suite)
     words = ["attend", "--model", "plam_llava", "--model_args", SPEC, "--tasks", "gqa,pope", "--limit", "6"]
     words += ["--settings", "merged,self_scale", "--show", "3", "--output"]
-    output = plam(*words, str(tmp_path / "one"))
+    write_scan(tmp_path / "scan")
+    output = plam(*words, str(tmp_path / "one"), "--scan", str(tmp_path / "scan"))
     found = plam_eval.read_attend(tmp_path / "one")
     assert "".join(found.sentence.split()) in "".join(output.split()) and "self_scale" in output
-    assert found.settings == (PLAIN, MERGED, "self_scale") and (tmp_path / "one" / "attention.png").is_file()
+    assert found.settings == (PLAIN, MERGED, "self_scale")
+    assert all((tmp_path / "one" / name).is_file() for name in ("attention.png", "depth.png", "findings.json"))
     launched(*words, str(tmp_path / "two"))
     one, two = (load(tmp_path / name) for name in ("one", "two"))
     same(one, two, 1e-5)
