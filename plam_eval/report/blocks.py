@@ -238,7 +238,7 @@ def raster(figure: Figure, alt: str, caption: str) -> Raster:
     contents = {}
     for kind, made, options in (
         ("jpeg", image, {"quality": 85, "optimize": True, "subsampling": 0}),
-        ("png", image.quantize(256, dither=Image.Dither.NONE), {"optimize": True}),
+        ("png", image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE), {"optimize": True}),
     ):
         buffer = io.BytesIO()
         made.save(buffer, kind, **options)
