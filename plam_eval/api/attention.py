@@ -115,6 +115,7 @@ def attend(
         raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, _QUERIES)}")
     of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
+    checks.check_greedy(gen_kwargs)
     own_boxes = _boxes(box)
     if image is not None:
         checks.check_image(image, str(question), own_boxes)

@@ -41,7 +41,7 @@ def test_names_are_those_of_the_command_line() -> None:
 
     group: Any = typer.main.get_command(cli.app)
     own = {"as_json", "quiet", "help", "dry_run", "kl_threshold"}
-    for name in ("scan", "plateau", "compare", "sweep", "report", "export"):
+    for name in ("scan", "plateau", "attend", "compare", "sweep", "report", "export"):
         options = {parameter.name for parameter in group.commands[name].params}
         arguments = set(inspect.signature(getattr(api, name)).parameters)
         assert {"ray" if option == "use_ray" else option for option in options} - own <= arguments, name

@@ -18,7 +18,7 @@ def test_version_and_help(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plam("--version") == (0, f"plam-eval {metadata.version('plam-eval')}\n", "")
     code, out, _ = plam("-h")
     assert code == 0 and "--install-completion" in out and "..." not in out.partition("Commands:")[2]
-    for command in ("demo", "doctor", "scan", "plateau", "compare", "sweep", "report"):
+    for command in ("demo", "doctor", "scan", "plateau", "attend", "compare", "sweep", "report"):
         code, out, _ = plam(command, "-h")
         assert code == 0 and f"Example:\n    plam {command} " in out, out
     assert "[default: 0.02]" in plam("plateau", "-h")[1] and "[default: sweep]" in plam("sweep", "-h")[1]

@@ -48,6 +48,10 @@ def words(pair: Any, *, more: str = "", **changed: Any) -> list[str]:
         ({"image": "cat.png", "tasks": None, "question": "Red?", "box": "50,2,70,9"}, "within 60 x 44 pixels"),
         ({"image": "cat.png", "tasks": None, "question": "Red?", "box": "0,0,60,40"}, "says nothing of where a model"),
         ({"boxes": "no.jsonl"}, "no.jsonl"),
+        (
+            {"gen_kwargs": "temperature=0.7,num_beams=4"},
+            "found temperature=0.7, num_beams=4; answers under",
+        ),
         ({"gen_kwargs": "max_new_tokens"}, "gen_kwargs: 1 problem(s)"),
     ],
 )

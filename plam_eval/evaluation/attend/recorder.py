@@ -187,7 +187,7 @@ class Recorder:
         parts = [names[start : start + self.together] for start in range(0, len(names), self.together)]
         wanted = [[key for key, of in lacking.items() if of & set(part)] for part in parts]
         count, about = sum(map(len, wanted)), f"looking under {len(self.settings.specs)} settings"
-        with tqdm(total=count, desc=about, unit="document", disable=self.model.rank != 0) as bar:
+        with tqdm(total=count, desc=about, unit="document", disable=self.model.rank != 0 or not count) as bar:
             for part, keys in zip(parts, wanted, strict=True):
                 merges = self._merges(part)
                 for key in keys:
