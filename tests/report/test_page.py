@@ -160,7 +160,7 @@ def test_a_scan_closed_to_some_of_the_text_is_called_no_plateau(tmp_path: Path, 
     write_scan(tmp_path / "all" / "last", closed_to="last")
     write_scan(tmp_path / "all" / "text")
     page = Page(write_report([tmp_path / "all" / "last"], tmp_path / "out"))
-    assert "Where the last token uses the image" in page.headings
+    assert "Layer by layer: last" in page.headings
     assert "From which decoder layer on does the last token no longer need to see the image in pair/mllm?" in page.text
     (box,) = answer_boxes(page)
     assert "From cut 4 on, the last token no longer needs to see the image" in box
@@ -168,7 +168,7 @@ def test_a_scan_closed_to_some_of_the_text_is_called_no_plateau(tmp_path: Path, 
     prose = page.text[: page.text.index("Where it comes from")].replace("this is no plateau, and no spec follows", "")
     assert "plateau" not in prose.lower() and "modal" not in page.text and "blind" not in page.text
     both = Page(write_report([tmp_path / "all"], tmp_path / "both"))
-    assert {"Where the image is used: text", "Where the last token uses the image: last"} <= set(both.headings)
+    assert {"Where the image is used", "Layer by layer: last"} <= set(both.headings)
 
 
 def test_a_range_has_one_spelling(tmp_path: Path, no_images: None) -> None:
@@ -637,7 +637,7 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ReportError,
-        match=r"empty: nothing of a sweep, a scan, a run or an export in it\.\nExpected folders of `plam sweep`",
+        match=r"empty: nothing of a sweep, a scan, a look inside, a run or an export in it\.\nExpected folders of `plam sweep`",
     ):
         write_report([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(ReportError, match="absent: no such folder"):
