@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -36,7 +37,8 @@ LONGEST_TEXT = 600
 _BY = (OVER_CHANCE, "entropy")  # measures by which a layer is chosen, the first that has one
 _PANEL = 2.5  # inches
 _COLUMNS = 4
-_WIDTH_OF_LETTER = 0.085  # inches, of a narrow one at 9 points
+_SIZES = {"question": 10, "answer": 9}  # points
+_HINTED = 1.12  # letters are drawn in whole dots: a little wider than their font says
 _MOST_LINES = {"question": 8, "answer": 3}
 _CLIPPED = 5.0  # colours end at so many times the value that a cell in twenty exceeds: a sink would hide all others
 _WIDE_FONTS = ("CJK", "Noto Sans", "WenQuanYi", "Arial Unicode", "PingFang", "Hiragino Sans", "YaHei", "Malgun")
@@ -105,8 +107,10 @@ def overlay_figure(
 ) -> Figure:
     """One document: its image, and for each setting the attention over it, on one scale of colours, with its answer.
 
-    A last panel has the difference of merged from plain on a scale of its own. The grid of the model may reach beyond
-    the image, where it was padded, or end within, where it was cropped: the map lies where the model saw it.
+    A last panel has the difference of merged from plain on a scale of its own. Colours of attention go with its square
+    root, and all end at five times what a cell in twenty exceeds, or a single sink would hide everything else. The grid
+    of the model may reach beyond the image, where it was padded, or end within, where it was cropped: the map lies
+    where the model saw it.
 
     Args:
         shown: the document.
@@ -125,13 +129,15 @@ def overlay_figure(
     rows = -(-number // columns)
     left, top, right, bottom = _extent(shown)
     panel_height = float(np.clip(_PANEL * (bottom - top) / (right - left), 1.0, 1.5 * _PANEL))
-    width = _PANEL * columns + 1.6
-    question = _lines(shown.question, round((width - 0.4) / _WIDTH_OF_LETTER), _MOST_LINES["question"])
-    answers = {
-        name: _lines(shown.answers[name], round(_PANEL / _WIDTH_OF_LETTER) - 3, _MOST_LINES["answer"]) for name in maps
-    }
+    width = _PANEL * columns + 2.0
+    question = _lines(shown.question, "question", width - 0.4)
+    named = how or f"{'layer' if len(layers) == 1 else 'mean of layers'} {', '.join(map(str, layers))}"
+    foot = _lines(f"{named}; right answer: {shown.target}", "answer", width - 0.4)
+    answers = {name: _lines(shown.answers[name], "answer", _PANEL - 0.35) for name in maps}
     below = max(map(len, answers.values())) * 0.16 + 0.35
-    figure = Figure(figsize=(width, rows * (panel_height + below) + 0.18 * len(question) + 0.75), layout="constrained")
+    figure = Figure(
+        figsize=(width, rows * (panel_height + below) + 0.19 * (len(question) + len(foot)) + 0.8), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     _draw_image(panels[0], shown, shown.image)
@@ -139,15 +145,14 @@ def overlay_figure(
 
     grey = _greyed(shown.image)
     largest, clipped = _scale(list(maps.values()))
-    heat = ScalarMappable(Normalize(0, largest), _HEAT)
+    heat = ScalarMappable(PowerNorm(0.5, 0, largest), _HEAT)
     for axes, (name, values) in zip(panels[1:], maps.items(), strict=False):
         _draw_map(axes, shown, grey, values, heat)
         axes.set_title(_plainly(name, 40), fontsize=9)
-        axes.set_xlabel("\n".join(answers[name]), fontsize=9)
-    bars = [(heat, "attention to a cell, of that to all keys", "max" if clipped else "neither")]
+        axes.set_xlabel("\n".join(answers[name]), fontsize=_SIZES["answer"])
+    bars = [(heat, "attention to a cell, of that to all keys (root scale)", "max" if clipped else "neither")]
     if change is not None:
-        most = float(np.abs(change).max()) or 1e-9
-        most, over = (largest, True) if most > largest else (most, False)
+        most, over = _scale([np.abs(change)])
         differing = ScalarMappable(Normalize(-most, most), _CHANGE)
         _draw_map(panels[number - 1], shown, grey, change, differing)
         panels[number - 1].set_title(f"{MERGED} minus {PLAIN}", fontsize=9)
@@ -159,9 +164,8 @@ def overlay_figure(
         bar.ax.tick_params(labelsize=8)
         bar.ax.yaxis.label.set_size(8.5)
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    named = how or f"layers {', '.join(map(str, layers))}"
-    figure.suptitle("\n".join(question), x=0.01, ha="left", fontsize=10)
-    figure.supxlabel(_plainly(f"right answer: {shown.target}; {named}", 160), x=0.01, ha="left", fontsize=9)
+    figure.suptitle("\n".join(question), x=0.01, ha="left", fontsize=_SIZES["question"])
+    figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=_SIZES["answer"])
     names_as_text(figure)
     for text in figure.findobj(Text):
         text.set_fontfamily(list(_families()[0]))
@@ -245,24 +249,25 @@ def _plainly(text: str, most: int) -> str:
     return _drawable(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
-def _lines(text: str, width: int, most: int) -> list[str]:
-    """A text in lines of so many narrow letters at most, cut where there are too many; one empty line of none.
+def _lines(text: str, kind: str, inches: float) -> list[str]:
+    """A text in lines that are no longer than this, cut where there are too many; one empty line of none.
 
     Args:
         text: as it was written, line ends kept.
-        width: of a line; letters of East Asian scripts take two.
-        most: lines.
+        kind: "question" or "answer".
+        inches: of a line.
     """
-    text = as_text(text.strip())
+    width, most = 72 * inches / _SIZES[kind] / _HINTED, _MOST_LINES[kind]
+    text = _drawable(as_text(text.strip()))
     cut = len(text) > LONGEST_TEXT
     lines = [line for given in text[:LONGEST_TEXT].split("\n") for line in _wrapped(" ".join(given.split()), width)]
     if cut or len(lines) > most:
         lines = lines[:most]
         lines[-1] = f"{lines[-1][: max(1, len(lines[-1]) - 1)]}…"
-    return [_drawable(line) for line in lines] or [""]
+    return lines or [""]
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def _wrapped(text: str, width: float) -> list[str]:
     """Lines of one paragraph, broken at spaces, or anywhere in what is longer than a line, as texts without spaces."""
     lines, line = [], ""
     for word in text.split(" "):
@@ -284,9 +289,9 @@ def _wrapped(text: str, width: int) -> list[str]:
     return [*lines, line] if line else lines
 
 
-def _longest_start(word: str, width: int) -> int:
+def _longest_start(word: str, width: float) -> int:
     """How many letters of a word fit."""
-    total = 0
+    total = 0.0
     for number, letter in enumerate(word):
         total += _width(letter)
         if total > width:
@@ -294,11 +299,19 @@ def _longest_start(word: str, width: int) -> int:
     return len(word)
 
 
-def _width(text: str) -> int:
-    """How wide a text is drawn, in narrow letters."""
-    return sum(
-        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
-    )
+def _width(text: str) -> float:
+    """How wide a text is drawn, in its size."""
+    return sum(map(_width_of, text))
+
+
+@cache
+def _width_of(letter: str) -> float:
+    """The same of one letter; of fonts other than the usual one about so."""
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 1.0
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    font.set_size(1000, 72)
+    return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536 / 1000
 
 
 @cache
@@ -320,6 +333,12 @@ def _families() -> tuple[tuple[str, ...], frozenset[int]]:
 
 
 def _drawable(text: str) -> str:
-    """A text of letters that some font on this machine has, the others being empty boxes."""
+    """A text of letters that some font on this machine has; of others their number."""
     letters = _families()[1]
-    return "".join(letter if ord(letter) in letters or letter.isspace() else _NO_GLYPH for letter in text)
+    pieces = []
+    for known, run in groupby(text, lambda letter: ord(letter) in letters or letter.isspace()):
+        piece = "".join(run)
+        pieces.append(
+            piece if known else _NO_GLYPH * len(piece) if len(piece) < 4 else f"[{len(piece)} letters without a font]"
+        )
+    return "".join(pieces)

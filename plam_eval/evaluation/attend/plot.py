@@ -34,6 +34,8 @@ _LOOKS: dict[str, dict[str, Any]] = {
     MERGED: {"color": COLOURS[1], "linestyle": "-", "linewidth": 2.0},
     SELF_SCALE: {"color": COLOURS[0], "linestyle": (0, (5, 2)), "linewidth": 2.0},
 }
+_THIN_STYLES = tuple(style for style in LINE_STYLES if style != ":")  # dotted are the boxes of other documents
+_QUOTED: dict[str, Any] = {"color": "#707070", "linewidth": 0.8, "linestyle": "-"}
 _MARKED = 16  # layers up to which each has a mark
 
 
@@ -98,7 +100,7 @@ def _looks(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     thin = {
         name: {
             "color": colours[number % len(colours)],
-            "linestyle": LINE_STYLES[(number + 1) % len(LINE_STYLES)],
+            "linestyle": _THIN_STYLES[number % len(_THIN_STYLES)],
             "linewidth": 1.1,
         }
         for number, name in enumerate(others)
@@ -147,7 +149,7 @@ def _finish(axes: Axes, findings: AttendFindings, chosen: int | None) -> None:
         start, end = findings.plateau
         axes.axvspan(start - 0.5, end - 0.5, color=_PLATEAU, linewidth=0, zorder=0)
     if chosen is not None:
-        axes.axvline(chosen, color="#606060", linewidth=0.9, linestyle=(0, (1, 1.5)), zorder=1)
+        axes.axvline(chosen, zorder=1, **_QUOTED)
     axes.set_xlim(-0.5, findings.num_layers - 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -173,9 +175,7 @@ def _marks(findings: AttendFindings, rows: Sequence[str]) -> list[Line2D | Patch
         marks.append(Patch(color=_PLATEAU, label=f"merged layers: {start}:{end}"))
     if any(findings.chosen_layer(measure) is not None for measure in rows):
         how = "on other documents" if findings.held_out else "on the same documents"
-        marks.append(
-            Line2D([], [], color="#606060", linewidth=0.9, linestyle=(0, (1, 1.5)), label=f"layer quoted, chosen {how}")
-        )
+        marks.append(Line2D([], [], label=f"layer quoted, chosen {how}", **_QUOTED))
     return marks
 
 
@@ -184,4 +184,6 @@ def _headline(findings: AttendFindings) -> str:
     tasks = dict.fromkeys([*findings.chosen_on, *findings.reported_on])
     names = f"{len(tasks)} tasks" if len(tasks) > 1 else one_line(next(iter(tasks), ""))
     who = QUERIES.get(findings.queries, findings.queries)
-    return f"Attention of {who}, by layer ({documents} documents of {names}; bands are 95 % intervals)"
+    count = "1 document" if documents == 1 else f"{documents} documents"
+    bands = "; bands are 95 % intervals" if findings.levels["low"].notna().any() else ""
+    return f"Attention of {who}, by layer ({count} of {names}{bands})"

@@ -211,7 +211,9 @@ def test_the_plain_answer_is_lmms_evals_and_all_are_scored(recorded: Any, load: 
     assert np.isfinite(boxed).any()  # the suite's documents have boxes, and each has those of another
 
 
-def test_some_settings_at_a_time_give_the_same(recorded: Any, tmp_path: Path) -> None:
+def test_some_settings_at_a_time_give_the_same(recorded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sinks of the plain model among them, which was looked at before."""
+    monkeypatch.setattr("plam_eval.probing.attention.SINK_THRESHOLD", 2.5)
     key = frozenset([("gqa", 1)])
     whole = recorded(tmp_path / "all", shown=key).share
     parts = recorded(tmp_path / "parts", together=1, depth=True, shown=key).share
@@ -219,6 +221,7 @@ def test_some_settings_at_a_time_give_the_same(recorded: Any, tmp_path: Path) ->
     assert [each[:2] for each in parts.measures] == [each[:2] for each in whole.measures]
     for (_, _, one), (_, _, other) in zip(parts.measures, whole.measures, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert any(values[0, MEASURES.index("sink_share")].any() for _, _, values in whole.measures)
     (one,), (other,) = parts.shown, whole.shown
     assert list(one.maps) == list(other.maps) and one.boxes == other.boxes and one.frame == other.frame
     lines = (tmp_path / "parts" / "answers.rank0.jsonl").read_text().splitlines()
