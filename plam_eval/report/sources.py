@@ -11,8 +11,9 @@ from typing import NamedTuple
 from plam_eval.errors import PlamError
 from plam_eval.evaluation import records, scan_folder
 from plam_eval.evaluation.attend import folder as attend_folder
-from plam_eval.evaluation.attend.findings import AttendFindings, find, selected
+from plam_eval.evaluation.attend.findings import find, selected
 from plam_eval.evaluation.attend.folder import Attended
+from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan_folder import Scan
 from plam_eval.evaluation.sweep import findings

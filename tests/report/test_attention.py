@@ -12,8 +12,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from plam_eval.evaluation.attend import folder as layout
-from plam_eval.evaluation.attend.findings import AttendFindings, find
+from plam_eval.evaluation.attend.findings import find
 from plam_eval.evaluation.attend.shown import ShownDocument
+from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.report.page import write_report
 from plam_eval.report.sections import attention
 from plam_eval.report.sources import ReportError

@@ -24,9 +24,9 @@ from PIL import Image
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, InputError, did_you_mean
 from plam_eval.evaluation.attend.compared import OVER_CHANCE
-from plam_eval.evaluation.attend.findings import AttendFindings
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, SHOWN, Attended
 from plam_eval.evaluation.attend.shown import ShownDocument
+from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.figures import names_as_text, save_figure
 from plam_eval.probing.attention_measures import Box
 from plam_eval.terminal import shown as as_text
@@ -162,7 +162,7 @@ def overlay_figure(
     for mappable, label, extend in bars:
         bar = figure.colorbar(mappable, ax=list(panels), label=label, extend=extend, pad=0.01, aspect=30, fraction=0.04)
         bar.ax.tick_params(labelsize=8)
-        bar.ax.yaxis.label.set_size(8.5)
+        bar.ax.yaxis.label.set_fontsize(8.5)
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     figure.suptitle("\n".join(question), x=0.01, ha="left", fontsize=_SIZES["question"])
     figure.supxlabel("\n".join(foot), x=0.01, ha="left", fontsize=_SIZES["answer"])
@@ -230,7 +230,7 @@ def _draw_map(
     own = axes.imshow(
         values,
         cmap=mappable.cmap,
-        norm=mappable.norm,
+        norm=mappable.norm,  # type: ignore[arg-type]
         extent=(left, right, bottom, top),
         interpolation="nearest",
         zorder=2,

@@ -15,9 +15,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE
-from plam_eval.evaluation.attend.findings import AttendFindings
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.sentence import QUERIES
+from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
@@ -131,7 +131,7 @@ def _series(rows: pd.DataFrame, column: str) -> _Series:
 
 def _draw(axes: Axes, series: _Series, look: dict[str, Any], *, band: bool = True) -> None:
     thick = look["linewidth"] >= 2
-    marker = {"marker": "o", "markersize": 3 if thick else 2} if len(series.layers) <= _MARKED else {}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3 if thick else 2} if len(series.layers) <= _MARKED else {}
     if band and thick:
         axes.fill_between(series.layers, series.low, series.high, color=look["color"], alpha=0.16, linewidth=0)
     axes.plot(series.layers, series.values, zorder=3 if thick else 2, **look, **marker)
@@ -154,7 +154,7 @@ def _finish(axes: Axes, findings: AttendFindings, chosen: int | None) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(labelsize=8)
-    axes.yaxis.label.set_size(8.5)
+    axes.yaxis.label.set_fontsize(8.5)
     axes.grid(axis="y", linewidth=0.5, alpha=0.4)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 from plam_eval.errors import PlamError
 from plam_eval.evaluation.attend.compared import CHOSEN, OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
-from plam_eval.evaluation.attend.findings import AttendFindings
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITHOUT_SINKS
 from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show, overlay_figure
 from plam_eval.evaluation.attend.plot import attention_figure
 from plam_eval.evaluation.attend.sentence import QUERIES
 from plam_eval.evaluation.attend.shown import ShownDocument
+from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.report.blocks import Folded, Paragraph, Section, TableBlock, picture, raster, records_of, table_block
 from plam_eval.report.sources import Look
 from plam_eval.report.text import NONE, count_of, cut_short, interval, minus_signs, number, p_value, percent, signed

@@ -100,7 +100,7 @@ def test_measures_of_sinks_are_compared_where_sinks_count() -> None:
     variants = table.groupby("measure", sort=False)["sinks"].unique().map(sorted).to_dict()
     assert list(variants) == list(COMPARED)
     for measure, sinks in variants.items():
-        assert sinks == (["with"] if measure.startswith("sink") else ["with", "without"])
+        assert sinks == (["with"] if str(measure).startswith("sink") else ["with", "without"])
     assert (table[table["measure"] == "sink_share"]["p"] == 1).all()
 
 
@@ -341,6 +341,13 @@ def test_conclude_writes_what_it_finds(tmp_path: Path) -> None:
     before = (folder / "attention.svg").read_bytes()
     assert conclude(folder).sentence == findings.sentence and (folder / "attention.svg").read_bytes() == before
     assert repr(findings).startswith(f"AttendFindings({folder}, plain, merged, self_scale: Attention of")
+
+
+def test_what_layers_do_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
+    for depth in (False, True):
+        folder = write_attend_folder(tmp_path / str(depth), shift=BASE, tasks={"gqa": 12}, shown=0, depth=depth)
+        conclude(folder)
+        assert [(folder / f"depth{suffix}").is_file() for suffix in (".png", ".svg")] == [depth] * 2
 
 
 def test_a_terminal_gets_the_quoted_rows() -> None:

@@ -93,8 +93,8 @@ def test_intervals_hold_a_true_difference_that_tasks_have_alike(relative: bool) 
 
 def test_a_mean_has_an_interval_that_tasks_of_other_levels_do_not_widen() -> None:
     own = documents(gqa=60, pope=60)
-    values = null(own, 300)[0] - own.task[:, None] * 0.2
-    apart = values + own.task[:, None] * 5
+    values: Floats = null(own, 300)[0] - own.task[:, None] * 0.2
+    apart: Floats = values + own.task[:, None] * 5.0
     same, other = levels(own, values), levels(own, apart)
     assert other.value == pytest.approx(same.value + 2.5)
     assert other.high - other.low == pytest.approx(same.high - same.low)
