@@ -164,7 +164,7 @@ def read_attend(folder: str | Path, *, select: int | None = None) -> AttendFindi
 
     Args:
         folder: its output.
-        select: documents of each task on which the layers to quote are chosen, half of them by default.
+        select: documents of each task on which the layers to quote are chosen; as they were by default.
 
     Raises:
         AttendError: none there. DamagedFileError: it cannot be read. InputError: `select` leaves nothing to report on.
@@ -172,7 +172,8 @@ def read_attend(folder: str | Path, *, select: int | None = None) -> AttendFindi
     from plam_eval.evaluation.attend import findings
     from plam_eval.evaluation.attend import folder as layout
 
-    return findings.find(layout.load(folder), select=select)
+    attended = layout.load(folder)
+    return findings.find(attended, select=findings.selected(attended.folder) if select is None else select)
 
 
 def _check_what(image: Any, question: str | None, box: Any, of_tasks: dict[str, Any]) -> None:

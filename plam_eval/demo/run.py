@@ -1,4 +1,4 @@
-"""`plam demo`: the embedded pair on nine offline benchmarks: scan, merge through lmms-eval, sweep, export, report.
+"""`plam demo`: the embedded pair on nine offline benchmarks: scan, look inside, merge, sweep, export, report.
 
 The plateau is found on some documents, and merges are judged on others.
 """
@@ -47,10 +47,14 @@ from plam_eval.terminal import Terminal, text
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
 RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
+# What is looked into: open answers and letters, of so many documents each.
+LOOKED_AT, DOCUMENTS_LOOKED_AT = "gqa,realworldqa", 20
 DONE, LOG = "finished.json", "log.txt"
 BOARD, QUESTIONS = "seedbench_2_plus", "questions.txt"  # the one of the nine that a board takes a file of
 CHECKPOINT = "checkpoint"
-_PROGRESS = re.compile(r"(?:Model Responding|answering under every cut|answering for \d+ cells|sweep):\s+(\d+)%")
+_PROGRESS = re.compile(
+    r"(?:Model Responding|answering under every cut|looking under \d+ settings|answering for \d+ cells|sweep):\s+(\d+)%"
+)
 
 
 class DemoError(PlamError, RuntimeError):
@@ -59,7 +63,7 @@ class DemoError(PlamError, RuntimeError):
 
 @dataclass(frozen=True)
 class Demo:
-    """Folders of the suite (with the pair in it), the scan, the sweep, the export, the plain run and the page.
+    """Folders of the suite (with the pair in it), the scan, the look inside, the sweep, the export, and the page.
 
     `merged` is the merge through lmms-eval; `submission` what says of the submission that it was checked.
     """
@@ -67,6 +71,7 @@ class Demo:
     suite: Path
     scan: Path
     plateau: str
+    attend: Path
     merged: records.Run
     sweep: Path
     export: Path
@@ -126,6 +131,21 @@ def scan_command(limit: int) -> list[str]:
     return [*words, "--tasks", "plam9", "--limit", str(limit), "--base", "pair/base", "--output", "../scan"]
 
 
+def attend_command(plateau: str, limit: int, offset: int, output: str = "../attend") -> list[str]:
+    """The `plam attend` call, to be run in the suite's folder: where the pair looks, plain, merged and scaled.
+
+    Args:
+        plateau: name or path of the spec.
+        limit: documents of each task.
+        offset: documents of each task that are passed over before them.
+        output: folder of what is found.
+    """
+    model_args = f"pretrained=pair/mllm,plateau={plateau},device_map=cpu"
+    words = ["plam", "attend", "--model", "plam_llava", "--model_args", model_args, "--tasks", LOOKED_AT]
+    words += ["--limit", str(limit), "--offset", str(offset), "--depth", "--scan", "../scan"]
+    return [*words, "--output", output]
+
+
 def sweep_command(plateau: str, limit: int, offset: int) -> list[str]:
     """The `plam sweep` call, to be run in the suite's folder; a third of the documents choose the best merge.
 
@@ -178,7 +198,7 @@ def run(
     fresh: bool = False,
     console: Terminal | None = None,
 ) -> Demo:
-    """Scan the first `scanned` documents of each task; merge and sweep on the `documents` after them; publish.
+    """Scan the first `scanned` documents of each task; look inside, merge and sweep on those after them; publish.
 
     Published are an export of the merge that the sweep chose, a submission of the plain model's, and the page.
 
@@ -211,17 +231,19 @@ def run(
     scan, page = folder / "scan", folder / "report" / "index.html"
     _step("scan", scan_command(scanned), suite, scan, fresh, console)
     plateau = "../scan/plateau.yaml" if (scan / SPEC).is_file() else PACKAGED
+    attend, looked_at = folder / "attend", min(limit, DOCUMENTS_LOOKED_AT)
+    _step("attend", attend_command(plateau, looked_at, scanned), suite, attend, fresh, console)
     _step("merged", command(plateau, "../merged", limit, scanned), suite, folder / "merged", fresh, console)
     _step("sweep", sweep_command(plateau, limit, scanned), suite, folder / "sweep", fresh, console)
     export, plain, submission = (folder / name for name in ("export", "plain", "submission"))
     _step("export", export_command(plateau, folder / "sweep"), suite, export, fresh, console)
     _step("plain", plain_command(), suite, plain, fresh, console)
     _step("submission", submit_command(), suite, submission, fresh, console)
-    words = ["plam", "report", "../scan", "../sweep", "../export", "--output", "../report"]
+    words = ["plam", "report", "../scan", "../attend", "../sweep", "../export", "--output", "../report"]
     _step("report", words, suite, page.parent, fresh, console)
     merged = records.read_run(_results(folder / "merged"))
     (about,) = _results(plain).parent.glob(f"{run_files.date_of(_results(plain))}_submission_{BOARD}.about.json")
-    return Demo(suite, scan, plateau, merged, folder / "sweep", export / CHECKPOINT, about, page)
+    return Demo(suite, scan, plateau, attend, merged, folder / "sweep", export / CHECKPOINT, about, page)
 
 
 def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Terminal) -> None:
@@ -231,7 +253,7 @@ def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, 
         console.say(f"{label}: already done ({_near(output)})")
         return
     console.say(text(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", "bold"))
-    if label == "export" or (label in ("scan", "sweep") and (fresh or done.is_file())):
+    if label == "export" or (label in ("scan", "attend", "sweep") and (fresh or done.is_file())):
         remove_own(output, DONE, LOG)  # of another suite or version: neither mixes them
     if not output.is_dir():
         make_own(output)
@@ -271,7 +293,7 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal
         TimeElapsedColumn(),
     )
     module = {"lmms-eval": "lmms_eval", "plam": "plam_eval.cli"}[words[0]]
-    with _attended(module, words[1:], suite) as process, log.open("wb") as file:
+    with _tethered(module, words[1:], suite) as process, log.open("wb") as file:
         assert process.stdout is not None
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(f"{label}: starting", total=100)
@@ -286,7 +308,7 @@ def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal
 
 
 @contextmanager
-def _attended(module: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _tethered(module: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module arguments` in a folder, in a group of processes that ends when this process or block does."""
     environment = (
         os.environ
@@ -294,7 +316,7 @@ def _attended(module: str, arguments: list[str], folder: Path) -> Iterator[subpr
         | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     )
     process = subprocess.Popen(
-        [sys.executable, "-m", "plam_eval.demo.attended", module, *arguments],
+        [sys.executable, "-m", "plam_eval.demo.tethered", module, *arguments],
         cwd=folder,
         # Python files in that folder are not imported (from Python 3.11 on).
         env=environment | {"PYTHONSAFEPATH": "1"},
@@ -358,13 +380,15 @@ def same_answers(demo: Demo, findings: Findings) -> tuple[int, int]:
 
 
 def report(demo: Demo, console: Terminal | None = None) -> None:
-    """Print the scan, the merge, the sweep, what was published and what to try next.
+    """Print the scan, where the pair looks, the merge, the sweep, what was published and what to try next.
 
     Args:
         demo: finished.
         console: where to; by default standard output.
     """
     from plam_eval.evaluation import scan_folder
+    from plam_eval.evaluation.attend import folder as attend_folder
+    from plam_eval.evaluation.attend.findings import find, selected
     from plam_eval.merging.export_record import read_export_record
     from plam_eval.merging.report import MergeReport
     from plam_eval.report import tables
@@ -375,6 +399,8 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     tables.show_scan(scanned, console)
     if demo.plateau == PACKAGED:
         console.say(f"No plateau was found: the packaged spec `{PACKAGED}` was merged instead.")
+    seen = find(attend_folder.load(demo.attend), select=selected(demo.attend))
+    console.say(f"\nWhere it looks, on {seen.answers['documents'].max()} documents after those: {seen.sentence}")
     provenance = demo.merged.block["provenance"]
     console.print()
     console.print(MergeReport.from_dict(provenance["merge"]).table())
@@ -398,6 +424,7 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     console.data = {
         "suite": str(demo.suite),
         "scan": scanned.to_dict(),
+        "attend": seen.to_dict(),
         "merge": provenance["merge"],
         "sweep": swept.to_dict(),
         "answers": documents,
@@ -407,10 +434,11 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
         "submission": str(demo.submission.parent / submitted["file"]),
         "page": str(demo.page),
     }
-    console.say(f"Scan: {_near(demo.scan)}; sweep: {_near(demo.sweep)}")
+    console.say(f"Scan: {_near(demo.scan)}; look inside: {_near(demo.attend)}; sweep: {_near(demo.sweep)}")
     console.say(text(f"Report: {_near(demo.page)}", "bold"))
     config = demo.merged.results["config"]
     limit, offset = int(config["limit"]), int(config["offset"])
+    looked_at, answer = min(limit, DOCUMENTS_LOOKED_AT), ["--queries", "answer"]
     console.say(
         f"""
 What to try next, {_environment()}in the suite's folder
@@ -418,6 +446,7 @@ What to try next, {_environment()}in the suite's folder
   other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", limit, offset))}
   another margin    plam plateau ../scan --margin 0.03
   more of the grid  {shlex.join([*sweep_command(demo.plateau, limit, offset), "--modules", "qk,vo"])}
+  who looks         {shlex.join([*attend_command(demo.plateau, looked_at, offset, "../attend-answer"), *answer])}
   before you merge  plam doctor --model pair/mllm --plateau {demo.plateau}
   for an appendix   plam submit ../merged --bundle ../merged.zip && plam submit --verify ../merged.zip
 Your own model: --model plam_qwen3_vl --model_args pretrained=Qwen/Qwen3-VL-8B-Instruct,plateau=qwen3-vl-8b"""

@@ -30,7 +30,7 @@ def report(
     """Write one self-contained HTML page, and its tables as CSV and parquet, from finished work.
 
     Args:
-        folders: of sweeps, comparisons, scans, lmms-eval runs and exports, or folders above such.
+        folders: of sweeps, comparisons, scans, `plam attend`, lmms-eval runs and exports, or folders above such.
         output: folder for index.html and tables/.
         title: of the page; by default it names the models.
         select: choose the best merge on so many documents of each task, for every sweep.

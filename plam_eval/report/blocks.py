@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from plam_eval.figures import names_as_text
 from plam_eval.report.svg import to_markup
 from plam_eval.report.text import minus_signs, printable
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 96  # CSS pixels per inch of a figure
+_SHARPER = 1.5  # pixels of an image for one of the page's
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Raster:
+    """A figure with photographs in it, as an image: `source` is a data URI, `alt` what it shows, in words."""
+
+    kind: ClassVar[str] = "raster"
+    source: str
+    width: int
+    alt: str
+    caption: str
+    least: str
+
+
+@dataclass(frozen=True)
 class Clip:
     """A text: what is shown at once, all of it where that is more, and how many letters even that leaves out."""
 
@@ -109,6 +124,15 @@ class Listing:
     lines: tuple[str, ...]
     code: bool = True
     open: bool = False
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Other blocks, behind a title that opens them."""
+
+    kind: ClassVar[str] = "folded"
+    title: str
+    blocks: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -192,11 +216,42 @@ def picture(figure: Figure, alt: str, caption: str) -> Picture:
     """
     from markupsafe import Markup
 
-    width = figure.get_figwidth() * _DPI
-    least = "" if width <= 520 else "s" if width < 900 else "m" if width < 1100 else "l"
     alt = minus_signs(alt)
     drawing = Markup(to_markup(figure, printable(alt)))
-    return Picture(drawing, alt.partition(". ")[0].rstrip("."), caption, least)
+    return Picture(drawing, alt.partition(". ")[0].rstrip("."), caption, _least(figure))
+
+
+def raster(figure: Figure, alt: str, caption: str) -> Raster:
+    """A figure in which there are photographs, as the smaller one of JPEG and PNG of a palette.
+
+    Args:
+        figure: what is drawn, on its own background.
+        alt: what it shows, in words.
+        caption: what stands below it.
+    """
+    from PIL import Image
+
+    names_as_text(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI * _SHARPER, metadata={"Software": None})
+    image = Image.open(buffer).convert("RGB")
+    contents = {}
+    for kind, made, options in (
+        ("jpeg", image, {"quality": 85, "optimize": True, "subsampling": 0}),
+        ("png", image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE), {"optimize": True}),
+    ):
+        buffer = io.BytesIO()
+        made.save(buffer, kind, **options)
+        contents[kind] = buffer.getvalue()
+    kind = min(contents, key=lambda kind: len(contents[kind]))
+    width = round(figure.get_figwidth() * _DPI)
+    return Raster(data_uri(f"image/{kind}", contents[kind]), width, minus_signs(alt), caption, _least(figure))
+
+
+def _least(figure: Figure) -> str:
+    """How small a figure may get, as in `Picture`."""
+    width = figure.get_figwidth() * _DPI
+    return "" if width <= 520 else "s" if width < 900 else "m" if width < 1100 else "l"
 
 
 def data_uri(kind: str, content: bytes) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.comparison import Comparisons, changed_table
 from plam_eval.evaluation.records import Run
+from plam_eval.report.sections.layers import depth_by_layer
 from plam_eval.report.sections.shared import chosen_beside
 from plam_eval.report.sources import Sources
 
@@ -42,6 +43,10 @@ def tables_of(sources: Sources, compared: Comparisons | None) -> TableFiles:
         by_source.append((name, tables))
     for name, scanned in sources.scans.items():
         by_source.append((name, {"curve": scanned.curve.table()}))
+    for name, (attended, found) in sources.looks.items():
+        tables = {"attention": found.levels, "differences": found.differences, "quoted": found.quoted}
+        tables |= {"settings": found.answers} | ({} if attended.depth is None else {"depth": depth_by_layer(attended)})
+        by_source.append((name, {table: _storable(frame) for table, frame in tables.items()}))
     if sources.runs:
         tables = _run_tables(sources.runs)
         if compared is not None and compared.rows:

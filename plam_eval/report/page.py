@@ -1,7 +1,7 @@
-"""`plam report`: runs, scans and sweeps on one HTML page that needs nothing beside it, and their tables as files.
+"""`plam report`: runs, scans, sweeps and looks inside on one HTML page, and their tables as files.
 
-What stands on the page is decided by `sections`, in blocks; `page.html.j2` gives each kind of block its form,
-`page.css` its look. `page.js` sorts and filters tables; without it nothing is missing.
+The page needs nothing beside it. What stands on it is decided by `sections`, in blocks; `page.html.j2` gives each kind
+of block its form, `page.css` its look. `page.js` sorts and filters tables; without it nothing is missing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from plam_eval.files import check_free, check_writable, inside, write_in_one_ste
 from plam_eval.report.blocks import Answer, Section, records_of
 from plam_eval.report.files import TableFiles, tables_of
 from plam_eval.report.sections import warnings
+from plam_eval.report.sections.attention import attention_section
 from plam_eval.report.sections.cells import all_cells
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.controls import beside_controls
 from plam_eval.report.sections.exports import export_links, exports_section
 from plam_eval.report.sections.form import in_form
 from plam_eval.report.sections.head import answers, facts, links, questions, title_of
+from plam_eval.report.sections.layers import layers_sections
 from plam_eval.report.sections.provenance import provenance_section
 from plam_eval.report.sections.ranges import heat_map
 from plam_eval.report.sections.reading import reading_section
@@ -57,7 +59,7 @@ def write_report(
     """Write `output`/index.html and `output`/tables/*.csv and *.parquet.
 
     Args:
-        folders: of sweeps, comparisons, scans, lmms-eval runs and exports, or folders above such.
+        folders: of sweeps, comparisons, scans, `plam attend`, lmms-eval runs and exports, or folders above such.
         output: folder for the page and tables/.
         title: of the page; by default it names the models.
         select: as in `findings.read_findings`, for every sweep.
@@ -113,16 +115,22 @@ def _page(
     from markupsafe import Markup
 
     noted = warnings.of_notes(sources)
-    warned = {f"scan {name}": warnings.of_scan(scanned.stages.warnings) for name, scanned in sources.scans.items()}
+    warned = {f"scan {name}": warnings.of_one_answer(scan.stages.warnings) for name, scan in sources.scans.items()}
     warned |= {f"sweep {name}": warnings.of_sweep(findings) for name, findings in sources.sweeps.items()}
+    warned |= {f"look {name}": warnings.of_one_answer(look.findings.warnings) for name, look in sources.looks.items()}
     if sources.runs:
         warned["runs"] = warnings.of_runs(sources.runs, compared)
     sections: list[Section] = []
-    for name, scanned in sources.scans.items():
-        sections.append(scan_section(scanned, f": {name}" if len(sources.scans) > 1 else ""))
+    whole = {name: scan for name, scan in sources.scans.items() if scan.stages.closed_to == "text"}
+    for name, scanned in whole.items():
+        sections.append(scan_section(scanned, f": {name}" if len(whole) > 1 else ""))
     for name, findings in sources.sweeps.items():
         suffix = f": {name}" if len(sources.sweeps) > 1 else ""
         sections += _sweep_sections(findings, suffix, looking, tables.names.get((name, "changed"), ""))
+    for name, look in sources.looks.items():
+        suffix = f": {name}" if len(sources.looks) > 1 else ""
+        sections.append(attention_section(look, suffix, said=not sections and len(sources.looks) == 1))
+    sections += layers_sections(sources)
     if sources.runs:
         sections += runs_sections(sources.runs, compared, looking, tables.names.get(("runs", "changed"), ""))
     sections += warnings.further_section([noted, *warned.values()])

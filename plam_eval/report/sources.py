@@ -1,4 +1,4 @@
-"""Which runs, scans, sweeps and exports lie in the folders that a report is asked for."""
+"""Which runs, scans, sweeps, looks inside and exports lie in the folders that a report is asked for."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from plam_eval.errors import PlamError
 from plam_eval.evaluation import records, scan_folder
+from plam_eval.evaluation.attend import folder as attend_folder
+from plam_eval.evaluation.attend.findings import find, selected
+from plam_eval.evaluation.attend.folder import Attended
+from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan_folder import Scan
 from plam_eval.evaluation.sweep import findings
@@ -25,22 +30,30 @@ class ReportError(PlamError, ValueError):
     """Nothing to report on; the message says what was found in each folder and what was expected."""
 
 
+class Look(NamedTuple):
+    """What `plam attend` has measured, and what follows from it."""
+
+    attended: Attended
+    findings: AttendFindings
+
+
 @dataclass
 class Sources:
     """What was found in the folders, by name; `notes` names what was left out, and why."""
 
     sweeps: dict[str, Findings] = field(default_factory=dict)
     scans: dict[str, Scan] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     exports: dict[str, ExportRecord] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
-    """Read every sweep, scan, run and export in the folders; what is damaged, or a link that leads out, becomes a note.
+    """Read everything that is finished in the folders; what is damaged, or a link that leads out, becomes a note.
 
     Args:
-        folders: of sweeps, comparisons, scans, lmms-eval runs and exports, or folders above such.
+        folders: of sweeps, comparisons, scans, `plam attend`, lmms-eval runs and exports, or folders above such.
         select: as in `findings.read_findings`, for every sweep.
 
     Raises:
@@ -51,41 +64,72 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         before = len(seen)
         if not folder.exists():
             raise ReportError(f"{folder}: no such folder")
-        owners = []  # folders whose runs are not listed by themselves
-        for file in sorted(_visible(folder, PLAN)):
-            owners.append(file.parent)
-            if _new(file.parent, seen):
-                name = _name(file.parent, sources.sweeps)
-                with _noted(sources, "A sweep", file.parent):
-                    sources.sweeps[name] = findings.read_findings(_own(file, folder).parent, select)
-        for file in sorted(_visible(folder, scan_folder.SETTINGS)):
-            owners.append(file.parent)
-            if not _new(file.parent, seen):
-                continue
-            if (file.parent / scan_folder.STAGES).is_file():
-                name = _name(file.parent, sources.scans)
-                with _noted(sources, "A scan", file.parent):
-                    sources.scans[name] = scan_folder.load(_own(file, folder).parent)
-            else:
-                sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
-        for file in sorted(_visible(folder, export_record.FILE)):
-            owners.append(file.parent)
-            if _new(file.parent, seen):
-                name = _name(file.parent, sources.exports)
-                with _noted(sources, "An export", file.parent):
-                    sources.exports[name] = export_record.read_export_record(_own(file, folder).parent)
+        owners: list[Path] = []  # folders whose runs are not listed by themselves
+        for read in (_read_sweeps, _read_scans, _read_looks, _read_exports):
+            owners += read(folder, sources, seen, select)
         _read_runs(folder, owners, sources, seen)
         if len(seen) == before and not owners:
-            sources.notes.append(f"{folder}: nothing of a sweep, a scan, a run or an export in it.")
-    if not (sources.sweeps or sources.scans or sources.runs):
+            sources.notes.append(f"{folder}: nothing of a sweep, a scan, a look inside, a run or an export in it.")
+    if not (sources.sweeps or sources.scans or sources.looks or sources.runs):
         sources.notes += [f"{name}: an export, which has no figures of its own" for name in sources.exports]
         notes = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
             f"nothing to report on:\n{notes}\nExpected folders of `plam sweep` or `plam compare` ({PLAN}), of "
-            f"a finished `plam scan` ({scan_folder.SETTINGS} and {scan_folder.STAGES}), or of lmms-eval with "
-            "--log_samples (*_results.json beside its sample logs)"
+            f"a finished `plam scan` ({scan_folder.SETTINGS} and {scan_folder.STAGES}) or `plam attend` "
+            f"({attend_folder.SETTINGS_FILE} and {attend_folder.MEASURES_FILE}), or of lmms-eval with --log_samples "
+            "(*_results.json beside its sample logs)"
         )
     return sources
+
+
+def _read_sweeps(folder: Path, sources: Sources, seen: set[Path], select: int | None) -> list[Path]:
+    """Add the sweeps in a folder to `sources`; returns where they lie, also those that had been seen."""
+    found = sorted(_visible(folder, PLAN))
+    for file in found:
+        if _new(file.parent, seen):
+            name = _name(file.parent, sources.sweeps)
+            with _noted(sources, "A sweep", file.parent):
+                sources.sweeps[name] = findings.read_findings(_own(file, folder).parent, select)
+    return [file.parent for file in found]
+
+
+def _read_scans(folder: Path, sources: Sources, seen: set[Path], _: int | None) -> list[Path]:
+    found = sorted(_visible(folder, scan_folder.SETTINGS))
+    for file in found:
+        if not _new(file.parent, seen):
+            continue
+        if (file.parent / scan_folder.STAGES).is_file():
+            name = _name(file.parent, sources.scans)
+            with _noted(sources, "A scan", file.parent):
+                sources.scans[name] = scan_folder.load(_own(file, folder).parent)
+        else:
+            sources.notes.append(f"{file.parent}: a scan that has not finished; nothing of it is shown.")
+    return [file.parent for file in found]
+
+
+def _read_looks(folder: Path, sources: Sources, seen: set[Path], _: int | None) -> list[Path]:
+    found = sorted(_visible(folder, attend_folder.SETTINGS_FILE))
+    for file in found:
+        if not _new(file.parent, seen):
+            continue
+        if (file.parent / attend_folder.MEASURES_FILE).is_file():
+            name = _name(file.parent, sources.looks)
+            with _noted(sources, "A look inside", file.parent):
+                attended = attend_folder.load(_own(file, folder).parent)
+                sources.looks[name] = Look(attended, find(attended, select=selected(attended.folder)))
+        else:
+            sources.notes.append(f"{file.parent}: a look inside that has not finished; nothing of it is shown.")
+    return [file.parent for file in found]
+
+
+def _read_exports(folder: Path, sources: Sources, seen: set[Path], _: int | None) -> list[Path]:
+    found = sorted(_visible(folder, export_record.FILE))
+    for file in found:
+        if _new(file.parent, seen):
+            name = _name(file.parent, sources.exports)
+            with _noted(sources, "An export", file.parent):
+                sources.exports[name] = export_record.read_export_record(_own(file, folder).parent)
+    return [file.parent for file in found]
 
 
 def _read_runs(folder: Path, owners: Sequence[Path], sources: Sources, seen: set[Path]) -> None:

@@ -21,7 +21,7 @@ from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
-    from plam_eval.evaluation.attend.findings import AttendFindings
+    from plam_eval.evaluation.attend.summary import AttendFindings
     from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job

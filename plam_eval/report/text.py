@@ -32,7 +32,7 @@ def text_or_empty(value: Any) -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """`value` with `digits` decimals, or a dash."""
-    return minus_signs(f"{value:.{digits}f}") if is_known(value) else NONE
+    return minus_signs(f"{round(value, digits) + 0.0:.{digits}f}") if is_known(value) else NONE  # no minus before 0
 
 
 def signed(value: float) -> str:

@@ -16,6 +16,8 @@ import pytest
 
 from plam_eval.demo import run as demo
 from plam_eval.errors import FolderError, InputError
+from plam_eval.evaluation.attend import folder as attend_folder
+from plam_eval.evaluation.attend.findings import find
 from plam_eval.evaluation.records import read_run
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.export_record import read_export_record
@@ -86,9 +88,21 @@ def test_the_page_shows_scan_and_sweep(finished: tuple[Path, str]) -> None:
     folder, output = finished
     page = (folder / "report" / "index.html").read_text()
     assert "Where the image is used" in page and "Beside the controls" in page
+    assert "Where it looks" in page and "Layer by layer" in page
     assert read_findings(folder / "sweep").verdict().split(":")[0] in page
     assert len(pd.read_csv(folder / "report" / "tables" / "cells.csv")) == CELLS
     assert "report/index.html" in output.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_it_looks_at_documents_that_were_not_scanned(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    attended = attend_folder.load(folder / "attend")
+    assert attended.settings == ["plain", "merged", "self_scale", "normalized"] and attended.plateau == (4, 8)
+    assert set(attended.answers["task"]) == {"gqa", "realworldqa"} and attended.depth is not None
+    assert set(attended.answers["doc_id"]) == set(range(10, 10 + LIMIT))
+    said = " ".join(output.split())
+    assert f"on {2 * LIMIT} documents after those: {find(attended).sentence}" in said
 
 
 @pytest.mark.slow
@@ -135,7 +149,7 @@ def test_what_is_finished_is_not_repeated(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")}
     process = _plam(folder)
-    assert process.returncode == 0 and process.stdout.count("already done") == 7
+    assert process.returncode == 0 and process.stdout.count("already done") == 8
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")} == before
 
 
@@ -164,7 +178,7 @@ import signal, sys, time
 from pathlib import Path
 from plam_eval.demo import run
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell script started with &
-with run._attended(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
+with run._tethered(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
     print(process.stdout.readline().decode(), end="", flush=True)
     time.sleep(120)
 """

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,59 +25,12 @@ from plam_eval.report.sources import ReportError
 from plam_eval.report.svg import to_svg
 from plam_eval.report.text import printable
 from plam_eval.rules import RULES, Rule
+from tests.helpers.pages import Page
 from tests.helpers.run_folders import Document, changed, documents, write_run, write_scan, write_sweep
 
 TASKS = ["pope", "mmstar"]
 MERGED, CONTROL = "layers-6-8_qkvo_0.9+0.3", "layers-6-8_qkvo_0.9+0.3_self_scale"
 WHOLE = "layers-0-8_qkvo_0.9+0.3"
-VOID = {"meta", "img", "br", "wbr"}
-
-
-class Page(HTMLParser):
-    """What stands on a page: its text, by tag what it refers to, and its headings. Raises for tags that do not pair."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.words: list[str] = []
-        self.references: list[tuple[str, str, str]] = []
-        self.tags: list[str] = []
-        self.headings: list[str] = []
-        self.drawings: list[dict[str, str]] = []
-        self.styled: list[str] = []
-        self.ids: list[str] = []
-        self._open: list[str] = []
-        self.feed(self.source)
-        self.close()
-        assert not self._open
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        given = {name: value or "" for name, value in attrs}
-        if tag == "svg":
-            self.drawings.append(given)
-        if "style" in given or any(name.startswith("on") for name in given):
-            self.styled.append(tag)
-        self.ids += [given["id"]] if "id" in given else []
-        for name, value in attrs:
-            if name in ("src", "href", "srcset", "action", "data"):
-                self.references.append((tag, name, value or ""))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "script"} & set(self._open):
-            self.words.append(data)
-        if "h2" in self._open:
-            self.headings.append(data)
-
-    @property
-    def images(self) -> list[str]:
-        return [value for tag, _, value in self.references if tag == "img"]
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +160,7 @@ def test_a_scan_closed_to_some_of_the_text_is_called_no_plateau(tmp_path: Path, 
     write_scan(tmp_path / "all" / "last", closed_to="last")
     write_scan(tmp_path / "all" / "text")
     page = Page(write_report([tmp_path / "all" / "last"], tmp_path / "out"))
-    assert "Where the last token uses the image" in page.headings
+    assert "Layer by layer: last" in page.headings
     assert "From which decoder layer on does the last token no longer need to see the image in pair/mllm?" in page.text
     (box,) = answer_boxes(page)
     assert "From cut 4 on, the last token no longer needs to see the image" in box
@@ -216,7 +168,7 @@ def test_a_scan_closed_to_some_of_the_text_is_called_no_plateau(tmp_path: Path, 
     prose = page.text[: page.text.index("Where it comes from")].replace("this is no plateau, and no spec follows", "")
     assert "plateau" not in prose.lower() and "modal" not in page.text and "blind" not in page.text
     both = Page(write_report([tmp_path / "all"], tmp_path / "both"))
-    assert {"Where the image is used: text", "Where the last token uses the image: last"} <= set(both.headings)
+    assert {"Where the image is used", "Layer by layer: last"} <= set(both.headings)
 
 
 def test_a_range_has_one_spelling(tmp_path: Path, no_images: None) -> None:
@@ -685,7 +637,7 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ReportError,
-        match=r"empty: nothing of a sweep, a scan, a run or an export in it\.\nExpected folders of `plam sweep`",
+        match=r"empty: nothing of a sweep, a scan, a look inside, a run or an export in it\.\nExpected folders of `plam sweep`",
     ):
         write_report([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(ReportError, match="absent: no such folder"):

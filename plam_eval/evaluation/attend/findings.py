@@ -100,7 +100,24 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
         skipped=skipped,
         sentence=sentence_of(attended, compared),
         warnings=(*_of_skipped(skipped), *warnings_of(attended, compared)),
+        select=select,
     )
+
+
+def selected(folder: Path) -> int | None:
+    """The `select` that a folder was concluded with last, to be read as it was said; None for half of each task.
+
+    Args:
+        folder: of a `plam attend`.
+
+    Raises:
+        OutsideError: its conclusions lie elsewhere. DamagedFileError: they cannot be read.
+    """
+    file = files.inside(folder, layout.FINDINGS_FILE, str(folder))
+    if not file.is_file():
+        return None
+    select = files.read_json(file, "run the same `plam attend` again").get("select")
+    return select if type(select) is int and select >= 0 else None
 
 
 def _skipped(answers: pd.DataFrame) -> dict[str, int]:

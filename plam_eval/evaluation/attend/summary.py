@@ -45,6 +45,7 @@ class AttendFindings:
         skipped: documents without measures, by reason.
         sentence: what can be said of merged against plain and against its scale alone.
         warnings: what a reader of the figures should know.
+        select: documents of each task that were asked for to choose layers on; None for half of them.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class AttendFindings:
     skipped: dict[str, int]
     sentence: str
     warnings: tuple[str, ...]
+    select: int | None = None
 
     def chosen_layer(self, measure: str) -> int | None:
         """The layer that is quoted of a measure; None where none could be chosen.
@@ -97,6 +99,7 @@ class AttendFindings:
             "queries": self.queries,
             "sentence": self.sentence,
             "warnings": list(self.warnings),
+            "select": self.select,
             "held_out": self.held_out,
             "chosen_on": self.chosen_on,
             "reported_on": self.reported_on,

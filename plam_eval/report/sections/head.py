@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
+from plam_eval.evaluation.attend.folder import PLAIN, PLAIN_RUN
 from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan_folder import UNMASKED, Scan, read_settings
@@ -18,7 +19,7 @@ from plam_eval.probing.closed import READERS
 from plam_eval.report.blocks import Answer
 from plam_eval.report.sections.shared import selection_note
 from plam_eval.report.sections.warnings import Warned
-from plam_eval.report.sources import Sources
+from plam_eval.report.sources import Look, Sources
 from plam_eval.report.text import count_of, equal_p, listed, minus_signs, p_value, sentence, tasks_named
 
 
@@ -29,13 +30,16 @@ def title_of(sources: Sources) -> str:
     bases = sorted({base for findings in sources.sweeps.values() for base in bases_of(findings)})
     if bases:
         return f"{what} merged with {bases[0]}" if len(bases) == 1 else f"{what} merged with {len(bases)} base LLMs"
-    return f"Where {what} uses its image" if sources.scans and not sources.runs else f"Runs of {what}"
+    if sources.runs or not (sources.scans or sources.looks):
+        return f"Runs of {what}"
+    return f"Where {what} uses its image" if sources.scans else f"Where {what} looks"
 
 
 def models_of(sources: Sources) -> list[str]:
     """The MLLMs of all `sources`, each once."""
     names = [model_of(findings) for findings in sources.sweeps.values()]
     names += [str(read_settings(scan.folder)["pretrained"]) for scan in sources.scans.values()]
+    names += [str(look.attended.made_with["pretrained"]) for look in sources.looks.values()]
     names += [str(run.summary()["pretrained"] or run.summary()["model"]) for run in sources.runs.values()]
     return list(dict.fromkeys(names))
 
@@ -81,9 +85,11 @@ def links() -> list[tuple[str, str]]:
 
 
 def _dates(sources: Sources) -> list[str]:
-    """As lmms-eval writes them; those of a scan are in the name of its unmasked run's results."""
+    """As lmms-eval writes them; those of a scan or a look are in the name of its plain run's results."""
     runs = [*sources.runs.values(), *(run for findings in sources.sweeps.values() for run in findings.runs.values())]
-    files = [file for scan in sources.scans.values() for file in result_files(scan.folder / UNMASKED)]
+    folders = [scan.folder / UNMASKED for scan in sources.scans.values()]
+    folders += [look.attended.folder / PLAIN_RUN for look in sources.looks.values()]
+    files = [file for folder in folders for file in result_files(folder)]
     return [str(run.results.get("date") or "") for run in runs] + [file.name for file in files]
 
 
@@ -95,6 +101,7 @@ def _day(date: str) -> str | None:
 def _versions(sources: Sources) -> list[Mapping[str, Any]]:
     recorded: list[Any] = [result.plan["settings"].get("versions") for result in sources.sweeps.values()]
     recorded += [read_settings(result.folder).get("versions") for result in sources.scans.values()]
+    recorded += [look.attended.made_with.get("versions") for look in sources.looks.values()]
     for run in sources.runs.values():
         provenance, summary = run.block.get("provenance") or {}, run.summary()
         recorded.append(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})
@@ -102,20 +109,22 @@ def _versions(sources: Sources) -> list[Mapping[str, Any]]:
 
 
 def answers(sources: Sources, compared: Comparisons | None, warned: Mapping[str, Warned]) -> list[Answer]:
-    """What was found: one answer per scan and sweep, and those of the run folders.
+    """What was found: one answer per scan, sweep and look inside, and those of the run folders.
 
     Args:
         sources: what the page is of.
         compared: its run folders against one of them; None where there are fewer than two.
         warned: warnings by kind and name of the source, such as "scan a" ("runs" for all run folders).
     """
-    several = len(sources.scans) + len(sources.sweeps) + bool(sources.runs) > 1
+    several = len(sources.scans) + len(sources.sweeps) + len(sources.looks) + bool(sources.runs) > 1
     given = []
     for name, scanned in sources.scans.items():
         given.append(_answer(name if several else "", scan_answer(scanned), (), warned[f"scan {name}"]))
     for name, result in sources.sweeps.items():
         notes = (selection_note(result.selection),) if result.selection else ()
         given.append(_answer(name if several else "", result.verdict(), notes, warned[f"sweep {name}"]))
+    for name, look in sources.looks.items():
+        given.append(_answer(name if several else "", look.findings.sentence, (), warned[f"look {name}"]))
     if sources.runs:
         texts = runs_answers(sources.runs, compared)
         given += [Answer("", minus_signs(text)) for text in texts[:-1]]
@@ -137,10 +146,11 @@ def questions(sources: Sources, compared: Comparisons | None) -> list[str]:
     said: list[Sequence[str]] = []
     sentences = [scan_question(scanned, said) for scanned in sources.scans.values()]
     sentences += [sweep_question(result, said) for result in sources.sweeps.values()]
+    sentences += [look_question(look, said) for look in sources.looks.values()]
     if sources.runs:
         sentences.append(runs_question(sources.runs, compared, said))
     sentences += missing(sources, compared)
-    if sources.scans or sources.sweeps:
+    if sources.scans or sources.sweeps or sources.looks:
         sentences.append(_LAYERS)
     return sentences
 
@@ -178,6 +188,24 @@ def scan_question(scan: Scan, said: list[Sequence[str]]) -> str:
         f"From which decoder layer on does {settings['pretrained']} no longer need to see its image? "
         f"{count_of(sum(curve.documents.values()), 'document')} of {tasks_named(curve.tasks, said)} were answered with "
         f"the image hidden from later layers, under {len(curve.cuts)} cuts of its {curve.num_layers} layers."
+    )
+
+
+def look_question(look: Look, said: list[Sequence[str]]) -> str:
+    """What a look inside asked.
+
+    Args:
+        look: what `plam attend` has measured.
+        said: lists of tasks that the page has named, to which this one is added.
+    """
+    attended = look.attended
+    documents = attended.answers[["task", "doc_id"]].drop_duplicates()
+    tasks = [str(task) for task in documents["task"].unique()]
+    settings = [name for name in attended.settings if name != PLAIN]
+    return (
+        f"Where does {attended.made_with['pretrained']} look, and is it the base that moves it? "
+        f"{count_of(len(documents), 'document')} of {tasks_named(tasks, said)} were answered plain and under "
+        f"{listed(settings)}."
     )
 
 
@@ -251,7 +279,8 @@ def missing(sources: Sources, compared: Comparisons | None) -> list[str]:
     if sources.sweeps and not sources.scans:
         lines.append("No scan is among the folders, so which layers are the plateau is not shown.")
     if sources.scans and not sources.sweeps and compared is None:
-        lines.append("No sweep or comparison is among the folders, so what merging does is not shown.")
+        what = "what merging does to scores" if sources.looks else "what merging does"
+        lines.append(f"No sweep or comparison is among the folders, so {what} is not shown.")
     if len(sources.runs) == 1:
         lines.append("There is no other run to compare it with.")
     if compared is not None and compared.problems:

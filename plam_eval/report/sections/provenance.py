@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.scan_folder import read_settings
+from plam_eval.evaluation.scan_folder import Scan, read_settings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import describe_cell
 from plam_eval.report.blocks import Listing, Row, Section, TableBlock, records_of
 from plam_eval.report.sections.head import model_of
-from plam_eval.report.sources import Sources
+from plam_eval.report.sources import Look, Sources
 from plam_eval.report.text import identity_of, pairs_of, text_or_empty
 
 
@@ -29,7 +30,7 @@ def provenance_section(sources: Sources) -> Section:
     """Checkpoints with their hashes, versions and digests of all `sources`, and commands that make their runs again."""
     rows: list[tuple[str, str]] = []
     blocks: list[Any] = []
-    alone = len(sources.sweeps) + len(sources.scans) + len(sources.runs) == 1
+    alone = len(sources.sweeps) + len(sources.scans) + len(sources.looks) + len(sources.runs) == 1
 
     def of(name: str, what: str) -> str:
         return what if alone else f"{name}: {what}"
@@ -60,32 +61,12 @@ def provenance_section(sources: Sources) -> Section:
         ]
         blocks.append(Listing(f"Digests of the specs of {name} ({len(digests)})", tuple(digests)))
     for name, scanned in sources.scans.items():
-        settings = read_settings(scanned.folder)
-        rows.append(
-            (
-                of(name, "model"),
-                f"{settings['pretrained']}, {settings['wrapper']}, {settings['mode']}, {settings['dtype']}",
-            )
-        )
-        rows.append((of(name, "weights and arguments"), str(settings["weights and arguments"])))
-        rows.append((of(name, "versions"), pairs_of(settings["versions"])))
-        rows.append((of(name, "curve digest"), scanned.stages.curve_digest))
+        rows += [(of(name, what), value) for what, value in _rows_of_scan(scanned)]
+    for name, look in sources.looks.items():
+        rows += [(of(name, what), value) for what, value in _rows_of_look(look)]
+        blocks.append(_settings_of(name, look))
     for name, run in sources.runs.items():
-        provenance = run.block.get("provenance") or {}
-        for what in ("checkpoint", "base"):
-            if identity := provenance.get(what):
-                rest = {key: value for key, value in identity.items() if key != "name"}
-                rows.append(
-                    (
-                        of(name, "model" if what == "checkpoint" else "base LLM"),
-                        f"{identity.get('name')} ({identity_of(rest)})",
-                    )
-                )
-        if provenance.get("digest"):
-            rows.append((of(name, "spec digest"), str(provenance["digest"])))
-        summary = run.summary()
-        rows.append((of(name, "versions"), pairs_of(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})))
-        rows.append((of(name, "file"), summary["file"]))
+        rows += [(of(name, what), value) for what, value in _rows_of_run(run)]
     if sources.runs:
         commands = tuple(_command(run, {}) for run in sources.runs.values())
         blocks.append(Listing(f"The runs as lmms-eval commands ({len(commands)})", commands, open=len(commands) < 5))
@@ -93,6 +74,41 @@ def provenance_section(sources: Sources) -> Section:
         "Who made these figures, from what", ("of", "what"), tuple(Row(row) for row in rows), frozenset({1})
     )
     return Section("Where it comes from", (table, *blocks))
+
+
+def _rows_of_scan(scan: Scan) -> list[tuple[str, str]]:
+    settings = read_settings(scan.folder)
+    return [
+        ("model", f"{settings['pretrained']}, {settings['wrapper']}, {settings['mode']}, {settings['dtype']}"),
+        ("weights and arguments", str(settings["weights and arguments"])),
+        ("versions", pairs_of(settings["versions"])),
+        ("curve digest", scan.stages.curve_digest),
+    ]
+
+
+def _rows_of_look(look: Look) -> list[tuple[str, str]]:
+    made_with = look.attended.made_with
+    model = ", ".join(str(made_with[key]) for key in ("pretrained", "wrapper", "mode", "dtype"))
+    return [("model", model), ("versions", pairs_of(made_with.get("versions")))]
+
+
+def _settings_of(name: str, look: Look) -> Listing:
+    specs = look.attended.made_with["settings"].items()
+    lines = tuple(f"{setting}: {json.dumps(spec, ensure_ascii=False)}" for setting, spec in specs if spec)
+    return Listing(f"Settings of {name} ({len(lines)} beside the plain model)", lines)
+
+
+def _rows_of_run(run: Run) -> list[tuple[str, str]]:
+    provenance, summary = run.block.get("provenance") or {}, run.summary()
+    rows = []
+    for key, what in (("checkpoint", "model"), ("base", "base LLM")):
+        if identity := provenance.get(key):
+            rest = {name: value for name, value in identity.items() if name != "name"}
+            rows.append((what, f"{identity.get('name')} ({identity_of(rest)})"))
+    if provenance.get("digest"):
+        rows.append(("spec digest", str(provenance["digest"])))
+    rows.append(("versions", pairs_of(provenance.get("versions") or {"lmms-eval": summary["lmms_eval"]})))
+    return [*rows, ("file", summary["file"])]
 
 
 def _command(run: Run, overrides: Mapping[str, Any]) -> str:

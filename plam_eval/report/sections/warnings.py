@@ -34,8 +34,8 @@ def of_notes(sources: Sources) -> Warned:
     return _parted([minus_signs(cut_short(note)) for note in sources.notes], ())
 
 
-def of_scan(warnings: Iterable[str]) -> Warned:
-    """The `warnings` of a scan, all of which are of its one answer."""
+def of_one_answer(warnings: Iterable[str]) -> Warned:
+    """The `warnings` of a scan or a look inside, all of which are of its one answer."""
     return _parted([minus_signs(cut_short(warning)) for warning in warnings], ())
 
 

@@ -1,4 +1,4 @@
-"""`python -m plam_eval.demo.attended MODULE ARGUMENTS...`: a module that ends when the process that started it does.
+"""`python -m plam_eval.demo.tethered MODULE ARGUMENTS...`: a module that ends when the process that started it does.
 
 The starter keeps the other end of standard input, which the system closes however it ends, killed or not.
 """
