@@ -637,7 +637,8 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ReportError,
-        match=r"empty: nothing of a sweep, a scan, a look inside, a run or an export in it\.\nExpected folders of `plam sweep`",
+        match=r"empty: nothing of a sweep, a scan, a look inside, a run or an export in it\.\n"
+        "Expected folders of `plam sweep`",
     ):
         write_report([tmp_path / "empty"], tmp_path / "out")
     with pytest.raises(ReportError, match="absent: no such folder"):
