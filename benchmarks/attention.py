@@ -20,6 +20,8 @@ Rows are compared: with those of eager attention, and of settings alone. Seconds
 same round, their median and, in brackets, the smallest and largest. MB is the peak of what tensors hold beside the
 loaded model: CUDA's count, on a CPU that of PyTorch's profiler, in a run that is not timed.
 
+plam-eval has to be installed, or the checkout named: `PYTHONPATH=. python benchmarks/attention.py`.
+
 A GPU with the shape of a 7B model: `--device cuda --dtype bfloat16 --hidden 3584 --head-size 128 --kv-heads 4`. Besides
 plam-eval's own modules this needs torch, transformers, safetensors and pydantic.
 
