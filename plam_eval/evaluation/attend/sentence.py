@@ -44,7 +44,7 @@ class _Measure(NamedTuple):
 
     def direction(self, row: Mapping[str, Any]) -> int:
         """1 where the second setting is more focused, -1 where less, 0 where no difference is shown."""
-        if not row["p"] < SIGNIFICANT:  # NaN as well
+        if not row["p_holm"] < SIGNIFICANT:  # NaN as well
             return 0
         return self.focus if row["difference"] > 0 else -self.focus
 
@@ -66,7 +66,7 @@ class _Place(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Merged against plain and against its scale alone: rows of `Compared.quoted`, p as it counts there."""
+    """Merged against plain and against its scale alone: rows of `Compared.quoted`."""
 
     plain: dict[str, Any]
     scale: dict[str, Any]
@@ -202,24 +202,13 @@ class _Words:
         by_first = {row["first"]: row for row in rows.to_dict("records")}
         if PLAIN not in by_first or self._scale not in by_first:
             return None
-        pair = []
-        for name in (PLAIN, self._scale):
-            row = {str(key): value for key, value in by_first[name].items()}
-            if place.place == CHOSEN and not self._compared.held_out:
-                row["p"] = self._for_all_layers(row)
-            pair.append(row)
-        return _Pair(*pair)
-
-    def _for_all_layers(self, row: Mapping[str, Any]) -> float:
-        """The p of a layer that was chosen on the documents it is reported on, adjusted for all of them."""
-        table = self._compared.differences
-        same = [table[key] == row[key] for key in ("measure", "sinks", "first", "second", "layer")]
-        return float(table.loc[pd.concat(same, axis=1).all(axis=1), "p_holm"].iloc[0])
+        plain, scale = ({str(key): value for key, value in by_first[name].items()} for name in (PLAIN, self._scale))
+        return _Pair(plain, scale)
 
     def _of_others(self, place: _Place) -> dict[str, Any] | None:
         """A difference of merged in the boxes of other documents, where one is shown."""
         others = self._pair(OTHER_OVER_CHANCE, WITHOUT_SINKS, place)
-        return next((row for row in others or () if row["p"] < SIGNIFICANT), None)
+        return next((row for row in others or () if row["p_holm"] < SIGNIFICANT), None)
 
     def _clause(self, measure: str, pair: _Pair, place: _Place) -> str:
         """What is said of a measure."""
@@ -275,7 +264,7 @@ def _numbers(row: Mapping[str, Any]) -> str:
     difference = f"{row['difference']:+.3f}"
     if not math.isnan(row["low"]):
         difference += f", 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
-    return f"({difference}, p = {format_p(row['p'])})"
+    return f"({difference}, p = {format_p(row['p_holm'])})"
 
 
 def _count(number: int, noun: str) -> str:

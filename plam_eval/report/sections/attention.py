@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from plam_eval.errors import PlamError
-from plam_eval.evaluation.attend.compared import CHOSEN, OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
+from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITHOUT_SINKS
 from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show, overlay_figure
 from plam_eval.evaluation.attend.plot import attention_figure
@@ -128,7 +128,7 @@ def _quoted_table(findings: AttendFindings, places: list[dict[str, dict[str, Any
         return lambda rows: _with_interval(rows[other]) if other in rows else NONE
 
     def p(other: str) -> Callable[[Any], str]:
-        return lambda rows: p_value(_p(findings, rows[other])) if other in rows else NONE
+        return lambda rows: p_value(rows[other]["p_holm"]) if other in rows else NONE
 
     columns: dict[str, Callable[[Any], str]] = {
         "measure": lambda rows: MEASURES.get(_any(rows)["measure"], str(_any(rows)["measure"])),
@@ -167,16 +167,6 @@ def _where(findings: AttendFindings, row: Mapping[str, Any]) -> str:
 def _with_interval(row: Mapping[str, Any]) -> str:
     between = f" ({interval(row['low'], row['high'])})" if pd.notna(row["low"]) else ""
     return f"{signed(row['difference'])}{between}"
-
-
-def _p(findings: AttendFindings, row: Mapping[str, Any]) -> float:
-    """That of a layer which was chosen on the documents it is reported on is adjusted for all of them."""
-    if row["place"] != CHOSEN or findings.held_out:
-        return float(row["p"])
-    table = findings.differences
-    for key in ("measure", "sinks", "first", "second", "layer"):
-        table = table[table[key] == row[key]]
-    return float(table["p_holm"].iloc[0]) if len(table) else math.nan
 
 
 def _control(findings: AttendFindings) -> list[Any]:
