@@ -17,7 +17,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from plam_eval.bootstrap import Floats, reweighted
-from plam_eval.evaluation.attend.folder import DEPTH_OF_LAYERS, MERGED, PLAIN, WITH_SINKS, Attended, AttendError
+from plam_eval.evaluation.attend.folder import (
+    DEPTH_OF_LAYERS,
+    MERGED,
+    PLAIN,
+    QUERIES,
+    WITH_SINKS,
+    Attended,
+    AttendError,
+)
 from plam_eval.evaluation.scan_folder import Scan, whole_settings
 from plam_eval.figures import COLOURS, STAGE_COLOURS, add_legend
 from plam_eval.probing.closed import READERS
@@ -40,7 +48,6 @@ _OF_SETTING: tuple[dict[str, Any], ...] = (
 )
 _OF_KIND = {"image": COLOURS[2], "text": COLOURS[3], "image to text": COLOURS[6]}
 _OF_READER = {"text": "black", "question": COLOURS[4], "last": COLOURS[7]}
-_QUERIES = {"last": "last prompt token", "question": "question tokens", "answer": "answer tokens"}
 
 
 class _Line(NamedTuple):
@@ -133,7 +140,7 @@ def _check(attended: Attended, scans: Sequence[Scan]) -> None:
     ]
     if problems:
         raise AttendError("\n".join(problems))
-    name = attended.made_with.get("pretrained")
+    name = attended.made_with["pretrained"]
     for scan in scans:
         if (own := whole_settings(scan.folder)["pretrained"]) != name:
             logger.warning("{}: a scan of {}, drawn above what layers of {} do", scan.folder, own, name)
@@ -164,8 +171,8 @@ def _described(attended: Attended) -> Iterator[_Panel]:
     settings = _settings(attended)
     looks = dict(zip(settings, _OF_SETTING, strict=False))
     shares = attended.measures[attended.measures["sinks"] == WITH_SINKS]
-    who = _QUERIES.get(str(attended.made_with.get("queries")), "query tokens")
-    yield _Panel(f"image share\n({who})", [*_by_setting(shares, "layer", "image_share", looks)])
+    whose = textwrap.fill(f"image share ({QUERIES[attended.made_with['queries']]})", 20)
+    yield _Panel(whose, [*_by_setting(shares, "layer", "image_share", looks)])
     if attended.depth is None:
         return
     depth = attended.depth.assign(decided=_decided(attended.depth))
@@ -306,6 +313,6 @@ def _headline(attended: Attended) -> str:
     answers = attended.answers[["task", "doc_id"]].drop_duplicates()
     tasks = answers["task"].unique()
     of = f"{len(tasks)} tasks" if len(tasks) != 1 else str(tasks[0])
-    model = Path(str(attended.made_with.get("pretrained", "the model"))).name
+    model = Path(str(attended.made_with["pretrained"])).name
     asked = f"described on {len(answers)} documents of {of}; bands are 95 % intervals"
     return textwrap.fill(one_line(f"Layer by layer: {model} ({asked})"), 115)

@@ -15,8 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE
-from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
-from plam_eval.evaluation.attend.sentence import QUERIES
+from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
 from plam_eval.rules import SELF_SCALE
@@ -183,7 +182,6 @@ def _headline(findings: AttendFindings) -> str:
     documents = int(findings.levels["documents"].max())
     tasks = dict.fromkeys([*findings.chosen_on, *findings.reported_on])
     names = f"{len(tasks)} tasks" if len(tasks) > 1 else one_line(next(iter(tasks), ""))
-    who = QUERIES.get(findings.queries, findings.queries)
     count = "1 document" if documents == 1 else f"{documents} documents"
     bands = "; bands are 95 % intervals" if findings.levels["low"].notna().any() else ""
-    return f"Attention of {who}, by layer ({count} of {names}{bands})"
+    return f"Attention of {QUERIES[findings.queries]}, by layer ({count} of {names}{bands})"

@@ -21,17 +21,10 @@ from plam_eval.evaluation.attend.compared import (
     REPORTED,
     Compared,
 )
-from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
+from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import LEAST_CLUSTERS
 from plam_eval.evaluation.stats import SIGNIFICANT, format_p
 from plam_eval.rules import SELF_SCALE
-
-QUERIES = {
-    "last": "the last token of the prompt",
-    "question": "the tokens of the question",
-    "answer": "the tokens of the answer",
-}
-"""Whose attention it is, in words."""
 
 
 class _Measure(NamedTuple):
@@ -96,8 +89,12 @@ def sentence_of(attended: Attended, compared: Compared) -> str:
             f"{what} can show no difference, which takes {LEAST_CLUSTERS} clusters at least: figures describe "
             f"{'it' if documents == 1 else 'them'}, and say nothing of others."
         )
-    who = QUERIES.get(attended.made_with["queries"], str(attended.made_with["queries"]))
-    return " ".join([f"Attention of {who}, sinks left out.", *_Words(attended, compared, scale).clauses()])
+    return " ".join(
+        [
+            f"Attention of {QUERIES[attended.made_with['queries']]}, sinks left out.",
+            *_Words(attended, compared, scale).clauses(),
+        ]
+    )
 
 
 def warnings_of(attended: Attended, compared: Compared) -> list[str]:

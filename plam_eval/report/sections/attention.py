@@ -10,10 +10,9 @@ import pandas as pd
 
 from plam_eval.errors import PlamError
 from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
-from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITHOUT_SINKS
+from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITHOUT_SINKS
 from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show, overlay_figure
 from plam_eval.evaluation.attend.plot import attention_figure
-from plam_eval.evaluation.attend.sentence import QUERIES
 from plam_eval.evaluation.attend.shown import ShownDocument
 from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.report.blocks import Folded, Paragraph, Section, TableBlock, picture, raster, records_of, table_block
@@ -55,7 +54,7 @@ def attention_section(look: Look, suffix: str, *, said: bool) -> Section:
         picture(
             attention_figure(attended, findings),
             "Measures of attention by decoder layer, a line for each setting. Its numbers are in the tables below.",
-            f"Attention of {QUERIES.get(findings.queries, findings.queries)} in each layer, mean over heads and over "
+            f"Attention of {QUERIES[findings.queries]} in each layer, mean over heads and over "
             "tasks. What merged has and "
             f"{SELF_SCALE} has not is of the base; what both have is the scale of the weights.",
         )
