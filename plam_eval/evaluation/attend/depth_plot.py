@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from plam_eval.bootstrap import Floats, reweighted
+from plam_eval.bootstrap import Floats
 from plam_eval.evaluation.attend.folder import (
     DEPTH_OF_LAYERS,
     MERGED,
@@ -26,6 +26,7 @@ from plam_eval.evaluation.attend.folder import (
     Attended,
     AttendError,
 )
+from plam_eval.evaluation.attend.paired import Documents, levels
 from plam_eval.evaluation.scan_folder import Scan, whole_settings
 from plam_eval.figures import COLOURS, STAGE_COLOURS, add_legend
 from plam_eval.probing.closed import READERS
@@ -34,9 +35,6 @@ from plam_eval.probing.plot import set_layer_ticks
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
-_RESAMPLES = 2_000
-_LEAST_CLUSTERS = 6
-"""Fewer give no interval: the bootstrap of a few is far too narrow."""
 _KL_FLOOR = 1e-6  # nats: where the logarithmic axis ends
 _MARKED = 16  # layers up to which each has a mark
 _SETTINGS = 3  # that are drawn: plain, merged and its scale alone, or whichever there are
@@ -228,25 +226,14 @@ def _by_kind(
 
 
 def _line(frame: pd.DataFrame, at: str, column: str) -> _Line | None:
-    """Means over tasks of a column; None where no document has it. Documents that lack it somewhere are left out."""
-    values = frame.pivot_table(index=["task", "doc_id"], columns=at, values=column, aggfunc="first", dropna=False)
-    values = values.dropna(axis="columns", how="all").dropna(axis="index")
+    """Means over tasks of a column, as in the figure of attention; None where no document has it."""
+    values = frame.set_index(["task", "doc_id", "cluster", at])[column].unstack(at)
+    values = values.dropna(axis="columns", how="all").dropna(axis="index", how="all")
     if values.empty:
         return None
-    clusters = frame.drop_duplicates(["task", "doc_id"]).set_index(["task", "doc_id"])["cluster"]
-    means, resampled, count = [], [], 0
-    for task, rows in values.groupby(level="task"):
-        scores = rows.to_numpy(float)
-        cluster = pd.factorize(clusters.loc[rows.index])[0]
-        generator = np.random.default_rng([0, *str(task).encode()])
-        means.append(scores.mean(axis=0))
-        resampled.append(reweighted(scores, cluster, _RESAMPLES, generator).means)
-        count += int(cluster.max()) + 1
-    low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975), axis=0)
-    if count < _LEAST_CLUSTERS:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    means = levels(Documents(values.index.to_frame(index=False)), values.to_numpy(float))
     of_layer = at == "layer" or column in DEPTH_OF_LAYERS
-    return _Line(values.columns.to_numpy(float) + 0.5 * of_layer, np.mean(means, axis=0), low, high)
+    return _Line(values.columns.to_numpy(float) + 0.5 * of_layer, means.value, means.low, means.high)
 
 
 # ---- how it is drawn -------------------------------------------------------------------------------------------------
