@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from plam_eval.merging import arithmetic, merge
-from plam_eval.probing import attention
+from plam_eval.probing import row_capture
 from tests.helpers.paths import ROOT
 from tools.gpu_check import merges, probes
 from tools.gpu_check.__main__ import main
@@ -139,11 +139,11 @@ def _no_mask(*given: Any) -> Iterator[None]:
     yield
 
 
-def _uniform(stock: Callable[..., Any]) -> Callable[..., Any]:
-    def scores(query: Any, *given: Any) -> Any:
-        return stock(query * 1.5, *given)
+def _sharper(stock: Callable[..., Any]) -> Callable[..., Any]:
+    def products(rows: Any, shared: Any) -> Any:
+        return stock(rows * 1.5, shared)
 
-    return scores
+    return products
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def _uniform(stock: Callable[..., Any]) -> Callable[..., Any]:
          lambda session: probes._all_cuts(session, torch.float32, "text"), "an answer differs|KL differs"),
         ((probes, "merge_in_place", lambda stock: lambda *given, **named: None),
          lambda session: probes._all_merges(session, torch.float32), "gives other bits than merged in place"),
-        ((attention, "_scores", _uniform), lambda session: probes._rows(session, torch.float32, "sdpa"), "rows"),
+        ((row_capture, "_products", _sharper), lambda session: probes._rows(session, torch.float32, "sdpa"), "rows"),
         ((probes, "merge_in_place", lambda stock: lambda *given, **named: None),
          lambda session: probes._depth(session, torch.float32), "merged model is like the plain one"),
     ],
