@@ -19,17 +19,17 @@ from plam_eval.evaluation.sweep.findings import split_documents
 OVER_CHANCE, OTHER_OVER_CHANCE = "over_chance", "other_over_chance"
 """ln(mean share of the image's attention in boxes / mean chance), and the same with the boxes of another document."""
 
-COMPARED = (
-    OVER_CHANCE,
-    OTHER_OVER_CHANCE,
-    "box_share",
-    "entropy",
-    "spatial_entropy",
-    "image_share",
-    "sink_share",
-    "sink_share_of_image",
-)
-"""The measures that are compared."""
+COMPARED = {
+    OVER_CHANCE: "in boxes, over chance (ln)",
+    OTHER_OVER_CHANCE: "in other documents' boxes (ln)",
+    "box_share": "in boxes, of all keys",
+    "entropy": "entropy over the image (nats)",
+    "spatial_entropy": "spatial entropy (nats)",
+    "image_share": "on the image, of all keys",
+    "sink_share": "on sinks in the image, of all keys",
+    "sink_share_of_image": "on sinks, of that on the image",
+}
+"""The measures that are compared, and what tables and figures call them."""
 
 CHOSEN, PLATEAU = "chosen", "plateau"
 """Places that are quoted: the layer that was chosen, and the mean over the merge's layers, which needs no choice."""

@@ -14,19 +14,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE
+from plam_eval.evaluation.attend.compared import COMPARED, OTHER_OVER_CHANCE, OVER_CHANCE
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
-_ROWS = {
-    OVER_CHANCE: "in boxes,\nln(share / chance)",
-    "entropy": "entropy over\nthe image (nats)",
-    "spatial_entropy": "spatial entropy\n(nats)",
-    "image_share": "share of all keys\non the image",
-}
+_ROWS = (OVER_CHANCE, "entropy", "spatial_entropy", "image_share")
 _PLATEAU = STAGE_COLOURS["modal degradation (plateau)"]
 _LOOKS: dict[str, dict[str, Any]] = {
     PLAIN: {"color": "black", "linestyle": "-", "linewidth": 2.0},
@@ -77,7 +72,7 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
                 axes.axhline(0, color="black", linewidth=0.8, alpha=0.6)
         _share_y(without, counted)
         difference.axhline(0, color="black", linewidth=0.8, alpha=0.6)
-        without.set_ylabel(_ROWS[measure])
+        without.set_ylabel(textwrap.fill(COMPARED[measure], 20))
         for axes in (without, counted, difference):
             _finish(axes, findings, findings.chosen_layer(measure))
     for axes, title in zip(panels[0], ("sinks left out", "sinks counted", "minus plain (sinks left out)"), strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from plam_eval.errors import PlamError
-from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
+from plam_eval.evaluation.attend.compared import COMPARED, OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITHOUT_SINKS
 from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show, overlay_figure
 from plam_eval.evaluation.attend.plot import attention_figure
@@ -19,18 +19,6 @@ from plam_eval.report.blocks import Folded, Paragraph, Section, TableBlock, pict
 from plam_eval.report.sources import Look
 from plam_eval.report.text import NONE, count_of, cut_short, interval, minus_signs, number, p_value, percent, signed
 from plam_eval.rules import SELF_SCALE
-
-MEASURES = {
-    OVER_CHANCE: "in boxes, over chance (ln)",
-    OTHER_OVER_CHANCE: "in other documents' boxes (ln)",
-    "box_share": "in boxes, of all keys",
-    "entropy": "entropy over the image (nats)",
-    "spatial_entropy": "entropy of regions (nats)",
-    "image_share": "on the image, of all keys",
-    "sink_share": "on sinks in the image, of all keys",
-    "sink_share_of_image": "on sinks, of that on the image",
-}
-"""What a measure is called on the page."""
 
 _BY_LAYER = (OVER_CHANCE, "entropy")
 _SHOWN = 6  # documents whose attention is drawn on the page
@@ -130,7 +118,7 @@ def _quoted_table(findings: AttendFindings, places: list[dict[str, dict[str, Any
         return lambda rows: p_value(rows[other]["p_holm"]) if other in rows else NONE
 
     columns: dict[str, Callable[[Any], str]] = {
-        "measure": lambda rows: MEASURES.get(_any(rows)["measure"], str(_any(rows)["measure"])),
+        "measure": lambda rows: COMPARED[_any(rows)["measure"]],
         "layers": lambda rows: _where(findings, _any(rows)),
         **{name: mean(name) for name in findings.settings},
     }
@@ -241,7 +229,7 @@ def _by_layer(findings: AttendFindings) -> list[Any]:
             columns |= {f"{MERGED} minus {other} (95%)": against(other), f"Holm p ({other})": p(other)}
         tables.append(
             table_block(
-                f"{MEASURES[measure]}, sinks left out, all documents; Holm p is adjusted for all layers",
+                f"{COMPARED[measure]}, sinks left out, all documents; Holm p is adjusted for all layers",
                 range(findings.num_layers),
                 columns,
                 look=_outside(findings),
