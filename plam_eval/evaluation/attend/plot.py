@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from plam_eval.evaluation.attend.compared import COMPARED, OTHER_OVER_CHANCE, OVER_CHANCE
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.summary import AttendFindings
+from plam_eval.evaluation.stats import count_of
 from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
@@ -177,6 +178,5 @@ def _headline(findings: AttendFindings) -> str:
     documents = int(findings.levels["documents"].max())
     tasks = dict.fromkeys([*findings.chosen_on, *findings.reported_on])
     names = f"{len(tasks)} tasks" if len(tasks) > 1 else one_line(next(iter(tasks), ""))
-    count = "1 document" if documents == 1 else f"{documents} documents"
     bands = "; bands are 95 % intervals" if findings.levels["low"].notna().any() else ""
-    return f"Attention of {QUERIES[findings.queries]}, by layer ({count} of {names}{bands})"
+    return f"Attention of {QUERIES[findings.queries]}, by layer ({count_of(documents, 'document')} of {names}{bands})"

@@ -23,7 +23,7 @@ from plam_eval.evaluation.attend.compared import (
 )
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import LEAST_CLUSTERS
-from plam_eval.evaluation.stats import SIGNIFICANT, format_p
+from plam_eval.evaluation.stats import SIGNIFICANT, count_of, format_p
 from plam_eval.rules import SELF_SCALE
 
 
@@ -84,7 +84,7 @@ def sentence_of(attended: Attended, compared: Compared) -> str:
         return f"Nothing is said of a base: {MERGED} is {SELF_SCALE} itself, to the bit."
     documents, clusters = len(compared.documents), len(compared.documents.drop_duplicates(["task", "cluster"]))
     if clusters < LEAST_CLUSTERS:
-        what = f"{_count(documents, 'document')} of {_count(clusters, 'cluster')} (of one image each)"
+        what = f"{count_of(documents, 'document')} of {count_of(clusters, 'cluster')} (of one image each)"
         return (
             f"{what} can show no difference, which takes {LEAST_CLUSTERS} clusters at least: figures describe "
             f"{'it' if documents == 1 else 'them'}, and say nothing of others."
@@ -247,7 +247,7 @@ class _Words:
     def _taken(self, pair: _Pair, place: _Place) -> str:
         """Where, and of how many documents."""
         row = pair.plain
-        counts = f"{_count(row['documents'], 'document')} of {_count(row['clusters'], 'cluster')}"
+        counts = f"{count_of(row['documents'], 'document')} of {count_of(row['clusters'], 'cluster')}"
         if place.place == CHOSEN:
             how = (
                 "on other documents" if self._compared.held_out else "on the same documents, p adjusted for all layers"
@@ -262,7 +262,3 @@ def _numbers(row: Mapping[str, Any]) -> str:
     if not math.isnan(row["low"]):
         difference += f", 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
     return f"({difference}, p = {format_p(row['p_holm'])})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -318,7 +318,7 @@ def test_answers_and_skipped_documents() -> None:
     measures = own.measures[~own.measures["doc_id"].isin([1, 2])]
     findings = find(replace(own, answers=answers, measures=measures))
     assert findings.skipped == {"no image": 4}
-    assert findings.warnings[0] == "4 documents have no measures: no image"
+    assert findings.warnings[0] == "4 documents without measures: no image"
     table = findings.answers.set_index("setting")
     plain = answers[answers["setting"] == "plain"]
     assert table.loc["plain", "score"] == pytest.approx(plain.groupby("task")["score"].mean().mean())
