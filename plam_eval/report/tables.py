@@ -268,7 +268,7 @@ def attention(findings: AttendFindings) -> PlainTable:
         by_first = {row.first: row for row in pairs.itertuples()}
         cells = ["" if name not in by_first else _against(by_first[name]) for name in others]
         table.add_row(
-            textwrap.fill(COMPARED[str(measure)], 18), str(layers), f"{pairs['second_mean'].iloc[0]:.3f}", *cells
+            textwrap.fill(COMPARED[str(measure)], 20), str(layers), f"{pairs['second_mean'].iloc[0]:.3f}", *cells
         )
     table.caption = (
         "means over tasks; p: of merged against this setting, by sign flips of groups of documents\n"
