@@ -226,7 +226,7 @@ def _by_kind(
 def _line(frame: pd.DataFrame, at: str, column: str) -> _Line | None:
     """Means over tasks of a column, as in the figure of attention; None where no document has it."""
     values = frame.set_index(["task", "doc_id", "cluster", at])[column].unstack(at)
-    values = values.dropna(axis="columns", how="all").dropna(axis="index", how="all")
+    values = values.where(np.isfinite(values)).dropna(axis="columns", how="all").dropna(axis="index", how="all")
     if values.empty:
         return None
     means = levels(Documents(values.index.to_frame(index=False)), values.to_numpy(float))
