@@ -26,6 +26,9 @@ STAGE_COLOURS = {
     "modal alignment": "#FDF0CF",
     "modal degradation (plateau)": "#D6E8F5",
 }
+PLATEAU_COLOUR = STAGE_COLOURS["modal degradation (plateau)"]
+MARKED = 16
+"""Layers up to which each has a mark on its line."""
 WITHOUT_COLOUR = "#DCEFE4"
 """Of layers in which some of the text does without the image."""
 LIMIT_COLOUR = "#B2182B"

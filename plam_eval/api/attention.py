@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.attend.findings import AttendFindings
     from plam_eval.harness.task_row import Box
 
-_QUERIES = ("last", "question", "answer")
-
 
 @takes(
     model_args=ARGUMENTS,
@@ -100,7 +98,7 @@ def attend(
             had. MergeError, SpecError, CheckpointError: checkpoints and specs.
     """
     from plam_eval.evaluation.attend import checks, run
-    from plam_eval.evaluation.attend.folder import check_folder
+    from plam_eval.evaluation.attend.folder import QUERIES, check_folder
     from plam_eval.evaluation.attend.settings import Settings
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
     from plam_eval.harness.processes import is_first_process
@@ -110,9 +108,9 @@ def attend(
     usable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
     if model_id not in usable:
         raise InputError(f"model is {model_id!r}; attention is read off one of our HF wrappers: {', '.join(usable)}")
-    if queries not in _QUERIES:
-        expected = f"expected {', '.join(_QUERIES[:-1])} or {_QUERIES[-1]}"
-        raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, _QUERIES)}")
+    if queries not in QUERIES:
+        expected = f"expected {', '.join([*QUERIES][:-1])} or {[*QUERIES][-1]}"
+        raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, QUERIES)}")
     of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
     checks.check_greedy(gen_kwargs)

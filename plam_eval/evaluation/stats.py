@@ -459,6 +459,16 @@ def format_p(p: float) -> str:
     return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}" if p >= 0.001 else f"{p:.1g}"
 
 
+def count_of(number: int, what: str) -> str:
+    """ "1 document", "1,080 documents".
+
+    Args:
+        number: how many.
+        what: the noun, in the singular.
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def comparison_table(comparisons: Sequence[Paired]) -> pd.DataFrame:
     """Comparisons as a table, one row each; `needed` is a nullable whole number.
 

@@ -7,12 +7,14 @@ Two are not here. `plam doctor` writes its own: it has to work where pandas, whi
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich import box
 
+from plam_eval.evaluation.attend.compared import COMPARED
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule
 from plam_eval.evaluation.sweep.job import chunks
@@ -265,10 +267,12 @@ def attention(findings: AttendFindings) -> PlainTable:
     for (measure, layers), pairs in rows.groupby(["measure", "layers"], sort=False):
         by_first = {row.first: row for row in pairs.itertuples()}
         cells = ["" if name not in by_first else _against(by_first[name]) for name in others]
-        table.add_row(str(measure).replace("_", " "), str(layers), f"{pairs['second_mean'].iloc[0]:.3f}", *cells)
+        table.add_row(
+            textwrap.fill(COMPARED[str(measure)], 20), str(layers), f"{pairs['second_mean'].iloc[0]:.3f}", *cells
+        )
     table.caption = (
         "means over tasks; p: of merged against this setting, by sign flips of groups of documents\n"
-        "over chance: ln(attention in boxes / their share of the image); other: in the boxes of other documents"
+        "over chance: ln(attention in boxes / their share of the image), 0 where all of it has as much"
     )
     return table
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from plam_eval.evaluation.stats import format_p
+from plam_eval.evaluation.stats import count_of, format_p
 from plam_eval.provenance import read_identity
 
 if TYPE_CHECKING:
@@ -82,11 +82,6 @@ def minus_signs(text: str) -> str:
     return re.sub(r"(?<![\w.+-])-(?=\d)", _MINUS, text)
 
 
-def count_of(number: int, what: str) -> str:
-    """ "1 document", "1,080 documents": `number` and the noun `what`, given in the singular."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
 def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
     """Tasks by name, or by their number where there are many or the names have been said.
 
@@ -98,7 +93,7 @@ def tasks_named(names: Sequence[str], said: list[Sequence[str]]) -> str:
     said.append(sorted(names))
     if len(names) == 1:
         return str(names[0])
-    return f"{len(names)} tasks" + ("" if named_before or len(names) > 12 else f" ({', '.join(names)})")
+    return count_of(len(names), "task") + ("" if named_before or len(names) > 12 else f" ({', '.join(names)})")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -19,17 +19,17 @@ from plam_eval.evaluation.sweep.findings import split_documents
 OVER_CHANCE, OTHER_OVER_CHANCE = "over_chance", "other_over_chance"
 """ln(mean share of the image's attention in boxes / mean chance), and the same with the boxes of another document."""
 
-COMPARED = (
-    OVER_CHANCE,
-    OTHER_OVER_CHANCE,
-    "box_share",
-    "entropy",
-    "spatial_entropy",
-    "image_share",
-    "sink_share",
-    "sink_share_of_image",
-)
-"""The measures that are compared."""
+COMPARED = {
+    OVER_CHANCE: "in boxes, over chance (ln)",
+    OTHER_OVER_CHANCE: "in other documents' boxes (ln)",
+    "box_share": "in boxes, of all keys",
+    "entropy": "entropy over the image (nats)",
+    "spatial_entropy": "spatial entropy (nats)",
+    "image_share": "on the image, of all keys",
+    "sink_share": "on sinks in the image, of all keys",
+    "sink_share_of_image": "on sinks, of that on the image",
+}
+"""The measures that are compared, and what tables and figures call them."""
 
 CHOSEN, PLATEAU = "chosen", "plateau"
 """Places that are quoted: the layer that was chosen, and the mean over the merge's layers, which needs no choice."""
@@ -102,10 +102,13 @@ def compare(attended: Attended, select: int | None) -> Compared:
                 quoted.append(about | {"place": place, "on": on} | row)
     differing = _table(by_layer, (*_ABOUT, *_PAIR, "layer", *DIFFERENCE))
     differing.insert(list(differing).index("p") + 1, "p_holm", _holm(differing))
+    quoting = _table(quoted, (*_ABOUT, "place", "on", "layer", *_PAIR, *DIFFERENCE))
+    counted = _counted(quoting, differing, held_out=not reported.all())
+    quoting.insert(list(quoting).index("p") + 1, "p_holm", counted)
     return Compared(
         differences=differing,
         levels=_table(by_setting, (*_ABOUT, "setting", "layer", *_LEVEL)),
-        quoted=_table(quoted, (*_ABOUT, "place", "on", "layer", *_PAIR, *DIFFERENCE)),
+        quoted=quoting,
         held_out=not reported.all(),
         chosen_on=_by_task(documents.keys[chosen]),
         reported_on=_by_task(documents.keys[reported]),
@@ -268,6 +271,14 @@ def _holm(table: pd.DataFrame) -> pd.Series:
     left = groups.transform("size") - groups.cumcount()
     raised = (ordered["p"] * left).groupby([ordered[name] for name in (*_ABOUT, *_PAIR)], sort=False).cummax()
     return raised.clip(upper=1.0).reindex(table.index)
+
+
+def _counted(quoted: pd.DataFrame, differing: pd.DataFrame, *, held_out: bool) -> pd.Series:
+    """p of what is quoted, for all layers where the layer was chosen on the documents that it is reported on."""
+    keys = [*_ABOUT, *_PAIR, "layer"]
+    for_all_layers = quoted[keys].merge(differing[[*keys, "p_holm"]], how="left", on=keys)["p_holm"]
+    chosen = (quoted["place"] == CHOSEN) & (not held_out)
+    return quoted["p"].mask(chosen, for_all_layers)
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:

@@ -16,23 +16,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from plam_eval.bootstrap import Floats, reweighted
-from plam_eval.evaluation.attend.folder import DEPTH_OF_LAYERS, MERGED, PLAIN, WITH_SINKS, Attended, AttendError
+from plam_eval.bootstrap import Floats
+from plam_eval.evaluation.attend.folder import (
+    DEPTH_OF_LAYERS,
+    MERGED,
+    PLAIN,
+    QUERIES,
+    WITH_SINKS,
+    Attended,
+    AttendError,
+)
+from plam_eval.evaluation.attend.paired import Documents, levels
 from plam_eval.evaluation.scan_folder import Scan, whole_settings
-from plam_eval.figures import COLOURS, STAGE_COLOURS, add_legend
+from plam_eval.figures import COLOURS, MARKED, PLATEAU_COLOUR, add_legend
 from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import OVERALL
 from plam_eval.probing.plot import set_layer_ticks
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
-_RESAMPLES = 2_000
-_LEAST_CLUSTERS = 6
-"""Fewer give no interval: the bootstrap of a few is far too narrow."""
 _KL_FLOOR = 1e-6  # nats: where the logarithmic axis ends
-_MARKED = 16  # layers up to which each has a mark
 _SETTINGS = 3  # that are drawn: plain, merged and its scale alone, or whichever there are
-_PLATEAU = STAGE_COLOURS["modal degradation (plateau)"]
 _OF_SETTING: tuple[dict[str, Any], ...] = (
     {"color": "black", "linestyle": "-"},
     {"color": COLOURS[1], "linestyle": (0, (4, 1.5))},
@@ -40,7 +44,6 @@ _OF_SETTING: tuple[dict[str, Any], ...] = (
 )
 _OF_KIND = {"image": COLOURS[2], "text": COLOURS[3], "image to text": COLOURS[6]}
 _OF_READER = {"text": "black", "question": COLOURS[4], "last": COLOURS[7]}
-_QUERIES = {"last": "last prompt token", "question": "question tokens", "answer": "answer tokens"}
 
 
 class _Line(NamedTuple):
@@ -53,10 +56,10 @@ class _Line(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """A line, how it looks, and what it is called."""
+    """A line, how it is drawn, and what it is called."""
 
     line: _Line
-    look: dict[str, Any]
+    style: dict[str, Any]
     name: str
 
 
@@ -114,7 +117,7 @@ def depth_figure(attended: Attended, scans: Sequence[Scan]) -> Figure:
     figure.align_ylabels()
     figure.suptitle(_headline(attended), x=0.01, ha="left", fontsize=11, parse_math=False)
     if shaded is not None:
-        add_legend(figure, [Patch(color=_PLATEAU, label=shaded.name)], loc="outside lower left")
+        add_legend(figure, [Patch(color=PLATEAU_COLOUR, label=shaded.name)], loc="outside lower left")
     return figure
 
 
@@ -133,7 +136,7 @@ def _check(attended: Attended, scans: Sequence[Scan]) -> None:
     ]
     if problems:
         raise AttendError("\n".join(problems))
-    name = attended.made_with.get("pretrained")
+    name = attended.made_with["pretrained"]
     for scan in scans:
         if (own := whole_settings(scan.folder)["pretrained"]) != name:
             logger.warning("{}: a scan of {}, drawn above what layers of {} do", scan.folder, own, name)
@@ -151,37 +154,37 @@ def _accuracy(scans: Sequence[Scan]) -> _Panel:
         rows = table[table["task"] == OVERALL]
         line = _Line(*(rows[name].to_numpy(float) for name in ("cut", "accuracy", "low", "high")))
         twins = [other for other in scans if other.stages.closed_to == closed_to]
-        look = {"color": _OF_READER[closed_to], "linestyle": (0, (4, 1.5)) if twins.index(scan) % 2 else "-"}
+        style = {"color": _OF_READER[closed_to], "linestyle": (0, (4, 1.5)) if twins.index(scan) % 2 else "-"}
         of = "a merged model, " if whole_settings(scan.folder)["spec"] else ""
         whom = "all text" if closed_to == "text" else f"{READERS[closed_to]} alone"
         more = f", {scan.folder.name}" if len(twins) > 1 else ""
         documents = sum(scan.curve.documents.values())
-        lines.append(_Drawn(line, look, f"image closed to {whom}\n({of}{documents} documents{more})"))
+        lines.append(_Drawn(line, style, f"image closed to {whom}\n({of}{documents} documents{more})"))
     return _Panel("accuracy", lines)
 
 
 def _described(attended: Attended) -> Iterator[_Panel]:
     settings = _settings(attended)
-    looks = dict(zip(settings, _OF_SETTING, strict=False))
+    styles = dict(zip(settings, _OF_SETTING, strict=False))
     shares = attended.measures[attended.measures["sinks"] == WITH_SINKS]
-    who = _QUERIES.get(str(attended.made_with.get("queries")), "query tokens")
-    yield _Panel(f"image share\n({who})", [*_by_setting(shares, "layer", "image_share", looks)])
+    whose = textwrap.fill(f"image share ({QUERIES[attended.made_with['queries']]})", 20)
+    yield _Panel(whose, [*_by_setting(shares, "layer", "image_share", styles)])
     if attended.depth is None:
         return
     depth = attended.depth.assign(decided=_decided(attended.depth))
-    pair = dict(list(looks.items())[:2])
-    yield _Panel("drift: cosine\nwith the next depth", [*_by_kind(depth, ("image", "text"), "{}_drift", pair)])
+    first_two = dict(list(styles.items())[:2])
+    yield _Panel("drift: cosine\nwith the next depth", [*_by_kind(depth, ("image", "text"), "{}_drift", first_two)])
     clouds = {"image": "image_image", "text": "text_text", "image to text": "image_text"}
-    plain = {PLAIN: looks[PLAIN]}
+    plain = {PLAIN: styles[PLAIN]}
     yield _Panel(
         "clouds: cosine\nbetween tokens",
         [each for kind, column in clouds.items() for each in _by_kind(depth, (kind,), column, plain)],
     )
     contributed = [*_by_setting(depth, "depth", "contribution", plain)]
     yield _Panel("layer contribution\n(KL, nats)", contributed, logarithmic=True)
-    yield _Panel("logit lens: ln p of\nplain's next token", [*_by_setting(depth, "depth", "lens_log_prob", looks)])
-    yield _Panel("decided: likeliest\nfrom here on", [*_by_setting(depth, "depth", "decided", looks)])
-    others = {setting: look for setting, look in looks.items() if setting != PLAIN}
+    yield _Panel("logit lens: ln p of\nplain's next token", [*_by_setting(depth, "depth", "lens_log_prob", styles)])
+    yield _Panel("decided: likeliest\nfrom here on", [*_by_setting(depth, "depth", "decided", styles)])
+    others = {setting: style for setting, style in styles.items() if setting != PLAIN}
     yield _Panel("cosine with\nthe plain model", [*_by_kind(depth, ("image", "text"), "{}_cosine", others)])
     yield _Panel("CKA with\nthe plain model", [*_by_kind(depth, ("image", "text"), "{}_cka", others)])
 
@@ -201,45 +204,34 @@ def _decided(depth: pd.DataFrame) -> pd.Series:
     return decided.reindex(depth.index)
 
 
-def _by_setting(frame: pd.DataFrame, at: str, column: str, looks: dict[str, dict[str, Any]]) -> Iterator[_Drawn]:
+def _by_setting(frame: pd.DataFrame, at: str, column: str, styles: dict[str, dict[str, Any]]) -> Iterator[_Drawn]:
     """A line for each setting, of a column."""
-    for setting, look in looks.items():
+    for setting, style in styles.items():
         line = _line(frame[frame["setting"] == setting], at, column)
         if line is not None:
-            yield _Drawn(line, look, one_line(setting))
+            yield _Drawn(line, style, one_line(setting))
 
 
 def _by_kind(
-    depth: pd.DataFrame, kinds: Sequence[str], column: str, looks: dict[str, dict[str, Any]]
+    depth: pd.DataFrame, kinds: Sequence[str], column: str, styles: dict[str, dict[str, Any]]
 ) -> Iterator[_Drawn]:
     """A line for each kind of token, told by its colour, and setting, told by its dashes."""
     for kind in kinds:
-        for setting, look in looks.items():
+        for setting, style in styles.items():
             line = _line(depth[depth["setting"] == setting], "depth", column.format(kind))
             if line is not None:
-                yield _Drawn(line, {**look, "color": _OF_KIND[kind]}, f"{kind}, {one_line(setting)}")
+                yield _Drawn(line, {**style, "color": _OF_KIND[kind]}, f"{kind}, {one_line(setting)}")
 
 
 def _line(frame: pd.DataFrame, at: str, column: str) -> _Line | None:
-    """Means over tasks of a column; None where no document has it. Documents that lack it somewhere are left out."""
-    values = frame.pivot_table(index=["task", "doc_id"], columns=at, values=column, aggfunc="first", dropna=False)
-    values = values.dropna(axis="columns", how="all").dropna(axis="index")
+    """Means over tasks of a column, as in the figure of attention; None where no document has it."""
+    values = frame.set_index(["task", "doc_id", "cluster", at])[column].unstack(at)
+    values = values.where(np.isfinite(values)).dropna(axis="columns", how="all").dropna(axis="index", how="all")
     if values.empty:
         return None
-    clusters = frame.drop_duplicates(["task", "doc_id"]).set_index(["task", "doc_id"])["cluster"]
-    means, resampled, count = [], [], 0
-    for task, rows in values.groupby(level="task"):
-        scores = rows.to_numpy(float)
-        cluster = pd.factorize(clusters.loc[rows.index])[0]
-        generator = np.random.default_rng([0, *str(task).encode()])
-        means.append(scores.mean(axis=0))
-        resampled.append(reweighted(scores, cluster, _RESAMPLES, generator).means)
-        count += int(cluster.max()) + 1
-    low, high = np.quantile(np.mean(resampled, axis=0), (0.025, 0.975), axis=0)
-    if count < _LEAST_CLUSTERS:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    means = levels(Documents(values.index.to_frame(index=False)), values.to_numpy(float))
     of_layer = at == "layer" or column in DEPTH_OF_LAYERS
-    return _Line(values.columns.to_numpy(float) + 0.5 * of_layer, np.mean(means, axis=0), low, high)
+    return _Line(values.columns.to_numpy(float) + 0.5 * of_layer, means.value, means.low, means.high)
 
 
 # ---- how it is drawn -------------------------------------------------------------------------------------------------
@@ -270,14 +262,14 @@ def _write_heading(axes: Axes, heading: str) -> None:
 
 def _draw(axes: Axes, panel: _Panel, layers: int, shaded: _Shaded | None) -> None:
     if shaded is not None:
-        axes.axvspan(shaded.start, shaded.end, color=_PLATEAU, linewidth=0, zorder=0)
+        axes.axvspan(shaded.start, shaded.end, color=PLATEAU_COLOUR, linewidth=0, zorder=0)
     handles: list[Line2D] = []
-    for line, look, name in panel.lines:
+    for line, style, name in panel.lines:
         floor = _KL_FLOOR if panel.logarithmic else -np.inf
         mean, low, high = (np.maximum(values, floor) for values in (line.mean, line.low, line.high))
-        whole = {"linewidth": 1.7, **look, **({"marker": "o", "markersize": 2.5} if layers <= _MARKED else {})}
+        whole = {"linewidth": 1.7, **style, **({"marker": "o", "markersize": 2.5} if layers <= MARKED else {})}
         if np.isfinite(line.low).all():
-            axes.fill_between(line.x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(line.x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         handles += axes.plot(line.x, mean, label=name, **whole)
     if panel.logarithmic:
         axes.set_yscale("log")
@@ -306,6 +298,6 @@ def _headline(attended: Attended) -> str:
     answers = attended.answers[["task", "doc_id"]].drop_duplicates()
     tasks = answers["task"].unique()
     of = f"{len(tasks)} tasks" if len(tasks) != 1 else str(tasks[0])
-    model = Path(str(attended.made_with.get("pretrained", "the model"))).name
+    model = Path(str(attended.made_with["pretrained"])).name
     asked = f"described on {len(answers)} documents of {of}; bands are 95 % intervals"
     return textwrap.fill(one_line(f"Layer by layer: {model} ({asked})"), 115)

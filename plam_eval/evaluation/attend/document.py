@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plam_eval.evaluation.attend.folder import MEASURES, WITH_SINKS, WITHOUT_SINKS
-from plam_eval.probing.attention_measures import Box, in_boxes, measures, sink_dimensions, sink_tokens
+from plam_eval.probing.attention_measures import in_boxes, measures, sink_dimensions, sink_tokens
 from plam_eval.probing.token_grid import TILES, WHOLE, ImageTokens
 
 if TYPE_CHECKING:
+    from plam_eval.harness.task_row import Box, Boxes
     from plam_eval.probing.attention import AttentionRows
 
 SINKS = (WITH_SINKS, WITHOUT_SINKS)
 """What the first dimension of the measures of a document is of."""
-Boxes = Sequence[Sequence[Box]]
-"""Of each image of a document, in its pixels."""
 
 
 def sinks_of(rows: AttentionRows) -> NDArray[np.int64]:

@@ -127,7 +127,7 @@ def _skipped(answers: pd.DataFrame) -> dict[str, int]:
 
 
 def _of_skipped(skipped: dict[str, int]) -> list[str]:
-    return [f"{count} documents have no measures: {reason}" for reason, count in skipped.items()]
+    return [f"{stats.count_of(count, 'document')} without measures: {reason}" for reason, count in skipped.items()]
 
 
 def _answers(attended: Attended) -> pd.DataFrame:

@@ -29,7 +29,14 @@ SHOWN = "shown"
 """Folder in it: a file for each document that is drawn (`shown.ShownDocument`)."""
 
 PLAIN, MERGED = "plain", "merged"
-"""The settings that are always there: the model as it is, and the merge that is looked at."""
+"""Settings: the model as it is, which is always there and first, and the merge that is looked at."""
+
+QUERIES = {
+    "last": "the last token of the prompt",
+    "question": "the tokens of the question",
+    "answer": "the tokens of the answer",
+}
+"""Whose attention it is, in words."""
 
 WITH_SINKS, WITHOUT_SINKS = "with", "without"
 
@@ -136,7 +143,6 @@ _AGAIN = "delete it and run the same `plam attend` again: what is finished is no
 _LARGEST_TABLE = 1 << 33  # bytes
 _OPTIONAL = dict[str, type](target=str, answer=str, skipped=str, parsable=bool)
 """Columns in which a value may be missing, which is None then, and what it is otherwise."""
-_QUERIES = ("last", "question", "answer")
 _KINDS: dict[str, Any] = {
     "wrapper": str,
     "pretrained": str,
@@ -272,7 +278,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         value = made_with.get(key)
         if key not in made_with or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise DamagedFileError(f"{file}: {key}: found {value!r:.80}; {_REMEDY}")
-    if made_with["queries"] not in _QUERIES:
+    if made_with["queries"] not in QUERIES:
         raise DamagedFileError(f"{file}: queries: found {made_with['queries']!r:.80}; {_REMEDY}")
     if not 0 < made_with["num_layers"] <= MOST_LAYERS:
         raise DamagedFileError(f"{file}: num_layers: found {made_with['num_layers']}; {_REMEDY}")

@@ -14,29 +14,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from plam_eval.evaluation.attend.compared import OTHER_OVER_CHANCE, OVER_CHANCE
-from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
-from plam_eval.evaluation.attend.sentence import QUERIES
+from plam_eval.evaluation.attend.compared import COMPARED, OTHER_OVER_CHANCE, OVER_CHANCE
+from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.summary import AttendFindings
-from plam_eval.figures import COLOURS, LINE_STYLES, STAGE_COLOURS, add_legend
+from plam_eval.evaluation.stats import count_of
+from plam_eval.figures import COLOURS, LINE_STYLES, MARKED, PLATEAU_COLOUR, add_legend
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
-_ROWS = {
-    OVER_CHANCE: "in boxes,\nln(share / chance)",
-    "entropy": "entropy over\nthe image (nats)",
-    "spatial_entropy": "spatial entropy\n(nats)",
-    "image_share": "share of all keys\non the image",
-}
-_PLATEAU = STAGE_COLOURS["modal degradation (plateau)"]
-_LOOKS: dict[str, dict[str, Any]] = {
+_ROWS = (OVER_CHANCE, "entropy", "spatial_entropy", "image_share")
+_STYLES: dict[str, dict[str, Any]] = {
     PLAIN: {"color": "black", "linestyle": "-", "linewidth": 2.0},
     MERGED: {"color": COLOURS[1], "linestyle": "-", "linewidth": 2.0},
     SELF_SCALE: {"color": COLOURS[0], "linestyle": (0, (5, 2)), "linewidth": 2.0},
 }
 _THIN_STYLES = tuple(style for style in LINE_STYLES if style != ":")  # dotted are the boxes of other documents
 _QUOTED: dict[str, Any] = {"color": "#707070", "linewidth": 0.8, "linestyle": "-"}
-_MARKED = 16  # layers up to which each has a mark
 
 
 class _Series(NamedTuple):
@@ -64,21 +57,21 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
     figure = Figure(figsize=(10.4, 1.9 * len(rows) + 1.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 3, sharex=True, squeeze=False)
-    looks = _looks(attended.settings)
+    styles = _styles(attended.settings)
     for measure, (without, counted, difference) in zip(rows, panels, strict=True):
         for axes, sinks in ((without, WITHOUT_SINKS), (counted, WITH_SINKS)):
             for setting, series in _of_levels(levels, measure, sinks, attended.settings):
-                _draw(axes, series, looks[setting])
+                _draw(axes, series, styles[setting])
         for setting, series in _of_differences(findings.differences, measure, attended.settings):
-            _draw(difference, series, looks[setting])
+            _draw(difference, series, styles[setting])
         if measure == OVER_CHANCE:
             for axes, sinks in ((without, WITHOUT_SINKS), (counted, WITH_SINKS)):
                 for setting, series in _of_levels(levels, OTHER_OVER_CHANCE, sinks, (PLAIN, MERGED)):
-                    _draw(axes, series, {**looks[setting], "linestyle": ":", "linewidth": 1.2}, band=False)
+                    _draw(axes, series, {**styles[setting], "linestyle": ":", "linewidth": 1.2}, band=False)
                 axes.axhline(0, color="black", linewidth=0.8, alpha=0.6)
         _share_y(without, counted)
         difference.axhline(0, color="black", linewidth=0.8, alpha=0.6)
-        without.set_ylabel(_ROWS[measure])
+        without.set_ylabel(textwrap.fill(COMPARED[measure], 20))
         for axes in (without, counted, difference):
             _finish(axes, findings, findings.chosen_layer(measure))
     for axes, title in zip(panels[0], ("sinks left out", "sinks counted", "minus plain (sinks left out)"), strict=True):
@@ -88,15 +81,15 @@ def attention_figure(attended: Attended, findings: AttendFindings) -> Figure:
     figure.align_ylabels()
     figure.suptitle(textwrap.fill(_headline(findings), 110), x=0.01, ha="left", fontsize=11, parse_math=False)
     add_legend(
-        figure, [*_handles(attended.settings, looks), *_marks(findings, rows)], loc="outside lower center", ncols=3
+        figure, [*_handles(attended.settings, styles), *_marks(findings, rows)], loc="outside lower center", ncols=3
     )
     return figure
 
 
-def _looks(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How the line of each setting looks: plain, merged and its scale alone stand out."""
-    colours = [colour for colour in COLOURS if colour not in (look["color"] for look in _LOOKS.values())]
-    others = [name for name in settings if name not in _LOOKS]
+def _styles(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How the line of each setting is drawn: plain, merged and its scale alone stand out."""
+    colours = [colour for colour in COLOURS if colour not in (style["color"] for style in _STYLES.values())]
+    others = [name for name in settings if name not in _STYLES]
     thin = {
         name: {
             "color": colours[number % len(colours)],
@@ -105,7 +98,7 @@ def _looks(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
         }
         for number, name in enumerate(others)
     }
-    return {name: _LOOKS.get(name) or thin[name] for name in settings}
+    return {name: _STYLES.get(name) or thin[name] for name in settings}
 
 
 def _of_levels(
@@ -129,12 +122,12 @@ def _series(rows: pd.DataFrame, column: str) -> _Series:
     return _Series(rows["layer"].tolist(), rows[column].tolist(), rows["low"].tolist(), rows["high"].tolist())
 
 
-def _draw(axes: Axes, series: _Series, look: dict[str, Any], *, band: bool = True) -> None:
-    thick = look["linewidth"] >= 2
-    marker: dict[str, Any] = {"marker": "o", "markersize": 3 if thick else 2} if len(series.layers) <= _MARKED else {}
+def _draw(axes: Axes, series: _Series, style: dict[str, Any], *, band: bool = True) -> None:
+    thick = style["linewidth"] >= 2
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3 if thick else 2} if len(series.layers) <= MARKED else {}
     if band and thick:
-        axes.fill_between(series.layers, series.low, series.high, color=look["color"], alpha=0.16, linewidth=0)
-    axes.plot(series.layers, series.values, zorder=3 if thick else 2, **look, **marker)
+        axes.fill_between(series.layers, series.low, series.high, color=style["color"], alpha=0.16, linewidth=0)
+    axes.plot(series.layers, series.values, zorder=3 if thick else 2, **style, **marker)
 
 
 def _share_y(*panels: Axes) -> None:
@@ -147,7 +140,7 @@ def _share_y(*panels: Axes) -> None:
 def _finish(axes: Axes, findings: AttendFindings, chosen: int | None) -> None:
     if findings.plateau is not None:
         start, end = findings.plateau
-        axes.axvspan(start - 0.5, end - 0.5, color=_PLATEAU, linewidth=0, zorder=0)
+        axes.axvspan(start - 0.5, end - 0.5, color=PLATEAU_COLOUR, linewidth=0, zorder=0)
     if chosen is not None:
         axes.axvline(chosen, zorder=1, **_QUOTED)
     axes.set_xlim(-0.5, findings.num_layers - 0.5)
@@ -159,8 +152,8 @@ def _finish(axes: Axes, findings: AttendFindings, chosen: int | None) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _handles(settings: Sequence[str], looks: dict[str, dict[str, Any]]) -> list[Line2D]:
-    return [Line2D([], [], label=one_line(name), **looks[name]) for name in settings]
+def _handles(settings: Sequence[str], styles: dict[str, dict[str, Any]]) -> list[Line2D]:
+    return [Line2D([], [], label=one_line(name), **styles[name]) for name in settings]
 
 
 def _marks(findings: AttendFindings, rows: Sequence[str]) -> list[Line2D | Patch]:
@@ -172,7 +165,7 @@ def _marks(findings: AttendFindings, rows: Sequence[str]) -> list[Line2D | Patch
         )
     if findings.plateau is not None:
         start, end = findings.plateau
-        marks.append(Patch(color=_PLATEAU, label=f"merged layers: {start}:{end}"))
+        marks.append(Patch(color=PLATEAU_COLOUR, label=f"merged layers: {start}:{end}"))
     if any(findings.chosen_layer(measure) is not None for measure in rows):
         how = "on other documents" if findings.held_out else "on the same documents"
         marks.append(Line2D([], [], label=f"layer quoted, chosen {how}", **_QUOTED))
@@ -183,7 +176,5 @@ def _headline(findings: AttendFindings) -> str:
     documents = int(findings.levels["documents"].max())
     tasks = dict.fromkeys([*findings.chosen_on, *findings.reported_on])
     names = f"{len(tasks)} tasks" if len(tasks) > 1 else one_line(next(iter(tasks), ""))
-    who = QUERIES.get(findings.queries, findings.queries)
-    count = "1 document" if documents == 1 else f"{documents} documents"
     bands = "; bands are 95 % intervals" if findings.levels["low"].notna().any() else ""
-    return f"Attention of {who}, by layer ({count} of {names}{bands})"
+    return f"Attention of {QUERIES[findings.queries]}, by layer ({count_of(documents, 'document')} of {names}{bands})"

@@ -21,17 +21,10 @@ from plam_eval.evaluation.attend.compared import (
     REPORTED,
     Compared,
 )
-from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
+from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import LEAST_CLUSTERS
-from plam_eval.evaluation.stats import SIGNIFICANT, format_p
+from plam_eval.evaluation.stats import SIGNIFICANT, count_of, format_p
 from plam_eval.rules import SELF_SCALE
-
-QUERIES = {
-    "last": "the last token of the prompt",
-    "question": "the tokens of the question",
-    "answer": "the tokens of the answer",
-}
-"""Whose attention it is, in words."""
 
 
 class _Measure(NamedTuple):
@@ -44,7 +37,7 @@ class _Measure(NamedTuple):
 
     def direction(self, row: Mapping[str, Any]) -> int:
         """1 where the second setting is more focused, -1 where less, 0 where no difference is shown."""
-        if not row["p"] < SIGNIFICANT:  # NaN as well
+        if not row["p_holm"] < SIGNIFICANT:  # NaN as well
             return 0
         return self.focus if row["difference"] > 0 else -self.focus
 
@@ -66,7 +59,7 @@ class _Place(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Merged against plain and against its scale alone: rows of `Compared.quoted`, p as it counts there."""
+    """Merged against plain and against its scale alone: rows of `Compared.quoted`."""
 
     plain: dict[str, Any]
     scale: dict[str, Any]
@@ -91,13 +84,17 @@ def sentence_of(attended: Attended, compared: Compared) -> str:
         return f"Nothing is said of a base: {MERGED} is {SELF_SCALE} itself, to the bit."
     documents, clusters = len(compared.documents), len(compared.documents.drop_duplicates(["task", "cluster"]))
     if clusters < LEAST_CLUSTERS:
-        what = f"{_count(documents, 'document')} of {_count(clusters, 'cluster')} (of one image each)"
+        what = f"{count_of(documents, 'document')} of {count_of(clusters, 'cluster')} (of one image each)"
         return (
             f"{what} can show no difference, which takes {LEAST_CLUSTERS} clusters at least: figures describe "
             f"{'it' if documents == 1 else 'them'}, and say nothing of others."
         )
-    who = QUERIES.get(attended.made_with["queries"], str(attended.made_with["queries"]))
-    return " ".join([f"Attention of {who}, sinks left out.", *_Words(attended, compared, scale).clauses()])
+    return " ".join(
+        [
+            f"Attention of {QUERIES[attended.made_with['queries']]}, sinks left out.",
+            *_Words(attended, compared, scale).clauses(),
+        ]
+    )
 
 
 def warnings_of(attended: Attended, compared: Compared) -> list[str]:
@@ -202,24 +199,13 @@ class _Words:
         by_first = {row["first"]: row for row in rows.to_dict("records")}
         if PLAIN not in by_first or self._scale not in by_first:
             return None
-        pair = []
-        for name in (PLAIN, self._scale):
-            row = {str(key): value for key, value in by_first[name].items()}
-            if place.place == CHOSEN and not self._compared.held_out:
-                row["p"] = self._for_all_layers(row)
-            pair.append(row)
-        return _Pair(*pair)
-
-    def _for_all_layers(self, row: Mapping[str, Any]) -> float:
-        """The p of a layer that was chosen on the documents it is reported on, adjusted for all of them."""
-        table = self._compared.differences
-        same = [table[key] == row[key] for key in ("measure", "sinks", "first", "second", "layer")]
-        return float(table.loc[pd.concat(same, axis=1).all(axis=1), "p_holm"].iloc[0])
+        plain, scale = ({str(key): value for key, value in by_first[name].items()} for name in (PLAIN, self._scale))
+        return _Pair(plain, scale)
 
     def _of_others(self, place: _Place) -> dict[str, Any] | None:
         """A difference of merged in the boxes of other documents, where one is shown."""
         others = self._pair(OTHER_OVER_CHANCE, WITHOUT_SINKS, place)
-        return next((row for row in others or () if row["p"] < SIGNIFICANT), None)
+        return next((row for row in others or () if row["p_holm"] < SIGNIFICANT), None)
 
     def _clause(self, measure: str, pair: _Pair, place: _Place) -> str:
         """What is said of a measure."""
@@ -261,7 +247,7 @@ class _Words:
     def _taken(self, pair: _Pair, place: _Place) -> str:
         """Where, and of how many documents."""
         row = pair.plain
-        counts = f"{_count(row['documents'], 'document')} of {_count(row['clusters'], 'cluster')}"
+        counts = f"{count_of(row['documents'], 'document')} of {count_of(row['clusters'], 'cluster')}"
         if place.place == CHOSEN:
             how = (
                 "on other documents" if self._compared.held_out else "on the same documents, p adjusted for all layers"
@@ -275,8 +261,4 @@ def _numbers(row: Mapping[str, Any]) -> str:
     difference = f"{row['difference']:+.3f}"
     if not math.isnan(row["low"]):
         difference += f", 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
-    return f"({difference}, p = {format_p(row['p'])})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"({difference}, p = {format_p(row['p_holm'])})"

@@ -36,9 +36,10 @@ class AttendFindings:
             and pair), documents, clusters, tasks. Means of `over_chance` and `other_over_chance` are logarithms of
             ratios to chance.
         levels: a row for each measure, sinks, setting and layer: these, mean, low, high, documents, clusters, tasks.
-        quoted: as `differences`, without p_holm, of few places: measure, sinks, place ("chosen": the layer where merged
-            differs most from plain, in standard errors, on documents to choose on; "plateau": the mean over its
-            layers), on ("reported" or "all" documents), layer (NA for the plateau), and so on.
+        quoted: as `differences`, of few places: measure, sinks, place ("chosen": the layer where merged differs most
+            from plain, in standard errors, on documents to choose on; "plateau": the mean over its layers), on
+            ("reported" or "all" documents), layer (NA for the plateau), and so on. Here p_holm is adjusted where the
+            layer was chosen on the documents that it is reported on, and is p elsewhere.
         held_out: whether layers were chosen on other documents than those they are reported on.
         chosen_on, reported_on: documents by task; both are all of them where not held out.
         answers: a row for each setting: setting, score (mean over tasks), parsable (share), documents.
@@ -79,7 +80,7 @@ class AttendFindings:
 
         Returns:
             Columns: measure, layers ("12", or "8:16" for their mean), first, second, first_mean, second_mean,
-            difference, low, high, p, documents, clusters.
+            difference, low, high, p (p_holm of `quoted`), documents, clusters.
         """
         quoted = self.quoted
         wanted = quoted["measure"].isin(_IN_A_TERMINAL) & (quoted["sinks"] == WITHOUT_SINKS)
@@ -87,7 +88,7 @@ class AttendFindings:
         span = "{}:{}".format(*self.plateau) if self.plateau else ""
         layers = [span if pd.isna(layer) else str(layer) for layer in rows["layer"]]
         columns = ["measure", "layers", "first", "second", *DIFFERENCE[:-1]]
-        return rows.assign(layers=layers)[columns].reset_index(drop=True)
+        return rows.assign(layers=layers, p=rows["p_holm"])[columns].reset_index(drop=True)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: sentence, warnings, what is quoted, how layers were chosen, answers. By layer: the tables."""

@@ -9,29 +9,16 @@ from typing import Any
 import pandas as pd
 
 from plam_eval.errors import PlamError
-from plam_eval.evaluation.attend.compared import CHOSEN, OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
-from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITHOUT_SINKS
+from plam_eval.evaluation.attend.compared import COMPARED, OTHER_OVER_CHANCE, OVER_CHANCE, PLATEAU, REPORTED
+from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITHOUT_SINKS
 from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show, overlay_figure
 from plam_eval.evaluation.attend.plot import attention_figure
-from plam_eval.evaluation.attend.sentence import QUERIES
 from plam_eval.evaluation.attend.shown import ShownDocument
 from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.report.blocks import Folded, Paragraph, Section, TableBlock, picture, raster, records_of, table_block
 from plam_eval.report.sources import Look
 from plam_eval.report.text import NONE, count_of, cut_short, interval, minus_signs, number, p_value, percent, signed
 from plam_eval.rules import SELF_SCALE
-
-MEASURES = {
-    OVER_CHANCE: "in boxes, over chance (ln)",
-    OTHER_OVER_CHANCE: "in other documents' boxes (ln)",
-    "box_share": "in boxes, of all keys",
-    "entropy": "entropy over the image (nats)",
-    "spatial_entropy": "entropy of regions (nats)",
-    "image_share": "on the image, of all keys",
-    "sink_share": "on sinks in the image, of all keys",
-    "sink_share_of_image": "on sinks, of that on the image",
-}
-"""What a measure is called on the page."""
 
 _BY_LAYER = (OVER_CHANCE, "entropy")
 _SHOWN = 6  # documents whose attention is drawn on the page
@@ -55,7 +42,7 @@ def attention_section(look: Look, suffix: str, *, said: bool) -> Section:
         picture(
             attention_figure(attended, findings),
             "Measures of attention by decoder layer, a line for each setting. Its numbers are in the tables below.",
-            f"Attention of {QUERIES.get(findings.queries, findings.queries)} in each layer, mean over heads and over "
+            f"Attention of {QUERIES[findings.queries]} in each layer, mean over heads and over "
             "tasks. What merged has and "
             f"{SELF_SCALE} has not is of the base; what both have is the scale of the weights.",
         )
@@ -128,10 +115,10 @@ def _quoted_table(findings: AttendFindings, places: list[dict[str, dict[str, Any
         return lambda rows: _with_interval(rows[other]) if other in rows else NONE
 
     def p(other: str) -> Callable[[Any], str]:
-        return lambda rows: p_value(_p(findings, rows[other])) if other in rows else NONE
+        return lambda rows: p_value(rows[other]["p_holm"]) if other in rows else NONE
 
     columns: dict[str, Callable[[Any], str]] = {
-        "measure": lambda rows: MEASURES.get(_any(rows)["measure"], str(_any(rows)["measure"])),
+        "measure": lambda rows: COMPARED[_any(rows)["measure"]],
         "layers": lambda rows: _where(findings, _any(rows)),
         **{name: mean(name) for name in findings.settings},
     }
@@ -167,16 +154,6 @@ def _where(findings: AttendFindings, row: Mapping[str, Any]) -> str:
 def _with_interval(row: Mapping[str, Any]) -> str:
     between = f" ({interval(row['low'], row['high'])})" if pd.notna(row["low"]) else ""
     return f"{signed(row['difference'])}{between}"
-
-
-def _p(findings: AttendFindings, row: Mapping[str, Any]) -> float:
-    """That of a layer which was chosen on the documents it is reported on is adjusted for all of them."""
-    if row["place"] != CHOSEN or findings.held_out:
-        return float(row["p"])
-    table = findings.differences
-    for key in ("measure", "sinks", "first", "second", "layer"):
-        table = table[table[key] == row[key]]
-    return float(table["p_holm"].iloc[0]) if len(table) else math.nan
 
 
 def _control(findings: AttendFindings) -> list[Any]:
@@ -252,7 +229,7 @@ def _by_layer(findings: AttendFindings) -> list[Any]:
             columns |= {f"{MERGED} minus {other} (95%)": against(other), f"Holm p ({other})": p(other)}
         tables.append(
             table_block(
-                f"{MEASURES[measure]}, sinks left out, all documents; Holm p is adjusted for all layers",
+                f"{COMPARED[measure]}, sinks left out, all documents; Holm p is adjusted for all layers",
                 range(findings.num_layers),
                 columns,
                 look=_outside(findings),

@@ -87,7 +87,7 @@ def test_every_measure_has_its_line_where_it_belongs(tmp_path):
     edges, between = list(range(9)), [layer + 0.5 for layer in range(8)]
     assert look.depth is not None
     for setting in ("plain", "merged", "self_scale"):
-        x, y = drawn(lines(panel(figure, "image share (last prompt token)"))[setting])
+        x, y = drawn(lines(panel(figure, "image share (the last token of the prompt)"))[setting])
         assert x == between
         assert y == pytest.approx(mean(look.measures, "layer", "image_share", setting=setting, sinks="with"))
         x, y = drawn(lines(panel(figure, "logit lens"))[setting])
@@ -147,7 +147,9 @@ def test_every_task_counts_the_same_and_documents_without_an_image_in_what_they_
 
 
 def test_what_was_not_measured_is_left_out(tmp_path, scans):
-    assert list(panels(depth_figure(attended(tmp_path / "a", depth=False), []))) == ["image share (last prompt token)"]
+    assert list(panels(depth_figure(attended(tmp_path / "a", depth=False), []))) == [
+        "image share (the last token of the prompt)"
+    ]
     alone = panels(depth_figure(attended(tmp_path / "b", shift={}), []))
     assert not any(name.startswith(("cosine with", "CKA")) for name in alone) and len(alone) == len(ALL) - 2
     blind = attended(tmp_path / "c", depth=False)

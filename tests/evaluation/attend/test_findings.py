@@ -318,7 +318,7 @@ def test_answers_and_skipped_documents() -> None:
     measures = own.measures[~own.measures["doc_id"].isin([1, 2])]
     findings = find(replace(own, answers=answers, measures=measures))
     assert findings.skipped == {"no image": 4}
-    assert findings.warnings[0] == "4 documents have no measures: no image"
+    assert findings.warnings[0] == "4 documents without measures: no image"
     table = findings.answers.set_index("setting")
     plain = answers[answers["setting"] == "plain"]
     assert table.loc["plain", "score"] == pytest.approx(plain.groupby("task")["score"].mean().mean())
@@ -356,6 +356,22 @@ def test_a_terminal_gets_the_quoted_rows() -> None:
     assert list(table)[:4] == ["measure", "layers", "first", "second"]
     assert set(table["layers"]) >= {"4:8", str(findings.chosen_layer(OVER_CHANCE))}
     assert set(table["second"]) == {"merged"} and set(table["documents"]) == {30}
+
+
+def test_p_of_a_layer_chosen_on_the_documents_it_is_reported_on_is_adjusted_wherever_it_is_read() -> None:
+    own = changed(attended(NULL, seed=1), lambda values: values + 0.02, setting="merged", doc_id=range(40), layer=6)
+    findings = find(own, select=0)
+    row = quoted(findings, OVER_CHANCE, "plain")
+    same = {"measure": OVER_CHANCE, "sinks": "without", "first": "plain", "second": "merged", "layer": 6}
+    (by_layer,) = (row for row in findings.differences.to_dict("records") if same.items() <= row.items())
+    assert row["p"] < row["p_holm"] == by_layer["p_holm"]
+    table = findings.table()
+    (shown,) = table.query("measure == 'over_chance' and first == 'plain' and layers == '6'").to_dict("records")
+    assert shown["p"] == row["p_holm"]
+    mean = quoted(findings, OVER_CHANCE, "plain", place="plateau", on="all")
+    assert mean["p_holm"] == mean["p"]
+    held_out = find(own).quoted.dropna(subset="p")
+    assert held_out["p"].tolist() == held_out["p_holm"].tolist()
 
 
 def test_merged_layers_are_layers_of_the_decoder() -> None:
