@@ -15,14 +15,9 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.compared import compare
-from plam_eval.evaluation.attend.folder import Attended, AttendError
+from plam_eval.evaluation.attend.folder import ATTENTION_FIGURE, DEPTH_FIGURE, Attended, AttendError
 from plam_eval.evaluation.attend.sentence import sentence_of, warnings_of
 from plam_eval.evaluation.attend.summary import AttendFindings
-
-ATTENTION_FIGURE = "attention"
-"""Name of the figure of measures by layer, as .png and .svg."""
-DEPTH_FIGURE = "depth"
-"""Name of the figure of what layers are needed for and what they do, where that was measured."""
 
 
 def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[Path] = ()) -> AttendFindings:
