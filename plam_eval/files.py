@@ -363,12 +363,12 @@ _MOST_ROWS = 1 << 25
 _MOST_TEXT = 1 << 31  # bytes of a column, every row with a text of its own
 
 
-def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pd.DataFrame:
+def read_parquet(path: Path, columns: Sequence[str] | None, remedy: str) -> pd.DataFrame:
     """Columns of a parquet file that may be anybody's: a few thousand bytes of one can stand for any amount of memory.
 
     Args:
         path: of the file.
-        columns: of single values; those that the file has of them are read.
+        columns: of single values; those that the file has of them are read. None: all columns of single values.
         remedy: what to do where it cannot be taken.
 
     Raises:
@@ -383,10 +383,11 @@ def read_parquet(path: Path, columns: Sequence[str], remedy: str) -> pd.DataFram
     try:
         file = pq.ParquetFile(path, memory_map=False)
         metadata, schema = file.metadata, file.schema_arrow
-        wanted = [name for name in columns if name in schema.names]
+        single = [field.name for field in schema if not pa.types.is_nested(field.type)]
+        wanted = single if columns is None else [name for name in columns if name in schema.names]
         if metadata.num_rows > _MOST_ROWS:
             raise ValueError(f"{metadata.num_rows} rows, of {_MOST_ROWS} at most")
-        if nested := [name for name in wanted if pa.types.is_nested(schema.field(name).type)]:
+        if nested := [name for name in wanted if name not in single]:
             raise ValueError(f"lists in column {', '.join(nested)}, expected single values")
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
