@@ -223,7 +223,7 @@ def _by_kind(
 def _line(frame: pd.DataFrame, at: str, column: str) -> _Line | None:
     """Means over tasks of a column; None where no document has it. Documents that lack it somewhere are left out."""
     values = frame.pivot_table(index=["task", "doc_id"], columns=at, values=column, aggfunc="first", dropna=False)
-    values = values.dropna(axis="columns", how="all").dropna(axis="index")
+    values = values.where(np.isfinite(values)).dropna(axis="columns", how="all").dropna(axis="index")
     if values.empty:
         return None
     clusters = frame.drop_duplicates(["task", "doc_id"]).set_index(["task", "doc_id"])["cluster"]

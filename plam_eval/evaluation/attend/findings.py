@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from plam_eval import files
@@ -73,6 +74,11 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
     if attended.measures.empty:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in skipped.items())
         raise AttendError(f"{attended.folder}: no document has measures" + (f": {reasons}" if reasons else ""))
+    if not np.isfinite(attended.measures[list(layout.MEASURES)].to_numpy(float)).any():
+        why = "; answers of one token are never fed back, so look with --queries last" * (
+            attended.made_with["queries"] == "answer"
+        )
+        raise AttendError(f"{attended.folder}: no document has a number in {layout.MEASURES_FILE}{why}")
     if attended.plateau is not None and attended.plateau[1] > attended.num_layers:
         start, end = attended.plateau
         raise AttendError(

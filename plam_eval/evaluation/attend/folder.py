@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype, is_string_dtype
 
@@ -136,6 +137,7 @@ class Attended:
 
 _REMEDY = "restore it from a copy, or run `plam attend` into another --output"
 _AGAIN = "delete it and run the same `plam attend` again: what is finished is not done again"
+_LARGEST = 1e15  # no share, entropy or rank is near it, and sums of larger ones overflow
 _OPTIONAL = dict[str, type](target=str, answer=str, skipped=str, parsable=bool)
 """Columns in which a value may be missing, which is None then, and what it is otherwise."""
 _QUERIES = ("last", "question", "answer")
@@ -307,6 +309,8 @@ def _table(
     for column in numbers:
         if is_numeric_dtype(table[column].dtype) or table[column].isna().all():
             table[column] = table[column].astype(float)
+            sizes = table[column].abs()
+            odd += [column] if ((sizes > _LARGEST) & np.isfinite(sizes)).any() else []
         else:
             odd.append(column)
     odd += [column for column, values in known.items() if column in columns and not table[column].isin(values).all()]
