@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any
@@ -311,6 +311,17 @@ def check_free(folder: Path, names: Iterable[str], marker: str) -> None:
         )
 
 
+def used_locks(folder: Path, name: str) -> list[str]:
+    """`name` where the file that would be the lock of a folder holds something, which no lock of ours does; or nothing.
+
+    Args:
+        folder: need not exist.
+        name: of the lock.
+    """
+    file = folder / name
+    return [name] if os.path.lexists(file) and (file.is_symlink() or not file.is_file() or file.stat().st_size) else []
+
+
 @contextmanager
 def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Iterator[None]:
     """While entered, no other process is; the system lifts the lock when the process ends, however it ends.
@@ -346,6 +357,58 @@ _HELD: set[Path] = set()
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
+
+_LARGEST_PARQUET = 1 << 33  # bytes
+_MOST_ROWS = 1 << 25
+_MOST_TEXT = 1 << 31  # bytes of a column, every row with a text of its own
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None, remedy: str) -> pd.DataFrame:
+    """Columns of a parquet file that may be anybody's: a few thousand bytes of one can stand for any amount of memory.
+
+    Args:
+        path: of the file.
+        columns: of single values; those that the file has of them are read. None: all columns of single values.
+        remedy: what to do where it cannot be taken.
+
+    Raises:
+        DamagedFileError: it is none, or a column is too large, or holds lists.
+        OSError: it cannot be opened.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    check_size(path, _LARGEST_PARQUET, remedy)
+    try:
+        file = pq.ParquetFile(path, memory_map=False)
+        metadata, schema = file.metadata, file.schema_arrow
+        single = [field.name for field in schema if not pa.types.is_nested(field.type)]
+        wanted = single if columns is None else [name for name in columns if name in schema.names]
+        if metadata.num_rows > _MOST_ROWS:
+            raise ValueError(f"{metadata.num_rows} rows, of {_MOST_ROWS} at most")
+        if nested := [name for name in wanted if name not in single]:
+            raise ValueError(f"lists in column {', '.join(nested)}, expected single values")
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        if sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in wanted) > _LARGEST_PARQUET:
+            raise ValueError(f"more than {_LARGEST_PARQUET} bytes once unpacked")
+        # Texts stay as they are stored, each once, until it is known how long all rows are.
+        table = pq.read_table(path, columns=wanted, read_dictionary=wanted)
+        for number, name in enumerate(wanted):
+            column = table.column(name)
+            if not pa.types.is_dictionary(column.type):
+                continue
+            kind = column.type.value_type
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+                lengths = (pc.sum(pc.binary_length(each.dictionary).take(each.indices)) for each in column.chunks)
+                if sum(length.as_py() or 0 for length in lengths) > _MOST_TEXT:
+                    raise ValueError(f"more than {_MOST_TEXT} bytes of text in column {name}")
+            table = table.set_column(number, name, column.cast(kind))
+        return table.to_pandas()
+    except Exception as error:  # pyarrow raises what it likes for damaged bytes
+        raise DamagedFileError(f"{path}: cannot be read ({error}); {remedy}") from error
+
 
 _FORMULA = tuple("=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\uff0d\N{FULLWIDTH COMMERCIAL AT}")
 

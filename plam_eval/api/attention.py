@@ -197,11 +197,13 @@ def _boxes(given: Any) -> list[Box]:
     """Boxes as four numbers each."""
     one = isinstance(given, str) or (isinstance(given, (list, tuple)) and given and isinstance(given[0], (int, float)))
     boxes, problems = list[Any](), list[str]()
+    if not isinstance(given, Iterable):
+        raise InputError(f"found {quoted(given)}; expected left,top,right,bottom in pixels", origin="box")
     for box in [given] if one else given:
-        words = box.split(",") if isinstance(box, str) else list(box)
         try:
+            words = box.split(",") if isinstance(box, str) else list(box)
             left, top, right, bottom = (read_number(word) for word in words)
-        except ValueError:
+        except (TypeError, ValueError):
             problems.append(f"found {quoted(box)}; expected left,top,right,bottom in pixels")
         else:
             boxes.append((left, top, right, bottom))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plam_eval import files
 from plam_eval.errors import FolderError
 from plam_eval.harness.requests import Key, prompt_of
 
@@ -65,6 +66,15 @@ def delete_answers(folder: Path) -> None:
         folder.rmdir()
 
 
+def stores_in(folder: Path) -> list[str]:
+    """Names of the files of stores that lie in a folder, of whatever process.
+
+    Args:
+        folder: need not exist.
+    """
+    return sorted({"answers.rank0.jsonl", *(file.name for file in folder.glob(_FILES))})
+
+
 class AnswerStore:
     """Answers by document, a line each, written as soon as they are known; every process writes a file of its own.
 
@@ -73,7 +83,7 @@ class AnswerStore:
         rank: number of this process.
 
     Raises:
-        FolderError: this process's file is a link.
+        FolderError: this process's file is a link or a pipe.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -81,8 +91,9 @@ class AnswerStore:
         self._file = folder / f"answers.rank{rank}.jsonl"
         self._known: dict[Key, list[Record]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        if self._file.is_symlink():
-            raise FolderError(f"{self._file}: found a link, expected a file of plam-eval's own; name another output")
+        if self._file.is_symlink() or (self._file.exists() and not self._file.is_file()):
+            what = "a link" if self._file.is_symlink() else "no file that can be written"
+            raise FolderError(f"{self._file}: found {what}, expected a file of plam-eval's own; name another output")
         if self._file.is_file():  # a line that a kill cut off is not finished work
             content = self._file.read_bytes()
             if not content.endswith(b"\n"):
@@ -97,15 +108,15 @@ class AnswerStore:
         from loguru import logger
 
         for file in sorted(self._folder.glob(_FILES)):
-            if file.is_symlink():
+            if file.is_symlink() or not file.is_file():  # a pipe would be waited for
                 continue
             *lines, _ = file.read_bytes().split(b"\n")  # the last is empty, or another process is writing it
             damaged = []
             for number, line in enumerate(lines, start=1):
                 try:
-                    record = json.loads(line)
+                    record = files.writable(files.check_depth(json.loads(line)), line)
                     whole = isinstance(record, dict) and is_whole(record)
-                except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
                     whole = False
                 if whole:
                     yield record

@@ -8,7 +8,7 @@ from typing import Any
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings
-from plam_eval.evaluation.answer_store import AnswerStore
+from plam_eval.evaluation.answer_store import AnswerStore, stores_in
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import Curve
@@ -56,7 +56,8 @@ def check_folder(output: str | Path) -> None:
         output: folder of the scan; need not exist.
     """
     files.check_writable(output)
-    files.check_free(Path(output), (SAMPLES, STAGES, SPEC, *CURVE_FILES, "answers.rank0.jsonl"), SETTINGS)
+    names = (SAMPLES, STAGES, SPEC, *CURVE_FILES, UNMASKED, *stores_in(Path(output)))
+    files.check_free(Path(output), (*names, *files.used_locks(Path(output), LOCK)), SETTINGS)
 
 
 def load(folder: Path) -> Scan:

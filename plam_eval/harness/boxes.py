@@ -250,7 +250,7 @@ def read_boxes(path: str | Path, names: Iterable[str] | None = None) -> dict[Key
         except DamagedFileError as error:
             problems.append(str(error))
             continue
-        if wrong := _problems(entry, known):
+        if wrong := _problems(entry, known, hints=len(problems) < _MOST_PROBLEMS):
             problems += [f"{where}: {problem}" for problem in wrong]
             continue
         key = entry["task"], entry["doc_id"]
@@ -266,9 +266,10 @@ def read_boxes(path: str | Path, names: Iterable[str] | None = None) -> dict[Key
     return boxes
 
 
-def _problems(entry: Mapping[str, Any], names: set[str] | None) -> list[str]:
-    """What is wrong with one line."""
-    problems = [f"unknown key {quoted(key)}{did_you_mean(key, _KEYS)}" for key in entry if key not in _KEYS]
+def _problems(entry: Mapping[str, Any], names: set[str] | None, *, hints: bool) -> list[str]:
+    """What is wrong with one line; `hints` says whether like names are looked for, which takes long for all lines."""
+    near = did_you_mean if hints else lambda word, names: ""
+    problems = [f"unknown key {quoted(key)}{near(key, _KEYS)}" for key in entry if key not in _KEYS]
     missing = [key for key in _KEYS if key not in entry]
     if missing:
         return [*problems, f"has no {listed(missing)}; expected task, doc_id and boxes"]
@@ -276,7 +277,7 @@ def _problems(entry: Mapping[str, Any], names: set[str] | None) -> list[str]:
     if not isinstance(task, str) or not task:
         problems.append(f"task is {quoted(task)}; expected the name of a task")
     elif names is not None and task not in names:
-        problems.append(f"there is no task {quoted(task)}{did_you_mean(task, names)}")
+        problems.append(f"there is no task {quoted(task)}{near(task, names)}")
     if type(doc_id) is not int or doc_id < 0:
         problems.append(f"doc_id is {quoted(doc_id)}; expected a whole number from 0")
     if not isinstance(boxes, list) or not all(isinstance(image, list) for image in boxes):

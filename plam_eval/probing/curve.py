@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
 from plam_eval.errors import InputError, ProblemsError
+from plam_eval.files import read_parquet
 
 OVERALL = "overall"
 """The `task` of rows that are the unweighted mean over tasks."""
@@ -26,6 +27,7 @@ OVERALL = "overall"
 _NEEDED = ("task", "doc_id", "cut", "score", "parsable", "kl")
 _OPTIONAL = ("group", "metric", "num_layers")
 _DOCUMENT = ["task", "doc_id"]
+_REMEDY = "restore it from a copy, or measure the curve again"
 _SAME = 1e-4  # nats: what rounding may leave of the unmasked model's KL against itself
 
 
@@ -80,7 +82,7 @@ class Curve:
         path = Path(path)
         try:
             if path.suffix == ".parquet":
-                samples = pd.read_parquet(path)
+                samples = read_parquet(path, None, _REMEDY)
             else:
                 text = {"task": str, "doc_id": str, "group": str, "metric": str}
                 # Python's own float is exact; pandas before 3 may miss the last digit, and with it the digest.

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import plam_eval
-from plam_eval.errors import PlamError
+from plam_eval import api
+from plam_eval.errors import InputError, PlamError
 
 package: Any = plam_eval  # for calls that a type checker would refuse
 
@@ -82,3 +83,9 @@ def test_values_of_other_libraries_are_taken(two_runs: list[Path], small_sweep: 
     assert plam_eval.read_sweep(small_sweep, select=np.int64(0)).selection is not None
     assert plam_eval.compare(iter(two_runs)) is not None
     assert list(inspect.signature(plam_eval.scan).parameters)[:3] == ["model", "model_args", "tasks"]
+
+
+@pytest.mark.parametrize("box", [5, [None], [[1, 2, 3, None]]])
+def test_boxes_of_attend_that_are_none_are_told(box: Any) -> None:
+    with pytest.raises(InputError, match="expected left,top,right,bottom in pixels"):
+        api.attend("plam_llava", "pretrained=x", image="x.png", question="What?", box=box)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from plam_eval.errors import FolderError
 from plam_eval.evaluation import answer_store
 from plam_eval.evaluation.answer_store import AnswerStore, document_of, prompt_problem
 from plam_eval.harness.requests import key_of
@@ -65,3 +67,30 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     monkeypatch.setattr(answer_store.json, "dumps", dumps)
     file.add({"task": "a", "doc_id": 2})
     assert [line["doc_id"] for line in AnswerStore(tmp_path, 0).read()] == [0, 2]
+
+
+def test_a_line_of_anything_is_left_out(tmp_path):
+    """Of numbers that no array holds, of lists inside lists, or of text that no file holds."""
+    (tmp_path / "answers.rank1.jsonl").write_bytes(
+        b'{"task": "a", "doc_id": 1, "of": 1e999}\n'
+        + b"[" * 100_000
+        + b"\n"
+        + b'{"d": '
+        + b"[" * 200
+        + b"]" * 200
+        + b"}\n"
+        b'{"task": "a", "doc_id": 2, "of": 7, "text": "half \\ud83d"}\n'
+    )
+
+    def is_whole(record):
+        return int(record["of"]) == 7  # OverflowError for the first one
+
+    assert list(AnswerStore(tmp_path, 0).read(is_whole)) == [{"task": "a", "doc_id": 2, "of": 7, "text": "half ?"}]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "answers.rank1.jsonl")
+    store = AnswerStore(tmp_path, 0)
+    assert list(store.read()) == []
+    with pytest.raises(FolderError, match="found no file that can be written"):
+        AnswerStore(tmp_path, 1)

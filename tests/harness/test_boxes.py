@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from plam_eval.errors import DamagedFileError, InputError
+from plam_eval.harness import boxes as reading
 from plam_eval.harness.boxes import boxes_line, plausible, read_boxes, scaled_to
 from plam_eval.harness.documents import Documents
 from plam_eval.harness.lookup import load_tasks, task_manager
@@ -268,3 +269,14 @@ def test_what_is_no_file_of_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match="line 1: cannot be read as JSON"):
         monkeypatch.undo()
         read_boxes(tmp_path / "bytes")
+
+
+def test_like_names_are_looked_for_in_the_lines_that_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each search takes milliseconds, and a file may have a million lines."""
+    asked: list[Any] = []
+    monkeypatch.setattr(reading, "did_you_mean", lambda word, names: asked.append(word) or "")
+    file = tmp_path / "boxes.jsonl"
+    file.write_text("\n".join(line(f"task{number}") for number in range(500)))
+    with pytest.raises(InputError, match="and 480 more"):
+        read_boxes(file, ["gqa"])
+    assert len(asked) == 20

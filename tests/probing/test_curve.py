@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from plam_eval import files
 from plam_eval.probing.curve import OVERALL, Curve, CurveError
 from plam_eval.probing.plateau import find_plateau
 from tests.helpers.curves import curve, rows, three_stages
@@ -59,6 +60,22 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
     assert "answer" not in back.samples
     assert (back.num_layers, back.digest()) == (8, made.digest())
     assert find_plateau(back) == find_plateau(made)
+
+
+@pytest.mark.parametrize("column", ["num_layers", "score"])
+def test_columns_of_lists_are_told(tmp_path: Path, column: str) -> None:
+    curve(three_stages).write(tmp_path / "curve.parquet")
+    samples = pd.read_parquet(tmp_path / "curve.parquet")
+    samples.assign(**{column: [[1]] * len(samples)}).to_parquet(tmp_path / "curve.parquet")
+    with pytest.raises(CurveError, match=column):
+        Curve.read(tmp_path / "curve.parquet")
+
+
+def test_a_small_file_of_many_rows_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MOST_ROWS", 10)
+    curve(three_stages).write(tmp_path / "curve.parquet")
+    with pytest.raises(CurveError, match=r"cannot be read: .* rows, of 10 at most"):
+        Curve.read(tmp_path / "curve.parquet")
 
 
 def test_other_suffixes_and_unreadable_files(tmp_path: Path) -> None:

@@ -73,9 +73,10 @@ def tasks_without_boxes(
         model: its wrapper, or the wrapper's id.
 
     Raises:
-        InputError, DamagedFileError: a file that holds no boxes.
+        InputError, DamagedFileError: a file that holds no boxes, or those of a task that there is not.
     """
-    given, manager = given_boxes(boxes), task_manager(include_path, model)
+    manager, tasks = task_manager(include_path, model), list(tasks)
+    given = None if boxes is None else read_boxes(boxes, {*manager.all_tasks, *tasks})
     return [task for task in tasks if not may_have_boxes(task, dataset_of(manager, task), given)]
 
 

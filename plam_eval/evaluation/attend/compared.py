@@ -266,7 +266,7 @@ def _holm(table: pd.DataFrame) -> pd.Series:
 
     In numbers of its own: statsmodels collects garbage at every call, which for hundreds of pairs takes minutes.
     """
-    ordered = table.dropna(subset="p").sort_values("p", kind="stable")
+    ordered = table.dropna(subset="p").astype({"p": float}).sort_values("p", kind="stable")
     groups = ordered.groupby([*_ABOUT, *_PAIR], sort=False)["p"]
     left = groups.transform("size") - groups.cumcount()
     raised = (ordered["p"] * left).groupby([ordered[name] for name in (*_ABOUT, *_PAIR)], sort=False).cummax()

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from plam_eval import files
@@ -15,14 +16,9 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.compared import compare
-from plam_eval.evaluation.attend.folder import Attended, AttendError
+from plam_eval.evaluation.attend.folder import ATTENTION_FIGURE, DEPTH_FIGURE, Attended, AttendError
 from plam_eval.evaluation.attend.sentence import sentence_of, warnings_of
 from plam_eval.evaluation.attend.summary import AttendFindings
-
-ATTENTION_FIGURE = "attention"
-"""Name of the figure of measures by layer, as .png and .svg."""
-DEPTH_FIGURE = "depth"
-"""Name of the figure of what layers are needed for and what they do, where that was measured."""
 
 
 def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[Path] = ()) -> AttendFindings:
@@ -78,6 +74,11 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
     if attended.measures.empty:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in skipped.items())
         raise AttendError(f"{attended.folder}: no document has measures" + (f": {reasons}" if reasons else ""))
+    if not np.isfinite(attended.measures[list(layout.MEASURES)].to_numpy(float)).any():
+        why = "; answers of one token are never fed back, so look with --queries last" * (
+            attended.made_with["queries"] == "answer"
+        )
+        raise AttendError(f"{attended.folder}: no document has a number in {layout.MEASURES_FILE}{why}")
     if attended.plateau is not None and attended.plateau[1] > attended.num_layers:
         start, end = attended.plateau
         raise AttendError(

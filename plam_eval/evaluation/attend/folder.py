@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype, is_string_dtype
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
-from plam_eval.evaluation.answer_store import AnswerStore
+from plam_eval.evaluation.answer_store import AnswerStore, stores_in
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.rules import RULES
 from plam_eval.spec import MOST_LAYERS, SpecError, load_spec
@@ -22,6 +24,8 @@ SETTINGS_FILE, FINDINGS_FILE = "attend.json", "findings.json"
 MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE = "attention.parquet", "answers.parquet", "depth.parquet"
 FINDINGS_TABLE = "differences"
 """Name of a table, as CSV and parquet: a row for each measure, layer and pair of settings."""
+ATTENTION_FIGURE, DEPTH_FIGURE = "attention", "depth"
+"""Names of figures, each as .png and .svg: of measures by layer; of what layers are needed for and what they do."""
 LOCK = "attend.lock"
 PLAIN_RUN = "plain"
 """Folder in it: the run of the plain model, as lmms-eval writes one."""
@@ -140,7 +144,7 @@ class Attended:
 
 _REMEDY = "restore it from a copy, or run `plam attend` into another --output"
 _AGAIN = "delete it and run the same `plam attend` again: what is finished is not done again"
-_LARGEST_TABLE = 1 << 33  # bytes
+_LARGEST = 1e15  # no share, entropy or rank is near it, and sums of larger ones overflow
 _OPTIONAL = dict[str, type](target=str, answer=str, skipped=str, parsable=bool)
 """Columns in which a value may be missing, which is None then, and what it is otherwise."""
 _KINDS: dict[str, Any] = {
@@ -164,9 +168,11 @@ def check_folder(output: str | Path) -> None:
         output: folder; need not exist.
     """
     files.check_writable(output)
+    written = (MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE, FINDINGS_FILE, SHOWN, PLAIN_RUN)
     tables = (f"{FINDINGS_TABLE}.csv", f"{FINDINGS_TABLE}.parquet")
-    names = (MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE, FINDINGS_FILE, SHOWN, "answers.rank0.jsonl", *tables)
-    files.check_free(Path(output), names, SETTINGS_FILE)
+    figures = (f"{name}{suffix}" for name in (ATTENTION_FIGURE, DEPTH_FIGURE) for suffix in (".png", ".svg"))
+    others = (*stores_in(Path(output)), *files.used_locks(Path(output), LOCK))
+    files.check_free(Path(output), (*written, *tables, *figures, *others), SETTINGS_FILE)
 
 
 def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStore:
@@ -299,12 +305,8 @@ def _table(
 ) -> pd.DataFrame:
     """A table of the folder with these columns; `numbers` are floats, and columns of `known` hold no other values."""
     file = files.inside(folder, name, str(folder))
-    files.check_size(file, _LARGEST_TABLE, _AGAIN)
-    try:
-        table = pd.read_parquet(file)
-    except Exception as error:  # pyarrow raises what it likes for damaged bytes
-        raise DamagedFileError(f"{file}: cannot be read ({error}); {_AGAIN}") from error
     wanted = list(dict.fromkeys([*columns, *numbers]))
+    table = files.read_parquet(file, wanted, _AGAIN)
     if missing := [column for column in wanted if column not in table.columns]:
         raise DamagedFileError(f"{file}: has no column {listed(missing)}; {_AGAIN}")
     table = table[wanted].reset_index(drop=True)
@@ -313,6 +315,8 @@ def _table(
     for column in numbers:
         if is_numeric_dtype(table[column].dtype) or table[column].isna().all():
             table[column] = table[column].astype(float)
+            sizes = table[column].abs()
+            odd += [column] if ((sizes > _LARGEST) & np.isfinite(sizes)).any() else []
         else:
             odd.append(column)
     odd += [column for column, values in known.items() if column in columns and not table[column].isin(values).all()]
@@ -328,4 +332,12 @@ def _table(
         raise DamagedFileError(f"{file}: {listed(odd)}: found values that `plam attend` does not write; {_AGAIN}")
     if table.duplicated(keys).any():
         raise DamagedFileError(f"{file}: has two rows of one {', '.join(keys)}; {_AGAIN}")
+    # Tables are laid out by document, setting and layer: a few rows must not stand for a large one.
+    expected = len(table.drop_duplicates(["task", "doc_id"])) * math.prod(
+        len(values) for column, values in known.items() if column in columns
+    )
+    if len(table) != expected:
+        raise DamagedFileError(
+            f"{file}: found {len(table)} rows, expected {expected}: each {listed(keys[2:])} of a document; {_AGAIN}"
+        )
     return table

@@ -245,7 +245,7 @@ def _draw_map(
 
 def _plainly(text: str, most: int) -> str:
     """A text on one line, cut where it is long, of letters that can be drawn."""
-    text = " ".join(as_text(text).split())
+    text = " ".join(as_text(text[: 2 * LONGEST_TEXT]).split())
     return _drawable(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
@@ -258,7 +258,7 @@ def _lines(text: str, kind: str, inches: float) -> list[str]:
         inches: of a line.
     """
     width, most = 72 * inches / _SIZES[kind] / _HINTED, _MOST_LINES[kind]
-    text = _drawable(as_text(text.strip()))
+    text = _drawable(as_text(text.strip()[: 2 * LONGEST_TEXT]))  # of megabytes each letter would be looked up
     cut = len(text) > LONGEST_TEXT
     lines = [line for given in text[:LONGEST_TEXT].split("\n") for line in _wrapped(" ".join(given.split()), width)]
     if cut or len(lines) > most:

@@ -8,6 +8,7 @@ own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -135,6 +136,8 @@ class Recorder:
             return False
         if not all(0 <= index < len(line["answers"]) for index in line["of"].values()):
             return False
+        if not 0 <= (line["image_tokens"] or 0) <= np.iinfo(np.int32).max:
+            return False
         if not isinstance(line["failed"], bool) or not isinstance(line["skipped"], (str, type(None))):
             return False
         if line["skipped"] is not None:
@@ -146,7 +149,8 @@ class Recorder:
             unpacked(packed_values, (self.num_layers, *line["grid"]["shape"]))
         if line.get("grid"):
             left, top, right, bottom = line["grid"]["frame"]
-            float(left + top + right + bottom)
+            if not all(type(edge) in (int, float) and math.isfinite(edge) for edge in (left, top, right, bottom)):
+                return False
         sinks = np.array(line.get("sinks", []), int).reshape(-1, 2)
         whole = set(line["measures"]) == of and (PLAIN not in of or "sinks" in line)
         if self.depth:

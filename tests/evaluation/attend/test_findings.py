@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plam_eval.errors import InputError, OutsideError
+from plam_eval.errors import DamagedFileError, InputError, OutsideError
 from plam_eval.evaluation import stats
+from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.compared import COMPARED, OVER_CHANCE
 from plam_eval.evaluation.attend.findings import conclude, find
 from plam_eval.evaluation.attend.folder import Attended, AttendError, load
@@ -400,3 +401,33 @@ def test_a_document_that_cannot_be_drawn_is_told_and_stops_nothing(tmp_path: Pat
     findings = conclude(folder)
     assert any("0.npz: holds no document to draw" in warning for warning in findings.warnings)
     assert (folder / "shown" / "1.png").is_file() and not (folder / "shown" / "0.png").exists()
+
+
+@pytest.mark.parametrize(("queries", "says"), [("last", "has a number"), ("answer", "look with --queries last")])
+def test_measures_that_are_all_missing_are_told(tmp_path: Path, queries: str, says: str) -> None:
+    """As of answers of one token each, which are never fed back."""
+    folder = write_attend_folder(tmp_path, tasks={"gqa": 2}, shown=0)
+    table = pd.read_parquet(folder / layout.MEASURES_FILE)
+    table.assign(**dict.fromkeys(layout.MEASURES, np.nan)).to_parquet(folder / layout.MEASURES_FILE)
+    file = folder / layout.SETTINGS_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "queries": queries}))
+    with pytest.raises(AttendError, match=says):
+        conclude(folder)
+
+
+def test_one_measure_alone_that_is_not_infinite_is_compared(tmp_path: Path) -> None:
+    folder = write_attend_folder(tmp_path, tasks={"gqa": 8}, shown=0)
+    table = pd.read_parquet(folder / layout.MEASURES_FILE)
+    table.assign(**{name: np.inf for name in layout.MEASURES if name != "entropy"}).to_parquet(
+        folder / layout.MEASURES_FILE
+    )
+    findings = conclude(folder)
+    assert set(findings.differences["measure"]) == {"entropy"}
+
+
+def test_numbers_that_no_measure_has_are_told(tmp_path: Path) -> None:
+    folder = write_attend_folder(tmp_path, tasks={"gqa": 2}, shown=0)
+    table = pd.read_parquet(folder / layout.MEASURES_FILE)
+    table.assign(entropy=1e308).to_parquet(folder / layout.MEASURES_FILE)
+    with pytest.raises(DamagedFileError, match="entropy: found values"):
+        conclude(folder)

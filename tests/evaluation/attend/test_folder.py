@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from plam_eval import files
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.folder import AttendError, check_folder, load, open_store, read_settings
@@ -93,6 +96,37 @@ def test_two_rows_of_one_document_are_told(written: Path) -> None:
         load(written)
 
 
+@pytest.mark.parametrize("name", [layout.MEASURES_FILE, layout.ANSWERS_FILE, layout.DEPTH_FILE])
+def test_a_table_that_lacks_rows_is_told(written: Path, name: str) -> None:
+    """Measures are laid out by document, setting and layer: of few rows that could be any amount of memory."""
+    pd.read_parquet(written / name).drop(index=3).to_parquet(written / name)
+    with pytest.raises(DamagedFileError, match=rf"{name}: found \d+ rows, expected \d+: each .* of a document"):
+        load(written)
+
+
+def test_rows_of_few_bytes_cannot_take_any_amount_of_memory(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = written / layout.ANSWERS_FILE
+    table = pq.read_table(file)
+    text = pa.array(["x" * 1_000_000]).take(pa.array(np.zeros(len(table), int))).dictionary_encode()
+    pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", text), file)
+    assert len(load(written).answers) == 24
+    monkeypatch.setattr(files, "_MOST_TEXT", 23_999_999)
+    with pytest.raises(DamagedFileError, match="more than 23999999 bytes of text in column answer"):
+        load(written)
+    monkeypatch.setattr(files, "_MOST_ROWS", 383)
+    with pytest.raises(DamagedFileError, match=r"attention.parquet: cannot be read \(384 rows, of 383 at most\)"):
+        load(written)
+
+
+def test_lists_in_a_table_are_told(written: Path) -> None:
+    file = written / layout.MEASURES_FILE
+    table = pd.read_parquet(file)
+    table["entropy"] = [[0.5]] * len(table)
+    table.to_parquet(file)
+    with pytest.raises(DamagedFileError, match="lists in column entropy, expected single values"):
+        load(written)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -143,6 +177,24 @@ def test_what_is_somebody_elses_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"holds answers.parquet and no attend.json"):
         check_folder(tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("attention.png", "attention.svg", "depth.png", "depth.svg", "differences.csv", "shown", "plain"),
+        *("attend.lock", "answers.rank0.jsonl", "answers.rank7.jsonl", "findings.json"),
+    ],
+)
+def test_no_name_that_is_written_is_somebody_elses(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FolderError, match=f"holds {name} and no attend.json"):
+        check_folder(tmp_path)
+
+
+def test_a_lock_that_a_kill_left_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / layout.LOCK).touch()
+    check_folder(tmp_path)
 
 
 def document(task: str = "gqa") -> dict[str, Any]:

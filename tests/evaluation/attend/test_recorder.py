@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,10 +245,11 @@ def test_what_is_finished_is_not_done_again_and_what_is_damaged_is(
     file = tmp_path / "answers.rank0.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     spoilt = lines[1].replace('"measures": {"plain": "', '"measures": {"plain": "AAAA')
-    file.write_text("".join([lines[0], spoilt, lines[2], lines[3][:-20]]))
+    too_many = re.sub(r'"image_tokens": \d+', f'"image_tokens": {10**30}', lines[2])
+    file.write_text("".join([lines[0], spoilt, too_many, lines[3][:-20]]))
     once_more = recorded(tmp_path)
-    assert len(looked) == 2 and once_more.share.answers == whole.share.answers
-    assert recorded(tmp_path, shown=frozenset([("gqa", 2)])).share.shown and len(looked) == 3
+    assert len(looked) == 3 and once_more.share.answers == whole.share.answers
+    assert recorded(tmp_path, shown=frozenset([("gqa", 2)])).share.shown and len(looked) == 4
     file.write_text(file.read_text().replace('"prompt": "', '"prompt": "0'))
     with pytest.raises(AttendError, match="its prompt changed"):
         recorded(tmp_path)

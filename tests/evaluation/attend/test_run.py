@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 import plam_eval
-from plam_eval.errors import ArgumentError
+from plam_eval.errors import ArgumentError, InputError
 from plam_eval.evaluation.answer_store import AnswerStore
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.checks import tasks_without_boxes
@@ -198,6 +198,10 @@ def test_boxes_of_a_file_are_taken_in_place_of_a_datasets(lm, in_suite, settings
         '{"task": "mmstar", "doc_id": 2, "boxes": [[[20, 20, 40, 40]]]}\n'
     )
     assert tasks_without_boxes(["mmstar", "mmmu_pro_vision"], boxes=file) == ["mmmu_pro_vision"]
+    misspelt = tmp_path / "misspelt.jsonl"
+    misspelt.write_text(file.read_text().replace("mmstar", "mmstra", 1))
+    with pytest.raises(InputError, match=r"line 1: there is no task 'mmstra'.*mmstar"):
+        tasks_without_boxes(["mmstar"], boxes=misspelt)
     attend(lm, "mmstar", tmp_path / "out", settings, limit=3, boxes=file, show=1)
     attended = load(tmp_path / "out")
     assert set(attended.measures.dropna(subset="box_share")["doc_id"]) == {0, 2}
