@@ -100,6 +100,7 @@ def attend(
     from plam_eval.evaluation.attend import checks, run
     from plam_eval.evaluation.attend.folder import QUERIES, check_folder
     from plam_eval.evaluation.attend.settings import Settings
+    from plam_eval.harness.checks import check_generation
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
     from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
@@ -113,7 +114,7 @@ def attend(
         raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, QUERIES)}")
     of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
-    checks.check_greedy(gen_kwargs)
+    check_generation(gen_kwargs, greedy=True)
     own_boxes = _boxes(box)
     if image is not None:
         checks.check_image(image, str(question), own_boxes)

@@ -85,6 +85,7 @@ def scan(
     """
     from plam_eval.evaluation import scan as scans
     from plam_eval.evaluation import scan_folder, wandb
+    from plam_eval.harness.checks import check_generation
     from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
     from plam_eval.harness.processes import is_first_process
     from plam_eval.harness.registry import WRAPPERS
@@ -99,6 +100,7 @@ def scan(
     base = None if base is None else str(base)
     check_criteria(margin, confidence)
     closed = check_closed_to(closed_to)
+    check_generation(gen_kwargs, greedy=True)
     scans.check_batch(model_id, batch_size)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
     scan_folder.check_folder(output)

@@ -162,6 +162,7 @@ def check(
         EvaluationError: as `checks.check_tasks`. FolderError: `output` cannot be written, or holds files of these
             names that are no scan's.
     """
+    checks.check_generation(gen_kwargs, greedy=True)
     check_folder(output)
     return checks.check_tasks(
         tasks,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plam_eval.arguments import read_words
+from plam_eval.errors import InputError, quoted
 from plam_eval.harness.dataset_errors import dataset_error
 from plam_eval.harness.errors import EvaluationError, NoScoreError
+from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.lookup import (
     cause_of,
     check_limit,
@@ -27,6 +29,13 @@ from plam_eval.harness.registry import prompt_id
 from plam_eval.harness.task_row import Score
 from plam_eval.harness.tasks import TASKS, cluster_of_document, falls, has_clusters, score_of_task
 
+_ONLY = {  # setting of generation -> the one value of it under which an answer is one text, made by transformers itself
+    "num_return_sequences": (1, "a document has one answer"),
+    "custom_generate": (None, "it names code, which is never run"),
+    "trust_remote_code": (False, "code of a checkpoint is allowed in model_args alone"),
+    "assistant_model": (None, "a second model cannot be given here"),
+}
+_GREEDY = {"do_sample": False, "temperature": 0, "num_beams": 1}
 _TRIED = 8  # documents of a task that is not known
 _PATIENCE = 2.0  # seconds: a judge is asked over the network
 
@@ -76,14 +85,54 @@ def check_tasks(
 
     Raises:
         EvaluationError: unknown task, a task or dataset that cannot be loaded, no documents, a limit that MME cannot
-            have, or no task at all whose documents have a score. InputError: `gen_kwargs` are no `key=value`.
+            have, or no task at all whose documents have a score. InputError: as `check_generation`.
     """
-    read_words(gen_kwargs or "", "gen_kwargs")
+    check_generation(gen_kwargs)
     include = str(include_path) if include_path else None
     if include is not None and not Path(include).is_dir():
         raise EvaluationError(f"include_path {include}: no such folder; expected the folder of your task files")
     names, folder = tuple(task_names(tasks)), str(Path.cwd())
     return _checked(names, limit, offset, include, prompt_id(model), folder, by_document, need_scores)
+
+
+def check_generation(gen_kwargs: str | None, *, greedy: bool = False) -> None:
+    """Refuse generation settings that no answer can be had under.
+
+    Args:
+        gen_kwargs: as the command line takes them; None where there are none.
+        greedy: the likeliest token has to be taken each time, as where variants are answered together.
+
+    Raises:
+        InputError: they are no `key=value`; otherwise naming each setting that is in the way.
+    """
+    given = parse_model_args(gen_kwargs or "", "gen_kwargs")
+    problems = list[str]()
+    for name, value in given.items():
+        if name in _ONLY:
+            only, why = _ONLY[name]
+            if value != only:
+                problems.append(f"{name}: found {quoted(value)}; {why}: leave it out")
+        elif (expected := _expected(name, value)) is not None:
+            problems.append(f"{name}: found {quoted(value)}, expected {expected}")
+        elif greedy and name in _GREEDY and value != _GREEDY[name]:
+            problems.append(
+                f"{name}: found {quoted(value)}; variants are answered together, which is done greedily: leave it "
+                f"out, or give {name}={_GREEDY[name]}"
+            )
+    if problems:
+        raise InputError(*problems, origin="gen_kwargs")
+
+
+def _expected(name: str, value: Any) -> str | None:
+    """What a generation setting has to be, where this value of it is something else."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in ("max_new_tokens", "num_beams"):
+        return None if type(value) is int and value >= 1 else "a whole number, 1 or more"
+    if name in ("temperature", "top_p"):
+        return None if number and 0 <= value < math.inf else "a number, 0 or more"
+    if name == "do_sample":
+        return None if isinstance(value, bool) else "True or False"
+    return None
 
 
 @functools.lru_cache(maxsize=8)  # a command checks before it loads a model, and the evaluation that it calls does, too

@@ -52,6 +52,18 @@ def test_errors_are_ours_and_nothing_exits(tmp_path: Path) -> None:
         (lambda: package.scan("plam_llava", "", "pope", output=""), "output: found '', expected a path"),
         (lambda: package.scan("plam_llava", "", "pope", limt=2), "limt: unknown argument, did you mean 'limit'"),
         (lambda: package.scan("plam_llava", "", "pope", gen_kwargs={"a": 1}), "gen_kwargs: found .*, expected text"),
+        (
+            lambda: package.scan("plam_llava", "pretrained=nowhere", "pope", gen_kwargs="custom_generate=x"),
+            "custom_generate: found 'x'; it names code, which is never run",
+        ),
+        (
+            lambda: package.scan("plam_llava", "pretrained=nowhere", "pope", gen_kwargs="num_beams=3"),
+            "num_beams: found 3; variants are answered together",
+        ),
+        (
+            lambda: package.attend("plam_llava", "pretrained=nowhere", "pope", gen_kwargs="num_return_sequences=2"),
+            "num_return_sequences: found 2; a document has one answer",
+        ),
         (lambda: package.plateau("scan", margin="0.03", tasks=5), "2 problem(s)"),
         (lambda: package.plateau("scan", margin=None), "margin: found None, expected a number"),
         (lambda: package.read_run(None), "folder: found None, expected a path"),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from plam_eval.errors import InputError
 from plam_eval.harness import checks
-from plam_eval.harness.checks import check_tasks
+from plam_eval.harness.checks import check_generation, check_tasks
 from plam_eval.harness.errors import EvaluationError
 
 TASK = """
@@ -135,3 +136,36 @@ def test_an_offset_behind_the_documents_is_refused(own_tasks: Path) -> None:
 def test_a_dataset_that_is_not_there_is_named(own_tasks: Path) -> None:
     with pytest.raises(EvaluationError, match=r"a task or its dataset could not be loaded: .*absent\.jsonl"):
         check_tasks(["own_absent"], include_path=own_tasks)
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("custom_generate=someone/code", "custom_generate: found 'someone/code'; it names code, which is never run"),
+        ("trust_remote_code=True", "trust_remote_code: found True"),
+        ("num_return_sequences=2", "num_return_sequences: found 2; a document has one answer"),
+        ("max_new_tokens=abc", "max_new_tokens: found 'abc', expected a whole number, 1 or more"),
+        ("max_new_tokens=0", "max_new_tokens: found 0"),
+        ("max_new_tokens=1.5", "max_new_tokens: found 1.5"),
+        ("temperature=warm", "temperature: found 'warm', expected a number, 0 or more"),
+        ("do_sample=maybe", "do_sample: found 'maybe', expected True or False"),
+        ("max_new_tokens=-1,custom_generate=x", "(?s)max_new_tokens: found .*custom_generate: found 'x'"),
+    ],
+)
+def test_generation_settings_that_no_answer_can_be_had_under(given: str, said: str, greedy: bool) -> None:
+    with pytest.raises(InputError, match=said):
+        check_generation(given, greedy=greedy)
+
+
+def test_what_is_greedy() -> None:
+    for odd in ("do_sample=True", "temperature=0.7", "num_beams=3"):
+        check_generation(odd)
+        with pytest.raises(InputError, match=odd.split("=")[0] + ": found .*greedily: leave it out"):
+            check_generation(odd, greedy=True)
+    check_generation("max_new_tokens=8,temperature=0,do_sample=False,num_beams=1,num_return_sequences=1", greedy=True)
+
+
+def test_tasks_are_not_loaded_for_settings_that_are_refused() -> None:
+    with pytest.raises(InputError, match="custom_generate"):
+        check_tasks("no_such_task", gen_kwargs="custom_generate=x")

@@ -12,7 +12,6 @@ from plam_eval.evaluation.attend.settings import Settings, check_merges
 from plam_eval.harness import checks
 from plam_eval.harness.boxes import read_boxes
 from plam_eval.harness.documents import may_have_boxes
-from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.lookup import dataset_of, task_manager
 from plam_eval.harness.requests import Key
 from plam_eval.harness.single_image import check_question, read_image
@@ -46,8 +45,10 @@ def check_tasks(
         model: its wrapper, or the wrapper's id.
 
     Raises:
-        EvaluationError: as `checks.check_tasks`. FolderError: as `check_folder`.
+        EvaluationError: as `checks.check_tasks`. InputError: generation settings that are not greedy. FolderError: as
+            `check_folder`.
     """
+    checks.check_generation(gen_kwargs, greedy=True)
     check_folder(output)
     return checks.check_tasks(
         tasks,
@@ -181,24 +182,6 @@ def check_image(image: str | Path, question: str, boxes: Sequence[Box]) -> None:
     """
     check_question(question)
     check_boxes(boxes, read_image(image).size)
-
-
-def check_greedy(gen_kwargs: str | None) -> None:
-    """Refuse generation settings under which settings cannot be answered together.
-
-    Args:
-        gen_kwargs: as the command line takes them; None where there are none.
-
-    Raises:
-        InputError: they are no `key=value`, or no greedy decoding.
-    """
-    given = parse_model_args(gen_kwargs or "", "gen_kwargs")
-    greedy: dict[str, Any] = {"do_sample": False, "temperature": 0, "num_beams": 1}
-    if odd := [f"{name}={given[name]}" for name, value in greedy.items() if given.get(name, value) != value]:
-        raise InputError(
-            f"gen_kwargs: found {', '.join(odd)}; answers under all settings are greedy: leave it out, or give "
-            "do_sample=False, temperature=0 and num_beams=1"
-        )
 
 
 def check_boxes(boxes: Sequence[Box], size: tuple[int, int]) -> None:
