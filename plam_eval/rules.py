@@ -17,6 +17,7 @@ from plam_eval.errors import InputError, quoted
 WEIGHTED_SUM = "weighted_sum"
 """The rule of a spec that names none."""
 SELF_SCALE = "self_scale"
+NORMALIZED = "normalized"
 """The control that verdicts hold a merge against: the merge's scale without its base."""
 
 _OTHER_COLOUR, _OTHER_MARK = "#6A3D9A", "D"
@@ -194,7 +195,7 @@ register(
 )
 register(
     Rule(
-        "normalized",
+        NORMALIZED,
         "the merge with weights that sum to one",
         role="control",
         elementwise=True,

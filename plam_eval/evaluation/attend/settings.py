@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from plam_eval.errors import CheckpointError, InputError, MergeError, hint, listed
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN
-from plam_eval.rules import RULES, SELF_SCALE
+from plam_eval.rules import NORMALIZED, RULES, SELF_SCALE
 from plam_eval.spec import PlateauSpec, SpecError, load_spec, packaged_specs
 
 if TYPE_CHECKING:
     from plam_eval.merging.checkpoint import Checkpoint
 
-DEFAULT = (PLAIN, MERGED, SELF_SCALE, "normalized")
+DEFAULT = (PLAIN, MERGED, SELF_SCALE, NORMALIZED)
 """What is looked at unless told otherwise, the merge being that of model_args."""
 _SEED = 0
 
