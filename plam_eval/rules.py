@@ -17,8 +17,9 @@ from plam_eval.errors import InputError, quoted
 WEIGHTED_SUM = "weighted_sum"
 """The rule of a spec that names none."""
 SELF_SCALE = "self_scale"
-NORMALIZED = "normalized"
 """The control that verdicts hold a merge against: the merge's scale without its base."""
+NORMALIZED = "normalized"
+"""The control that is the merge without its scale."""
 
 _OTHER_COLOUR, _OTHER_MARK = "#6A3D9A", "D"
 
