@@ -27,9 +27,13 @@ def all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def end_together() -> None:
-    """Waits for the other processes and leaves their group; a process that just exits may abort while it is in one."""
+    """Waits for the other processes and leaves their group; a process that just exits may abort while it is in one.
+
+    A group of one has nobody to wait for, and may be that of a vLLM engine in this process, which goes on.
+    """
     from torch import distributed
 
-    if distributed.is_available() and distributed.is_initialized():
+    initialized = distributed.is_available() and distributed.is_initialized()
+    if initialized and distributed.get_world_size() > 1:
         distributed.barrier()
         distributed.destroy_process_group()

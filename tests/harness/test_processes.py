@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from torch import distributed
 
 from plam_eval.harness.processes import all_ranks, end_together, is_first_process
 
@@ -18,3 +21,13 @@ def test_the_launcher_says_which_process_is_the_first(monkeypatch: pytest.Monkey
 def test_one_process_says_what_it_says_and_waits_for_none() -> None:
     assert all_ranks({"calls": 3}) == [{"calls": 3}]
     end_together()
+
+
+def test_a_group_of_one_is_left_to_whoever_made_it(tmp_path: Path) -> None:
+    """vLLM makes one in the process of its engine, and could make no second engine there without it."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    try:
+        end_together()
+        assert distributed.is_initialized()
+    finally:
+        distributed.destroy_process_group()
