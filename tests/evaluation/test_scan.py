@@ -273,17 +273,22 @@ def test_scans_of_different_settings_are_not_mixed(lm, in_suite, tmp_path):
         scan(lm, "pope", tmp_path, cuts="0,4", limit=2)
 
 
-def test_errors_come_before_work_or_name_the_document(lm, in_suite, tmp_path):
+def test_errors_come_before_work_or_name_the_document(lm, in_suite, tmp_path, monkeypatch):
     with pytest.raises(ProbeError, match="found only 8, the unmasked model; expected at least one below it"):
         scan(lm, "pope", tmp_path / "zero", cuts="8", limit=2)
     with pytest.raises(ProbeError, match="expected layers from 0 to 8"):
         scan(lm, "pope", tmp_path / "one", cuts="0,9", limit=2)
     with pytest.raises(EvaluationError, match="did you mean"):
         scan(lm, "poppe", tmp_path / "two", limit=2)
-    with pytest.raises(EvaluationError, match=r"do_sample|greedy"):
+    with pytest.raises(InputError, match=r"temperature: found 0\.7"):
         scan(lm, "pope", tmp_path / "three", limit=2, gen_kwargs="temperature=0.7")
+    assert not (tmp_path / "three").exists()
     with pytest.raises(ScanError, match="no scan there"):
         conclude(tmp_path / "four")
+    # A task's own settings are not among gen_kwargs: those that are not greedy are met when it is asked.
+    monkeypatch.setattr("plam_eval.harness.checks.check_generation", lambda given, *, greedy=False: None)
+    with pytest.raises(EvaluationError, match=r"do_sample|greedy"):
+        scan(lm, "pope", tmp_path / "five", limit=2, gen_kwargs="temperature=0.7")
 
 
 # ---- what is concluded -----------------------------------------------------------------------------------------------
