@@ -75,6 +75,38 @@ def stores_in(folder: Path) -> list[str]:
     return sorted({"answers.rank0.jsonl", *(file.name for file in folder.glob(_FILES))})
 
 
+def open_noted(
+    folder: Path, note: str, made_with: dict[str, Any], rank: int, changed: Callable[[], str], error: type[Exception]
+) -> AnswerStore:
+    """The store of a folder that notes what its answers depend on, in a file that is written where there is none.
+
+    Args:
+        folder: made where it is missing.
+        note: name of the JSON file in it.
+        made_with: what answers depend on, apart from the documents.
+        rank: number of this process; the first one, 0, writes the file.
+        changed: how what is noted differs from `made_with`, in words, empty where it does not; asked where there is
+            such a file.
+        error: what is raised where answers of both would be mixed.
+
+    Raises:
+        FolderError: as `AnswerStore`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    store = AnswerStore(folder, rank)
+    if (folder / note).is_file():
+        if not (differing := changed()):
+            return store
+        if any(store.read()):  # else there is nothing that could be mixed
+            raise error(
+                f"{folder} holds answers of other settings: {differing}. Answers of both cannot be mixed: name another "
+                "--output, or delete this one"
+            )
+    if rank == 0:
+        files.write_json(folder / note, made_with)
+    return store
+
+
 class AnswerStore:
     """Answers by document, a line each, written as soon as they are known; every process writes a file of its own.
 

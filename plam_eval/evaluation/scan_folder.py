@@ -8,7 +8,7 @@ from typing import Any
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings
-from plam_eval.evaluation.answer_store import AnswerStore, stores_in
+from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import Curve
@@ -161,18 +161,6 @@ def open_store(folder: Path, settings: dict[str, Any], rank: int) -> AnswerStore
     Raises:
         ScanError: the folder holds answers of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    store = AnswerStore(folder, rank)
-    if (folder / SETTINGS).is_file():
-        before = read_settings(folder)
-        changed = changed_settings(before, settings)
-        if changed and any(store.read()):  # else there is nothing that could be mixed
-            raise ScanError(
-                f"{folder} holds a scan of other settings: {changed}. Answers of both cannot be mixed: "
-                "name another --output, or delete this one"
-            )
-        if not changed:
-            return store
-    if rank == 0:
-        files.write_json(folder / SETTINGS, settings)
-    return store
+    return open_noted(
+        folder, SETTINGS, settings, rank, lambda: changed_settings(read_settings(folder), settings), ScanError
+    )

@@ -15,7 +15,7 @@ from pandas.api.types import is_numeric_dtype, is_string_dtype
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
-from plam_eval.evaluation.answer_store import AnswerStore, stores_in
+from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.rules import RULES
 from plam_eval.spec import MOST_LAYERS, SpecError, load_spec
@@ -186,20 +186,11 @@ def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStor
     Raises:
         AttendError: the folder holds documents of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    store = AnswerStore(folder, rank)
-    if (folder / SETTINGS_FILE).is_file():
-        changed = changed_settings(_compared(read_settings(folder)), _compared(made_with))
-        if changed and any(store.read()):  # else there is nothing that could be mixed
-            raise AttendError(
-                f"{folder} was made with other settings: {changed}. Documents of both cannot be mixed: "
-                "name another --output, or delete this one"
-            )
-        if not changed:
-            return store
-    if rank == 0:
-        files.write_json(folder / SETTINGS_FILE, made_with)
-    return store
+
+    def changed() -> str:
+        return changed_settings(_compared(read_settings(folder)), _compared(made_with))
+
+    return open_noted(folder, SETTINGS_FILE, made_with, rank, changed, AttendError)
 
 
 def _compared(made_with: Mapping[str, Any]) -> dict[str, Any]:
