@@ -50,7 +50,11 @@ def words(pair: Any, *, more: str = "", **changed: Any) -> list[str]:
         ({"boxes": "no.jsonl"}, "no.jsonl"),
         (
             {"gen_kwargs": "temperature=0.7,num_beams=4"},
-            "found temperature=0.7, num_beams=4; answers under",
+            "gen_kwargs: 2 problem(s)\n  - temperature: found 0.7; variants are answered together, which is",
+        ),
+        (
+            {"gen_kwargs": "temperature=0.7,num_beams=4"},
+            "  - num_beams: found 4; variants are answered together, which is done greedily: leave it out, or give",
         ),
         ({"gen_kwargs": "max_new_tokens"}, "gen_kwargs: 1 problem(s)"),
     ],
