@@ -42,9 +42,8 @@ def attention_section(look: Look, suffix: str, *, said: bool) -> Section:
         picture(
             attention_figure(attended, findings),
             "Measures of attention by decoder layer, a line for each setting. Its numbers are in the tables below.",
-            f"Attention of {QUERIES[findings.queries]} in each layer, mean over heads and over "
-            "tasks. What merged has and "
-            f"{SELF_SCALE} has not is of the base; what both have is the scale of the weights.",
+            f"Attention of {QUERIES[findings.queries]} in each layer, mean over heads and over tasks. What {MERGED} "
+            f"and {SELF_SCALE} have alike is the scale of the weights, and nothing of the base LLM.",
         )
     )
     blocks += _quoted(findings)
