@@ -24,7 +24,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +213,10 @@ class Batch:
     pixel_values: torch.Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """The same, its tensors on `device`."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
+        """The same with its tensors on `device`, where a model is."""
+        pixels = None if self.pixel_values is None else self.pixel_values.to(device)
+        ids, positions, mask = self.input_ids.to(device), self.position_ids.to(device), self.mask.to(device)
+        return Batch(ids, positions, mask, self.labels.to(device), self.described.to(device), self.spans, pixels)
 
 
 def make_batch(

@@ -1,17 +1,17 @@
 """Train the trio: `python -m plam_eval.demo.train_trio`.
 
-A pair whose base can what its MLLM cannot, and the ancestor of both. Six stages, resumable and seeded as in `train`:
+A pair in which there is something to restore, and its ancestor. Six stages, resumable and seeded like those of `train`:
 
 1. `tokenizer`, 2. `tower`  as in `train`.
 3. `ancestor`   a Llama decoder, from text alone: it describes scenes, answers what is where, and has read the questions
-                that need reasoning with answers drawn from their options. It knows the words, not the reasoning.
-4. `base`       the ancestor with the attention of its later half tuned, on text alone: all questions, true answers.
-5. `projector`  LLaVA-1.5's first stage: ancestor and tower are frozen, a projector learns from images.
-6. `mllm`       the ancestor's whole decoder and the projector, tuned on images with descriptions and with questions
-                that need no reasoning.
+                that need reasoning with an answer drawn from their options, mostly a wrong one.
+4. `base`       the ancestor, tuned on text alone: all questions, with true answers.
+5. `projector`  LLaVA-1.5's first stage: base and tower are frozen, a projector learns from images.
+6. `mllm`       the later half of the decoder and the projector, tuned on images with descriptions and with questions
+                that need no reasoning. The early half stays the base's, and so do embeddings and head.
 
-So the base reasons in words, and the MLLM reads images but never learned to reason. All questions have GQA's form. What
-is kept of a stage is never chosen by reasoning over images: of the MLLM it is what names best what is in images.
+So the base reasons in words, and the MLLM unlearns it in its later half. Questions have one form, that of GQA. What is
+kept of a stage is never chosen by reasoning over images: the MLLM that is kept names best what is in images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from plam_eval.demo.train import Batch, Branch, Encoder, Stage, describing_branc
 from plam_eval.terminal import Terminal
 
 WIDTH, HEADS, INTERMEDIATE = 96, 3, 192
-FIRST_TUNED = train.LAYERS // 2  # the first decoder layer whose attention is tuned to make the base
+FIRST_TUNED = train.LAYERS // 2  # the first decoder layer that is tuned on images
 FORM = "gqa"
 
 
@@ -59,10 +59,11 @@ class Settings:
     mllm_steps: int = 2300
     scenes_per_step: int = 64  # half as many with images
     ancestor_lr: float = 5e-3  # Muon, for the decoder's matrices
-    base_lr: float = 5e-3
-    mllm_lr: float = 1e-3
+    base_lr: float = 3e-3
+    mllm_lr: float = 4e-3
     other_lr: float = 3e-3  # AdamW, for the ancestor's embeddings, norms and head, and for the projector
-    mllm_other_lr: float = 3.75e-4  # AdamW, for the MLLM's embeddings, norms and head
+    base_other_lr: float = 1.125e-3  # AdamW, for the base's embeddings, norms and head
+    mllm_norm_lr: float = 1.5e-3  # AdamW, for the MLLM's norms
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -188,6 +189,14 @@ def _run(
     )
 
 
+Groups = list[tuple[torch.optim.Optimizer, list[float]]]
+
+
+def _groups(model: LlamaForCausalLM, muon_lr: float, other_lr: float) -> Groups:
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
+    return train.optimizers(model.model.layers, [(others, other_lr)], muon_lr)
+
+
 def train_ancestor(
     settings: Settings, folder: Path, encode: Encoder, device: str
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
@@ -205,10 +214,9 @@ def train_ancestor(
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(train.text_config(encode.tokenizer, WIDTH, HEADS, INTERMEDIATE))
     train.start_from_lookup(model)
-    model.to(device)
+    nn.Module.to(model, device)  # the model's own is typed for itself alone
     lessons = Lessons(settings, "ancestor", ancestor_branches, False, encode)
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
-    groups = train.optimizers(model.model.layers, [(others, settings.other_lr)], settings.ancestor_lr)
+    groups = _groups(model, settings.ancestor_lr, settings.other_lr)
     steps = settings.ancestor_steps
     return model, _run(lessons, folder, steps, model, groups, kept_by=PERCEPTION_KINDS, description_weight=1.0)
 
@@ -216,7 +224,7 @@ def train_ancestor(
 def train_base(
     settings: Settings, folder: Path, encode: Encoder, ancestor: LlamaForCausalLM
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """The base: the ancestor with the attention of its later half tuned, on text alone, kept by all kinds of questions.
+    """The base, from the ancestor, on text alone, kept by all kinds of questions.
 
     Args:
         settings: of the run.
@@ -227,48 +235,46 @@ def train_base(
     Returns:
         The best base, and its held-out scores.
     """
-    model = LlamaForCausalLM(ancestor.config).to(ancestor.device)
+    model = LlamaForCausalLM(ancestor.config)
+    nn.Module.to(model, ancestor.device)
     model.load_state_dict(ancestor.state_dict())
     lessons = Lessons(settings, "base", base_branches, False, encode)
-    model.requires_grad_(False)
-    tuned = nn.ModuleList(layer.self_attn for layer in model.model.layers[FIRST_TUNED:]).requires_grad_(True)
-    muon = torch.optim.Muon(tuned.parameters(), lr=settings.base_lr, weight_decay=0.01, momentum=0.95)
-    groups: list[tuple[torch.optim.Optimizer, list[float]]] = [(muon, [settings.base_lr])]
+    groups = _groups(model, settings.base_lr, settings.base_other_lr)
     return model, _run(lessons, folder, settings.base_steps, model, groups, kept_by=tuple(KINDS))
 
 
 def train_mllm(
-    settings: Settings, folder: Path, encode: Encoder, ancestor: LlamaForCausalLM, tower: CLIPVisionModel
+    settings: Settings, folder: Path, encode: Encoder, base: LlamaForCausalLM, tower: CLIPVisionModel
 ) -> tuple[LlavaForConditionalGeneration, dict[str, float]]:
-    """The MLLM, from ancestor and tower, on images alone: first the projector, then it and the whole decoder.
+    """The MLLM, from base and tower, on images alone: first the projector, then it and the decoder's later half.
 
     Args:
         settings: of the run.
         folder: for the stages' states and logs.
         encode: text to token ids.
-        ancestor: where the decoder starts from; it is not changed.
+        base: where the decoder starts from; it is not changed.
         tower: what sees; it is not changed.
 
     Returns:
         The best MLLM by what it names in images, and its held-out scores.
     """
     torch.manual_seed(settings.seed)
-    model = train.build_mllm(encode.tokenizer, ancestor.config).to(ancestor.device)
-    model.model.language_model.load_state_dict(ancestor.model.state_dict())
-    model.lm_head.load_state_dict(ancestor.lm_head.state_dict())
+    model = train.build_mllm(encode.tokenizer, base.config)
+    nn.Module.to(model, base.device)
+    model.model.language_model.load_state_dict(base.model.state_dict())
+    model.lm_head.load_state_dict(base.lm_head.state_dict())
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.requires_grad_(False)
     projector = list(model.model.multi_modal_projector.requires_grad_(True).parameters())
     lessons = Lessons(settings, "projector", mllm_branches, True, encode)
     adam = torch.optim.AdamW(projector, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.01)
-    groups: list[tuple[torch.optim.Optimizer, list[float]]] = [(adam, [settings.other_lr])]
+    groups: Groups = [(adam, [settings.other_lr])]
     _run(lessons, folder, settings.projector_steps, model, groups, kept_by=PERCEPTION_KINDS)
 
-    decoder = model.model.language_model.requires_grad_(True)
-    others = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "layers" not in n]
-    others += model.lm_head.requires_grad_(True).parameters()
-    rest = [(projector, settings.other_lr), (others, settings.mllm_other_lr)]
-    groups = train.optimizers(decoder.layers, rest, settings.mllm_lr)
+    late: nn.Module = model.model.language_model.layers[FIRST_TUNED:].requires_grad_(True)
+    norms = [p for p in late.parameters() if p.ndim != 2]
+    rest = [(projector, settings.other_lr), (norms, settings.mllm_norm_lr)]
+    groups = train.optimizers(late, rest, settings.mllm_lr)
     lessons = Lessons(settings, "mllm", mllm_branches, True, encode)
     return model, _run(lessons, folder, settings.mllm_steps, model, groups, kept_by=PERCEPTION_KINDS)
 
@@ -294,7 +300,7 @@ def main() -> None:
     tower, tower_score = train.train_tower(settings.seed, settings.tower_steps, work, device)
     ancestor, ancestor_score = train_ancestor(settings, work, encode, device)
     base, base_score = train_base(settings, work, encode, ancestor)
-    mllm, mllm_score = train_mllm(settings, work, encode, ancestor, tower)
+    mllm, mllm_score = train_mllm(settings, work, encode, base, tower)
     for name, model in (("ancestor", ancestor), ("base", base), ("mllm", mllm)):
         train.save_model(arguments.output / name, model, encode.tokenizer, torch.float16)
     record = {
