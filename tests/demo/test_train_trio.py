@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plam_eval.demo import train, train_trio
+from plam_eval.demo import run, train, train_trio
+from plam_eval.demo.hub import read_manifest
 from plam_eval.demo.questions import FORMS, KINDS, PERCEPTION_KINDS, REASONING_KINDS, ask_about
 from plam_eval.demo.scenes import Scene, scene_of
 from plam_eval.demo.train import Branch, Encoder
@@ -72,6 +73,14 @@ def test_the_packaged_mllm_keeps_the_base_but_for_the_later_half() -> None:
         assert not torch.equal(value, ancestor[name]), name
         late = "layers." in name and int(name.split(".")[2]) >= FIRST_TUNED
         assert torch.equal(value, mllm[f"language_model.{name}"]) != late, name
+
+
+def test_the_trio_is_laid_beside_a_suite_that_asks_for_reasoning(tmp_path: Path) -> None:
+    suite = run.prepare(tmp_path / "suite", 30, models="trio")
+    for side in ("ancestor", "base", "mllm"):
+        name = f"{side}/model.safetensors"
+        assert (suite / "trio" / name).read_bytes() == (TRIO / name).read_bytes()
+    assert read_manifest(suite)["gqa"] == "reasoning"
 
 
 @pytest.mark.slow
