@@ -79,19 +79,21 @@ class Demo:
     page: Path
 
 
-def prepare(folder: Path, documents: int = 120) -> Path:
-    """Write the offline suite into `folder` and copy the pair beside the datasets, as `pair/mllm` and `pair/base`.
+def prepare(folder: Path, documents: int = 120, models: str = "pair") -> Path:
+    """Write the offline suite into `folder` and copy the models beside the datasets, as `pair/mllm` and `pair/base`.
 
     Args:
         folder: as in `write_hub`.
         documents: of each task, those to scan among them.
+        models: "pair", or "trio": then there is also `trio/ancestor`, and GQA asks for reasoning only.
     """
-    suite = hub.write_hub(folder, documents_per_task=documents)
-    packaged = Path(str(resources.files("plam_eval.demo") / "pair"))
+    suite = hub.write_hub(folder, documents_per_task=documents, gqa="reasoning" if models == "trio" else "all")
+    packaged = Path(str(resources.files("plam_eval.demo") / models))
     if not (packaged / "mllm" / "model.safetensors").is_file():
-        raise DemoError(f"no embedded pair in {packaged}: train it with `python -m plam_eval.demo.train`")
+        script = "train_trio" if models == "trio" else "train"
+        raise DemoError(f"no embedded {models} in {packaged}: train it with `python -m plam_eval.demo.{script}`")
     for source in packaged.rglob("*"):
-        target = suite / "pair" / source.relative_to(packaged)
+        target = suite / models / source.relative_to(packaged)
         if source.is_dir():
             target.mkdir(parents=True, exist_ok=True)
         elif not target.is_file() or sha256_of_file(target) != sha256_of_file(source):
