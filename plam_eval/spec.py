@@ -15,11 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from plam_eval import hub
 from plam_eval.arguments import read_number, read_whole_number, takes
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
+from plam_eval.layer_sets import as_range, read_layers, read_range, tell_layers
 from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
 from plam_eval.yaml_reader import LARGEST_FILE, mapping_problems, parse_yaml, read_yaml
 
@@ -57,29 +58,17 @@ OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
 _DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 0.3}}
 
 
-MOST_LAYERS = 10_000
-"""No decoder has as many layers: what a file or a user gives is held against it before anything counts them."""
+_PLACES = ("layer_range", "layers", "modules")
 _MOST_WORDS = 50
 HUB_FILE = "plateau.yaml"
 """The spec of a repository on the hub, where no file is named; `plam scan` writes one of this name."""
 _SUFFIXES = (".yaml", ".yml")
 _FILE = re.compile(r"[A-Za-z0-9._/+=-]{1,200}", re.ASCII)
 LARGEST_SEED = 2**63 - 1
-_TWO_NUMBERS = re.compile(r"\D*(\d{1,5})\D+(\d{1,5})\D*", re.ASCII)
 
 
 class SpecError(ProblemsError, ValueError):
     """A plateau spec that cannot be used."""
-
-
-def range_hint(value: Any) -> str:
-    """For an error about layers: the range that two numbers in `value` may stand for, as it is to be written.
-
-    Args:
-        value: what was found in place of a range.
-    """
-    ends = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
-    return f"; write {ends[1]}:{ends[2]}" if ends and ":" not in value else ""
 
 
 class _Record(BaseModel):
@@ -106,13 +95,15 @@ class Weights(_Record):
 class PlateauSpec(_Record):
     """One merge, fully described. Build it with `load_spec`, which words every problem for a reader.
 
-    `layer_range` counts decoder layers from 0, end exclusive. `modules` are keys of `MODULES`, in that order.
-    `model`, `evidence` and `source` document the spec and change no weight.
+    `layers` are decoder layers, counted from 0, in order. `layer_range` is their start and end, end exclusive; None
+    where there is a gap between them. A spec is written with one of both. `modules` are keys of `MODULES`, in that
+    order. `model`, `evidence` and `source` document the spec and change no weight.
     """
 
     model: str | None = None
     base_model: str = Field(min_length=1)
-    layer_range: tuple[int, int]
+    layer_range: tuple[int, int] | None = None
+    layers: tuple[int, ...] = Field(default=None, validate_default=True)
     modules: tuple[str, ...]
     weights: Weights
     rule: str = WEIGHTED_SUM
@@ -143,24 +134,27 @@ class PlateauSpec(_Record):
 
     @field_validator("layer_range", mode="before")
     @classmethod
-    def _layer_range(cls, value: Any) -> tuple[int, int]:
-        ends: Any = value.split(":", 2) if isinstance(value, str) else value
-        if isinstance(value, str) and all(end.strip().isdecimal() and len(end) < 20 for end in ends):
-            ends = [int(end) for end in ends]
-        if not isinstance(ends, (list, tuple)) or len(ends) != 2 or any(type(end) is not int for end in ends):
-            raise ValueError(
-                f"found {quoted(value)}, expected [start, end] (in model_args start:end) in whole numbers"
-                f"{range_hint(value)}"
-            )
-        start, end = ends
-        if max(start, end) > MOST_LAYERS:
-            raise ValueError(f"found {quoted(value)}, expected layers below {MOST_LAYERS}: no decoder has as many")
-        if start < 0:
-            raise ValueError(f"found [{start}, {end}), expected a start of 0 or more: layers count from 0")
-        if end <= start:
-            what = "is empty" if end == start else "runs backwards"
-            raise ValueError(f"[{start}, {end}) {what}; expected start < end, end exclusive")
-        return start, end
+    def _layer_range(cls, value: Any) -> tuple[int, int] | None:
+        if value is None:
+            return None
+        return read_range(value)
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers(cls, value: Any, info: ValidationInfo) -> tuple[int, ...]:
+        if "layer_range" not in info.data:  # which is wrong itself
+            return ()
+        ends = info.data["layer_range"]
+        if value is not None and ends is not None:
+            raise ValueError(f"found {quoted(value)} beside layer_range: {list(ends)}; expected one of them")
+        if value is None and ends is None:
+            raise ValueError("missing; expected layer_range: [start, end], or layers: [3, 9, 20]")
+        return read_layers(value) if ends is None else tuple(range(*ends))
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> PlateauSpec:
+        self.__dict__["layer_range"] = as_range(self.layers) if self.layers else self.layer_range
+        return self
 
     @field_validator("modules", mode="before")
     @classmethod
@@ -198,11 +192,6 @@ class PlateauSpec(_Record):
     def _seed(cls, value: Any) -> int:
         return read_whole_number(value, LARGEST_SEED)
 
-    @property
-    def layers(self) -> range:
-        """The decoder layers of `layer_range`, counted from 0."""
-        return range(*self.layer_range)
-
     def check_layers(self, num_layers: int, model_name: str) -> None:
         """Refuse a range that reaches beyond the decoder of a model.
 
@@ -213,17 +202,17 @@ class PlateauSpec(_Record):
         Raises:
             SpecError: the range does not fit.
         """
-        start, end = self.layer_range
-        if end > num_layers:
+        if self.layers[-1] >= num_layers:
+            key, most = ("layer_range", "an end of at most") if self.layer_range else ("layers", "layers of at most")
             raise SpecError(
-                f"layer_range: [{start}, {end}) does not fit {model_name}, which has {num_layers} decoder layers "
-                f"(0 to {num_layers - 1}); expected an end of at most {num_layers}",
+                f"{key}: {tell_layers(self.layers)} does not fit {model_name}, which has {num_layers} decoder layers "
+                f"(0 to {num_layers - 1}); expected {most} {num_layers if self.layer_range else num_layers - 1}",
                 origin="plateau spec",
             )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields, those left out of the spec left out here; `load_spec` reads it back to an equal spec."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, exclude={"layers"} if self.layer_range else None)
 
     @property
     def is_plain(self) -> bool:
@@ -241,7 +230,7 @@ class PlateauSpec(_Record):
 
     def recipe(self) -> str:
         """The digest without layers and modules: a tensor that two specs of one recipe merge comes out the same."""
-        content = {key: value for key, value in self._content().items() if key not in ("layer_range", "modules")}
+        content = {key: value for key, value in self._content().items() if key not in _PLACES}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
@@ -255,7 +244,7 @@ class PlateauSpec(_Record):
         return {
             "format": "plateau-spec/1",
             "base_model": base,
-            "layer_range": list(self.layer_range),
+            **({"layer_range": list(self.layer_range)} if self.layer_range else {"layers": list(self.layers)}),
             "modules": list(self.modules),
             "weights": list(weights),
             "rule": rule,
@@ -345,12 +334,7 @@ def load_spec(
                 f"base: found {quoted(value)}, a number; write base=./{quoted(value)} for a folder of that name"
             )
             continue
-        field, _, weight = _OVERRIDES.get(key, "").partition(".")
-        if weight:
-            weights = data.get(field)
-            data[field] = {**(weights if isinstance(weights, Mapping) else {}), weight: value}
-        elif field:
-            data[field] = value
+        _override(data, key, value)
     if overrides:  # the source's claim is about the spec as published, so a changed one must say what was changed
         changed = "overridden: " + ", ".join(f"{key}={value}" for key, value in overrides.items())
         data["source"] = f"{data['source']} ({changed})" if data.get("source") else changed
@@ -364,12 +348,33 @@ def load_spec(
     return spec
 
 
+def _override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Put the value of an override into unchecked content; one of an unknown key nowhere."""
+    field, _, weight = _OVERRIDES.get(key, "").partition(".")
+    if weight:
+        weights = data.get(field)
+        data[field] = {**(weights if isinstance(weights, Mapping) else {}), weight: value}
+    elif key == "layers":
+        data.pop("layer_range", None)
+        data.pop("layers", None)
+        data[_field_of_layers(value)] = value
+    elif field:
+        data[field] = value
+
+
+def _field_of_layers(value: Any) -> str:
+    """The field that a value of the override `layers` is of: two numbers in a list are a range, as in a file."""
+    several = "+" in value if isinstance(value, str) else isinstance(value, (list, tuple)) and len(value) != 2
+    return "layers" if several else "layer_range"
+
+
 def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
     """pydantic's findings in our words: field, what was found, what was expected, the nearest known key."""
     keys = {"": PlateauSpec.model_fields, "weights": Weights.model_fields}
     problems = []
     for field, text in validation_problems(error, keys, meant=_OVERRIDES):
-        override = next((key for key, target in _OVERRIDES.items() if target == field and key in overrides), None)
+        named = "layer_range" if field == "layers" else field
+        override = next((key for key, target in _OVERRIDES.items() if target == named and key in overrides), None)
         problems.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
     return problems
 

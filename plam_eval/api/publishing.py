@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from plam_eval.api.shared import Words, overrides_of, words_of
 from plam_eval.arguments import NAME, NAME_OR_NONE, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
+from plam_eval.layer_sets import write_layers
 from plam_eval.spec import PlateauSpec, load_spec
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def export(
     else:
         given = {
             "base": spec.base_model,
-            "layers": spec.layer_range,
+            "layers": write_layers(spec.layers),
             "modules": spec.modules,
             "model_weight": spec.weights.model,
             "base_weight": spec.weights.base_model,
@@ -113,7 +114,7 @@ def _command(options: Mapping[str, Any]) -> str:
         if value is None:
             continue
         if not isinstance(value, str) and isinstance(value, Sequence):
-            value = (":" if key == "layers" else "+").join(map(str, value))
+            value = (":" if key == "layers" and len(value) == 2 else "+").join(map(str, value))
         words += [f"--{key.split()[0].replace('_', '-')}", str(value)]
     return shlex.join(words)
 

@@ -28,6 +28,7 @@ from plam_eval.cli.options import (
 )
 from plam_eval.cli.speaking import speaking
 from plam_eval.errors import InputError
+from plam_eval.layer_sets import tell_layers
 from plam_eval.terminal import PlainTable, Terminal, text
 
 
@@ -131,7 +132,7 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
         commit = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
         table.add_row(side, f"{opened.name}{commit}")
     table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
-    table.add_row("layers", f"[{spec.layer_range[0]}, {spec.layer_range[1]})")
+    table.add_row("layers", tell_layers(spec.layers))
     table.add_row("digest", spec.digest()[:16])
     shapes: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     for tensor in plan.tensors:

@@ -53,7 +53,7 @@ Plateau = Annotated[
 ]
 MllmCheckpoint = Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")]
 Base = Annotated[str | None, typer.Option(help="Override of the base LLM.")]
-Layers = Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")]
+Layers = Annotated[str | None, typer.Option(help="Override of the layers: START:END, or a set such as 3+9+20:24.")]
 Modules = Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")]
 ModelWeight = Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")]
 BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")]

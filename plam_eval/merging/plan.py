@@ -152,13 +152,13 @@ def locate_tensors(source: Source, spec: PlateauSpec, problems: Problems) -> dic
         )
         return {}
     depth = _depth(source, layers)
-    if spec.layer_range[1] > depth:
+    if spec.layers[-1] >= depth:
         try:
             spec.check_layers(depth, source.name)
         except SpecError as error:
             problems += error.problems
     names_of: dict[Key, str] = {}
-    for layer in range(spec.layer_range[0], min(spec.layer_range[1], depth)):
+    for layer in (layer for layer in spec.layers if layer < depth):
         suffixes = layers.get(layer, {})
         for module in (MODULES[name] for name in spec.modules):
             stored = {
@@ -292,7 +292,7 @@ def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, problems
             "layer n of the other, as where cross-attention layers stand in between or layers were cut off."
             f"{cross} {nowhere}"
         )
-    for layer in sorted(n for n in lacking[0] ^ lacking[1] if n < min(*depths, spec.layer_range[1])):
+    for layer in sorted(n for n in lacking[0] ^ lacking[1] if n < min(*depths, spec.layers[-1] + 1)):
         has, lacks = (base, model) if layer in lacking[0] else (model, base)
         kinds = ", ".join(sorted(_kinds((mine if lacks is model else theirs)[layer])))
         problems.append(

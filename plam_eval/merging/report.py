@@ -6,6 +6,7 @@ import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plam_eval.layer_sets import layers_of, tell_layers
 from plam_eval.terminal import PlainTable, Terminal
 
 
@@ -59,10 +60,10 @@ class MergeReport:
         table.add_column(overflow="fold")
         table.add_row("model", _at(self.model, self.model_commit))
         if self.spec:
-            weights, layers = self.spec["weights"], self.spec["layer_range"]
+            weights, layers = self.spec["weights"], layers_of(self.spec)
             table.add_row("base", _at(str(self.base_model), self.base_commit))
             table.add_row("rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base")
-            table.add_row("layers", f"[{layers[0]}, {layers[1]})  {' '.join(self.spec['modules'])}")
+            table.add_row("layers", f"{tell_layers(layers)}  {' '.join(self.spec['modules'])}")
             table.add_row("digest", str(self.digest)[:16])
         restored = f", {self.restored} restored" if self.restored else ""
         table.add_row("tensors", f"{self.tensors} merged{restored}")

@@ -31,6 +31,7 @@ MAX_LENGTH = 4096
 _EXPECTED = {
     "base_model": "a hub id or a folder",
     "layer_range": "[start, end] in whole numbers, end exclusive",
+    "layers": "a list of layers",
     "modules": "a list of module names",
     "weights": "{model: number, base_model: number}",
     "rule": "the name of a rule",

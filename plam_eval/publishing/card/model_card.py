@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from plam_eval import hub
+from plam_eval.layer_sets import as_range, tell_layers
 from plam_eval.merging.export_record import ExportRecord
 from plam_eval.publishing.card.licences import Licence, licence_fields
 from plam_eval.rules import RULES
@@ -224,7 +225,7 @@ def model_card(
         "model": model,
         "base": base,
         "unnamed": _unnamed(record),
-        "layers": spec.layer_range,
+        "layers": _layers(spec.layers),
         "modules": _modules(spec.modules),
         "formula": _formula(spec),
         "notes": [private(note) for note in (*record.notes, *_warnings(record))] or ["None."],
@@ -278,6 +279,10 @@ def _unnamed(record: ExportRecord) -> list[str]:
 def _modules(modules: Sequence[str]) -> str:
     group = next((name for name, members in GROUPS.items() if set(members) == set(modules)), None)
     return f"{', '.join(modules)}{f' ({group})' if group else ''}"
+
+
+def _layers(layers: Sequence[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}" if as_range(layers) else tell_layers(layers)
 
 
 def _formula(spec: PlateauSpec) -> str:
