@@ -21,7 +21,8 @@ from plam_eval import hub
 from plam_eval.arguments import read_number, read_whole_number, takes
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
 from plam_eval.layer_sets import as_range, read_layers, read_range, tell_layers
-from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
+from plam_eval.rule_parameters import split_parameters
+from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, why_not, without_negative_zero
 from plam_eval.yaml_reader import LARGEST_FILE, mapping_problems, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
@@ -50,6 +51,7 @@ _OVERRIDES = {
     "model_weight": "weights.model",
     "base_weight": "weights.base_model",
     "rule": "rule",
+    "parameters": "parameters",
     "seed": "seed",
 }
 OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
@@ -107,6 +109,7 @@ class PlateauSpec(_Record):
     modules: tuple[str, ...]
     weights: Weights
     rule: str = WEIGHTED_SUM
+    parameters: dict[str, float] = Field(default_factory=dict, validate_default=True)
     seed: int = 0
     evidence: dict[str, Any] | None = None
     source: str | None = None
@@ -180,12 +183,21 @@ class PlateauSpec(_Record):
     @classmethod
     def _rule(cls, value: str, info: ValidationInfo) -> str:
         if value not in RULES:
+            if reason := why_not(value):
+                raise ValueError(f"{quoted(value)} is no rule here: {reason}")
             raise ValueError(f"unknown rule {quoted(value)}, {hint(value, RULES)}")
         weights, refused = info.data.get("weights"), RULES[value].refused
         # The weights are missing here when they are wrong themselves.
         if weights is not None and refused is not None and (problem := refused(weights.coefficients)):
             raise ValueError(problem)
         return value
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _parameters(cls, value: Any, info: ValidationInfo) -> dict[str, float]:
+        given = split_parameters(value)
+        rule = info.data.get("rule")
+        return {} if rule is None else RULES[rule].read_parameters(given)  # None where it is wrong itself
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -212,7 +224,10 @@ class PlateauSpec(_Record):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields, those left out of the spec left out here; `load_spec` reads it back to an equal spec."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"layers"} if self.layer_range else None)
+        content = self.model_dump(mode="json", exclude_none=True)
+        left_out = {"layers"} if self.layer_range else {"layer_range"}
+        left_out |= set() if self.parameters else {"parameters"}
+        return {key: value for key, value in content.items() if key not in left_out}
 
     @property
     def is_plain(self) -> bool:
@@ -235,9 +250,13 @@ class PlateauSpec(_Record):
 
     def _content(self) -> dict[str, Any]:
         rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
+        if (is_sum := RULES[rule].is_sum) and is_sum(self.parameters):
+            rule = WEIGHTED_SUM
         if equal_to := RULES[rule].equal_to:
-            rule, weights = equal_to(self.weights.coefficients)
-        if weights == (1, 0):  # no change, whatever makes it
+            rule, weights = equal_to(weights)
+        if rule == WEIGHTED_SUM and (equal_to := RULES[rule].equal_to):
+            rule, weights = equal_to(weights)
+        if weights == (1, 0) and RULES[rule].unit_is_plain:  # no change, whatever makes it
             rule = SELF_SCALE
         if rule == SELF_SCALE:  # which takes nothing of the base
             base = ""
@@ -249,6 +268,7 @@ class PlateauSpec(_Record):
             "weights": list(weights),
             "rule": rule,
             "seed": self.seed if RULES[rule].draws else None,
+            **({"parameters": dict(sorted(self.parameters.items()))} if RULES[rule].parameters else {}),
         }
 
 
@@ -328,7 +348,7 @@ def load_spec(
             "override, or both base= and layers= to make one"
         )
         raise SpecError(*problems, origin=origin)
-    for key, value in overrides.items():
+    for key, value in sorted(overrides.items(), key=lambda item: item[0] != "rule"):
         if key == "base" and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
             problems.append(
                 f"base: found {quoted(value)}, a number; write base=./{quoted(value)} for a folder of that name"
@@ -359,6 +379,8 @@ def _override(data: dict[str, Any], key: str, value: Any) -> None:
         data.pop("layers", None)
         data[_field_of_layers(value)] = value
     elif field:
+        if key == "rule" and value != data.get("rule"):
+            data.pop("parameters", None)  # of the other rule
         data[field] = value
 
 

@@ -39,6 +39,7 @@ FLOORS: dict[int, dict[str, str]] = {
     1: {
         "spec": "the plateau spec",
         "rules": "names, parameters and meaning of merge rules and controls",
+        "rule_parameters": "what a rule declares of its parameters",
         "arguments": "words of a command line as values",
         "bootstrap": "resamples and random signs",
         "errors": "the errors, and one way to list problems",

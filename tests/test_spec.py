@@ -438,14 +438,15 @@ def test_specs_are_checked_without_torch() -> None:
 
 
 def test_override_keys_are_all_handled() -> None:
-    values = ("b", "1:2", "q_proj", 0.1, 0.2, "noise", 3)
+    values = ("b", "1:2", "q_proj", 0.1, 0.2, "dare", "drop_rate:0.5", 3)
     spec = load_spec(GOOD, dict(zip(OVERRIDE_KEYS, values, strict=True)))
     assert spec == PlateauSpec(
         base_model="b",
         layer_range=(1, 2),
         modules=("q_proj",),
         weights={"model": 0.1, "base_model": 0.2},  # type: ignore[arg-type]
-        rule="noise",
+        rule="dare",
+        parameters={"drop_rate": 0.5},
         seed=3,
         source=spec.source if spec else None,
     )

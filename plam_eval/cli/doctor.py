@@ -20,6 +20,7 @@ from plam_eval.cli.options import (
     MllmCheckpoint,
     ModelWeight,
     Modules,
+    Parameters,
     Plateau,
     Quiet,
     Rule,
@@ -29,6 +30,7 @@ from plam_eval.cli.options import (
 from plam_eval.cli.speaking import speaking
 from plam_eval.errors import InputError
 from plam_eval.layer_sets import tell_layers
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.terminal import PlainTable, Terminal, text
 
 
@@ -46,6 +48,7 @@ def doctor(
     base_weight: BaseWeight = None,
     rule: Rule = None,
     seed: Seed = None,
+    parameters: Parameters = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -61,6 +64,7 @@ def doctor(
         "base_weight": base_weight,
         "rule": rule,
         "seed": seed,
+        "parameters": parameters,
     }
     with speaking(as_json, quiet) as console:
         load_spec(plateau, overrides)  # a mistake in it is told first: looking at the installation takes seconds
@@ -131,7 +135,8 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
     for side, opened in (("model", checkpoint), ("base", base)):
         commit = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
         table.add_row(side, f"{opened.name}{commit}")
-    table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
+    weights = f"{spec.weights.model:g} model, {spec.weights.base_model:g} base"
+    table.add_row("rule", f"{spec.rule}: {weights}{describe_parameters(spec.parameters)}")
     table.add_row("layers", tell_layers(spec.layers))
     table.add_row("digest", spec.digest()[:16])
     shapes: Counter[tuple[str, tuple[int, ...], str]] = Counter()

@@ -58,6 +58,9 @@ Modules = Annotated[str | None, typer.Option(help="Override of the modules, join
 ModelWeight = Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")]
 BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")]
 Rule = Annotated[str | None, typer.Option(help="Override of the merge rule.")]
+Parameters = Annotated[
+    str | None, typer.Option(help="Override of the rule's parameters, such as density:0.2; several joined by +.")
+]
 Seed = Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")]
 Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=MOST_DOCUMENTS)]

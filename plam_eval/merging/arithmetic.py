@@ -96,7 +96,7 @@ def merge_tensor(
         if not (math.isfinite(squares) and math.isfinite(sum_of_squares(two))):
             raise MergeError(*(not_finite(model, base) or _too_large(model, base)))
         shape = out.shape if whole else (length,)
-        merged = function(one.view(shape), two.view(shape), spec.weights, generator).reshape(-1)
+        merged = function(one.view(shape), two.view(shape), spec.weights, generator, **spec.parameters).reshape(-1)
         rounded = buffers.take(2, out, length, out.dtype).copy_(merged)
         one.copy_(stored[span])
         if stored.dtype != out.dtype:  # then plain is rounded, too

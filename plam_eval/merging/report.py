@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from plam_eval.layer_sets import layers_of, tell_layers
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.terminal import PlainTable, Terminal
 
 
@@ -61,8 +62,11 @@ class MergeReport:
         table.add_row("model", _at(self.model, self.model_commit))
         if self.spec:
             weights, layers = self.spec["weights"], layers_of(self.spec)
+            parameters = describe_parameters(self.spec.get("parameters") or {})
             table.add_row("base", _at(str(self.base_model), self.base_commit))
-            table.add_row("rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base")
+            table.add_row(
+                "rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base{parameters}"
+            )
             table.add_row("layers", f"{tell_layers(layers)}  {' '.join(self.spec['modules'])}")
             table.add_row("digest", str(self.digest)[:16])
         restored = f", {self.restored} restored" if self.restored else ""

@@ -35,6 +35,7 @@ _EXPECTED = {
     "modules": "a list of module names",
     "weights": "{model: number, base_model: number}",
     "rule": "the name of a rule",
+    "parameters": "numbers by name",
     "seed": "a whole number, 0 or more",
 }
 

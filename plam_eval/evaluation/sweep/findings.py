@@ -195,6 +195,7 @@ def _cell_row(cell: Cell, record: Mapping[str, Any], run: Run | None) -> dict[st
         "base_weight": spec.weights.base_model if spec else None,
         "rule": spec.rule if spec else None,
         "seed": spec.seed if spec else None,
+        "parameters": ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items()) if spec else None,
         "digest": spec.digest() if spec else None,
         "status": record["status"],
         "error": record.get("error"),

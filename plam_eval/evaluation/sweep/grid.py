@@ -17,6 +17,7 @@ from plam_eval.evaluation.sweep.config import (
     split_arguments,
 )
 from plam_eval.layer_sets import MOST_LAYERS, name_layers, read_layers, write_layers
+from plam_eval.rule_parameters import write_parameters
 from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
 from plam_eval.spec import GROUPS, OVERRIDE_KEYS, PlateauSpec, load_spec
 
@@ -193,7 +194,9 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
     base = config.base_model or (start.base_model if start else None)
     if base is None:
         raise SweepError("no base LLM: give --base, or a plateau in --model_args")
-    rule = {"rule": start.rule, "seed": start.seed} if start and start.rule != WEIGHTED_SUM else {}
+    rule: dict[str, Any] = {}
+    if start and start.rule != WEIGHTED_SUM:
+        rule = {"rule": start.rule, "seed": start.seed, "parameters": start.parameters}
     for model_weight, base_weight in pairs:
         for words in modules:
             for layers in sets:
@@ -212,7 +215,8 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
 
 
 def _with_rule(merge: PlateauSpec, rule: str, seed: int) -> PlateauSpec:
-    spec = load_spec({**merge.to_dict(), "rule": rule, "seed": seed})
+    spec = load_spec(merge, {"rule": rule, "seed": seed})
+    spec = spec and spec.model_copy(update={"source": merge.source})
     assert spec is not None
     return spec
 
@@ -339,7 +343,8 @@ def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:
     """
     if row["rule"] == WEIGHTED_SUM:
         return []
-    return [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
+    words = [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
+    return [*words, *([str(row["parameters"])] if row.get("parameters") else [])]
 
 
 def cell_arguments(config: SweepConfig, cell: Cell) -> str:
@@ -362,6 +367,7 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
         "model_weight": _exact(spec.weights.model),
         "base_weight": _exact(spec.weights.base_model),
         "rule": spec.rule,
+        **({"parameters": write_parameters(spec.parameters)} if spec.parameters else {}),
         **({"seed": spec.seed} if RULES[spec.rule].draws else {}),
     }
     return ",".join([*words, *(f"{key}={value}" for key, value in ours.items())])
@@ -372,6 +378,7 @@ def _cell_name(spec: PlateauSpec) -> str:
     words = [f"layers-{name_layers(spec.layers)}", module_group(spec.modules), weights]
     if spec.rule != WEIGHTED_SUM:
         words.append(spec.rule + (str(spec.seed) if RULES[spec.rule].draws else ""))
+    words += [f"{name}={_exact(value)}" for name, value in spec.parameters.items()]
     return "_".join(words)
 
 
@@ -383,7 +390,7 @@ def _is_name(cell: Cell) -> bool:
     if cell.spec is None:
         return cell.name == PLAIN
     number = r"-?[\d.]+(?:e[+-]?\d+)?"
-    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?"
+    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?(?:_\w+={number})*"
     own = re.escape(f"layers-{name_layers(cell.spec.layers)}_{module_group(cell.spec.modules)}_")
     return (cell.name == MERGED and cell.kind == "merged") or bool(re.fullmatch(own + rest, cell.name, re.ASCII))
 

@@ -23,6 +23,7 @@ from plam_eval import hub
 from plam_eval.layer_sets import as_range, tell_layers
 from plam_eval.merging.export_record import ExportRecord
 from plam_eval.publishing.card.licences import Licence, licence_fields
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.rules import RULES
 from plam_eval.spec import GROUPS, PlateauSpec, load_spec
 from plam_eval.terminal import one_line, shown
@@ -288,7 +289,7 @@ def _layers(layers: Sequence[int]) -> str:
 def _formula(spec: PlateauSpec) -> str:
     meaning = RULES[spec.rule].meaning
     weights = f"weights {spec.weights.model:g} (MLLM) and {spec.weights.base_model:g} (base)"
-    return f"rule {spec.rule}{f' ({meaning})' if meaning else ''}, {weights}"
+    return f"rule {spec.rule}{f' ({meaning})' if meaning else ''}, {weights}{describe_parameters(spec.parameters)}"
 
 
 def _warnings(record: ExportRecord) -> list[str]:

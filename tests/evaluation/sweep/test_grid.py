@@ -108,6 +108,16 @@ def test_sets_of_layers_are_words_too() -> None:
     assert [spec.digest() for spec in again if spec] == [cell.spec.digest() for cell in made.cells if cell.spec]
 
 
+def test_cells_of_a_rule_with_parameters_are_named_after_them() -> None:
+    made = grid(model_args=f"{ARGS},rule=breadcrumbs,parameters=density:0.5", controls="self_scale,normalized,noise")
+    merged, *controls = (cell for cell in made.cells if cell.spec)
+    assert merged.name == "layers-6-8_qkvo_0.9+0.3_breadcrumbs_density=0.5_gamma=0.01"
+    assert len(controls) == 3 and all(cell.spec and not cell.spec.parameters for cell in controls)
+    assert Grid.from_dict(made.to_dict()) == made
+    again = load_spec(None, split_arguments(cell_arguments(config(), merged))[1])
+    assert again is not None and merged.spec is not None and again.digest() == merged.spec.digest()
+
+
 def test_plateau_is_the_range_of_the_spec() -> None:
     assert layers_of_word("plateau", 36, load_spec("qwen3-vl-8b")) == [tuple(range(24, 36))]
     with pytest.raises(SweepError, match="'plateau' needs a plateau in --model_args"):
@@ -319,7 +329,7 @@ def test_a_rule_of_ones_own_is_swept_as_the_merge(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_rule_that_draws_keeps_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "shuffle", Rule("shuffle", parameters=("weights", "seed")))
+    monkeypatch.setitem(RULES, "shuffle", Rule("shuffle", reads=("weights", "seed")))
     made = grid(model_args=f"{ARGS},rule=shuffle,seed=3", layers="6:8", controls="shuffle,noise", seeds="3,4")
     assert names(made, "merged") == ["layers-6-8_qkvo_0.9+0.3_shuffle3"]
     assert made.controls[names(made, "merged")[0]] == {
