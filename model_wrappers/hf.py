@@ -170,6 +170,8 @@ class HFPlateauMixin(PlateauMixin):
             base = Checkpoint.open(spec.base_model, role="base")
             plan = plan_merge(spec, model=checkpoint, base=base)
             base.announce(tensor.base_name for tensor in plan.tensors)
+            if plan.ancestor is not None:
+                plan.ancestor.announce(str(tensor.ancestor_name) for tensor in plan.tensors)
         checkpoint.announce()
         return checkpoint, spec
 

@@ -38,7 +38,8 @@ class Rule:
         name: as a spec writes it, and the name of its function.
         meaning: what it makes, for a reader, as "a random change of the same size".
         role: "merge", which brings something of the base in, or "control", which a merge is held against.
-        reads: fields of a spec that it reads; `seed` where it draws random numbers or layers.
+        reads: fields of a spec that it reads; `ancestor` where it takes a third tensor, `seed` where it draws random
+            numbers or layers.
         elementwise: whether each element of the result depends on the same element of the operands alone, so that
             tensors may be handed to it in parts, as vectors; others are handed over whole.
         reference: where it comes from.
@@ -74,6 +75,11 @@ class Rule:
     def draws(self) -> bool:
         """Whether a spec's seed matters."""
         return "seed" in self.reads
+
+    @property
+    def needs_ancestor(self) -> bool:
+        """Whether its function is given the ancestor's tensor as well, as the keyword argument `ancestor`."""
+        return "ancestor" in self.reads
 
     def read_parameters(self, given: Mapping[str, object]) -> dict[str, float]:
         """All parameters by name, those that are not given with their defaults.
@@ -155,9 +161,15 @@ def _name_problem(rule: Rule) -> str | None:
     return None
 
 
-def control_names() -> tuple[str, ...]:
-    """The rules that are controls: those that a sweep runs beside every merge unless told otherwise."""
-    return tuple(rule.name for rule in RULES.values() if rule.role == "control")
+def control_names(*, ancestor: bool = False) -> tuple[str, ...]:
+    """The rules that are controls: those that a sweep runs beside every merge unless told otherwise.
+
+    Args:
+        ancestor: whether those that need an ancestor are among them.
+    """
+    return tuple(
+        rule.name for rule in RULES.values() if rule.role == "control" and (ancestor or not rule.needs_ancestor)
+    )
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
@@ -381,6 +393,48 @@ register(
         mark="8",
     )
 )
+
+
+def _above_ancestor(weights: Coefficients, name: str) -> tuple[str, Coefficients]:
+    """Weights that sum to one leave no share of the ancestor."""
+    return (name, weights) if total_weight(weights) != 1 else (WEIGHTED_SUM, weights)
+
+
+register(
+    Rule(
+        "task_arithmetic",
+        "the ancestor plus what MLLM and base have learnt since, each by its weight",
+        reads=("weights", "ancestor"),
+        elementwise=True,
+        reference="task arithmetic, arXiv 2212.04089",
+        equal_to=lambda weights: _above_ancestor(weights, "task_arithmetic"),
+        mark="P",
+    )
+)
+register(
+    Rule(
+        "from_ancestor",
+        "the same merge without the share of the ancestor by which its weights exceed one",
+        role="control",
+        reads=("weights", "ancestor"),
+        elementwise=True,
+        equal_to=lambda weights: _above_ancestor(weights, "task_arithmetic"),
+        colour="#009E73",
+        mark="P",
+    )
+)
+register(
+    Rule(
+        "ties",
+        "the ancestor plus the largest changes of MLLM and base since, where they agree in sign",
+        reads=("weights", "ancestor"),
+        reference="TIES-merging, arXiv 2306.01708",
+        parameters=(Parameter("density", "share of the entries of a task vector that are kept", 0.2, 0, 1),),
+        unit_is_plain=False,
+        memory=6,
+        mark="X",
+    )
+)
 _BUILT_IN.update(RULES)
 
 _SAME_FAMILY = (
@@ -398,7 +452,6 @@ _NOT_RULES = {
     "tsvm": _DEGENERATE + "each task's share of the rank is all of it, so it is weighted_sum",
     "sce": _DEGENERATE + "the variance between task vectors, by which it selects entries, is zero",
     "modelstock": _DEGENERATE + "it takes the angle between two tuned models and their ancestor",
-    "ties": _DEGENERATE + "there is no sign to elect, and what is left of it is the rule trim",
 }
 
 

@@ -46,6 +46,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 # Override key (one `key=value` of model_args) -> the field it sets.
 _OVERRIDES = {
     "base": "base_model",
+    "ancestor": "ancestor",
     "layers": "layer_range",
     "modules": "modules",
     "model_weight": "weights.model",
@@ -111,19 +112,25 @@ class PlateauSpec(_Record):
     rule: str = WEIGHTED_SUM
     parameters: dict[str, float] = Field(default_factory=dict, validate_default=True)
     seed: int = 0
+    ancestor: str | None = Field(default=None, validate_default=True)
     evidence: dict[str, Any] | None = None
     source: str | None = None
 
-    @field_validator("model", "base_model", "rule", "source", mode="before")
+    @field_validator("model", "base_model", "rule", "ancestor", "source", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         if isinstance(value, (int, float)):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
         return value
 
-    @field_validator("model", "base_model")
+    @field_validator("model", "base_model", "ancestor")
     @classmethod
-    def _revision(cls, value: str | None) -> str | None:
+    def _revision(cls, value: str | None, info: ValidationInfo) -> str | None:
+        rule = info.data.get("rule")
+        if info.field_name == "ancestor" and not value and rule is not None and RULES[rule].needs_ancestor:
+            raise ValueError(
+                f"missing; {rule} needs the checkpoint that MLLM and base were both tuned from: a hub id or a folder"
+            )
         if problem := hub.name_problem(value or ""):
             raise ValueError(problem)
         return value
@@ -204,6 +211,11 @@ class PlateauSpec(_Record):
     def _seed(cls, value: Any) -> int:
         return read_whole_number(value, LARGEST_SEED)
 
+    @property
+    def needs_ancestor(self) -> bool:
+        """Whether the rule takes tensors of `ancestor`; a spec may name one for its controls alone."""
+        return RULES[self.rule].needs_ancestor
+
     def check_layers(self, num_layers: int, model_name: str) -> None:
         """Refuse a range that reaches beyond the decoder of a model.
 
@@ -252,10 +264,9 @@ class PlateauSpec(_Record):
         rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
         if (is_sum := RULES[rule].is_sum) and is_sum(self.parameters):
             rule = WEIGHTED_SUM
-        if equal_to := RULES[rule].equal_to:
-            rule, weights = equal_to(weights)
-        if rule == WEIGHTED_SUM and (equal_to := RULES[rule].equal_to):
-            rule, weights = equal_to(weights)
+        for _ in range(3):  # of one rule, which may be that of another
+            if equal_to := RULES[rule].equal_to:
+                rule, weights = equal_to(weights)
         if weights == (1, 0) and RULES[rule].unit_is_plain:  # no change, whatever makes it
             rule = SELF_SCALE
         if rule == SELF_SCALE:  # which takes nothing of the base
@@ -268,6 +279,7 @@ class PlateauSpec(_Record):
             "weights": list(weights),
             "rule": rule,
             "seed": self.seed if RULES[rule].draws else None,
+            **({"ancestor": self.ancestor} if RULES[rule].needs_ancestor else {}),
             **({"parameters": dict(sorted(self.parameters.items()))} if RULES[rule].parameters else {}),
         }
 
@@ -349,9 +361,9 @@ def load_spec(
         )
         raise SpecError(*problems, origin=origin)
     for key, value in sorted(overrides.items(), key=lambda item: item[0] != "rule"):
-        if key == "base" and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
+        if key in ("base", "ancestor") and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
             problems.append(
-                f"base: found {quoted(value)}, a number; write base=./{quoted(value)} for a folder of that name"
+                f"{key}: found {quoted(value)}, a number; write {key}=./{quoted(value)} for a folder of that name"
             )
             continue
         _override(data, key, value)

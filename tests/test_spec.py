@@ -438,7 +438,7 @@ def test_specs_are_checked_without_torch() -> None:
 
 
 def test_override_keys_are_all_handled() -> None:
-    values = ("b", "1:2", "q_proj", 0.1, 0.2, "dare", "drop_rate:0.5", 3)
+    values = ("b", "org/old", "1:2", "q_proj", 0.1, 0.2, "dare", "drop_rate:0.5", 3)
     spec = load_spec(GOOD, dict(zip(OVERRIDE_KEYS, values, strict=True)))
     assert spec == PlateauSpec(
         base_model="b",
@@ -448,5 +448,6 @@ def test_override_keys_are_all_handled() -> None:
         rule="dare",
         parameters={"drop_rate": 0.5},
         seed=3,
+        ancestor="org/old",
         source=spec.source if spec else None,
     )

@@ -33,6 +33,7 @@ def merge(
     rule: str | None = None,
     seed: int | None = None,
     parameters: str | Mapping[str, float] | None = None,
+    ancestor: str | Path | None = None,
     pretrained: str | Path | None = None,
     from_parameters: bool = False,
 ) -> MergeReport:
@@ -56,6 +57,7 @@ def merge(
         rule: the merge rule or control.
         seed: of a rule that draws.
         parameters: of a rule that has some: numbers by name, or "density:0.2+gamma:0.01".
+        ancestor: what MLLM and base were both tuned from, folder or hub id, of a rule that takes it.
         pretrained: folder or hub id of the checkpoint that `model` was loaded from; by default the one that it names
             itself (`model.name_or_path`).
         from_parameters: take the model's own parameters for W_model, because no checkpoint holds them (it was trained
@@ -69,7 +71,7 @@ def merge(
             not fit, or is not the checkpoint's. CheckpointError: no such checkpoint of `model`. ArgumentError: `model`
             is none. The model is then as it was.
     """
-    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed, parameters)
+    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed, parameters, ancestor)
     if not hasattr(model, "named_parameters"):
         own = "; a wrapper's own method is wrapper.merge(plateau)" if hasattr(model, "merge") else ""
         raise ArgumentError(f"model is a {type(model).__name__}; expected what from_pretrained gives{own}")

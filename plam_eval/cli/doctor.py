@@ -13,6 +13,7 @@ import typer
 
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
+    Ancestor,
     Base,
     BaseWeight,
     Json,
@@ -49,6 +50,7 @@ def doctor(
     rule: Rule = None,
     seed: Seed = None,
     parameters: Parameters = None,
+    ancestor: Ancestor = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -65,6 +67,7 @@ def doctor(
         "rule": rule,
         "seed": seed,
         "parameters": parameters,
+        "ancestor": ancestor,
     }
     with speaking(as_json, quiet) as console:
         load_spec(plateau, overrides)  # a mistake in it is told first: looking at the installation takes seconds
@@ -132,7 +135,8 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
     table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for side, opened in (("model", checkpoint), ("base", base)):
+    third = [("ancestor", plan.ancestor)] if plan.ancestor is not None else []
+    for side, opened in (("model", checkpoint), ("base", base), *third):
         commit = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
         table.add_row(side, f"{opened.name}{commit}")
     weights = f"{spec.weights.model:g} model, {spec.weights.base_model:g} base"
@@ -147,10 +151,12 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
         table.add_row(suffix, f"{count} x {' x '.join(map(str, shape))}, {dtypes}")
     table.add_row("tensors", f"{len(plan.tensors)}")
     to_read = f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
+    to_read += " and the ancestor" if third else ""
     table.add_row("to read", to_read)
     for side, files in (
         ("model", checkpoint.to_download()),
         ("base", base.to_download(tensor.base_name for tensor in plan.tensors)),
+        *((s, one.to_download(str(tensor.ancestor_name) for tensor in plan.tensors)) for s, one in third),
     ):
         if files:
             sizes = [size for size in files.values() if size is not None]

@@ -58,6 +58,7 @@ Modules = Annotated[str | None, typer.Option(help="Override of the modules, join
 ModelWeight = Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")]
 BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")]
 Rule = Annotated[str | None, typer.Option(help="Override of the merge rule.")]
+Ancestor = Annotated[str | None, typer.Option(help="Override of what MLLM and base LLM were both tuned from.")]
 Parameters = Annotated[
     str | None, typer.Option(help="Override of the rule's parameters, such as density:0.2; several joined by +.")
 ]

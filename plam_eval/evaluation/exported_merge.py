@@ -98,7 +98,7 @@ class ExportedMerge:
             return MERGED, ""
         fields = ("layers", "modules", "weights")
         alike = all(getattr(spec, field) == getattr(self.spec, field) for field in fields)
-        return (CONTROL if alike and spec.rule in control_names() else "", "")
+        return (CONTROL if alike and spec.rule in control_names(ancestor=True) else "", "")
 
 
 def ran_files(checkpoint: Mapping[str, Any], exported: Mapping[str, str]) -> bool:

@@ -201,6 +201,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     f"{RECORD_KEY}/provenance/spec/layer_range/[]": _NUMBER,
     f"{RECORD_KEY}/provenance/spec/layers/[]": _NUMBER,
     f"{RECORD_KEY}/provenance/spec/weights/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/spec/parameters/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/ancestor": _OBJECT,
     f"{RECORD_KEY}/provenance/merge/relative_change/*": _NUMBER,
     f"{RECORD_KEY}/provenance/merge/warnings/[]": _TEXT,
     f"{RECORD_KEY}/generation/calls": _NUMBER,

@@ -21,6 +21,9 @@ class MergeReport:
             hub, None for what is not from there.
         tensors: merged tensors; `restored`: tensors put back to their plain values.
         bytes_read: bytes read from both checkpoints.
+        ancestor, ancestor_commit: the third checkpoint likewise, of a rule that takes one.
+        task_vectors: with it, over all merged tensors, the norms of model - ancestor ("model"), base - ancestor
+            ("base_model") and model - base ("difference"), and the "cosine" of the first two.
         relative_change: layer -> ||W_new - W_mllm||_F / ||W_mllm||_F over its merged tensors, after rounding.
     """
 
@@ -36,6 +39,9 @@ class MergeReport:
     warnings: tuple[str, ...] = ()
     model_commit: str | None = None
     base_commit: str | None = None
+    ancestor: str | None = None
+    ancestor_commit: str | None = None
+    task_vectors: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -64,6 +70,8 @@ class MergeReport:
             weights, layers = self.spec["weights"], layers_of(self.spec)
             parameters = describe_parameters(self.spec.get("parameters") or {})
             table.add_row("base", _at(str(self.base_model), self.base_commit))
+            if self.ancestor:
+                table.add_row("ancestor", _at(self.ancestor, self.ancestor_commit))
             table.add_row(
                 "rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base{parameters}"
             )
@@ -75,6 +83,10 @@ class MergeReport:
         if self.relative_change:
             cells = "  ".join(f"{layer}: {change:.3f}" for layer, change in self.relative_change.items())
             table.add_row("relative change", cells)
+        if vectors := self.task_vectors:
+            norms = f"{vectors['model']:.4g} to the model, {vectors['base_model']:.4g} to the base"
+            apart = f"{vectors['difference']:.4g} from one to the other"
+            table.add_row("from the ancestor", f"{norms}, {apart}; cosine {vectors['cosine']:.3f}")
         for warning in self.warnings:
             table.add_row("warning", warning, style="yellow")
         return table

@@ -245,6 +245,65 @@ def iso_c(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Gen
     return w_mllm.copy_(change.view(w_mllm.shape)).add_(w_base.mul_(rules.total_weight(weights.coefficients)))
 
 
+def task_arithmetic(
+    w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, ancestor: Tensor
+) -> Tensor:
+    """A + w_model (W_mllm - A) + w_base (W_base - A), where A is the ancestor (arXiv 2212.04089).
+
+    This is the weighted sum and 1 - w_model - w_base of A, and is computed so: weights that sum to one do without A.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        ancestor: A, of the same shape and dtype, overwritten.
+    """
+    merged = weighted_sum(w_mllm, w_base, weights)
+    share = 1 - rules.total_weight(weights.coefficients)
+    return merged.add_(ancestor.mul_(share)) if share else merged
+
+
+from_ancestor = task_arithmetic
+
+
+def ties(
+    w_mllm: Tensor,
+    w_base: Tensor,
+    weights: Weights,
+    generator: torch.Generator,
+    *,
+    ancestor: Tensor,
+    density: float,
+) -> Tensor:
+    """A plus the mean of the weighted task vectors that have the sign of their sum (TIES-merging, arXiv 2306.01708).
+
+    Of W_mllm - A and W_base - A the `density` largest entries are kept each, equals with them, and weighted. In every
+    entry those that have the sign of the sum of both are averaged, so that one that stands alone counts in full.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        ancestor: A, of the same shape and dtype, overwritten.
+        density: share of the entries of either task vector that are kept.
+    """
+    for vector, weight in ((w_mllm, weights.model), (w_base, weights.base_model)):
+        size, count = vector.sub_(ancestor).abs(), int(density * vector.numel())
+        if count:
+            vector.mul_(size >= _smallest(size, size.numel() - count)).mul_(weight)
+        else:
+            vector.zero_()
+    is_positive = w_mllm + w_base >= 0
+    counts = torch.zeros_like(w_mllm)
+    for vector in (w_mllm, w_base):
+        agrees = torch.where(is_positive, vector > 0, vector < 0)
+        vector.mul_(agrees)
+        counts.add_(agrees)
+    return ancestor.add_(w_mllm.add_(w_base).div_(counts.clamp_(min=1)))
+
+
 FUNCTIONS: dict[str, RuleFunction] = {name: globals()[name] for name in rules.RULES}
 """The function of every rule, by name."""
 

@@ -151,6 +151,8 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
     """
     _, given = split_arguments(config.model_args)
     start = _starting_spec(config, given)
+    if start and start.ancestor and "controls" not in config.model_fields_set:
+        config = config.model_copy(update={"controls": control_names(ancestor=True)})
     _check_size(config, num_layers)
     cells = _Cells()
     controls: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -197,6 +199,8 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
     rule: dict[str, Any] = {}
     if start and start.rule != WEIGHTED_SUM:
         rule = {"rule": start.rule, "seed": start.seed, "parameters": start.parameters}
+    if start and start.ancestor:
+        rule["ancestor"] = start.ancestor
     for model_weight, base_weight in pairs:
         for words in modules:
             for layers in sets:
@@ -266,7 +270,7 @@ def _starting_spec(config: SweepConfig, given: Mapping[str, Any]) -> PlateauSpec
             )
         return None
     spec = load_spec(given.get("plateau"), overrides)
-    if spec is not None and spec.rule in control_names():
+    if spec is not None and spec.rule in control_names(ancestor=True):
         raise SweepError(f"the plateau's rule is {spec.rule}; controls are named by --controls, beside the merge")
     return spec
 
@@ -362,6 +366,7 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
     spec = cell.spec
     ours = {
         "base": spec.base_model,
+        **({"ancestor": spec.ancestor} if spec.needs_ancestor else {}),
         "layers": write_layers(spec.layers),
         "modules": module_group(spec.modules),
         "model_weight": _exact(spec.weights.model),
