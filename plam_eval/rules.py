@@ -53,6 +53,7 @@ class Rule:
         unit_is_plain: whether weights of 1 + 0 leave the MLLM as it is.
         memory: what it needs beside its operands and the result, in tensors of their size and working precision;
             of rules that are not elementwise, which are given whole tensors.
+        growth: the power of a tensor's entries with which its time grows.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Rule:
     is_sum: Callable[[Mapping[str, float]], bool] | None = None
     unit_is_plain: bool = True
     memory: float = 0.0
+    growth: float = 1.0
 
     @property
     def draws(self) -> bool:
@@ -389,7 +391,8 @@ register(
         reference="Iso-C, arXiv 2502.04959",
         equal_to=lambda weights: _task_vector(weights, "iso_c"),
         unit_is_plain=False,
-        memory=10,
+        memory=16,
+        growth=1.5,
         mark="8",
     )
 )

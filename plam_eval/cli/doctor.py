@@ -164,6 +164,7 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
             table.add_row("to download", f"{said} of the {side}, {len(files)} file(s), before a merge can begin")
     said = f"about {forecast.seconds:.1f} s" if forecast.seconds >= 0.1 else "under 0.1 s"
     table.add_row("time", f"{said} of arithmetic here, besides reading the files")
+    table.add_row("memory", f"{forecast.memory / 1e6:.0f} MB at a time, besides the model")
     for warning in plan.warnings:
         table.add_row("warning", warning, style="yellow")
     console.data["merge"] = forecast.to_dict()
