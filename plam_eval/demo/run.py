@@ -41,6 +41,7 @@ from plam_eval.files import (
     write_json,
 )
 from plam_eval.harness import run_files
+from plam_eval.layer_sets import layers_of, write_layers
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text
 
@@ -174,8 +175,8 @@ def export_command(plateau: str, sweep: Path) -> list[str]:
     if findings.selection is not None:
         cells = {cell["name"]: cell["spec"] for cell in findings.plan["grid"]["cells"]}
         spec = cells[findings.selection.cell]
-        layers, weights = spec["layer_range"], spec["weights"]
-        words += ["--layers", f"{layers[0]}:{layers[1]}", "--modules", "+".join(spec["modules"])]
+        weights = spec["weights"]
+        words += ["--layers", write_layers(layers_of(spec)), "--modules", "+".join(spec["modules"])]
         words += ["--model-weight", str(weights["model"]), "--base-weight", str(weights["base_model"])]
     return [*words, "--results", "../sweep", "--output", f"../export/{CHECKPOINT}"]
 
