@@ -274,7 +274,12 @@ def test_what_is_no_file_of_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_like_names_are_looked_for_in_the_lines_that_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each search takes milliseconds, and a file may have a million lines."""
     asked: list[Any] = []
-    monkeypatch.setattr(reading, "did_you_mean", lambda word, names: asked.append(word) or "")
+
+    def searched(word: Any, names: Any) -> str:
+        asked.append(word)
+        return ""
+
+    monkeypatch.setattr(reading, "did_you_mean", searched)
     file = tmp_path / "boxes.jsonl"
     file.write_text("\n".join(line(f"task{number}") for number in range(500)))
     with pytest.raises(InputError, match="and 480 more"):

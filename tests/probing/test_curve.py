@@ -66,7 +66,8 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
 def test_columns_of_lists_are_told(tmp_path: Path, column: str) -> None:
     curve(three_stages).write(tmp_path / "curve.parquet")
     samples = pd.read_parquet(tmp_path / "curve.parquet")
-    samples.assign(**{column: [[1]] * len(samples)}).to_parquet(tmp_path / "curve.parquet")
+    samples[column] = [[1]] * len(samples)
+    samples.to_parquet(tmp_path / "curve.parquet")
     with pytest.raises(CurveError, match=column):
         Curve.read(tmp_path / "curve.parquet")
 

@@ -90,7 +90,12 @@ def test_a_small_file_cannot_take_any_amount_of_memory(file: Path, name: str, mo
     """Neither with zeros that compress to nothing, nor with a head that promises more numbers than there are."""
     asked: list[int] = []
     read = zipfile.ZipExtFile.read
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n=-1: asked.append(n) or read(self, n))
+
+    def noted(member: zipfile.ZipExtFile, n: int | None = -1) -> bytes:
+        asked.append(-1 if n is None else n)
+        return read(member, n)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", noted)
     whole = io.BytesIO()
     np.lib.format.write_array(whole, np.zeros((1 << 27) + 1, np.uint8))
     repacked(file, name, whole.getvalue())
