@@ -79,7 +79,7 @@ def one(way: str, pair: Path, output: Path, layers: str) -> dict[str, float]:
     elif way != "cp":
         import plam_eval.publishing.checkpoint.export  # noqa: F401
         from plam_eval import export
-        from plam_eval.merging.plan import decoder_geometry
+        from plam_eval.merging.geometry import decoder_geometry
     mllm, base = pair / "mllm", pair / "base"
     if "plam" in way:
         for folder in (mllm, base):

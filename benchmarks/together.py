@@ -71,7 +71,7 @@ def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new:
         prompt_tokens: with the image's.
         new: tokens that are generated.
     """
-    first = [spec.layer_range[0] if spec else layers for spec in specs]
+    first = [spec.layers[0] if spec else layers for spec in specs]
     layer_passes = sum(1 + sum(start <= layer for start in first) for layer in range(layers))
     alone = len(specs) * (prompt_tokens + new - 1) * layers
     return alone / (prompt_tokens * layer_passes + len(specs) * (new - 1) * layers)

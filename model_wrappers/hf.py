@@ -54,7 +54,7 @@ class HFPlateauMixin(PlateauMixin):
       same beside it. The model, its config, tokenizer and processor are loaded from the one commit that it was found to
       be, also where the stock class takes no revision.
     - `plateau`: name or path of a plateau spec, "none" (the default) for the plain model; `base`, `layers`, `modules`,
-      `model_weight`, `base_weight`, `rule`, `seed` override single fields.
+      `model_weight`, `base_weight`, `rule`, `parameters`, `seed`, `ancestor` override single fields.
     - `device`: "cpu", "cuda", "cuda:1"; default: CUDA where there is one. `device_map`: as transformers takes it.
     - `dtype`: "float32", "bfloat16", "float16" or "auto"; default: the stock wrapper's.
     - `trust_remote_code`: whether code that lies in the checkpoint may run; default false, for every stock class.
@@ -170,6 +170,8 @@ class HFPlateauMixin(PlateauMixin):
             base = Checkpoint.open(spec.base_model, role="base")
             plan = plan_merge(spec, model=checkpoint, base=base)
             base.announce(tensor.base_name for tensor in plan.tensors)
+            if plan.ancestor is not None:
+                plan.ancestor.announce(str(tensor.ancestor_name) for tensor in plan.tensors)
         checkpoint.announce()
         return checkpoint, spec
 

@@ -24,6 +24,7 @@ from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.requests import is_padding, with_arguments
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.plan import open_ancestor
 from plam_eval.merging.report import MergeReport
 from plam_eval.provenance import provenance
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
@@ -78,6 +79,8 @@ class PlateauMixin:
         self.generation = GenerationRecord()
         self.spec = self.base = self.merge_report = None
         self._base_identity: dict[str, Any] | None = None
+        self._ancestor: Checkpoint | None = None
+        self._ancestor_identity: dict[str, Any] | None = None
 
     @property
     def wrapped_id(self) -> str:
@@ -143,6 +146,8 @@ class PlateauMixin:
     def _merged(self, spec: PlateauSpec | None, base: Checkpoint | None, report: MergeReport | None) -> None:
         self.spec, self.base = spec, base
         self._base_identity = base.identity() if base is not None else None
+        self._ancestor = open_ancestor(spec) if spec is not None else None
+        self._ancestor_identity = self._ancestor.identity() if self._ancestor is not None else None
         self.merge_report = report if spec is not None else None
         if self.rank != 0:
             return
@@ -163,6 +168,8 @@ class PlateauMixin:
             "spec": self.spec.digest() if self.spec is not None else None,
             "base": self._base_identity,
         }
+        if self._ancestor_identity is not None:
+            content["ancestor"] = self._ancestor_identity
         return f"plam-eval:{hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()}"
 
     def clean(self) -> None:
@@ -350,6 +357,7 @@ class PlateauMixin:
                 base=self.base,
                 report=self.merge_report,
                 loaded=(self._identity, self._base_identity),
+                ancestor=(self._ancestor, self._ancestor_identity),
             ),
             "generation": {
                 "calls": sum(record["calls"] for record in records),

@@ -15,6 +15,7 @@ from plam_eval import versions
 from plam_eval.errors import InputError, first_line
 from plam_eval.harness.registry import import_problem
 from plam_eval.provenance import git_commit
+from plam_eval.rules import RULES
 from plam_eval.serving import versions as vllm_versions
 from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import MergePlan
 
+_TIMED = 256  # rows and columns of the tensor on which a rule is timed
 _NEEDED = tuple(dict.fromkeys(part.module for part in versions.PARTS if not part.extra))
 _OPTIONAL = tuple(dict.fromkeys(part.module for part in versions.PARTS if part.extra))
 
@@ -230,6 +232,7 @@ class Forecast:
         base: the base LLM's.
         plan: tensor by tensor.
         seconds: of arithmetic here, besides reading the files.
+        memory: bytes that it needs at a time on a CPU, besides the model and the files.
     """
 
     spec: PlateauSpec
@@ -238,6 +241,7 @@ class Forecast:
     base: Checkpoint
     plan: MergePlan
     seconds: float
+    memory: int
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: spec, digest, model, tensors, bytes to read of either side, warnings."""
@@ -275,20 +279,31 @@ def check_merge(model: str | None, plateau: str, overrides: Mapping[str, Any]) -
         raise InputError(f"plateau {plateau} names no model; give one with --model")
     checkpoint, base = Checkpoint.open(name, role="model"), Checkpoint.open(spec.base_model, role="base")
     plan = plan_merge(spec, model=checkpoint, base=base)
-    seconds = _seconds(plan.tensors[0].shape, plan.model_bytes + plan.base_bytes)
-    return Forecast(spec, name, checkpoint, base, plan, seconds)
+    return Forecast(spec, name, checkpoint, base, plan, _seconds(spec, plan), _memory(spec, plan))
 
 
-def _seconds(shape: tuple[int, ...], size: int) -> float:
-    """Seconds a merge of `size` bytes takes here: one tensor's arithmetic is timed, the rest is proportion."""
+def _seconds(spec: PlateauSpec, plan: MergePlan) -> float:
+    """Seconds of the rule's arithmetic here: it is timed on a small tensor, the rest is what its record says of it."""
     import torch
 
-    one, other = torch.ones(shape), torch.ones(shape)
-    started = time.perf_counter()
-    repeats = 0
+    from plam_eval.merging.rules import FUNCTIONS, generator_of
+
+    rule, operands = RULES[spec.rule], torch.randn(3, _TIMED, _TIMED, generator=torch.Generator().manual_seed(0))
+    started, repeats = time.perf_counter(), 0
     while time.perf_counter() - started < 0.05:
-        (0.9 * one + 0.3 * other).isfinite().all()
+        model, base, third = operands.clone()
+        more = {**spec.parameters, **({"ancestor": third} if rule.needs_ancestor else {})}
+        FUNCTIONS[spec.rule](model, base, spec.weights, generator_of(0, (0, "timed")), **more).isfinite().all()
         repeats += 1
-    per_byte = (time.perf_counter() - started) / repeats / (2 * 4 * math.prod(shape))
-    # Every result is computed twice: once to check it, once to write it.
-    return 2 * per_byte * size
+    once = (time.perf_counter() - started) / repeats
+    # Checks of the operands and of the change take about as long as a sum.
+    return 2 * sum(once * (math.prod(tensor.shape) / _TIMED**2) ** rule.growth for tensor in plan.tensors)
+
+
+def _memory(spec: PlateauSpec, plan: MergePlan) -> int:
+    """Bytes that the largest tensor needs: operands, result, and what the rule declares besides."""
+    rule = RULES[spec.rule]
+    entries = max(math.prod(tensor.shape) for tensor in plan.tensors)
+    if rule.elementwise:
+        entries = min(entries, 1 << 20)  # it is given parts
+    return int(4 * entries * (3 + 2 * rule.needs_ancestor + rule.memory))

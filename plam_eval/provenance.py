@@ -95,6 +95,7 @@ def provenance(
     base: Checkpoint | None = None,
     report: MergeReport | None = None,
     loaded: tuple[Mapping[str, Any] | None, Mapping[str, Any] | None] = (None, None),
+    ancestor: tuple[Checkpoint | None, Mapping[str, Any] | None] = (None, None),
 ) -> dict[str, Any]:
     """A JSON-able record to store beside results.
 
@@ -104,6 +105,7 @@ def provenance(
         base: the base LLM's; None where there is none, or it is not known.
         report: of the merge; None where there was none.
         loaded: identities of MLLM and base when they were loaded, see `describe_checkpoint`.
+        ancestor: of a merge that takes one, and its identity when it was read.
     """
     return {
         "versions": versions(),
@@ -112,5 +114,6 @@ def provenance(
         "digest": spec.digest() if spec else None,
         "checkpoint": describe_checkpoint(checkpoint, loaded[0]) if checkpoint else None,
         "base": describe_checkpoint(base, loaded[1]) if base else None,
+        **({"ancestor": describe_checkpoint(ancestor[0], ancestor[1])} if ancestor[0] else {}),
         "merge": report.to_dict() if report else None,
     }

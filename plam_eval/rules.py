@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from plam_eval.errors import InputError, quoted
+from plam_eval.errors import InputError, hint, quoted
+from plam_eval.rule_parameters import Parameter
 
 WEIGHTED_SUM = "weighted_sum"
 """The rule of a spec that names none."""
@@ -39,7 +40,8 @@ class Rule:
         name: as a spec writes it, and the name of its function.
         meaning: what it makes, for a reader, as "a random change of the same size".
         role: "merge", which brings something of the base in, or "control", which a merge is held against.
-        parameters: fields of a spec that it reads; `seed` where it draws random numbers or layers.
+        reads: fields of a spec that it reads; `ancestor` where it takes a third tensor, `seed` where it draws random
+            numbers or layers.
         elementwise: whether each element of the result depends on the same element of the operands alone, so that
             tensors may be handed to it in parts, as vectors; others are handed over whole.
         reference: where it comes from.
@@ -47,23 +49,73 @@ class Rule:
             one digest. None where there is no other.
         refused: for weights, why they cannot be used; None where they can.
         colour: of its estimates in figures; `mark`: theirs, as matplotlib names it.
+        parameters: numbers that it takes beside the weights; its function has them as keyword arguments.
+        clash: for the values of all parameters, why they cannot be used together; None where they can.
+        is_sum: for the values of all parameters, whether they leave nothing of the rule but the weighted sum.
+        unit_is_plain: whether weights of 1 + 0 leave the MLLM as it is.
+        memory: what it needs beside its operands and the result, in tensors of their size and working precision;
+            of rules that are not elementwise, which are given whole tensors.
+        growth: the power of a tensor's entries with which its time grows.
     """
 
     name: str
     meaning: str = ""
     role: Literal["merge", "control"] = "merge"
-    parameters: tuple[str, ...] = ("weights",)
+    reads: tuple[str, ...] = ("weights",)
     elementwise: bool = False
     reference: str = ""
     equal_to: Callable[[Coefficients], tuple[str, Coefficients]] | None = None
     refused: Callable[[Coefficients], str | None] | None = None
     colour: str = _OTHER_COLOUR
     mark: str = _OTHER_MARK
+    parameters: tuple[Parameter, ...] = ()
+    clash: Callable[[Mapping[str, float]], str | None] | None = None
+    is_sum: Callable[[Mapping[str, float]], bool] | None = None
+    unit_is_plain: bool = True
+    memory: float = 0.0
+    growth: float = 1.0
 
     @property
     def draws(self) -> bool:
         """Whether a spec's seed matters."""
-        return "seed" in self.parameters
+        return "seed" in self.reads
+
+    @property
+    def needs_ancestor(self) -> bool:
+        """Whether its function is given the ancestor's tensor as well, as the keyword argument `ancestor`."""
+        return "ancestor" in self.reads
+
+    def read_parameters(self, given: Mapping[str, object]) -> dict[str, float]:
+        """All parameters by name, those that are not given with their defaults.
+
+        Args:
+            given: values as found in a spec, by name.
+
+        Raises:
+            ValueError: naming every one that is unknown, missing, no number or outside of its limits, and what is
+                wrong with all of them together.
+        """
+        names = [parameter.name for parameter in self.parameters]
+        problems = [
+            f"{quoted(name)} is no parameter of {self.name}{f', {hint(name, names)}' if names else ', which has none'}"
+            for name in given
+            if name not in names
+        ]
+        values: dict[str, float] = {}
+        for parameter in self.parameters:
+            value = given.get(parameter.name, parameter.default)
+            if value is None:
+                problems.append(f"{parameter.name}: missing; expected {parameter.limits()}: {parameter.meaning}")
+                continue
+            try:
+                values[parameter.name] = parameter.read(value)
+            except ValueError as error:
+                problems.append(f"{parameter.name}: {error}")
+        if not problems and self.clash is not None and (clash := self.clash(values)):
+            problems.append(clash)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return values
 
 
 RULES: dict[str, Rule] = {}
@@ -113,9 +165,15 @@ def _name_problem(rule: Rule) -> str | None:
     return None
 
 
-def control_names() -> tuple[str, ...]:
-    """The rules that are controls: those that a sweep runs beside every merge unless told otherwise."""
-    return tuple(rule.name for rule in RULES.values() if rule.role == "control")
+def control_names(*, ancestor: bool = False) -> tuple[str, ...]:
+    """The rules that are controls: those that a sweep runs beside every merge unless told otherwise.
+
+    Args:
+        ancestor: whether those that need an ancestor are among them.
+    """
+    return tuple(
+        rule.name for rule in RULES.values() if rule.role == "control" and (ancestor or not rule.needs_ancestor)
+    )
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
@@ -211,9 +269,201 @@ register(
         "noise",
         "a random change of the same size",
         role="control",
-        parameters=("weights", "seed"),
+        reads=("weights", "seed"),
+        memory=1,
         colour="#8C6D00",
         mark="x",
     )
 )
+
+
+def _task_vector(weights: Coefficients, name: str) -> tuple[str, Coefficients]:
+    """Without a share of the MLLM there is no task vector, so nothing is left but the base."""
+    return (name, weights) if weights.model else (WEIGHTED_SUM, weights)
+
+
+def _in_between(weights: Coefficients) -> str | None:
+    if weights.model >= 0 and weights.base_model >= 0 and sum(weights) > 0:
+        return None
+    return (
+        f"'slerp' goes from one source to the other, and found the weights {weights.model} + {weights.base_model}; "
+        "expected none below zero, and a sum above it"
+    )
+
+
+def _above_one(rule: str, parameter: str, both: float) -> str | None:
+    return f"{rule}: density + {parameter} is {both:g}; expected at most 1" if both > 1 + 1e-12 else None
+
+
+def _clash_of_della(values: Mapping[str, float]) -> str | None:
+    density, epsilon = values["density"], values["epsilon"]
+    if density - epsilon <= 0:
+        return (
+            f"della: density - epsilon is {density - epsilon:g}; expected more than 0, the least that is kept of a row"
+        )
+    return _above_one("della", "epsilon", density + epsilon)
+
+
+register(
+    Rule(
+        "trim",
+        "the entries in which MLLM and base differ most, the base elsewhere",
+        reference="TIES-merging with one task vector, arXiv 2306.01708",
+        equal_to=lambda weights: _task_vector(weights, "trim"),
+        parameters=(Parameter("density", "share of the entries of a tensor that are kept", 0.2, 0, 1),),
+        is_sum=lambda values: values["density"] == 1,
+        unit_is_plain=False,
+        memory=4,
+        mark="v",
+    )
+)
+register(
+    Rule(
+        "dare",
+        "random entries of the difference to the base, larger by as much as was dropped",
+        reads=("weights", "seed"),
+        reference="DARE, arXiv 2311.03099",
+        equal_to=lambda weights: _task_vector(weights, "dare"),
+        parameters=(Parameter("drop_rate", "share of the entries that are dropped", 0.9, 0, 1, open_ends=("most",)),),
+        is_sum=lambda values: values["drop_rate"] == 0,
+        unit_is_plain=False,
+        memory=1.25,
+        mark="<",
+    )
+)
+register(
+    Rule(
+        "della",
+        "random entries of the difference to the base, larger ones more likely",
+        reads=("weights", "seed"),
+        reference="DELLA-merging (MagPrune), arXiv 2406.11617",
+        equal_to=lambda weights: _task_vector(weights, "della"),
+        parameters=(
+            Parameter("density", "mean share of the entries that are kept", None, 0, 1, open_ends=("least",)),
+            Parameter("epsilon", "how much more likely the largest of a row are kept than the mean", 0.15, 0, 0.5),
+        ),
+        clash=_clash_of_della,
+        is_sum=lambda values: values["density"] == 1,
+        unit_is_plain=False,
+        memory=1.5,
+        mark=">",
+    )
+)
+register(
+    Rule(
+        "breadcrumbs",
+        "the difference to the base without its largest and its smallest entries",
+        reference="Model Breadcrumbs, arXiv 2312.06795",
+        equal_to=lambda weights: _task_vector(weights, "breadcrumbs"),
+        parameters=(
+            Parameter("density", "share of the entries that are kept", None, 0, 1, open_ends=("least",)),
+            Parameter("gamma", "share of the entries, the largest, that are dropped", 0.01, 0, 1, open_ends=("most",)),
+        ),
+        clash=lambda values: _above_one("breadcrumbs", "gamma", values["density"] + values["gamma"]),
+        is_sum=lambda values: values["density"] == 1,
+        unit_is_plain=False,
+        memory=4,
+        mark="p",
+    )
+)
+register(
+    Rule(
+        "slerp",
+        "the way along the sphere from base to MLLM, as far as the MLLM's share of the weights, times their sum",
+        reference="Shoemake 1985",
+        refused=_in_between,
+        equal_to=lambda weights: _sum(weights) if 0 in weights else ("slerp", weights),
+        mark="*",
+    )
+)
+register(
+    Rule(
+        "nearswap",
+        "the weighted sum, but no entry further from the MLLM's than t",
+        elementwise=True,
+        reference="the method of this name in mergekit's documentation, which is this with the weights 0 + 1",
+        parameters=(Parameter("t", "the most by which an entry may change"),),
+        mark="h",
+    )
+)
+register(
+    Rule(
+        "iso_c",
+        "the difference to the base with all its singular values made their mean",
+        reference="Iso-C, arXiv 2502.04959",
+        equal_to=lambda weights: _task_vector(weights, "iso_c"),
+        unit_is_plain=False,
+        memory=16,
+        growth=1.5,
+        mark="8",
+    )
+)
+
+
+def _above_ancestor(weights: Coefficients, name: str) -> tuple[str, Coefficients]:
+    """Weights that sum to one leave no share of the ancestor."""
+    return (name, weights) if total_weight(weights) != 1 else (WEIGHTED_SUM, weights)
+
+
+register(
+    Rule(
+        "task_arithmetic",
+        "the ancestor plus what MLLM and base have learnt since, each by its weight",
+        reads=("weights", "ancestor"),
+        elementwise=True,
+        reference="task arithmetic, arXiv 2212.04089",
+        equal_to=lambda weights: _above_ancestor(weights, "task_arithmetic"),
+        mark="P",
+    )
+)
+register(
+    Rule(
+        "from_ancestor",
+        "the same merge without the share of the ancestor by which its weights exceed one",
+        role="control",
+        reads=("weights", "ancestor"),
+        elementwise=True,
+        equal_to=lambda weights: _above_ancestor(weights, "task_arithmetic"),
+        colour="#009E73",
+        mark="P",
+    )
+)
+register(
+    Rule(
+        "ties",
+        "the ancestor plus the largest changes of MLLM and base since, where they agree in sign",
+        reads=("weights", "ancestor"),
+        reference="TIES-merging, arXiv 2306.01708",
+        parameters=(Parameter("density", "share of the entries of a task vector that are kept", 0.2, 0, 1),),
+        unit_is_plain=False,
+        memory=6,
+        mark="X",
+    )
+)
 _BUILT_IN.update(RULES)
+
+_SAME_FAMILY = (
+    "it is weighted_sum with weights that sum to one: W_base + l (W_mllm - W_base) is l W_mllm + (1 - l) W_base; "
+    "'normalized' of any weights a and b is the same with l = a / (a + b)"
+)
+_DEGENERATE = "degenerate with one task vector: "
+_NOT_RULES = {
+    "linear": _SAME_FAMILY,
+    "wiseft": _SAME_FAMILY,
+    "average": _SAME_FAMILY,
+    "wudi": _DEGENERATE + "its optimum is the task vector itself, so it is weighted_sum",
+    "optmerge": _DEGENERATE + "its optimum is the task vector itself, so it is weighted_sum",
+    "tsv": _DEGENERATE + "each task's share of the rank is all of it, so it is weighted_sum",
+    "tsvm": _DEGENERATE + "each task's share of the rank is all of it, so it is weighted_sum",
+    "sce": _DEGENERATE + "the variance between task vectors, by which it selects entries, is zero",
+    "modelstock": _DEGENERATE + "it takes the angle between two tuned models and their ancestor",
+}
+
+
+def why_not(name: str) -> str | None:
+    """Why a rule that the literature has under some name is none here; None for any other name.
+
+    Args:
+        name: as somebody wrote it.
+    """
+    return _NOT_RULES.get(re.sub(r"[^a-z]", "", name[:100].lower())) or None

@@ -15,12 +15,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from plam_eval import hub
 from plam_eval.arguments import read_number, read_whole_number, takes
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
-from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, without_negative_zero
+from plam_eval.layer_sets import as_range, read_layers, read_range, tell_layers
+from plam_eval.rule_parameters import split_parameters
+from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, why_not, without_negative_zero
 from plam_eval.yaml_reader import LARGEST_FILE, mapping_problems, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
@@ -44,11 +46,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 # Override key (one `key=value` of model_args) -> the field it sets.
 _OVERRIDES = {
     "base": "base_model",
+    "ancestor": "ancestor",
     "layers": "layer_range",
     "modules": "modules",
     "model_weight": "weights.model",
     "base_weight": "weights.base_model",
     "rule": "rule",
+    "parameters": "parameters",
     "seed": "seed",
 }
 OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
@@ -57,29 +61,17 @@ OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
 _DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 0.3}}
 
 
-MOST_LAYERS = 10_000
-"""No decoder has as many layers: what a file or a user gives is held against it before anything counts them."""
+_PLACES = ("layer_range", "layers", "modules")
 _MOST_WORDS = 50
 HUB_FILE = "plateau.yaml"
 """The spec of a repository on the hub, where no file is named; `plam scan` writes one of this name."""
 _SUFFIXES = (".yaml", ".yml")
 _FILE = re.compile(r"[A-Za-z0-9._/+=-]{1,200}", re.ASCII)
 LARGEST_SEED = 2**63 - 1
-_TWO_NUMBERS = re.compile(r"\D*(\d{1,5})\D+(\d{1,5})\D*", re.ASCII)
 
 
 class SpecError(ProblemsError, ValueError):
     """A plateau spec that cannot be used."""
-
-
-def range_hint(value: Any) -> str:
-    """For an error about layers: the range that two numbers in `value` may stand for, as it is to be written.
-
-    Args:
-        value: what was found in place of a range.
-    """
-    ends = _TWO_NUMBERS.fullmatch(value) if isinstance(value, str) else None
-    return f"; write {ends[1]}:{ends[2]}" if ends and ":" not in value else ""
 
 
 class _Record(BaseModel):
@@ -106,30 +98,39 @@ class Weights(_Record):
 class PlateauSpec(_Record):
     """One merge, fully described. Build it with `load_spec`, which words every problem for a reader.
 
-    `layer_range` counts decoder layers from 0, end exclusive. `modules` are keys of `MODULES`, in that order.
-    `model`, `evidence` and `source` document the spec and change no weight.
+    `layers` are decoder layers, counted from 0, in order. `layer_range` is their start and end, end exclusive; None
+    where there is a gap between them. A spec is written with one of both. `modules` are keys of `MODULES`, in that
+    order. `model`, `evidence` and `source` document the spec and change no weight.
     """
 
     model: str | None = None
     base_model: str = Field(min_length=1)
-    layer_range: tuple[int, int]
+    layer_range: tuple[int, int] | None = None
+    layers: tuple[int, ...] = Field(default=None, validate_default=True)
     modules: tuple[str, ...]
     weights: Weights
     rule: str = WEIGHTED_SUM
+    parameters: dict[str, float] = Field(default_factory=dict, validate_default=True)
     seed: int = 0
+    ancestor: str | None = Field(default=None, validate_default=True)
     evidence: dict[str, Any] | None = None
     source: str | None = None
 
-    @field_validator("model", "base_model", "rule", "source", mode="before")
+    @field_validator("model", "base_model", "rule", "ancestor", "source", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         if isinstance(value, (int, float)):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
         return value
 
-    @field_validator("model", "base_model")
+    @field_validator("model", "base_model", "ancestor")
     @classmethod
-    def _revision(cls, value: str | None) -> str | None:
+    def _revision(cls, value: str | None, info: ValidationInfo) -> str | None:
+        rule = info.data.get("rule")
+        if info.field_name == "ancestor" and not value and rule is not None and RULES[rule].needs_ancestor:
+            raise ValueError(
+                f"missing; {rule} needs the checkpoint that MLLM and base were both tuned from: a hub id or a folder"
+            )
         if problem := hub.name_problem(value or ""):
             raise ValueError(problem)
         return value
@@ -143,24 +144,27 @@ class PlateauSpec(_Record):
 
     @field_validator("layer_range", mode="before")
     @classmethod
-    def _layer_range(cls, value: Any) -> tuple[int, int]:
-        ends: Any = value.split(":", 2) if isinstance(value, str) else value
-        if isinstance(value, str) and all(end.strip().isdecimal() and len(end) < 20 for end in ends):
-            ends = [int(end) for end in ends]
-        if not isinstance(ends, (list, tuple)) or len(ends) != 2 or any(type(end) is not int for end in ends):
-            raise ValueError(
-                f"found {quoted(value)}, expected [start, end] (in model_args start:end) in whole numbers"
-                f"{range_hint(value)}"
-            )
-        start, end = ends
-        if max(start, end) > MOST_LAYERS:
-            raise ValueError(f"found {quoted(value)}, expected layers below {MOST_LAYERS}: no decoder has as many")
-        if start < 0:
-            raise ValueError(f"found [{start}, {end}), expected a start of 0 or more: layers count from 0")
-        if end <= start:
-            what = "is empty" if end == start else "runs backwards"
-            raise ValueError(f"[{start}, {end}) {what}; expected start < end, end exclusive")
-        return start, end
+    def _layer_range(cls, value: Any) -> tuple[int, int] | None:
+        if value is None:
+            return None
+        return read_range(value)
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _layers(cls, value: Any, info: ValidationInfo) -> tuple[int, ...]:
+        if "layer_range" not in info.data:  # which is wrong itself
+            return ()
+        ends = info.data["layer_range"]
+        if value is not None and ends is not None:
+            raise ValueError(f"found {quoted(value)} beside layer_range: {list(ends)}; expected one of them")
+        if value is None and ends is None:
+            raise ValueError("missing; expected layer_range: [start, end], or layers: [3, 9, 20]")
+        return read_layers(value) if ends is None else tuple(range(*ends))
+
+    @model_validator(mode="after")
+    def _one_spelling(self) -> PlateauSpec:
+        self.__dict__["layer_range"] = as_range(self.layers) if self.layers else self.layer_range
+        return self
 
     @field_validator("modules", mode="before")
     @classmethod
@@ -186,6 +190,8 @@ class PlateauSpec(_Record):
     @classmethod
     def _rule(cls, value: str, info: ValidationInfo) -> str:
         if value not in RULES:
+            if reason := why_not(value):
+                raise ValueError(f"{quoted(value)} is no rule here: {reason}")
             raise ValueError(f"unknown rule {quoted(value)}, {hint(value, RULES)}")
         weights, refused = info.data.get("weights"), RULES[value].refused
         # The weights are missing here when they are wrong themselves.
@@ -193,15 +199,22 @@ class PlateauSpec(_Record):
             raise ValueError(problem)
         return value
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _parameters(cls, value: Any, info: ValidationInfo) -> dict[str, float]:
+        given = split_parameters(value)
+        rule = info.data.get("rule")
+        return {} if rule is None else RULES[rule].read_parameters(given)  # None where it is wrong itself
+
     @field_validator("seed", mode="before")
     @classmethod
     def _seed(cls, value: Any) -> int:
         return read_whole_number(value, LARGEST_SEED)
 
     @property
-    def layers(self) -> range:
-        """The decoder layers of `layer_range`, counted from 0."""
-        return range(*self.layer_range)
+    def needs_ancestor(self) -> bool:
+        """Whether the rule takes tensors of `ancestor`; a spec may name one for its controls alone."""
+        return RULES[self.rule].needs_ancestor
 
     def check_layers(self, num_layers: int, model_name: str) -> None:
         """Refuse a range that reaches beyond the decoder of a model.
@@ -213,17 +226,20 @@ class PlateauSpec(_Record):
         Raises:
             SpecError: the range does not fit.
         """
-        start, end = self.layer_range
-        if end > num_layers:
+        if self.layers[-1] >= num_layers:
+            key, most = ("layer_range", "an end of at most") if self.layer_range else ("layers", "layers of at most")
             raise SpecError(
-                f"layer_range: [{start}, {end}) does not fit {model_name}, which has {num_layers} decoder layers "
-                f"(0 to {num_layers - 1}); expected an end of at most {num_layers}",
+                f"{key}: {tell_layers(self.layers)} does not fit {model_name}, which has {num_layers} decoder layers "
+                f"(0 to {num_layers - 1}); expected {most} {num_layers if self.layer_range else num_layers - 1}",
                 origin="plateau spec",
             )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able fields, those left out of the spec left out here; `load_spec` reads it back to an equal spec."""
-        return self.model_dump(mode="json", exclude_none=True)
+        content = self.model_dump(mode="json", exclude_none=True)
+        left_out = {"layers"} if self.layer_range else {"layer_range"}
+        left_out |= set() if self.parameters else {"parameters"}
+        return {key: value for key, value in content.items() if key not in left_out}
 
     @property
     def is_plain(self) -> bool:
@@ -241,25 +257,30 @@ class PlateauSpec(_Record):
 
     def recipe(self) -> str:
         """The digest without layers and modules: a tensor that two specs of one recipe merge comes out the same."""
-        content = {key: value for key, value in self._content().items() if key not in ("layer_range", "modules")}
+        content = {key: value for key, value in self._content().items() if key not in _PLACES}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _content(self) -> dict[str, Any]:
         rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
-        if equal_to := RULES[rule].equal_to:
-            rule, weights = equal_to(self.weights.coefficients)
-        if weights == (1, 0):  # no change, whatever makes it
+        if (is_sum := RULES[rule].is_sum) and is_sum(self.parameters):
+            rule = WEIGHTED_SUM
+        for _ in range(3):  # of one rule, which may be that of another
+            if equal_to := RULES[rule].equal_to:
+                rule, weights = equal_to(weights)
+        if weights == (1, 0) and RULES[rule].unit_is_plain:  # no change, whatever makes it
             rule = SELF_SCALE
         if rule == SELF_SCALE:  # which takes nothing of the base
             base = ""
         return {
             "format": "plateau-spec/1",
             "base_model": base,
-            "layer_range": list(self.layer_range),
+            **({"layer_range": list(self.layer_range)} if self.layer_range else {"layers": list(self.layers)}),
             "modules": list(self.modules),
             "weights": list(weights),
             "rule": rule,
             "seed": self.seed if RULES[rule].draws else None,
+            **({"ancestor": self.ancestor} if RULES[rule].needs_ancestor else {}),
+            **({"parameters": dict(sorted(self.parameters.items()))} if RULES[rule].parameters else {}),
         }
 
 
@@ -339,18 +360,13 @@ def load_spec(
             "override, or both base= and layers= to make one"
         )
         raise SpecError(*problems, origin=origin)
-    for key, value in overrides.items():
-        if key == "base" and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
+    for key, value in sorted(overrides.items(), key=lambda item: item[0] != "rule"):
+        if key in ("base", "ancestor") and isinstance(value, (int, float)):  # lmms-eval reads digits as a number
             problems.append(
-                f"base: found {quoted(value)}, a number; write base=./{quoted(value)} for a folder of that name"
+                f"{key}: found {quoted(value)}, a number; write {key}=./{quoted(value)} for a folder of that name"
             )
             continue
-        field, _, weight = _OVERRIDES.get(key, "").partition(".")
-        if weight:
-            weights = data.get(field)
-            data[field] = {**(weights if isinstance(weights, Mapping) else {}), weight: value}
-        elif field:
-            data[field] = value
+        _override(data, key, value)
     if overrides:  # the source's claim is about the spec as published, so a changed one must say what was changed
         changed = "overridden: " + ", ".join(f"{key}={value}" for key, value in overrides.items())
         data["source"] = f"{data['source']} ({changed})" if data.get("source") else changed
@@ -364,12 +380,35 @@ def load_spec(
     return spec
 
 
+def _override(data: dict[str, Any], key: str, value: Any) -> None:
+    """Put the value of an override into unchecked content; one of an unknown key nowhere."""
+    field, _, weight = _OVERRIDES.get(key, "").partition(".")
+    if weight:
+        weights = data.get(field)
+        data[field] = {**(weights if isinstance(weights, Mapping) else {}), weight: value}
+    elif key == "layers":
+        data.pop("layer_range", None)
+        data.pop("layers", None)
+        data[_field_of_layers(value)] = value
+    elif field:
+        if key == "rule" and value != data.get("rule"):
+            data.pop("parameters", None)  # of the other rule
+        data[field] = value
+
+
+def _field_of_layers(value: Any) -> str:
+    """The field that a value of the override `layers` is of: two numbers in a list are a range, as in a file."""
+    several = "+" in value if isinstance(value, str) else isinstance(value, (list, tuple)) and len(value) != 2
+    return "layers" if several else "layer_range"
+
+
 def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]:
     """pydantic's findings in our words: field, what was found, what was expected, the nearest known key."""
     keys = {"": PlateauSpec.model_fields, "weights": Weights.model_fields}
     problems = []
     for field, text in validation_problems(error, keys, meant=_OVERRIDES):
-        override = next((key for key, target in _OVERRIDES.items() if target == field and key in overrides), None)
+        named = "layer_range" if field == "layers" else field
+        override = next((key for key, target in _OVERRIDES.items() if target == named and key in overrides), None)
         problems.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
     return problems
 

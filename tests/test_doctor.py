@@ -4,13 +4,14 @@ import json
 import platform
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from plam_eval import cli, doctor
 from plam_eval.harness import registry
+from plam_eval.merging.rules import FUNCTIONS
 from plam_eval.spec import OVERRIDE_KEYS, SpecError
 
 if TYPE_CHECKING:
@@ -130,6 +131,39 @@ def test_shows_what_a_spec_would_merge(pico: Callable[[str], PicoPair], monkeypa
     assert "o_proj" not in result.output
     # q 64 x 64 and k 32 x 64, two layers, four bytes
     assert f"{2 * (64 * 64 + 32 * 64) * 4 / 1e6:.1f} MB of the base" in result.output
+
+
+def test_time_and_memory_are_those_of_the_rule(
+    pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = pico("llava")
+    given = {"base": str(pair.base), "layers": "0+2:4", "modules": "all", "ancestor": str(pair.base)}
+    merges = {
+        rule: doctor.check_merge(str(pair.mllm), "none", {**given, "rule": rule})
+        for rule in ("weighted_sum", "trim", "ties", "iso_c")
+    }
+    largest = 4 * max(t.shape[0] * t.shape[-1] for t in merges["trim"].plan.tensors if len(t.shape) > 1)
+    assert {rule: merge.memory / largest for rule, merge in merges.items() if merge} == {
+        **{"weighted_sum": 3, "trim": 3 + 4, "ties": 3 + 2 + 6, "iso_c": 3 + 16}
+    }
+    assert all(merge is not None and merge.seconds > 0 for merge in merges.values())
+    called: list[int] = []
+    function = FUNCTIONS["trim"]
+
+    def noted(*args: Any, **more: Any) -> Any:
+        called.append(1)
+        return function(*args, **more)
+
+    monkeypatch.setitem(FUNCTIONS, "trim", noted)
+    doctor.check_merge(str(pair.mllm), "none", {**given, "rule": "trim"})
+    assert called, "the rule itself is timed"
+    monkeypatch.setattr(doctor, "_NEEDED", ())
+    monkeypatch.setattr(doctor, "_OPTIONAL", ())
+    options = [f"--{key}={value}" for key, value in {**given, "rule": "ties", "parameters": "density:0.5"}.items()]
+    result = runner.invoke(cli.app, ["doctor", "--model", str(pair.mllm), *options])
+    assert result.exit_code == 0, result.output
+    for words in ("ancestor", "ties: 0.9 model, 0.3 base; density 0.5", "0, 2, 3", "MB at a time, besides the model"):
+        assert words in result.output
 
 
 def test_faults_are_the_last_words(

@@ -39,11 +39,13 @@ FLOORS: dict[int, dict[str, str]] = {
     1: {
         "spec": "the plateau spec",
         "rules": "names, parameters and meaning of merge rules and controls",
+        "rule_parameters": "what a rule declares of its parameters",
         "arguments": "words of a command line as values",
         "bootstrap": "resamples and random signs",
         "errors": "the errors, and one way to list problems",
         "figures": "how every figure looks",
         "files": "writing beside and renaming, marks, locks",
+        "layer_sets": "sets of decoder layers, written and read",
         "hub": "names and revisions on the hub",
         "patching": "functions of other libraries, wrapped once",
         "tasks": "task YAMLs, and what a YAML cannot say",

@@ -51,7 +51,7 @@ def test_a_repository_s_spec_and_its_commit(hub: Hub, tmp_path: Path, monkeypatc
     (moved / HUB_FILE).write_text(SPEC.replace("[2, 4]", "[0, 4]"))
     hub.publish("org/specs", moved, LATER, "main")
     now, then = load_spec("org/specs"), load_spec(f"org/specs@{COMMIT}:plateau.yaml")
-    assert now is not None and then is not None and (now.layers.start, then.layers.start) == (0, 2)
+    assert now is not None and then is not None and (now.layers[0], then.layers[0]) == (0, 2)
 
     hub.requests.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -66,7 +66,7 @@ def test_files_and_packaged_names_come_first(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "specs").write_text(SPEC.replace("[2, 4]", "[1, 2]"))
     spec = load_spec("org/specs")
-    assert spec is not None and spec.layers.start == 1 and not hub.requests
+    assert spec is not None and spec.layers[0] == 1 and not hub.requests
     for name in ("scan/plateau.yaml", "no-such-spec", "./org/other", "/org/other", "a/b/c", "org/x.yml"):
         assert HubSpec.read(name) is None, name
         assert "on the hub" not in refused(name)

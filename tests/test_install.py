@@ -139,8 +139,8 @@ import plam_eval.configs, plam_eval.harness.registry, plam_eval.tasks
 from plam_eval.spec import load_spec, packaged_specs
 load_spec("demo")
 files = {"configs": "sweeps/plateau.yaml", "tasks": "plam9.yaml", "report": "page.html.j2"}
-files["demo"] = "pair/mllm/model.safetensors"
-for folder, file in files.items():
+files = [*files.items(), *(("demo", f"{pair}/mllm/model.safetensors") for pair in ("pair", "trio"))]
+for folder, file in files:
     assert (resources.files(f"plam_eval.{folder}") / file).is_file(), (folder, file)
 assert len(packaged_specs()) > 5
 """

@@ -67,6 +67,11 @@ def test_base_and_layers_alone_make_a_spec() -> None:
         ({"base": "other"}, "base_model", "other"),
         ({"layers": "3:4"}, "layer_range", (3, 4)),
         ({"layers": [3, 4]}, "layer_range", (3, 4)),
+        ({"layers": [3, 4]}, "layers", (3,)),
+        ({"layers": "3+9+20"}, "layers", (3, 9, 20)),
+        ({"layers": [3, 9, 20]}, "layers", (3, 9, 20)),
+        ({"layers": "4:6+9"}, "layer_range", None),
+        ({"layers": "4+5+6"}, "layer_range", (4, 7)),
         ({"modules": "q_proj+v_proj"}, "modules", ("q_proj", "v_proj")),
         ({"modules": "v_proj+q_proj"}, "modules", ("q_proj", "v_proj")),
         ({"modules": "vo+mlp"}, "modules", ("v_proj", "o_proj", *GROUPS["mlp"])),
@@ -78,7 +83,8 @@ def test_base_and_layers_alone_make_a_spec() -> None:
 def test_overrides(override: dict[str, Any], field: str, value: Any) -> None:
     spec = load_spec(GOOD, override)
     assert getattr(spec, field) == value
-    rest = set(PlateauSpec.model_fields) - {field, "source"}
+    both = {"layers", "layer_range"}
+    rest = set(PlateauSpec.model_fields) - {field, "source"} - (both if field in both else set())
     assert all(getattr(spec, name) == getattr(good(), name) for name in rest)
 
 
@@ -140,7 +146,10 @@ def test_every_problem_is_reported_at_once_with_the_nearest_name() -> None:
         ({"rule": "normalized", "weights": {"model": 1, "base_model": -1}}, "which is zero"),
         ({"seed": 1.5}, "whole number"),
         ({"base_model": ""}, "base_model"),
-        ({"layers": [1, 2]}, "did you mean 'layer_range'?"),
+        ({"layers": [1, 2]}, "beside layer_range: [2, 5]; expected one of them"),
+        ({"layer_range": None}, "expected layer_range: [start, end], or layers: [3, 9, 20]"),
+        ({"layer_range": None, "layers": [3, 3]}, "names layer 3 more than once"),
+        ({"layer_range": None, "layers": []}, "expected a list of layers"),
     ],
 )
 def test_bad_values(change: dict[str, Any], expected: str) -> None:
@@ -378,6 +387,44 @@ def test_plain_is_what_changes_no_weight(spec: PlateauSpec, plain: bool) -> None
     assert spec.is_plain is plain
 
 
+PACKAGED = {
+    "demo": "184fba6c519598d22b01055c8599ac650eca1e55ecdbb8b2290cb57f69457344",
+    "llava-1.5-7b": "06d04f6e34e6cdb1ec3c38f62b853e5ee6f016a568a42d73e186b4e92b48516f",
+    "qwen2.5-vl-3b": "f1bd761be45269a1b21cfcd82e15b68000408bb323c306ab5f2ec697bb62684e",
+    "qwen2.5-vl-7b": "94ec6b0438d73ab7e9498682dd7cdfc5e6c605a07a1168bdd897083af45b3666",
+    "qwen3-vl-4b": "bd4449d900e4c3f28073de74b834dff648d551e6d1b995616369d89adfbc6b70",
+    "qwen3-vl-8b": "2a1e6419c3ede26605fcaac30dc5891a158e737c36e5dd7b9eee2e1557a23886",
+}
+
+
+def test_digests_of_packaged_specs_stay_what_results_were_recorded_with() -> None:
+    specs = {name: load_spec(name) for name in packaged_specs()}
+    assert {name: spec.digest() for name, spec in specs.items() if spec} == PACKAGED
+
+
+def test_layers_have_one_digest_whichever_way_they_are_written() -> None:
+    rest = {key: value for key, value in GOOD.items() if key != "layer_range"}
+    spec = load_spec({**rest, "layers": [4, 2, 3]})
+    assert spec == good() and spec is not None and spec.digest() == good().digest()
+    assert spec.layer_range == (2, 5) and spec.to_dict() == good().to_dict(), "an old reader reads it, too"
+    gap = load_spec({**rest, "layers": [4, 2]})
+    assert gap is not None and (gap.layers, gap.layer_range) == ((2, 4), None)
+    assert gap.to_dict()["layers"] == [2, 4] and "layer_range" not in gap.to_dict()
+    assert load_spec(gap.to_dict()) == gap
+    overridden = load_spec(GOOD, {"layers": "2+4"})
+    assert overridden is not None and overridden.digest() == gap.digest()
+    assert load_spec(gap, {"layers": "2:5"}).digest() == spec.digest() != gap.digest()
+    assert gap.recipe() == spec.recipe(), "tensors of both come out the same"
+
+
+def test_a_set_beyond_the_decoder_is_refused() -> None:
+    spec = load_spec(GOOD, {"layers": "3+40"})
+    assert spec is not None
+    spec.check_layers(41, "big")
+    with pytest.raises(SpecError, match=r"layers: 3, 40 does not fit small, which has 40 .* layers of at most 39"):
+        spec.check_layers(40, "small")
+
+
 def test_digest_is_the_same_in_every_process() -> None:
     command = f"from plam_eval.spec import load_spec; print(load_spec({GOOD!r}).digest())"
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
@@ -391,14 +438,16 @@ def test_specs_are_checked_without_torch() -> None:
 
 
 def test_override_keys_are_all_handled() -> None:
-    values = ("b", "1:2", "q_proj", 0.1, 0.2, "noise", 3)
+    values = ("b", "org/old", "1:2", "q_proj", 0.1, 0.2, "dare", "drop_rate:0.5", 3)
     spec = load_spec(GOOD, dict(zip(OVERRIDE_KEYS, values, strict=True)))
     assert spec == PlateauSpec(
         base_model="b",
         layer_range=(1, 2),
         modules=("q_proj",),
         weights={"model": 0.1, "base_model": 0.2},  # type: ignore[arg-type]
-        rule="noise",
+        rule="dare",
+        parameters={"drop_rate": 0.5},
         seed=3,
+        ancestor="org/old",
         source=spec.source if spec else None,
     )

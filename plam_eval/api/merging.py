@@ -32,6 +32,8 @@ def merge(
     base_weight: float | None = None,
     rule: str | None = None,
     seed: int | None = None,
+    parameters: str | Mapping[str, float] | None = None,
+    ancestor: str | Path | None = None,
     pretrained: str | Path | None = None,
     from_parameters: bool = False,
 ) -> MergeReport:
@@ -48,12 +50,14 @@ def merge(
         plateau: name of a packaged spec, path of a YAML file, a mapping, or a spec. None or "none" with `base` and
             `layers` makes one (q, k, v, o; 0.9 + 0.3), and without them means the plain model.
         base: base LLM, folder or hub id, in place of the spec's.
-        layers: decoder layers, 0-based, end exclusive: "24:36" or (24, 36).
+        layers: decoder layers, 0-based, end exclusive: "24:36" or (24, 36); a set as "3+9+20".
         modules: "q_proj+k_proj", a group (qkvo, qk, vo, mlp, all), or a list of either.
         model_weight: coefficient of the MLLM.
         base_weight: coefficient of the base LLM; the two need not sum to one.
         rule: the merge rule or control.
         seed: of a rule that draws.
+        parameters: of a rule that has some: numbers by name, or "density:0.2+gamma:0.01".
+        ancestor: what MLLM and base were both tuned from, folder or hub id, of a rule that takes it.
         pretrained: folder or hub id of the checkpoint that `model` was loaded from; by default the one that it names
             itself (`model.name_or_path`).
         from_parameters: take the model's own parameters for W_model, because no checkpoint holds them (it was trained
@@ -67,7 +71,7 @@ def merge(
             not fit, or is not the checkpoint's. CheckpointError: no such checkpoint of `model`. ArgumentError: `model`
             is none. The model is then as it was.
     """
-    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed)
+    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed, parameters, ancestor)
     if not hasattr(model, "named_parameters"):
         own = "; a wrapper's own method is wrapper.merge(plateau)" if hasattr(model, "merge") else ""
         raise ArgumentError(f"model is a {type(model).__name__}; expected what from_pretrained gives{own}")

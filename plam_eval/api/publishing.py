@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from plam_eval.api.shared import Words, overrides_of, words_of
 from plam_eval.arguments import NAME, NAME_OR_NONE, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
+from plam_eval.layer_sets import write_layers
+from plam_eval.rule_parameters import write_parameters
 from plam_eval.spec import PlateauSpec, load_spec
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def export(
     base_weight: float | None = None,
     rule: str | None = None,
     seed: int | None = None,
+    parameters: str | Mapping[str, float] | None = None,
     results: str | Path | Sequence[str | Path] | None = None,
     push_to_hub: str | None = None,
     public: bool = False,
@@ -55,6 +58,7 @@ def export(
         base_weight: as for `merge`.
         rule: as for `merge`.
         seed: as for `merge`.
+        parameters: as for `merge`.
         results: folders of runs, of `compare` or `sweep`: of this merge, of the plain model, of controls. Their scores
             go onto the model card; runs of anything else are refused.
         push_to_hub: owner/name of a repository on the hub that the finished export is pushed to.
@@ -70,7 +74,7 @@ def export(
             ExportError: listing every problem of the checkpoints and the output; nothing was written. FolderError:
             another process writes there. UploadError: it is exported, and cannot be pushed.
     """
-    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed)
+    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed, parameters)
     spec = load_spec(plateau, overrides)
     if spec is None:
         raise InputError("plateau none, or no plateau: nothing would be merged; name a spec with --plateau")
@@ -86,12 +90,13 @@ def export(
     else:
         given = {
             "base": spec.base_model,
-            "layers": spec.layer_range,
+            "layers": write_layers(spec.layers),
             "modules": spec.modules,
             "model_weight": spec.weights.model,
             "base_weight": spec.weights.base_model,
             "rule": spec.rule,
             "seed": spec.seed,
+            "parameters": spec.parameters or None,
         }
     options = {"model": name, **given, "output": output, **{f"results {n}": run for n, run in enumerate(folders)}}
     return export_checkpoint(
@@ -112,8 +117,10 @@ def _command(options: Mapping[str, Any]) -> str:
     for key, value in options.items():
         if value is None:
             continue
-        if not isinstance(value, str) and isinstance(value, Sequence):
-            value = (":" if key == "layers" else "+").join(map(str, value))
+        if isinstance(value, Mapping):
+            value = write_parameters(value)
+        elif not isinstance(value, str) and isinstance(value, Sequence):
+            value = (":" if key == "layers" and len(value) == 2 else "+").join(map(str, value))
         words += [f"--{key.split()[0].replace('_', '-')}", str(value)]
     return shlex.join(words)
 

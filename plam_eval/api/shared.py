@@ -27,6 +27,8 @@ def overrides_of(
     base_weight: float | None,
     rule: str | None,
     seed: int | None,
+    parameters: str | Mapping[str, float] | None = None,
+    ancestor: str | Path | None = None,
 ) -> dict[str, Any]:
     """What goes over a spec, by the names that `spec.load_spec` takes; None leaves what the spec says.
 
@@ -38,6 +40,8 @@ def overrides_of(
         base_weight: of the base LLM's.
         rule: of the merge.
         seed: of a rule that draws.
+        ancestor: what MLLM and base were tuned from, folder or hub id.
+        parameters: of a rule that has some: numbers by name, or "density:0.2+gamma:0.01".
     """
     return {
         "base": None if base is None else str(base),
@@ -47,6 +51,8 @@ def overrides_of(
         "base_weight": base_weight,
         "rule": rule,
         "seed": seed,
+        "parameters": parameters,
+        "ancestor": None if ancestor is None else str(ancestor),
     }
 
 

@@ -13,6 +13,7 @@ import typer
 
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
+    Ancestor,
     Base,
     BaseWeight,
     Json,
@@ -20,6 +21,7 @@ from plam_eval.cli.options import (
     MllmCheckpoint,
     ModelWeight,
     Modules,
+    Parameters,
     Plateau,
     Quiet,
     Rule,
@@ -28,6 +30,8 @@ from plam_eval.cli.options import (
 )
 from plam_eval.cli.speaking import speaking
 from plam_eval.errors import InputError
+from plam_eval.layer_sets import tell_layers
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.terminal import PlainTable, Terminal, text
 
 
@@ -45,6 +49,8 @@ def doctor(
     base_weight: BaseWeight = None,
     rule: Rule = None,
     seed: Seed = None,
+    parameters: Parameters = None,
+    ancestor: Ancestor = None,
     vllm: Annotated[bool, typer.Option("--vllm", help="Also say how vLLM would serve and re-merge.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -60,6 +66,8 @@ def doctor(
         "base_weight": base_weight,
         "rule": rule,
         "seed": seed,
+        "parameters": parameters,
+        "ancestor": ancestor,
     }
     with speaking(as_json, quiet) as console:
         load_spec(plateau, overrides)  # a mistake in it is told first: looking at the installation takes seconds
@@ -127,11 +135,13 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
     table = PlainTable(title=f"{plateau} would merge", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for side, opened in (("model", checkpoint), ("base", base)):
+    third = [("ancestor", plan.ancestor)] if plan.ancestor is not None else []
+    for side, opened in (("model", checkpoint), ("base", base), *third):
         commit = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
         table.add_row(side, f"{opened.name}{commit}")
-    table.add_row("rule", f"{spec.rule}: {spec.weights.model:g} model, {spec.weights.base_model:g} base")
-    table.add_row("layers", f"[{spec.layer_range[0]}, {spec.layer_range[1]})")
+    weights = f"{spec.weights.model:g} model, {spec.weights.base_model:g} base"
+    table.add_row("rule", f"{spec.rule}: {weights}{describe_parameters(spec.parameters)}")
+    table.add_row("layers", tell_layers(spec.layers))
     table.add_row("digest", spec.digest()[:16])
     shapes: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     for tensor in plan.tensors:
@@ -141,10 +151,12 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
         table.add_row(suffix, f"{count} x {' x '.join(map(str, shape))}, {dtypes}")
     table.add_row("tensors", f"{len(plan.tensors)}")
     to_read = f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
+    to_read += " and the ancestor" if third else ""
     table.add_row("to read", to_read)
     for side, files in (
         ("model", checkpoint.to_download()),
         ("base", base.to_download(tensor.base_name for tensor in plan.tensors)),
+        *((s, one.to_download(str(tensor.ancestor_name) for tensor in plan.tensors)) for s, one in third),
     ):
         if files:
             sizes = [size for size in files.values() if size is not None]
@@ -152,6 +164,7 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
             table.add_row("to download", f"{said} of the {side}, {len(files)} file(s), before a merge can begin")
     said = f"about {forecast.seconds:.1f} s" if forecast.seconds >= 0.1 else "under 0.1 s"
     table.add_row("time", f"{said} of arithmetic here, besides reading the files")
+    table.add_row("memory", f"{forecast.memory / 1e6:.0f} MB at a time, besides the model")
     for warning in plan.warnings:
         table.add_row("warning", warning, style="yellow")
     console.data["merge"] = forecast.to_dict()

@@ -17,6 +17,7 @@ from plam_eval.cli.options import (
     MllmCheckpoint,
     ModelWeight,
     Modules,
+    Parameters,
     Plateau,
     Quiet,
     Rule,
@@ -48,6 +49,7 @@ def export(
     base_weight: BaseWeight = None,
     rule: Rule = None,
     seed: Seed = None,
+    parameters: Parameters = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(
@@ -82,6 +84,7 @@ def export(
             layers=layers,
             modules=modules,
             rule=rule,
+            parameters=parameters,
             **given,
         )
         console.data = exported.to_dict()

@@ -53,11 +53,15 @@ Plateau = Annotated[
 ]
 MllmCheckpoint = Annotated[str | None, typer.Option(help="MLLM: folder or hub id; the spec's own if left out.")]
 Base = Annotated[str | None, typer.Option(help="Override of the base LLM.")]
-Layers = Annotated[str | None, typer.Option(help="Override of the layer range, START:END.")]
+Layers = Annotated[str | None, typer.Option(help="Override of the layers: START:END, or a set such as 3+9+20:24.")]
 Modules = Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")]
 ModelWeight = Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")]
 BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")]
 Rule = Annotated[str | None, typer.Option(help="Override of the merge rule.")]
+Ancestor = Annotated[str | None, typer.Option(help="Override of what MLLM and base LLM were both tuned from.")]
+Parameters = Annotated[
+    str | None, typer.Option(help="Override of the rule's parameters, such as density:0.2; several joined by +.")
+]
 Seed = Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")]
 Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=MOST_DOCUMENTS)]

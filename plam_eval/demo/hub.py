@@ -40,12 +40,17 @@ from plam_eval import files
 from plam_eval.demo import questions, scenes
 from plam_eval.demo.questions import WORD_KINDS, YES_NO_KINDS, Question, ask_about
 from plam_eval.demo.scenes import Drawing, Scene, scene_of
-from plam_eval.errors import InputError, PlamError, system_error
+from plam_eval.errors import InputError, PlamError, quoted, system_error
 from plam_eval.harness.boxes import BOXES_FILE, boxes_line
 from plam_eval.terminal import Terminal, labelled
 
 MANIFEST = "plam_offline_suite.json"
 VERSION = 1
+GQA_KINDS: dict[str, tuple[str, ...]] = {
+    "all": tuple(questions.KINDS),
+    "reasoning": questions.REASONING_KINDS,
+    "perception": questions.PERCEPTION_KINDS,
+}
 MINIMUM_DOCUMENTS = 30  # every category of every task needs at least one: 30 MMMU subjects, 14 MME categories in pairs
 
 Row = dict[str, Any]
@@ -464,11 +469,11 @@ def _mmmu(asker: _Asker, count: int) -> list[_Document]:
     return documents
 
 
-def _gqa(asker: _Asker, count: int) -> tuple[list[_Document], list[Row]]:
+def _gqa(asker: _Asker, count: int, kinds: Sequence[str]) -> tuple[list[_Document], list[Row]]:
     """Questions and, in another order, the images they refer to by id. One question in three is a yes/no question."""
     truths = iter(asker.balanced(("yes", "no"), count))
-    kinds_yes_no = iter(asker.balanced(tuple(YES_NO_KINDS), count))
-    kinds_word = iter(asker.balanced(tuple(WORD_KINDS), count))
+    kinds_yes_no = iter(asker.balanced([kind for kind in YES_NO_KINDS if kind in kinds], count))
+    kinds_word = iter(asker.balanced([kind for kind in WORD_KINDS if kind in kinds], count))
     answers = [next(truths) if i % 3 == 2 else None for i in range(count)]
     documents, images = [], []
     for i, truth in enumerate(answers):
@@ -573,7 +578,7 @@ def _seedbench_2_plus(asker: _Asker, count: int) -> list[_Document]:
     return documents
 
 
-def _documents(count: int, seed: int) -> tuple[dict[str, list[_Document]], list[Row]]:
+def _documents(count: int, seed: int, gqa_kinds: Sequence[str]) -> tuple[dict[str, list[_Document]], list[Row]]:
     """All documents by dataset, and the rows of GQA's image table."""
     used: set[str] = set()
 
@@ -584,7 +589,7 @@ def _documents(count: int, seed: int) -> tuple[dict[str, list[_Document]], list[
     documents["mmbench_en"], documents["mmbench_cn"] = _mmbench(asker("mmbench"), count)
     documents["mme"] = _mme(asker("mme"), count)
     documents["mmmu"] = _mmmu(asker("mmmu"), count)
-    documents["gqa"], images = _gqa(asker("gqa"), count)
+    documents["gqa"], images = _gqa(asker("gqa"), count, gqa_kinds)
     documents["pope"] = _pope(asker("pope"), count)
     documents["realworldqa"] = _realworldqa(asker("realworldqa"), count)
     documents["seedbench_2_plus"] = _seedbench_2_plus(asker("seedbench_2_plus"), count)
@@ -594,7 +599,7 @@ def _documents(count: int, seed: int) -> tuple[dict[str, list[_Document]], list[
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 0) -> Path:
+def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 0, gqa: str = "all") -> Path:
     """Write the offline suite into `folder` and return it.
 
     A folder that already holds the same suite, intact, is left as it is; one with another version of it has its
@@ -605,17 +610,21 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
         folder: of the suite; new, empty, or one that holds a suite.
         documents_per_task: of each of the nine tasks; an even number, since MME asks each of its images twice.
         seed: of the scenes and the questions about them.
+        gqa: which questions GQA's copy asks: "all", "reasoning" or "perception" (`GQA_KINDS`).
 
     Raises:
-        SuiteError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number.
+        SuiteError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number, or
+            another word for `gqa`.
     """
     if documents_per_task < MINIMUM_DOCUMENTS or documents_per_task % 2:
         raise InputError(
             f"documents_per_task is {documents_per_task}: expected an even number (MME asks in pairs) of at least "
             f"{MINIMUM_DOCUMENTS} (every category of every task needs a document)"
         )
+    if gqa not in GQA_KINDS:
+        raise InputError(f"gqa is {quoted(gqa)}: expected one of {', '.join(GQA_KINDS)}")
     folder = Path(folder).absolute()
-    identity = _identity(documents_per_task, seed)
+    identity = _identity(documents_per_task, seed, gqa)
     if _is_current(folder, identity):
         return folder
     if folder.exists() and not folder.is_dir():
@@ -686,7 +695,7 @@ def text_prior(folder: str | Path, draws: int = 4000) -> dict[str, float]:
     return prior
 
 
-def _identity(documents_per_task: int, seed: int) -> dict[str, Any]:
+def _identity(documents_per_task: int, seed: int, gqa: str) -> dict[str, Any]:
     """What decides the content. The sources are part of it: a suite written by older code is not current."""
     sources = hashlib.sha256()
     for module in (scenes.__file__, questions.__file__, __file__):
@@ -695,6 +704,7 @@ def _identity(documents_per_task: int, seed: int) -> dict[str, Any]:
         "version": VERSION,
         "seed": seed,
         "documents_per_task": documents_per_task,
+        "gqa": gqa,
         "generator": sources.hexdigest()[:16],
     }
 
@@ -714,7 +724,7 @@ def _sha256(path: Path) -> str:
 
 
 def _write(folder: Path, identity: Mapping[str, Any]) -> None:
-    documents, images = _documents(identity["documents_per_task"], identity["seed"])
+    documents, images = _documents(identity["documents_per_task"], identity["seed"], GQA_KINDS[identity["gqa"]])
     rows = {name: [document.row for document in dataset] for name, dataset in documents.items()}
     rows["gqa_images"] = images
     paths = {name: _write_table(folder, table, rows[name]) for name, table in TABLES.items()}
@@ -824,9 +834,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", help="where to write it; cd there to evaluate")
     parser.add_argument("--documents-per-task", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gqa", choices=tuple(GQA_KINDS), default="all", help="the questions that GQA's copy asks")
     options = parser.parse_args(arguments)
     try:
-        folder = write_hub(options.folder, documents_per_task=options.documents_per_task, seed=options.seed)
+        folder = write_hub(
+            options.folder, documents_per_task=options.documents_per_task, seed=options.seed, gqa=options.gqa
+        )
     except (PlamError, OSError) as error:
         said = system_error(error) if isinstance(error, OSError) else error
         Terminal(stderr=True).say(labelled("error", "bold red", said))

@@ -412,10 +412,17 @@ YES_NO_KINDS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
 }
 KINDS = WORD_KINDS | YES_NO_KINDS
 
+# What needs more than one look: counting, comparing, relations, sums. The other kinds name what is somewhere.
+REASONING_KINDS = (
+    *("neighbour", "same_color_as", "most_color", "count_all", "count_color", "count_shape", "sum", "largest"),
+    *("count_is", "same_color", "more", "sum_is"),
+)
+PERCEPTION_KINDS = tuple(kind for kind in KINDS if kind not in REASONING_KINDS)
+
 
 # --- prompt forms of the nine tasks (lmms-eval 0.7.3, model id llava_hf) ----------------------------------------------
 
-_WORD = "Answer the question using a single word or phrase."
+SHORT_ANSWER = "Answer the question using a single word or phrase."
 _LETTER = "Answer with the option's letter from the given choices directly"
 _LETTER_ZH = "请直接使用所提供的选项字母作为答案回答。"
 _DIRECT_LETTER = "Please answer directly with only the letter of the correct option and nothing else."
@@ -423,7 +430,7 @@ _DIRECT_WORD = "Please answer directly with a single word or number."
 _SEVERAL = "There are several options:"
 
 # What every document of a form says in the same words. The pair's tokenizer has one token for each.
-FIXED_PHRASES = (_WORD, _LETTER, _LETTER_ZH, _DIRECT_LETTER, _DIRECT_WORD, _SEVERAL)
+FIXED_PHRASES = (SHORT_ANSWER, _LETTER, _LETTER_ZH, _DIRECT_LETTER, _DIRECT_WORD, _SEVERAL)
 
 
 def _options(choices: tuple[str, ...], mark: str = ". ", sep: str = "\n") -> str:
@@ -461,7 +468,7 @@ def _mmmu(question: Question) -> tuple[str, str]:
 
 
 def _mmmu_open(question: Question) -> tuple[str, str]:
-    return f"{question.text}\n\n{_WORD}", question.answer
+    return f"{question.text}\n\n{SHORT_ANSWER}", question.answer
 
 
 def _seedbench(question: Question) -> tuple[str, str]:
@@ -469,7 +476,7 @@ def _seedbench(question: Question) -> tuple[str, str]:
 
 
 def _word(question: Question) -> tuple[str, str]:
-    return f"{question.text}\n{_WORD}", question.answer
+    return f"{question.text}\n{SHORT_ANSWER}", question.answer
 
 
 def _realworldqa(question: Question) -> tuple[str, str]:

@@ -41,6 +41,7 @@ from plam_eval.files import (
     write_json,
 )
 from plam_eval.harness import run_files
+from plam_eval.layer_sets import layers_of, write_layers
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text
 
@@ -79,19 +80,21 @@ class Demo:
     page: Path
 
 
-def prepare(folder: Path, documents: int = 120) -> Path:
-    """Write the offline suite into `folder` and copy the pair beside the datasets, as `pair/mllm` and `pair/base`.
+def prepare(folder: Path, documents: int = 120, models: str = "pair") -> Path:
+    """Write the offline suite into `folder` and copy the models beside the datasets, as `pair/mllm` and `pair/base`.
 
     Args:
         folder: as in `write_hub`.
         documents: of each task, those to scan among them.
+        models: "pair", or "trio": then there is also `trio/ancestor`, and GQA asks for reasoning only.
     """
-    suite = hub.write_hub(folder, documents_per_task=documents)
-    packaged = Path(str(resources.files("plam_eval.demo") / "pair"))
+    suite = hub.write_hub(folder, documents_per_task=documents, gqa="reasoning" if models == "trio" else "all")
+    packaged = Path(str(resources.files("plam_eval.demo") / models))
     if not (packaged / "mllm" / "model.safetensors").is_file():
-        raise DemoError(f"no embedded pair in {packaged}: train it with `python -m plam_eval.demo.train`")
+        script = "train_trio" if models == "trio" else "train"
+        raise DemoError(f"no embedded {models} in {packaged}: train it with `python -m plam_eval.demo.{script}`")
     for source in packaged.rglob("*"):
-        target = suite / "pair" / source.relative_to(packaged)
+        target = suite / models / source.relative_to(packaged)
         if source.is_dir():
             target.mkdir(parents=True, exist_ok=True)
         elif not target.is_file() or sha256_of_file(target) != sha256_of_file(source):
@@ -172,8 +175,8 @@ def export_command(plateau: str, sweep: Path) -> list[str]:
     if findings.selection is not None:
         cells = {cell["name"]: cell["spec"] for cell in findings.plan["grid"]["cells"]}
         spec = cells[findings.selection.cell]
-        layers, weights = spec["layer_range"], spec["weights"]
-        words += ["--layers", f"{layers[0]}:{layers[1]}", "--modules", "+".join(spec["modules"])]
+        weights = spec["weights"]
+        words += ["--layers", write_layers(layers_of(spec)), "--modules", "+".join(spec["modules"])]
         words += ["--model-weight", str(weights["model"]), "--base-weight", str(weights["base_model"])]
     return [*words, "--results", "../sweep", "--output", f"../export/{CHECKPOINT}"]
 

@@ -71,6 +71,14 @@ WIDTH, LAYERS, HEADS, INTERMEDIATE = 128, 8, 4, 256
 CHINESE_SHARE = 0.1
 TOWER_LAYERS, TOWER_WIDTH = 3, 128  # LLaVA reads the last but one layer, so two of the three are used
 
+# A place is one token, " top left", and so is a Chinese word: what has to be looked up is then one thing to match.
+PLACES = tuple(" " + position for position in POSITIONS)
+PHRASES = (
+    *FIXED_PHRASES,
+    *PLACES,
+    *(word for english, word in CHINESE.items() if english not in DIGITS and len(word) > 1),
+)
+
 # LLaVA-1.5's conversation form. A plain string and a list of parts (images first) both render.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -204,6 +212,12 @@ class Batch:
     spans: list[tuple[int, int, int, Branch]]
     pixel_values: torch.Tensor | None
 
+    def to(self, device: torch.device) -> Batch:
+        """The same with its tensors on `device`, where a model is."""
+        pixels = None if self.pixel_values is None else self.pixel_values.to(device)
+        ids, positions, mask = self.input_ids.to(device), self.position_ids.to(device), self.mask.to(device)
+        return Batch(ids, positions, mask, self.labels.to(device), self.described.to(device), self.spans, pixels)
+
 
 def make_batch(
     scenes: list[Scene],
@@ -226,6 +240,47 @@ def make_batch(
         descriptions: branches that describe the scene; a fraction is the chance of one more.
         with_match: whether some questions need no scene; never with images.
     """
+
+    def branches(scene: Scene) -> list[Branch]:
+        asked = branches_of(scene, questions, rng, with_match and not images)
+        count = int(descriptions) + (rng.random() < descriptions % 1)
+        return asked + [describing_branch(scene, rng, CHINESE_SHARE) for _ in range(count)]
+
+    return batch_of(scenes, branches, rng, encode, images=images, chinese=CHINESE_SHARE)
+
+
+def describing_branch(scene: Scene, rng: random.Random, chinese: float = 0.0) -> Branch:
+    """A branch that describes the scene.
+
+    Args:
+        scene: what is described.
+        rng: draws the language and the order of the cells.
+        chinese: the chance of Chinese.
+    """
+    language = "zh" if rng.random() < chinese else "en"
+    asked = "Describe the scene." if language == "en" else "请描述这个场景。"
+    return Branch("describe", "describe", asked, describe_scene(scene, rng, language))
+
+
+def batch_of(
+    scenes: list[Scene],
+    branches_of_scene: Callable[[Scene], list[Branch]],
+    rng: random.Random,
+    encode: Encoder,
+    *,
+    images: bool,
+    chinese: float = 0.0,
+) -> Batch:
+    """Sequences for `scenes`, each a prefix (the scene, as an image or in words) and the branches behind it.
+
+    Args:
+        scenes: one for each sequence.
+        branches_of_scene: what is asked about a scene.
+        rng: draws the words of the prefixes and how the pictures are drawn.
+        encode: text to token ids.
+        images: whether the prefix holds the scene's image rather than its description.
+        chinese: the chance that a description in a prefix is Chinese.
+    """
     tokenizer = encode.tokenizer
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     rows: list[tuple[list[int], list[int], list[int], list[int], list[int]]] = []
@@ -234,16 +289,11 @@ def make_batch(
         if images:
             prefix = [tokenizer.bos_token_id, *encode("USER: "), *[image_token] * IMAGE_TOKENS, *encode("\n")]
         else:
-            told = describe_scene(scene, rng, "zh" if rng.random() < CHINESE_SHARE else "en")
+            told = describe_scene(scene, rng, "zh" if rng.random() < chinese else "en")
             prefix = [tokenizer.bos_token_id, *encode(f"USER: {told}\n")]
         ids, positions, branch_ids = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         labels, described = [-100] * len(prefix), [0] * len(prefix)
-        branches = branches_of(scene, questions, rng, with_match and not images)
-        for _ in range(int(descriptions) + (rng.random() < descriptions % 1)):
-            language = "zh" if rng.random() < CHINESE_SHARE else "en"
-            asked = "Describe the scene." if language == "en" else "请描述这个场景。"
-            branches.append(Branch("describe", "describe", asked, describe_scene(scene, rng, language)))
-        for number, branch in enumerate(branches, start=1):
+        for number, branch in enumerate(branches_of_scene(scene), start=1):
             prompt = [*encode(branch.text), *encode(" ASSISTANT:")]
             answer = [*encode(" " + branch.answer), tokenizer.eos_token_id]
             start = len(ids) + len(prompt) - 1  # the position that predicts the answer's first token
@@ -284,13 +334,21 @@ def pixel_values(images: list[Any]) -> torch.Tensor:
 # --- tokenizer, models ------------------------------------------------------------------------------------------------
 
 
-def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    seed: int,
+    texts: Callable[[random.Random], Iterator[str]] | None = None,
+    phrases: tuple[str, ...] = PHRASES,
+    size: int = 768,
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE: frequent English words become one token each, Chinese characters stay single.
 
     The phrases that every document of a task repeats are one token each too: sequences are then a third shorter.
 
     Args:
         seed: of the texts that it is trained on.
+        texts: draws them; by default those of the pair.
+        phrases: that are one token each, whatever the texts are, beside the two roles.
+        size: how many tokens there are before the phrases, at most.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -302,15 +360,14 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=768,
+        vocab_size=size,
         min_frequency=20,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
 
-    def corpus() -> Iterator[str]:
-        rng = random.Random(f"{seed}:tokenizer")
+    def corpus(rng: random.Random) -> Iterator[str]:
         for _ in range(3000):
             scene = scene_of("train", rng)
             yield f"USER: {describe_scene(scene, rng)}\n"
@@ -319,12 +376,8 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
             for branch in branches_of(scene, 8, rng, with_match=True):
                 yield f"{branch.text} ASSISTANT: {branch.answer}"
 
-    tokenizer.train_from_iterator(corpus(), trainer)
-    # A place is one token, " top left", and so is a Chinese word: what has to be looked up is then one thing to match.
-    words = [" " + position for position in POSITIONS]
-    words += [word for english, word in CHINESE.items() if english not in DIGITS and len(word) > 1]
-    phrases = ("USER:", " ASSISTANT:", *FIXED_PHRASES, *words)
-    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
+    tokenizer.train_from_iterator((texts or corpus)(random.Random(f"{seed}:tokenizer")), trainer)
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in ("USER:", " ASSISTANT:", *phrases)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
@@ -342,16 +395,25 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def text_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The decoder of base and MLLM; `tokenizer` gives the size of the vocabulary and the special tokens."""
+def text_config(
+    tokenizer: PreTrainedTokenizerFast, width: int = WIDTH, heads: int = HEADS, intermediate: int = INTERMEDIATE
+) -> LlamaConfig:
+    """The decoder of base and MLLM.
+
+    Args:
+        tokenizer: gives the size of the vocabulary and the special tokens.
+        width: of the hidden states.
+        heads: of its attention.
+        intermediate: width inside its MLPs.
+    """
     return LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=INTERMEDIATE,
+        hidden_size=width,
+        intermediate_size=intermediate,
         num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        head_dim=WIDTH // HEADS,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
         max_position_embeddings=2048,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -376,11 +438,16 @@ def tower_config() -> CLIPVisionConfig:
     )
 
 
-def build_mllm(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """An untrained MLLM in the LLaVA-1.5 format; `tokenizer` as in `text_config`."""
+def build_mllm(tokenizer: PreTrainedTokenizerFast, text: LlamaConfig | None = None) -> LlavaForConditionalGeneration:
+    """An untrained MLLM in the LLaVA-1.5 format.
+
+    Args:
+        tokenizer: as in `text_config`.
+        text: of its decoder; by default the pair's.
+    """
     config = LlavaConfig(
         vision_config=tower_config(),
-        text_config=text_config(tokenizer),
+        text_config=text or text_config(tokenizer),
         image_token_index=tokenizer.vocab["<image>"],
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-2,
@@ -451,7 +518,7 @@ class Stage:
         """
         step, best, best_state, seconds = 0, {"accuracy": -1.0}, None, 0.0
         if self.file.exists():
-            state = torch.load(self.file, weights_only=True)
+            state = torch.load(self.file, weights_only=True, map_location=next(self.module.parameters()).device)
             self.module.load_state_dict(state["module"])
             for (optimizer, _), saved in zip(self.groups, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
@@ -508,14 +575,14 @@ def optimizers(
     """Muon for the decoder layers' matrices, AdamW for everything else.
 
     Args:
-        decoder: the layers whose matrices Muon trains.
+        decoder: the layers whose matrices Muon trains, those that are not frozen.
         rest: all other parameters, in groups with their learning rates.
         muon_lr: Muon's learning rate.
 
     Returns:
         Each optimizer with the learning rates of its groups.
     """
-    matrices = [p for p in decoder.parameters() if p.ndim == 2]
+    matrices = [p for p in decoder.parameters() if p.ndim == 2 and p.requires_grad]
     muon = torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.01, momentum=0.95)
     adam = torch.optim.AdamW(
         [{"params": params, "lr": lr} for params, lr in rest], betas=(0.9, 0.95), weight_decay=0.01
@@ -532,6 +599,7 @@ def answer_loss(model: nn.Module, head: nn.Module, batch: Batch, description_wei
         batch: what is learned.
         description_weight: of the descriptions' mean beside the answers'.
     """
+    batch = batch.to(next(model.parameters()).device)
     hidden = _hidden(model, batch)
     learned = batch.labels != -100
     losses = F.cross_entropy(head(hidden[learned]).float(), batch.labels[learned], reduction="none")
@@ -563,8 +631,9 @@ def accuracy(model: nn.Module, head: nn.Module, batches: list[Batch]) -> dict[st
     model.eval()
     right: dict[str, list[bool]] = defaultdict(list)
     for batch in batches:
+        batch = batch.to(next(model.parameters()).device)
         guess = head(_hidden(model, batch)).argmax(-1)
-        hit = guess == batch.labels
+        hit = (guess == batch.labels).cpu()
         for row, start, end, branch in batch.spans:
             ok = bool(hit[row, start:end].all())
             right[f"form/{branch.form}"].append(ok)
@@ -578,49 +647,53 @@ def accuracy(model: nn.Module, head: nn.Module, batches: list[Batch]) -> dict[st
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def train_tower(settings: Settings, folder: Path) -> tuple[CLIPVisionModel, dict[str, float]]:
+def train_tower(
+    seed: int, steps: int, folder: Path, device: torch.device | str = "cpu"
+) -> tuple[CLIPVisionModel, dict[str, float]]:
     """The tower's patch features of each cell must tell its colour and its shape ("empty" is one of each).
 
     Args:
-        settings: of the run.
+        seed: of the weights and the scenes.
+        steps: of training.
         folder: for the stage's state and log.
+        device: where it is trained.
 
     Returns:
         The best tower, and its held-out scores.
     """
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(seed)
     tower = CLIPVisionModel(tower_config())
     color_names, shape_names = ("empty", *COLORS), ("empty", *SHAPES, *DIGITS)
     heads = nn.ModuleList([nn.Linear(TOWER_WIDTH, len(color_names)), nn.Linear(TOWER_WIDTH, len(shape_names))])
-    both = nn.ModuleDict({"tower": tower, "heads": heads})
+    both = nn.ModuleDict({"tower": tower, "heads": heads}).to(device)
     side = IMAGE_SIZE // PATCH_SIZE
 
     def logits(scenes: list[Scene], rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = pixel_values([draw_scene(s, rng.getrandbits(32)).image for s in scenes])
-        features = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = tower(pixel_values=pixels.to(device), output_hidden_states=True).hidden_states[-2][:, 1:]
         cells = features.view(len(scenes), 2, side // 2, 2, side // 2, -1).mean((2, 4)).flatten(1, 2)
         return heads[0](cells), heads[1](cells)
 
     def targets(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
         colors = [[color_names.index(t.color) if t else 0 for t in s.cells] for s in scenes]
         shapes = [[shape_names.index(t.shape) if t else 0 for t in s.cells] for s in scenes]
-        return torch.tensor(colors), torch.tensor(shapes)
+        return torch.tensor(colors, device=device), torch.tensor(shapes, device=device)
 
     def loss_of(step: int) -> torch.Tensor:
-        rng = random.Random(f"{settings.seed}:tower:{step}")
+        rng = random.Random(f"{seed}:tower:{step}")
         scenes = [scene_of("train", rng) for _ in range(64)]
         predicted, true = logits(scenes, rng), targets(scenes)
         return sum(F.cross_entropy(p.flatten(0, 1), t.flatten()) for p, t in zip(predicted, true, strict=True))  # type: ignore[return-value]
 
     @torch.no_grad()
     def score() -> dict[str, float]:
-        rng = random.Random(f"{settings.seed}:tower-heldout")
+        rng = random.Random(f"{seed}:tower-heldout")
         scenes = [scene_of("heldout", rng) for _ in range(256)]
         color, shape = ((p.argmax(-1) == t) for p, t in zip(logits(scenes, rng), targets(scenes), strict=True))
         return {"accuracy": (color & shape).float().mean().item(), "color": color.float().mean().item()}
 
     adam = torch.optim.AdamW(both.parameters(), lr=1e-3, weight_decay=0.01)
-    best = Stage("tower", both, [(adam, [1e-3])], settings.tower_steps, folder).run(loss_of, score)
+    best = Stage("tower", both, [(adam, [1e-3])], steps, folder).run(loss_of, score)
     return tower, best
 
 
@@ -629,7 +702,7 @@ def _batches(
 ) -> tuple[Callable[[int], Batch], list[Batch]]:
     """A step's batch as a function of the step's number, and fixed batches of held-out scenes to score on."""
 
-    def batch_of(step: int) -> Batch:
+    def batch_at(step: int) -> Batch:
         rng = random.Random(f"{settings.seed}:{stage}:{step}")
         scenes = [scene_of("train", rng) for _ in range(settings.scenes_per_step)]
         if settings.describing(stage, step):
@@ -649,15 +722,18 @@ def _batches(
         )
         for _ in range(4)
     ]
-    return batch_of, heldout
+    return batch_at, heldout
 
 
 @torch.no_grad()
-def _start_from_lookup(model: LlamaForCausalLM) -> None:
+def start_from_lookup(model: LlamaForCausalLM) -> None:
     """Equal query and key projections: at the start, a token attends to tokens of its own kind.
 
     It is meant to make looking a place up in a description easy to find. The idea is that of mimetic initialisation
     (Trockman and Kolter, arXiv 2305.09828); its effect was not measured apart from the other settings.
+
+    Args:
+        model: whose decoder layers are changed in place.
     """
     for layer in model.model.layers:
         layer.self_attn.q_proj.weight.normal_(0, 0.08)
@@ -677,12 +753,12 @@ def train_base(settings: Settings, folder: Path, encode: Encoder) -> tuple[Llama
     """
     torch.manual_seed(settings.seed)
     model = LlamaForCausalLM(text_config(encode.tokenizer))
-    _start_from_lookup(model)
-    batch_of, heldout = _batches(settings, "base", encode, images=False)
+    start_from_lookup(model)
+    batch_at, heldout = _batches(settings, "base", encode, images=False)
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers" not in n]
     groups = optimizers(model.model.layers, [(others, settings.other_lr)], settings.base_lr)
     best = Stage("base", model, groups, settings.base_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, batch_of(step), settings.description_weight("base", step)),
+        lambda step: answer_loss(model.model, model.lm_head, batch_at(step), settings.description_weight("base", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
@@ -708,7 +784,7 @@ def train_mllm(
     model.model.language_model.load_state_dict(base.model.state_dict())
     model.lm_head.load_state_dict(base.lm_head.state_dict())
     model.model.vision_tower.load_state_dict(tower.state_dict())
-    batch_of, heldout = _batches(settings, "mllm", encode, images=True)
+    batch_at, heldout = _batches(settings, "mllm", encode, images=True)
     decoder = model.model.language_model
     slow = [p for n, p in decoder.named_parameters() if p.ndim != 2 or "layers" not in n]
     slow += list(model.lm_head.parameters())
@@ -721,7 +797,7 @@ def train_mllm(
     ]
     groups = optimizers(decoder.layers, rest, settings.mllm_lr)
     best = Stage("mllm", model, groups, settings.mllm_steps, folder).run(
-        lambda step: answer_loss(model.model, model.lm_head, batch_of(step), settings.description_weight("mllm", step)),
+        lambda step: answer_loss(model.model, model.lm_head, batch_at(step), settings.description_weight("mllm", step)),
         lambda: accuracy(model.model, model.lm_head, heldout),
     )
     return model, best
@@ -766,19 +842,40 @@ def save_pair(
         tokenizer: of both.
         output: folder for the two; files of these names are overwritten.
     """
-    for folder, model, renamed in ((output / "mllm", mllm, _hub_name), (output / "base", base, str)):
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {renamed(name): value.detach().contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "model.safetensors").chmod(0o644)
-        model.config.architectures = [type(model).__name__]
-        model.config.dtype = torch.float32
-        model.config.save_pretrained(folder)
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation = {name: getattr(tokenizer, name) for name in ids}
-        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    build_processor(tokenizer).save_pretrained(output / "mllm")
-    tokenizer.save_pretrained(output / "base")
+    save_model(output / "mllm", mllm, tokenizer)
+    save_model(output / "base", base, tokenizer)
+
+
+def save_model(
+    folder: Path,
+    model: LlavaForConditionalGeneration | LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write one model with its tokenizer, an MLLM with its processor.
+
+    Args:
+        folder: for the files; those of these names are overwritten.
+        model: the trained model.
+        tokenizer: its own.
+        dtype: in which tensors are stored. The config asks for float32 all the same: a smaller one saves room only.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    is_mllm = isinstance(model, LlavaForConditionalGeneration)
+    renamed = _hub_name if is_mllm else str
+    tensors = {renamed(k): v.detach().to("cpu", dtype).contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = torch.float32
+    model.config.save_pretrained(folder)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    generation = {name: getattr(tokenizer, name) for name in ids}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    if is_mllm:
+        build_processor(tokenizer).save_pretrained(folder)
+    else:
+        tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
@@ -800,7 +897,7 @@ def main() -> None:
     console.say(f"tokenizer: {len(encode.tokenizer)} tokens")
     if arguments.stage == "tokenizer":
         return
-    tower, tower_score = train_tower(settings, arguments.work)
+    tower, tower_score = train_tower(settings.seed, settings.tower_steps, arguments.work)
     if arguments.stage == "tower":
         return
     base, base_score = train_base(settings, arguments.work, encode)

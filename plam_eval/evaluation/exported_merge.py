@@ -96,9 +96,9 @@ class ExportedMerge:
             return "", "its digest is not that of the spec beside it; the file was changed, or is of another version"
         if spec.digest() == self.digest:
             return MERGED, ""
-        fields = ("layer_range", "modules", "weights")
+        fields = ("layers", "modules", "weights")
         alike = all(getattr(spec, field) == getattr(self.spec, field) for field in fields)
-        return (CONTROL if alike and spec.rule in control_names() else "", "")
+        return (CONTROL if alike and spec.rule in control_names(ancestor=True) else "", "")
 
 
 def ran_files(checkpoint: Mapping[str, Any], exported: Mapping[str, str]) -> bool:

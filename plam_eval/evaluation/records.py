@@ -25,6 +25,7 @@ from plam_eval.harness.run_files import (
     texts_of,
 )
 from plam_eval.harness.task_row import Score
+from plam_eval.layer_sets import layers_of, write_layers
 
 _MODE = re.compile(r"\((chat|simple)\)$")
 _ROUNDED = 1e-4
@@ -133,7 +134,7 @@ class Run:
         provenance = block.get("provenance") or {}
         spec = provenance.get("spec") or {}
         versions = provenance.get("versions") or {}
-        layers, weights = spec.get("layer_range"), spec.get("weights") or {}
+        weights = spec.get("weights") or {}
         return {
             "model": block.get("wrapper") or config.get("model") or self.results.get("model_source"),
             "pretrained": (provenance.get("checkpoint") or {}).get("name") or self.results.get("model_name"),
@@ -143,7 +144,7 @@ class Run:
             "model_commit": (provenance.get("checkpoint") or {}).get("commit"),
             "base_model": spec.get("base_model"),
             "base_commit": (provenance.get("base") or {}).get("commit"),
-            "layers": f"{layers[0]}:{layers[1]}" if layers else None,
+            "layers": write_layers(layers_of(spec)) if spec else None,
             "modules": "+".join(spec["modules"]) if spec else None,
             "model_weight": weights.get("model"),
             "base_weight": weights.get("base_model"),

@@ -19,6 +19,7 @@ from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.tasks import filters_of
+from plam_eval.layer_sets import layers_of
 
 RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
@@ -198,7 +199,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     f"{RECORD_KEY}/provenance/base": _OBJECT,
     f"{RECORD_KEY}/provenance/spec/modules/[]": _TEXT,
     f"{RECORD_KEY}/provenance/spec/layer_range/[]": _NUMBER,
+    f"{RECORD_KEY}/provenance/spec/layers/[]": _NUMBER,
     f"{RECORD_KEY}/provenance/spec/weights/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/spec/parameters/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/ancestor": _OBJECT,
     f"{RECORD_KEY}/provenance/merge/relative_change/*": _NUMBER,
     f"{RECORD_KEY}/provenance/merge/warnings/[]": _TEXT,
     f"{RECORD_KEY}/generation/calls": _NUMBER,
@@ -246,9 +250,16 @@ def check_results(results: dict[str, Any], file: object) -> dict[str, Any]:
         if not math.isfinite((results.get("config") or {}).get(limit) or 0):
             raise RecordError(f"{file}: config/{limit}: found no finite number; copy it again, or run again")
     spec = ((results.get(RECORD_KEY) or {}).get("provenance") or {}).get("spec")
-    if spec and (len(spec.get("layer_range") or ()) != 2 or not spec.get("modules")):
-        raise RecordError(f"{file}: found a spec without a layer range or modules; copy it again, or run again")
+    if spec and not (_names_layers(spec) and spec.get("modules")):
+        raise RecordError(f"{file}: found a spec without layers or modules; copy it again, or run again")
     return results
+
+
+def _names_layers(spec: Mapping[str, Any]) -> bool:
+    try:
+        return bool(layers_of(spec))
+    except ValueError:
+        return False
 
 
 def _values(file: object, content: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,11 +34,51 @@ class Operand:
 
 
 @dataclass(frozen=True)
+class TaskVectors:
+    """How MLLM and base lie to their ancestor A, over tensors: sums of squares, and one of products.
+
+    Attributes:
+        model: ||W_mllm - A||^2.
+        base: ||W_base - A||^2.
+        product: the inner product of both.
+    """
+
+    model: float = 0.0
+    base: float = 0.0
+    product: float = 0.0
+
+    def __add__(self, other: TaskVectors) -> TaskVectors:
+        return TaskVectors(self.model + other.model, self.base + other.base, self.product + other.product)
+
+    def to_dict(self) -> dict[str, float]:
+        """Norms of W_mllm - A, of W_base - A and of W_mllm - W_base, and the cosine of the first two; 0 without one."""
+        both = math.sqrt(self.model * self.base)
+        apart = max(0.0, self.model + self.base - 2 * self.product)
+        return {
+            "model": math.sqrt(self.model),
+            "base_model": math.sqrt(self.base),
+            "difference": math.sqrt(apart),
+            "cosine": self.product / both if both else 0.0,
+        }
+
+    def warning(self) -> str | None:
+        """That what was given can hardly be the ancestor; None where it can."""
+        norms = self.to_dict()
+        if norms["model"] <= norms["difference"]:
+            return None
+        return (
+            f"the MLLM is further from the ancestor ({norms['model']:.4g}) than from its base "
+            f"({norms['difference']:.4g}), so this is probably not the checkpoint that both were tuned from"
+        )
+
+
+@dataclass(frozen=True)
 class TensorChange:
     """Frobenius norms of what a merge changed in one tensor, and of the plain tensor, in the dtype of the result."""
 
     difference: float
     plain: float
+    vectors: TaskVectors | None = None
 
 
 _PART = 1 << 20  # elements on a CPU, so that what a part needs stays in its caches
@@ -66,7 +107,13 @@ class Buffers:
 
 
 def merge_tensor(
-    spec: PlateauSpec, key: Key, model: Operand, base: Operand, out: Tensor, buffers: Buffers
+    spec: PlateauSpec,
+    key: Key,
+    model: Operand,
+    base: Operand,
+    out: Tensor,
+    buffers: Buffers,
+    ancestor: Operand | None = None,
 ) -> TensorChange:
     """One tensor: computed on the device of `out`, and rounded once into it, part by part.
 
@@ -79,21 +126,24 @@ def merge_tensor(
         base: W_base, as stored.
         out: where the result is written, of the operands' shape; it may be the MLLM's own tensor.
         buffers: memory to work in.
+        ancestor: A, as stored, where the rule takes it.
 
     Raises:
         MergeError: the operands are of another shape than `out`, or hold NaN or Inf, or the result overflows. It may
             leave `out` written in part.
     """
-    working = torch.float64 if torch.float64 in (model.tensor.dtype, base.tensor.dtype) else torch.float32
+    operands = [operand for operand in (model, base, ancestor) if operand is not None]
+    is_wide = any(operand.tensor.dtype == torch.float64 for operand in operands)
+    working = torch.float64 if is_wide else torch.float32
     function, generator = FUNCTIONS[spec.rule], generator_of(spec.seed, key)
     whole = not RULES[spec.rule].elementwise
-    if wrong := [operand for operand in (model, base) if operand.tensor.shape != out.shape]:
+    if wrong := [operand for operand in operands if operand.tensor.shape != out.shape]:
         shapes = ", ".join(f"{operand.where} is {list(operand.tensor.shape)}" for operand in wrong)
         raise MergeError(f"{shapes}; expected {list(out.shape)}, as its header said. Download it again")
     flat = out.view(-1) if out.is_contiguous() else torch.empty(out.numel(), dtype=out.dtype, device=out.device)
     stored, other = (operand.on(out.device).tensor.reshape(-1) for operand in (model, base))
     size = flat.numel() if whole else min(flat.numel(), _PART if out.device.type == "cpu" else _LARGE_PART)
-    change = total = 0.0
+    change, total, vectors = 0.0, 0.0, TaskVectors() if ancestor is not None else None
     for start in range(0, flat.numel(), max(1, size)):
         span = slice(start, min(start + size, flat.numel()))
         length = span.stop - start
@@ -102,9 +152,16 @@ def merge_tensor(
         two.copy_(other[span])
         squares = sum_of_squares(one)
         if not (math.isfinite(squares) and math.isfinite(sum_of_squares(two))):
-            raise MergeError(*(not_finite(model, base) or _too_large(model, base)))
+            raise MergeError(*(not_finite(*operands) or _too_large(*operands)))
         shape = out.shape if whole else (length,)
-        merged = function(one.view(shape), two.view(shape), spec.weights, generator).reshape(-1)
+        more: dict[str, Any] = {**spec.parameters}
+        if ancestor is not None and vectors is not None:
+            three = buffers.take(4, out, length, working).copy_(ancestor.tensor.reshape(-1)[span])
+            if not math.isfinite(sum_of_squares(three)):
+                raise MergeError(*(not_finite(*operands) or _too_large(*operands)))
+            vectors += _task_vectors(one, two, three, buffers.take(5, out, length, working))
+            more["ancestor"] = three.view(shape)
+        merged = function(one.view(shape), two.view(shape), spec.weights, generator, **more).reshape(-1)
         rounded = buffers.take(2, out, length, out.dtype).copy_(merged)
         one.copy_(stored[span])
         if stored.dtype != out.dtype:  # then plain is rounded, too
@@ -120,7 +177,14 @@ def merge_tensor(
         change, total = change + difference, total + squares
     if not out.is_contiguous():
         out.copy_(flat.view(out.shape))
-    return TensorChange(math.sqrt(change), math.sqrt(total))
+    return TensorChange(math.sqrt(change), math.sqrt(total), vectors)
+
+
+def _task_vectors(one: Tensor, two: Tensor, three: Tensor, space: Tensor) -> TaskVectors:
+    """Of vectors, by 2 x.y = x^2 + y^2 - (x - y)^2: one vector of space is enough."""
+    pairs = (one, three), (two, three), (one, two)
+    model, base, apart = (sum_of_squares(torch.sub(a, b, out=space)) for a, b in pairs)
+    return TaskVectors(model, base, (model + base - apart) / 2)
 
 
 def sum_of_squares(vector: Tensor) -> float:
@@ -158,11 +222,15 @@ def _too_large(*operands: Operand) -> list[str]:
 
 
 class LayerChanges:
-    """||W_new - W_mllm||_F and ||W_mllm||_F per layer, as sums of squares; `count` tensors of all layers."""
+    """||W_new - W_mllm||_F and ||W_mllm||_F per layer, as sums of squares; `count` tensors of all layers.
+
+    `vectors` has sums over all tensors, where there is an ancestor.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float]] = {}
         self.count = 0
+        self.vectors: TaskVectors | None = None
 
     def add(self, layer: int, change: TensorChange) -> None:
         """Count one more tensor.
@@ -174,6 +242,13 @@ class LayerChanges:
         difference, plain = self._sums.get(layer, (0.0, 0.0))
         self._sums[layer] = difference + change.difference**2, plain + change.plain**2
         self.count += 1
+        if change.vectors is not None:
+            self.vectors = (self.vectors or TaskVectors()) + change.vectors
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the tensors themselves have shown, beside what was seen in headers."""
+        warning = self.vectors.warning() if self.vectors is not None else None
+        return (warning,) if warning else ()
 
     def relative(self) -> dict[int, float]:
         """Layer -> ||W_new - W_mllm||_F / ||W_mllm||_F over its tensors; 0 for a layer of zeros."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from plam_eval.merging.plan import (
     compare_tensors,
     decoder_names,
     locate_tensors,
+    open_ancestor,
     plan_merge,
 )
 from plam_eval.merging.report import MergeReport
@@ -80,11 +82,14 @@ def merge_in_place(
     started = time.perf_counter()
     work = _prepare(module, spec, checkpoint, base)
     base_identity = work.base.identity() if work.base else {}  # before a tensor of it is read
+    ancestor = work.plan.ancestor if work.plan else None
+    ancestor_identity = ancestor.identity() if ancestor else None
     state, source, base_source, jobs, problems = work.state, work.source, work.base, work.jobs, Problems()
     new_state = MergeState(merged=frozenset(job.key for job in jobs if job.base_name))
     if isinstance(source, Checkpoint):
         new_state = replace(new_state, checkpoint=source.location, revision=source.commit, identity=source.identity())
-    read_before = source.bytes_read + (base_source.bytes_read if base_source else 0)
+    sides = [side for side in (source, base_source, ancestor) if side is not None]
+    read_before = sum(side.bytes_read for side in sides)
     changes, buffers = LayerChanges(), Buffers()
     size = sum(job.parameter.nbytes for job in jobs)
     undo = NoUndo() if thrown_away_on_error else UndoLog(module, jobs, state, source, last_merge_of(module))
@@ -99,7 +104,11 @@ def merge_in_place(
             merged = {job.key: job for job in jobs if job.base_name}
             names = {key: str(job.base_name) for key, job in merged.items()}
             written = {key: checksum_of(job.parameter) for key, job in merged.items()}
-            last = LastMerge(spec, FUNCTIONS[spec.rule], base_source, base_identity, names, written)
+            of_ancestor = {key: job.ancestor_name for key, job in merged.items() if job.ancestor_name}
+            last = LastMerge(
+                *(spec, FUNCTIONS[spec.rule], base_source, base_identity, names, written),
+                *(ancestor, ancestor_identity, of_ancestor),
+            )
         report = MergeReport(
             spec=spec.to_dict() if spec else None,
             digest=spec.digest() if spec else None,
@@ -107,12 +116,13 @@ def merge_in_place(
             base_model=base_source.name if base_source else None,
             tensors=changes.count,
             restored=len(jobs) - changes.count,
-            bytes_read=source.bytes_read + (base_source.bytes_read if base_source else 0) - read_before,
+            bytes_read=sum(side.bytes_read for side in sides) - read_before,
             seconds=time.perf_counter() - started,
             relative_change=changes.relative(),
-            warnings=work.plan.warnings if work.plan else (),
+            warnings=(*(work.plan.warnings if work.plan else ()), *changes.warnings()),
             model_commit=source.recorded_commit if isinstance(source, Checkpoint) else None,
             base_commit=base_source.recorded_commit if base_source else None,
+            **_of_ancestor(ancestor, changes),
         )
         setattr(module, STATE, new_state)
     remember_last_merge(module, last)
@@ -191,6 +201,9 @@ def _prepare(
     if base_source:
         with problems.collect():
             base_source.prefetch(job.base_name for job in jobs if job.base_name)
+    if plan and plan.ancestor:
+        with problems.collect():
+            plan.ancestor.prefetch(job.ancestor_name for job in jobs if job.ancestor_name)
     problems.raise_any()
     return _Work(state, source, base_source, plan, jobs)
 
@@ -212,7 +225,14 @@ def _jobs(target: Parameters, source: Source, plan: MergePlan | None, state: Mer
     problems.raise_any()
     back = [TensorJob(key, parameters[key], target.tensor(parameters[key]), plain[key], None) for key in restored]
     return back + [
-        TensorJob(key, parameters[key], target.tensor(parameters[key]), tensor.model_name, tensor.base_name)
+        TensorJob(
+            key,
+            parameters[key],
+            target.tensor(parameters[key]),
+            tensor.model_name,
+            tensor.base_name,
+            tensor.ancestor_name,
+        )
         for key, tensor in planned.items()
     ]
 
@@ -250,7 +270,21 @@ def _bring(
         parameter = torch.empty_like(parameter)
     else:
         undo.note(job)
-    changes.add(job.key[0], merge_tensor(spec, job.key, model, base, parameter, buffers))
+    plan, ancestor = work.plan, None
+    if plan is not None and plan.ancestor is not None and job.ancestor_name is not None:
+        ancestor = read_operand(plan.ancestor, job.ancestor_name)
+    changes.add(job.key[0], merge_tensor(spec, job.key, model, base, parameter, buffers, ancestor))
+
+
+def _of_ancestor(ancestor: Checkpoint | None, changes: LayerChanges) -> dict[str, Any]:
+    """The fields of a report that only a merge with an ancestor has."""
+    if ancestor is None or changes.vectors is None:
+        return {}
+    return {
+        "ancestor": ancestor.name,
+        "ancestor_commit": ancestor.recorded_commit,
+        "task_vectors": changes.vectors.to_dict(),
+    }
 
 
 def _open(
@@ -324,8 +358,14 @@ def merged_weights(
     problems = Problems()
     base_names = locate_tensors(base, spec, problems)
     problems.raise_any()
+    ancestor, ancestor_names = open_ancestor(spec), dict[Key, str]()
+    if ancestor is not None:
+        ancestor_names = locate_tensors(ancestor, spec, problems)
+        compare_tensors(ancestor, ancestor_names, base, base_names, problems)
+        problems.raise_any()
+        ancestor.prefetch(ancestor_names.values())
     base.prefetch(base_names.values())
-    return _stream(weights, spec, base, base_names, dtype, on_report)
+    return _stream(weights, spec, base, base_names, dtype, on_report, ancestor, ancestor_names)
 
 
 def _stream(
@@ -335,8 +375,11 @@ def _stream(
     base_names: dict[Key, str],
     dtype: torch.dtype | None,
     on_report: Callable[[MergeReport], None] | None,
+    ancestor: Checkpoint | None,
+    ancestor_names: dict[Key, str],
 ) -> Iterator[tuple[str, Tensor]]:
-    started, read_before = time.perf_counter(), base.bytes_read
+    sides = [base] if ancestor is None else [base, ancestor]
+    started, read_before = time.perf_counter(), sum(side.bytes_read for side in sides)
     changes, buffers, seen, bytes_in = LayerChanges(), Buffers(), dict[Key, str](), 0
     stems = tuple(MODULES[module] + "." for module in spec.modules)
     for name, tensor in weights:
@@ -358,7 +401,9 @@ def _stream(
             )
         seen[key] = name
         value = torch.empty_like(tensor, dtype=dtype or tensor.dtype, requires_grad=False)
-        change = merge_tensor(spec, key, Operand(tensor, name), read_operand(base, base_name), value, buffers)
+        operands = Operand(tensor, name), read_operand(base, base_name)
+        third = read_operand(ancestor, ancestor_names[key]) if ancestor is not None else None
+        change = merge_tensor(spec, key, *operands, value, buffers, third)
         changes.add(key[0], change)
         bytes_in += tensor.nbytes
         yield name, value
@@ -374,9 +419,11 @@ def _stream(
                 base_model=base.name,
                 tensors=changes.count,
                 restored=0,
-                bytes_read=bytes_in + base.bytes_read - read_before,
+                bytes_read=bytes_in + sum(side.bytes_read for side in sides) - read_before,
                 seconds=time.perf_counter() - started,
                 relative_change=changes.relative(),
                 base_commit=base.recorded_commit,
+                warnings=changes.warnings(),
+                **_of_ancestor(ancestor, changes),
             )
         )

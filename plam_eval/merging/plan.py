@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from plam_eval import hub
 from plam_eval.errors import MergeError, near_names
 from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.geometry import decoder_geometry
 from plam_eval.merging.names import Key, by_layer, decoder_prefixes, decoder_tensor
 from plam_eval.spec import MODULES, PlateauSpec, SpecError
 
@@ -152,13 +153,13 @@ def locate_tensors(source: Source, spec: PlateauSpec, problems: Problems) -> dic
         )
         return {}
     depth = _depth(source, layers)
-    if spec.layer_range[1] > depth:
+    if spec.layers[-1] >= depth:
         try:
             spec.check_layers(depth, source.name)
         except SpecError as error:
             problems += error.problems
     names_of: dict[Key, str] = {}
-    for layer in range(spec.layer_range[0], min(spec.layer_range[1], depth)):
+    for layer in (layer for layer in spec.layers if layer < depth):
         suffixes = layers.get(layer, {})
         for module in (MODULES[name] for name in spec.modules):
             stored = {
@@ -292,7 +293,7 @@ def _compare_layers(model: Source, base: Checkpoint, spec: PlateauSpec, problems
             "layer n of the other, as where cross-attention layers stand in between or layers were cut off."
             f"{cross} {nowhere}"
         )
-    for layer in sorted(n for n in lacking[0] ^ lacking[1] if n < min(*depths, spec.layer_range[1])):
+    for layer in sorted(n for n in lacking[0] ^ lacking[1] if n < min(*depths, spec.layers[-1] + 1)):
         has, lacks = (base, model) if layer in lacking[0] else (model, base)
         kinds = ", ".join(sorted(_kinds((mine if lacks is model else theirs)[layer])))
         problems.append(
@@ -308,67 +309,6 @@ def _kinds(layer: Mapping[str, Any]) -> set[str]:
 def _some(numbers: Iterable[int]) -> str:
     listed = sorted(numbers)
     return ", ".join(map(str, listed[:10])) + (", ..." if len(listed) > 10 else "")
-
-
-_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-
-
-def decoder_geometry(config: Any) -> dict[str, Any]:
-    """Sizes of the language decoder that a config describes.
-
-    Fields that a config leaves out have their model type's default, as on loading; None where neither says.
-
-    Args:
-        config: config.json's content, or a transformers config.
-
-    Raises:
-        MergeError: transformers knows the model type and refuses the config, or a size is no number.
-    """
-    if isinstance(config, Mapping):
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-        model_type = config.get("model_type")
-        if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
-            try:
-                config = CONFIG_MAPPING[model_type].from_dict(dict(config))
-            except Exception as error:
-                raise MergeError(f"config.json is invalid for {model_type}: {' '.join(str(error).split())}") from error
-        else:  # a type with remote code: only what the file itself says
-            config = config.get("thinker_config") or config
-            config = _mapping(config, "thinker_config")
-            config = _mapping(config.get("text_config") or config.get("llm_config") or config, "text_config")
-    if hasattr(config, "get_text_config"):
-        try:
-            config = config.get_text_config(decoder=True).to_dict()
-        except Exception as error:
-            raise MergeError(f"the config describes no language decoder: {' '.join(str(error).split())}") from error
-    rope = _mapping(config.get("rope_parameters") or {}, "rope_parameters")
-    sizes = {
-        **{field: config.get(field) for field in (*_SIZES, "rms_norm_eps")},
-        "rope_theta": rope.get("rope_theta", config.get("rope_theta")),
-    }
-    problems = [
-        f"config: {field} is {value!r}; expected a {'whole ' if field in _SIZES else ''}number above 0"
-        for field, value in sizes.items()
-        if value is not None and not _number(value, whole=field in _SIZES)
-    ]
-    if problems:
-        raise MergeError(*problems)
-    heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
-    sizes["num_key_value_heads"] = sizes["num_key_value_heads"] or heads
-    sizes["head_dim"] = sizes["head_dim"] or (width // heads if width and heads else None)
-    return sizes
-
-
-def _mapping(value: Any, field: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise MergeError(f"config: {field} is {type(value).__name__}, expected a mapping")
-    return value
-
-
-def _number(value: Any, *, whole: bool) -> bool:
-    kinds = (int,) if whole else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _compare_configs(model: Source, base: Checkpoint, problems: Problems, warnings: list[str]) -> None:
@@ -424,6 +364,7 @@ class PlannedTensor:
     shape: tuple[int, ...]
     model_dtype: torch.dtype
     base_dtype: torch.dtype
+    ancestor_name: str | None = None
 
     @property
     def key(self) -> Key:
@@ -433,13 +374,29 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge would do, known from headers and configs alone. Bytes are those to read from either side."""
+    """What a merge would do, known from headers and configs alone. Bytes are those to read from either side.
+
+    `ancestor` is the third checkpoint, where the rule takes one; its bytes count with the base's.
+    """
 
     spec: PlateauSpec
     tensors: tuple[PlannedTensor, ...]
     model_bytes: int
     base_bytes: int
     warnings: tuple[str, ...]
+    ancestor: Checkpoint | None = None
+
+
+def open_ancestor(spec: PlateauSpec) -> Checkpoint | None:
+    """The ancestor that a merge takes tensors of; None where it takes none.
+
+    Args:
+        spec: what to merge.
+
+    Raises:
+        MergeError: it is not there, or no checkpoint.
+    """
+    return Checkpoint.open(str(spec.ancestor), role="ancestor") if spec.needs_ancestor else None
 
 
 def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Parameters | None = None) -> MergePlan:
@@ -458,6 +415,14 @@ def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Pa
     problems, warnings = Problems(), list[str]()
     model_names, base_names = locate_tensors(model, spec, problems), locate_tensors(base, spec, problems)
     compare_tensors(model, model_names, base, base_names, problems)
+    ancestor, ancestor_names = None, dict[Key, str]()
+    with problems.collect():
+        ancestor = open_ancestor(spec)
+    if ancestor is not None:
+        ancestor_names = locate_tensors(ancestor, spec, problems)
+        compare_tensors(model, model_names, ancestor, ancestor_names, problems)
+        _compare_layers(model, ancestor, spec, problems)
+        _compare_configs(model, ancestor, problems, warnings)
     if target is not None and target is not model:
         compare_tensors(target, locate_tensors(target, spec, problems), model, model_names, problems)
     _compare_layers(model, base, spec, problems)
@@ -466,9 +431,14 @@ def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Pa
         warnings.append(f"the spec was made for {spec.model}, and this is {model.name}")
     problems.raise_any()
     tensors = tuple(
-        PlannedTensor(*key, name, base_names[key], model.shape(name), model.dtype(name), base.dtype(base_names[key]))
+        PlannedTensor(
+            *(*key, name, base_names[key], model.shape(name), model.dtype(name), base.dtype(base_names[key])),
+            ancestor_name=ancestor_names.get(key),
+        )
         for key, name in sorted(model_names.items())
     )
     model_bytes = sum(math.prod(t.shape) * t.model_dtype.itemsize for t in tensors)
     base_bytes = sum(math.prod(t.shape) * t.base_dtype.itemsize for t in tensors)
-    return MergePlan(spec, tensors, model_bytes, base_bytes, tuple(warnings))
+    if ancestor is not None:
+        base_bytes += sum(math.prod(t.shape) * ancestor.dtype(str(t.ancestor_name)).itemsize for t in tensors)
+    return MergePlan(spec, tensors, model_bytes, base_bytes, tuple(dict.fromkeys(warnings)), ancestor)

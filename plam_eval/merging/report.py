@@ -6,6 +6,8 @@ import io
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plam_eval.layer_sets import layers_of, tell_layers
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.terminal import PlainTable, Terminal
 
 
@@ -19,6 +21,9 @@ class MergeReport:
             hub, None for what is not from there.
         tensors: merged tensors; `restored`: tensors put back to their plain values.
         bytes_read: bytes read from both checkpoints.
+        ancestor, ancestor_commit: the third checkpoint likewise, of a rule that takes one.
+        task_vectors: with it, over all merged tensors, the norms of model - ancestor ("model"), base - ancestor
+            ("base_model") and model - base ("difference"), and the "cosine" of the first two.
         relative_change: layer -> ||W_new - W_mllm||_F / ||W_mllm||_F over its merged tensors, after rounding.
     """
 
@@ -34,6 +39,9 @@ class MergeReport:
     warnings: tuple[str, ...] = ()
     model_commit: str | None = None
     base_commit: str | None = None
+    ancestor: str | None = None
+    ancestor_commit: str | None = None
+    task_vectors: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -59,10 +67,15 @@ class MergeReport:
         table.add_column(overflow="fold")
         table.add_row("model", _at(self.model, self.model_commit))
         if self.spec:
-            weights, layers = self.spec["weights"], self.spec["layer_range"]
+            weights, layers = self.spec["weights"], layers_of(self.spec)
+            parameters = describe_parameters(self.spec.get("parameters") or {})
             table.add_row("base", _at(str(self.base_model), self.base_commit))
-            table.add_row("rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base")
-            table.add_row("layers", f"[{layers[0]}, {layers[1]})  {' '.join(self.spec['modules'])}")
+            if self.ancestor:
+                table.add_row("ancestor", _at(self.ancestor, self.ancestor_commit))
+            table.add_row(
+                "rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base{parameters}"
+            )
+            table.add_row("layers", f"{tell_layers(layers)}  {' '.join(self.spec['modules'])}")
             table.add_row("digest", str(self.digest)[:16])
         restored = f", {self.restored} restored" if self.restored else ""
         table.add_row("tensors", f"{self.tensors} merged{restored}")
@@ -70,6 +83,10 @@ class MergeReport:
         if self.relative_change:
             cells = "  ".join(f"{layer}: {change:.3f}" for layer, change in self.relative_change.items())
             table.add_row("relative change", cells)
+        if vectors := self.task_vectors:
+            norms = f"{vectors['model']:.4g} to the model, {vectors['base_model']:.4g} to the base"
+            apart = f"{vectors['difference']:.4g} from one to the other"
+            table.add_row("from the ancestor", f"{norms}, {apart}; cosine {vectors['cosine']:.3f}")
         for warning in self.warnings:
             table.add_row("warning", warning, style="yellow")
         return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -14,15 +14,16 @@ from plam_eval import rules
 from plam_eval.merging.names import Key
 from plam_eval.spec import Weights
 
-# (W_mllm, W_base, weights, generator) -> merged tensor, all of one shape and in float32 (in float64 where a checkpoint
-# is stored in it). The operands are the rule's to overwrite, which keeps the merge at two such tensors. The generator
-# is on the CPU, the tensors may be elsewhere.
-RuleFunction = Callable[[Tensor, Tensor, Weights, torch.Generator], Tensor]
+# (W_mllm, W_base, weights, generator, **parameters) -> merged tensor, all of one shape and in float32 (in float64 where
+# a checkpoint is stored in it). The operands are the rule's to overwrite, which keeps the merge at two such tensors
+# and what the rule declares. The generator is on the CPU, the tensors may be elsewhere.
+RuleFunction = Callable[..., Tensor]
 
 _CHUNK = 1 << 18  # elements
+_ALIKE = 0.9995  # cosine above which the angle between two tensors is not told from 0
 
 
-def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
+def weighted_sum(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator | None = None) -> Tensor:
     """w_model * W_mllm + w_base * W_base, not normalised (arXiv 2601.07645).
 
     Args:
@@ -79,6 +80,230 @@ def noise(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Gen
     return w_mllm.add_(w_base.mul_(change / frobenius_norm(w_base)))
 
 
+def trim(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, density: float) -> Tensor:
+    """The weighted sum in the entries where MLLM and base differ most, W_base of the same scale in the others.
+
+    With weights of l + (1 - l) this is W_base + l trim(W_mllm - W_base), TIES-merging (arXiv 2306.01708) with one task
+    vector. Entries as large as the smallest that is kept are kept as well, so that no order of equals matters.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        density: share of the entries that are kept.
+    """
+    size, count = (w_mllm - w_base).abs_(), int(density * w_mllm.numel())
+    if count == 0:
+        return w_base.mul_(rules.total_weight(weights.coefficients))
+    smallest = _smallest(size, size.numel() - count)
+    return _sum_where(size >= smallest, w_mllm, w_base, weights)
+
+
+def breadcrumbs(
+    w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, density: float, gamma: float
+) -> Tensor:
+    """As `trim`, without the largest entries (arXiv 2312.06795). Entries that equal a limit are kept.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        density: share of the entries that are kept.
+        gamma: share of the entries that are dropped as too large.
+    """
+    size = (w_mllm - w_base).abs_()
+    end = size.numel() - int(gamma * size.numel())
+    count = min(end, int(density * size.numel()))
+    if count == 0:
+        return w_base.mul_(rules.total_weight(weights.coefficients))
+    smallest, largest = _smallest(size, end - count), _smallest(size, end - 1)
+    return _sum_where((size >= smallest) & (size <= largest), w_mllm, w_base, weights)
+
+
+def _smallest(values: Tensor, place: int) -> Tensor:
+    """The value that so many others come before, in order of size."""
+    return values.flatten().kthvalue(place + 1).values
+
+
+def _sum_where(kept: Tensor, w_mllm: Tensor, w_base: Tensor, weights: Weights) -> Tensor:
+    """The weighted sum where `kept`, elsewhere W_base times the sum of the weights."""
+    base = w_base * rules.total_weight(weights.coefficients)
+    merged = weighted_sum(w_mllm, w_base, weights)
+    return merged.copy_(torch.where(kept, merged, base))
+
+
+def dare(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, drop_rate: float) -> Tensor:
+    """(w_model + w_base) W_base + w_model mask (W_mllm - W_base) / (1 - drop_rate), the mask random (arXiv 2311.03099).
+
+    Its mean over seeds is the weighted sum.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: of the mask, on the CPU.
+        drop_rate: share of the entries that are dropped.
+    """
+    if drop_rate == 0:  # bit by bit, where adding a difference would round
+        return weighted_sum(w_mllm, w_base, weights)
+    kept = (torch.rand(w_mllm.shape, generator=generator) >= drop_rate).to(w_mllm.device)
+    change = w_mllm.sub_(w_base).mul_(kept).mul_(weights.model / (1 - drop_rate))
+    return change.add_(w_base.mul_(rules.total_weight(weights.coefficients)))
+
+
+def della(
+    w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, density: float, epsilon: float
+) -> Tensor:
+    """As `dare`, keeping entries by their rank within a row (MagPrune, arXiv 2406.11617).
+
+    The smallest entry of a row is kept with probability density - epsilon, the largest with density + epsilon, and each
+    is divided by its own. A vector is one row.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: of what is kept, on the CPU.
+        density: share of the entries that are kept, on average.
+        epsilon: half of the difference between the largest and the smallest probability.
+    """
+    if density == 1:
+        return weighted_sum(w_mllm, w_base, weights)
+    drawn = torch.rand(w_mllm.shape, generator=generator).view(-1, w_mllm.shape[-1])
+    change = w_mllm.sub_(w_base).view(-1, w_mllm.shape[-1])
+    columns = change.shape[1]
+    ranks = torch.arange(columns, device=change.device)
+    for start in range(0, len(change), max(1, _CHUNK // columns)):
+        rows = slice(start, start + max(1, _CHUNK // columns))
+        part = change[rows]
+        order = part.abs().argsort(dim=1, stable=True)
+        rank = torch.empty_like(order).scatter_(1, order, ranks.expand_as(order))
+        kept = (rank * (2 * epsilon / max(1, columns - 1)) + (density - epsilon if columns > 1 else density)).to(part)
+        part.mul_(drawn[rows].to(part.device) < kept).div_(kept)
+    change.mul_(weights.model)
+    return change.view(w_base.shape).add_(w_base.mul_(rules.total_weight(weights.coefficients)))
+
+
+def slerp(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
+    """Spherical interpolation (Shoemake 1985) of the flattened tensors, times the sum of the weights.
+
+    How far it goes from W_base to W_mllm is w_model / (w_model + w_base). Where the cosine between them is
+    beyond 0.9995 either way it is the weighted sum, as in other implementations.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base, neither below zero.
+        generator: unused: nothing is drawn.
+    """
+    norms = frobenius_norm(w_mllm) * frobenius_norm(w_base)
+    cosine = inner_product(w_mllm, w_base) / norms if norms else 1.0
+    if abs(cosine) > _ALIKE:
+        return weighted_sum(w_mllm, w_base, weights)
+    total, angle = rules.total_weight(weights.coefficients), math.acos(cosine)
+    share = weights.model / (weights.model + weights.base_model)
+    model, base_model = (total * math.sin(s * angle) / math.sin(angle) for s in (share, 1 - share))
+    return weighted_sum(w_mllm, w_base, Weights(model=model, base_model=base_model))
+
+
+def nearswap(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, t: float) -> Tensor:
+    """The weighted sum where it is no further than `t` from W_mllm, elsewhere W_mllm moved by `t` towards it.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        t: the most by which an entry changes.
+    """
+    merged = weighted_sum(w_mllm.clone(), w_base, weights)
+    change = merged - w_mllm
+    return torch.where(change.abs() <= t, merged, w_mllm.add_(change.clamp_(-t, t)))
+
+
+def iso_c(w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator) -> Tensor:
+    """(w_model + w_base) W_base + w_model mean(S) U V', where W_mllm - W_base = U S V' (Iso-C, arXiv 2502.04959).
+
+    In float64, since directions of small singular values are ill-conditioned. Directions in which the sources do not
+    differ, to float32's precision, have none and stay out. A vector is the weighted sum: its one singular value is the
+    mean of itself.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+    """
+    if w_mllm.dim() < 2:
+        return weighted_sum(w_mllm, w_base, weights)
+    difference = w_mllm.sub_(w_base).double()
+    u, values, v = torch.linalg.svd(difference.flatten(1), full_matrices=False)
+    is_there = values > values[0] * max(difference.shape) * torch.finfo(torch.float32).eps
+    change = (u * is_there) @ v * (values.mean() * weights.model)
+    return w_mllm.copy_(change.view(w_mllm.shape)).add_(w_base.mul_(rules.total_weight(weights.coefficients)))
+
+
+def task_arithmetic(
+    w_mllm: Tensor, w_base: Tensor, weights: Weights, generator: torch.Generator, *, ancestor: Tensor
+) -> Tensor:
+    """A + w_model (W_mllm - A) + w_base (W_base - A), where A is the ancestor (arXiv 2212.04089).
+
+    This is the weighted sum and 1 - w_model - w_base of A, and is computed so: weights that sum to one do without A.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        ancestor: A, of the same shape and dtype, overwritten.
+    """
+    merged = weighted_sum(w_mllm, w_base, weights)
+    share = 1 - rules.total_weight(weights.coefficients)
+    return merged.add_(ancestor.mul_(share)) if share else merged
+
+
+from_ancestor = task_arithmetic
+
+
+def ties(
+    w_mllm: Tensor,
+    w_base: Tensor,
+    weights: Weights,
+    generator: torch.Generator,
+    *,
+    ancestor: Tensor,
+    density: float,
+) -> Tensor:
+    """A plus the mean of the weighted task vectors that have the sign of their sum (TIES-merging, arXiv 2306.01708).
+
+    Of W_mllm - A and W_base - A the `density` largest entries are kept each, equals with them, and weighted. In every
+    entry those that have the sign of the sum of both are averaged, so that one that stands alone counts in full.
+
+    Args:
+        w_mllm: W_mllm, overwritten.
+        w_base: W_base, of the same shape and dtype, overwritten.
+        weights: w_model and w_base.
+        generator: unused: nothing is drawn.
+        ancestor: A, of the same shape and dtype, overwritten.
+        density: share of the entries of either task vector that are kept.
+    """
+    for vector, weight in ((w_mllm, weights.model), (w_base, weights.base_model)):
+        size, count = vector.sub_(ancestor).abs(), int(density * vector.numel())
+        if count:
+            vector.mul_(size >= _smallest(size, size.numel() - count)).mul_(weight)
+        else:
+            vector.zero_()
+    is_positive = w_mllm + w_base >= 0
+    counts = torch.zeros_like(w_mllm)
+    for vector in (w_mllm, w_base):
+        agrees = torch.where(is_positive, vector > 0, vector < 0)
+        vector.mul_(agrees)
+        counts.add_(agrees)
+    return ancestor.add_(w_mllm.add_(w_base).div_(counts.clamp_(min=1)))
+
+
 FUNCTIONS: dict[str, RuleFunction] = {name: globals()[name] for name in rules.RULES}
 """The function of every rule, by name."""
 
@@ -92,6 +317,7 @@ def register_rule(
     elementwise: bool = False,
     meaning: str = "",
     reference: str = "",
+    parameters: Sequence[rules.Parameter] = (),
 ) -> None:
     """Make a rule of your own known to specs, sweeps and reports by its name.
 
@@ -106,13 +332,23 @@ def register_rule(
             be handed to the rule in parts, as vectors; others are handed over whole.
         meaning: what it makes, for readers of a report, as "a random change of the same size".
         reference: where it comes from.
+        parameters: numbers that it takes beside the weights, which a spec gives under `parameters`; the function has
+            each as a keyword argument of its name.
 
     Raises:
         InputError: `name` cannot be one, or is that of a rule of this package.
     """
-    parameters = ("weights", "seed") if draws else ("weights",)
+    reads = ("weights", "seed") if draws else ("weights",)
     rules.register(
-        rules.Rule(name, meaning, role=role, parameters=parameters, elementwise=elementwise, reference=reference)
+        rules.Rule(
+            name,
+            meaning,
+            role=role,
+            reads=reads,
+            elementwise=elementwise,
+            reference=reference,
+            parameters=tuple(parameters),
+        )
     )
     FUNCTIONS[name] = function
 
@@ -128,6 +364,17 @@ def frobenius_norm(tensor: Tensor) -> float:
     chunks = tensor.flatten().split(_CHUNK)
     squares = [chunk.to(torch.float64, copy=True).square_().sum() for chunk in chunks]
     return math.sqrt(torch.stack(squares).sum().item())
+
+
+def inner_product(one: Tensor, other: Tensor) -> float:
+    """Sum of the products of their elements, in float64 and in parts, as `frobenius_norm`.
+
+    Args:
+        one: of any shape.
+        other: of the same.
+    """
+    parts = zip(one.flatten().split(_CHUNK), other.flatten().split(_CHUNK), strict=True)
+    return float(torch.stack([(a.double() * b.double()).sum() for a, b in parts]).sum())
 
 
 def generator_of(seed: int, key: Key) -> torch.Generator:

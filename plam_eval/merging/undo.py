@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plam_eval.errors import MergeError
-from plam_eval.merging.arithmetic import Buffers, merge_tensor, read_operand
+from plam_eval.merging.arithmetic import Buffers, Operand, merge_tensor, read_operand
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.names import Key
 from plam_eval.merging.plan import Source
@@ -32,6 +32,7 @@ class TensorJob:
     parameter: Tensor
     model_name: str
     base_name: str | None
+    ancestor_name: str | None = None
 
 
 STATE = "_plam_merge_state"
@@ -58,6 +59,22 @@ class LastMerge:
     base_identity: dict[str, Any]
     base_names: dict[Key, str]
     written: dict[Key, Checksum]
+    ancestor: Checkpoint | None = None
+    ancestor_identity: dict[str, Any] | None = None
+    ancestor_names: dict[Key, str] = field(default_factory=dict)
+
+    def is_unchanged(self) -> bool:
+        """Whether the checkpoints beside the MLLM hold what they held when they were merged."""
+        sides = [(self.base, self.base_identity), (self.ancestor, self.ancestor_identity)]
+        return all(_unchanged(side, identity or {}) for side, identity in sides if side is not None)
+
+    def operand_of_ancestor(self, key: Key) -> Operand | None:
+        """The ancestor's tensor; None where the rule takes none.
+
+        Args:
+            key: of the tensor.
+        """
+        return read_operand(self.ancestor, self.ancestor_names[key]) if self.ancestor is not None else None
 
     def still_makes(self, job: TensorJob) -> bool:
         """Whether merging again gives what the parameter of `job` holds: nobody has written to it or cast it since."""
@@ -146,7 +163,7 @@ class UndoLog:
     ) -> None:
         self._module, self._state, self._source, self._last = module, state, source, last
         self._entries: list[tuple[TensorJob, int]] = []
-        if last is not None and not _unchanged(last.base, last.base_identity):
+        if last is not None and not last.is_unchanged():
             self._last = None
         self._stored = {job.key for job in jobs if self._is_stored(job)}
         needed = sum(job.parameter.nbytes for job in jobs if job.key not in self._stored)
@@ -190,7 +207,8 @@ class UndoLog:
                 elif job.key in self._state.merged and self._last is not None:
                     model = read_operand(self._source, job.model_name)
                     base = read_operand(self._last.base, self._last.base_names[job.key])
-                    merge_tensor(self._last.spec, job.key, model, base, job.parameter, buffers)
+                    ancestor = self._last.operand_of_ancestor(job.key)
+                    merge_tensor(self._last.spec, job.key, model, base, job.parameter, buffers, ancestor)
                 else:
                     job.parameter.copy_(self._source.tensor(job.model_name).to(job.parameter.device))
                 self._entries.pop()

@@ -31,9 +31,12 @@ MAX_LENGTH = 4096
 _EXPECTED = {
     "base_model": "a hub id or a folder",
     "layer_range": "[start, end] in whole numbers, end exclusive",
+    "layers": "a list of layers",
     "modules": "a list of module names",
     "weights": "{model: number, base_model: number}",
     "rule": "the name of a rule",
+    "ancestor": "a hub id or a folder",
+    "parameters": "numbers by name",
     "seed": "a whole number, 0 or more",
 }
 
@@ -106,6 +109,10 @@ class Gate:
                 "model"
             )
         spec = load_spec(source, overrides)
+        if spec is not None and spec.needs_ancestor:  # before anything opens what it names
+            raise ValueError(
+                f"rule: {spec.rule} takes an ancestor, which a server does not open; expected another rule"
+            )
         if spec is not None and not self.allows(spec.base_model):
             from_file = named is not None and overrides.get("base") is None
             asked = f"the base that {named!r} names" if from_file else repr(spec.base_model)

@@ -29,6 +29,7 @@ from plam_eval.serving.options import (
     LOAD_FORMAT,
     BaseFiles,
     base_files,
+    check_served,
     open_base,
     open_engine_model,
     split_options,
@@ -61,6 +62,7 @@ class PlamModelLoader(DefaultModelLoader):
         options, rest = split_options(load_config.model_loader_extra_config)
         self._base_files: BaseFiles | None = options.pop(BASE_FILES, None)
         self.spec = load_spec(options.pop("plateau", None), options)
+        check_served(self.spec)
         self._checkpoint: Checkpoint | None = None
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=rest))
 
@@ -163,6 +165,7 @@ def prepare_arguments(arguments: Any) -> None:
     options, rest = split_options(arguments.model_loader_extra_config)
     options.pop(BASE_FILES, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
+    check_served(spec)
     model = open_engine_model(arguments)
     model.check_read_by_vllm()
     files: BaseFiles | None = None

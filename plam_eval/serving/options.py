@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypedDict
 
 from plam_eval import hub
+from plam_eval.errors import MergeError
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec
 
@@ -39,6 +40,22 @@ def base_files(base: Checkpoint) -> BaseFiles:
         base: an opened checkpoint.
     """
     return {"location": base.location, "commit": base.commit}
+
+
+def check_served(spec: PlateauSpec | None) -> None:
+    """Refuse a merge that vLLM's workers cannot make.
+
+    Args:
+        spec: what is asked for; None for the plain model.
+
+    Raises:
+        MergeError: its rule takes an ancestor: the workers open two checkpoints, not three.
+    """
+    if spec is not None and spec.needs_ancestor:
+        raise MergeError(
+            f"rule {spec.rule} takes an ancestor, and vLLM's workers open the MLLM and its base alone; evaluate it "
+            "through an HF wrapper, such as plam_hf"
+        )
 
 
 def open_base(spec: PlateauSpec, files: BaseFiles | None) -> Checkpoint:

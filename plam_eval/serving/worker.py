@@ -27,6 +27,7 @@ from plam_eval.serving.options import (
     LOAD_FORMAT,
     BaseFiles,
     base_files,
+    check_served,
     open_base,
     open_engine_model,
     split_options,
@@ -195,6 +196,7 @@ class _Reload:
         checkpoint = self.old.model.open() if self.old.model is not None else open_engine_model(model_config)
         base, warnings = None, tuple[str, ...]()
         bases = dict(self.old.bases)
+        check_served(self.spec)
         if self.spec is not None:
             back = self.old.base if self.spec is self.old.spec else None
             base = back.open() if back else open_base(self.spec, self.base)

@@ -16,6 +16,7 @@ from PIL import Image
 from plam_eval.demo import hub
 from plam_eval.demo.hub import MANIFEST, SuiteError, main, read_manifest, text_prior, write_hub
 from plam_eval.demo.scenes import COLORS, POSITIONS, Scene, Thing, split_of
+from plam_eval.errors import InputError
 
 DOCUMENTS = 60
 
@@ -296,6 +297,23 @@ def test_too_few_or_an_odd_number_of_documents_is_refused(documents: int, tmp_pa
     with pytest.raises(ValueError, match=f"documents_per_task is {documents}"):
         write_hub(tmp_path / "suite", documents_per_task=documents)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("word", ["reasoning", "perception"])
+def test_gqa_can_ask_for_reasoning_or_for_what_is_where_alone(word: str, tmp_path: Path) -> None:
+    main([str(tmp_path / "suite"), "--documents-per-task", "30", "--gqa", word])
+    tasks = read_manifest(tmp_path / "suite")["tasks"]
+    assert {document["kind"] for document in tasks["gqa"]["documents"]} <= set(hub.GQA_KINDS[word])
+    others = {document["kind"] for task in ("mmstar", "mme") for document in tasks[task]["documents"]}
+    assert others - set(hub.GQA_KINDS[word])
+    assert hub._is_current(tmp_path / "suite", hub._identity(30, 0, word))
+    assert not hub._is_current(tmp_path / "suite", hub._identity(30, 0, "all"))
+
+
+def test_another_word_for_the_questions_of_gqa_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected one of all, reasoning, perception"):
+        write_hub(tmp_path / "suite", gqa="sums")
+    assert not (tmp_path / "suite").exists()
 
 
 def test_a_missing_or_broken_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

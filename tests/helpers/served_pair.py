@@ -32,6 +32,7 @@ SWITCHES: list[dict[str, Any]] = [
     {**DEMO, "rule": "normalized", "base_weight": 2.0},
     {**DEMO, "modules": "vo", "base_weight": 1.5},
     {"plateau": "none"},
+    {**DEMO, "layers": "1+3:5+7", "rule": "dare", "parameters": "drop_rate:0.5", "seed": 2},
     {**DEMO, "layers": "0:4", "model_weight": 0, "base_weight": 1},
 ]
 

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from plam_eval.errors import CheckpointError, MergeError
 from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.geometry import decoder_geometry
 from plam_eval.merging.merge import merge_in_place
-from plam_eval.merging.plan import decoder_geometry, plan_merge
+from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.tensor_files import fingerprint_of
 from tests.helpers.hub import COMMIT, Hub, serving, sha256
 from tests.helpers.llamas import Pair, load, shard, write_llama

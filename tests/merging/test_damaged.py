@@ -15,7 +15,8 @@ import torch
 
 from plam_eval.errors import CheckpointError, MergeError
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.plan import decoder_geometry, plan_merge
+from plam_eval.merging.geometry import decoder_geometry
+from plam_eval.merging.plan import plan_merge
 from tests.helpers.llamas import Pair, shard, write_llama
 
 ODD: tuple[Any, ...] = (

@@ -162,8 +162,10 @@ def test_a_rule_refuses_weights_that_it_cannot_use() -> None:
 def test_every_rule_has_a_function_and_says_what_it_is() -> None:
     assert FUNCTIONS.keys() == RULES.keys()
     assert all(name == rule.name and rule.meaning for name, rule in RULES.items())
-    assert {name for name, rule in RULES.items() if rule.draws} == {"noise"}
-    assert [name for name, rule in RULES.items() if rule.role == "merge"] == ["weighted_sum"]
+    assert {name for name, rule in RULES.items() if rule.draws} == {"noise", "dare", "della"}
+    assert [name for name, rule in RULES.items() if rule.role == "control"] == [
+        *("self_scale", "normalized", "noise", "from_ancestor")
+    ]
 
 
 def test_nothing_else_lists_rules_by_name() -> None:
@@ -183,7 +185,9 @@ def test_nothing_else_lists_rules_by_name() -> None:
 @settings(deadline=None, max_examples=20)
 def test_elementwise_rules_may_be_given_parts(arrays: tuple[np.ndarray, np.ndarray]) -> None:
     mllm, base = (array.reshape(-1) for array in arrays)
-    for rule in (rule for rule in RULES.values() if rule.elementwise):
+    for rule in (
+        rule for rule in RULES.values() if rule.elementwise and not rule.parameters and not rule.needs_ancestor
+    ):
         whole = apply(rule.name, mllm, base, 0.9, 0.3)
         parts = [apply(rule.name, mllm[part], base[part], 0.9, 0.3) for part in (slice(0, 1), slice(1, None))]
         assert torch.equal(torch.cat(parts), whole)

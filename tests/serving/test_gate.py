@@ -215,7 +215,7 @@ def test_requests_that_are_none(body, says):
         ({"plateau": 3}, "found a number"),
         ({"plateau": True}, "found true"),
         ({"plateau": ["demo"]}, "found a list"),
-        ({"plateau": {}}, "layer_range: missing"),
+        ({"plateau": {}}, "layers: missing"),
         ({"plateau": asked("org/allowed"), "layer": 3}, "layer: unknown override, did you mean 'layers'"),
         ({"plateau": {**asked("org/allowed"), "wieghts": 3}}, "did you mean 'weights'"),
         ({"plateau": asked("org/allowed"), "base": {"a": 1}}, "base_model"),

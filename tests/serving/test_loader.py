@@ -174,6 +174,10 @@ def faulty(kind: str, pico: Callable[[str], PicoPair], folder: Path) -> tuple[Pa
         return pair.mllm, {**good, "layers": "1:5"}, r"\[1, 5\) does not fit"
     if kind == "spec for another model":
         return pair.mllm, DEMO, r"\[4, 8\) does not fit"
+    if kind == "set out of bounds":
+        return pair.mllm, {**good, "layers": "1+5"}, "layers: 1, 5 does not fit"
+    if kind == "ancestor":
+        return pair.mllm, {**good, "rule": "ties", "ancestor": str(folder / "none")}, "rule ties takes an ancestor, and"
     if kind == "unknown option":
         return pair.mllm, {**good, "plateu": "demo"}, "plateu"
     quantised = folder / "quantised"
@@ -186,7 +190,10 @@ def faulty(kind: str, pico: Callable[[str], PicoPair], folder: Path) -> tuple[Pa
 
 @pytest.mark.parametrize(
     "kind",
-    ["base missing", "wrong base", "range out of bounds", "spec for another model", "unknown option", "quantised"],
+    [
+        *("base missing", "wrong base", "range out of bounds", "set out of bounds", "spec for another model"),
+        *("ancestor", "unknown option", "quantised"),
+    ],
 )
 def test_bad_input_never_starts_an_engine(kind, pico, tmp_path):
     model, options, says = faulty(kind, pico, tmp_path)

@@ -14,8 +14,9 @@ from plam_eval.errors import ProblemsError, hint, quoted, system_error, validati
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.registry import WRAPPERS
+from plam_eval.layer_sets import MOST_LAYERS, range_hint
 from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
-from plam_eval.spec import LARGEST_SEED, MOST_LAYERS, OVERRIDE_KEYS, range_hint
+from plam_eval.spec import LARGEST_SEED, OVERRIDE_KEYS
 from plam_eval.yaml_reader import YamlError, mapping_problems, read_yaml
 
 MOST_CELLS = 10_000
@@ -39,7 +40,7 @@ class SweepConfig(BaseModel):
         tasks, limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
         layers: decoder layers [start, end): "24:36", "plateau" (the spec's own), "early", "middle", "late" (thirds),
             "all", "starts" or "starts:4" (from each, or each fourth, layer to the last), "windows:4" (of four layers,
-            side by side) or "windows:4:2" (two layers apart).
+            side by side), "windows:4:2" (two layers apart), or a set of layers and ranges, "3+9+20:24".
         weights: "0.9+0.3" or [0.9, 0.3]: of the MLLM and of the base.
         modules: names or groups (qkvo, qk, vo, mlp, all), joined by "+".
         controls: rules to run beside every merge.

@@ -19,6 +19,7 @@ from plam_eval.evaluation.stats import SIGNIFICANT, Paired, format_p
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
 from plam_eval.files import write_table
+from plam_eval.layer_sets import write_layers
 from plam_eval.rules import SELF_SCALE
 
 PAIRED = tuple(Paired.__dataclass_fields__)
@@ -186,14 +187,15 @@ def _cell_row(cell: Cell, record: Mapping[str, Any], run: Run | None) -> dict[st
     return {
         "cell": cell.name,
         "kind": cell.kind,
-        "layers": f"{spec.layer_range[0]}:{spec.layer_range[1]}" if spec else None,
-        "start": spec.layer_range[0] if spec else None,
-        "end": spec.layer_range[1] if spec else None,
+        "layers": write_layers(spec.layers) if spec else None,
+        "start": spec.layers[0] if spec else None,
+        "end": spec.layers[-1] + 1 if spec else None,
         "modules": module_group(spec.modules) if spec else None,
         "model_weight": spec.weights.model if spec else None,
         "base_weight": spec.weights.base_model if spec else None,
         "rule": spec.rule if spec else None,
         "seed": spec.seed if spec else None,
+        "parameters": ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items()) if spec else None,
         "digest": spec.digest() if spec else None,
         "status": record["status"],
         "error": record.get("error"),

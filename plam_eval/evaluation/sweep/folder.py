@@ -198,7 +198,13 @@ def _check_same(run: records.Run, cell: Cell, settings: Mapping[str, Any]) -> No
     if "digest" in provenance and provenance["digest"] != digest:
         raise DamagedFileError(f"{run.file}: is of another merge: digest {provenance['digest']}, expected {digest}")
     base = cell.spec.base_model if cell.spec else None
-    sides = (("model", "checkpoint", settings.get("checkpoint")), ("base", "base", settings.get("bases", {}).get(base)))
+    old = cell.spec.ancestor if cell.spec and cell.spec.needs_ancestor else None
+    bases = settings.get("bases", {})
+    sides = (
+        ("model", "checkpoint", settings.get("checkpoint")),
+        ("base", "base", bases.get(base)),
+        ("ancestor", "ancestor", bases.get(old)),
+    )
     for what, key, expected in sides:
         if problem := identity_changes(expected or {}, read_identity(provenance.get(key) or {})):
             raise DamagedFileError(f"{run.file}: was evaluated with another {what} than this sweep's: {problem}")

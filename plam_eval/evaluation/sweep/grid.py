@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from plam_eval.evaluation.sweep.config import (
     SweepError,
     split_arguments,
 )
+from plam_eval.layer_sets import MOST_LAYERS, name_layers, read_layers, write_layers
+from plam_eval.rule_parameters import write_parameters
 from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
-from plam_eval.spec import GROUPS, MOST_LAYERS, OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.spec import GROUPS, OVERRIDE_KEYS, PlateauSpec, load_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,6 +151,8 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
     """
     _, given = split_arguments(config.model_args)
     start = _starting_spec(config, given)
+    if start and start.ancestor and "controls" not in config.model_fields_set:
+        config = config.model_copy(update={"controls": control_names(ancestor=True)})
     _check_size(config, num_layers)
     cells = _Cells()
     controls: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -185,20 +190,24 @@ class _Cells:
 
 def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> Iterator[PlateauSpec]:
     """The merges of a config in order: weights, modules, layer ranges. What it leaves out is of `start`."""
-    ranges = list(dict.fromkeys(r for word in config.layers for r in layer_ranges(word, num_layers, start)))
+    sets = list(dict.fromkeys(layers for word in config.layers for layers in layers_of_word(word, num_layers, start)))
     modules = config.modules or ((module_group(start.modules),) if start else ("qkvo",))
     pairs = config.weights or (((start.weights.model, start.weights.base_model),) if start else ((0.9, 0.3),))
     base = config.base_model or (start.base_model if start else None)
     if base is None:
         raise SweepError("no base LLM: give --base, or a plateau in --model_args")
-    rule = {"rule": start.rule, "seed": start.seed} if start and start.rule != WEIGHTED_SUM else {}
+    rule: dict[str, Any] = {}
+    if start and start.rule != WEIGHTED_SUM:
+        rule = {"rule": start.rule, "seed": start.seed, "parameters": start.parameters}
+    if start and start.ancestor:
+        rule["ancestor"] = start.ancestor
     for model_weight, base_weight in pairs:
         for words in modules:
-            for layer_range in ranges:
+            for layers in sets:
                 merge = load_spec(
                     {
                         "base_model": base,
-                        "layer_range": list(layer_range),
+                        "layers": layers,
                         "modules": words,
                         "weights": {"model": model_weight, "base_model": base_weight},
                         **rule,
@@ -210,7 +219,8 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
 
 
 def _with_rule(merge: PlateauSpec, rule: str, seed: int) -> PlateauSpec:
-    spec = load_spec({**merge.to_dict(), "rule": rule, "seed": seed})
+    spec = load_spec(merge, {"rule": rule, "seed": seed})
+    spec = spec and spec.model_copy(update={"source": merge.source})
     assert spec is not None
     return spec
 
@@ -260,18 +270,18 @@ def _starting_spec(config: SweepConfig, given: Mapping[str, Any]) -> PlateauSpec
             )
         return None
     spec = load_spec(given.get("plateau"), overrides)
-    if spec is not None and spec.rule in control_names():
+    if spec is not None and spec.rule in control_names(ancestor=True):
         raise SweepError(f"the plateau's rule is {spec.rule}; controls are named by --controls, beside the merge")
     return spec
 
 
-def layer_ranges(word: str, num_layers: int, start: PlateauSpec | None = None) -> list[tuple[int, int]]:
-    """The layer ranges [start, end) that a word stands for.
+def layers_of_word(word: str, num_layers: int, start: PlateauSpec | None = None) -> list[tuple[int, ...]]:
+    """The sets of layers that a word stands for, each in order.
 
     Args:
         word: of `SweepConfig.layers`.
         num_layers: decoder layers of the model.
-        start: the spec whose own range "plateau" is.
+        start: the spec whose own layers "plateau" is.
 
     Raises:
         SweepError: it means nothing, or nothing for a decoder of so many layers.
@@ -282,24 +292,28 @@ def layer_ranges(word: str, num_layers: int, start: PlateauSpec | None = None) -
     if name == "plateau" and not numbers:
         if start is None:
             raise SweepError("layers: 'plateau' needs a plateau in --model_args; expected one, or other layers")
-        return [start.layer_range]
+        return [start.layers]
     if name in named and not numbers:
         if named[name][0] == named[name][1]:
             raise SweepError(f"layers: {name!r} of a decoder of {num_layers} layers is empty")
-        return [named[name]]
-    if all(digits.isdecimal() and len(digits) < 10 for digits in (*numbers, *([name] if name.isdecimal() else []))):
+        return [tuple(range(*named[name]))]
+    if "+" in word:
+        with suppress(ValueError):
+            if (layers := read_layers(word))[-1] < num_layers:
+                return [layers]
+    elif all(digits.isdecimal() and len(digits) < 10 for digits in (*numbers, *([name] if name.isdecimal() else []))):
         values = [int(digits) for digits in numbers]
         if name == "starts" and len(values) <= 1 and (not values or values[0] > 0):
-            return [(first, num_layers) for first in range(0, num_layers, values[0] if values else 1)]
+            return [tuple(range(first, num_layers)) for first in range(0, num_layers, values[0] if values else 1)]
         if name == "windows" and values and len(values) <= 2 and min(values) > 0:
             width, step = values[0], values[-1]
             if width <= num_layers:
-                return [(first, first + width) for first in range(0, num_layers - width + 1, step)]
+                return [tuple(range(first, first + width)) for first in range(0, num_layers - width + 1, step)]
         if name.isdecimal() and len(values) == 1 and int(name) < values[0] <= num_layers:
-            return [(int(name), values[0])]
+            return [tuple(range(int(name), values[0]))]
     raise SweepError(
         f"layers: found {word!r}; expected start:end within 0:{num_layers}, plateau, {', '.join(named)}, starts, "
-        "starts:STEP, windows:WIDTH or windows:WIDTH:STEP"
+        "starts:STEP, windows:WIDTH, windows:WIDTH:STEP, or a set such as 3+9+20:24"
     )
 
 
@@ -333,7 +347,8 @@ def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:
     """
     if row["rule"] == WEIGHTED_SUM:
         return []
-    return [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
+    words = [str(row["rule"]), *([f"seed {row['seed']}"] if row["seed"] else [])]
+    return [*words, *([str(row["parameters"])] if row.get("parameters") else [])]
 
 
 def cell_arguments(config: SweepConfig, cell: Cell) -> str:
@@ -351,11 +366,13 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
     spec = cell.spec
     ours = {
         "base": spec.base_model,
-        "layers": f"{spec.layer_range[0]}:{spec.layer_range[1]}",
+        **({"ancestor": spec.ancestor} if spec.needs_ancestor else {}),
+        "layers": write_layers(spec.layers),
         "modules": module_group(spec.modules),
         "model_weight": _exact(spec.weights.model),
         "base_weight": _exact(spec.weights.base_model),
         "rule": spec.rule,
+        **({"parameters": write_parameters(spec.parameters)} if spec.parameters else {}),
         **({"seed": spec.seed} if RULES[spec.rule].draws else {}),
     }
     return ",".join([*words, *(f"{key}={value}" for key, value in ours.items())])
@@ -363,9 +380,10 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
 
 def _cell_name(spec: PlateauSpec) -> str:
     weights = f"{_exact(spec.weights.model)}+{_exact(spec.weights.base_model)}"
-    words = [f"layers-{spec.layer_range[0]}-{spec.layer_range[1]}", module_group(spec.modules), weights]
+    words = [f"layers-{name_layers(spec.layers)}", module_group(spec.modules), weights]
     if spec.rule != WEIGHTED_SUM:
         words.append(spec.rule + (str(spec.seed) if RULES[spec.rule].draws else ""))
+    words += [f"{name}={_exact(value)}" for name, value in spec.parameters.items()]
     return "_".join(words)
 
 
@@ -376,10 +394,9 @@ def _is_name(cell: Cell) -> bool:
     """
     if cell.spec is None:
         return cell.name == PLAIN
-    start, end = cell.spec.layer_range
     number = r"-?[\d.]+(?:e[+-]?\d+)?"
-    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?"
-    own = re.escape(f"layers-{start}-{end}_{module_group(cell.spec.modules)}_")
+    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?(?:_\w+={number})*"
+    own = re.escape(f"layers-{name_layers(cell.spec.layers)}_{module_group(cell.spec.modules)}_")
     return (cell.name == MERGED and cell.kind == "merged") or bool(re.fullmatch(own + rest, cell.name, re.ASCII))
 
 

@@ -63,6 +63,8 @@ class Job:
                 if cell.spec.base_model not in bases:
                     bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model, role="base")
                 merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
+                if merge.ancestor is not None:
+                    bases[str(cell.spec.ancestor)] = merge.ancestor
                 sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
         settings = sweep_settings(config, checkpoint, bases)
         if (folder / PLAN).is_file():
@@ -142,7 +144,9 @@ def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> 
     earlier = Grid.from_dict(before["grid"])
     changed = changed_settings(before["settings"], settings)
     if not changed:
-        unknown = {cell.spec.base_model for cell in earlier.cells if cell.spec} - set(settings["bases"])
+        specs = [cell.spec for cell in earlier.cells if cell.spec]
+        named = {spec.base_model for spec in specs} | {str(spec.ancestor) for spec in specs if spec.needs_ancestor}
+        unknown = named - set(settings["bases"])
         if unknown:  # it would be fetched, or opened wherever it is
             raise SweepError(
                 f"{folder / PLAN}: has cells of the base {', '.join(sorted(unknown))}, which this sweep does not name; "
@@ -190,7 +194,7 @@ def sweep_settings(config: SweepConfig, checkpoint: Checkpoint, bases: Mapping[s
     Args:
         config: of the sweep.
         checkpoint: of the MLLM.
-        bases: checkpoints of the base LLMs, by the names that specs give them.
+        bases: checkpoints of the base LLMs, and of ancestors that merges take, by the names that specs give them.
     """
     arguments, _ = split_arguments(config.model_args)
     return {

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -214,9 +215,12 @@ def _check_unchanged(folder: Path, cell: Cell, config: SweepConfig) -> None:
     opened: list[tuple[str, Mapping[str, Any], Callable[[], Checkpoint]]] = []
     if "folder" in settings["checkpoint"]:
         opened.append(("pretrained", settings["checkpoint"], lambda: open_swept_model(config)))
-    if cell.spec is not None and "folder" in settings["bases"].get(cell.spec.base_model, {}):
-        base = cell.spec.base_model
-        opened.append(("base", settings["bases"][base], lambda: Checkpoint.open(base)))
+    sides: dict[str, str | None] = {}
+    if cell.spec is not None:
+        sides = {"base": cell.spec.base_model, "ancestor": cell.spec.ancestor if cell.spec.needs_ancestor else None}
+    for what, name in sides.items():
+        if name and "folder" in settings["bases"].get(name, {}):
+            opened.append((what, settings["bases"][name], partial(Checkpoint.open, name)))
     for what, before, open_again in opened:
         if problem := identity_changes(before, open_again().identity()):
             raise SweepError(

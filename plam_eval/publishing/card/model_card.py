@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from plam_eval import hub
+from plam_eval.layer_sets import as_range, tell_layers
 from plam_eval.merging.export_record import ExportRecord
 from plam_eval.publishing.card.licences import Licence, licence_fields
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.rules import RULES
 from plam_eval.spec import GROUPS, PlateauSpec, load_spec
 from plam_eval.terminal import one_line, shown
@@ -224,7 +226,7 @@ def model_card(
         "model": model,
         "base": base,
         "unnamed": _unnamed(record),
-        "layers": spec.layer_range,
+        "layers": _layers(spec.layers),
         "modules": _modules(spec.modules),
         "formula": _formula(spec),
         "notes": [private(note) for note in (*record.notes, *_warnings(record))] or ["None."],
@@ -280,10 +282,14 @@ def _modules(modules: Sequence[str]) -> str:
     return f"{', '.join(modules)}{f' ({group})' if group else ''}"
 
 
+def _layers(layers: Sequence[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}" if as_range(layers) else tell_layers(layers)
+
+
 def _formula(spec: PlateauSpec) -> str:
     meaning = RULES[spec.rule].meaning
     weights = f"weights {spec.weights.model:g} (MLLM) and {spec.weights.base_model:g} (base)"
-    return f"rule {spec.rule}{f' ({meaning})' if meaning else ''}, {weights}"
+    return f"rule {spec.rule}{f' ({meaning})' if meaning else ''}, {weights}{describe_parameters(spec.parameters)}"
 
 
 def _warnings(record: ExportRecord) -> list[str]:

@@ -98,6 +98,11 @@ def plan_export(
         ExportError: with everything that is wrong.
     """
     problems = Problems()
+    if spec.needs_ancestor:
+        raise ExportError(
+            f"rule {spec.rule} takes an ancestor, and an export records and licenses two sources, not three; expected "
+            "another rule"
+        )
     opened: list[Checkpoint] = []
     for source, role in ((model, "model"), (spec.base_model if base is None else base, "base")):
         with problems.collect():

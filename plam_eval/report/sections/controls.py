@@ -10,7 +10,7 @@ from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
 from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.shared import PAIRED, layer_range_of
+from plam_eval.report.sections.shared import PAIRED, layers_of_cell
 from plam_eval.report.text import is_known, number, signed
 from plam_eval.rules import RULES, WEIGHTED_SUM
 
@@ -27,7 +27,7 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     by_merge: dict[str, list[Estimate]] = {}
     bold = None
     controls = findings.plan["grid"]["controls"]
-    for name in sorted(controls, key=lambda name: layer_range_of(cells[name])):
+    for name in sorted(controls, key=lambda name: layers_of_cell(cells[name])):
         row = cells[name]
         label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
         label += f"\n{row['modules']}" if several else ""

@@ -155,7 +155,9 @@ def questions(sources: Sources, compared: Comparisons | None) -> list[str]:
     return sentences
 
 
-_LAYERS = "Layers a:b are the decoder layers from a up to, but not including, b; the first is 0."
+_LAYERS = (
+    "Layers a:b are the decoder layers from a up to, but not including, b; the first is 0; a + b:c are a and these."
+)
 
 
 def scan_answer(scan: Scan) -> str:

@@ -11,7 +11,7 @@ from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED
 from plam_eval.report import plots
 from plam_eval.report.blocks import Picture, picture
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.shared import layer_range_of
+from plam_eval.report.sections.shared import layers_of_cell
 from plam_eval.report.text import is_known
 
 
@@ -26,7 +26,7 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
     if len(merged) < 2 or not any(is_known(row["difference"]) for row in merged):
         return None
     several = len({row["modules"] for row in merged}) > 1
-    ranges = sorted({layer_range_of(row) for row in merged})
+    ranges = sorted({layers_of_cell(row) for row in merged})
     pairs = list(dict.fromkeys((row["modules"], row["model_weight"], row["base_weight"]) for row in merged))
     estimates: list[list[Estimate | None]] = [[None] * len(ranges) for _ in pairs]
     marked = [[False] * len(ranges) for _ in pairs]
@@ -34,7 +34,7 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
     framed = None
     for row in merged:
         down = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
-        across = ranges.index(layer_range_of(row))
+        across = ranges.index(layers_of_cell(row))
         if is_known(row["difference"]):
             estimates[down][across] = Estimate("", *(float(row[key]) for key in ("difference", "low", "high")))
             marked[down][across] = bool(row["p_holm"] < SIGNIFICANT)
@@ -45,7 +45,7 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
     figure = plots.heat_map(
         estimates,
         [f"{modules}, {one:g} + {two:g}" if several else f"{one:g} + {two:g}" for modules, one, two in pairs],
-        [f"{start}:{end}" for start, end in ranges],
+        [layers for _, _, layers in ranges],
         marked=marked,
         words=words,
         chosen=framed,

@@ -55,9 +55,13 @@ def chosen_beside(findings: Findings) -> dict[str, Run]:
     return {PLAIN: findings.runs[PLAIN], "merged": findings.runs[findings.selection.cell], **ordered}
 
 
-def layer_range_of(row: Mapping[str, Any]) -> tuple[int, int]:
-    """The layer range of a cell, by which cells are sorted; `row` is one of `Findings.cells`."""
-    return int(row["start"]), int(row["end"])
+def layers_of_cell(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    """The first layer of a cell, the end of its last and how they are written, by which cells are sorted.
+
+    Args:
+        row: of `Findings.cells`.
+    """
+    return int(row["start"]), int(row["end"]), str(row["layers"])
 
 
 PAIRED: dict[str, Callable[[Any], str]] = {  # columns that every comparison has

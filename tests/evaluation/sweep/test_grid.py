@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
+from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
 from plam_eval.evaluation.sweep.grid import (
     Cell,
     Grid,
     cell_arguments,
-    layer_ranges,
+    layers_of_word,
     make_grid,
     module_group,
     pair_grid,
@@ -77,7 +77,7 @@ def refused(**changes: Any) -> str:
     ],
 )
 def test_layer_words(word: str, layers: int, ranges: list[tuple[int, int]]) -> None:
-    assert layer_ranges(word, layers) == ranges
+    assert layers_of_word(word, layers) == [tuple(range(*ends)) for ends in ranges]
 
 
 @pytest.mark.parametrize(
@@ -89,15 +89,41 @@ def test_layer_words(word: str, layers: int, ranges: list[tuple[int, int]]) -> N
 )
 def test_words_that_mean_nothing(word: str) -> None:
     with pytest.raises(SweepError, match=r"expected start:end within 0:8, plateau, early, middle, late, all, starts"):
-        layer_ranges(word, 8)
+        layers_of_word(word, 8)
+
+
+def test_sets_of_layers_are_words_too() -> None:
+    assert layers_of_word("3+9+20:22", 36) == [(3, 9, 20, 21)]
+    for beyond in ("3+36", "3+3", "3+x"):
+        with pytest.raises(SweepError, match=r"or a set such as 3\+9\+20:24"):
+            layers_of_word(beyond, 36)
+    made = grid(layers="1+3,6:8,6+7,0:2+5", controls="self_scale")
+    assert [cell.name for cell in made.cells if cell.kind == "merged"] == [
+        "layers-1+3_qkvo_0.9+0.3",
+        "layers-6-8_qkvo_0.9+0.3",
+        "layers-0-2+5_qkvo_0.9+0.3",
+    ]
+    assert Grid.from_dict(made.to_dict()) == made
+    again = [load_spec(None, split_arguments(cell_arguments(config(), cell))[1]) for cell in made.cells if cell.spec]
+    assert [spec.digest() for spec in again if spec] == [cell.spec.digest() for cell in made.cells if cell.spec]
+
+
+def test_cells_of_a_rule_with_parameters_are_named_after_them() -> None:
+    made = grid(model_args=f"{ARGS},rule=breadcrumbs,parameters=density:0.5", controls="self_scale,normalized,noise")
+    merged, *controls = (cell for cell in made.cells if cell.spec)
+    assert merged.name == "layers-6-8_qkvo_0.9+0.3_breadcrumbs_density=0.5_gamma=0.01"
+    assert len(controls) == 3 and all(cell.spec and not cell.spec.parameters for cell in controls)
+    assert Grid.from_dict(made.to_dict()) == made
+    again = load_spec(None, split_arguments(cell_arguments(config(), merged))[1])
+    assert again is not None and merged.spec is not None and again.digest() == merged.spec.digest()
 
 
 def test_plateau_is_the_range_of_the_spec() -> None:
-    assert layer_ranges("plateau", 36, load_spec("qwen3-vl-8b")) == [(24, 36)]
+    assert layers_of_word("plateau", 36, load_spec("qwen3-vl-8b")) == [tuple(range(24, 36))]
     with pytest.raises(SweepError, match="'plateau' needs a plateau in --model_args"):
-        layer_ranges("plateau", 36)
+        layers_of_word("plateau", 36)
     with pytest.raises(SweepError, match="'early' of a decoder of 2 layers is empty"):
-        layer_ranges("early", 2)
+        layers_of_word("early", 2)
 
 
 def test_names_of_module_sets() -> None:
@@ -303,7 +329,7 @@ def test_a_rule_of_ones_own_is_swept_as_the_merge(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_rule_that_draws_keeps_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "shuffle", Rule("shuffle", parameters=("weights", "seed")))
+    monkeypatch.setitem(RULES, "shuffle", Rule("shuffle", reads=("weights", "seed")))
     made = grid(model_args=f"{ARGS},rule=shuffle,seed=3", layers="6:8", controls="shuffle,noise", seeds="3,4")
     assert names(made, "merged") == ["layers-6-8_qkvo_0.9+0.3_shuffle3"]
     assert made.controls[names(made, "merged")[0]] == {

@@ -81,11 +81,17 @@ def test_merged_tensors_have_the_bits_of_a_merge_in_place(tmp_path: Path, dtype:
     assert {name.split(".")[2] for name in changed} == {"1", "2"} and len(changed) == done.record.merge["tensors"] == 16
 
 
-@pytest.mark.parametrize("rule", ["self_scale", "noise", "normalized"])
-def test_every_rule_gives_the_bits_of_a_merge_in_place(tmp_path: Path, rule: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "parameters"),
+    [
+        *((rule, None) for rule in ("self_scale", "noise", "normalized", "slerp", "iso_c", "trim", "dare")),
+        *(("della", "density:0.5"), ("breadcrumbs", "density:0.5+gamma:0.1"), ("nearswap", "t:0.05")),
+    ],
+)
+def test_every_rule_gives_the_bits_of_a_merge_in_place(tmp_path: Path, rule: str, parameters: str | None) -> None:
     model, base = (write_llama(tmp_path / name, seed) for name, seed in (("mllm", 1), ("base", 2)))
-    expected = merged_in_place(model, base, torch.float32, rule=rule, seed=3)
-    export(model, None, tmp_path / "out", base=base, layers=LAYERS, rule=rule, seed=3)
+    expected = merged_in_place(model, base, torch.float32, rule=rule, parameters=parameters, seed=3)
+    export(model, None, tmp_path / "out", base=base, layers=LAYERS, rule=rule, parameters=parameters, seed=3)
     written = raw(tmp_path / "out")
     assert [name for name in written if not torch.equal(written[name], expected[name])] == []
 
