@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -165,3 +168,35 @@ def layers_of(spec: Mapping[str, Any]) -> tuple[int, ...]:
     if spec.get("layer_range") is not None:
         return tuple(range(*read_range(spec["layer_range"])))
     return read_layers(spec.get("layers"))
+
+
+def random_layer_sets(size: int, num_layers: int, draws: int, other_than: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    """Sets of layers drawn at random, all different, each set of the size as likely as any other.
+
+    The draws are those of the size and the decoder: two merges of as many layers get the same ones.
+
+    Args:
+        size: layers in each set.
+        num_layers: decoder layers of the model.
+        draws: how many sets; fewer are returned where there are no more.
+        other_than: a set that is not to be among them, in order.
+
+    Returns:
+        The sets, each in order.
+    """
+    if not 0 < size <= num_layers:
+        return []
+    own = tuple(other_than)
+    if math.comb(num_layers, size) <= 2 * (draws + 1):
+        every = list(itertools.combinations(range(num_layers), size))
+        random.Random(f"random_layers:{num_layers}:{size}").shuffle(every)
+        return [layers for layers in every if layers != own][:draws]
+    drawn: dict[tuple[int, ...], None] = {}
+    for number in itertools.count():
+        chooser = random.Random(f"random_layers:{num_layers}:{size}:{number}")
+        layers = tuple(sorted(chooser.sample(range(num_layers), size)))
+        if layers != own:
+            drawn[layers] = None
+        if len(drawn) >= draws:
+            break
+    return list(drawn)

@@ -22,6 +22,9 @@ SELF_SCALE = "self_scale"
 NORMALIZED = "normalized"
 """The control that is the merge without its scale."""
 
+RANDOM_LAYERS = "random_layers"
+"""The control that asks whether the layers are special: the same merge in as many others."""
+
 _OTHER_COLOUR, _OTHER_MARK = "#6A3D9A", "D"
 
 
@@ -440,7 +443,31 @@ register(
         mark="X",
     )
 )
-_BUILT_IN.update(RULES)
+LAYER_CONTROLS: dict[str, Rule] = {
+    RANDOM_LAYERS: Rule(
+        RANDOM_LAYERS,
+        "the same merge in as many layers, drawn at random",
+        role="control",
+        reads=("layers", "seed"),
+        colour="#CC79A7",
+        mark="d",
+    )
+}
+"""Controls that change a merge's layers and not its arithmetic: a sweep can name them, and a spec has the layers."""
+_BUILT_IN.update(RULES, LAYER_CONTROLS)
+
+
+def rule_or_control(name: str) -> Rule:
+    """The record of a rule, or of a control that changes a merge's layers.
+
+    Args:
+        name: of either.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return LAYER_CONTROLS[name] if name in LAYER_CONTROLS else RULES[name]
+
 
 _SAME_FAMILY = (
     "it is weighted_sum with weights that sum to one: W_base + l (W_mllm - W_base) is l W_mllm + (1 - l) W_base; "
@@ -448,6 +475,7 @@ _SAME_FAMILY = (
 )
 _DEGENERATE = "degenerate with one task vector: "
 _NOT_RULES = {
+    "randomlayers": "it is a control of `plam sweep` (--controls), which draws layers; a spec names them, as 3+9+20",
     "linear": _SAME_FAMILY,
     "wiseft": _SAME_FAMILY,
     "average": _SAME_FAMILY,

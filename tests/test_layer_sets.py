@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from plam_eval.layer_sets import (
     as_range,
     layers_of,
     name_layers,
+    random_layer_sets,
     range_hint,
     read_layers,
     runs_of,
@@ -104,3 +106,21 @@ def test_layers_of_stored_specs() -> None:
     for stored in damaged:
         with pytest.raises(ValueError, match="expected"):
             layers_of(stored)
+
+
+def test_random_sets_are_as_likely_as_one_another() -> None:
+    counts = collections.Counter(layer for layers in random_layer_sets(3, 32, 3000) for layer in layers)
+    expected = 3000 * 3 / 32
+    assert set(counts) == set(range(32))
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
+
+
+def test_random_sets_are_few_where_there_are_few() -> None:
+    assert sorted(random_layer_sets(1, 3, 10, (2,))) == [(0,), (1,)]
+    assert random_layer_sets(3, 3, 10, (0, 1, 2)) == []
+    assert random_layer_sets(4, 3, 10) == []
+
+
+def test_random_sets_do_not_depend_on_how_many_are_drawn() -> None:
+    some, more = random_layer_sets(4, 28, 3, (0, 1, 2, 3)), random_layer_sets(4, 28, 12, (24, 25, 26, 27))
+    assert more[:3] == some

@@ -36,8 +36,10 @@ def sweep(
     layers: Words | None = None,
     weights: str | Sequence[tuple[float, float]] | None = None,
     modules: Words | None = None,
+    rules: Words | None = None,
     controls: Words | None = None,
     seeds: str | Sequence[int] | None = None,
+    draws: int | None = None,
     select: int | None = None,
     limit: int | None = None,
     offset: int | None = None,
@@ -66,8 +68,10 @@ def sweep(
         layers: "24:36", "plateau", "early", "middle", "late", "all", "starts[:STEP]", "windows:WIDTH[:STEP]".
         weights: of the MLLM and the base: "0.9+0.3,0.8+0.4" or [(0.9, 0.3), (0.8, 0.4)].
         modules: qkvo, qk, vo, mlp, all, or names joined by "+".
-        controls: beside every merge: names of registered controls (all by default), or "none".
-        seeds: of the controls that draw.
+        rules: merges by each of these: "trim", "dare:drop_rate:0.5"; by the plateau's own rule by default.
+        controls: beside every merge: names of registered controls (all by default), "random_layers", or "none".
+        seeds: of the controls that draw numbers.
+        draws: sets of layers that "random_layers" draws for a merge, 5 by default.
         select: choose the best merge on so many documents of each task, and report on the others.
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
@@ -101,8 +105,10 @@ def sweep(
         layers=layers,
         weights=weights,
         modules=modules,
+        rules=rules,
         controls=controls,
         seeds=seeds,
+        draws=draws,
         select=select,
         limit=limit,
         offset=offset,

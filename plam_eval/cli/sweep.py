@@ -24,7 +24,7 @@ from plam_eval.cli.options import (
     example,
 )
 from plam_eval.cli.speaking import working
-from plam_eval.rules import control_names
+from plam_eval.rules import LAYER_CONTROLS, control_names
 from plam_eval.terminal import labelled
 
 
@@ -57,10 +57,21 @@ def sweep(
         str | None,
         typer.Option(help="qkvo, qk, vo, mlp, all, or names joined by +; with commas; the plateau's by default."),
     ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(help="Merges by each: weighted_sum,trim,dare:drop_rate:0.5; the plateau's own rule by default."),
+    ] = None,
     controls: Annotated[
-        str | None, typer.Option(help=f"Beside every merge: {','.join(control_names())} (all by default), or none.")
+        str | None,
+        typer.Option(
+            help=f"Beside every merge: {','.join(control_names())} (these by default), {','.join(LAYER_CONTROLS)}, "
+            "or none."
+        ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Of the controls that draw; with commas; 0 by default.")] = None,
+    draws: Annotated[
+        int | None, typer.Option(help="Sets of layers that random_layers draws for a merge, 5 by default.", min=1)
+    ] = None,
     select: Annotated[
         int | None, typer.Option(help="Choose the best on so many documents of each task, report on the others.", min=0)
     ] = None,
@@ -96,8 +107,10 @@ def sweep(
         "layers": layers,
         "weights": weights,
         "modules": modules,
+        "rules": rules,
         "controls": controls,
         "seeds": seeds,
+        "draws": draws,
         "select": select,
         "limit": limit,
         "offset": offset,

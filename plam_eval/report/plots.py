@@ -21,7 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from plam_eval.figures import COLOURS, add_legend, write_plainly
 from plam_eval.report.svg import BETTER, HATCH, QUIET, WORSE
 from plam_eval.report.text import signed
-from plam_eval.rules import RULES, WEIGHTED_SUM, Rule
+from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, Rule
 from plam_eval.terminal import one_line, shown
 
 _OPAQUE = 0.6  # of a heat map's strongest colour: figures on it stay readable, on a light page and a dark one
@@ -221,7 +221,8 @@ def controls(
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 1, sharey=True, squeeze=False)[:, 0]
     present = {row.name for estimates_of in by_merge.values() for row in estimates_of}
-    rules = [*(rule for rule in RULES if rule in present), *sorted(present - RULES.keys())]
+    known = RULES | LAYER_CONTROLS
+    rules = [*(rule for rule in known if rule in present), *sorted(present - known.keys())]
     looks = {rule: _look(rule) for rule in rules}
     for axes, row in zip(panels, rows, strict=True):
         axes.axhline(0, color="black", linewidth=0.9)
@@ -255,7 +256,9 @@ def controls(
 
 def _look(name: str) -> tuple[str, str, str]:
     """Label, colour and mark of a rule's estimates."""
-    rule = RULES.get(name, Rule(name))  # names of another kind have the look of a rule that somebody registered
+    rule = (RULES | LAYER_CONTROLS).get(
+        name, Rule(name)
+    )  # names of another kind have the look of a rule that somebody registered
     return "merge" if name == WEIGHTED_SUM else name, rule.colour, rule.mark
 
 

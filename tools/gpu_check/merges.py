@@ -211,7 +211,7 @@ def _offloaded(session: Session, spec: PlateauSpec) -> Figures:
         said = str(error)
     else:
         raise Fault(f"a model with {offloaded} offloaded parameters was merged")
-    if f"layers.{spec.layer_range[0]}." not in said:
+    if f"layers.{spec.layers[0]}." not in said:
         raise Fault(f"the message names no layer that is offloaded: {said[:200]}")
     if any(checksum_of(value) != state[name] for name, value in model.named_parameters() if name in state):
         raise Fault("parameters changed although the merge was refused")

@@ -17,8 +17,9 @@ from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
 from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.layer_sets import MOST_LAYERS, write_layers
 from plam_eval.rules import RULES
-from plam_eval.spec import MOST_LAYERS, SpecError, load_spec
+from plam_eval.spec import SpecError, load_spec
 
 SETTINGS_FILE, FINDINGS_FILE = "attend.json", "findings.json"
 MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE = "attention.parquet", "answers.parquet", "depth.parquet"
@@ -204,7 +205,7 @@ def _merge_of(stored: Mapping[str, Any] | None) -> str:
     if spec is None:
         return "plain"
     weights = f"{spec.weights.model!r} + {spec.weights.base_model!r} {spec.base_model}"
-    return f"{spec.rule} of layers {spec.layer_range[0]}:{spec.layer_range[1]}, {'+'.join(spec.modules)}, {weights}" + (
+    return f"{spec.rule} of layers {write_layers(spec.layers)}, {'+'.join(spec.modules)}, {weights}" + (
         f", seed {spec.seed}" if RULES[spec.rule].draws else ""
     )
 

@@ -15,7 +15,8 @@ from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.layer_sets import MOST_LAYERS, range_hint
-from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
+from plam_eval.rule_parameters import split_parameters
+from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, control_names, rule_or_control, why_not
 from plam_eval.spec import LARGEST_SEED, OVERRIDE_KEYS
 from plam_eval.yaml_reader import YamlError, mapping_problems, read_yaml
 
@@ -43,8 +44,10 @@ class SweepConfig(BaseModel):
             side by side), "windows:4:2" (two layers apart), or a set of layers and ranges, "3+9+20:24".
         weights: "0.9+0.3" or [0.9, 0.3]: of the MLLM and of the base.
         modules: names or groups (qkvo, qk, vo, mlp, all), joined by "+".
-        controls: rules to run beside every merge.
-        seeds: of the controls that draw.
+        rules: "trim", "dare:drop_rate:0.5", "della:density:0.4+epsilon:0.1": merges by each of these rules; by the
+            plateau's own without any.
+        controls: rules to run beside every merge, and `random_layers`, which is not among them unless it is named.
+        seeds: of the controls that draw numbers; `draws`: sets of layers that `random_layers` draws for a merge.
         select: choose the best merge on so many documents of each task, and report on the others; on all without it.
         together: so many cells have a document answered in one generation (HF wrappers, without Ray). It takes memory
             for the merged tensors of all of them.
@@ -59,8 +62,10 @@ class SweepConfig(BaseModel):
     layers: tuple[str, ...] = ("plateau",)
     weights: tuple[tuple[float, float], ...] = ()
     modules: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
     controls: tuple[str, ...] = Field(default_factory=control_names)
     seeds: tuple[int, ...] = (0,)
+    draws: int = Field(default=5, ge=1, le=MOST_CELLS)
     select: int | None = Field(default=None, ge=0, le=MOST_DOCUMENTS)
     limit: int | None = Field(default=None, ge=1, le=MOST_DOCUMENTS)
     offset: int = Field(default=0, ge=0, le=MOST_DOCUMENTS)
@@ -77,7 +82,7 @@ class SweepConfig(BaseModel):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
         return value
 
-    @field_validator("tasks", "layers", "modules", "controls", mode="before")
+    @field_validator("tasks", "layers", "modules", "rules", "controls", mode="before")
     @classmethod
     def _words(cls, value: Any, info: ValidationInfo) -> Any:
         words = _listed(value)
@@ -132,8 +137,26 @@ class SweepConfig(BaseModel):
     def _known_controls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         value = tuple(word for word in value if word != "none")
         for word in value:
-            if word not in RULES or word == WEIGHTED_SUM:
-                raise ValueError(f"unknown control {word!r}, {hint(word, [*control_names(), 'none'])}")
+            if (word not in RULES or word == WEIGHTED_SUM) and word not in LAYER_CONTROLS:
+                raise ValueError(f"unknown control {word!r}, {hint(word, [*control_names(), *LAYER_CONTROLS, 'none'])}")
+        return value
+
+    @field_validator("rules")
+    @classmethod
+    def _known_rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            name, _, parameters = word.partition(":")
+            if name in control_names(ancestor=True) or name in LAYER_CONTROLS:
+                raise ValueError(f"found {word!r}, a control; controls run beside every merge (controls), not as one")
+            if name not in RULES:
+                reason = why_not(name)
+                raise ValueError(
+                    f"{word!r} is no rule here: {reason}" if reason else f"unknown rule {word!r}, {hint(name, RULES)}"
+                )
+            try:
+                RULES[name].read_parameters(split_parameters(parameters or {}))
+            except ValueError as error:
+                raise ValueError(f"{word}: {error}") from None
         return value
 
     @field_validator("model")
@@ -152,8 +175,10 @@ class SweepConfig(BaseModel):
         return value
 
     def seeds_of(self, rule: str) -> tuple[int, ...]:
-        """The seeds that `rule` is run with: one where it draws nothing."""
-        return self.seeds if RULES[rule].draws else (0,)
+        """The seeds that `rule` is run with, or the numbers of its draws of layers: one where it draws nothing."""
+        if rule in LAYER_CONTROLS:
+            return tuple(range(self.draws))
+        return self.seeds if rule_or_control(rule).draws else (0,)
 
     @classmethod
     def load(cls, file: str | Path | None = None, **given: Any) -> SweepConfig:

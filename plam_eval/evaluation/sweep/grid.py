@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,9 +17,9 @@ from plam_eval.evaluation.sweep.config import (
     SweepError,
     split_arguments,
 )
-from plam_eval.layer_sets import MOST_LAYERS, name_layers, read_layers, write_layers
+from plam_eval.layer_sets import MOST_LAYERS, name_layers, random_layer_sets, read_layers, write_layers
 from plam_eval.rule_parameters import write_parameters
-from plam_eval.rules import RULES, WEIGHTED_SUM, control_names
+from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, control_names
 from plam_eval.spec import GROUPS, OVERRIDE_KEYS, PlateauSpec, load_spec
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Grid:
         named = {*controls, *(name for by_rule in controls.values() for beside in by_rule.values() for name in beside)}
         if unknown := sorted(named - {PLAIN, *names}):
             raise SweepError(f"{', '.join(map(repr, unknown))}: found among the controls and not among the cells")
-        if unknown := sorted({rule for by_rule in controls.values() for rule in by_rule} - {*RULES}):
-            raise SweepError(f"controls: unknown rule {unknown[0]!r}, {hint(unknown[0], RULES)}")
+        if unknown := sorted({rule for by_rule in controls.values() for rule in by_rule} - {*RULES, *LAYER_CONTROLS}):
+            raise SweepError(f"controls: unknown rule {unknown[0]!r}, {hint(unknown[0], [*RULES, *LAYER_CONTROLS])}")
         return cls(cells, controls)
 
     def with_earlier(self, earlier: Grid) -> Grid:
@@ -162,7 +163,7 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
             continue
         beside: dict[str, tuple[str, ...]] = {}
         for rule in config.controls:
-            specs = [_with_rule(merge, rule, seed) for seed in config.seeds_of(rule)]
+            specs = _controls_of(merge, rule, config, num_layers)
             names = [cells.add(spec, "control") or PLAIN for spec in specs]
             beside[rule] = tuple(n for n in dict.fromkeys(names) if n != name)
         controls[name] = {rule: names for rule, names in beside.items() if names}
@@ -189,19 +190,17 @@ class _Cells:
 
 
 def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> Iterator[PlateauSpec]:
-    """The merges of a config in order: weights, modules, layer ranges. What it leaves out is of `start`."""
+    """The merges of a config in order: rules, weights, modules, layers. What it leaves out is of `start`."""
     sets = list(dict.fromkeys(layers for word in config.layers for layers in layers_of_word(word, num_layers, start)))
     modules = config.modules or ((module_group(start.modules),) if start else ("qkvo",))
     pairs = config.weights or (((start.weights.model, start.weights.base_model),) if start else ((0.9, 0.3),))
     base = config.base_model or (start.base_model if start else None)
     if base is None:
         raise SweepError("no base LLM: give --base, or a plateau in --model_args")
-    rule: dict[str, Any] = {}
-    if start and start.rule != WEIGHTED_SUM:
-        rule = {"rule": start.rule, "seed": start.seed, "parameters": start.parameters}
-    if start and start.ancestor:
-        rule["ancestor"] = start.ancestor
-    for model_weight, base_weight in pairs:
+    own = {"rule": start.rule, "seed": start.seed, "parameters": start.parameters} if start else {}
+    rules = [{**own, "rule": (word := text.partition(":"))[0], "parameters": word[2] or None} for text in config.rules]
+    ancestor = {"ancestor": start.ancestor} if start and start.ancestor else {}
+    for rule, (model_weight, base_weight) in itertools.product(rules or [own], pairs):
         for words in modules:
             for layers in sets:
                 merge = load_spec(
@@ -210,7 +209,8 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
                         "layers": layers,
                         "modules": words,
                         "weights": {"model": model_weight, "base_model": base_weight},
-                        **rule,
+                        **{key: value for key, value in rule.items() if value is not None},
+                        **ancestor,
                     }
                 )
                 assert merge is not None
@@ -218,11 +218,17 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
                 yield merge
 
 
-def _with_rule(merge: PlateauSpec, rule: str, seed: int) -> PlateauSpec:
-    spec = load_spec(merge, {"rule": rule, "seed": seed})
-    spec = spec and spec.model_copy(update={"source": merge.source})
+def _controls_of(merge: PlateauSpec, rule: str, config: SweepConfig, num_layers: int) -> list[PlateauSpec]:
+    if rule in LAYER_CONTROLS:
+        sets = random_layer_sets(len(merge.layers), num_layers, config.draws, merge.layers)
+        return [_changed(merge, {"layers": write_layers(layers)}) for layers in sets]
+    return [_changed(merge, {"rule": rule, "seed": seed}) for seed in config.seeds_of(rule)]
+
+
+def _changed(merge: PlateauSpec, overrides: Mapping[str, Any]) -> PlateauSpec:
+    spec = load_spec(merge, overrides)
     assert spec is not None
-    return spec
+    return spec.model_copy(update={"source": merge.source})
 
 
 def pair_grid(config: SweepConfig) -> Grid:
@@ -249,11 +255,12 @@ def _check_size(config: SweepConfig, num_layers: int) -> None:
         many = word.startswith(("starts", "windows"))
         ranges += -(-num_layers // max(step, 1)) if many else 1
     beside = sum(len(config.seeds_of(rule)) for rule in config.controls)
-    merges = ranges * max(1, len(config.modules)) * max(1, len(config.weights))
+    modules, weights, rules = (max(1, len(words)) for words in (config.modules, config.weights, config.rules))
+    merges = ranges * modules * weights * rules
     if merges * (1 + beside) > MOST_CELLS:
         raise SweepError(
-            f"up to {merges * (1 + beside)} cells: {ranges} layer ranges x {max(1, len(config.modules))} modules x "
-            f"{max(1, len(config.weights))} weights x (1 merge + {beside} controls); expected at most {MOST_CELLS}"
+            f"up to {merges * (1 + beside)} cells: {ranges} layer ranges x {modules} modules x {weights} weights x "
+            f"{rules} rules x (1 merge + {beside} controls); expected at most {MOST_CELLS}"
         )
 
 

@@ -12,7 +12,7 @@ from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.shared import PAIRED, layers_of_cell
 from plam_eval.report.text import is_known, number, signed
-from plam_eval.rules import RULES, WEIGHTED_SUM
+from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, rule_or_control
 
 
 def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -64,9 +64,7 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
             records_of(findings.controls),
             {
                 "merge": lambda row: describe_cell(cells[row["merged"]]),
-                "control": lambda row: (
-                    f"{row['rule']} {cells[row['control']]['seed']}" if RULES[row["rule"]].draws else row["rule"]
-                ),
+                "control": lambda row: _control_label(row, cells[row["control"]]),
                 "merge scores": lambda row: number(row["second"]),
                 "control scores": lambda row: number(row["first"]),
                 "merge minus control": lambda row: signed(row["difference"]),
@@ -81,6 +79,16 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     return blocks
 
 
+def _control_label(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+    if row["rule"] in LAYER_CONTROLS:
+        return f"{row['rule']} {cell['layers']}"
+    return f"{row['rule']} {cell['seed']}" if rule_or_control(row["rule"]).draws else str(row["rule"])
+
+
 def _meanings(names: set[str]) -> list[str]:
     """What the rules of these names make, each behind its name."""
-    return [f"{name}, {rule.meaning}" if rule.meaning else name for name, rule in RULES.items() if name in names]
+    return [
+        f"{name}, {rule.meaning}" if rule.meaning else name
+        for name, rule in (RULES | LAYER_CONTROLS).items()
+        if name in names
+    ]

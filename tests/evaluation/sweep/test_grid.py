@@ -341,3 +341,66 @@ def test_a_rule_that_draws_keeps_its_seed(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_rule_that_nobody_knows_is_refused() -> None:
     with pytest.raises(SpecError, match="unknown rule 'mean'"):
         grid(model_args=f"{ARGS},rule=mean")
+
+
+# Rules beside each other, and layers drawn at random
+
+
+def test_rules_are_swept_beside_each_other() -> None:
+    made = grid(rules="weighted_sum,dare:drop_rate:0.5,trim", weights="0.9+0.3,0.5+0.5", controls="self_scale")
+    merged = [spec(made, name) for name in names(made, "merged")]
+    assert [one.rule for one in merged] == ["weighted_sum"] * 2 + ["dare"] * 2 + ["trim"] * 2
+    assert merged[2].parameters == {"drop_rate": 0.5}
+    assert merged[4].parameters == {"density": 0.2}  # its default
+    scales = {made.controls[name]["self_scale"] for name in names(made, "merged")}
+    assert len(scales) == 2  # one for each pair of weights, whatever the rule
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ("trimm", "did you mean 'trim'"),
+        ("optmerge", "degenerate with one task vector"),
+        ("self_scale", "a control"),
+        ("random_layers", "a control"),
+        ("dare:rate:0.5", "'rate' is no parameter of dare"),
+        ("della", "density: missing"),
+    ],
+)
+def test_rules_that_cannot_be_swept(rules: str, says: str) -> None:
+    assert says in refused(rules=rules)
+
+
+def test_random_layers_are_the_same_merge_elsewhere() -> None:
+    made = grid(controls="random_layers", draws=4)
+    (merge,) = names(made, "merged")
+    drawn = [spec(made, name) for name in made.controls[merge]["random_layers"]]
+    assert len(drawn) == 4
+    assert len({one.layers for one in drawn}) == 4
+    assert (6, 7) not in {one.layers for one in drawn}
+    for one in drawn:
+        assert len(one.layers) == 2
+        assert (one.rule, one.weights, one.modules) == (
+            spec(made, merge).rule,
+            spec(made, merge).weights,
+            GROUPS["qkvo"],
+        )
+    assert Grid.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_random_layers_of_all_layers_are_none() -> None:
+    made = grid(controls="random_layers", layers="all")
+    assert made.controls == {names(made, "merged")[0]: {}}
+
+
+def test_random_layers_are_no_rule_of_a_spec() -> None:
+    with pytest.raises(SpecError, match="a control of `plam sweep`"):
+        load_spec(
+            {
+                "base_model": "b",
+                "layer_range": [0, 2],
+                "modules": "qkvo",
+                "weights": {"model": 1, "base_model": 1},
+                "rule": "random_layers",
+            }
+        )
