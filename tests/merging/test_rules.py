@@ -178,7 +178,7 @@ def test_nothing_else_lists_rules_by_name() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in RULES
     }
-    assert naming == {"plam_eval/rules.py"}
+    assert naming == {"plam_eval/built_in_rules.py"}
 
 
 @given(pairs)
