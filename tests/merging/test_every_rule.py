@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from plam_eval.errors import MergeError
+from plam_eval.evaluation.sweep.config import SweepConfig
+from plam_eval.evaluation.sweep.grid import cell_arguments, make_grid
 from plam_eval.merging.ancestor_rules import dare_both, diga, task_arithmetic, ties
 from plam_eval.merging.arithmetic import Buffers, Operand, merge_tensor
 from plam_eval.merging.rules import FUNCTIONS, generator_of
@@ -330,6 +332,23 @@ def test_each_source_has_a_mask_of_its_own() -> None:
     assert abs((mine & theirs).double().mean() - 0.25) < 5 * 0.44 / 100
 
 
+def test_dare_of_given_masks_is_that_of_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = pytest.importorskip("peft.utils.merge_utils")
+    sides, weights = operands(seed=6), (0.9, 0.3)
+    generator = generator_of(0, KEY)
+    monkeypatch.setattr(
+        torch, "bernoulli", lambda chances: (torch.rand(chances.shape, generator=generator) >= 0.4) * 1.0
+    )
+    change = utils.dare_linear([side - sides[2] for side in sides[:2]], torch.tensor(weights), 0.6)
+    merged = call(dare_both, sides, weights, drop_rate=0.4)
+    assert near(merged, (sides[2] + change).double().numpy())
+    plain = utils.task_arithmetic([side - sides[2] for side in sides[:2]], torch.tensor(weights))
+    assert near(call(task_arithmetic, sides, weights), (sides[2] + plain).double().numpy())
+    generator = generator_of(0, KEY)
+    lone = utils.prune(sides[0] - sides[1], 0.6, method="random", rescale=True)
+    assert near(merge(spec_of("dare", (1, 0)), sides), (sides[1] + lone).double().numpy())
+
+
 @pytest.mark.parametrize("rule", ["dare_both", "diga_dare_both"])
 def test_nothing_dropped_is_task_arithmetic(rule: str) -> None:
     sides = operands()
@@ -438,6 +457,19 @@ def test_names_that_are_no_rules_are_refused_with_the_reason(name: str, says: st
     with pytest.raises(SpecError, match=rf"{name!r} is no rule here: .*{says}"):
         spec_of(name, parameters={})
     assert not any(why_not(rule) for rule in RULES)
+
+
+def test_a_sweep_spells_them_as_any_other() -> None:
+    words = "dare_both:drop_rate:0.5,dim3,diga_ties:density:0.3,diga_dare_both"
+    arguments = "pretrained=model,base=base,ancestor=old,layers=0:2"
+    config = SweepConfig.load(model="plam_hf", tasks="mme", model_args=arguments, rules=words, controls="none")
+    made = [cell for cell in make_grid(config, 4).cells if cell.spec is not None]
+    assert [cell.spec.rule for cell in made] == ["dare_both", "dim3", "diga_ties", "diga_dare_both"]
+    assert len({cell.name for cell in made}) == 4
+    for cell in made:
+        given = dict(word.split("=", 1) for word in cell_arguments(config, cell).split(","))
+        again = load_spec(None, {key: given[key] for key in ("base", "ancestor", "layers", "rule", "parameters")})
+        assert again is not None and again.digest() == cell.spec.digest()
 
 
 def test_rules_of_an_ancestor_need_one() -> None:
