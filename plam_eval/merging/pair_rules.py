@@ -115,7 +115,12 @@ def breadcrumbs(
 
 
 def smallest_from(values: Tensor, place: int) -> Tensor:
-    """The value that so many others come before, in order of size."""
+    """The value that so many others come before, in order of size.
+
+    Args:
+        values: of any shape.
+        place: how many others.
+    """
     return values.flatten().kthvalue(place + 1).values
 
 
