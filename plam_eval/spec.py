@@ -262,8 +262,8 @@ class PlateauSpec(_Record):
 
     def _content(self) -> dict[str, Any]:
         rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
-        if (is_sum := RULES[rule].is_sum) and is_sum(self.parameters):
-            rule = WEIGHTED_SUM
+        if leaves := RULES[rule].leaves:
+            rule = leaves(self.parameters) or rule
         for _ in range(3):  # of one rule, which may be that of another
             if equal_to := RULES[rule].equal_to:
                 rule, weights = equal_to(weights)

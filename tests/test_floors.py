@@ -38,7 +38,9 @@ FLOORS: dict[int, dict[str, str]] = {
     },
     1: {
         "spec": "the plateau spec",
-        "rules": "names, parameters and meaning of merge rules and controls",
+        "rules": "which merge rules and controls there are",
+        "built_in_rules": "the records of this package's rules and controls",
+        "rule_record": "what a rule says of itself",
         "rule_parameters": "what a rule declares of its parameters",
         "arguments": "words of a command line as values",
         "bootstrap": "resamples and random signs",

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from plam_eval.errors import MergeError
 from plam_eval.merging.names import Key
+from plam_eval.merging.pair_rules import frobenius_norm
 from plam_eval.merging.plan import Source
-from plam_eval.merging.rules import FUNCTIONS, frobenius_norm, generator_of
+from plam_eval.merging.rules import FUNCTIONS, generator_of
 from plam_eval.rules import RULES
 from plam_eval.spec import PlateauSpec
 

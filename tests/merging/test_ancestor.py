@@ -26,7 +26,7 @@ from plam_eval.serving.gate import Gate
 from plam_eval.spec import PlateauSpec, SpecError, Weights, load_spec
 from tests.helpers.llamas import bits, changed, load, write_llama
 
-RULES = ("task_arithmetic", "from_ancestor", "ties")
+RULES = ("task_arithmetic", "from_ancestor", "ties", "dare_both", "dim3", "diga_ties", "diga_dare_both")
 WEIGHTS = [(0.9, 0.3), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 1.0), (0.0, 0.0)]
 
 

@@ -162,7 +162,9 @@ def test_a_rule_refuses_weights_that_it_cannot_use() -> None:
 def test_every_rule_has_a_function_and_says_what_it_is() -> None:
     assert FUNCTIONS.keys() == RULES.keys()
     assert all(name == rule.name and rule.meaning for name, rule in RULES.items())
-    assert {name for name, rule in RULES.items() if rule.draws} == {"noise", "dare", "della"}
+    assert {name for name, rule in RULES.items() if rule.draws} == {
+        *("noise", "dare", "della", "dare_both", "diga_dare_both")
+    }
     assert [name for name, rule in RULES.items() if rule.role == "control"] == [
         *("self_scale", "normalized", "noise", "from_ancestor")
     ]
@@ -178,7 +180,7 @@ def test_nothing_else_lists_rules_by_name() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in RULES
     }
-    assert naming == {"plam_eval/rules.py"}
+    assert naming == {"plam_eval/built_in_rules.py"}
 
 
 @given(pairs)
