@@ -12,12 +12,11 @@ import pandas as pd
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import Paired, format_p
-from plam_eval.evaluation.sweep.grid import describe_cell
 from plam_eval.rules import SELF_SCALE
 
 _PAIRED = tuple(field.name for field in fields(Paired) if field.name != "task")
 _SCALE = ("minus_scale", "scale_low", "scale_high", "scale_p")
-COLUMNS = ("rule", "parameters", "cell", "description", "merges", "gain", "against_plain", "p_holm", *_SCALE, *_PAIRED)
+COLUMNS = ("rule", "parameters", "cell", "merges", "gain", "against_plain", "p_holm", *_SCALE, *_PAIRED)
 """Of `best_by_rule`."""
 
 
@@ -43,7 +42,7 @@ def best_by_rule(
 
     Returns:
         In the order of their gains: rule, parameters; cell, the merge by it that gained most on the documents to choose
-        on, and its description; merges, by it; gain, on those documents; over the reported ones against_plain and
+        on; merges, by it; gain, on those documents; over the reported ones against_plain and
         p_holm, as in `cells`; minus_scale with scale_low, scale_high and scale_p, against its scale control, NaN where
         none is finished; and the fields of `stats.Paired` without `task`, of this merge (`first`) and that of the first
         row (`second`): what the rule that did best has before it.
@@ -71,7 +70,6 @@ def best_by_rule(
         rows.append(
             {
                 **{key: row[key] for key in ("rule", "parameters", "cell")},
-                "description": describe_cell(row),
                 "merges": count,
                 "gain": gains[name],
                 "against_plain": row["difference"],
@@ -94,7 +92,7 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def in_words(table: pd.DataFrame, *, sign: int = 1, held_out: bool) -> str:
+def in_words(table: pd.DataFrame, sign: int, *, held_out: bool) -> str:
     """Which rule did best of how many, and whether it is shown to do better than the others.
 
     Args:

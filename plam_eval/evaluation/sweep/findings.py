@@ -107,17 +107,6 @@ class Findings:
         gains = self.selection.gains if self.selection else {}
         return by_rule.best_by_rule(self.runs, self.cells, self.controls, gains)
 
-    def further_verdicts(self) -> list[str]:
-        """What else is known of the chosen merge: among the rules, and before its random layers; empty without."""
-        if self.selection is None:
-            return []
-        merged = self.cells[self.cells["cell"].isin(self.selection.gains)]
-        sign = 1 if self.higher_is_better else -1
-        said = [by_rule.in_words(self.rules, sign=sign, held_out=self.selection.held_out)] if len(self.rules) else []
-        drawn = self.random_layers[self.random_layers["merged"] == self.selection.cell]
-        sets = merged["layers"].nunique()
-        return [*said, *(random_layers.in_words(row, sign=sign, layer_sets=sets) for row in drawn.to_dict("records"))]
-
     def verdict(self) -> str:
         """The answer in a sentence or two: the chosen merge beside plain and beside its scale control."""
         if self.selection is None:
@@ -157,6 +146,30 @@ class Findings:
                 f"settings p = {format_p(row['p_holm'])}."
             )
         return text
+
+    def rules_in_words(self) -> str:
+        """Which rule did best of how many; "" where all merges are by one."""
+        if self.selection is None or not len(self.rules):
+            return ""
+        return by_rule.in_words(self.rules, 1 if self.higher_is_better else -1, held_out=self.selection.held_out)
+
+    def random_layers_in_words(self, merged: str | None = None) -> str:
+        """How a merge stands among the draws of its random layers; "" where it has none.
+
+        Args:
+            merged: its cell; the chosen merge by default.
+        """
+        if self.selection is None:
+            return ""
+        chosen = self.selection.cell
+        drawn = self.random_layers[self.random_layers["merged"] == (merged or chosen)]
+        sets = self.cells.loc[self.cells["kind"] == "merged", "layers"].nunique() if merged in (None, chosen) else 1
+        better = 1 if self.higher_is_better else -1
+        return "".join(random_layers.in_words(row, sign=better, layer_sets=sets) for row in drawn.to_dict("records"))
+
+    def further_verdicts(self) -> list[str]:
+        """What else is said of the chosen merge: among the rules, and among the draws of its random layers."""
+        return [text for text in (self.rules_in_words(), self.random_layers_in_words()) if text]
 
     def failures(self) -> list[str]:
         """Cells that failed or are damaged: which, why, and where their log is."""
