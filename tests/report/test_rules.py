@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plam_eval.evaluation.sweep.findings import read_findings
@@ -52,13 +53,19 @@ def kept(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> tuple[tupl
     """What the page's section hands to a figure of this name."""
     calls: list[Any] = []
     draw = getattr(plots, name)
-    monkeypatch.setattr(plots, name, lambda *args, **how: calls.append((args, how)) or draw(*args, **how))
+
+    def keeping(*args: Any, **how: Any) -> Any:
+        calls.append((args, how))
+        return draw(*args, **how)
+
+    monkeypatch.setattr(plots, name, keeping)
     monkeypatch.setattr(
         images, "document_images", lambda wanted, *a, **k: ({}, dict.fromkeys(wanted, "not looked for"))
     )
     write_report([folder], folder.parent / "again", examples=0)
+    call: tuple[tuple[Any, ...], dict[str, Any]]
     (call,) = calls
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def test_headings_and_sentences(page: Page) -> None:
@@ -109,9 +116,10 @@ def test_clouds() -> None:
     merge = Estimate("4:8, 0.9 + 0.3", 0.1, 0.05, 0.15)
     figure = plots.clouds([Cloud(merge, [0.0, 0.02, 0.02], merge), Cloud(merge, [0.01], None)], chosen=1)
     (axes,) = figure.axes
-    marks = {line.get_marker(): list(line.get_xdata()) for line in axes.lines}
-    assert marks["s"] == [0.1] and len(axes.patches) == 1  # one draw has no standard deviation
-    heights = next(list(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 3)
+    drawn = [(line.get_marker(), np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in axes.lines]
+    assert [list(across) for mark, across, _ in drawn if mark == "s"] == [[0.1]]
+    assert len(axes.patches) == 1  # one draw has no standard deviation
+    (heights,) = [list(down) for _, across, down in drawn if len(across) == 3]
     assert len(set(heights)) == 3  # equal draws do not hide each other
     assert [tick.get_fontweight() for tick in axes.get_yticklabels()] == ["normal", "bold"]
 

@@ -43,9 +43,11 @@ def test_a_merge_is_counted_in_among_its_draws(tmp_path: Path) -> None:
 
 
 def test_draws_that_do_as_well_count_against_the_merge(tmp_path: Path) -> None:
-    (row,) = swept(tmp_path, 30, [30, 34, 20, 20]).random_layers.to_dict("records")
+    found = swept(tmp_path, 30, [30, 34, 20, 20])
+    (row,) = found.random_layers.to_dict("records")
     assert (row["better"], row["equal"], row["worse"], row["rank_p"]) == (2, 1, 1, pytest.approx(3 / 5))
-    said = random_layers.in_words(row)
+    assert random_layers.standing({str(key): row[key] for key in row}) == "better than 2 of 4, equal to 1"
+    said = found.random_layers_in_words()
     assert "better than 2 of 4 draws of as many layers and does as well as 1, rank p = 0.60" in said
     assert "not shown that these layers do better than others: 2 of 4 do at least as well." in said
 
@@ -108,7 +110,7 @@ def test_nothing_is_said_without_draws(tmp_path: Path) -> None:
 
 # ---- rules -----------------------------------------------------------------------------------------------------------
 
-RULES = {"layers": "4:8,0:4", "rules": "weighted_sum,trim,slerp", "controls": "self_scale"}
+RULES: dict[str, Any] = {"layers": "4:8,0:4", "rules": "weighted_sum,trim,slerp", "controls": "self_scale"}
 
 
 def by_rules(folder: Path, **given: int) -> Findings:
