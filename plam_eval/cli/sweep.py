@@ -134,6 +134,8 @@ def sweep(
         console.warn(findings.warnings)
         console.show(tables.sweep(findings), tables.sweep(findings, narrow=True))
         console.say(findings.verdict())
+        for said in findings.further_verdicts():
+            console.say(said)
         console.say(f"Cells and tables: {output}; as a page: plam report {output}")
         for failure in findings.failures():
             status, _, rest = failure.partition(": ")

@@ -138,7 +138,7 @@ class Log:
             self._table("comparison", compared.table)
 
     def sweep(self, findings: Findings) -> None:
-        """The tables of cells, tasks and controls; the chosen merge and the verdict.
+        """The findings' tables; the chosen merge and the verdict.
 
         Args:
             findings: of a sweep.
@@ -146,11 +146,12 @@ class Log:
         if self.run is None:
             return
         with self._not_fatal():
-            for name in ("cells", "tasks", "controls"):
-                self._table(name, getattr(findings, name))
+            for name, table in findings.tables.items():
+                self._table(name, table)
             chosen = findings.selection.cell if findings.selection else None
             failed = len(findings.failures())
-            self.run.summary.update({"verdict": findings.verdict(), "chosen": chosen, "failed": failed})
+            said = {"verdict": findings.verdict(), "further_verdicts": " ".join(findings.further_verdicts())}
+            self.run.summary.update({**said, "chosen": chosen, "failed": failed})
 
     def _table(self, name: str, table: pd.DataFrame) -> None:
         if len(table):

@@ -36,7 +36,7 @@ def tables_of(sources: Sources, compared: Comparisons | None) -> TableFiles:
     """
     by_source: list[tuple[str, dict[str, pd.DataFrame]]] = []
     for name, findings in sources.sweeps.items():
-        tables = {"cells": findings.cells, "tasks": findings.tasks, "controls": findings.controls}
+        tables = findings.tables
         tables |= _run_tables(findings.runs) if findings.runs else {}
         if findings.selection is not None:
             tables["changed"] = changed_table(chosen_beside(findings))

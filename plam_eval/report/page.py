@@ -31,7 +31,8 @@ from plam_eval.report.sections.form import in_form
 from plam_eval.report.sections.head import answers, facts, links, questions, title_of
 from plam_eval.report.sections.layers import layers_sections
 from plam_eval.report.sections.provenance import provenance_section
-from plam_eval.report.sections.ranges import heat_map
+from plam_eval.report.sections.random_layers import beside_random_layers
+from plam_eval.report.sections.ranges import ranges_section
 from plam_eval.report.sections.reading import reading_section
 from plam_eval.report.sections.runs import runs_sections
 from plam_eval.report.sections.scan import scan_section
@@ -171,10 +172,12 @@ def _hash(text: str) -> Markup:
 def _sweep_sections(findings: Findings, suffix: str, looking: Looking, changed: str) -> list[Section]:
     cells = {str(row["cell"]): row for row in records_of(findings.cells)}
     titled: list[tuple[str, list[Any]]] = []
-    if drawn := heat_map(findings, cells):
-        titled.append(("Layer ranges and weights", [drawn]))
+    if ranges := ranges_section(findings, cells):
+        titled.append(ranges)
     if beside := beside_controls(findings, cells):
         titled.append(("Beside the controls", beside))
+    if drawn := beside_random_layers(findings, cells):
+        titled.append(("Before as many random layers", drawn))
     if findings.selection is not None:
         note = chosen_note(findings, cells)
         runs = chosen_beside(findings)

@@ -16,10 +16,10 @@ from rich import box
 
 from plam_eval.evaluation.attend.compared import COMPARED
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
-from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule
+from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule, describe_weights
 from plam_eval.evaluation.sweep.job import chunks
 from plam_eval.probing.closed import READERS
-from plam_eval.rules import SELF_SCALE
+from plam_eval.rules import RANDOM_LAYERS, SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
@@ -97,7 +97,10 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
     Args:
         findings: the sweep's findings.
         narrow: for 80 columns, in two lines per cell.
+
+    Draws of random layers are one column, "better than 5 of 5", and have no lines of their own.
     """
+    drawn = findings.random_layers.set_index("merged")
     if narrow:
         pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", f"minus\n{SELF_SCALE}")
         table = _narrow("setting", 16, pairs)
@@ -106,12 +109,17 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         table.add_column("setting", no_wrap=True)
         for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
+        if len(drawn):
+            table.add_column("minus draws, better than", justify="right", no_wrap=True)
     beside = findings.controls[findings.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
     chosen = findings.selection.cell if findings.selection else None
+    folded = _draws_alone(findings)
     for _, row in findings.cells.iterrows():
+        if row["cell"] in folded:
+            continue
         name = describe_cell(row)
         if narrow and row["kind"] != "plain":
-            weights = f"{row['model_weight']:g}+{row['base_weight']:g}"
+            weights = describe_weights(row).replace(" + ", "+")
             name = f"layers {row['layers']}, {row['modules']}\n{' '.join([weights, *describe_rule(row)])}"
         name += " *" if row["cell"] == chosen else ""
         if row["status"] != "finished" or pd.isna(row["second"]):
@@ -128,25 +136,47 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         if row["cell"] in beside.index:
             against = beside.loc[row["cell"]]
             own |= {"minus": f"{against['difference']:+.3f}", "minus_p": f"(p {format_p(against['p'])})"}
+        among = ""
+        if row["cell"] in drawn.index:
+            draws = drawn.loc[row["cell"]]
+            among = f"{draws['difference']:+.3f} (p {format_p(draws['p'])}), {draws['better']} of {draws['draws']}"
+            among = f"draws: {among}" if narrow else among
         style = "bold" if row["cell"] == chosen else "dim" if row["kind"] == "control" else None
         if narrow:
             pairs = ("score parsable", "difference between", "gained lost", "p p_holm", "minus minus_p")
             cells = ["\n".join(own[column] for column in pair.split()) for pair in pairs]
+            name += f"\n{among}" if among else ""
         else:
             single = ("score", "difference", "between", "gained", "lost", "p", "p_holm", "parsable")
             cells = [*(own[column] for column in single), f"{own['minus']} {own['minus_p']}".strip()]
+            cells += [among] if len(drawn) else []
         table.add_row(name, *cells, style=style)
-    if findings.selection is not None:
-        where = findings.selection
-        on = (
-            f"the first {max(where.chosen_on.values())} documents of each task" if where.held_out else "these documents"
-        )
-        warning = "which are not among those reported" if where.held_out else "so its own figures look too good"
-        table.caption = (
-            f"mean over tasks of {sum(where.reported_on.values())} documents, against plain\n"
-            f"p Holm: adjusted for all of these settings\n* scored best on {on}, {warning}"
-        )
+    table.caption = _caption(findings, draws=bool(folded))
     return table
+
+
+def _caption(findings: Findings, *, draws: bool) -> str | None:
+    """What the table of a sweep is of, and how the best was chosen; None while there is nothing to choose."""
+    where = findings.selection
+    if where is None:
+        return None
+    on = f"the first {max(where.chosen_on.values())} documents of each task" if where.held_out else "these documents"
+    warning = "which are not among those reported" if where.held_out else "so its own figures look too good"
+    return (
+        f"mean over tasks of {sum(where.reported_on.values())} documents, against plain\n"
+        f"p Holm: adjusted for all of these settings{' and the draws' if draws else ''}\n"
+        f"* scored best on {on}, {warning}"
+    )
+
+
+def _draws_alone(findings: Findings) -> set[str]:
+    """Cells that are draws of random layers and nothing else: they have no lines of their own."""
+    others, draws = set[str](), set[str]()
+    for by_rule in findings.plan["grid"]["controls"].values():
+        for rule, names in by_rule.items():
+            (draws if rule == RANDOM_LAYERS else others).update(names)
+    merged = findings.cells.loc[findings.cells["kind"] != "control", "cell"]
+    return draws - others - {*merged}
 
 
 def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:

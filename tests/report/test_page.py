@@ -511,7 +511,7 @@ def test_figures_hold_no_control_characters() -> None:
         "layers\x1b\n0.9": [plots.Estimate("noise", 0.1, 0.0, 0.2), plots.Estimate("my\x1brule$_$", 0.1, 0.0, 0.2)]
     }
     heat = plots.heat_map([[plots.Estimate("", 0.1, 0.0, 0.2)]], ["a\x1b$_$"], ["b\x1b"], marked=[[False]])
-    for figure in (plots.forest(estimates, label="b\x1b$_$"), plots.controls(groups), heat):
+    for figure in (plots.forest(estimates, label="b\x1b$_$"), plots.controls({"": groups}), heat):
         assert r"\x1b" in to_svg(figure).decode()
         svg = picture(figure, "alt <b>\x1b", "caption").drawing
         ElementTree.fromstring(svg)

@@ -28,7 +28,7 @@ def test_names_are_drawn_as_they_are_written() -> None:
     for figure in (
         plots.heat_map([[None]], [nasty], [nasty], marked=[[False]], words={(0, 0): nasty}, label=nasty),
         plots.forest([made], label=nasty, overall=made),
-        plots.controls({nasty: [made]}, chosen=nasty, label=nasty),
+        plots.controls({nasty: {nasty: [made]}}, chosen=(nasty, nasty), label=nasty),
     ):
         assert b"\x1b" not in to_svg(figure)
         ElementTree.fromstring(to_svg(figure))
@@ -129,7 +129,7 @@ def test_forest(count: int) -> None:
 def test_controls_beside_merges() -> None:
     rules = ("weighted_sum", "noise", "self_scale", "noise")
     groups = {f"{n}:36\n0.9 + 0.3": [Estimate(rule, 0.01, 0.0, 0.02) for rule in rules] for n in range(30)}
-    figure = plots.controls(groups, chosen="3:36\n0.9 + 0.3")
+    figure = plots.controls({"": groups}, chosen=("", "3:36\n0.9 + 0.3"))
     assert len(figure.axes) == 3  # rows of merges
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["merge", "self_scale", "noise"]
     first = figure.axes[0]
@@ -137,6 +137,8 @@ def test_controls_beside_merges() -> None:
     assert bold == ["3:36\n0.9 + 0.3"]
     places = sorted(float(np.asarray(drawn.get_xdata())[0]) for drawn in first.lines if drawn.get_marker() != "None")
     assert len(places) == len(set(places)) == 12 * 4  # none hides another
-    assert len(plots.controls({"6:8": groups["3:36\n0.9 + 0.3"]}).axes) == 1
-    own = plots.controls({"6:8": [Estimate("weighted_sum", 0.01, 0.0, 0.02), Estimate("my_rule", 0.0, -0.01, 0.01)]})
+    assert len(plots.controls({"": {"6:8": groups["3:36\n0.9 + 0.3"]}}).axes) == 1
+    own = plots.controls(
+        {"": {"6:8": [Estimate("weighted_sum", 0.01, 0.0, 0.02), Estimate("my_rule", 0.0, -0.01, 0.01)]}}
+    )
     assert [text.get_text() for text in own.legends[0].get_texts()] == ["merge", "my_rule"]

@@ -47,7 +47,7 @@ def test_every_colour_of_figures_is_one_of_the_page(tmp_path: Path) -> None:
     figures = [
         curve_figure(curve, find_plateau(curve)),
         plots.forest([cell(0.1)], overall=cell(0.2)),
-        plots.controls({"6:8": [Estimate(rule, 0.01, 0.0, 0.02) for rule in rules]}),
+        plots.controls({"": {"6:8": [Estimate(rule, 0.01, 0.0, 0.02) for rule in rules]}}),
     ]
     style = resources.files("plam_eval.report").joinpath("page.css").read_text(encoding="utf-8")
     for figure in figures:

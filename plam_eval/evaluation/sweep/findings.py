@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run, clusters_by_content
 from plam_eval.evaluation.stats import SIGNIFICANT, Paired, format_p
+from plam_eval.evaluation.sweep import by_rule, random_layers
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
 from plam_eval.files import write_table
@@ -38,6 +40,7 @@ class Selection:
             than they are.
         chosen_on, reported_on: documents by task.
         difference_chosen: its gain over plain on the documents it was chosen on, mean over tasks.
+        gains: that of every merged cell, by name, lower-is-better tasks negated.
     """
 
     cell: str
@@ -46,6 +49,7 @@ class Selection:
     chosen_on: dict[str, int]
     reported_on: dict[str, int]
     difference_chosen: float
+    gains: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,9 +83,29 @@ class Findings:
     warnings: tuple[str, ...]
 
     def write(self) -> None:
-        """Write `cells`, `tasks` and `controls` into the sweep's folder, as CSV and parquet."""
-        for name in ("cells", "tasks", "controls"):
-            write_table(getattr(self, name), self.folder / name)
+        """Write `tables` into the sweep's folder, as CSV and parquet."""
+        for name, table in self.tables.items():
+            write_table(table, self.folder / name)
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """`cells`, `tasks` and `controls`, and where they have rows `rules` and `random_layers`, by name."""
+        more = {"rules": self.rules, "random_layers": self.random_layers}
+        always = {"cells": self.cells, "tasks": self.tasks, "controls": self.controls}
+        return always | {name: table for name, table in more.items() if len(table)}
+
+    @cached_property
+    def random_layers(self) -> pd.DataFrame:
+        """Each merge before the draws of its random layers, as `random_layers.among_draws` gives it."""
+        layers = dict(zip(self.cells["cell"], self.cells["layers"], strict=True))
+        controls, num_layers = self.plan["grid"]["controls"], self.plan.get("num_layers")
+        return random_layers.among_draws(self.runs, controls, layers, num_layers)
+
+    @cached_property
+    def rules(self) -> pd.DataFrame:
+        """The best merge by each rule, as `by_rule.best_by_rule` gives it; no rows where all are by one."""
+        gains = self.selection.gains if self.selection else {}
+        return by_rule.best_by_rule(self.runs, self.cells, self.controls, gains)
 
     def verdict(self) -> str:
         """The answer in a sentence or two: the chosen merge beside plain and beside its scale control."""
@@ -123,6 +147,30 @@ class Findings:
             )
         return text
 
+    def rules_in_words(self) -> str:
+        """Which rule did best of how many; "" where all merges are by one."""
+        if self.selection is None or not len(self.rules):
+            return ""
+        return by_rule.in_words(self.rules, 1 if self.higher_is_better else -1, held_out=self.selection.held_out)
+
+    def random_layers_in_words(self, merged: str | None = None) -> str:
+        """How a merge stands among the draws of its random layers; "" where it has none.
+
+        Args:
+            merged: its cell; the chosen merge by default.
+        """
+        if self.selection is None:
+            return ""
+        chosen = self.selection.cell
+        drawn = self.random_layers[self.random_layers["merged"] == (merged or chosen)]
+        sets = self.cells.loc[self.cells["kind"] == "merged", "layers"].nunique() if merged in (None, chosen) else 1
+        better = 1 if self.higher_is_better else -1
+        return "".join(random_layers.in_words(row, sign=better, layer_sets=sets) for row in drawn.to_dict("records"))
+
+    def further_verdicts(self) -> list[str]:
+        """What else is said of the chosen merge: among the rules, and among the draws of its random layers."""
+        return [text for text in (self.rules_in_words(), self.random_layers_in_words()) if text]
+
     def failures(self) -> list[str]:
         """Cells that failed or are damaged: which, why, and where their log is."""
         failed = self.cells[self.cells["status"].isin([FAILED, DAMAGED])]
@@ -132,12 +180,13 @@ class Findings:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: folder, the three tables, selection, verdict, warnings, failures."""
+        """For JSON: folder, the tables, selection, verdict and what else is known of it, warnings, failures."""
         return {
             "folder": str(self.folder),
             "verdict": self.verdict(),
+            "further_verdicts": self.further_verdicts(),
             "selection": asdict(self.selection) if self.selection else None,
-            **{name: getattr(self, name).to_dict("records") for name in ("cells", "tasks", "controls")},
+            **{name: table.to_dict("records") for name, table in self.tables.items()},
             "warnings": list(self.warnings),
             "failures": self.failures(),
         }
@@ -441,6 +490,7 @@ def _select(
         chosen_on={str(task): int(n) for task, n in chosen_on.groupby("task", sort=False).size().items()},
         reported_on={str(task): int(n) for task, n in reported_on.groupby("task", sort=False).size().items()},
         difference_chosen=gains[best],
+        gains=gains,
     )
 
 

@@ -22,7 +22,8 @@ PLAN, CELLS, CELL, LOG, LOCK = "sweep.json", "cells", "cell.json", "log.txt", "s
 TOGETHER = ".together"
 """Folder of answers that several cells were given at once, until all cells are finished."""
 FINISHED, FAILED, DAMAGED = "finished", "failed", "damaged"
-TABLES = tuple(f"{name}{suffix}" for name in ("cells", "tasks", "controls") for suffix in (".csv", ".parquet"))
+_TABLES = ("cells", "tasks", "controls", "rules", "random_layers")
+TABLES = tuple(f"{name}{suffix}" for name in _TABLES for suffix in (".csv", ".parquet"))
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

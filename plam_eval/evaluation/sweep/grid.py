@@ -342,8 +342,17 @@ def describe_cell(row: Mapping[str, Any] | pd.Series) -> str:
     """
     if row["kind"] == "plain":
         return "plain"
-    weights = f"{row['model_weight']:g} + {row['base_weight']:g}"
-    return ", ".join([f"layers {row['layers']}", row["modules"], weights, *describe_rule(row)])
+    return ", ".join([f"layers {row['layers']}", row["modules"], describe_weights(row), *describe_rule(row)])
+
+
+def describe_weights(row: Mapping[str, Any] | pd.Series) -> str:
+    """The weights of a cell in words: "0.9 + 0.3", or its own text where they are no single pair.
+
+    Args:
+        row: of `Findings.cells`; `weights`, if it has that, is the text.
+    """
+    text = row.get("weights")
+    return text if isinstance(text, str) and text else f"{row['model_weight']:g} + {row['base_weight']:g}"
 
 
 def describe_rule(row: Mapping[str, Any] | pd.Series) -> list[str]:

@@ -18,7 +18,7 @@ from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import inside
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.run_files import is_hidden, result_files, sample_logs
-from plam_eval.rules import RULES
+from plam_eval.rules import LAYER_CONTROLS, RULES
 
 
 class ResultsError(ProblemsError, ValueError):
@@ -148,9 +148,13 @@ def _cells(folder: Path, export: ExportedMerge, problems: list[str], notes: list
         problems.append(f"{folder}: has no finished cell of this merge (digest {export.digest[:16]})")
         return
     beside = evaluated.plan["grid"]["controls"].get(merged[0], {})
-    names = [PLAIN, merged[0], *(name for cells in beside.values() for name in cells)]
+    # Draws of random layers are merges of other layers; what they say together is a note.
+    controls = [name for rule, cells in beside.items() if rule not in LAYER_CONTROLS for name in cells]
+    names = [PLAIN, merged[0], *controls]
     for name in dict.fromkeys(name for name in names if name in evaluated.runs):
         yield f"{folder}, cell {name}", evaluated.runs[name]
+    if drawn := evaluated.random_layers_in_words(merged[0]):
+        notes.append(f"The merge beside the same in other layers. {drawn}")
     chosen = evaluated.selection
     if chosen is not None and chosen.tried > 1 and chosen.cell == merged[0]:
         where = (

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from plam_eval.evaluation.sweep.by_rule import rule_of
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report import plots
 from plam_eval.report.blocks import picture, records_of, table_block
 from plam_eval.report.plots import Estimate
-from plam_eval.report.sections.shared import PAIRED, layers_of_cell
+from plam_eval.report.sections.shared import PAIRED, layer_labels, layers_of_cell, rule_titles, setting_of
 from plam_eval.report.text import is_known, number, signed
 from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, rule_or_control
 
@@ -23,14 +25,14 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
         cells: the rows of `findings.cells`, by the cell's name.
     """
     chosen = findings.selection.cell if findings.selection else None
-    several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
-    by_merge: dict[str, list[Estimate]] = {}
-    bold = None
     controls = findings.plan["grid"]["controls"]
+    several = len({row["modules"] for row in cells.values() if row["kind"] != "plain"}) > 1
+    rules = rule_titles(cells[name] for name in controls)
+    panels: dict[str, dict[str, list[Estimate]]] = {rule if len(rules) > 1 else "": {} for rule in rules}
+    bold = None
     for name in sorted(controls, key=lambda name: layers_of_cell(cells[name])):
         row = cells[name]
-        label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
-        label += f"\n{row['modules']}" if several else ""
+        title, label = _place(row, several, panels)
         roles = [
             (row["rule"], name),
             *((rule, control) for rule, beside in controls[name].items() for control in beside),
@@ -41,27 +43,33 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
             if cell != PLAIN and is_known(cells[cell]["difference"])
         ]
         if len(estimates) > 1:
-            by_merge[label] = estimates
-            bold = label if name == chosen else bold
-    if not by_merge:
+            panels[title][label] = estimates
+            bold = (title, label) if name == chosen else bold
+    panels = {title: by_merge for title, by_merge in panels.items() if by_merge}
+    if not panels:
         return []
-    shown = {estimate.name for estimates in by_merge.values() for estimate in estimates}
+    every = [estimates for by_merge in panels.values() for estimates in by_merge.values()]
+    shown = {estimate.name for estimates in every for estimate in estimates}
     swept = {cells[name]["rule"] for name in controls}
     meanings, others = _meanings(shown - swept), _meanings(swept - {WEIGHTED_SUM})
-    merged = f"Merged is by {'; '.join(others)}. " if others else ""
+    merged = f"Merged is by {'; '.join(others)}. " if others and len(rules) == 1 else ""
+    merged += "Above each panel stands the rule. " if len(panels) > 1 else ""
+    most = max(Counter(e.name for e in estimates).most_common(1)[0][1] for estimates in every)
+    cloud = " Many draws of one control share a place, with a line at their mean." if most > plots.CLOUD else ""
     blocks: list[Any] = [
         picture(
-            plots.controls(by_merge, chosen=bold),
+            plots.controls(panels, chosen=bold),
             "Differences against plain of each merge and of its controls, with 95% intervals. Their numbers are in "
             "the table of all cells.",
             f"Lines are 95% intervals. {merged}Beside each merge stand {'; '.join(meanings)}. What only the base can "
-            "do would set the merge apart from them.",
+            f"do would set the merge apart from them.{cloud}",
         )
     ]
-    if len(findings.controls):
+    beside = [row for row in records_of(findings.controls) if row["rule"] not in LAYER_CONTROLS]
+    if beside:
         table = table_block(
             "Merges against their own controls, mean over tasks; p is of one comparison each, not adjusted",
-            records_of(findings.controls),
+            beside,
             {
                 "merge": lambda row: describe_cell(cells[row["merged"]]),
                 "control": lambda row: _control_label(row, cells[row["control"]]),
@@ -79,9 +87,16 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     return blocks
 
 
+def _place(row: Mapping[str, Any], modules: bool, panels: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Title of a merge's panel and its name there, which no other has."""
+    title = rule_of(row) if "" not in panels else ""
+    (layers,) = layer_labels([str(row["layers"])]).values()
+    label = f"{layers}\n{setting_of(row, modules=False)}" + (f"\n{row['modules']}" if modules else "")
+    number = 1 + sum(name.partition(" #")[0] == label for name in panels[title])
+    return title, f"{label} #{number}" if number > 1 else label
+
+
 def _control_label(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
-    if row["rule"] in LAYER_CONTROLS:
-        return f"{row['rule']} {cell['layers']}"
     return f"{row['rule']} {cell['seed']}" if rule_or_control(row["rule"]).draws else str(row["rule"])
 
 

@@ -16,8 +16,8 @@ from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.harness.run_files import result_files
 from plam_eval.probing.closed import READERS
-from plam_eval.report.blocks import Answer
-from plam_eval.report.sections.shared import selection_note
+from plam_eval.report.blocks import Answer, records_of
+from plam_eval.report.sections.shared import rule_titles, selection_note
 from plam_eval.report.sections.warnings import Warned
 from plam_eval.report.sources import Look, Sources
 from plam_eval.report.text import count_of, equal_p, listed, minus_signs, p_value, sentence, tasks_named
@@ -50,8 +50,18 @@ def model_of(findings: Findings) -> str:
 
 
 def bases_of(findings: Findings) -> list[str]:
-    """The base LLMs of a sweep's `findings`."""
-    return list(findings.plan["settings"].get("bases") or {})
+    """The base LLMs of a sweep's `findings`, without the ancestors that are only subtracted."""
+    named = list(findings.plan["settings"].get("bases") or {})
+    bases, ancestors = (
+        {(cell["spec"] or {}).get(key) for cell in findings.plan["grid"]["cells"]} for key in ("base_model", "ancestor")
+    )
+    return [name for name in named if name in bases or name not in ancestors]
+
+
+def ancestors_of(findings: Findings) -> list[str]:
+    """The common ancestors of MLLM and base that rules of a sweep's `findings` read."""
+    named = {(cell["spec"] or {}).get("ancestor") for cell in findings.plan["grid"]["cells"]}
+    return [name for name in findings.plan["settings"].get("bases") or {} if name in named]
 
 
 def facts(sources: Sources) -> list[str]:
@@ -228,11 +238,14 @@ def sweep_question(findings: Findings, said: list[Sequence[str]]) -> str:
         asked = f"{count_of(documents, 'document')} of {asked}"
     limit = f" (at most {config['limit']} of each task)" if config.get("limit") else ""
     what = f"What do parameters of {' or '.join(bases) or 'the base LLM'} change in {model_of(findings)}"
+    rules = len(rule_titles(row for row in records_of(cells) if row["kind"] == "merged"))
+    merges = count_of(merged, "merge") + (f" by {count_of(rules, 'rule')}" if rules > 1 else "")
+    since = f" Their common ancestor is {listed(ancestors_of(findings))}." if ancestors_of(findings) else ""
     if not beside:
-        return f"{what}? {count_of(merged, 'merge')} beside the plain model, on {asked}{limit}."
+        return f"{what}? {merges} beside the plain model, on {asked}{limit}.{since}"
     return (
-        f"{what}, and is it the base that changes it? {count_of(merged, 'merge')} and {count_of(beside, 'control')} "
-        f"beside the plain model, on {asked}{limit}."
+        f"{what}, and is it the base that changes it? {merges} and {count_of(beside, 'control')} "
+        f"beside the plain model, on {asked}{limit}.{since}"
     )
 
 

@@ -12,7 +12,7 @@ from plam_eval.evaluation.scan_folder import Scan, read_settings
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import describe_cell
 from plam_eval.report.blocks import Listing, Row, Section, TableBlock, records_of
-from plam_eval.report.sections.head import model_of
+from plam_eval.report.sections.head import bases_of, model_of
 from plam_eval.report.sources import Look, Sources
 from plam_eval.report.text import identity_of, pairs_of, text_or_empty
 
@@ -40,9 +40,9 @@ def provenance_section(sources: Sources) -> Section:
         model = {**(settings.get("checkpoint") or {}), **_content(findings, "checkpoint")}
         rows.append((of(name, "model"), f"{model_of(findings)} ({identity_of(model)})"))
         for base, identity in (settings.get("bases") or {}).items():
-            rows.append(
-                (of(name, "base LLM"), f"{base} ({identity_of({**identity, **_content(findings, 'base', base)})})")
-            )
+            what = "base LLM" if base in bases_of(findings) else "ancestor"
+            content = _content(findings, "base" if what == "base LLM" else what, base)
+            rows.append((of(name, what), f"{base} ({identity_of({**identity, **content})})"))
         rows.append((of(name, "versions"), pairs_of(settings.get("versions"))))
         if commits := sorted({str(c) for run in findings.runs.values() if (c := run.summary()["commit"])}):
             rows.append((of(name, "plam-eval commit"), ", ".join(commits)))

@@ -197,6 +197,17 @@ def test_a_sweep_gives_its_cells_of_this_merge(small_sweep: Path) -> None:
     assert "has no finished cell of this merge" in refused(small_sweep, record=other)[0]
 
 
+def test_draws_of_random_layers_are_a_note_and_no_runs_of_the_card(tmp_path: Path) -> None:
+    from tests.helpers.run_folders import write_sweep
+
+    given: dict[str, Any] = {"layers": "6:8", "controls": "self_scale,random_layers", "draws": 3}
+    cells = dict.fromkeys((cell.name for cell in write_sweep(tmp_path, {}, **given).cells), PLAIN)
+    write_sweep(tmp_path, cells | {"layers-6-8_qkvo_0.9+0.3": BETTER}, **given)
+    text = card_of(results=[tmp_path]).text
+    assert [row[0] for row in rows_of(text, "run | of")[1:]] == ["plain", "merged", r"self\_scale"]
+    assert "The merge beside the same in other layers. Random layers: it does better than 3 of 3 draws" in text
+
+
 def test_a_choice_on_the_reported_documents_is_said(tmp_path: Path) -> None:
     from tests.helpers.run_folders import write_sweep
 
