@@ -247,6 +247,24 @@ def test_choosing_on_all_documents_says_so_and_judges_by_the_adjusted_p(tmp_path
     assert text.endswith("looks better than it is; adjusted for all settings p = 0.062.")
 
 
+def test_a_scale_control_of_the_best_of_several_is_judged_by_the_adjusted_p(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, layers="6:8,all")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(0, 6)))  # the merge gains 6 over it: p = 0.031 by itself
+    sweep.cell(OTHER, changed(wrong(0, 2)))
+    sweep.cell(f"{OTHER}_self_scale", changed(wrong(0, 2)))
+    found = sweep.read()
+    assert found.conclusion is not None and found.conclusion.scale is not None
+    assert (found.conclusion.scale.p, found.conclusion.scale.p_adjusted) == (0.03125, 0.0625)
+    assert (found.conclusion.against_plain, found.conclusion.against_scale) == ("better", None)
+    assert "better than plain, but not shown to differ from the same scale without the base." in found.verdict()
+    assert found.verdict().endswith("p = 0.002, against the scale control p = 0.062.")
+    held_out = sweep.read(select=1).conclusion  # chosen on another document, so p itself counts
+    assert held_out is not None and held_out.scale is not None and held_out.optimistic is False
+    assert held_out.against_scale == "better" and held_out.scale.p_adjusted > held_out.scale.p
+
+
 def test_select_of_the_call_goes_over_the_configs(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, select=30, controls="none")
     sweep.cell("plain")
