@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -100,6 +102,14 @@ def rows_of(run: Run, keys: pd.DataFrame) -> pd.DataFrame:
         run: which one.
         keys: columns task and doc_id.
     """
-    wanted = pd.MultiIndex.from_frame(keys)
-    is_wanted = pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(wanted)
-    return run.samples[is_wanted].reset_index(drop=True)
+    wanted, own = set(names_of(keys)), names_of(run.samples)
+    return run.samples[[document in wanted for document in own]].reset_index(drop=True)
+
+
+def names_of(samples: pd.DataFrame) -> list[tuple[Any, Any]]:
+    """(task, doc_id) of each row.
+
+    Args:
+        samples: with these columns.
+    """
+    return list(zip(samples["task"].tolist(), samples["doc_id"].tolist(), strict=True))

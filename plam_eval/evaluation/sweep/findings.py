@@ -18,6 +18,7 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import SIGNIFICANT, Paired
 from plam_eval.evaluation.sweep.conclusion import NOTHING_YET, Conclusion, conclude
 from plam_eval.evaluation.sweep.documents import (
+    names_of,
     rows_of,
     split_documents,
     to_choose_without_labels,
@@ -358,5 +359,5 @@ def _control_table(
 
 def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
     """How many documents two runs answer differently."""
-    answers = one.merge(other, on=["task", "doc_id"])
-    return int((answers["answer_x"] != answers["answer_y"]).sum())
+    answers = dict(zip(names_of(one), one["answer"], strict=True))
+    return sum(answers[document] != answer for document, answer in zip(names_of(other), other["answer"], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pandas as pd
 from plam_eval.evaluation.label_free import Neighbours, compare_neighbours, least_differing
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import Paired, format_p
-from plam_eval.evaluation.sweep.documents import rows_of
+from plam_eval.evaluation.sweep.documents import names_of, rows_of
 from plam_eval.evaluation.sweep.grid import PLAIN, Grid, describe_cell
 from plam_eval.evaluation.sweep.lines import coordinates_of
 
@@ -94,9 +95,9 @@ def neighbours_of(grid: Grid, runs: Mapping[str, Run], documents: pd.DataFrame) 
     return compare_neighbours({name: (place, answers[name]) for name, place in places.items()}, answers[PLAIN])
 
 
-def _answers(run: Run, documents: pd.DataFrame) -> dict[tuple[str, object], str]:
+def _answers(run: Run, documents: pd.DataFrame) -> dict[tuple[Any, Any], str]:
     rows = rows_of(run, documents)
-    return dict(zip(zip(rows["task"], rows["doc_id"], strict=True), rows["answer"], strict=True))
+    return dict(zip(names_of(rows), rows["answer"], strict=True))
 
 
 def choose_without_labels(
