@@ -19,8 +19,9 @@ there, and this noise may by luck have done a little good or harm: `true` is the
 that were chosen, in all documents of the real sweep.
 
 Counted are verdicts "better than plain", "better than the scale control", and both; each has half the level, 0.025,
-since tests are two-sided. Prints a Markdown table with exact 95 % intervals (Clopper and Pearson 1934), and writes it
-as CSV into the output folder. What is there already, real sweeps and simulated ones, is not made again.
+since tests are two-sided. `by p alone` is what either would be without the adjustment of p. Prints a Markdown table
+with exact 95 % intervals (Clopper and Pearson 1934), and writes it as CSV into the output folder. What is there
+already, real sweeps and simulated ones, is not made again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from plam_eval import api
 from plam_eval.demo import damaged
 from plam_eval.demo import run as demo
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.stats import SIGNIFICANT
 from plam_eval.evaluation.sweep.findings import findings_of
 from plam_eval.evaluation.sweep.grid import PLAIN, Grid
 
@@ -168,30 +170,39 @@ def simulate(folder: Path, null: str, sweeps: int, seed: int) -> list[dict[str, 
     """What simulated sweeps say, one record for each sweep, merges in the grid and documents chosen on.
 
     Args:
-        folder: of `evaluate`; what was simulated is kept there.
+        folder: of `evaluate`; each sweep is kept there when it is simulated, so that a stopped run goes on.
         null: a key of `BASES`.
         sweeps: how many are drawn.
         seed: of the draws.
     """
-    kept = folder / f"said-{BASES[null]}-{sweeps}-{seed}.json"
-    if kept.is_file():
-        records: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8"))
-        return records
-    grid, runs = evaluate(folder, BASES[null])
-    merges = {cell.name for cell in grid.cells if cell.kind == "merged"}
-    grids = {len(merges): grid, 1: with_merges(grid, {ONE})}
-    simulated, records = Simulated.of(runs, swap=null == "plain against plain"), []
-    gc.collect()
-    gc.freeze()  # statsmodels collects garbage with every correction, which takes longer than all the rest
-    for number in range(sweeps):
-        drawn = simulated.draw(np.random.default_rng([seed, number]))
-        for tried, part in grids.items():
-            for where, select in (("others", SELECT), ("the same", None)):
-                conclusion = findings_of(part, drawn, select, resamples=2).conclusion
-                assert conclusion is not None
-                gain = runs[conclusion.cell].mean_score() - runs[PLAIN].mean_score()
-                records.append({"merges": tried, "chosen on": where, "true": gain, **conclusion.to_dict()})
-    kept.write_text(json.dumps(records), encoding="utf-8")
+    kept = folder / f"said-{BASES[null]}-{seed}.jsonl"
+    lines = kept.read_text(encoding="utf-8").split("\n")[:-1] if kept.is_file() else []  # the last may be torn
+    if len(lines) < sweeps:
+        grid, runs = evaluate(folder, BASES[null])
+        merges = {cell.name for cell in grid.cells if cell.kind == "merged"}
+        grids = {len(merges): grid, 1: with_merges(grid, {ONE})}
+        simulated = Simulated.of(runs, swap=null == "plain against plain")
+        kept.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        gc.collect()
+        gc.freeze()  # statsmodels collects garbage with every correction, which takes longer than all the rest
+        with kept.open("a", encoding="utf-8") as file:
+            for number in range(len(lines), sweeps):
+                drawn = simulated.draw(np.random.default_rng([seed, number]))
+                lines.append(json.dumps(_said(drawn, grids, runs)))
+                file.write(lines[-1] + "\n")
+                file.flush()
+    return [record for line in lines[:sweeps] for record in json.loads(line)]
+
+
+def _said(drawn: Mapping[str, Run], grids: Mapping[int, Grid], runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """What one simulated sweep says with each of the grids, and what its merges truly gain in the real one."""
+    records = []
+    for tried, part in grids.items():
+        for where, select in (("others", SELECT), ("the same", None)):
+            conclusion = findings_of(part, drawn, select, resamples=2).conclusion
+            assert conclusion is not None
+            gain = runs[conclusion.cell].mean_score() - runs[PLAIN].mean_score()
+            records.append({"merges": tried, "chosen on": where, "true": gain, **conclusion.to_dict()})
     return records
 
 
@@ -204,11 +215,13 @@ def counted(said: list[dict[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for what, wrong in (
         ("better than plain", [one["against_plain"] == "better" for one in said]),
+        ("by p alone", [one["plain"]["p"] < SIGNIFICANT and one["plain"]["difference"] > 0 for one in said]),
         ("better than the scale", [one["against_scale"] == "better" for one in said]),
+        ("scale by p alone", [one["scale"]["p"] < SIGNIFICANT and one["scale"]["difference"] > 0 for one in said]),
         ("both", [one["positive"] for one in said]),
     ):
         exact = binomtest(sum(wrong), len(wrong)).proportion_ci(0.95, method="exact")
-        row |= {what: sum(wrong) / len(wrong), f"{what}, 95 %": f"{exact.low:.3f} to {exact.high:.3f}"}
+        row[what] = f"{sum(wrong) / len(wrong):.3f} ({exact.low:.3f} to {exact.high:.3f})"
     return row
 
 
