@@ -161,7 +161,7 @@ class Simulated:
             scores = own["score"].to_numpy()
             assert np.isin(scores, (0, 1)).all(), "only right and wrong can be swapped"
             own["score"] = np.where(swapped, 1 - scores, scores)
-            results = {"configs": {task: {} for task in self.rows}}
+            results: dict[str, Any] = {"configs": {task: {} for task in self.rows}}
             drawn[name] = Run(run.file, results, own.assign(**same))
         return drawn
 

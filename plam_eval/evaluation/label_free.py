@@ -61,13 +61,12 @@ def compare_neighbours(
         places = [place for place, _ in points]
         if len(set(places)) < len(places):
             raise InputError(f"line {line!r}: found settings at one place, expected another place for each: {places}")
-        names = [name for _, name in sorted(points, key=lambda point: point[0])]
-        for before, name, after in zip(names, names[1:], names[2:], strict=False):
-            if name is None:
-                continue
-            own = answers[name]
-            differ = int(((own != answers[before]) | (own != answers[after])).sum())
-            compared[name] = Neighbours(line, before, after, differ, len(own))
+        ordered = [point for _, point in sorted(points, key=lambda point: point[0])]
+        for before, between, after in zip(ordered, ordered[1:], ordered[2:], strict=False):
+            if between is not None:
+                own = answers[between]
+                differ = int(((own != answers[before]) | (own != answers[after])).sum())
+                compared[between] = Neighbours(line, before, after, differ, len(own))
     return compared
 
 
@@ -82,7 +81,9 @@ def least_differing(compared: Mapping[str, Neighbours]) -> str | None:
 
 def _aligned(settings: Mapping[str, Mapping[Any, str]], plain: Mapping[Any, str] | None) -> dict[str | None, pd.Series]:
     """Answers by setting (plain's by None), all in the order of one of them."""
-    everything: dict[str | None, Mapping[Any, str]] = {**settings, **({None: plain} if plain is not None else {})}
+    everything: dict[str | None, Mapping[Any, str]] = dict(settings.items())
+    if plain is not None:
+        everything[None] = plain
     aligned: dict[str | None, pd.Series] = {}
     documents: list[Any] | None = None
     for name, given in everything.items():

@@ -99,7 +99,7 @@ def test_what_is_chosen_without_labels(narrow: Terminal, tmp_path: Path) -> None
     settings = [line.split("\N{BOX DRAWINGS LIGHT VERTICAL}") for line in rows if "qkvo, 0" in line]
     last = [cells[-2].strip() for cells in settings if len(cells) > 2]
     assert last == ["4", "6", ""]
-    rows_of_page = {row["cell"]: row for row in found.cells.to_dict("records")}
+    rows_of_page: Any = {row["cell"]: row for row in found.cells.to_dict("records")}
     table, note, *_ = all_cells(found, rows_of_page)
     column = table.columns.index("neighbours differ")
     assert [row.cells[column] for row in table.rows] == ["\N{EN DASH}", "4", "6", "\N{EN DASH}"]
