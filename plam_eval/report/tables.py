@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job
+    from plam_eval.evaluation.sweep.selection import Selection
     from plam_eval.probing.curve import Curve
     from plam_eval.probing.plateau import Stages
     from plam_eval.terminal import Terminal
@@ -101,6 +102,8 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
     Draws of random layers are one column, "better than 5 of 5", and have no lines of their own.
     """
     drawn = findings.random_layers.set_index("merged")
+    folded = _draws_alone(findings)
+    chosen = findings.selection.cell if findings.selection else None
     if narrow:
         pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", f"minus\n{SELF_SCALE}")
         table = _narrow("setting", 16, pairs)
@@ -109,64 +112,79 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         table.add_column("setting", no_wrap=True)
         for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
+        if findings.label_free:
+            table.add_column("neighbours differ", justify="right")
         if len(drawn):
             table.add_column("minus draws, better than", justify="right", no_wrap=True)
     beside = findings.controls[findings.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
-    chosen = findings.selection.cell if findings.selection else None
-    folded = _draws_alone(findings)
-    for _, row in findings.cells.iterrows():
-        if row["cell"] in folded:
-            continue
-        name = describe_cell(row)
-        if narrow and row["kind"] != "plain":
-            weights = describe_weights(row).replace(" + ", "+")
-            name = f"layers {row['layers']}, {row['modules']}\n{' '.join([weights, *describe_rule(row)])}"
-        name += " *" if row["cell"] == chosen else ""
+    for _, row in findings.cells[~findings.cells["cell"].isin(folded)].iterrows():
+        name = _setting_name(row, narrow=narrow) + (" *" if row["cell"] == chosen else "")
         if row["status"] != "finished" or pd.isna(row["second"]):
-            what = text(row["status"], "red" if row["status"] == "failed" else "")
-            table.add_row(name, what)
+            table.add_row(name, text(row["status"], "red" if row["status"] == "failed" else ""))
             continue
-        own = dict.fromkeys(("difference", "between", "gained", "lost", "p", "p_holm", "minus", "minus_p"), "")
-        own["score"] = f"{row['second']:.3f}"
-        own["parsable"] = "" if pd.isna(row["parsable_second"]) else f"{row['parsable_second']:.0%}"
-        if row["kind"] != "plain":
-            own |= {"difference": f"{row['difference']:+.3f}", "between": _interval(row["low"], row["high"])}
-            own |= {"gained": str(row["gained"]), "lost": str(row["lost"])}
-            own |= {"p": format_p(row["p"]), "p_holm": format_p(row["p_holm"])}
-        if row["cell"] in beside.index:
-            against = beside.loc[row["cell"]]
-            own |= {"minus": f"{against['difference']:+.3f}", "minus_p": f"(p {format_p(against['p'])})"}
-        among = ""
-        if row["cell"] in drawn.index:
-            draws = drawn.loc[row["cell"]]
-            among = f"{draws['difference']:+.3f} (p {format_p(draws['p'])}), {draws['better']} of {draws['draws']}"
-            among = f"draws: {among}" if narrow else among
+        own = _own_words(row, beside)
+        among = _among_draws(row, drawn)
         style = "bold" if row["cell"] == chosen else "dim" if row["kind"] == "control" else None
         if narrow:
             pairs = ("score parsable", "difference between", "gained lost", "p p_holm", "minus minus_p")
             cells = ["\n".join(own[column] for column in pair.split()) for pair in pairs]
-            name += f"\n{among}" if among else ""
+            name += f"\ndraws: {among}" if among else ""
         else:
             single = ("score", "difference", "between", "gained", "lost", "p", "p_holm", "parsable")
             cells = [*(own[column] for column in single), f"{own['minus']} {own['minus_p']}".strip()]
+            cells += [own["differ"]] if findings.label_free else []
             cells += [among] if len(drawn) else []
         table.add_row(name, *cells, style=style)
-    table.caption = _caption(findings, draws=bool(folded))
+    if findings.selection is not None:
+        table.caption = _how_to_read(findings, findings.selection, draws=bool(folded))
     return table
 
 
-def _caption(findings: Findings, *, draws: bool) -> str | None:
-    """What the table of a sweep is of, and how the best was chosen; None while there is nothing to choose."""
-    where = findings.selection
-    if where is None:
-        return None
-    on = f"the first {max(where.chosen_on.values())} documents of each task" if where.held_out else "these documents"
-    warning = "which are not among those reported" if where.held_out else "so its own figures look too good"
-    return (
-        f"mean over tasks of {sum(where.reported_on.values())} documents, against plain\n"
-        f"p Holm: adjusted for all of these settings{' and the draws' if draws else ''}\n"
-        f"* scored best on {on}, {warning}"
-    )
+def _setting_name(row: pd.Series, *, narrow: bool) -> str:
+    if not narrow or row["kind"] == "plain":
+        return describe_cell(row)
+    weights = describe_weights(row).replace(" + ", "+")
+    return f"layers {row['layers']}, {row['modules']}\n{' '.join([weights, *describe_rule(row)])}"
+
+
+def _own_words(row: pd.Series, beside: pd.DataFrame) -> dict[str, str]:
+    """What the table of a sweep says of a finished cell, by column; `beside` has the scale controls by merge."""
+    own = dict.fromkeys(("difference", "between", "gained", "lost", "p", "p_holm", "minus", "minus_p"), "")
+    own["score"] = f"{row['second']:.3f}"
+    own["parsable"] = "" if pd.isna(row["parsable_second"]) else f"{row['parsable_second']:.0%}"
+    differ = row.get("differ_from_neighbours")
+    own["differ"] = "" if pd.isna(differ) else str(differ)
+    if row["kind"] != "plain":
+        own |= {"difference": f"{row['difference']:+.3f}", "between": _interval(row["low"], row["high"])}
+        own |= {"gained": str(row["gained"]), "lost": str(row["lost"])}
+        own |= {"p": format_p(row["p"]), "p_holm": format_p(row["p_holm"])}
+    if row["cell"] in beside.index:
+        against = beside.loc[row["cell"]]
+        own |= {"minus": f"{against['difference']:+.3f}", "minus_p": f"(p {format_p(against['p'])})"}
+    return own
+
+
+def _among_draws(row: pd.Series, drawn: pd.DataFrame) -> str:
+    """A merge minus the mean of its draws of random layers, and how many it is better than; "" without any."""
+    if row["cell"] not in drawn.index:
+        return ""
+    draws = drawn.loc[row["cell"]]
+    return f"{draws['difference']:+.3f} (p {format_p(draws['p'])}), {draws['better']} of {draws['draws']}"
+
+
+def _how_to_read(findings: Findings, chosen: Selection, *, draws: bool) -> str:
+    """What stands below the table of a sweep; `draws`: whether there are some that have no lines of their own."""
+    first, reported = max(chosen.chosen_on.values()), sum(chosen.reported_on.values())
+    on = f"the first {first} documents of each task" if chosen.held_out else "these documents"
+    warning = "which are not among those reported" if chosen.held_out else "so its own figures look too good"
+    lines = [
+        f"mean over tasks of {reported} documents, against plain",
+        f"p Holm: adjusted for all of these settings{' and the draws' if draws else ''}",
+        f"* scored best on {on}, {warning}",
+    ]
+    if findings.label_free is not None:
+        lines += textwrap.wrap(findings.label_free.text(), 78)
+    return "\n".join(lines)
 
 
 def _draws_alone(findings: Findings) -> set[str]:

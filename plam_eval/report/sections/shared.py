@@ -7,8 +7,9 @@ from typing import Any
 
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep.by_rule import rule_of
-from plam_eval.evaluation.sweep.findings import Findings, Selection
+from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell, describe_weights
+from plam_eval.evaluation.sweep.selection import Selection
 from plam_eval.layer_sets import as_range, read_layers
 from plam_eval.report.blocks import Paragraph
 from plam_eval.report.text import NONE, count_of, interval, is_known, p_value, signed, text_or_empty
