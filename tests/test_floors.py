@@ -40,6 +40,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "spec": "the plateau spec",
         "rules": "names, parameters and meaning of merge rules and controls",
         "rule_parameters": "what a rule declares of its parameters",
+        "weight_ramps": "weights of a spec, and ramps of them over depth",
         "arguments": "words of a command line as values",
         "bootstrap": "resamples and random signs",
         "errors": "the errors, and one way to list problems",

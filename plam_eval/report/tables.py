@@ -111,7 +111,7 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
     for _, row in findings.cells.iterrows():
         name = describe_cell(row)
         if narrow and row["kind"] != "plain":
-            weights = f"{row['model_weight']:g}+{row['base_weight']:g}"
+            weights = row["weights"].replace(" ", "")
             name = f"layers {row['layers']}, {row['modules']}\n{' '.join([weights, *describe_rule(row)])}"
         name += " *" if row["cell"] == chosen else ""
         if row["status"] != "finished" or pd.isna(row["second"]):

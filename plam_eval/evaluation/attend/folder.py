@@ -220,7 +220,7 @@ def _merge_of(stored: Mapping[str, Any] | None) -> _Merge:
     words = [
         f"{spec.rule}{describe_parameters(spec.parameters)} of layers {write_layers(spec.layers)}",
         "+".join(spec.modules),
-        f"{spec.weights.model!r} + {spec.weights.base_model!r} {spec.base_model}",
+        f"{spec.weights.tell()} {spec.base_model}",
         *([f"ancestor {spec.ancestor}"] if rule.needs_ancestor else []),
         *([f"seed {spec.seed}"] if rule.draws else []),
     ]

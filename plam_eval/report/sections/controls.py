@@ -29,7 +29,7 @@ def beside_controls(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) 
     controls = findings.plan["grid"]["controls"]
     for name in sorted(controls, key=lambda name: layers_of_cell(cells[name])):
         row = cells[name]
-        label = f"{row['layers']}\n{row['model_weight']:g} + {row['base_weight']:g}"
+        label = f"{row['layers']}\n{row['weights']}"
         label += f"\n{row['modules']}" if several else ""
         roles = [
             (row["rule"], name),

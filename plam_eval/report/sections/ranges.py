@@ -27,13 +27,13 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
         return None
     several = len({row["modules"] for row in merged}) > 1
     ranges = sorted({layers_of_cell(row) for row in merged})
-    pairs = list(dict.fromkeys((row["modules"], row["model_weight"], row["base_weight"]) for row in merged))
+    pairs = list(dict.fromkeys((row["modules"], row["weights"]) for row in merged))
     estimates: list[list[Estimate | None]] = [[None] * len(ranges) for _ in pairs]
     marked = [[False] * len(ranges) for _ in pairs]
     words: dict[tuple[int, int], str] = {}
     framed = None
     for row in merged:
-        down = pairs.index((row["modules"], row["model_weight"], row["base_weight"]))
+        down = pairs.index((row["modules"], row["weights"]))
         across = ranges.index(layers_of_cell(row))
         if is_known(row["difference"]):
             estimates[down][across] = Estimate("", *(float(row[key]) for key in ("difference", "low", "high")))
@@ -44,7 +44,7 @@ def heat_map(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> Pict
             framed = (down, across)
     figure = plots.heat_map(
         estimates,
-        [f"{modules}, {one:g} + {two:g}" if several else f"{one:g} + {two:g}" for modules, one, two in pairs],
+        [f"{modules}, {weights}" if several else weights for modules, weights in pairs],
         [layers for _, _, layers in ranges],
         marked=marked,
         words=words,

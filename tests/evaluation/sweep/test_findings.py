@@ -430,7 +430,7 @@ def test_written_tables_are_those_shown(tmp_path: Path) -> None:
 
 
 def test_cells_in_words() -> None:
-    cell = {"kind": "control", "layers": "6:8", "modules": "qkvo", "model_weight": 0.9, "base_weight": 0.3, "seed": 0}
+    cell = {"kind": "control", "layers": "6:8", "modules": "qkvo", "weights": "0.9 + 0.3", "seed": 0}
     assert describe_cell({**cell, "rule": "noise"}) == "layers 6:8, qkvo, 0.9 + 0.3, noise"
     assert describe_cell({**cell, "rule": "noise", "seed": 4}) == "layers 6:8, qkvo, 0.9 + 0.3, noise, seed 4"
     assert describe_cell({**cell, "rule": "weighted_sum"}) == "layers 6:8, qkvo, 0.9 + 0.3"
