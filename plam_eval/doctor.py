@@ -293,7 +293,9 @@ def _seconds(spec: PlateauSpec, plan: MergePlan) -> float:
     while time.perf_counter() - started < 0.05:
         model, base, third = operands.clone()
         more = {**spec.parameters, **({"ancestor": third} if rule.needs_ancestor else {})}
-        FUNCTIONS[spec.rule](model, base, spec.weights, generator_of(0, (0, "timed")), **more).isfinite().all()
+        FUNCTIONS[spec.rule](
+            model, base, spec.weights_at(spec.layers[0]), generator_of(0, (0, "timed")), **more
+        ).isfinite().all()
         repeats += 1
     once = (time.perf_counter() - started) / repeats
     # Checks of the operands and of the change take about as long as a sum.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,11 @@ def hint(word: object, words: Iterable[str]) -> str:
 
 
 def validation_problems(
-    error: ValidationError, keys: Mapping[str, Iterable[str]], *, meant: Mapping[str, str] | None = None
+    error: ValidationError,
+    keys: Mapping[str, Iterable[str]],
+    *,
+    meant: Mapping[str, str] | None = None,
+    tags: Collection[str] = (),
 ) -> list[tuple[str, str]]:
     """What pydantic found, in our words: for each problem its field ("weights.model") and what is wrong with it.
 
@@ -187,10 +191,11 @@ def validation_problems(
         error: what validating a record raised.
         keys: the known keys of each record, by the field that it stands in; "" is the record itself.
         meant: other words for keys of the record itself, by the word.
+        tags: names of the forms that a field may have, which are no part of its own name.
     """
     problems = []
     for finding in error.errors(include_url=False):
-        *parents, key = (str(word) for word in finding["loc"])
+        *parents, key = (str(word) for word in finding["loc"] if word not in tags)
         if finding["type"] == "extra_forbidden":
             expected = list(keys[".".join(parents)])
             renamed = (meant or {}).get(key) if not parents else None

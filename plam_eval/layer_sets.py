@@ -16,6 +16,7 @@ MOST_LAYERS = 10_000
 """No decoder has as many layers: what a file or a user gives is held against it before anything counts them."""
 _LONGEST_TEXT = 20_000
 _LONGEST_NAME = 60
+_LONGEST_LABEL = 40
 _TWO_NUMBERS = re.compile(r"\D*(\d{1,5})\D+(\d{1,5})\D*", re.ASCII)
 _RUN = re.compile(r"\s*(\d{1,19})\s*(?::\s*(\d{1,19})\s*)?", re.ASCII)
 
@@ -135,6 +136,16 @@ def name_layers(layers: Sequence[int]) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
     return f"{len(layers)}+of+{layers[0]}-{layers[-1] + 1}+{digest}"
+
+
+def label_layers(layers: Sequence[int]) -> str:
+    """Layers as a label in a figure: as `write_layers`; of a set that is long so, how many there are and its ends.
+
+    Args:
+        layers: in order, each once, at least one.
+    """
+    written = write_layers(layers)
+    return written if len(written) <= _LONGEST_LABEL else f"{len(layers)} from {layers[0]} to {layers[-1]}"
 
 
 def tell_layers(layers: Iterable[int]) -> str:

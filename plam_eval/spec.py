@@ -15,14 +15,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from plam_eval import hub
-from plam_eval.arguments import read_number, read_whole_number, takes
+from plam_eval.arguments import read_whole_number, takes
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
 from plam_eval.layer_sets import as_range, read_layers, read_range, tell_layers
 from plam_eval.rule_parameters import split_parameters
-from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, Coefficients, why_not, without_negative_zero
+from plam_eval.rules import RULES, SELF_SCALE, WEIGHTED_SUM, why_not, without_negative_zero
+from plam_eval.weight_ramps import PAIR, RAMP, AnyWeights, Ramp, Record, Weights, as_weights
 from plam_eval.yaml_reader import LARGEST_FILE, mapping_problems, parse_yaml, read_yaml
 
 # Short module name -> suffix below a decoder layer. The order is the canonical one of `PlateauSpec.modules`.
@@ -59,9 +60,6 @@ OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
 
 # Used only when overrides alone make a spec: the modules and the weights of the authors' own Qwen3-VL runs.
 _DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 0.3}}
-
-
-_PLACES = ("layer_range", "layers", "modules")
 _MOST_WORDS = 50
 HUB_FILE = "plateau.yaml"
 """The spec of a repository on the hub, where no file is named; `plam scan` writes one of this name."""
@@ -74,33 +72,13 @@ class SpecError(ProblemsError, ValueError):
     """A plateau spec that cannot be used."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Weights(_Record):
-    """Coefficients of W = model * W_mllm + base_model * W_base. They need not sum to one."""
-
-    model: float
-    base_model: float
-
-    @property
-    def coefficients(self) -> Coefficients:
-        """Both, for the functions of `plam_eval.rules`."""
-        return Coefficients(self.model, self.base_model)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> float:
-        return read_number(value)
-
-
-class PlateauSpec(_Record):
+class PlateauSpec(Record):
     """One merge, fully described. Build it with `load_spec`, which words every problem for a reader.
 
     `layers` are decoder layers, counted from 0, in order. `layer_range` is their start and end, end exclusive; None
     where there is a gap between them. A spec is written with one of both. `modules` are keys of `MODULES`, in that
-    order. `model`, `evidence` and `source` document the spec and change no weight.
+    order. `weights` are one pair, or a ramp from the first of the layers to the last; `weights_at` has those of a
+    layer. `model`, `evidence` and `source` document the spec and change no weight.
     """
 
     model: str | None = None
@@ -108,7 +86,7 @@ class PlateauSpec(_Record):
     layer_range: tuple[int, int] | None = None
     layers: tuple[int, ...] = Field(default=None, validate_default=True)
     modules: tuple[str, ...]
-    weights: Weights
+    weights: AnyWeights
     rule: str = WEIGHTED_SUM
     parameters: dict[str, float] = Field(default_factory=dict, validate_default=True)
     seed: int = 0
@@ -138,9 +116,14 @@ class PlateauSpec(_Record):
     @field_validator("weights", mode="before")
     @classmethod
     def _weights(cls, value: Any) -> Any:
-        if not isinstance(value, (Mapping, Weights)):
+        if not isinstance(value, (Mapping, Weights, Ramp)):
             raise ValueError(f"found {quoted(value)}, expected both by name: {{model: 0.9, base_model: 0.3}}")
         return value
+
+    @field_validator("weights")
+    @classmethod
+    def _shortest(cls, value: Weights | Ramp) -> Weights | Ramp:
+        return as_weights(value)
 
     @field_validator("layer_range", mode="before")
     @classmethod
@@ -193,10 +176,11 @@ class PlateauSpec(_Record):
             if reason := why_not(value):
                 raise ValueError(f"{quoted(value)} is no rule here: {reason}")
             raise ValueError(f"unknown rule {quoted(value)}, {hint(value, RULES)}")
-        weights, refused = info.data.get("weights"), RULES[value].refused
-        # The weights are missing here when they are wrong themselves.
-        if weights is not None and refused is not None and (problem := refused(weights.coefficients)):
-            raise ValueError(problem)
+        # Weights and layers are missing here when they are wrong themselves.
+        weights, layers, refused = info.data.get("weights"), info.data.get("layers") or (0,), RULES[value].refused
+        for layer in layers:
+            if weights and refused and (problem := refused(weights.at(layer, layers).coefficients)):
+                raise ValueError(f"layer {layer}: {problem}" if isinstance(weights, Ramp) else problem)
         return value
 
     @field_validator("parameters", mode="before")
@@ -244,24 +228,56 @@ class PlateauSpec(_Record):
     @property
     def is_plain(self) -> bool:
         """Whether the merge leaves every weight as it is."""
-        content = self._content()
-        return content["rule"] == SELF_SCALE and content["weights"][0] == 1
+        return not self._changing()
 
     def digest(self) -> str:
         """SHA-256 (hex) of what changes weights: two specs with one digest merge to the same tensors.
 
-        One merge under two names has one digest: `normalized` 0.9 + 0.3 is `weighted_sum` 0.75 + 0.25, and without a
-        share of the base it does not matter which base is named.
+        One merge under two names has one digest: `normalized` 0.9 + 0.3 is `weighted_sum` 0.75 + 0.25, without a share
+        of the base it does not matter which is named, and layers that a ramp leaves as they are do not count.
         """
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
 
-    def recipe(self) -> str:
-        """The digest without layers and modules: a tensor that two specs of one recipe merge comes out the same."""
-        content = {key: value for key, value in self._content().items() if key not in _PLACES}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def recipe(self, layer: int) -> str:
+        """A digest of what the tensors of a layer depend on: those of two specs with one recipe are the same.
+
+        Args:
+            layer: one of `layers`.
+        """
+        return hashlib.sha256(json.dumps(self._content_of(self.weights_at(layer)), sort_keys=True).encode()).hexdigest()
+
+    def weights_at(self, layer: int) -> Weights:
+        """The weights that the tensors of a layer are merged with.
+
+        Args:
+            layer: one of `layers`.
+        """
+        return self.weights.at(layer, self.layers)
 
     def _content(self) -> dict[str, Any]:
-        rule, weights, base = self.rule, without_negative_zero(self.weights.coefficients), self.base_model
+        """Layers that stay as they are, at an end of a ramp, are none of those that are merged."""
+        by_layer = self._changing() or self._by_layer()
+        ends, contents = as_range(tuple(by_layer)), list(by_layer.values())
+        return {
+            "format": "plateau-spec/1",
+            **({"layer_range": list(ends)} if ends else {"layers": list(by_layer)}),
+            "modules": list(self.modules),
+            **(contents[0] if all(content == contents[0] for content in contents) else {"by_layer": contents}),
+        }
+
+    def _changing(self) -> dict[int, dict[str, Any]]:
+        """`_by_layer` without the layers that stay as they are."""
+        by_layer = self._by_layer().items()
+        return {layer: own for layer, own in by_layer if (own["rule"], own["weights"][0]) != (SELF_SCALE, 1)}
+
+    def _by_layer(self) -> dict[int, dict[str, Any]]:
+        if isinstance(self.weights, Weights):
+            return dict.fromkeys(self.layers, self._content_of(self.weights))
+        return {layer: self._content_of(self.weights_at(layer)) for layer in self.layers}
+
+    def _content_of(self, pair: Weights) -> dict[str, Any]:
+        """What changes the weights of a layer, but for layer and modules."""
+        rule, weights, base = self.rule, without_negative_zero(pair.coefficients), self.base_model
         if leaves := RULES[rule].leaves:
             rule = leaves(self.parameters) or rule
         for _ in range(3):  # of one rule, which may be that of another
@@ -272,10 +288,7 @@ class PlateauSpec(_Record):
         if rule == SELF_SCALE:  # which takes nothing of the base
             base = ""
         return {
-            "format": "plateau-spec/1",
             "base_model": base,
-            **({"layer_range": list(self.layer_range)} if self.layer_range else {"layers": list(self.layers)}),
-            "modules": list(self.modules),
             "weights": list(weights),
             "rule": rule,
             "seed": self.seed if RULES[rule].draws else None,
@@ -406,7 +419,7 @@ def _problems(error: ValidationError, overrides: Mapping[str, Any]) -> list[str]
     """pydantic's findings in our words: field, what was found, what was expected, the nearest known key."""
     keys = {"": PlateauSpec.model_fields, "weights": Weights.model_fields}
     problems = []
-    for field, text in validation_problems(error, keys, meant=_OVERRIDES):
+    for field, text in validation_problems(error, keys, meant=_OVERRIDES, tags=(PAIR, RAMP)):
         named = "layer_range" if field == "layers" else field
         override = next((key for key, target in _OVERRIDES.items() if target == named and key in overrides), None)
         problems.append(f"{field}{f' (override {override}=)' if override else ''}: {text}")
@@ -441,11 +454,7 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
             data = read_yaml(plateau)
         else:
             raise SpecError(_nowhere(str(plateau), names), origin=origin)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # YamlError among them; an unknown user; a path of a kind that no system has
+    except (OSError, ValueError, RuntimeError) as error:  # YamlError; an unknown user; a path that no system has
         if isinstance(error, SpecError):
             raise
         why = system_error(error) if isinstance(error, OSError) else str(error)

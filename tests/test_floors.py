@@ -42,6 +42,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "built_in_rules": "the records of this package's rules and controls",
         "rule_record": "what a rule says of itself",
         "rule_parameters": "what a rule declares of its parameters",
+        "weight_ramps": "weights of a spec, and ramps of them over depth",
         "arguments": "words of a command line as values",
         "bootstrap": "resamples and random signs",
         "errors": "the errors, and one way to list problems",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from plam_eval.layer_sets import (
     MOST_LAYERS,
     as_range,
+    label_layers,
     layers_of,
     name_layers,
     random_layer_sets,
@@ -124,3 +125,8 @@ def test_random_sets_are_few_where_there_are_few() -> None:
 def test_random_sets_do_not_depend_on_how_many_are_drawn() -> None:
     some, more = random_layer_sets(4, 28, 3, (0, 1, 2, 3)), random_layer_sets(4, 28, 12, (24, 25, 26, 27))
     assert more[:3] == some
+
+
+def test_a_label_of_many_layers_is_short() -> None:
+    assert label_layers((2, 3, 4)) == "2:5" and label_layers((1, 4, 6, 7)) == "1+4+6:8"
+    assert label_layers(range(1, 80, 2)) == "40 from 1 to 79"

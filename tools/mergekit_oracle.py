@@ -188,13 +188,13 @@ def linear_config(spec: PlateauSpec, layers: int, model: Path, base: Path) -> di
         return {"weight": [*named, {"value": otherwise}]}
 
     slices = []
-    for merged, run_of_layers in groupby(range(layers), key=lambda layer: layer in spec.layers):
+    for own, run_of_layers in groupby(range(layers), lambda n: spec.weights_at(n) if n in spec.layers else None):
         numbers = list(run_of_layers)
         span = [numbers[0], numbers[-1] + 1]
         sources = [{"model": str(model), "layer_range": span, "parameters": {"weight": 1.0}}]
-        if merged:
-            sources[0]["parameters"] = weight(spec.weights.model, 1.0)
-            parameters = weight(spec.weights.base_model, 0.0)
+        if own is not None:
+            sources[0]["parameters"] = weight(own.model, 1.0)
+            parameters = weight(own.base_model, 0.0)
             sources.append({"model": str(base), "layer_range": span, "parameters": parameters})
         slices.append({"sources": sources})
     return {"merge_method": "linear", "parameters": {"normalize": RULES[spec.rule]}, "slices": slices}
@@ -255,8 +255,8 @@ def differences(
         if (tensor.dtype, tensor.shape) != (mergekit[key].dtype, mergekit[key].shape):
             raise OracleError(f"layer {key[0]}, {key[1]}: of another dtype or shape")
         terms = (
-            model.tensor(mine[key]).double().mul(spec.weights.model).abs(),
-            base.tensor(theirs[key]).double().mul(spec.weights.base_model).abs(),
+            model.tensor(mine[key]).double().mul(spec.weights_at(key[0]).model).abs(),
+            base.tensor(theirs[key]).double().mul(spec.weights_at(key[0]).base_model).abs(),
         )
         yield key, difference(tensor, mergekit[key], torch.maximum(*terms))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import overrides_of
+from plam_eval.api.shared import Weight, overrides_of
 from plam_eval.arguments import takes
 from plam_eval.errors import ArgumentError, InputError
 from plam_eval.spec import PlateauSpec, load_spec
@@ -28,8 +28,8 @@ def merge(
     base: str | Path | None = None,
     layers: str | Sequence[int] | None = None,
     modules: str | Sequence[str] | None = None,
-    model_weight: float | None = None,
-    base_weight: float | None = None,
+    model_weight: Weight | None = None,
+    base_weight: Weight | None = None,
     rule: str | None = None,
     seed: int | None = None,
     parameters: str | Mapping[str, float] | None = None,
@@ -52,8 +52,8 @@ def merge(
         base: base LLM, folder or hub id, in place of the spec's.
         layers: decoder layers, 0-based, end exclusive: "24:36" or (24, 36); a set as "3+9+20".
         modules: "q_proj+k_proj", a group (qkvo, qk, vo, mlp, all), or a list of either.
-        model_weight: coefficient of the MLLM.
-        base_weight: coefficient of the base LLM; the two need not sum to one.
+        model_weight: coefficient of the MLLM; "0.9:0.5" and [0.9, 0.5] are ramps over the layers.
+        base_weight: coefficient of the base LLM, likewise; the two need not sum to one.
         rule: the merge rule or control.
         seed: of a rule that draws.
         parameters: of a rule that has some: numbers by name, or "density:0.2+gamma:0.01".

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Words, overrides_of, words_of
+from plam_eval.api.shared import Weight, Words, overrides_of, words_of
 from plam_eval.arguments import NAME, NAME_OR_NONE, PATH, TEXT, WORDS, paths, takes
 from plam_eval.errors import InputError
 from plam_eval.layer_sets import write_layers
@@ -32,8 +32,8 @@ def export(
     base: str | Path | None = None,
     layers: str | Sequence[int] | None = None,
     modules: str | Sequence[str] | None = None,
-    model_weight: float | None = None,
-    base_weight: float | None = None,
+    model_weight: Weight | None = None,
+    base_weight: Weight | None = None,
     rule: str | None = None,
     seed: int | None = None,
     parameters: str | Mapping[str, float] | None = None,
@@ -92,8 +92,8 @@ def export(
             "base": spec.base_model,
             "layers": write_layers(spec.layers),
             "modules": spec.modules,
-            "model_weight": spec.weights.model,
-            "base_weight": spec.weights.base_model,
+            "model_weight": spec.weights.written[0],
+            "base_weight": spec.weights.written[1],
             "rule": spec.rule,
             "seed": spec.seed,
             "parameters": spec.parameters or None,

@@ -10,6 +10,8 @@ from typing import Any
 
 Words = str | Sequence[str]
 """Words, as a list or in one text with commas."""
+Weight = float | str | Sequence[float]
+"""A number, or a ramp from the first merged layer to the last: "0.9:0.5" or [0.9, 0.5]."""
 Arguments = str | Mapping[str, Any]
 """`key=value,...` as lmms-eval takes it, or a mapping."""
 
@@ -23,8 +25,8 @@ def overrides_of(
     base: str | Path | None,
     layers: str | Sequence[int] | None,
     modules: str | Sequence[str] | None,
-    model_weight: float | None,
-    base_weight: float | None,
+    model_weight: Weight | None,
+    base_weight: Weight | None,
     rule: str | None,
     seed: int | None,
     parameters: str | Mapping[str, float] | None = None,

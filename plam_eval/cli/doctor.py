@@ -139,7 +139,7 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
     for side, opened in (("model", checkpoint), ("base", base), *third):
         commit = f" (commit {opened.recorded_commit})" if opened.recorded_commit else ""
         table.add_row(side, f"{opened.name}{commit}")
-    weights = f"{spec.weights.model:g} model, {spec.weights.base_model:g} base"
+    weights = "{} model, {} base".format(*spec.weights.written)
     table.add_row("rule", f"{spec.rule}: {weights}{describe_parameters(spec.parameters)}")
     table.add_row("layers", tell_layers(spec.layers))
     table.add_row("digest", spec.digest()[:16])

@@ -55,8 +55,10 @@ MllmCheckpoint = Annotated[str | None, typer.Option(help="MLLM: folder or hub id
 Base = Annotated[str | None, typer.Option(help="Override of the base LLM.")]
 Layers = Annotated[str | None, typer.Option(help="Override of the layers: START:END, or a set such as 3+9+20:24.")]
 Modules = Annotated[str | None, typer.Option(help="Override of the modules, joined by +.")]
-ModelWeight = Annotated[str | None, typer.Option(help="Override of the MLLM's weight.")]
-BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight.")]
+ModelWeight = Annotated[
+    str | None, typer.Option(help="Override of the MLLM's weight; 0.9:0.5 is a ramp over the layers.")
+]
+BaseWeight = Annotated[str | None, typer.Option(help="Override of the base LLM's weight, likewise.")]
 Rule = Annotated[str | None, typer.Option(help="Override of the merge rule.")]
 Ancestor = Annotated[str | None, typer.Option(help="Override of what MLLM and base LLM were both tuned from.")]
 Parameters = Annotated[

@@ -85,15 +85,13 @@ class Merges:
             raise InputError("specs is empty; expected at least one")
         if is_merged(model):
             raise ProbeError(f"{type(model).__name__} is merged; expected the plain model: merge_in_place(model, None)")
-        held: dict[str, dict[str, Tensor]] = {}  # recipe -> parameter name -> value
+        held: dict[tuple[str, str], Tensor] = {}  # (recipe, parameter name) -> value
         values: list[dict[str, Tensor]] = []
         for spec in specs:
             if spec is None or spec.is_plain:
                 values.append({})
                 continue
-            of_recipe = held.setdefault(spec.recipe(), {})
-            values.append(merged_values(model, spec, checkpoint=checkpoint, computed=of_recipe))
-            of_recipe |= values[-1]
+            values.append(merged_values(model, spec, checkpoint=checkpoint, computed=held))
         modules = dict(model.named_modules())
         changed = {name.rpartition(".")[0] for each in values for name in each}
         variants: dict[nn.Module, _Variants] = {}
@@ -104,7 +102,7 @@ class Merges:
             variants[module] = _variants(module, name, values)
         decoded = decoder_layers(model)
         layers: Any = [{m: variants[m] for m in layer.modules() if m in variants} for layer in decoded]
-        nbytes = sum(value.nbytes for of_recipe in held.values() for value in of_recipe.values())
+        nbytes = sum(value.nbytes for value in held.values())
         return cls(tuple(specs), nbytes, decoded, layers)
 
     @contextmanager

@@ -44,6 +44,7 @@ from plam_eval.harness import run_files
 from plam_eval.layer_sets import layers_of, write_layers
 from plam_eval.provenance import git_commit, versions
 from plam_eval.terminal import Terminal, text
+from plam_eval.weight_ramps import read_weights
 
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
@@ -175,9 +176,9 @@ def export_command(plateau: str, sweep: Path) -> list[str]:
     if findings.selection is not None:
         cells = {cell["name"]: cell["spec"] for cell in findings.plan["grid"]["cells"]}
         spec = cells[findings.selection.cell]
-        weights = spec["weights"]
+        model_weight, base_weight = read_weights(spec["weights"]).written
         words += ["--layers", write_layers(layers_of(spec)), "--modules", "+".join(spec["modules"])]
-        words += ["--model-weight", str(weights["model"]), "--base-weight", str(weights["base_model"])]
+        words += ["--model-weight", model_weight, "--base-weight", base_weight]
     return [*words, "--results", "../sweep", "--output", f"../export/{CHECKPOINT}"]
 
 

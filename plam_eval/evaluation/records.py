@@ -26,6 +26,7 @@ from plam_eval.harness.run_files import (
 )
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers
+from plam_eval.weight_ramps import read_weights
 
 _MODE = re.compile(r"\((chat|simple)\)$")
 _ROUNDED = 1e-4
@@ -134,7 +135,8 @@ class Run:
         provenance = block.get("provenance") or {}
         spec = provenance.get("spec") or {}
         versions = provenance.get("versions") or {}
-        weights = spec.get("weights") or {}
+        weights = read_weights(spec["weights"]) if spec.get("weights") else None
+        first = weights.at(0, (0,)) if weights else None  # of a ramp, in the first of its layers
         return {
             "model": block.get("wrapper") or config.get("model") or self.results.get("model_source"),
             "pretrained": (provenance.get("checkpoint") or {}).get("name") or self.results.get("model_name"),
@@ -146,8 +148,9 @@ class Run:
             "base_commit": (provenance.get("base") or {}).get("commit"),
             "layers": write_layers(layers_of(spec)) if spec else None,
             "modules": "+".join(spec["modules"]) if spec else None,
-            "model_weight": weights.get("model"),
-            "base_weight": weights.get("base_model"),
+            "weights": weights.tell() if weights else None,
+            "model_weight": first.model if first else None,
+            "base_weight": first.base_model if first else None,
             "rule": spec.get("rule"),
             "documents": len(self.samples),
             "accuracy": self.mean_score(),

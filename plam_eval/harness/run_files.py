@@ -20,6 +20,7 @@ from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.tasks import filters_of
 from plam_eval.layer_sets import layers_of
+from plam_eval.weight_ramps import read_weights
 
 RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
@@ -200,7 +201,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     f"{RECORD_KEY}/provenance/spec/modules/[]": _TEXT,
     f"{RECORD_KEY}/provenance/spec/layer_range/[]": _NUMBER,
     f"{RECORD_KEY}/provenance/spec/layers/[]": _NUMBER,
-    f"{RECORD_KEY}/provenance/spec/weights/*": _NUMBER,
+    f"{RECORD_KEY}/provenance/spec/weights/*": (*_NUMBER, *_LIST),
     f"{RECORD_KEY}/provenance/spec/parameters/*": _NUMBER,
     f"{RECORD_KEY}/provenance/ancestor": _OBJECT,
     f"{RECORD_KEY}/provenance/merge/relative_change/*": _NUMBER,
@@ -252,6 +253,11 @@ def check_results(results: dict[str, Any], file: object) -> dict[str, Any]:
     spec = ((results.get(RECORD_KEY) or {}).get("provenance") or {}).get("spec")
     if spec and not (_names_layers(spec) and spec.get("modules")):
         raise RecordError(f"{file}: found a spec without layers or modules; copy it again, or run again")
+    if spec and spec.get("weights"):
+        try:
+            read_weights(spec["weights"])
+        except ValueError as error:
+            raise RecordError(f"{file}: {error}; it was damaged: copy it again, or run again") from error
     return results
 
 

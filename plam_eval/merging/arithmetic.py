@@ -122,7 +122,7 @@ def merge_tensor(
 
     Args:
         spec: the rule, its weights and its seed.
-        key: layer and suffix of the tensor, on which a rule that draws depends.
+        key: layer and suffix of the tensor, on which weights may depend, and what a rule draws.
         model: W_mllm, as stored.
         base: W_base, as stored.
         out: where the result is written, of the operands' shape; it may be the MLLM's own tensor.
@@ -136,7 +136,7 @@ def merge_tensor(
     operands = [operand for operand in (model, base, ancestor) if operand is not None]
     is_wide = any(operand.tensor.dtype == torch.float64 for operand in operands)
     working = torch.float64 if is_wide else torch.float32
-    function, generator = FUNCTIONS[spec.rule], generator_of(spec.seed, key)
+    function, generator, weights = FUNCTIONS[spec.rule], generator_of(spec.seed, key), spec.weights_at(key[0])
     whole = not RULES[spec.rule].elementwise
     if wrong := [operand for operand in operands if operand.tensor.shape != out.shape]:
         shapes = ", ".join(f"{operand.where} is {list(operand.tensor.shape)}" for operand in wrong)
@@ -162,7 +162,7 @@ def merge_tensor(
                 raise MergeError(*(not_finite(*operands) or _too_large(*operands)))
             vectors += _task_vectors(one, two, three, buffers.take(5, out, length, working))
             more["ancestor"] = three.view(shape)
-        merged = function(one.view(shape), two.view(shape), spec.weights, generator, **more).reshape(-1)
+        merged = function(one.view(shape), two.view(shape), weights, generator, **more).reshape(-1)
         rounded = buffers.take(2, out, length, out.dtype).copy_(merged)
         one.copy_(stored[span])
         if stored.dtype != out.dtype:  # then plain is rounded, too

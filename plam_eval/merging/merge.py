@@ -7,7 +7,7 @@ and export), so that all of them hold the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,7 @@ def merged_values(
     *,
     checkpoint: str | Path | Checkpoint | None = None,
     base: str | Path | Checkpoint | None = None,
-    computed: Mapping[str, Tensor] | None = None,
+    computed: dict[tuple[str, str], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """What `merge_in_place` would write, by parameter name, on the parameters' devices; the model stays as it is.
 
@@ -144,20 +144,26 @@ def merged_values(
         spec: what would be merged.
         checkpoint: as for `merge_in_place`.
         base: as for `merge_in_place`.
-        computed: parameter name -> value of an equal merge of other layers or modules, taken instead of read again;
-            None where there is none.
+        computed: (`PlateauSpec.recipe`, parameter name) -> value of earlier merges, taken instead of read again; what
+            is read is added.
 
     Raises:
         MergeError: as `merge_in_place`.
     """
     work = _prepare(module, spec, checkpoint, base)
     problems, changes, buffers, values = Problems(), LayerChanges(), Buffers(), dict[str, Tensor]()
+    computed = {} if computed is None else computed
     for job in work.jobs:
-        if computed and job.parameter_name in computed:
-            values[job.parameter_name] = computed[job.parameter_name]
-        elif job.base_name is not None:
+        if job.base_name is None:
+            continue
+        known_by = spec.recipe(job.key[0]), job.parameter_name
+        if known_by in computed:
+            values[job.parameter_name] = computed[known_by]
+        else:
             with problems.collect():
-                values[job.parameter_name] = value = torch.empty_like(job.parameter, requires_grad=False)
+                values[job.parameter_name] = computed[known_by] = value = torch.empty_like(
+                    job.parameter, requires_grad=False
+                )
                 _bring(replace(job, parameter=value), work, spec, changes, buffers, NoUndo(), found_in=job.parameter)
     problems.raise_any()
     return values

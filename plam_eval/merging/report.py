@@ -9,6 +9,7 @@ from typing import Any
 from plam_eval.layer_sets import layers_of, tell_layers
 from plam_eval.rule_parameters import describe_parameters
 from plam_eval.terminal import PlainTable, Terminal
+from plam_eval.weight_ramps import read_weights
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,12 @@ class MergeReport:
         table.add_column(overflow="fold")
         table.add_row("model", _at(self.model, self.model_commit))
         if self.spec:
-            weights, layers = self.spec["weights"], layers_of(self.spec)
+            (of_model, of_base), layers = read_weights(self.spec["weights"]).written, layers_of(self.spec)
             parameters = describe_parameters(self.spec.get("parameters") or {})
             table.add_row("base", _at(str(self.base_model), self.base_commit))
             if self.ancestor:
                 table.add_row("ancestor", _at(self.ancestor, self.ancestor_commit))
-            table.add_row(
-                "rule", f"{self.spec['rule']}: {weights['model']} model, {weights['base_model']} base{parameters}"
-            )
+            table.add_row("rule", f"{self.spec['rule']}: {of_model} model, {of_base} base{parameters}")
             table.add_row("layers", f"{tell_layers(layers)}  {' '.join(self.spec['modules'])}")
             table.add_row("digest", str(self.digest)[:16])
         restored = f", {self.restored} restored" if self.restored else ""

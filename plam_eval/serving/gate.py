@@ -33,7 +33,7 @@ _EXPECTED = {
     "layer_range": "[start, end] in whole numbers, end exclusive",
     "layers": "a list of layers",
     "modules": "a list of module names",
-    "weights": "{model: number, base_model: number}",
+    "weights": "{model: number, base_model: number}, or two numbers each",
     "rule": "the name of a rule",
     "ancestor": "a hub id or a folder",
     "parameters": "numbers by name",

@@ -232,3 +232,23 @@ def test_one_of_the_merges_under_the_model_by_pointer(mllm, pico):
         raise KeyboardInterrupt
     assert torch.equal(logits(), plain)
     assert places == {name: value.data_ptr() for name, value in found.model.named_parameters()}
+
+
+def test_ramps_answer_as_one_by_one_and_share_what_they_have_alike(mllm, pico, check):
+    found, folders = mllm("llava"), pico("llava")
+    ramp = {"model": [0.2, 0.8], "base_model": [1.2, 0.3]}
+    late = {"model": 0.8, "base_model": 0.3}
+    specs = [
+        spec_of(folders.base, (0, 4), weights=ramp),
+        None,
+        spec_of(folders.base, (3, 4), weights=late),  # the last layer of the ramp
+        spec_of(folders.base, (0, 4), weights=late),
+        spec_of(folders.base, (0, 4), weights=ramp, rule="self_scale"),
+        spec_of(folders.base, (0, 4), weights=ramp, rule="noise"),
+        spec_of(folders.base, (1, 4), weights=ramp),
+    ]
+    check("llava", mixed(found), specs, max_new_tokens=8, eos_token_id=2)
+    one, *_ = merged = [Merges.of(found.model, [spec], checkpoint=folders.mllm).nbytes for spec in specs]
+    layer = one // 4
+    together = Merges.of(found.model, specs, checkpoint=folders.mllm).nbytes
+    assert merged[2] == layer and together == sum(merged) - 3 * layer  # the last layers of four specs are one

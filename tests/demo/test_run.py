@@ -98,7 +98,12 @@ def test_the_page_shows_scan_and_sweep(finished: tuple[Path, str]) -> None:
 def test_it_looks_at_documents_that_were_not_scanned(finished: tuple[Path, str]) -> None:
     folder, output = finished
     attended = attend_folder.load(folder / "attend")
-    assert attended.settings == ["plain", "merged", "self_scale", "normalized"] and attended.plateau == (4, 8)
+    assert attended.settings == ["plain", "merged", "self_scale", "normalized"] and attended.merged_layers == (
+        4,
+        5,
+        6,
+        7,
+    )
     assert set(attended.answers["task"]) == {"gqa", "realworldqa"} and attended.depth is not None
     assert set(attended.answers["doc_id"]) == set(range(10, 10 + LIMIT))
     said = " ".join(output.split())

@@ -464,3 +464,18 @@ def test_a_branch_is_no_version_of_lmms_eval(tmp_path: Path) -> None:
         runs.append(read_run(file))
     assert [run.summary()["lmms_eval"] for run in runs] == [None, "0.7.3"]
     assert check_comparable(runs[0], runs[1]) == []
+
+
+def test_a_ramp_is_a_row_like_others(tmp_path: Path) -> None:
+    def ramped(results: dict[str, Any], _: Any) -> None:
+        results["plam_eval"]["provenance"]["spec"]["weights"] = {"model": [0.9, 0.5], "base_model": [0.3, 0.3]}
+
+    found = tables({"pair": logged_run(tmp_path / "a"), "ramp": logged_run(tmp_path / "b", ramped)}).runs
+    assert found["weights"].tolist() == ["0.9 + 0.3", "0.9:0.5 + 0.3"] and found["model_weight"].tolist() == [0.9, 0.9]
+    found.to_parquet(tmp_path / "runs.parquet")
+
+    def damaged(results: dict[str, Any], _: Any) -> None:
+        results["plam_eval"]["provenance"]["spec"]["weights"] = {"model": [0.9, 0.5, 1], "base_model": 0.3}
+
+    with pytest.raises(RecordError, match=r"as weights, expected .*it was damaged"):
+        logged_run(tmp_path / "c", damaged)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def write_attend_folder(
     boxes: bool = True,
     shown: int = 2,
     seed: int = 0,
+    merged: Sequence[int] | None = None,
 ) -> Path:
     """Write a folder of `plam attend`.
 
@@ -45,6 +46,7 @@ def write_attend_folder(
         boxes: whether documents have boxes.
         shown: documents to draw.
         seed: of the draws.
+        merged: the layers that specs name; 4 to 7 by default.
     """
     shift = {"merged": 0.1, "self_scale": 0.1, "normalized": 0.0} if shift is None else dict(shift)
     tasks = {"gqa": 40, "pope": 20} if tasks is None else dict(tasks)
@@ -53,6 +55,8 @@ def write_attend_folder(
     for setting in shift:
         rule = setting if setting in ("self_scale", "normalized") else "weighted_sum"
         settings[setting] = {**SPEC, "rule": rule}
+        if merged is not None:
+            settings[setting] |= {"layers": list(merged), "layer_range": None}
     measures, answers, deep = [], [], []
     for task, count in tasks.items():
         for doc_id in range(count):

@@ -200,7 +200,8 @@ def merge(spec: PlateauSpec, sides: list[Tensor], out: torch.dtype | None = None
 
 
 def exact(spec: PlateauSpec, sides: list[Tensor], key: Any = KEY) -> np.ndarray:
-    weights = (spec.weights.model, spec.weights.base_model)
+    pair = spec.weights_at(spec.layers[0])
+    weights = (pair.model, pair.base_model)
     wide = [side.double().numpy() for side in sides]
     return expected(spec.rule, wide, weights, generator_of(spec.seed, key), **spec.parameters)
 

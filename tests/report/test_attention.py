@@ -278,3 +278,20 @@ def test_layers_are_chosen_as_the_command_was_told(tmp_path: Path) -> None:
     assert "16 documents. Layers were chosen on 8 other documents" in page.text
     (folder / layout.FINDINGS_FILE).write_text('{"select": "many"}')
     assert "Layers were chosen on 12 other documents" in Page(write_report([folder], tmp_path / "out")).text
+
+
+def test_a_merge_of_layers_with_gaps_is_told_by_its_layers(tmp_path: Path) -> None:
+    write_attend_folder(tmp_path / "attend", depth=True, shown=0, merged=(1, 4, 6, 7), shift={"merged": 0.1})
+    page = Page(write_report([tmp_path / "attend"], tmp_path / "out"))
+    looks, by_layer = section(page, "Where it looks"), section(page, "Layer by layer")
+    assert "Means of layers 1+4+6:8 are over all that are merged" in text(looks)
+    assert rows(looks, "Sinks left out.")["entropy over the image (nats)"][0] == "1+4+6:8"
+    assert quiet_rows(looks, "entropy over the image (nats), sinks left out") == ["0", "2", "3", "5"]
+    assert quiet_rows(by_layer, "By depth") == ["0", "3"]  # edges of no merged layer
+
+
+def quiet_rows(source: str, caption: str) -> list[str]:
+    """Names of the rows of a table that are told apart as being of lesser interest."""
+    table = source.partition(f"<caption><span>{caption}")[2].partition("</table>")[0].partition("<tbody>")[2]
+    found = re.findall(r"<tr([^>]*)>\s*<t[hd][^>]*>(.*?)</t[hd]>", table, re.DOTALL)
+    return [text(name) for attributes, name in found if "quiet" in attributes]

@@ -652,3 +652,19 @@ def test_nothing_to_report_on(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="run again with --log_samples"):
         write_report([tmp_path / "run"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_ramps_and_pairs_have_rows_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, stock = list[str](), plots.heat_map
+
+    def heat_map(*given: Any, **how: Any) -> Any:
+        drawn.append(str((given, how)))
+        return stock(*given, **how)
+
+    monkeypatch.setattr(plots, "heat_map", heat_map)
+    given = documents(("pope", "mmstar"), 8)
+    names = [f"layers-{layers}_qkvo_{weights}" for layers in ("6-8", "0-8") for weights in ("0.9to0.5+0.3", "0.9+0.3")]
+    write_sweep(tmp_path / "sweep", {"plain": given, **dict.fromkeys(names, given)}, weights="0.9:0.5+0.3,0.9+0.3")
+    page = Page(write_report([tmp_path / "sweep"], tmp_path / "out"))
+    assert "layers 6:8, qkvo, 0.9:0.5 + 0.3" in page.text and "layers 6:8, qkvo, 0.9 + 0.3" in page.text
+    assert "'0.9:0.5 + 0.3', '0.9 + 0.3'" in drawn[0]

@@ -32,7 +32,7 @@ COMPARED = {
 """The measures that are compared, and what tables and figures call them."""
 
 CHOSEN, PLATEAU = "chosen", "plateau"
-"""Places that are quoted: the layer that was chosen, and the mean over the merge's layers, which needs no choice."""
+"""Places that are quoted: the layer that was chosen, and the mean over all that are merged, for which none is."""
 
 ALL, REPORTED = "all", "reported"
 """The documents that a place is quoted on: all, or those that nothing was chosen on."""
@@ -139,10 +139,11 @@ class _Values(NamedTuple):
         """Of some layers, in their order."""
         return _Values(self.values[:, :, layers], None if self.chance is None else self.chance[:, layers])
 
-    def mean(self, start: int, end: int) -> _Values:
-        """The mean over layers, as one."""
-        chance = None if self.chance is None else self.chance[:, start:end].mean(1, keepdims=True)
-        return _Values(self.values[:, :, start:end].mean(2, keepdims=True), chance)
+    def mean(self, layers: Sequence[int]) -> _Values:
+        """The mean over some layers, as one."""
+        own = self.at(np.array(layers))
+        chance = None if own.chance is None else own.chance.mean(1, keepdims=True)
+        return _Values(own.values.mean(2, keepdims=True), chance)
 
     def any(self) -> bool:
         """Whether there is anything to compare."""
@@ -250,14 +251,14 @@ def _levels(documents: Documents, values: _Values, settings: Sequence[str]) -> I
 def _quoted(
     documents: Documents, values: _Values, attended: Attended, layer: int | None, reported: Chosen
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Place, documents and row of each pair, at the chosen layer and over the plateau."""
+    """Place, documents and row of each pair, at the chosen layer and over those that are merged."""
     kept = documents.only(reported), values.only(reported)
     if layer is not None:
         for row in _differences(kept[0], kept[1].at(np.array([layer])), attended.settings, [layer]):
             yield CHOSEN, REPORTED, row
-    if attended.plateau is not None:
+    if attended.merged_layers:
         for on, (some, own) in ((REPORTED, kept), (ALL, (documents, values))):
-            for row in _differences(some, own.mean(*attended.plateau), attended.settings, [pd.NA]):
+            for row in _differences(some, own.mean(attended.merged_layers), attended.settings, [pd.NA]):
                 yield PLATEAU, on, row
 
 

@@ -29,6 +29,7 @@ from plam_eval.evaluation.attend.folder import (
 from plam_eval.evaluation.attend.paired import Documents, levels
 from plam_eval.evaluation.scan_folder import Scan, whole_settings
 from plam_eval.figures import COLOURS, MARKED, PLATEAU_COLOUR, add_legend
+from plam_eval.layer_sets import label_layers, runs_of
 from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import OVERALL
 from plam_eval.probing.plot import set_layer_ticks
@@ -72,10 +73,9 @@ class _Panel(NamedTuple):
 
 
 class _Shaded(NamedTuple):
-    """Layers that are shaded in all panels, end exclusive, and why."""
+    """Layers that are shaded in all panels, in order, and why."""
 
-    start: int
-    end: int
+    layers: Sequence[int]
     name: str
 
 
@@ -261,8 +261,8 @@ def _write_heading(axes: Axes, heading: str) -> None:
 
 
 def _draw(axes: Axes, panel: _Panel, layers: int, shaded: _Shaded | None) -> None:
-    if shaded is not None:
-        axes.axvspan(shaded.start, shaded.end, color=PLATEAU_COLOUR, linewidth=0, zorder=0)
+    for start, end in runs_of(shaded.layers if shaded is not None else ()):
+        axes.axvspan(start, end, color=PLATEAU_COLOUR, linewidth=0, zorder=0)
     handles: list[Line2D] = []
     for line, style, name in panel.lines:
         floor = _KL_FLOOR if panel.logarithmic else -np.inf
@@ -284,13 +284,12 @@ def _draw(axes: Axes, panel: _Panel, layers: int, shaded: _Shaded | None) -> Non
 
 def _shaded(attended: Attended, scans: Sequence[Scan]) -> _Shaded | None:
     """The layers that are merged; where nothing is, the plateau that a scan has found."""
-    if attended.plateau is not None:
-        start, end = attended.plateau
-        return _Shaded(start, end, f"merged layers {start}:{end}")
+    if merged := attended.merged_layers:
+        return _Shaded(merged, f"merged layers: {label_layers(merged)}")
     for scan in scans:
         if scan.stages.plateau is not None:
             start, end = scan.stages.plateau
-            return _Shaded(start, end, f"plateau, layers {start}:{end}")
+            return _Shaded(range(start, end), f"plateau, layers {start}:{end}")
     return None
 
 

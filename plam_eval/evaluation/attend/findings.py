@@ -19,6 +19,7 @@ from plam_eval.evaluation.attend.compared import compare
 from plam_eval.evaluation.attend.folder import ATTENTION_FIGURE, DEPTH_FIGURE, Attended, AttendError
 from plam_eval.evaluation.attend.sentence import sentence_of, warnings_of
 from plam_eval.evaluation.attend.summary import AttendFindings
+from plam_eval.layer_sets import write_layers
 
 
 def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[Path] = ()) -> AttendFindings:
@@ -79,17 +80,16 @@ def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
             attended.made_with["queries"] == "answer"
         )
         raise AttendError(f"{attended.folder}: no document has a number in {layout.MEASURES_FILE}{why}")
-    if attended.plateau is not None and attended.plateau[1] > attended.num_layers:
-        start, end = attended.plateau
+    if (merged := attended.merged_layers) and merged[-1] >= attended.num_layers:
         raise AttendError(
-            f"{attended.folder}: layers {start}:{end} are merged, and the decoder has {attended.num_layers}"
+            f"{attended.folder}: layers {write_layers(merged)} are merged, and the decoder has {attended.num_layers}"
         )
     compared = compare(attended, select)
     return AttendFindings(
         folder=attended.folder,
         settings=tuple(attended.settings),
         num_layers=attended.num_layers,
-        plateau=attended.plateau,
+        merged_layers=attended.merged_layers,
         queries=str(attended.made_with["queries"]),
         differences=compared.differences,
         levels=compared.levels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
 from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.harness.errors import EvaluationError
-from plam_eval.layer_sets import MOST_LAYERS, write_layers
+from plam_eval.layer_sets import MOST_LAYERS, layers_of, write_layers
+from plam_eval.rule_parameters import describe_parameters
 from plam_eval.rules import RULES
 from plam_eval.spec import SpecError, load_spec
 
@@ -131,10 +132,10 @@ class Attended:
         return int(self.made_with["num_layers"])
 
     @property
-    def plateau(self) -> tuple[int, int] | None:
-        """The layers that `MERGED` merges, end exclusive; None where it is not one of the settings."""
+    def merged_layers(self) -> tuple[int, ...]:
+        """The layers that `MERGED` merges, in order; none where it is not one of the settings."""
         spec = self.made_with["settings"].get(MERGED)
-        return None if spec is None else (int(spec["layer_range"][0]), int(spec["layer_range"][1]))
+        return () if spec is None else layers_of(spec)
 
     def __repr__(self) -> str:
         documents = len(self.answers.drop_duplicates(["task", "doc_id"]))
@@ -200,14 +201,30 @@ def _compared(made_with: Mapping[str, Any]) -> dict[str, Any]:
     return others | {f"setting {name}": _merge_of(spec) for name, spec in made_with["settings"].items()}
 
 
-def _merge_of(stored: Mapping[str, Any] | None) -> str:
+@dataclass(frozen=True, repr=False)
+class _Merge:
+    """A setting as folders are compared by: two are one where their tensors are, however their specs are written."""
+
+    digest: str | None
+    words: str = field(compare=False)
+
+    def __repr__(self) -> str:
+        return repr(self.words)
+
+
+def _merge_of(stored: Mapping[str, Any] | None) -> _Merge:
     spec = None if stored is None else load_spec(stored)
     if spec is None:
-        return "plain"
-    weights = f"{spec.weights.model!r} + {spec.weights.base_model!r} {spec.base_model}"
-    return f"{spec.rule} of layers {write_layers(spec.layers)}, {'+'.join(spec.modules)}, {weights}" + (
-        f", seed {spec.seed}" if RULES[spec.rule].draws else ""
-    )
+        return _Merge(None, PLAIN)
+    rule = RULES[spec.rule]
+    words = [
+        f"{spec.rule}{describe_parameters(spec.parameters)} of layers {write_layers(spec.layers)}",
+        "+".join(spec.modules),
+        f"{spec.weights.tell()} {spec.base_model}",
+        *([f"ancestor {spec.ancestor}"] if rule.needs_ancestor else []),
+        *([f"seed {spec.seed}"] if rule.draws else []),
+    ]
+    return _Merge(None if spec.is_plain else spec.digest(), ", ".join(words))
 
 
 def write_tables(

@@ -28,6 +28,7 @@ from plam_eval.evaluation.attend.folder import MERGED, PLAIN, SHOWN, Attended
 from plam_eval.evaluation.attend.shown import ShownDocument
 from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.figures import names_as_text, save_figure
+from plam_eval.layer_sets import write_layers
 from plam_eval.probing.attention_measures import Box
 from plam_eval.terminal import shown as as_text
 
@@ -87,7 +88,7 @@ def layers_to_show(findings: AttendFindings) -> list[int]:
     for measure in _BY:
         if (layer := findings.chosen_layer(measure)) is not None:
             return [layer]
-    return list(range(*(findings.plateau or (0, findings.num_layers))))
+    return list(findings.merged_layers or range(findings.num_layers))
 
 
 def layers_in_words(findings: AttendFindings) -> str:
@@ -99,7 +100,7 @@ def layers_in_words(findings: AttendFindings) -> str:
     layers = layers_to_show(findings)
     if any(findings.chosen_layer(measure) is not None for measure in _BY):
         return f"layer {layers[0]}, chosen on {'other' if findings.held_out else 'the same'} documents"
-    return f"mean of layers {layers[0]}:{layers[-1] + 1}, {'the merged ones' if findings.plateau else 'all'}"
+    return f"mean of layers {write_layers(layers)}, {'the merged ones' if findings.merged_layers else 'all'}"
 
 
 def overlay_figure(

@@ -19,6 +19,7 @@ from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINK
 from plam_eval.evaluation.attend.summary import AttendFindings
 from plam_eval.evaluation.stats import count_of
 from plam_eval.figures import COLOURS, LINE_STYLES, MARKED, PLATEAU_COLOUR, add_legend
+from plam_eval.layer_sets import label_layers, runs_of
 from plam_eval.rules import SELF_SCALE
 from plam_eval.terminal import one_line
 
@@ -138,8 +139,7 @@ def _share_y(*panels: Axes) -> None:
 
 
 def _finish(axes: Axes, findings: AttendFindings, chosen: int | None) -> None:
-    if findings.plateau is not None:
-        start, end = findings.plateau
+    for start, end in runs_of(findings.merged_layers):
         axes.axvspan(start - 0.5, end - 0.5, color=PLATEAU_COLOUR, linewidth=0, zorder=0)
     if chosen is not None:
         axes.axvline(chosen, zorder=1, **_QUOTED)
@@ -163,9 +163,8 @@ def _marks(findings: AttendFindings, rows: Sequence[str]) -> list[Line2D | Patch
         marks.append(
             Line2D([], [], color="black", linewidth=1.2, linestyle=":", label="in the boxes of other documents")
         )
-    if findings.plateau is not None:
-        start, end = findings.plateau
-        marks.append(Patch(color=PLATEAU_COLOUR, label=f"merged layers: {start}:{end}"))
+    if findings.merged_layers:
+        marks.append(Patch(color=PLATEAU_COLOUR, label=f"merged layers: {label_layers(findings.merged_layers)}"))
     if any(findings.chosen_layer(measure) is not None for measure in rows):
         how = "on other documents" if findings.held_out else "on the same documents"
         marks.append(Line2D([], [], label=f"layer quoted, chosen {how}", **_QUOTED))

@@ -24,6 +24,7 @@ from plam_eval.evaluation.attend.compared import (
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, QUERIES, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import LEAST_CLUSTERS
 from plam_eval.evaluation.stats import SIGNIFICANT, count_of, format_p
+from plam_eval.layer_sets import write_layers
 from plam_eval.rules import SELF_SCALE
 
 
@@ -184,7 +185,7 @@ class _Words:
                     )
 
     def _place(self, measure: str) -> _Place | None:
-        """Where a measure is quoted: the chosen layer, else the plateau; None where clusters are too few for both."""
+        """Where a measure is quoted: in the chosen layer, else the mean of those merged; None for too few clusters."""
         for place in (_Place(CHOSEN, REPORTED), _Place(PLATEAU, REPORTED), _Place(PLATEAU, ALL)):
             pair = self._pair(measure, WITHOUT_SINKS, place)
             if pair is not None and min(row["clusters"] for row in pair) >= LEAST_CLUSTERS:
@@ -253,8 +254,7 @@ class _Words:
                 "on other documents" if self._compared.held_out else "on the same documents, p adjusted for all layers"
             )
             return f"In layer {row['layer']}, chosen {how}; {counts}"
-        assert self._attended.plateau is not None  # there is no such place without
-        return "In the mean of layers {}:{}; {}".format(*self._attended.plateau, counts)
+        return f"In the mean of layers {write_layers(self._attended.merged_layers)}; {counts}"
 
 
 def _numbers(row: Mapping[str, Any]) -> str:

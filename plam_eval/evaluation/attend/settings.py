@@ -132,7 +132,8 @@ def _spec_of(word: str, merge: PlateauSpec | None) -> PlateauSpec | None:
     if word == MERGED or word in RULES:
         if merge is None:
             raise InputError("there is no merge that it could be of: give plateau=SPEC in model_args")
-        return merge if word == MERGED else load_spec({**merge.to_dict(), "rule": word, "seed": _SEED})
+        control = merge if word == MERGED else load_spec(merge, {"rule": word, "seed": _SEED})
+        return control and control.model_copy(update={"source": merge.source})
     try:
         return load_spec(word)
     except SpecError as error:

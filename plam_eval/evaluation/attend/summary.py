@@ -12,6 +12,7 @@ from plam_eval import files
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.compared import CHOSEN, DIFFERENCE, OTHER_OVER_CHANCE, OVER_CHANCE, REPORTED
 from plam_eval.evaluation.attend.folder import MERGED, WITHOUT_SINKS
+from plam_eval.layer_sets import write_layers
 
 _IN_A_TERMINAL = (OVER_CHANCE, OTHER_OVER_CHANCE, "entropy", "spatial_entropy", "image_share")
 
@@ -28,7 +29,7 @@ class AttendFindings:
         folder: where it is.
         settings: their names, the plain one first.
         num_layers: of the decoder.
-        plateau: the layers that are merged, end exclusive; None without a merge.
+        merged_layers: the layers that are merged, in order; none without a merge.
         queries: whose attention it is: "last", "question" or "answer".
         differences: a row for each measure of `compared.COMPARED`, sinks ("with" or "without"), pair and layer, over
             all documents: measure, sinks, first, second, layer, first_mean, second_mean, difference, low, high (95 %
@@ -37,8 +38,8 @@ class AttendFindings:
             ratios to chance.
         levels: a row for each measure, sinks, setting and layer: these, mean, low, high, documents, clusters, tasks.
         quoted: as `differences`, of few places: measure, sinks, place ("chosen": the layer where merged differs most
-            from plain, in standard errors, on documents to choose on; "plateau": the mean over its layers), on
-            ("reported" or "all" documents), layer (NA for the plateau), and so on. Here p_holm is adjusted where the
+            from plain, in standard errors, on documents to choose on; "plateau": the mean over all that are merged), on
+            ("reported" or "all" documents), layer (NA for a mean), and so on. Here p_holm is adjusted where the
             layer was chosen on the documents that it is reported on, and is p elsewhere.
         held_out: whether layers were chosen on other documents than those they are reported on.
         chosen_on, reported_on: documents by task; both are all of them where not held out.
@@ -52,7 +53,7 @@ class AttendFindings:
     folder: Path
     settings: tuple[str, ...]
     num_layers: int
-    plateau: tuple[int, int] | None
+    merged_layers: tuple[int, ...]
     queries: str
     differences: pd.DataFrame
     levels: pd.DataFrame
@@ -79,13 +80,13 @@ class AttendFindings:
         """What a terminal has room for: merged against the others on the reported documents, sinks left out.
 
         Returns:
-            Columns: measure, layers ("12", or "8:16" for their mean), first, second, first_mean, second_mean,
-            difference, low, high, p (p_holm of `quoted`), documents, clusters.
+            Columns: measure, layers ("12", or "8:16" and "3+9+20" for their mean), first, second, first_mean,
+            second_mean, difference, low, high, p (p_holm of `quoted`), documents, clusters.
         """
         quoted = self.quoted
         wanted = quoted["measure"].isin(_IN_A_TERMINAL) & (quoted["sinks"] == WITHOUT_SINKS)
         rows = quoted[wanted & (quoted["second"] == MERGED) & (quoted["on"] == REPORTED)]
-        span = "{}:{}".format(*self.plateau) if self.plateau else ""
+        span = write_layers(self.merged_layers) if self.merged_layers else ""
         layers = [span if pd.isna(layer) else str(layer) for layer in rows["layer"]]
         columns = ["measure", "layers", "first", "second", *DIFFERENCE[:-1]]
         return rows.assign(layers=layers, p=rows["p_holm"])[columns].reset_index(drop=True)
@@ -96,7 +97,7 @@ class AttendFindings:
             "folder": str(self.folder),
             "settings": list(self.settings),
             "num_layers": self.num_layers,
-            "plateau": list(self.plateau) if self.plateau else None,
+            "merged_layers": list(self.merged_layers),
             "queries": self.queries,
             "sentence": self.sentence,
             "warnings": list(self.warnings),

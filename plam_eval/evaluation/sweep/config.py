@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from plam_eval.arguments import read_number, read_whole_number
+from plam_eval.arguments import read_whole_number
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
@@ -18,12 +18,14 @@ from plam_eval.layer_sets import MOST_LAYERS, range_hint
 from plam_eval.rule_parameters import split_parameters
 from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, control_names, rule_or_control, why_not
 from plam_eval.spec import LARGEST_SEED, OVERRIDE_KEYS
+from plam_eval.weight_ramps import Ends, read_ends
 from plam_eval.yaml_reader import YamlError, mapping_problems, read_yaml
 
 MOST_CELLS = 10_000
 MOST_DOCUMENTS = 2**31 - 1
 _LONGEST_WORD = 500
-_WEIGHT = r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*"
+_NUMBER = r"[-+]?[\d.]+(?:[eE][-+]?\d+)?"
+_WEIGHT = rf"\s*({_NUMBER}(?:\s*:\s*{_NUMBER})?)\s*"
 _PAIR = re.compile(rf"{_WEIGHT}\+{_WEIGHT}", re.ASCII)
 
 
@@ -42,7 +44,7 @@ class SweepConfig(BaseModel):
         layers: decoder layers [start, end): "24:36", "plateau" (the spec's own), "early", "middle", "late" (thirds),
             "all", "starts" or "starts:4" (from each, or each fourth, layer to the last), "windows:4" (of four layers,
             side by side), "windows:4:2" (two layers apart), or a set of layers and ranges, "3+9+20:24".
-        weights: "0.9+0.3" or [0.9, 0.3]: of the MLLM and of the base.
+        weights: "0.9+0.3" or [0.9, 0.3]: of the MLLM and of the base; "0.9:0.5+0.1:0.5": ramps over depth.
         modules: names or groups (qkvo, qk, vo, mlp, all), joined by "+".
         rules: "trim", "dare:drop_rate:0.5", "della:density:0.4+epsilon:0.1": merges by each of these rules; by the
             plateau's own without any.
@@ -60,7 +62,7 @@ class SweepConfig(BaseModel):
     base_model: str | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
     layers: tuple[str, ...] = ("plateau",)
-    weights: tuple[tuple[float, float], ...] = ()
+    weights: tuple[tuple[float | Ends, float | Ends], ...] = ()
     modules: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
     controls: tuple[str, ...] = Field(default_factory=control_names)
@@ -112,7 +114,7 @@ class SweepConfig(BaseModel):
     @field_validator("weights", mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
-        form = "expected pairs such as 0.9+0.3 or [0.9, 0.3] (of the MLLM and the base)"
+        form = "expected pairs such as 0.9+0.3 or [0.9, 0.3] (of the MLLM and the base), or ramps, 0.9:0.5+0.1:0.5"
         if not isinstance(value, (str, list, tuple)):
             raise ValueError(f"found {quoted(value)}, {form}")
         if isinstance(value, str) and re.search(r"(^|\+)\s*\d+,\d+\s*\+", value):
@@ -129,7 +131,8 @@ class SweepConfig(BaseModel):
                 word = list(match.groups()) if match else word
             if not isinstance(word, (list, tuple)):
                 raise ValueError(f"found {quoted(word)}, {form}")
-            pairs.append([read_number(weight) for weight in word])
+            ends = [read_ends(weight) for weight in word]
+            pairs.append([first if first == last else (first, last) for first, last in ends])
         return pairs
 
     @field_validator("controls")

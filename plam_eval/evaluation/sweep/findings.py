@@ -49,8 +49,9 @@ class Findings:
 
     Attributes:
         folder, plan: the sweep's, and its `sweep.json`.
-        cells: one row per cell of the plan: cell, kind, layers ("6:8"), start, end, modules, model_weight, base_weight,
-            rule, seed, digest, status ("finished", "failed", "missing", or "damaged": what is in its folder is not
+        cells: one row per cell of the plan: cell, kind, layers ("6:8"), start, end, modules, weights ("0.9 + 0.3", of a
+            ramp over depth "0.9:0.5 + 0.3"), model_weight and base_weight (of the first of the layers), rule, seed,
+            parameters, digest, status ("finished", "failed", "missing", or "damaged": what is in its folder is not
             whole, or not of this sweep), error (of failed and damaged ones), relative_change (mean over layers),
             merge_seconds, evaluate_seconds; and over the reported documents, mean over tasks, against plain: the fields
             of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table. Merges
@@ -231,8 +232,9 @@ def _cell_row(cell: Cell, record: Mapping[str, Any], run: Run | None) -> dict[st
         "start": spec.layers[0] if spec else None,
         "end": spec.layers[-1] + 1 if spec else None,
         "modules": module_group(spec.modules) if spec else None,
-        "model_weight": spec.weights.model if spec else None,
-        "base_weight": spec.weights.base_model if spec else None,
+        "weights": spec.weights.tell() if spec else None,
+        "model_weight": spec.weights_at(spec.layers[0]).model if spec else None,
+        "base_weight": spec.weights_at(spec.layers[0]).base_model if spec else None,
         "rule": spec.rule if spec else None,
         "seed": spec.seed if spec else None,
         "parameters": ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items()) if spec else None,

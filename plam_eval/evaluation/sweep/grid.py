@@ -21,6 +21,7 @@ from plam_eval.layer_sets import MOST_LAYERS, name_layers, random_layer_sets, re
 from plam_eval.rule_parameters import write_parameters
 from plam_eval.rules import LAYER_CONTROLS, RULES, WEIGHTED_SUM, control_names
 from plam_eval.spec import GROUPS, OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.weight_ramps import write_weight
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -385,8 +386,8 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
         **({"ancestor": spec.ancestor} if spec.needs_ancestor else {}),
         "layers": write_layers(spec.layers),
         "modules": module_group(spec.modules),
-        "model_weight": _exact(spec.weights.model),
-        "base_weight": _exact(spec.weights.base_model),
+        "model_weight": spec.weights.written[0],
+        "base_weight": spec.weights.written[1],
         "rule": spec.rule,
         **({"parameters": write_parameters(spec.parameters)} if spec.parameters else {}),
         **({"seed": spec.seed} if RULES[spec.rule].draws else {}),
@@ -395,11 +396,11 @@ def cell_arguments(config: SweepConfig, cell: Cell) -> str:
 
 
 def _cell_name(spec: PlateauSpec) -> str:
-    weights = f"{_exact(spec.weights.model)}+{_exact(spec.weights.base_model)}"
+    weights = "+".join(spec.weights.written).replace(":", "to")
     words = [f"layers-{name_layers(spec.layers)}", module_group(spec.modules), weights]
     if spec.rule != WEIGHTED_SUM:
         words.append(spec.rule + (str(spec.seed) if RULES[spec.rule].draws else ""))
-    words += [f"{name}={_exact(value)}" for name, value in spec.parameters.items()]
+    words += [f"{name}={write_weight(value)}" for name, value in spec.parameters.items()]
     return "_".join(words)
 
 
@@ -411,11 +412,7 @@ def _is_name(cell: Cell) -> bool:
     if cell.spec is None:
         return cell.name == PLAIN
     number = r"-?[\d.]+(?:e[+-]?\d+)?"
-    rest = rf"{number}\+{number}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?(?:_\w+={number})*"
+    weight = rf"{number}(?:to{number})?"
+    rest = rf"{weight}\+{weight}(?:_(?:{'|'.join(map(re.escape, RULES))})\d*)?(?:_\w+={number})*"
     own = re.escape(f"layers-{name_layers(cell.spec.layers)}_{module_group(cell.spec.modules)}_")
     return (cell.name == MERGED and cell.kind == "merged") or bool(re.fullmatch(own + rest, cell.name, re.ASCII))
-
-
-def _exact(weight: float) -> str:
-    """The shortest text that reads back as this number: 0.9, 1, 0.3333333."""
-    return repr(int(weight)) if weight == int(weight) else repr(weight)

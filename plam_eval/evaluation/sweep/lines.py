@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from plam_eval.evaluation.label_free import Coordinates
 from plam_eval.evaluation.sweep.grid import Cell
@@ -48,6 +49,8 @@ def _lines_of(along: str, specs: Mapping[str, PlateauSpec]) -> dict[tuple[str, s
 
 
 def _share(spec: PlateauSpec) -> tuple[float, float]:
-    """The base's share of the weights, as an angle (so that no sum of weights is refused), and their sum."""
-    weights = spec.weights
-    return math.atan2(weights.base_model, weights.model), weights.model + weights.base_model
+    """The base's share of the weights, as an angle (so that no sum of weights is refused), and their sum; of a ramp's
+    mean over layers."""
+    pairs = [spec.weights_at(layer) for layer in spec.layers]
+    model, base = fmean(pair.model for pair in pairs), fmean(pair.base_model for pair in pairs)
+    return math.atan2(base, model), model + base

@@ -27,6 +27,7 @@ from plam_eval.rule_parameters import describe_parameters
 from plam_eval.rules import RULES
 from plam_eval.spec import GROUPS, PlateauSpec, load_spec
 from plam_eval.terminal import one_line, shown
+from plam_eval.weight_ramps import Ramp
 
 if TYPE_CHECKING:  # pandas stays unimported where a card has no results
     from plam_eval.evaluation.comparison import Comparison
@@ -288,7 +289,9 @@ def _layers(layers: Sequence[int]) -> str:
 
 def _formula(spec: PlateauSpec) -> str:
     meaning = RULES[spec.rule].meaning
-    weights = f"weights {spec.weights.model:g} (MLLM) and {spec.weights.base_model:g} (base)"
+    weights = "weights {} (MLLM) and {} (base)".format(*spec.weights.written)
+    if isinstance(spec.weights, Ramp):
+        weights += ", from the first of these layers to the last, linear in the layer's number"
     return f"rule {spec.rule}{f' ({meaning})' if meaning else ''}, {weights}{describe_parameters(spec.parameters)}"
 
 

@@ -15,6 +15,7 @@ from plam_eval.evaluation.attend.overlays import layers_in_words, layers_to_show
 from plam_eval.evaluation.attend.plot import attention_figure
 from plam_eval.evaluation.attend.shown import ShownDocument
 from plam_eval.evaluation.attend.summary import AttendFindings
+from plam_eval.layer_sets import write_layers
 from plam_eval.report.blocks import Folded, Paragraph, Section, TableBlock, picture, raster, records_of, table_block
 from plam_eval.report.sources import Look
 from plam_eval.report.text import NONE, count_of, cut_short, interval, minus_signs, number, p_value, percent, signed
@@ -91,7 +92,8 @@ def _quoted(findings: AttendFindings) -> list[Any]:
             "Layers were chosen on these documents, where merged differs most from plain; p is adjusted for all layers."
         )
     reported = count_of(sum(findings.reported_on.values()), "document")
-    means = " Means of layers a:b are over all merged layers, and were not chosen." if findings.plateau else ""
+    merged = write_layers(findings.merged_layers) if findings.merged_layers else ""
+    means = f" Means of layers {merged} are over all that are merged, and were not chosen." if merged else ""
     caption = f"{reported}. {how}{means} p is of one row each"
     seen = [rows for rows in places if _any(rows)["sinks"] == WITHOUT_SINKS]
     counted = [rows for rows in places if _any(rows)["sinks"] != WITHOUT_SINKS]
@@ -145,8 +147,8 @@ def _places(findings: AttendFindings) -> Iterator[dict[str, dict[str, Any]]]:
 
 
 def _where(findings: AttendFindings, row: Mapping[str, Any]) -> str:
-    if row["place"] == PLATEAU and findings.plateau is not None:
-        return "{}:{}".format(*findings.plateau)
+    if row["place"] == PLATEAU:
+        return write_layers(findings.merged_layers)
     return str(row["layer"])
 
 
@@ -239,8 +241,8 @@ def _by_layer(findings: AttendFindings) -> list[Any]:
 
 def _outside(findings: AttendFindings) -> Callable[[int], str]:
     """Layers that are not merged are quiet."""
-    start, end = findings.plateau or (0, findings.num_layers)
-    return lambda layer: "" if start <= layer < end else "quiet"
+    merged = frozenset(findings.merged_layers or range(findings.num_layers))
+    return lambda layer: "" if layer in merged else "quiet"
 
 
 # --- documents --------------------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def _table(attended: Attended) -> Any:
             "merged to plain, image": of(MERGED, "image_cosine"),
             "merged to plain, text": of(MERGED, "text_cosine"),
         }
-    start, end = attended.plateau or (0, attended.num_layers + 1)
+    merged = attended.merged_layers or range(attended.num_layers)
+    beside = {edge for layer in merged for edge in (layer, layer + 1)}
     return table_block(
         "By depth, mean over tasks. Drift: cosine of tokens before and after the layer. Image to text: cosine of both "
         "clouds. Contribution: KL of the next token when the layer leaves image tokens as they were. Lens: log "
@@ -125,5 +126,5 @@ def _table(attended: Attended) -> Any:
         "last layer",
         range(attended.num_layers + 1),
         columns,
-        look=lambda depth: "" if start <= depth <= end else "quiet",
+        look=lambda depth: "" if depth in beside else "quiet",
     )

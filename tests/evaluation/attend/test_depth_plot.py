@@ -190,7 +190,7 @@ def test_interventions_stand_above_descriptions_under_headings_of_their_own(tmp_
     for axes in panels(figure).values():
         (shade,) = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
         assert (shade.get_x(), shade.get_width()) == (4, 4)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["merged layers 4:8"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["merged layers: 4:8"]
 
 
 def test_without_a_merge_the_plateau_of_a_scan_is_shaded(tmp_path, scans):
@@ -236,3 +236,11 @@ def test_equal_figures_give_equal_files_whatever_settings_are_called(tmp_path):
 def names(figure: Figure) -> Sequence[str]:
     legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
     return [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def test_each_run_of_merged_layers_is_shaded(tmp_path):
+    figure = depth_figure(attended(tmp_path, merged=(1, 4, 6, 7)), [])
+    for axes in panels(figure).values():
+        shades = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        assert [(shade.get_x(), shade.get_width()) for shade in shades] == [(1, 1), (4, 1), (6, 2)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["merged layers: 1+4+6:8"]

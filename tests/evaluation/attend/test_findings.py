@@ -431,3 +431,20 @@ def test_numbers_that_no_measure_has_are_told(tmp_path: Path) -> None:
     table.assign(entropy=1e308).to_parquet(folder / layout.MEASURES_FILE)
     with pytest.raises(DamagedFileError, match="entropy: found values"):
         conclude(folder)
+
+
+def test_a_merge_of_layers_with_gaps_is_quoted_in_the_mean_of_exactly_these() -> None:
+    gaps = attended(BASE, merged=(1, 4, 6, 7))
+    findings = find(gaps)
+    assert gaps.merged_layers == findings.merged_layers == (1, 4, 6, 7)
+    row = quoted(findings, "entropy", "plain", place="plateau", on="all")
+    own = gaps.measures[(gaps.measures["sinks"] == "without") & gaps.measures["layer"].isin([1, 4, 6, 7])]
+    by_document = own.groupby(["task", "doc_id", "setting"])["entropy"].mean()
+    means = by_document.groupby(["task", "setting"]).mean().groupby("setting").mean()
+    assert row["difference"] == pytest.approx(means["merged"] - means["plain"])
+    assert row["difference"] != pytest.approx(
+        quoted(find(attended(BASE)), "entropy", "plain", place="plateau", on="all")["difference"]
+    )
+    assert "1+4+6:8" in set(findings.table()["layers"]) and findings.to_dict()["merged_layers"] == [1, 4, 6, 7]
+    with pytest.raises(AttendError, match=r"layers 1\+9 are merged, and the decoder has 8"):
+        find(attended(NULL, merged=(1, 9)))

@@ -28,7 +28,12 @@ def written(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read_back(written: Path) -> None:
     attended = load(written)
-    assert attended.settings == ["plain", "merged", "self_scale", "normalized"] and attended.plateau == (4, 8)
+    assert attended.settings == ["plain", "merged", "self_scale", "normalized"] and attended.merged_layers == (
+        4,
+        5,
+        6,
+        7,
+    )
     assert len(attended.measures) == 6 * 4 * 8 * 2 and len(attended.answers) == 6 * 4
     assert attended.depth is not None and len(attended.depth) == 6 * 4 * 9
     stored = pd.read_parquet(written / layout.MEASURES_FILE)
@@ -138,7 +143,7 @@ def test_lists_in_a_table_are_told(written: Path) -> None:
         ({"settings": {"merged": None}}, "expected 'plain' first, and null for it"),
         ({"settings": {"plain": None, "merged": None}}, "merged: .*expected a plateau spec"),
         ({"settings": {"plain": None, "merged": "/etc/passwd"}}, "merged: .*expected a plateau spec"),
-        ({"settings": {"plain": None, "merged": {"base_model": "b"}}}, "layer_range: missing"),
+        ({"settings": {"plain": None, "merged": {"base_model": "b"}}}, "layers: missing"),
     ],
 )
 def test_settings_that_are_none_are_told(written: Path, change: dict[str, Any], says: str) -> None:
@@ -223,6 +228,14 @@ def test_documents_of_other_settings_are_not_mixed(tmp_path: Path, made_with: di
 
     refused(lambda other: other.update(queries="answer"), r"queries \(was 'last', is 'answer'\).*another --output")
     refused(lambda other: other["settings"]["merged"].update(layer_range=[2, 8]), r"setting merged \(was .*4:8.*2:8")
+    merged: dict[str, Any] = {"rule": "trim", "parameters": {"density": 0.4}}
+    refused(lambda other: other["settings"]["merged"].update(merged), "is 'trim; density 0.4 of layers 4:8")
+    merged |= {"rule": "ties", "ancestor": "org/old"}
+    refused(lambda other: other["settings"]["merged"].update(merged), "setting merged .*ancestor org/old")
+    refused(lambda other: other["settings"]["merged"].update(layer_range=None, layers=[4, 7]), r"is '.*layers 4\+7")
+    renamed = json.loads(json.dumps(made_with))
+    renamed["settings"]["normalized"] |= {"rule": "weighted_sum", "weights": {"model": 0.75, "base_model": 0.25}}
+    open_store(folder, renamed, 0)  # to the bit what it was
     refused(lambda other: other["settings"].pop("normalized"), r"setting normalized \(was .*, is None\)")
     refused(lambda other: other.update(image={"sha256": "a"}), "image")
     assert read_settings(folder) == made_with

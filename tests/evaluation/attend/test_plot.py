@@ -140,3 +140,17 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert nasty in legend(figure) and f"12 documents of {nasty}" in figure.get_suptitle()
     assert ElementTree.parse(svg).getroot().tag.endswith("svg")
     assert drawn(attention_figure(attended, findings), tmp_path / "again.svg").read_bytes() == svg.read_bytes()
+
+
+def test_each_run_of_merged_layers_is_shaded(tmp_path: Path) -> None:
+    figure = attention_figure(*looked(tmp_path, merged=(1, 4, 6, 7)))
+    for axes in figure.axes:
+        spans = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        assert [(span.get_x(), span.get_x() + span.get_width()) for span in spans] == [
+            (0.5, 1.5),
+            (3.5, 4.5),
+            (5.5, 7.5),
+        ]
+    assert "merged layers: 1+4+6:8" in legend(figure)
+    many = attention_figure(*looked(tmp_path / "many", layers=80, merged=range(0, 80, 2)))
+    assert "merged layers: 40 from 0 to 78" in legend(many)

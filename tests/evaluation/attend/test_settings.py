@@ -68,7 +68,7 @@ def test_what_is_no_setting_is_named_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="settings: ") as refused:
         Settings.read(spec(), ["self_scal", str(file), MERGED])
     assert "self_scal: no setting, packaged spec or file of that name; did you mean 'self_scale'?" in str(refused.value)
-    assert f"{file}: layer_range: missing" in str(refused.value)
+    assert f"{file}: layers: missing" in str(refused.value)
     with pytest.raises(InputError, match="nothing to hold the plain model against: give plateau=SPEC in model_args"):
         Settings.read(None)
     with pytest.raises(InputError, match="self_scale: there is no merge that it could be of"):
@@ -100,3 +100,11 @@ def _other(folder: Path) -> Path:
         "{base_model: ./no/such, layer_range: [2, 4], modules: [q_proj], weights: {model: 1, base_model: 1}}"
     )
     return file
+
+
+def test_a_control_of_a_rule_with_parameters_leaves_them_behind() -> None:
+    trimmed = spec(rule="trim", parameters={"density": 0.4}, layer_range=None, layers=[1, 3])
+    settings = Settings.read(trimmed, [MERGED, "self_scale", "dare", "trim"])
+    assert settings.specs["self_scale"] == spec(rule="self_scale", layer_range=None, layers=[1, 3])
+    dare = settings.specs["dare"]
+    assert dare is not None and dare.parameters == {"drop_rate": 0.9} and settings.equal == {"trim": MERGED}

@@ -52,6 +52,11 @@ def test_a_file_and_flags_say_the_same(tmp_path: Path) -> None:
         ("weights", [0.9, 0.3], ((0.9, 0.3),)),
         ("weights", "-0.5+1.5", ((-0.5, 1.5),)),
         ("weights", [[1, 1]], ((1.0, 1.0),)),
+        ("weights", "0.9:0.5+0.1:0.5,0.9+0.3", (((0.9, 0.5), (0.1, 0.5)), (0.9, 0.3))),
+        ("weights", "-1:1e-3 + 0.3", (((-1.0, 0.001), 0.3),)),
+        ("weights", "0.9:0.9+0.3", ((0.9, 0.3),)),
+        ("weights", [[[0.9, 0.5], 0.3], "1+1:2"], (((0.9, 0.5), 0.3), (1.0, (1.0, 2.0)))),
+        ("weights", [[0.9, 0.5], [0.1, 0.5]], ((0.9, 0.5), (0.1, 0.5))),
         ("layers", "all", ("all",)),
         ("seeds", 3, (3,)),
         ("controls", "none", ()),
@@ -133,6 +138,12 @@ def test_bad_files(tmp_path: Path, content: str, message: str) -> None:
         ({"weights": [0, 9, 0, 3]}, r"write \[0.9, 0.3\]"),
         ({"weights": [[math.inf, 0.3]]}, "found inf, expected a finite number"),
         ({"weights": "0.9.1+0.3"}, "found '0.9.1', expected a number"),
+        ({"weights": "0.9:0.5"}, "found '0.9:0.5', expected pairs such as .* or ramps, 0.9:0.5[+]0.1:0.5"),
+        ({"weights": "0.9:0.7:0.5+0.1"}, "found '0.9:0.7:0.5[+]0.1', expected pairs"),
+        (
+            {"weights": [[[0.9, 0.7, 0.5], 0.1]]},
+            "found .0.9, 0.7, 0.5., expected a number such as 0.9, or two for a ramp",
+        ),
         ({"base_model": 8}, 'base_model: found 8, expected text; put it into quotes, as "8"'),
         ({"seeds": "9" * 5000}, "seeds: found '9999"),
         ({"seeds": [10**5000]}, "seeds: found a whole number of about"),
@@ -161,7 +172,9 @@ def test_a_sweep_file_is_read_strictly(tmp_path: Path) -> None:
             SweepConfig.load(file)
 
 
-@pytest.mark.parametrize("given", [{}, {"controls": "none", "modules": "vo", "weights": "0.5+0.7", "select": 4}])
+@pytest.mark.parametrize(
+    "given", [{}, {"controls": "none", "modules": "vo", "weights": "0.5+0.7,1:0.5+0.2", "select": 4}]
+)
 def test_a_config_is_read_back_from_what_is_stored(given: dict[str, Any]) -> None:
     """As sweep.json holds it, and as workers are given it."""
     made = SweepConfig.load(model="plam_llava", model_args=ARGS, tasks="pope", **given)

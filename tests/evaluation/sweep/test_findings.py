@@ -549,7 +549,7 @@ def test_written_tables_are_those_shown(tmp_path: Path) -> None:
 
 
 def test_cells_in_words() -> None:
-    cell = {"kind": "control", "layers": "6:8", "modules": "qkvo", "model_weight": 0.9, "base_weight": 0.3, "seed": 0}
+    cell = {"kind": "control", "layers": "6:8", "modules": "qkvo", "weights": "0.9 + 0.3", "seed": 0}
     assert describe_cell({**cell, "rule": "noise"}) == "layers 6:8, qkvo, 0.9 + 0.3, noise"
     assert describe_cell({**cell, "rule": "noise", "seed": 4}) == "layers 6:8, qkvo, 0.9 + 0.3, noise, seed 4"
     assert describe_cell({**cell, "rule": "weighted_sum"}) == "layers 6:8, qkvo, 0.9 + 0.3"
@@ -617,3 +617,20 @@ def test_tables_survive_what_models_say(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "answers.csv", lineterminator="\n"), table)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "answers.parquet"), table)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.csv", "answers.parquet"]
+
+
+def test_ramps_are_told_apart_from_pairs_in_the_table(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, weights="0.9:0.5+0.3,0.9+0.3")
+    ramp, scale = "layers-6-8_qkvo_0.9to0.5+0.3", "layers-6-8_qkvo_0.9to0.5+0.3_self_scale"
+    for name in ("plain", SPEC, scale):
+        sweep.cell(name)
+    sweep.cell(ramp, changed(wrong(0, 12)))
+    found = sweep.read()
+    assert row(found, ramp)[["weights", "model_weight", "base_weight"]].tolist() == ["0.9:0.5 + 0.3", 0.9, 0.3]
+    assert row(found, SPEC)[["weights", "model_weight", "base_weight"]].tolist() == ["0.9 + 0.3", 0.9, 0.3]
+    assert found.verdict().startswith(
+        "Best of 2 merges, chosen on the same documents: layers 6:8, qkvo, 0.9:0.5 + 0.3."
+    )
+    found.write()
+    stored = pd.read_parquet(tmp_path / "cells.parquet").set_index("cell")
+    assert stored.loc[ramp, "weights"] == "0.9:0.5 + 0.3" and stored["model_weight"].dtype == float

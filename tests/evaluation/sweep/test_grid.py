@@ -404,3 +404,35 @@ def test_random_layers_are_no_rule_of_a_spec() -> None:
                 "rule": "random_layers",
             }
         )
+
+
+# Ramps over depth
+
+
+def test_ramps_are_swept_beside_pairs() -> None:
+    made = grid(weights="0.9:0.5+0.1:0.5,0.9+0.1", layers="4:8,2+5", controls="self_scale,random_layers", draws=1)
+    name, gaps = "layers-4-8_qkvo_0.9to0.5+0.1to0.5", "layers-2+5_qkvo_0.9to0.5+0.1to0.5"
+    assert names(made, "merged") == [name, gaps, "layers-4-8_qkvo_0.9+0.1", "layers-2+5_qkvo_0.9+0.1"]
+    assert [spec(made, name).weights_at(layer).model for layer in (4, 7)] == [0.9, 0.5]
+    assert spec(made, gaps).weights_at(5).base_model == 0.5
+    assert "self_scale" not in made.controls[name] or made.controls[name]["self_scale"] == ("plain",)  # sums of one
+    (elsewhere,) = made.controls[name]["random_layers"]
+    assert spec(made, elsewhere).weights == spec(made, name).weights
+    assert Grid.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    for cell in made.cells:
+        _, ours = split_arguments(cell_arguments(config(), cell))
+        again = load_spec(ours.pop("plateau", None), ours)
+        assert (again.digest() if again else None) == (cell.spec.digest() if cell.spec else None)
+
+
+def test_a_ramp_of_the_plateau_is_swept() -> None:
+    made = grid(model_args=f"{ARGS},model_weight=0.9:0.5", layers="4:8", controls="self_scale")
+    assert names(made, "merged") == ["layers-4-8_qkvo_0.9to0.5+0.3"]
+    assert names(made, "control") == ["layers-4-8_qkvo_0.9to0.5+0.3_self_scale"]
+
+
+@pytest.mark.parametrize("name", ["layers-4-8_qkvo_0.9to+0.3", "layers-4-8_qkvo_0.9to0.5to0.1+0.3", "../x"])
+def test_a_cell_of_a_ramp_has_the_name_of_one(name: str) -> None:
+    (cell,) = [cell for cell in grid(weights="0.9:0.5+0.3", layers="4:8").cells if cell.spec]
+    with pytest.raises(SweepError, match=r"expected 'layers-4-8_qkvo_0\.9to0\.5"):
+        Cell.from_dict({**cell.to_dict(), "name": name})
