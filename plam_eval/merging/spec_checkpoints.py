@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.merging.plan import MergePlan, Problems, open_ancestor
+from plam_eval.merging.plan import MergePlan, Problems
 from plam_eval.spec import PlateauSpec
 
 
@@ -17,21 +18,30 @@ class SpecCheckpoints(NamedTuple):
     ancestor: Checkpoint | None
 
     @classmethod
-    def open(cls, spec: PlateauSpec, base: str | Path | Checkpoint | None = None) -> SpecCheckpoints:
+    def open(
+        cls,
+        spec: PlateauSpec,
+        base: str | Path | Checkpoint | None = None,
+        *,
+        known: Mapping[str, Checkpoint] | None = None,
+    ) -> SpecCheckpoints:
         """Open them by their names.
 
         Args:
             spec: what to merge.
             base: the base LLM; None is the spec's own.
+            known: checkpoints that are open, by the names that specs have them under; not opened again.
 
         Raises:
             MergeError: one of them is not there, or no checkpoint; of both where it is both.
         """
-        problems, opened, ancestor = Problems(), None, None
+        problems, opened, ancestor, known = Problems(), None, None, known or {}
         with problems.collect():
-            opened = Checkpoint.open(spec.base_model if base is None else base, role="base")
-        with problems.collect():
-            ancestor = open_ancestor(spec)
+            named = spec.base_model if base is None else base
+            opened = Checkpoint.open(known.get(str(named), named), role="base")
+        if spec.needs_ancestor:
+            with problems.collect():
+                ancestor = Checkpoint.open(known.get(str(spec.ancestor), str(spec.ancestor)), role="ancestor")
         problems.raise_any()
         assert opened is not None
         return cls(opened, ancestor)

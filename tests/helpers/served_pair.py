@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
-from plam_eval.merging.names import decoder_tensor
 from tests.helpers.engines import inputs, picture
 from tests.helpers.paths import PAIR
 
@@ -50,19 +46,6 @@ ANCESTRAL: tuple[dict[str, Any], ...] = (
     {"rule": "from_ancestor", "layers": "1+3:5+7", "model_weight": 0.6, "base_weight": 0.6},
 )
 """Overrides of `DEMO` by rules that take an ancestor."""
-
-
-def write_ancestor(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A third checkpoint for the embedded pair: halfway between MLLM and base in every decoder layer."""
-    shutil.copytree(BASE, folder)
-    base, mllm = (load_file(PAIR / side / "model.safetensors") for side in ("base", "mllm"))
-    by_key = {decoder_tensor(name): tensor for name, tensor in mllm.items()}
-    halves = {
-        name: tensor if (key := decoder_tensor(name)) is None else (tensor.float() + by_key[key].float()) / 2
-        for name, tensor in base.items()
-    }
-    save_file({name: tensor.to(dtype) for name, tensor in halves.items()}, folder / "model.safetensors")
-    return folder
 
 
 def hf_answers(model: Any, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.ancestors import write_ancestor
 from tests.helpers.engines import engine
 from tests.helpers.paths import PAIR
-from tests.helpers.served_pair import detailed, write_ancestor
+from tests.helpers.served_pair import detailed
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from plam_eval.serving import loader, options
 from plam_eval.serving.engine import check_engine_merge, merge_engine
 from plam_eval.serving.loader import PlamModelLoader
 from plam_eval.spec import load_spec
+from tests.helpers.ancestors import write_ancestor
 from tests.helpers.engines import answers, engine, picture
 from tests.helpers.llamas import shard
 from tests.helpers.paths import PAIR
@@ -39,7 +40,6 @@ from tests.helpers.served_pair import (
     detailed,
     environment,
     hf_answers,
-    write_ancestor,
 )
 
 pytestmark = pytest.mark.vllm
