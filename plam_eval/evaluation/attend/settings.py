@@ -106,7 +106,8 @@ def check_merges(settings: Settings, checkpoint: Checkpoint) -> dict[str, Checkp
     from plam_eval.merging.plan import plan_merge
     from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 
-    bases, faults = dict[str, Checkpoint](), list[str]()
+    bases: dict[str, Checkpoint] = {}
+    faults: list[str] = []
     for name, spec in settings.specs.items():
         if spec is None:
             continue
@@ -131,7 +132,10 @@ def _spec_of(word: str, merge: PlateauSpec | None) -> PlateauSpec | None:
     if word == MERGED or word in RULES:
         if merge is None:
             raise InputError("there is no merge that it could be of: give plateau=SPEC in model_args")
-        return merge if word == MERGED else load_spec({**merge.to_dict(), "rule": word, "seed": _SEED})
+        if word == MERGED:
+            return merge
+        own = {key: value for key, value in merge.to_dict().items() if key != "parameters" or word == merge.rule}
+        return load_spec({**own, "rule": word, "seed": _SEED})
     try:
         return load_spec(word)
     except SpecError as error:
