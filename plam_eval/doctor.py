@@ -244,7 +244,7 @@ class Forecast:
     memory: int
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: spec, digest, model, tensors, bytes to read of either side, warnings."""
+        """For JSON: spec, digest, model, tensors, bytes to read of each side, seconds, memory, warnings."""
         return {
             "spec": self.spec.to_dict(),
             "digest": self.spec.digest(),
@@ -252,6 +252,9 @@ class Forecast:
             "tensors": len(self.plan.tensors),
             "model_bytes": self.plan.model_bytes,
             "base_bytes": self.plan.base_bytes,
+            **({"ancestor_bytes": self.plan.ancestor_bytes} if self.plan.ancestor is not None else {}),
+            "seconds": round(self.seconds, 3),
+            "memory": self.memory,
             "warnings": list(self.plan.warnings),
         }
 
@@ -269,7 +272,8 @@ def check_merge(model: str | None, plateau: str, overrides: Mapping[str, Any]) -
         InputError: no model is named.
     """
     from plam_eval.merging.checkpoint import Checkpoint
-    from plam_eval.merging.plan import plan_merge
+    from plam_eval.merging.plan import Problems, plan_merge
+    from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 
     spec = load_spec(plateau, overrides)
     if spec is None:
@@ -277,9 +281,15 @@ def check_merge(model: str | None, plateau: str, overrides: Mapping[str, Any]) -
     name = model or spec.model
     if name is None:
         raise InputError(f"plateau {plateau} names no model; give one with --model")
-    checkpoint, base = Checkpoint.open(name, role="model"), Checkpoint.open(spec.base_model, role="base")
-    plan = plan_merge(spec, model=checkpoint, base=base)
-    return Forecast(spec, name, checkpoint, base, plan, _seconds(spec, plan), _memory(spec, plan))
+    problems, checkpoint, others = Problems(), None, None
+    with problems.collect():
+        checkpoint = Checkpoint.open(name, role="model")
+    with problems.collect():
+        others = SpecCheckpoints.open(spec)
+    problems.raise_any()
+    assert checkpoint is not None and others is not None
+    plan = plan_merge(spec, model=checkpoint, base=others.base, ancestor=others.ancestor)
+    return Forecast(spec, name, checkpoint, others.base, plan, _seconds(spec, plan), _memory(spec, plan))
 
 
 def _seconds(spec: PlateauSpec, plan: MergePlan) -> float:
@@ -289,15 +299,14 @@ def _seconds(spec: PlateauSpec, plan: MergePlan) -> float:
     from plam_eval.merging.rules import FUNCTIONS, generator_of
 
     rule, operands = RULES[spec.rule], torch.randn(3, _TIMED, _TIMED, generator=torch.Generator().manual_seed(0))
-    started, repeats = time.perf_counter(), 0
-    while time.perf_counter() - started < 0.05:
+    until, once = time.perf_counter() + 0.05, math.inf
+    while time.perf_counter() < until:
         model, base, third = operands.clone()
         more = {**spec.parameters, **({"ancestor": third} if rule.needs_ancestor else {})}
-        FUNCTIONS[spec.rule](
-            model, base, spec.weights_at(spec.layers[0]), generator_of(0, (0, "timed")), **more
-        ).isfinite().all()
-        repeats += 1
-    once = (time.perf_counter() - started) / repeats
+        started = time.perf_counter()
+        weights = spec.weights_at(spec.layers[0])
+        FUNCTIONS[spec.rule](model, base, weights, generator_of(0, (0, "timed")), **more).isfinite().all()
+        once = min(once, time.perf_counter() - started)  # what else runs here makes the others longer
     # Checks of the operands and of the change take about as long as a sum.
     return 2 * sum(once * (math.prod(tensor.shape) / _TIMED**2) ** rule.growth for tensor in plan.tensors)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from plam_eval.publishing.hub_results.results import HubResults
 
 
-@takes(model=NAME_OR_NONE, output=PATH, base=NAME, results=paths, push_to_hub=TEXT)
+@takes(model=NAME_OR_NONE, output=PATH, base=NAME, ancestor=NAME, results=paths, push_to_hub=TEXT)
 def export(
     model: str | Path | None,
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None,
@@ -37,6 +37,7 @@ def export(
     rule: str | None = None,
     seed: int | None = None,
     parameters: str | Mapping[str, float] | None = None,
+    ancestor: str | Path | None = None,
     results: str | Path | Sequence[str | Path] | None = None,
     push_to_hub: str | None = None,
     public: bool = False,
@@ -45,7 +46,7 @@ def export(
     """Write a merged checkpoint in the MLLM's own layout, which loads wherever the MLLM itself does.
 
     Files that nothing is merged into are copied byte for byte; merged tensors have the bits of `merge` on a model that
-    was loaded in their stored dtype. Nothing is loaded into a model: memory is that of two tensors.
+    was loaded in their stored dtype. Nothing is loaded into a model: memory is that of the rule's operands.
 
     Args:
         model: folder or hub id of the MLLM; the spec's own if None.
@@ -59,6 +60,7 @@ def export(
         rule: as for `merge`.
         seed: as for `merge`.
         parameters: as for `merge`.
+        ancestor: as for `merge`.
         results: folders of runs, of `compare` or `sweep`: of this merge, of the plain model, of controls. Their scores
             go onto the model card; runs of anything else are refused.
         push_to_hub: owner/name of a repository on the hub that the finished export is pushed to.
@@ -74,7 +76,7 @@ def export(
             ExportError: listing every problem of the checkpoints and the output; nothing was written. FolderError:
             another process writes there. UploadError: it is exported, and cannot be pushed.
     """
-    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed, parameters)
+    overrides = overrides_of(base, layers, modules, model_weight, base_weight, rule, seed, parameters, ancestor)
     spec = load_spec(plateau, overrides)
     if spec is None:
         raise InputError("plateau none, or no plateau: nothing would be merged; name a spec with --plateau")
@@ -97,6 +99,7 @@ def export(
             "rule": spec.rule,
             "seed": spec.seed,
             "parameters": spec.parameters or None,
+            "ancestor": spec.ancestor if spec.needs_ancestor else None,
         }
     options = {"model": name, **given, "output": output, **{f"results {n}": run for n, run in enumerate(folders)}}
     return export_checkpoint(

@@ -33,6 +33,7 @@ def sweep(
     tasks: Words | None = None,
     output: str | Path = "sweep",
     base: str | Path | None = None,
+    ancestor: str | Path | None = None,
     layers: Words | None = None,
     weights: str | Sequence[tuple[float, float]] | None = None,
     modules: Words | None = None,
@@ -65,6 +66,7 @@ def sweep(
         tasks: names of tasks or groups.
         output: folder of the sweep.
         base: base LLM, where no plateau says it.
+        ancestor: what MLLM and base were both tuned from, where no plateau says it; the control `from_ancestor` joins.
         layers: "24:36", "plateau", "early", "middle", "late", "all", "starts[:STEP]", "windows:WIDTH[:STEP]".
         weights: of the MLLM and the base: "0.9+0.3,0.8+0.4" or [(0.9, 0.3), (0.8, 0.4)].
         modules: qkvo, qk, vo, mlp, all, or names joined by "+".
@@ -102,6 +104,7 @@ def sweep(
         model_args=model_args,
         tasks=tasks,
         base=base,
+        ancestor=ancestor,
         layers=layers,
         weights=weights,
         modules=modules,
@@ -228,6 +231,8 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
 
     base = given.pop("base", None)
     given["base_model"] = str(base) if isinstance(base, Path) else base
+    if isinstance(given.get("ancestor"), Path):
+        given["ancestor"] = str(given["ancestor"])
     if given.get("model_args") is not None:
         given["model_args"] = write_words(given["model_args"], "model_args")
     if given.get("include_path") is not None:

@@ -145,13 +145,14 @@ def _say_merge(console: Terminal, model: str | None, plateau: str, overrides: Ma
     table.add_row("digest", spec.digest()[:16])
     shapes: Counter[tuple[str, tuple[int, ...], str]] = Counter()
     for tensor in plan.tensors:
-        dtypes = f"{tensor.model_dtype} and {tensor.base_dtype}".replace("torch.", "")
+        each = [dtype for dtype in (tensor.model_dtype, tensor.base_dtype, tensor.ancestor_dtype) if dtype is not None]
+        dtypes = " and ".join(str(dtype).removeprefix("torch.") for dtype in each)
         shapes[tensor.suffix, tensor.shape, dtypes] += 1
     for (suffix, shape, dtypes), count in shapes.items():
         table.add_row(suffix, f"{count} x {' x '.join(map(str, shape))}, {dtypes}")
     table.add_row("tensors", f"{len(plan.tensors)}")
     to_read = f"{plan.model_bytes / 1e6:.1f} MB of the model, {plan.base_bytes / 1e6:.1f} MB of the base"
-    to_read += " and the ancestor" if third else ""
+    to_read += f", {plan.ancestor_bytes / 1e6:.1f} MB of the ancestor" if third else ""
     table.add_row("to read", to_read)
     for side, files in (
         ("model", checkpoint.to_download()),

@@ -10,6 +10,7 @@ import typer
 
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
+    Ancestor,
     Base,
     BaseWeight,
     Json,
@@ -50,6 +51,7 @@ def export(
     rule: Rule = None,
     seed: Seed = None,
     parameters: Parameters = None,
+    ancestor: Ancestor = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(
@@ -85,6 +87,7 @@ def export(
             modules=modules,
             rule=rule,
             parameters=parameters,
+            ancestor=ancestor,
             **given,
         )
         console.data = exported.to_dict()

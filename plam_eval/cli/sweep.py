@@ -43,6 +43,10 @@ def sweep(
     tasks: Tasks = None,
     output: Annotated[Path, typer.Option(help="Folder of the sweep; a stopped sweep there goes on.")] = Path("sweep"),
     base: Annotated[str | None, typer.Option(help="Base LLM, where no plateau in --model_args says it.")] = None,
+    ancestor: Annotated[
+        str | None,
+        typer.Option(help="What MLLM and base were both tuned from, where no plateau in --model_args says it."),
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
@@ -104,6 +108,7 @@ def sweep(
         "tasks": tasks,
         "output": output,
         "base": base,
+        "ancestor": ancestor,
         "layers": layers,
         "weights": weights,
         "modules": modules,

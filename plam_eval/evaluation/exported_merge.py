@@ -29,6 +29,7 @@ class ExportedMerge:
         spec, digest: of the merge.
         model, base: as `provenance.describe_checkpoint` gives them.
         files: name -> SHA-256 of the exported files; None while there are none.
+        ancestor: like `base`; None where the rule takes none.
     """
 
     spec: PlateauSpec
@@ -36,6 +37,7 @@ class ExportedMerge:
     model: Mapping[str, Any]
     base: Mapping[str, Any]
     files: Mapping[str, str] | None = None
+    ancestor: Mapping[str, Any] | None = None
 
     @classmethod
     def of_record(cls, record: ExportRecord) -> ExportedMerge:
@@ -50,7 +52,7 @@ class ExportedMerge:
         spec = load_spec(record.spec)
         assert spec is not None  # a record's spec is a mapping
         files = {name: file.sha256 for name, file in record.files.items()}
-        return cls(spec, record.digest, record.model, record.base, files)
+        return cls(spec, record.digest, record.model, record.base, files, record.ancestor)
 
     def problem_or_role(self, run: Run) -> tuple[str, str]:
         """("", role) of a run that may stand on the card; (the reason, "") of another.
@@ -82,8 +84,10 @@ class ExportedMerge:
             )
         if not same:
             return f"is of {_which(checkpoint)}, {_why(same)}", ""
-        if same_content(provenance.get("base") or {}, self.base) is False:
-            return f"was merged with another base ({_which(provenance['base'])}), whose content differs", ""
+        for side, mine in (("base", self.base), ("ancestor", self.ancestor)):
+            theirs = provenance.get(side) or {}
+            if same_content(theirs, mine or {}) is False:
+                return f"was merged with another {side} ({_which(theirs)}), whose content differs", ""
         return "", role
 
     def _merge(self, provenance: Mapping[str, Any]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plam_eval.errors import MergeError
+from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.names import Key
 from plam_eval.merging.pair_rules import frobenius_norm
 from plam_eval.merging.plan import Source
@@ -250,6 +251,20 @@ class LayerChanges:
         """What the tensors themselves have shown, beside what was seen in headers."""
         warning = self.vectors.warning() if self.vectors is not None else None
         return (warning,) if warning else ()
+
+    def of_ancestor(self, ancestor: Checkpoint | None) -> dict[str, Any]:
+        """The fields of a `MergeReport` that only a merge with an ancestor has; none without one.
+
+        Args:
+            ancestor: that the tensors were merged with.
+        """
+        if ancestor is None or self.vectors is None:
+            return {}
+        return {
+            "ancestor": ancestor.name,
+            "ancestor_commit": ancestor.recorded_commit,
+            "task_vectors": self.vectors.to_dict(),
+        }
 
     def relative(self) -> dict[int, float]:
         """Layer -> ||W_new - W_mllm||_F / ||W_mllm||_F over its tensors; 0 for a layer of zeros."""

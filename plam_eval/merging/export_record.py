@@ -48,8 +48,9 @@ class ExportRecord(_Strict):
         created: when, in ISO form with its zone.
         command: that makes it again.
         spec: the plateau spec, as `PlateauSpec.to_dict` gives it; `digest` is the spec's.
-        model: the MLLM, as `provenance.describe_checkpoint` describes it; `base` is the base LLM.
-        inputs: side ("model", "base") -> file -> SHA-256 of every file that was read.
+        model: the MLLM, as `provenance.describe_checkpoint` describes it; `base` is the base LLM, `ancestor` that of a
+            rule that takes one, and None, and no key of the file, with any other rule.
+        inputs: side ("model", "base", "ancestor") -> file -> SHA-256 of every file that was read.
         files: relative name -> file, of everything in the folder but this record and the card.
         merge: the merge's report, as `MergeReport.to_dict` gives it.
         versions: of what made it.
@@ -68,6 +69,17 @@ class ExportRecord(_Strict):
     merge: dict[str, Any]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    ancestor: dict[str, Any] | None = None
+
+    @property
+    def sides(self) -> dict[str, dict[str, Any]]:
+        """What was merged, by side: "model", "base" and, where there is one, "ancestor"."""
+        third = {} if self.ancestor is None else {"ancestor": self.ancestor}
+        return {"model": self.model, "base": self.base, **third}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, as it is written."""
+        return self.model_dump(mode="json", exclude=None if self.ancestor else {"ancestor"})
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of the export, in one step; raises OSError when it cannot.
@@ -75,7 +87,7 @@ class ExportRecord(_Strict):
         Args:
             folder: of the export.
         """
-        write_json(folder / FILE, self.model_dump(mode="json"))
+        write_json(folder / FILE, self.to_dict())
 
 
 def read_export_record(folder: Path) -> ExportRecord:

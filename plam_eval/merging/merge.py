@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from plam_eval.merging.plan import (
 )
 from plam_eval.merging.report import MergeReport
 from plam_eval.merging.rules import FUNCTIONS
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.merging.undo import (
     STATE,
     LastMerge,
@@ -122,7 +122,7 @@ def merge_in_place(
             warnings=(*(work.plan.warnings if work.plan else ()), *changes.warnings()),
             model_commit=source.recorded_commit if isinstance(source, Checkpoint) else None,
             base_commit=base_source.recorded_commit if base_source else None,
-            **_of_ancestor(ancestor, changes),
+            **changes.of_ancestor(ancestor),
         )
         setattr(module, STATE, new_state)
     remember_last_merge(module, last)
@@ -198,8 +198,10 @@ def _prepare(
     """Raises `MergeError` listing every problem."""
     state: MergeState = getattr(module, STATE, MergeState())
     target, problems = Parameters(module), Problems()
-    source, base_source = _open(target, state, spec, checkpoint, base)
-    plan = plan_merge(spec, model=source, base=base_source, target=target) if spec and base_source else None
+    source, base_source, ancestor = _open(target, state, spec, checkpoint, base)
+    plan = None
+    if spec is not None and base_source is not None:
+        plan = plan_merge(spec, model=source, base=base_source, target=target, ancestor=ancestor)
     jobs = _jobs(target, source, plan, state)
     if isinstance(source, Checkpoint):
         with problems.collect():
@@ -282,34 +284,23 @@ def _bring(
     changes.add(job.key[0], merge_tensor(spec, job.key, model, base, parameter, buffers, ancestor))
 
 
-def _of_ancestor(ancestor: Checkpoint | None, changes: LayerChanges) -> dict[str, Any]:
-    """The fields of a report that only a merge with an ancestor has."""
-    if ancestor is None or changes.vectors is None:
-        return {}
-    return {
-        "ancestor": ancestor.name,
-        "ancestor_commit": ancestor.recorded_commit,
-        "task_vectors": changes.vectors.to_dict(),
-    }
-
-
 def _open(
     target: Parameters,
     state: MergeState,
     spec: PlateauSpec | None,
     checkpoint: str | Path | Checkpoint | None,
     base: str | Path | Checkpoint | None,
-) -> tuple[Source, Checkpoint | None]:
+) -> tuple[Source, Checkpoint | None, Checkpoint | None]:
     problems = Problems()
     source: Source = target
-    base_source = None
+    base_source, ancestor = None, None
     with problems.collect():
         source = _plain_source(target, state, checkpoint)
     if spec is not None:
         with problems.collect():
-            base_source = Checkpoint.open(spec.base_model if base is None else base, role="base")
+            base_source, ancestor = SpecCheckpoints.open(spec, base)
     problems.raise_any()
-    return source, base_source
+    return source, base_source, ancestor
 
 
 def _plain_source(target: Parameters, state: MergeState, checkpoint: str | Path | Checkpoint | None) -> Source:
@@ -341,11 +332,12 @@ def merged_weights(
     base: Checkpoint | None,
     dtype: torch.dtype | None,
     on_report: Callable[[MergeReport], None] | None = None,
+    ancestor: Checkpoint | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Merge a stream of a checkpoint's (name, tensor) pairs; every other tensor passes through untouched.
 
-    A merged tensor has the bits that `merge_in_place` writes into a parameter of dtype `dtype`. The base is checked
-    before the first tensor; `plan_merge` checks both sides where the streamed checkpoint is at hand.
+    A merged tensor has the bits that `merge_in_place` writes into a parameter of dtype `dtype`. Base and ancestor are
+    checked before the first tensor; `plan_merge` checks all sides where the streamed checkpoint is at hand.
 
     Args:
         weights: tensors as stored, named as in a checkpoint.
@@ -353,24 +345,31 @@ def merged_weights(
         base: the base LLM; None is the spec's own.
         dtype: dtype to round merged tensors to; None is each tensor's own.
         on_report: called with the report after the last tensor.
+        ancestor: the ancestor of a rule that takes one; None is the spec's own.
 
     Raises:
-        MergeError: the base does not fit; while streaming, a tensor of the spec does not fit its counterpart, comes
-            twice or, at the end, never came.
+        MergeError: the base, or the ancestor, does not fit; while streaming, a tensor of the spec does not fit its
+            counterpart, comes twice or, at the end, never came.
     """
     if spec is None:
         return iter(weights)
-    base = base or Checkpoint.open(spec.base_model, role="base")
     problems = Problems()
-    base_names = locate_tensors(base, spec, problems)
+    with problems.collect():
+        base = base or Checkpoint.open(spec.base_model, role="base")
+    with problems.collect():
+        ancestor = (ancestor or open_ancestor(spec)) if spec.needs_ancestor else None
     problems.raise_any()
-    ancestor, ancestor_names = open_ancestor(spec), dict[Key, str]()
+    assert base is not None
+    base_names, ancestor_names = locate_tensors(base, spec, problems), dict[Key, str]()
     if ancestor is not None:
         ancestor_names = locate_tensors(ancestor, spec, problems)
         compare_tensors(ancestor, ancestor_names, base, base_names, problems)
-        problems.raise_any()
-        ancestor.prefetch(ancestor_names.values())
-    base.prefetch(base_names.values())
+    problems.raise_any()
+    for side, names in ((base, base_names), (ancestor, ancestor_names)):
+        if side is not None:
+            with problems.collect():
+                side.prefetch(names.values())
+    problems.raise_any()
     return _stream(weights, spec, base, base_names, dtype, on_report, ancestor, ancestor_names)
 
 
@@ -430,6 +429,6 @@ def _stream(
                 relative_change=changes.relative(),
                 base_commit=base.recorded_commit,
                 warnings=changes.warnings(),
-                **_of_ancestor(ancestor, changes),
+                **changes.of_ancestor(ancestor),
             )
         )

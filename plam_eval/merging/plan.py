@@ -365,6 +365,7 @@ class PlannedTensor:
     model_dtype: torch.dtype
     base_dtype: torch.dtype
     ancestor_name: str | None = None
+    ancestor_dtype: torch.dtype | None = None
 
     @property
     def key(self) -> Key:
@@ -374,9 +375,9 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What a merge would do, known from headers and configs alone. Bytes are those to read from either side.
+    """What a merge would do, known from headers and configs alone. Bytes are those to read from each side.
 
-    `ancestor` is the third checkpoint, where the rule takes one; its bytes count with the base's.
+    `ancestor` is the third checkpoint, where the rule takes one.
     """
 
     spec: PlateauSpec
@@ -385,6 +386,12 @@ class MergePlan:
     base_bytes: int
     warnings: tuple[str, ...]
     ancestor: Checkpoint | None = None
+    ancestor_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """To read of all sides together."""
+        return self.model_bytes + self.base_bytes + self.ancestor_bytes
 
 
 def open_ancestor(spec: PlateauSpec) -> Checkpoint | None:
@@ -399,7 +406,14 @@ def open_ancestor(spec: PlateauSpec) -> Checkpoint | None:
     return Checkpoint.open(str(spec.ancestor), role="ancestor") if spec.needs_ancestor else None
 
 
-def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Parameters | None = None) -> MergePlan:
+def plan_merge(
+    spec: PlateauSpec,
+    *,
+    model: Source,
+    base: Checkpoint,
+    target: Parameters | None = None,
+    ancestor: Checkpoint | None = None,
+) -> MergePlan:
     """Check a merge without reading a weight.
 
     Args:
@@ -407,6 +421,7 @@ def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Pa
         model: where W_mllm is read from: a checkpoint, or a loaded module.
         base: the base LLM.
         target: the parameters that the results will be written to, if they are to be checked as well.
+        ancestor: the ancestor of a rule that takes one; None is the spec's own.
 
     Raises:
         MergeError: listing every problem: layers or modules missing or ambiguous on either side, unequal shapes or
@@ -415,9 +430,12 @@ def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Pa
     problems, warnings = Problems(), list[str]()
     model_names, base_names = locate_tensors(model, spec, problems), locate_tensors(base, spec, problems)
     compare_tensors(model, model_names, base, base_names, problems)
-    ancestor, ancestor_names = None, dict[Key, str]()
-    with problems.collect():
-        ancestor = open_ancestor(spec)
+    ancestor_names = dict[Key, str]()
+    if not spec.needs_ancestor:
+        ancestor = None
+    elif ancestor is None:
+        with problems.collect():
+            ancestor = open_ancestor(spec)
     if ancestor is not None:
         ancestor_names = locate_tensors(ancestor, spec, problems)
         compare_tensors(model, model_names, ancestor, ancestor_names, problems)
@@ -433,12 +451,11 @@ def plan_merge(spec: PlateauSpec, *, model: Source, base: Checkpoint, target: Pa
     tensors = tuple(
         PlannedTensor(
             *(*key, name, base_names[key], model.shape(name), model.dtype(name), base.dtype(base_names[key])),
-            ancestor_name=ancestor_names.get(key),
+            *((ancestor_names[key], ancestor.dtype(ancestor_names[key])) if ancestor is not None else ()),
         )
         for key, name in sorted(model_names.items())
     )
     model_bytes = sum(math.prod(t.shape) * t.model_dtype.itemsize for t in tensors)
     base_bytes = sum(math.prod(t.shape) * t.base_dtype.itemsize for t in tensors)
-    if ancestor is not None:
-        base_bytes += sum(math.prod(t.shape) * ancestor.dtype(str(t.ancestor_name)).itemsize for t in tensors)
-    return MergePlan(spec, tensors, model_bytes, base_bytes, tuple(dict.fromkeys(warnings)), ancestor)
+    third = sum(math.prod(t.shape) * t.ancestor_dtype.itemsize for t in tensors if t.ancestor_dtype is not None)
+    return MergePlan(spec, tensors, model_bytes, base_bytes, tuple(dict.fromkeys(warnings)), ancestor, third)

@@ -21,7 +21,7 @@ from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
 from plam_eval.serving.engine import WATCH_SECONDS, EngineBrokenError, check_engine_merge, outcome_of
 from plam_eval.serving.gate import MAX_BYTES, Gate, parse_request
-from plam_eval.serving.options import BaseFiles
+from plam_eval.serving.options import SpecFiles
 from plam_eval.spec import PlateauSpec
 
 REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
@@ -83,7 +83,7 @@ class MergeEndpoint:
         self._keys: list[str] = []
         self._hosts = frozenset({"localhost"})
         self._servers = 1
-        self._asked: set[str] = set()  # bases of specs that were let in, as they were written
+        self._asked: set[str] = set()  # bases and ancestors of specs that were let in, as they were written
         self._one_at_a_time = asyncio.Lock()
 
     def attach_router(self, app: Any) -> None:
@@ -109,7 +109,7 @@ class MergeEndpoint:
         """
         versions.check_installed(versions.SERVING)
         self._engine = engine_client
-        self._gate = Gate.of(os.environ, _base_at_start(engine_client.vllm_config))
+        self._gate = Gate.of(os.environ, *_named_at_start(engine_client.vllm_config))
         self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
         self._servers = getattr(args, "api_server_count", None) or 1
         named = [getattr(args, "host", None) or "", *os.environ.get(HOSTS, "").split(",")]
@@ -198,8 +198,8 @@ class MergeEndpoint:
     def _shown(self, content: Any) -> Any:
         """`content` for an answer: of each folder that this server knows only the name, not where it lies."""
         config, gate = self._engine.vllm_config, self._gate
-        model, base = config.model_config.model, _base_at_start(config)
-        named = [Path(folder) for folder in (model, base, *self._asked, *gate.bases, *gate.below, gate.specs) if folder]
+        started = config.model_config.model, *_named_at_start(config)
+        named = [Path(folder) for folder in (*started, *self._asked, *gate.bases, *gate.below, gate.specs) if folder]
         paths = [path for folder in named if folder.is_absolute() for path in (folder, folder.resolve())]
         folders = sorted({str(path) for path in paths if path.name}, key=len, reverse=True)
         anywhere = "|".join(re.escape(folder) for folder in folders) or "(?!)"
@@ -218,19 +218,19 @@ class MergeEndpoint:
             raise ValueError('expected a JSON object with "plateau" (a name, a spec, or "none")')
         if self._servers > 1:
             raise ValueError(f"--api-server-count is {self._servers}; only a single API server can re-merge its engine")
-        spec, base = await asyncio.to_thread(self._wanted, body)
+        spec, files = await asyncio.to_thread(self._wanted, body)
         async with self._one_at_a_time:
             # Once begun it is finished, whether or not the client still waits.
-            report = await asyncio.shield(asyncio.ensure_future(self._swap(spec, base)))
+            report = await asyncio.shield(asyncio.ensure_future(self._swap(spec, files)))
         return {"digest": spec.digest() if spec is not None else None, "report": report.to_dict() if report else None}
 
-    def _wanted(self, body: dict[str, Any]) -> tuple[PlateauSpec | None, BaseFiles | None]:
+    def _wanted(self, body: dict[str, Any]) -> tuple[PlateauSpec | None, SpecFiles | None]:
         spec = self._gate.spec(body.pop("plateau"), body)
         if spec is not None:
-            self._asked.add(spec.base_model)
+            self._asked |= {name for name in (spec.base_model, spec.ancestor) if name}
         return spec, check_engine_merge(self._engine.vllm_config, spec)
 
-    async def _swap(self, spec: PlateauSpec | None, base: BaseFiles | None = None) -> MergeReport | None:
+    async def _swap(self, spec: PlateauSpec | None, files: SpecFiles | None = None) -> MergeReport | None:
         engine = self._engine
         content = spec.to_dict() if spec is not None else None
         try:
@@ -239,7 +239,7 @@ class MergeEndpoint:
             if not await while_alive(engine, reset):
                 raise _EngineRefusedError("vLLM could not reset its prefix cache, so its weights were left as they are")
             await while_alive(engine, engine.reset_encoder_cache())
-            return outcome_of(await while_alive(engine, engine.collective_rpc("plam_merge", args=(content, base))))
+            return outcome_of(await while_alive(engine, engine.collective_rpc("plam_merge", args=(content, files))))
         finally:
             await while_alive(engine, engine.resume_generation())
 
@@ -273,11 +273,11 @@ async def _read(request: Any) -> bytes:
     raise _TooLarge(f"the request is larger than {MAX_BYTES} bytes; expected a plateau spec")
 
 
-def _base_at_start(vllm_config: Any) -> str | None:
-    """Base of the spec that the engine was started with; None if it was started plain, or by another load format."""
+def _named_at_start(vllm_config: Any) -> list[str]:
+    """Base and ancestor of the spec that the engine was started with; of none, or by another load format, none."""
     extra = getattr(getattr(vllm_config, "load_config", None), "model_loader_extra_config", None)
     spec = extra.get("plateau") if isinstance(extra, dict) else None
-    return str(spec["base_model"]) if isinstance(spec, dict) and "base_model" in spec else None
+    return [str(spec[key]) for key in ("base_model", "ancestor") if spec.get(key)] if isinstance(spec, dict) else []
 
 
 def _host(header: str) -> str:

@@ -12,11 +12,11 @@ from vllm.exceptions import VLLMClientError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.errors import MergeError, PlamError
-from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.serving import versions
-from plam_eval.serving.options import BaseFiles, base_files, open_engine_model
+from plam_eval.serving.options import SpecFiles, open_engine_model, spec_files
 from plam_eval.serving.worker import why_not_remerged
 from plam_eval.spec import PlateauSpec, load_spec
 
@@ -35,7 +35,7 @@ class EngineBrokenError(EngineError):
     """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
 
 
-def check_engine_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles | None:
+def check_engine_merge(vllm_config: Any, spec: PlateauSpec | None) -> SpecFiles | None:
     """Look at all that can be known before an engine is disturbed.
 
     Args:
@@ -43,7 +43,7 @@ def check_engine_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles 
         spec: what it is to be brought to; None: back to plain.
 
     Returns:
-        The files of the spec's base.
+        The files of the spec's base, and of its ancestor where its rule takes one.
 
     Raises:
         MergeError: the engine cannot be re-merged, or the spec does not fit it.
@@ -53,10 +53,10 @@ def check_engine_merge(vllm_config: Any, spec: PlateauSpec | None) -> BaseFiles 
         raise MergeError(*problems)
     if spec is None:
         return None
-    config = vllm_config.model_config
-    base = Checkpoint.open(spec.base_model)
-    plan_merge(spec, model=open_engine_model(config), base=base)
-    return base_files(base)
+    opened = SpecCheckpoints.open(spec)
+    model = open_engine_model(vllm_config.model_config)
+    plan_merge(spec, model=model, base=opened.base, ancestor=opened.ancestor)
+    return spec_files(opened)
 
 
 def outcome_of(results: list[dict[str, Any]]) -> MergeReport | None:
@@ -122,7 +122,7 @@ def merge_engine(
     versions.check_installed(versions.OFFLINE)
     spec = load_spec(plateau, overrides)
     engine = llm.llm_engine
-    base = check_engine_merge(engine.vllm_config, spec)
+    files = check_engine_merge(engine.vllm_config, spec)
     if engine.has_unfinished_requests():
         raise EngineError("the engine has unfinished requests; collect their answers before another merge")
     content = spec.to_dict() if spec is not None else None
@@ -132,7 +132,7 @@ def merge_engine(
         if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
             raise EngineError("vLLM could not reset its prefix cache, so its weights were left as they are")
         engine.reset_encoder_cache()
-        results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, base))
+        results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, files))
         return results
 
     return outcome_of(_while_alive(engine, merge))

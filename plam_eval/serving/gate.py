@@ -1,8 +1,8 @@
-"""What a request over HTTP may name: which specs, and which base models.
+"""What a request over HTTP may name: which specs, and which base models and ancestors.
 
 A request comes from somebody who may not be the one who started the server. So it names packaged specs, writes a spec
-out, or names a file below one folder, and its base is one that the server was started with or was told to allow. Of a
-file that is no valid spec, no answer shows anything: its name in a request must not be a way to read it.
+out, or names a file below one folder, and its base and its ancestor are such as the server was started with or was told
+to allow. Of a file that is no valid spec, no answer shows anything: its name in a request must not be a way to read it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from plam_eval.spec import PlateauSpec, load_spec, packaged_specs
 SPECS = "PLAM_SPECS"
 """Environment variable: the folder whose files a request may name as `plateau`."""
 BASES = "PLAM_BASES"
-"""Environment variable: bases that a request may name, separated by commas: hub ids, and folders with what is below."""
+"""Environment variable: what a request may name as base or ancestor: hub ids, folders with what is below, by commas."""
 MAX_BYTES = 262_144
 """Of a request, and of a spec file that a request names."""
 MAX_DEPTH = 32
@@ -47,9 +47,9 @@ class Gate:
 
     Attributes:
         specs: the folder of specs, resolved; None when there is none.
-        ids: hub ids of allowed bases.
-        bases: folders of allowed bases, resolved.
-        below: folders below which every folder is an allowed base, resolved.
+        ids: hub ids of allowed bases and ancestors.
+        bases: folders of allowed ones, resolved.
+        below: folders below which every folder is an allowed one, resolved.
     """
 
     specs: Path | None = None
@@ -58,12 +58,12 @@ class Gate:
     below: tuple[Path, ...] = ()
 
     @classmethod
-    def of(cls, environment: Mapping[str, str], base: str | None) -> Gate:
+    def of(cls, environment: Mapping[str, str], *named: str) -> Gate:
         """The gate of a server.
 
         Args:
             environment: of its process.
-            base: of the spec that it was started with; None: plain.
+            *named: base and ancestor of the spec that it was started with.
 
         Raises:
             ValueError: a variable names a folder that is none.
@@ -81,10 +81,9 @@ class Gate:
                 raise ValueError(f"{BASES}: {entry!r} is no folder; expected hub ids and folders, separated by commas")
             else:
                 ids.add(entry)
-        started = _folder(base) if base else None
-        if base and started is None:
-            ids.add(base)
-        return cls(folder, frozenset(ids), frozenset([started] if started else []), tuple(below))
+        started = {name: _folder(name) for name in named}
+        ids |= {name for name, opened in started.items() if opened is None}
+        return cls(folder, frozenset(ids), frozenset(filter(None, started.values())), tuple(below))
 
     def spec(self, plateau: object, overrides: Mapping[str, Any]) -> PlateauSpec | None:
         """The spec that a request asks for; None for the plain model.
@@ -109,28 +108,35 @@ class Gate:
                 "model"
             )
         spec = load_spec(source, overrides)
-        if spec is not None and spec.needs_ancestor:  # before anything opens what it names
-            raise ValueError(
-                f"rule: {spec.rule} takes an ancestor, which a server does not open; expected another rule"
-            )
-        if spec is not None and not self.allows(spec.base_model):
-            from_file = named is not None and overrides.get("base") is None
-            asked = f"the base that {named!r} names" if from_file else repr(spec.base_model)
-            raise ValueError(
-                f"base_model: {asked} is not allowed; expected the base that the server was started with, or one that "
-                f"{BASES} in its environment allows"
-            )
+        if spec is None:
+            return None
+        sides = [("base_model", "base", spec.base_model)]
+        if spec.needs_ancestor:
+            sides.append(("ancestor", "ancestor", str(spec.ancestor)))
+        else:  # nothing opens it, and nobody need be told of it
+            spec = spec.model_copy(update={"ancestor": None})
+        refused = []
+        for field, side, name in sides:
+            if not self.allows(name):
+                from_file = named is not None and overrides.get(side) is None
+                asked = f"the {side} that {named!r} names" if from_file else repr(name)
+                refused.append(
+                    f"{field}: {asked} is not allowed; expected the {side} that the server was started with, or one "
+                    f"that {BASES} in its environment allows"
+                )
+        if refused:
+            raise ValueError("; ".join(refused))
         return spec
 
-    def allows(self, base: str) -> bool:
-        """Whether a request may name a base. What is a folder here is judged as one, also if it looks like an id.
+    def allows(self, name: str) -> bool:
+        """Whether a request may name it as a base or an ancestor. What is a folder is one, also if it looks like an id.
 
         Args:
-            base: hub id or folder, as it is written.
+            name: hub id or folder, as it is written.
         """
-        folder = _folder(base)
+        folder = _folder(name)
         if folder is None:
-            return base in self.ids
+            return name in self.ids
         return folder in self.bases or any(folder.is_relative_to(parent) for parent in self.below)
 
     def _file(self, name: str) -> PlateauSpec:

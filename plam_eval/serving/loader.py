@@ -22,16 +22,16 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merged_weights
 from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.patching import wrap_once
 from plam_eval.serving import versions
 from plam_eval.serving.options import (
-    BASE_FILES,
     LOAD_FORMAT,
-    BaseFiles,
-    base_files,
-    check_served,
-    open_base,
+    SPEC_FILES,
+    SpecFiles,
     open_engine_model,
+    open_spec_files,
+    spec_files,
     split_options,
 )
 from plam_eval.serving.state import ModelState, ReadFiles, named_report, set_state
@@ -60,9 +60,8 @@ class PlamModelLoader(DefaultModelLoader):
     def __init__(self, load_config: Any) -> None:
         versions.check_installed(versions.LOADING)
         options, rest = split_options(load_config.model_loader_extra_config)
-        self._base_files: BaseFiles | None = options.pop(BASE_FILES, None)
+        self._spec_files: SpecFiles | None = options.pop(SPEC_FILES, None)
         self.spec = load_spec(options.pop("plateau", None), options)
-        check_served(self.spec)
         self._checkpoint: Checkpoint | None = None
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config=rest))
 
@@ -85,17 +84,16 @@ class PlamModelLoader(DefaultModelLoader):
         if self.spec is None:
             yield from weights
             return
-        base = open_base(self.spec, self._base_files)
-        files_of_base = ReadFiles.of(base)
-        plan = plan_merge(self.spec, model=checkpoint, base=base)
+        opened = open_spec_files(self.spec, self._spec_files)
+        sources = {name: ReadFiles.of(one) for name, one in opened.by_name(self.spec).items()}
+        plan = plan_merge(self.spec, model=checkpoint, base=opened.base, ancestor=opened.ancestor)
 
         def on_report(report: MergeReport) -> None:
             report = named_report(report, checkpoint, self.spec, plan.warnings)
-            bases = {plan.spec.base_model: files_of_base}
-            set_state(model, ModelState(self.spec, report, files, files_of_base, bases=bases))
+            set_state(model, ModelState(self.spec, report, files, sources))
             logger.info("%s", report)
 
-        yield from merged_weights(weights, self.spec, base, model_config.dtype, on_report)
+        yield from merged_weights(weights, self.spec, opened.base, model_config.dtype, on_report, opened.ancestor)
 
     def _prepare_weights(self, model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
         """vLLM's choice of files, which has to be that of `Checkpoint`, through which a re-merge reads the MLLM."""
@@ -163,17 +161,15 @@ def prepare_arguments(arguments: Any) -> None:
     """
     versions.check_installed(versions.LOADING)
     options, rest = split_options(arguments.model_loader_extra_config)
-    options.pop(BASE_FILES, None)  # of an earlier start with the same arguments
+    options.pop(SPEC_FILES, None)  # of an earlier start with the same arguments
     spec = load_spec(options.pop("plateau", None), options)
-    check_served(spec)
     model = open_engine_model(arguments)
     model.check_read_by_vllm()
-    files: BaseFiles | None = None
+    files: SpecFiles | None = None
     if spec is not None:
-        base = Checkpoint.open(spec.base_model, role="base")
-        plan = plan_merge(spec, model=model, base=base)
-        base.announce(tensor.base_name for tensor in plan.tensors)
-        files = base_files(base)
+        opened = SpecCheckpoints.open(spec)
+        opened.announce(plan_merge(spec, model=model, base=opened.base, ancestor=opened.ancestor))
+        files = spec_files(opened)
     if model.commit is not None:
         if envs.VLLM_USE_MODELSCOPE:
             raise MergeError(
@@ -186,7 +182,7 @@ def prepare_arguments(arguments: Any) -> None:
     arguments.model_loader_extra_config = {
         **rest,
         "plateau": spec.to_dict() if spec is not None else None,
-        BASE_FILES: files,
+        SPEC_FILES: files,
     }
     if arguments.worker_extension_cls not in ("", EXTENSION):
         logger.warning("worker_extension_cls=%s: this engine cannot be re-merged", arguments.worker_extension_cls)

@@ -1,26 +1,33 @@
-"""What an engine is told beside vLLM's own options: a spec, its overrides, and which files its base is."""
+"""What an engine is told beside vLLM's own options: a spec, its overrides, and which files it names."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
 from plam_eval import hub
-from plam_eval.errors import MergeError
 from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec
 
 LOAD_FORMAT = "plam"
-BASE_FILES = "plateau_base"
-"""The option that hands `BaseFiles` from the process the user started to its workers."""
+SPEC_FILES = "plateau_files"
+"""The option that hands `SpecFiles` from the process the user started to its workers."""
 
-_OPTIONS = ("plateau", *OVERRIDE_KEYS, BASE_FILES)
+_OPTIONS = ("plateau", *OVERRIDE_KEYS, SPEC_FILES)
 
 
-class BaseFiles(TypedDict):
-    """Which files a spec's base is, found once, so that every worker opens the same: JSON-able."""
+class Files(TypedDict):
+    """Which files a checkpoint is: a folder, or a repository on the hub and its commit."""
 
     location: str
     commit: str | None
+
+
+class SpecFiles(TypedDict):
+    """Which files a spec's base and ancestor are, found once, so that every worker opens the same: JSON-able."""
+
+    base: Files
+    ancestor: Files | None
 
 
 def split_options(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -33,42 +40,35 @@ def split_options(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {key: extra.pop(key) for key in _OPTIONS if key in extra}, extra
 
 
-def base_files(base: Checkpoint) -> BaseFiles:
-    """What opens this base again, in any process.
+def spec_files(opened: SpecCheckpoints) -> SpecFiles:
+    """What opens these checkpoints again, in any process.
 
     Args:
-        base: an opened checkpoint.
+        opened: those of a spec.
     """
-    return {"location": base.location, "commit": base.commit}
+    base, ancestor = (None if one is None else Files(location=one.location, commit=one.commit) for one in opened)
+    assert base is not None
+    return {"base": base, "ancestor": ancestor}
 
 
-def check_served(spec: PlateauSpec | None) -> None:
-    """Refuse a merge that vLLM's workers cannot make.
+def open_spec_files(spec: PlateauSpec, files: SpecFiles | None) -> SpecCheckpoints:
+    """The base of a spec, and its ancestor where its rule takes one.
 
     Args:
-        spec: what is asked for; None for the plain model.
+        spec: what names them.
+        files: what they were found to be; None: they are looked for by their names.
 
     Raises:
-        MergeError: its rule takes an ancestor: the workers open two checkpoints, not three.
+        MergeError: one is not there, or no checkpoint.
     """
-    if spec is not None and spec.needs_ancestor:
-        raise MergeError(
-            f"rule {spec.rule} takes an ancestor, and vLLM's workers open the MLLM and its base alone; evaluate it "
-            "through an HF wrapper, such as plam_hf"
-        )
-
-
-def open_base(spec: PlateauSpec, files: BaseFiles | None) -> Checkpoint:
-    """The base of a spec.
-
-    Args:
-        spec: what names it.
-        files: what it was found to be; None: it is looked for by its name.
-
-    Raises:
-        MergeError: it is not there, or no checkpoint.
-    """
-    return Checkpoint.open(files["location"], revision=files["commit"]) if files else Checkpoint.open(spec.base_model)
+    if files is None:
+        return SpecCheckpoints.open(spec)
+    base, ancestor = (
+        None if found is None else Checkpoint.open(found["location"], revision=found["commit"])
+        for found in (files["base"], files["ancestor"])
+    )
+    assert base is not None
+    return SpecCheckpoints(base, ancestor)
 
 
 def open_engine_model(config: Any) -> Checkpoint:

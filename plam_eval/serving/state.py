@@ -21,6 +21,7 @@ _STATE = "_plam_state"
 class ReadFiles:
     """A checkpoint that was read: what opens it again from any working directory, and what it was."""
 
+    name: str
     location: str
     commit: str | None
     identity: dict[str, Any]
@@ -28,7 +29,7 @@ class ReadFiles:
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> ReadFiles:
         """What an open `checkpoint` is, to be found again. Raises CheckpointError when its files cannot be read."""
-        return cls(checkpoint.location, checkpoint.commit, checkpoint.identity())
+        return cls(checkpoint.name, checkpoint.location, checkpoint.commit, checkpoint.identity())
 
     def open(self) -> Checkpoint:
         """The checkpoint, opened anew. Raises MergeError when it has changed, or is gone."""
@@ -61,18 +62,32 @@ class ModelState:
         spec: None where it is plain.
         report: of the merge.
         model: files of the MLLM; None where another load format than ours has loaded it.
-        base: files of the spec's base.
+        sources: name in a spec -> files of every base and ancestor that was merged so far. A digest holds their names,
+            not what is in them, so one that changed on disk must not be merged under the same digest.
         broken: why it holds neither the old nor the new weights.
-        bases: name in a spec -> files of every base that was merged so far. A digest holds the name of a base, not what
-            is in it, so a base that changed on disk must not be merged under the same digest.
     """
 
     spec: PlateauSpec | None = None
     report: MergeReport | None = None
     model: ReadFiles | None = None
-    base: ReadFiles | None = None
+    sources: Mapping[str, ReadFiles] = field(default_factory=dict)
     broken: str | None = None
-    bases: Mapping[str, ReadFiles] = field(default_factory=dict)
+
+    def merged_from(self) -> dict[str, dict[str, Any]]:
+        """What the MLLM, the base and the ancestor were when they were read, without where they lie; JSON-able.
+
+        Each has the name it was given by, and what tells other content: `fingerprint` of a folder, `commit` of a
+        repository on the hub. What was not read is left out.
+        """
+        read = {} if self.model is None else {"model": (self.model.name, self.model)}
+        if self.spec is not None:
+            read["base"] = self.spec.base_model, self.sources[self.spec.base_model]
+            if self.spec.needs_ancestor:
+                read["ancestor"] = str(self.spec.ancestor), self.sources[str(self.spec.ancestor)]
+        return {
+            side: {"name": name, **{key: value for key, value in files.identity.items() if key != "folder"}}
+            for side, (name, files) in read.items()
+        }
 
 
 def state_of(model: nn.Module) -> ModelState:

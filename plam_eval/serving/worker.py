@@ -21,15 +21,15 @@ from plam_eval.merging.merge import merged_weights
 from plam_eval.merging.names import decoder_tensor
 from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.serving import versions
 from plam_eval.serving.options import (
-    BASE_FILES,
     LOAD_FORMAT,
-    BaseFiles,
-    base_files,
-    check_served,
-    open_base,
+    SPEC_FILES,
+    SpecFiles,
     open_engine_model,
+    open_spec_files,
+    spec_files,
     split_options,
 )
 from plam_eval.serving.state import ModelState, ReadFiles, named_report, set_state, state_of
@@ -43,23 +43,26 @@ class PlateauWorker:
     """What `worker_extension_cls` adds to vLLM's workers; called by name through `collective_rpc`."""
 
     def plam_state(self) -> dict[str, Any]:
-        """Spec and merge report of this worker's model (None and None when plain), and why it is broken, if it is."""
+        """Spec and merge report of this worker's model (None and None when plain), what it was merged from, and why it
+        is broken, if it is.
+        """
         state = state_of(self.get_model())  # type: ignore[attr-defined]
         return {
             "spec": state.spec.to_dict() if state.spec else None,
             "digest": state.spec.digest() if state.spec else None,
             "report": state.report.to_dict() if state.report else None,
+            "merged_from": state.merged_from(),
             "broken": state.broken,
         }
 
-    def plam_merge(self, spec: dict[str, Any] | None, base: BaseFiles | None = None) -> dict[str, Any]:
+    def plam_merge(self, spec: dict[str, Any] | None, files: SpecFiles | None = None) -> dict[str, Any]:
         """Bring the model to `spec` (None: back to plain), on all workers or on none.
 
         The caller sees to it that no request is running, and resets the prefix cache: `merge_engine` does both.
 
         Args:
             spec: as `PlateauSpec.to_dict` gives it.
-            base: the files that the spec's base was found to be; None: each worker looks for it by its name.
+            files: those that the spec's base and ancestor were found to be; None: each worker looks for them by name.
 
         Returns:
             {"report": ...}, or {"faults": [...]} with the old weights in place. After a failure that left neither the
@@ -74,7 +77,7 @@ class PlateauWorker:
         if problems:
             return {"faults": problems}
         wanted = PlateauSpec.model_validate(spec) if spec is not None else None
-        reload = _Reload(self, old, wanted, base)
+        reload = _Reload(self, old, wanted, files)
         try:
             problems, new = reload.run()
             problems = _of_all_workers(problems)
@@ -173,10 +176,10 @@ class _Reload:
         worker: Any,
         old: ModelState,
         spec: PlateauSpec | None,
-        base: BaseFiles | None,
+        files: SpecFiles | None,
         blocks: set[Block] | None = None,
     ) -> None:
-        self.worker, self.old, self.spec, self.base = worker, old, spec, base
+        self.worker, self.old, self.spec, self.files = worker, old, spec, files
         self.blocks = blocks or set[Block]()
         self.touched = self.torn = False
 
@@ -194,17 +197,16 @@ class _Reload:
         model_config = self.worker.vllm_config.model_config
         # There is no old one where another load_format than ours has loaded it.
         checkpoint = self.old.model.open() if self.old.model is not None else open_engine_model(model_config)
-        base, warnings = None, tuple[str, ...]()
-        bases = dict(self.old.bases)
-        check_served(self.spec)
+        opened, warnings = None, tuple[str, ...]()
+        sources = dict(self.old.sources)
         if self.spec is not None:
-            back = self.old.base if self.spec is self.old.spec else None
-            base = back.open() if back else open_base(self.spec, self.base)
-            if self.spec.base_model in bases:
-                bases[self.spec.base_model].verify(base)
-            bases[self.spec.base_model] = ReadFiles.of(base)
-            warnings = plan_merge(self.spec, model=checkpoint, base=base).warnings
-            self.base = base_files(base)
+            opened = self._open(self.spec)
+            for name, one in opened.by_name(self.spec).items():
+                if name in sources:
+                    sources[name].verify(one)
+                sources[name] = ReadFiles.of(one)
+            plan = plan_merge(self.spec, model=checkpoint, base=opened.base, ancestor=opened.ancestor)
+            warnings, self.files = plan.warnings, spec_files(opened)
         # Not before the plan: it is what finds a range that is longer than any model.
         self.blocks = self.blocks or _changed_blocks(self.old.spec, self.spec)
         reports: list[MergeReport] = []
@@ -212,7 +214,8 @@ class _Reload:
         def stream() -> Iterator[tuple[str, Tensor]]:
             names = sorted((block, name) for name in checkpoint.names() if (block := _block(name)) in self.blocks)
             stored = ((name, checkpoint.tensor(name)) for _, name in names)
-            return merged_weights(stored, self.spec, base, model_config.dtype, reports.append)
+            base, ancestor = opened or (None, None)
+            return merged_weights(stored, self.spec, base, model_config.dtype, reports.append, ancestor)
 
         with set_current_vllm_config(self.worker.vllm_config), torch.inference_mode():
             if versions.remerge_way()[0] == "layers":
@@ -222,8 +225,15 @@ class _Reload:
                     pass
                 self._load_all()
         report = named_report(reports[0], checkpoint, self.spec, warnings) if reports else None
-        read = bases[self.spec.base_model] if self.spec is not None else None
-        return ModelState(self.spec, report, ReadFiles.of(checkpoint), read, bases=bases)
+        return ModelState(self.spec, report, ReadFiles.of(checkpoint), sources)
+
+    def _open(self, spec: PlateauSpec) -> SpecCheckpoints:
+        """Base and ancestor: on the way back those that were read before, else those that the caller has found."""
+        if spec is not self.old.spec:
+            return open_spec_files(spec, self.files)
+        read = self.old.sources
+        ancestor = read[str(spec.ancestor)].open() if spec.needs_ancestor else None
+        return SpecCheckpoints(read[spec.base_model].open(), ancestor)
 
     def _load_blocks(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Load a stream that is ordered by block, one block at a time.
@@ -283,7 +293,7 @@ class _Reload:
     def _load_all(self) -> None:
         _, extra = split_options(self.worker.vllm_config.load_config.model_loader_extra_config)
         extra["plateau"] = self.spec.to_dict() if self.spec is not None else None
-        extra[BASE_FILES] = self.base
+        extra[SPEC_FILES] = self.files
         overrides = {"load_format": LOAD_FORMAT, "model_loader_extra_config": extra}
         self.touched = self.torn = True
         self.worker.update_config({"load_config": overrides})

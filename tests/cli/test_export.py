@@ -30,7 +30,7 @@ def test_what_was_written_is_said(plam: Call, pair: Pair, tmp_path: Path) -> Non
     assert code == 0, err
     written = json.loads(out)
     assert written["folder"] == str(tmp_path / "out") and written["address"] is None
-    assert written["record"] == read_export_record(tmp_path / "out").model_dump(mode="json")
+    assert written["record"] == read_export_record(tmp_path / "out").to_dict()
     code, out, err = plam(*words, "--overwrite", "--quiet")
     assert (code, out, err) == (0, "", "")
 

@@ -40,6 +40,14 @@ STARTED = (*SWITCHES[:3], SWITCHES[5])
 """Those that an engine is started for; all of them are merged in an HF model."""
 
 
+ANCESTRAL: tuple[dict[str, Any], ...] = (
+    {"rule": "task_arithmetic"},
+    {"rule": "ties", "parameters": "density:0.6", "modules": "all", "base_weight": 1.2},
+    {"rule": "from_ancestor", "layers": "1+3:5+7", "model_weight": 0.6, "base_weight": 0.6},
+)
+"""Overrides of `DEMO` by rules that take an ancestor."""
+
+
 def hf_answers(model: Any, folder: Path, prompts: Prompts, tokens: int = 12) -> list[list[int]]:
     from transformers import AutoProcessor
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from plam_eval.errors import ExportError, MergeError
+from plam_eval.errors import MergeError
 from plam_eval.evaluation.sweep.config import SweepConfig
 from plam_eval.evaluation.sweep.grid import cell_arguments, make_grid
 from plam_eval.merging.arithmetic import TaskVectors
@@ -21,8 +21,6 @@ from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
 from plam_eval.merging.rules import FUNCTIONS, generator_of
 from plam_eval.provenance import provenance
-from plam_eval.publishing.checkpoint.export import export_checkpoint
-from plam_eval.serving.gate import Gate
 from plam_eval.spec import PlateauSpec, SpecError, Weights, load_spec
 from tests.helpers.llamas import bits, changed, load, write_llama
 
@@ -176,8 +174,16 @@ def test_faults_of_all_three_sides_are_told_at_once(trio: Trio, tmp_path: Path) 
     with pytest.raises(MergeError) as refused:
         plan_merge(broken.spec(), model=Checkpoint.open(broken.mllm), base=Checkpoint.open(broken.base))
     assert "[3, 32]" in str(refused.value) and "layer 2, self_attn.q_proj.weight: missing" in str(refused.value)
-    with pytest.raises(MergeError, match="nowhere"):
-        merge_in_place(load(trio.mllm), trio.spec(ancestor=str(tmp_path / "nowhere")), checkpoint=trio.mllm)
+    lost = trio.spec(base_model=str(tmp_path / "no base"), ancestor=str(tmp_path / "nowhere"))
+    both = r"(?s)base=.*no base: no such folder.*ancestor=.*nowhere: no such folder"
+    for merge in (merge_in_place, merged_values):
+        with pytest.raises(MergeError, match=both):
+            merge(load(trio.mllm), lost, checkpoint=trio.mllm)
+    with pytest.raises(MergeError, match=both):
+        merged_weights([], lost, None, None)
+    with pytest.raises(MergeError) as refused:
+        merged_weights([], broken.spec(), None, None)
+    assert "layer 2, self_attn.q_proj.weight: missing" in str(refused.value)
     assert plan_merge(
         trio.spec("weighted_sum", ancestor=str(tmp_path / "nowhere")),
         model=Checkpoint.open(trio.mllm),
@@ -261,15 +267,6 @@ def test_a_sweep_runs_the_control_where_an_ancestor_is_given(trio: Trio) -> None
     cell = next(cell for cell in made().cells if cell.spec and cell.spec.rule == "from_ancestor")
     words = dict(word.split("=") for word in cell_arguments(config, cell).split(","))
     assert words["ancestor"] == str(trio.ancestor) and words["rule"] == "from_ancestor"
-
-
-def test_who_does_not_open_an_ancestor_refuses_the_rule_by_name(trio: Trio, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="rule ties takes an ancestor, and an export"):
-        export_checkpoint(trio.mllm, trio.spec("ties"), tmp_path / "out")
-    gate = Gate.of({}, str(trio.base))
-    with pytest.raises(ValueError, match="ties takes an ancestor, which a server does not open"):
-        gate.spec(trio.spec("ties").to_dict(), {})
-    assert gate.spec(trio.spec("weighted_sum").to_dict(), {}) is not None
 
 
 def test_provenance_tells_the_ancestor(trio: Trio) -> None:

@@ -24,7 +24,11 @@ RECORD = ExportRecord(
 
 def test_it_is_read_back_as_it_was_written(tmp_path):
     RECORD.write(tmp_path)
-    assert read_export_record(tmp_path) == RECORD
+    assert read_export_record(tmp_path) == RECORD and RECORD.sides.keys() == {"model", "base"}
+    assert "ancestor" not in json.loads((tmp_path / FILE).read_text())
+    third = RECORD.model_copy(update={"ancestor": {"name": "owner/old"}})
+    third.write(tmp_path)
+    assert read_export_record(tmp_path) == third and third.sides["ancestor"] == {"name": "owner/old"}
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers.ancestors import write_ancestor
 from tests.helpers.engines import engine
 from tests.helpers.paths import PAIR
 from tests.helpers.served_pair import detailed
+
+
+@pytest.fixture(scope="session")
+def ancestor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ancestor of the embedded pair. Do not modify."""
+    return write_ancestor(tmp_path_factory.mktemp("ancestor") / "old")
 
 
 @pytest.fixture(scope="session")

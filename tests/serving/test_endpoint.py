@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -244,7 +245,7 @@ def test_a_merge_and_what_is_answered(start, pico):
     base = str(pico("llava").base)
     status, told = post(http, {"plateau": "none", "base": base, "layers": "1:3"})
     assert status == 200 and told["digest"] == load_spec("none", {"base": base, "layers": "1:3"}).digest()
-    assert engine.merged[0][1] == {"location": base, "commit": None}
+    assert engine.merged[0][1] == {"base": {"location": base, "commit": None}, "ancestor": None}
     assert engine.calls[0] == "pause_generation" and engine.calls[-2:] == ["plam_merge", "resume_generation"]
     assert post(http, {"plateau": "none"}) == (200, {"digest": None, "report": None})
     assert post(http, {"plateau": "none"}, **{"content-type": "Application/JSON; charset=utf-8"})[0] == 200
@@ -252,6 +253,23 @@ def test_a_merge_and_what_is_answered(start, pico):
     assert told["report"]["model"] == "mllm" and told["report"]["spec"]["base_model"] == "base"
     state = http.get("/plam/state").json()
     assert state["spec"]["base_model"] == "base" and state["report"]["warnings"] == ["base/config.json is odd"]
+
+
+def test_an_ancestor_is_opened_where_the_server_allows_it(start, pico, tmp_path, monkeypatch):
+    old = shutil.copytree(pico("llava").base, tmp_path / "place" / "old")
+    asked = {"plateau": "none", "base": str(pico("llava").base), "layers": "1:3", "rule": "ties", "ancestor": str(old)}
+    http, engine = start()
+    status, told = post(http, asked)
+    assert status == 400 and "ancestor:" in told["error"] and "is not allowed" in told["error"] and not engine.calls
+    monkeypatch.setenv(BASES, str(tmp_path))
+    http, engine = start()
+    status, told = post(http, asked)
+    assert status == 200 and engine.merged[0][1]["ancestor"] == {"location": str(old), "commit": None}
+    assert told["report"]["spec"]["ancestor"] == "old", "where it lies is not told"
+    status, told = post(http, {**asked, "ancestor": str(tmp_path / "none")})
+    assert (status == 400 and "no such folder" in told["error"]) or "is not allowed" in told["error"]
+    status, told = post(http, {**asked, "rule": "weighted_sum", "ancestor": "/somewhere/else"})
+    assert status == 200 and "ancestor" not in told["report"]["spec"]
 
 
 def test_only_whole_paths_are_shortened(start, pico):

@@ -30,8 +30,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def gate_of(house: Path, base: str | None = None, bases: str = "") -> Gate:
-    return Gate.of({SPECS: str(house / "specs"), BASES: bases}, base)
+def gate_of(house: Path, base: str | None = None, bases: str = "", ancestor: str | None = None) -> Gate:
+    return Gate.of({SPECS: str(house / "specs"), BASES: bases}, *filter(None, (base, ancestor)))
 
 
 def test_files_below_the_folder_of_specs_are_read(house):
@@ -151,6 +151,44 @@ def test_only_bases_that_the_server_allows(way, house):
             ask(here, base)
 
 
+def old(ancestor: str, **changes: Any) -> dict[str, Any]:
+    return {**asked("org/base"), "rule": "ties", "ancestor": ancestor, **changes}
+
+
+def test_only_ancestors_that_the_server_allows(house):
+    here = gate_of(house, base="org/base", bases=f"org/allowed, {house / 'other'}", ancestor="bases/one")
+    for ancestor in ("bases/one", str(house / "bases" / "one"), "org/allowed", "other", "org/base"):
+        assert here.spec(old(ancestor), {}).ancestor == ancestor
+        changed = here.spec(old("org/allowed"), {"ancestor": ancestor, "rule": "task_arithmetic"})
+        assert changed.ancestor == ancestor
+    (house / "other" / "link").symlink_to(house / "bases")
+    for ancestor in ("bases", "other/link", "other/../specs", "/etc", "/nowhere", "org/other", "~", "a\0b", "x" * 5000):
+        for body, overrides in ((old(ancestor), {}), (old("org/allowed"), {"ancestor": ancestor})):
+            with pytest.raises(ValueError):
+                here.spec(body, overrides)
+    for ancestor in ("/etc", "/nowhere/at/all"):  # one sentence, whether it exists or not
+        with pytest.raises(ValueError, match=f"ancestor: '{ancestor}' is not allowed; expected the ancestor that the"):
+            here.spec(old(ancestor), {})
+    with pytest.raises(ValueError, match=r"base_model: '/etc' is not allowed.*; ancestor: '/srv' is not allowed"):
+        here.spec(old("/srv", base_model="/etc"), {})
+
+
+def test_an_ancestor_that_no_rule_reads_is_neither_refused_nor_told(house):
+    here = gate_of(house, base="org/base")
+    spec = here.spec(old("/etc", rule="weighted_sum"), {})
+    assert spec is not None and spec.ancestor is None
+    assert spec.digest() == load_spec(old("/etc", rule="weighted_sum")).digest()
+
+
+def test_the_ancestor_in_a_file_is_not_shown(house):
+    content = GOOD.format(base=house / "bases" / "one") + f"rule: ties\nancestor: {TOKEN}\n"
+    (house / "specs" / "old.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"ancestor: the ancestor that 'old.yaml' names is not allowed") as found:
+        gate_of(house, bases="bases").spec("old.yaml", {})
+    assert TOKEN not in str(found.value)
+    assert gate_of(house, bases="bases").spec("old.yaml", {"ancestor": "bases/one"}).ancestor == "bases/one"
+
+
 def test_what_looks_like_an_id_and_is_a_folder_is_one(house):
     here = gate_of(house, base="org/model")
     assert here.allows("org/model")
@@ -172,7 +210,7 @@ def test_packaged_specs_need_their_base_allowed(house):
 @pytest.mark.parametrize("variable", [SPECS, BASES])
 def test_a_folder_that_is_none_stops_the_start(variable, house):
     with pytest.raises(ValueError, match=f"{variable}.*/nowhere/at/all"):
-        Gate.of({variable: "/nowhere/at/all"}, None)
+        Gate.of({variable: "/nowhere/at/all"})
 
 
 # ---- requests --------------------------------------------------------------------------------------------------------

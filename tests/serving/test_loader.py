@@ -26,11 +26,21 @@ from plam_eval.serving import loader, options
 from plam_eval.serving.engine import check_engine_merge, merge_engine
 from plam_eval.serving.loader import PlamModelLoader
 from plam_eval.spec import load_spec
+from tests.helpers.ancestors import write_ancestor
 from tests.helpers.engines import answers, engine, picture
 from tests.helpers.llamas import shard
 from tests.helpers.paths import PAIR
 from tests.helpers.pico import FAMILIES, PicoPair
-from tests.helpers.served_pair import BASE, DEMO, Prompts, detailed, environment, hf_answers
+from tests.helpers.served_pair import (
+    ANCESTRAL,
+    BASE,
+    DEMO,
+    PAIR_PROMPTS,
+    Prompts,
+    detailed,
+    environment,
+    hf_answers,
+)
 
 pytestmark = pytest.mark.vllm
 
@@ -85,6 +95,35 @@ def test_equals_hf_merged_in_place_and_a_saved_checkpoint(family, pico, tmp_path
             assert answers(llm, prompts) == merged
 
 
+def test_a_start_with_an_ancestor_equals_hf_merged_in_place(ancestor, tmp_path):
+    """The ancestor in another dtype than base and MLLM, and in shards."""
+    from transformers import AutoModelForImageTextToText
+
+    old = shard(write_ancestor(tmp_path / "old", torch.bfloat16))
+    options = {**DEMO, **ANCESTRAL[1], "ancestor": str(old)}
+    model = AutoModelForImageTextToText.from_pretrained(PAIR / "mllm", dtype=torch.float32).eval()
+    plain = hf_answers(model, PAIR / "mllm", PAIR_PROMPTS)
+    spec = load_spec("demo", {key: value for key, value in options.items() if key != "plateau"})
+    report = merge_in_place(model, spec, checkpoint=PAIR / "mllm")
+    merged = hf_answers(model, PAIR / "mllm", PAIR_PROMPTS)
+    assert merged != plain
+    with engine(PAIR / "mllm", options) as llm:
+        told = answers(llm, PAIR_PROMPTS)
+        assert told == merged
+        (state,) = llm.collective_rpc("plam_state")
+        assert state["digest"] == spec.digest() and state["report"]["ancestor"] == str(old)
+        assert state["report"]["task_vectors"] == pytest.approx(report.task_vectors)
+        read = state["merged_from"]
+        identity = Checkpoint.open(old).identity()
+        assert read["ancestor"] == {"name": str(old), "fingerprint": identity["fingerprint"]}
+        assert read["base"]["name"] == BASE and read["model"]["name"] == str(PAIR / "mllm")
+        assert merge_engine(llm, "none") is None
+        assert answers(llm, PAIR_PROMPTS) == plain
+        assert llm.collective_rpc("plam_state")[0]["merged_from"].keys() == {"model"}
+        merge_engine(llm, **DEMO, ancestor=str(ancestor))  # names it, reads none
+        assert llm.collective_rpc("plam_state")[0]["merged_from"].keys() == {"model", "base"}
+
+
 @pytest.mark.parametrize("form", ["sharded", "bin"])
 def test_base_in_other_forms(form, fresh, tmp_path):
     base = tmp_path / "base"
@@ -99,7 +138,7 @@ def test_base_in_other_forms(form, fresh, tmp_path):
 
 def test_a_hub_id_is_resolved_once(monkeypatch):
     """To one commit each, for vLLM, for all its workers, and for the way back."""
-    commits = {"org/mllm": "a" * 40, "org/base": "b" * 40}
+    commits = {"org/mllm": "a" * 40, "org/base": "b" * 40, "org/old": "d" * 40}
     opened = []
 
     def open_checkpoint(source: str, revision: str | None = None, role: str | None = None) -> Any:
@@ -109,25 +148,28 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "open", open_checkpoint)
     for module in (loader, engine_module):
-        monkeypatch.setattr(module, "plan_merge", lambda spec, model, base: SimpleNamespace(tensors=()))
-    spec = load_spec("none", {"base": "org/base", "layers": "1:3"})
+        monkeypatch.setattr(module, "plan_merge", lambda spec, **sides: SimpleNamespace(tensors=()))
+    spec = load_spec("none", {"base": "org/base", "layers": "1:3", "rule": "ties", "ancestor": "org/old"})
     assert spec is not None
     arguments = SimpleNamespace(model="org/mllm", revision="main", worker_extension_cls="")
     arguments.model_loader_extra_config = {"plateau": spec.to_dict(), "enable_multithread_load": True}
     loader.prepare_arguments(arguments)
     assert arguments.revision == "a" * 40
-    files: Any = {"location": "org/base", "commit": "b" * 40}
+    files: Any = {
+        "base": {"location": "org/base", "commit": "b" * 40},
+        "ancestor": {"location": "org/old", "commit": "d" * 40},
+    }
     assert arguments.model_loader_extra_config == {
         "plateau": spec.to_dict(),
-        "plateau_base": files,
+        "plateau_files": files,
         "enable_multithread_load": True,
     }
     opened.clear()
-    options.open_base(spec, files)
-    assert opened == [("org/base", "b" * 40)]
+    options.open_spec_files(spec, files)
+    assert opened == [("org/base", "b" * 40), ("org/old", "d" * 40)]
     commits["org/base"] = "c" * 40  # the branch moved; another start looks again
     loader.prepare_arguments(arguments)
-    assert arguments.model_loader_extra_config["plateau_base"]["commit"] == "c" * 40
+    assert arguments.model_loader_extra_config["plateau_files"]["base"]["commit"] == "c" * 40
 
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "1")
     with pytest.raises(MergeError, match="org/mllm: vLLM would load it from ModelScope"):
@@ -138,7 +180,10 @@ def test_a_hub_id_is_resolved_once(monkeypatch):
         parallel_config=SimpleNamespace(data_parallel_size=1),
         lora_config=None,
     )
-    assert check_engine_merge(config, spec) == {"location": "org/base", "commit": "c" * 40}
+    files["base"]["commit"] = "c" * 40
+    assert check_engine_merge(config, spec) == files
+    plain = load_spec(spec, {"rule": "weighted_sum"})
+    assert check_engine_merge(config, plain) == {**files, "ancestor": None}, "what no rule reads is not opened"
     assert ("org/mllm", "a" * 40) in opened
 
 
@@ -176,8 +221,11 @@ def faulty(kind: str, pico: Callable[[str], PicoPair], folder: Path) -> tuple[Pa
         return pair.mllm, DEMO, r"\[4, 8\) does not fit"
     if kind == "set out of bounds":
         return pair.mllm, {**good, "layers": "1+5"}, "layers: 1, 5 does not fit"
-    if kind == "ancestor":
-        return pair.mllm, {**good, "rule": "ties", "ancestor": str(folder / "none")}, "rule ties takes an ancestor, and"
+    if kind == "ancestor missing":
+        lost = {"base": str(folder / "base"), "ancestor": str(folder / "none")}
+        return pair.mllm, {**good, "rule": "ties", **lost}, r"(?s)base=.*base: no such folder.*ancestor=.*none: no such"
+    if kind == "wrong ancestor":
+        return pair.mllm, {**good, "rule": "ties", "ancestor": BASE}, "expected equal shapes"
     if kind == "unknown option":
         return pair.mllm, {**good, "plateu": "demo"}, "plateu"
     quantised = folder / "quantised"
@@ -192,7 +240,7 @@ def faulty(kind: str, pico: Callable[[str], PicoPair], folder: Path) -> tuple[Pa
     "kind",
     [
         *("base missing", "wrong base", "range out of bounds", "set out of bounds", "spec for another model"),
-        *("ancestor", "unknown option", "quantised"),
+        *("ancestor missing", "wrong ancestor", "unknown option", "quantised"),
     ],
 )
 def test_bad_input_never_starts_an_engine(kind, pico, tmp_path):

@@ -48,7 +48,7 @@ def test_vllm_loads_the_commit_that_a_revision_is(hub: Hub, monkeypatch: pytest.
     config = config_of("pico/mllm@v2")
     model = config.model_config
     assert (model.model, model.revision, model.tokenizer_revision) == ("pico/mllm", OTHER, OTHER)
-    files = config.load_config.model_loader_extra_config["plateau_base"]
+    files = config.load_config.model_loader_extra_config["plateau_files"]["base"]
     assert files == {"location": "pico/base", "commit": OTHER}
     assert config.load_config.model_loader_extra_config["plateau"]["base_model"] == "pico/base@v2"
     assert open_engine_model(model).recorded_commit == OTHER

@@ -19,15 +19,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from plam_eval.merging.checkpoint import Checkpoint
+from plam_eval.merging.merge import merge_in_place
 from plam_eval.serving.worker import why_not_remerged
 from plam_eval.spec import load_spec
 from tests.helpers import recipes
 from tests.helpers.engines import FAST, picture
 from tests.helpers.paths import PAIR
-from tests.helpers.served_pair import BASE, DEMO, LONG, PAIR_PROMPTS, SWITCHES, environment
+from tests.helpers.served_pair import BASE, DEMO, LONG, PAIR_PROMPTS, SWITCHES, environment, hf_answers
 
 pytestmark = pytest.mark.vllm
 
@@ -42,7 +45,7 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, ancestor: Path) -> Iterator[Server]:
     """An API server with two tensor-parallel workers: four processes. It does not outlive the last test here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -51,6 +54,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log, specs = folder / "log", folder / "specs"
     specs.mkdir()
     (specs / "late.yaml").write_text(json.dumps({**load_spec("demo", {"base": BASE}).to_dict(), "layer_range": [6, 8]}))
+    third = {"rule": "ties", "ancestor": str(ancestor), "modules": "all", "base_weight": 1.2}
+    (specs / "old.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE, **third}).to_dict()))
     (specs / "bad.yaml").write_text(f"token: {TOKEN}\n")
     (folder / "demo.yaml").write_text(json.dumps(load_spec("demo", {"base": BASE}).to_dict()))
     given = {"MODEL": str(PAIR / "mllm"), "SPEC": str(folder / "demo.yaml"), "GPUS": "2"}
@@ -61,7 +66,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     command += ["--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "16", "--skip-mm-profiling"]
     command += ["--limit-mm-per-prompt", json.dumps(FAST["limit_mm_per_prompt"])]
     given = environment(
-        PLAM_SPECS=str(specs), VLLM_PLUGINS="plam_eval", VLLM_CPU_OMP_THREADS_BIND="0|1", VLLM_LOGGING_LEVEL="INFO"
+        PLAM_SPECS=str(specs),
+        PLAM_BASES=str(ancestor.parent),
+        VLLM_PLUGINS="plam_eval",
+        VLLM_CPU_OMP_THREADS_BIND="0|1",
+        VLLM_LOGGING_LEVEL="INFO",
     )
     with log.open("w") as output:
         process = subprocess.Popen(command, env=given, stdout=output, stderr=output)
@@ -134,6 +143,35 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
     for name in ("bad.yaml", str(server.log), "../log"):
         status, told = call(f"{server.url}/plam/merge", {"plateau": name})
         assert status == 400 and TOKEN not in told["error"], told
+
+
+def test_two_workers_merge_with_an_ancestor(server, ancestor):
+    """Each of them holds half of a tensor, and the rule looks at the whole of it."""
+    from transformers import AutoModelForImageTextToText
+
+    spec = load_spec(Path(server.log).parent / "specs" / "old.yaml")
+    model = AutoModelForImageTextToText.from_pretrained(PAIR / "mllm", dtype=torch.float32).eval()
+    expected = merge_in_place(model, spec, checkpoint=PAIR / "mllm")
+    (answer,) = hf_answers(model, PAIR / "mllm", PAIR_PROMPTS[2:], 16)
+    before = call(f"{server.url}/plam/state")[1]["digest"]
+    status, told = call(f"{server.url}/plam/merge", {"plateau": "old.yaml", "ancestor": str(PAIR / "mllm")})
+    assert status == 400 and "ancestor:" in told["error"] and "not allowed" in told["error"], told
+    assert call(f"{server.url}/plam/state")[1]["digest"] == before
+    status, told = call(f"{server.url}/plam/merge", {"plateau": "old.yaml"})
+    assert status == 200 and told["digest"] == spec.digest(), told
+    assert told["report"]["relative_change"] == {str(n): change for n, change in expected.relative_change.items()}
+    status, state = call(f"{server.url}/plam/state")
+    assert state["merged_from"]["ancestor"] == {"name": "old", "fingerprint": fingerprint(ancestor)}
+    assert state["merged_from"]["base"]["fingerprint"] == fingerprint(BASE)
+    assert not any(str(folder) in json.dumps(state) for folder in (PAIR, ancestor.parent))
+    text, _ = PAIR_PROMPTS[2]
+    asked = {"model": "merged", "prompt": text, "temperature": 0, "max_tokens": 16, "return_token_ids": True}
+    tokens = call(f"{server.url}/v1/completions", asked)[1]["choices"][0]["token_ids"]
+    assert tokens == answer
+
+
+def fingerprint(folder: Path | str) -> str:
+    return Checkpoint.open(folder).identity()["fingerprint"]
 
 
 def test_the_client_of_the_page(server, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from plam_eval.serving.worker import PlateauWorker
 from plam_eval.spec import SpecError, load_spec
 from tests.helpers.engines import engine
 from tests.helpers.paths import PAIR
-from tests.helpers.served_pair import BASE, DEMO, PAIR_PROMPTS, STARTED, SWITCHES, detailed, hf_answers
+from tests.helpers.served_pair import ANCESTRAL, BASE, DEMO, PAIR_PROMPTS, STARTED, SWITCHES, detailed, hf_answers
 
 pytestmark = pytest.mark.vllm
 
@@ -57,6 +57,67 @@ def test_switches_of_one_engine_each_equal_a_fresh_engine_or_model(resident, fre
             assert tokens[: len(expected)] == expected, options  # HF ends where the engine was told to go on
         found.add(json.dumps(told))
     assert len(found) == 10  # plain comes twice
+
+
+@pytest.mark.parametrize("way", ["layers", "all"])
+def test_switches_between_rules_with_an_ancestor_and_back(way, resident, fresh, ancestor, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    monkeypatch.setattr(versions, "remerge_way", lambda: (way, "for this test"))
+    found = set()
+    for options in ANCESTRAL if way == "layers" else ANCESTRAL[1:2]:
+        given = {**DEMO, **options, "ancestor": str(ancestor)}
+        report = merge_engine(resident, **given)
+        spec = load_spec("demo", {key: value for key, value in given.items() if key != "plateau"})
+        model = AutoModelForImageTextToText.from_pretrained(PAIR / "mllm", dtype=torch.float32).eval()
+        expected = merge_in_place(model, spec, checkpoint=PAIR / "mllm")
+        assert report.ancestor == str(ancestor) and report.warnings == () == expected.warnings
+        assert report.relative_change == expected.relative_change, "the very same tensors"
+        told = detailed(resident)
+        for answer, (tokens, _) in zip(hf_answers(model, PAIR / "mllm", PAIR_PROMPTS, 16), told, strict=True):
+            assert tokens[: len(answer)] == answer, options
+        found.add(json.dumps(told))
+    assert len(found) == (3 if way == "layers" else 1)
+    merge_engine(resident, "none")
+    assert detailed(resident) == fresh({"plateau": "none"})
+    merge_engine(resident, **DEMO)
+    assert detailed(resident) == fresh(DEMO)
+
+
+def test_a_fault_of_the_ancestor_leaves_the_old_weights(resident, fresh, ancestor, tmp_path):
+    old = shutil.copytree(ancestor, tmp_path / "old")
+    given = {**DEMO, **ANCESTRAL[0], "modules": "all"}
+    merge_engine(resident, **{**given, "ancestor": str(old)})
+    before = detailed(resident)
+    for spoil, says in (
+        (
+            lambda tensors, name: tensors[name].__setitem__((3, 5), float("nan")),
+            r"layers\.7\.mlp\.up_proj.* NaN or Inf",
+        ),
+        (lambda tensors, name: tensors.pop(name), r"layer 7, mlp.up_proj.weight: missing"),
+        (lambda tensors, name: tensors.update({name: torch.zeros(3, 4)}), r"\[3, 4\].*expected equal shapes"),
+        (
+            lambda tensors, name: tensors.update({name: tensors[name].to(torch.int8)}),
+            r"is torch.int8; expected float32",
+        ),
+    ):
+        bad = tmp_path / f"bad{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(ancestor, bad)
+        tensors = load_file(bad / "model.safetensors")
+        spoil(tensors, "model.layers.7.mlp.up_proj.weight")
+        save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(MergeError, match=says):
+            merge_engine(resident, **{**given, "ancestor": str(bad)})
+        assert detailed(resident) == before, says
+    with pytest.raises(MergeError, match=r"(?s)base=/nowhere/base: no such.*ancestor=/nowhere/old: no such"):
+        merge_engine(resident, **{**given, "base": "/nowhere/base", "ancestor": "/nowhere/old"})
+    os.utime(old / "model.safetensors", ns=(1, 1))
+    with pytest.raises(MergeError, match="old: changed since the engine loaded it"):
+        merge_engine(resident, **{**given, "ancestor": str(old), "layers": "0:4"})
+    merge_engine(resident, **DEMO)  # whose rule reads no ancestor
+    assert detailed(resident) == fresh(DEMO)
+    with pytest.raises(MergeError, match="old: changed since the engine loaded it"):
+        merge_engine(resident, **{**given, "ancestor": str(old)})
 
 
 def test_switches_through_vllms_own_reload_of_all_weights(resident, fresh, monkeypatch):

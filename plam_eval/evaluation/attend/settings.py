@@ -98,29 +98,29 @@ def check_merges(settings: Settings, checkpoint: Checkpoint) -> dict[str, Checkp
         checkpoint: the MLLM's.
 
     Returns:
-        The base LLMs' checkpoints, by the name that specs have them under.
+        The checkpoints of base LLMs and ancestors, by the name that specs have them under.
 
     Raises:
         MergeError: naming every fault of every setting.
     """
-    from plam_eval.merging.checkpoint import Checkpoint
     from plam_eval.merging.plan import plan_merge
+    from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 
-    bases, faults = dict[str, Checkpoint](), list[str]()
+    bases: dict[str, Checkpoint] = {}
+    faults: list[str] = []
     for name, spec in settings.specs.items():
         if spec is None:
             continue
         try:
-            if spec.base_model not in bases:
-                bases[spec.base_model] = Checkpoint.open(spec.base_model, role="base")
-            base = bases[spec.base_model]
-            plan = plan_merge(spec, model=checkpoint, base=base)
+            opened = SpecCheckpoints.open(spec, known=bases)
+            bases |= opened.by_name(spec)
+            plan = plan_merge(spec, model=checkpoint, base=opened.base, ancestor=opened.ancestor)
         except CheckpointError as error:
             faults += [f"{name}: {problem}" for problem in error.problems]
         except (MergeError, SpecError) as error:
             faults += [f"{name}: {problem}" for problem in error.problems]
         else:
-            base.announce(tensor.base_name for tensor in plan.tensors)
+            opened.announce(plan)
     if faults:
         raise MergeError(*dict.fromkeys(faults))
     return bases

@@ -39,7 +39,7 @@ class SweepConfig(BaseModel):
     Attributes:
         model, model_args: as for lmms-eval. A `plateau` among the arguments, with its overrides, gives the base LLM,
             the merge rule, and whatever of layers, weights and modules the grid leaves out.
-        base_model: the base LLM, where no plateau says it.
+        base_model, ancestor: the base LLM, and what it and the MLLM were tuned from, where no plateau says it.
         tasks, limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
         layers: decoder layers [start, end): "24:36", "plateau" (the spec's own), "early", "middle", "late" (thirds),
             "all", "starts" or "starts:4" (from each, or each fourth, layer to the last), "windows:4" (of four layers,
@@ -60,6 +60,7 @@ class SweepConfig(BaseModel):
     model: str
     model_args: str = ""
     base_model: str | None = None
+    ancestor: str | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
     layers: tuple[str, ...] = ("plateau",)
     weights: tuple[tuple[float | Ends, float | Ends], ...] = ()
@@ -77,7 +78,7 @@ class SweepConfig(BaseModel):
     force_simple: bool = False
     together: int = Field(default=1, ge=1, le=MOST_CELLS)
 
-    @field_validator("model", "model_args", "base_model", "gen_kwargs", "include_path", mode="before")
+    @field_validator("model", "model_args", "base_model", "ancestor", "gen_kwargs", "include_path", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
         if isinstance(value, (int, float)):

@@ -153,7 +153,7 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
     """
     _, given = split_arguments(config.model_args)
     start = _starting_spec(config, given)
-    if start and start.ancestor and "controls" not in config.model_fields_set:
+    if _ancestor(config, start) and "controls" not in config.model_fields_set:
         config = config.model_copy(update={"controls": control_names(ancestor=True)})
     _check_size(config, num_layers)
     cells = _Cells()
@@ -190,6 +190,10 @@ class _Cells:
         return self.by_digest[digest].name
 
 
+def _ancestor(config: SweepConfig, start: PlateauSpec | None) -> str | None:
+    return config.ancestor or (start.ancestor if start else None)
+
+
 def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> Iterator[PlateauSpec]:
     """The merges of a config in order: rules, weights, modules, layers. What it leaves out is of `start`."""
     sets = list(dict.fromkeys(layers for word in config.layers for layers in layers_of_word(word, num_layers, start)))
@@ -200,7 +204,7 @@ def _merges(config: SweepConfig, start: PlateauSpec | None, num_layers: int) -> 
         raise SweepError("no base LLM: give --base, or a plateau in --model_args")
     own = {"rule": start.rule, "seed": start.seed, "parameters": start.parameters} if start else {}
     rules = [{**own, "rule": (word := text.partition(":"))[0], "parameters": word[2] or None} for text in config.rules]
-    ancestor = {"ancestor": start.ancestor} if start and start.ancestor else {}
+    ancestor = {"ancestor": name} if (name := _ancestor(config, start)) else {}
     for rule, (model_weight, base_weight) in itertools.product(rules or [own], pairs):
         for words in modules:
             for layers in sets:
@@ -269,6 +273,8 @@ def _starting_spec(config: SweepConfig, given: Mapping[str, Any]) -> PlateauSpec
     overrides = {key: value for key, value in given.items() if key != "plateau"}
     if config.base_model is not None:
         overrides["base"] = config.base_model
+    if config.ancestor is not None:
+        overrides["ancestor"] = config.ancestor
     if given.get("plateau", "none") == "none" and not {"base", "layers"} <= set(overrides):
         if ignored := {key: value for key, value in given.items() if key != "plateau"}:
             words = ", ".join(f"{key}={value}" for key, value in ignored.items())

@@ -30,13 +30,13 @@ class Job:
     settings: dict[str, Any]
     num_layers: int
     bytes_to_read: dict[str, int]
-    """By merged or control cell: of both checkpoints, to reach it."""
+    """By merged or control cell: of all checkpoints, to reach it."""
     bytes_merged: dict[str, int]
     """By merged or control cell: of the tensors that are not plain in it, as they are stored."""
 
     @classmethod
     def plan(cls, config: SweepConfig, folder: str | Path, grid: Grid | None = None) -> Job:
-        """Check every cell against the headers of both checkpoints; nothing is loaded or written.
+        """Check every cell against the headers of its checkpoints; nothing is loaded or written.
 
         Args:
             config: what is swept.
@@ -48,6 +48,7 @@ class Job:
                 cannot be merged. FolderError: the folder cannot be written, or holds something else.
         """
         from plam_eval.merging.plan import plan_merge
+        from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 
         folder = Path(folder)
         files.check_writable(folder)
@@ -60,12 +61,10 @@ class Job:
         merged: dict[str, int] = {}
         for cell in grid.cells:
             if cell.spec is not None:
-                if cell.spec.base_model not in bases:
-                    bases[cell.spec.base_model] = Checkpoint.open(cell.spec.base_model, role="base")
-                merge = plan_merge(cell.spec, model=checkpoint, base=bases[cell.spec.base_model])
-                if merge.ancestor is not None:
-                    bases[str(cell.spec.ancestor)] = merge.ancestor
-                sizes[cell.name], merged[cell.name] = merge.model_bytes + merge.base_bytes, merge.model_bytes
+                opened = SpecCheckpoints.open(cell.spec, known=bases)
+                bases |= opened.by_name(cell.spec)
+                merge = plan_merge(cell.spec, model=checkpoint, base=opened.base, ancestor=opened.ancestor)
+                sizes[cell.name], merged[cell.name] = merge.bytes, merge.model_bytes
         settings = sweep_settings(config, checkpoint, bases)
         if (folder / PLAN).is_file():
             grid = with_cells_before(folder, settings, grid)

@@ -300,6 +300,7 @@ def _about(answers: Answers, file: Path, sha256: str, before: str | None) -> dic
         "model_args": run.config.get("model_args"),
         "gen_kwargs": run.config.get("gen_kwargs") or None,
         **{key: provenance.get(key) for key in ("checkpoint", "base", "spec", "digest", "commit")},
+        **({"ancestor": provenance["ancestor"]} if provenance.get("ancestor") else {}),
         "run_versions": {"lmms-eval": run.lmms_eval, **(provenance.get("versions") or {})},
         "versions": versions(),
         "notes": answers.checked.notes,

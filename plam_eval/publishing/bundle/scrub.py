@@ -36,6 +36,7 @@ FIELDS: Mapping[str, str] = {
     "git_branch": "the branch of whatever folder lmms-eval was called in",
     "plam_eval/provenance/checkpoint/folder": "a path of the machine",
     "plam_eval/provenance/base/folder": "a path of the machine",
+    "plam_eval/provenance/ancestor/folder": "a path of the machine",
     "settings/checkpoint/folder": "a path of the machine",
     "settings/bases/*/folder": "a path of the machine",
     "working_directory": "a path of the machine",

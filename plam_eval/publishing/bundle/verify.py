@@ -150,8 +150,9 @@ def _check_spec(run: BundledRun, results: Mapping[str, Any], left_out: Mapping[s
     if spec is None and digest is None:
         return
     stem = f"{RECORD_KEY}/provenance/spec"
-    if any(place == f"{stem}/base_model" or place == stem for place in left_out):
-        done.unverified.append(f"{run.label}: the digest of its spec, of which the base's path was left out")
+    if hidden := {stem, f"{stem}/base_model", f"{stem}/ancestor"} & set(left_out):
+        whose = "ancestor's" if hidden == {f"{stem}/ancestor"} else "base's"
+        done.unverified.append(f"{run.label}: the digest of its spec, of which the {whose} path was left out")
         return
     try:
         made = load_spec(spec) if isinstance(spec, Mapping) else None

@@ -101,22 +101,23 @@ def _stated(find: Callable[[], Path], file: str | None) -> Licence:
 def licence_fields(licences: Mapping[str, Licence]) -> dict[str, str]:
     """`license` of the card's front matter and what belongs to it; empty where a source states none.
 
-    Two that differ are "other", which has a name only where both call it by that.
+    Licences that differ are "other", which has a name only where all call it by that.
 
     Args:
-        licences: of "model" and "base".
+        licences: of "model" and "base", and of an "ancestor" that is merged as well.
     """
-    stated = [licences.get(side, Licence()) for side in ("model", "base")]
+    stated = [licences.get(side, Licence()) for side in dict.fromkeys(("model", "base", *licences))]
     if not all(licence.names for licence in stated):
         return {}
-    first, second = stated
-    if first.names == second.names and len(first.names) == 1 and _LICENCE_ID.fullmatch(first.names[0]):
-        fields = {"license": first.names[0]}
-        if first.names == ("other",) and first.name != second.name:
-            return fields
-    else:
+    first, *others = stated
+    alike = all(other.names == first.names for other in others)
+    if not alike or len(first.names) > 1 or not _LICENCE_ID.fullmatch(first.names[0]):
         return {"license": "other"}
-    for key, value, other in (("license_name", first.name, second.name), ("license_link", first.link, second.link)):
-        if value and value == other:
-            fields[key] = value
+    fields = {"license": first.names[0]}
+    if first.names == ("other",) and any(other.name != first.name for other in others):
+        return fields
+    if first.name and all(other.name == first.name for other in others):
+        fields["license_name"] = first.name
+    if first.link and all(other.link == first.link for other in others):
+        fields["license_link"] = first.link
     return fields

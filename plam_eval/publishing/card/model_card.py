@@ -126,8 +126,9 @@ class _Private:
 
     def __init__(self, record: ExportRecord) -> None:
         self._names: dict[str, str] = {}
-        given = [(record.model, record.spec.get("model")), (record.base, record.spec.get("base_model"))]
-        for identity, written in given:
+        fields = {"model": "model", "base": "base_model", "ancestor": "ancestor"}
+        for side, identity in record.sides.items():
+            written = record.spec.get(fields[side])
             if "folder" not in identity:
                 continue
             repository, commit = hub_id(identity), identity.get("commit")
@@ -175,7 +176,7 @@ def without_paths(record: ExportRecord) -> ExportRecord:
         record: of an export.
     """
     private = _Private(record)
-    fields = record.model_dump(mode="json")
+    fields = record.to_dict()
     kept = {key: fields[key] for key in ("format", "digest", "inputs", "files", "versions", "created")}
     changed = {key: private.all_of(value) for key, value in fields.items() if key not in kept}
     changed |= {"command": private.command(record.command), "notes": tuple(changed["notes"])}
@@ -198,7 +199,7 @@ def model_card(
     Args:
         record: of the export.
         model_config: content of the MLLM's config.json.
-        licences: of "model" and "base", as `licences.read_licence` gives them.
+        licences: of "model", "base" and "ancestor", as `licences.read_licence` gives them.
         results: folders of runs, of `plam compare` or `plam sweep`, whose scores go onto the card.
         repository: owner/name on the hub that it is made for; None where that is not known.
 
@@ -210,7 +211,7 @@ def model_card(
     spec = load_spec(record.spec)
     assert spec is not None  # a record's spec is a mapping
     private = _Private(record)
-    ids = [name for identity in (record.model, record.base) if (name := hub_id(identity))]
+    ids = [name for identity in record.sides.values() if (name := hub_id(identity))]
     more: dict[str, Any] = {**({"base_model_relation": "merge"} if ids else {}), **licence_fields(licences)}
     data = ModelCardData(
         base_model=list(dict.fromkeys(ids)) or None,
@@ -219,13 +220,15 @@ def model_card(
         tags=list(TAGS),
         **more,
     )
-    model, base = _called(record.model), _called(record.base)
+    called = {side: _called(identity) for side, identity in record.sides.items()}
+    named = {key: content for key in ("base_model", "ancestor") if (content := record.spec.get(key))}
     remote = bool(model_config.get("auto_map"))
     target = repository or "path/to/this/folder"
     values = {
         "title": repository or f"{_short(record.model)} merged with {_short(record.base)}",
-        "model": model,
-        "base": base,
+        "model": called["model"],
+        "base": called["base"],
+        "ancestor": called.get("ancestor"),
         "unnamed": _unnamed(record),
         "layers": _layers(spec.layers),
         "modules": _modules(spec.modules),
@@ -236,15 +239,15 @@ def model_card(
         "serve": _serve(target, _stored_dtype(model_config), remote),
         "licences": Table(
             ("source", "licence"),
-            [(name, private(str(licences.get(side, Licence())))) for side, name in (("model", model), ("base", base))],
+            [(name, private(str(licences.get(side, Licence())))) for side, name in called.items()],
             words=2,
         ),
         "spec": yaml.safe_dump(private.all_of(record.spec), **_YAML),
         "digest": record.digest,
-        "renamed": private.all_of({"base": spec.base_model}) != {"base": spec.base_model},
+        "renamed": private.all_of(named) != named,
         "merged": _merged(record),
         "command": private.command(record.command),
-        "inputs": _inputs(record, {"model": model, "base": base}),
+        "inputs": _inputs(record, called),
         "outputs": _outputs(record),
         "created": record.created,
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
@@ -271,9 +274,11 @@ def _short(identity: Mapping[str, Any]) -> str:
 
 def _unnamed(record: ExportRecord) -> list[str]:
     """What to say of sources that the hub's metadata cannot name."""
+    words = {"model": "MLLM", "base": "base LLM", "ancestor": "ancestor"}
     return [
-        f"The {what} was a folder ({_called(identity)}), so no hub id is given for it; its files' hashes are below."
-        for what, identity in (("MLLM", record.model), ("base LLM", record.base))
+        f"The {words[side]} was a folder ({_called(identity)}), so no hub id is given for it; its files' hashes are "
+        "below."
+        for side, identity in record.sides.items()
         if hub_id(identity) is None
     ]
 

@@ -29,6 +29,7 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, ExportedFile, ExportRecord, How
 from plam_eval.merging.plan import PlannedTensor, Problems
 from plam_eval.merging.report import MergeReport
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.provenance import describe_checkpoint, versions
 from plam_eval.publishing.card.licences import README
 from plam_eval.publishing.card.model_card import model_card
@@ -69,7 +70,7 @@ class Export:
             "folder": str(self.folder),
             "bytes": self.bytes,
             "address": self.address,
-            "record": self.record.model_dump(mode="json"),
+            "record": self.record.to_dict(),
         }
 
     @property
@@ -94,7 +95,7 @@ def export_checkpoint(
 
     The merged tensors have the bits that `merge_in_place` writes into a model that was loaded in their stored dtype.
     Everything is checked before the first byte is written, and what is written is a folder of that name only when it is
-    complete. Memory: two tensors and what an elementwise merge works in, whatever the size of the files.
+    complete. Memory: the rule's operands and what it works in, one tensor at a time, whatever the size of the files.
 
     Args:
         model: folder or hub id of the MLLM.
@@ -144,13 +145,14 @@ def export_checkpoint(
 
 def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
     """Everything but the record. Raises ExportError, MergeError and OSError."""
-    started, checkpoint, base = time.perf_counter(), plan.checkpoint, plan.base
-    identities = checkpoint.identity(), base.identity()
-    read_of_base = {"config.json", base.weights, *(base.file(tensor.base_name) for tensor in plan.merge.tensors)}
-    inputs = {
-        "model": dict(sorted(checkpoint.hashes({"config.json", *plan.files}).items())),
-        "base": dict(sorted(base.hashes(read_of_base).items())),
-    }
+    started, checkpoint, base, ancestor = time.perf_counter(), plan.checkpoint, plan.base, plan.ancestor
+    sides = [checkpoint, base, *([ancestor] if ancestor is not None else [])]
+    identities = [side.identity() for side in sides]
+    inputs = {"model": dict(sorted(checkpoint.hashes({"config.json", *plan.files}).items()))}
+    others = SpecCheckpoints(base, ancestor).tensors(plan.merge)
+    for name, (other, read) in zip(("base", "ancestor"), others, strict=False):
+        files = {"config.json", other.weights, *map(other.file, read)}
+        inputs[name] = dict(sorted(other.hashes(files).items()))
     # Each file is written and read again, one with merged tensors is read twice.
     total = sum(file.size * (3 if name in checkpoint.weight_files else 2) for name, file in plan.files.items())
     with tqdm(
@@ -158,8 +160,9 @@ def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
     ) as bar:
         writer = _Writer(plan, folder, inputs["model"], bar.update)
         writer.write()
-    if (checkpoint.identity(), base.identity()) != identities:
-        raise ExportError(f"{checkpoint.name} or {base.name} changed on disk while it was exported; export again")
+    if [side.identity() for side in sides] != identities:
+        names = " or ".join(side.name for side in sides)
+        raise ExportError(f"{names} changed on disk while it was exported; export again")
     _check_result(folder, checkpoint)
     report = MergeReport(
         spec=plan.spec.to_dict(),
@@ -168,12 +171,13 @@ def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
         base_model=base.name,
         tensors=writer.changes.count,
         restored=0,
-        bytes_read=plan.merge.model_bytes + plan.merge.base_bytes,
+        bytes_read=plan.merge.bytes,
         seconds=time.perf_counter() - started,
         relative_change=writer.changes.relative(),
-        warnings=plan.merge.warnings,
+        warnings=(*plan.merge.warnings, *writer.changes.warnings()),
         model_commit=checkpoint.recorded_commit,
         base_commit=base.recorded_commit,
+        **writer.changes.of_ancestor(ancestor),
     )
     return ExportRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -182,6 +186,7 @@ def _write(plan: ExportPlan, folder: Path, command: str) -> ExportRecord:
         digest=plan.spec.digest(),
         model=describe_checkpoint(checkpoint),
         base=describe_checkpoint(base),
+        ancestor=None if ancestor is None else describe_checkpoint(ancestor),
         inputs=inputs,
         files=dict(sorted(writer.files.items())),
         merge=json.loads(json.dumps(report.to_dict())),  # layers become text here, as they do in the file
@@ -307,8 +312,11 @@ class _Writer:
                 read_operand(plan.checkpoint, tensor.model_name),
                 read_operand(plan.base, tensor.base_name),
             )
+            third = None
+            if plan.ancestor is not None and tensor.ancestor_name is not None:
+                third = read_operand(plan.ancestor, tensor.ancestor_name)
             value: Tensor = torch.empty(tensor.shape, dtype=tensor.model_dtype)
-            self.changes.add(tensor.layer, merge_tensor(plan.spec, tensor.key, model, base, value, self.buffers))
+            self.changes.add(tensor.layer, merge_tensor(plan.spec, tensor.key, model, base, value, self.buffers, third))
             if not self.problems:
                 write_tensor(file, place, value)
 

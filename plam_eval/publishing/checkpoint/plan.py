@@ -15,6 +15,7 @@ from plam_eval.errors import CheckpointError, ExportError, listed
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.export_record import FILE, read_export_record
 from plam_eval.merging.plan import MergePlan, PlannedTensor, Problems, plan_merge
+from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.provenance import describe_checkpoint
 from plam_eval.publishing.card.licences import Licence, read_licence
 from plam_eval.publishing.checkpoint.output_folder import check_output, check_space, on_one_disk
@@ -41,12 +42,12 @@ class ExportPlan:
     """An export, checked.
 
     Attributes:
-        spec, checkpoint, base: what is merged into what.
+        spec, checkpoint, base, ancestor: what is merged into what; no ancestor where the rule takes none.
         merge: the plan of the merge.
         choice: which files come along.
         files: by name, of all that is read of the MLLM.
         new_index: in place of the one of `.bin` files; None where there is none.
-        licences: of "model" and "base".
+        licences: of "model", "base" and "ancestor".
         results: folders of runs for the card.
         notes: what a reader has to know.
     """
@@ -54,6 +55,7 @@ class ExportPlan:
     spec: PlateauSpec
     checkpoint: Checkpoint
     base: Checkpoint
+    ancestor: Checkpoint | None
     merge: MergePlan
     choice: Choice
     files: dict[str, SourceFile]
@@ -98,15 +100,14 @@ def plan_export(
         ExportError: with everything that is wrong.
     """
     problems = Problems()
-    if spec.needs_ancestor:
-        raise ExportError(
-            f"rule {spec.rule} takes an ancestor, and an export records and licenses two sources, not three; expected "
-            "another rule"
-        )
-    opened: list[Checkpoint] = []
-    for source, role in ((model, "model"), (spec.base_model if base is None else base, "base")):
-        with problems.collect():
-            opened.append(Checkpoint.open(source, role=role))
+    if not spec.needs_ancestor:  # what nothing reads is not told
+        spec = spec.model_copy(update={"ancestor": None})
+    checkpoint, others = None, None
+    with problems.collect():
+        checkpoint = Checkpoint.open(model, role="model")
+    with problems.collect():
+        others = SpecCheckpoints.open(spec, base)
+    opened = [one for one in (checkpoint, *(others or ())) if one is not None]
     if push_to_hub is not None:
         try:
             check_push(push_to_hub, public=public)
@@ -116,13 +117,13 @@ def plan_export(
         problems.append("--public is for --push-to-hub: name the repository")
     problems += check_output(output, [one.folder for one in opened if one.folder], overwrite=overwrite)
     problems += [f"--results {folder}: no such folder" for folder in results if not folder.exists()]
-    if len(opened) < 2:
+    if checkpoint is None or others is None:
         raise_any(problems)
-    checkpoint, base_checkpoint = opened
+    assert checkpoint is not None and others is not None
     merge, choice = None, Choice({}, ())
     files: dict[str, SourceFile] = {}
     with problems.collect():
-        merge = plan_merge(spec, model=checkpoint, base=base_checkpoint)
+        merge = plan_merge(spec, model=checkpoint, base=others.base, ancestor=others.ancestor)
     with problems.collect():
         choice = choose_files(checkpoint)
     names = [*choice.names, *sorted({checkpoint.weights, *checkpoint.weight_files})]
@@ -131,14 +132,15 @@ def plan_export(
     raise_any(problems)
     assert merge is not None
     with problems.collect():
-        _check_space(output, names, checkpoint, base_checkpoint, merge)
+        _check_space(output, names, checkpoint, others, merge)
     raise_any(problems)
     with problems.collect():
         checkpoint.prefetch(checkpoint.names())
     if not problems:
         problems += _absent(checkpoint)
-    with problems.collect():
-        base_checkpoint.prefetch(tensor.base_name for tensor in merge.tensors)
+    for other, needed in others.tensors(merge):
+        with problems.collect():
+            other.prefetch(needed)
     files = files or locate(checkpoint, names, problems)
     raise_any(problems)
     if more := named_by_code(choice, files):
@@ -153,10 +155,10 @@ def plan_export(
         if checkpoint.weights.endswith((".bin", ".bin.index.json")):  # shared memory takes more, written one by one
             check_space(output, _converted_size(checkpoint) + sum(files[name].size for name in choice.names))
     if results:
-        problems += _results_problems(results, spec, checkpoint, base_checkpoint, output)
+        problems += _results_problems(results, spec, checkpoint, others, output)
     raise_any(problems)
-    licences = {"model": read_licence(checkpoint), "base": read_licence(base_checkpoint)}
-    plan = ExportPlan(spec, checkpoint, base_checkpoint, merge, choice, files, new_index, licences, results, [])
+    licences = {side: read_licence(one) for side, one in zip(("model", "base", "ancestor"), opened, strict=False)}
+    plan = ExportPlan(spec, checkpoint, *others, merge, choice, files, new_index, licences, results, [])
     plan.notes.extend(_notes(plan))
     return plan
 
@@ -178,11 +180,11 @@ def _absent(checkpoint: Checkpoint) -> list[str]:
 
 
 def _check_space(
-    output: Path, names: Iterable[str], checkpoint: Checkpoint, base: Checkpoint, merge: MergePlan
+    output: Path, names: Iterable[str], checkpoint: Checkpoint, others: SpecCheckpoints, merge: MergePlan
 ) -> None:
     """Raises ExportError where the disk has no room for the export, and for what is downloaded to the same disk."""
     size = sum(checkpoint.size(name) or 0 for name in names)
-    downloads = [checkpoint.to_download(), base.to_download(tensor.base_name for tensor in merge.tensors)]
+    downloads = [checkpoint.to_download(), *(other.to_download(needed) for other, needed in others.tensors(merge))]
     to_come = sum(count or 0 for missing in downloads for count in missing.values())
     if to_come and on_one_disk(output, Path(constants.HF_HUB_CACHE)):
         size += to_come
@@ -196,7 +198,7 @@ def _converted_size(checkpoint: Checkpoint) -> int:
 
 
 def _results_problems(
-    results: list[Path], spec: PlateauSpec, checkpoint: Checkpoint, base: Checkpoint, output: Path
+    results: list[Path], spec: PlateauSpec, checkpoint: Checkpoint, others: SpecCheckpoints, output: Path
 ) -> list[str]:
     """Why runs cannot stand on the card; those of an export that is to be replaced by the same merge can."""
     from plam_eval.evaluation.exported_merge import ExportedMerge
@@ -206,9 +208,10 @@ def _results_problems(
     if (output / FILE).is_file():
         before = read_export_record(output)
         files = {name: file.sha256 for name, file in before.files.items()} if before.digest == spec.digest() else None
-    sides = describe_checkpoint(checkpoint), describe_checkpoint(base)
+    sides = describe_checkpoint(checkpoint), describe_checkpoint(others.base)
+    ancestor = None if others.ancestor is None else describe_checkpoint(others.ancestor)
     try:
-        read_results(results, ExportedMerge(spec, spec.digest(), *sides, files))
+        read_results(results, ExportedMerge(spec, spec.digest(), *sides, files, ancestor))
     except ResultsError as error:
         return error.problems
     return []

@@ -45,11 +45,11 @@ def evaluated_as(record: ExportRecord, sources: Sources) -> list[str]:
 
 
 def _is_of(provenance: dict[str, Any], record: ExportRecord) -> bool:
-    """By the digest of the spec, and the content of both checkpoints where both sides recorded it; or by the files."""
-    checkpoint, base = (provenance.get(side) or {} for side in ("checkpoint", "base"))
+    """By the digest of the spec, and the content of all checkpoints where both sides recorded it; or by the files."""
+    checkpoint, base, ancestor = (provenance.get(side) or {} for side in ("checkpoint", "base", "ancestor"))
     if provenance.get("digest") is None:
         return ran_files(checkpoint, {name: file.sha256 for name, file in record.files.items()})
-    pairs = ((checkpoint, record.model), (base, record.base))
+    pairs = ((checkpoint, record.model), (base, record.base), (ancestor, record.ancestor or {}))
     return provenance["digest"] == record.digest and all(same_content(*pair) is not False for pair in pairs)
 
 
@@ -70,6 +70,7 @@ def exports_section(sources: Sources) -> list[Section]:
             "files": _counts(record),
             "made from": _checkpoint(record.model),
             "base LLM": _checkpoint(record.base),
+            **({"ancestor": _checkpoint(record.ancestor)} if record.ancestor else {}),
             "made": record.created,
         }
         blocks.append(TableBlock(name, ("of", "what"), tuple(Row(row) for row in rows.items()), frozenset({1})))

@@ -101,7 +101,7 @@ def _settings_of(name: str, look: Look) -> Listing:
 def _rows_of_run(run: Run) -> list[tuple[str, str]]:
     provenance, summary = run.block.get("provenance") or {}, run.summary()
     rows = []
-    for key, what in (("checkpoint", "model"), ("base", "base LLM")):
+    for key, what in (("checkpoint", "model"), ("base", "base LLM"), ("ancestor", "ancestor")):
         if identity := provenance.get(key):
             rest = {name: value for name, value in identity.items() if name != "name"}
             rows.append((what, f"{identity.get('name')} ({identity_of(rest)})"))

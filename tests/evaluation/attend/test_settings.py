@@ -108,3 +108,23 @@ def test_a_control_of_a_rule_with_parameters_leaves_them_behind() -> None:
     assert settings.specs["self_scale"] == spec(rule="self_scale", layer_range=None, layers=[1, 3])
     dare = settings.specs["dare"]
     assert dare is not None and dare.parameters == {"drop_rate": 0.9} and settings.equal == {"trim": MERGED}
+
+
+def test_controls_of_a_rule_with_parameters_leave_them_to_it() -> None:
+    content = {"base_model": "org/base", "layers": [1, 3], "modules": "qkvo", "rule": "ties", "ancestor": "org/old"}
+    merge = load_spec({**content, "weights": {"model": 0.9, "base_model": 0.3}, "parameters": {"density": 0.4}})
+    specs = Settings.read(merge, ["merged", "self_scale", "task_arithmetic"]).specs
+    assert [spec.parameters for spec in specs.values() if spec] == [{"density": 0.4}, {}, {}]
+    assert specs["task_arithmetic"].ancestor == "org/old"
+    assert list(Settings.read(merge, ["merged", "ties"]).equal) == ["ties"], "its own parameters"
+
+
+def test_the_ancestor_is_among_the_checkpoints_that_are_watched(pico: Any, tmp_path: Path) -> None:
+    pair = pico("llava")
+    given = {"base": str(pair.base), "layers": "1:3", "rule": "ties", "ancestor": str(pair.mllm)}
+    opened = Checkpoint.open(pair.mllm)
+    watched = check_merges(Settings.read(load_spec(None, given)), opened)
+    assert set(watched) == {str(pair.base), str(pair.mllm)}
+    lost = load_spec(None, {**given, "ancestor": str(tmp_path / "none")})
+    with pytest.raises(MergeError, match=r"merged: ancestor=.*none: no such folder"):
+        check_merges(Settings.read(lost), opened)

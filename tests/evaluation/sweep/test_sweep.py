@@ -330,12 +330,13 @@ def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in
 def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str], Any], suite, tmp_path, monkeypatch):
     pair = pico("llava")
     given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
-    given += ["--tasks", "pope,mmstar", "--limit", "5", "--gen_kwargs", "max_new_tokens=4", "--controls", "self_scale"]
+    given += ["--tasks", "pope,mmstar", "--limit", "5", "--gen_kwargs", "max_new_tokens=4"]
+    given += ["--controls", "self_scale,from_ancestor", "--ancestor", str(pair.mllm)]
     monkeypatch.chdir(suite)
     plam(*given, "--output", str(tmp_path / "one"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launch, "-m", "plam_eval.cli", *given, "--output", str(tmp_path / "two"), "--together", "3"],
+        [*launch, "-m", "plam_eval.cli", *given, "--output", str(tmp_path / "two"), "--together", "4"],
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -103,6 +103,55 @@ def test_licences_are_repeated_and_none_is_made_up(model: Any, base: Any, fields
         assert any(words in cell for cell in told), told
 
 
+OLD = {"name": "pair/old", "hub": "pair/old", "commit": "4" * 40, "sha256": "ef" * 32}
+
+
+def with_ancestor(**changes: Any) -> Any:
+    spec = spec_of(**{"rule": "ties", "ancestor": "pair/old", **changes})
+    inputs = {"model": {}, "base": {}, "ancestor": {"model.safetensors": "0d" * 32}}
+    return record_of(spec, ancestor=OLD, inputs=inputs)
+
+
+def test_a_third_source_is_named_as_the_two_others_are() -> None:
+    three = {side: Licence(("mit",)) for side in ("model", "base", "ancestor")}
+    card = card_of(with_ancestor(), licences=three)
+    data = card.data.to_dict()
+    assert data["base_model"] == ["pair/mllm", "pair/base", "pair/old"] and data["license"] == "mit"
+    assert ["pair/old (commit 444444444444)", "mit"] in rows_of(card.text, "source")
+    assert ["pair/old (commit 444444444444)", "model.safetensors", "0d" * 32] in rows_of(card.text, "of")
+    assert "and of pair/old (commit 444444444444), the ancestor that both were tuned from" in card.text
+    assert "tensors of all three sources" in card.text and "tensors of both sources" in card_of().text
+    for licence, fields in ((Licence(("gpl",)), {"license": "other"}), (Licence(), {})):
+        told = card_of(with_ancestor(), licences={**three, "ancestor": licence}).data.to_dict()
+        assert {key: value for key, value in told.items() if key == "license"} == fields
+
+
+def test_a_folder_of_an_ancestor_is_told_without_its_path() -> None:
+    folder = {"name": f"{HOME}/llama", "folder": f"{HOME}/llama", "fingerprint": "f"}
+    record = with_ancestor(ancestor=f"{HOME}/llama").model_copy(update={"ancestor": folder})
+    card = card_of(record)
+    assert HOME not in str(card) and "The ancestor was a folder (llama)" in card.text
+    assert "of the spec with the paths of its" in card.text
+    assert card.data.to_dict()["base_model"] == ["pair/mllm", "pair/base"]
+
+
+def test_runs_with_another_ancestor_are_refused(tmp_path: Path) -> None:
+    record = with_ancestor()
+    spec = spec_of(rule="ties", ancestor="pair/old")
+    run_of(tmp_path / "merged", BETTER, spec, ancestor=OLD)
+    run_of(tmp_path / "control", PLAIN, spec_of(rule="from_ancestor", ancestor="pair/old"), ancestor=OLD)
+    run_of(tmp_path / "scale", PLAIN, spec_of(rule="self_scale"))
+    text = card_of(record, results=[tmp_path / name for name in ("merged", "control", "scale")]).text
+    assert "from_ancestor: " in text.replace("\\", "") and "self_scale: " in text.replace("\\", "")
+    other = {**OLD, "sha256": "99" * 32}
+    problems = refused(
+        run_of(tmp_path / "other", BETTER, spec, ancestor=other),
+        run_of(tmp_path / "others control", PLAIN, spec_of(rule="from_ancestor", ancestor="pair/old"), ancestor=other),
+        record=record,
+    )
+    assert ["another ancestor (pair/old)" in problem for problem in problems] == [True, True]
+
+
 def test_folders_are_named_without_their_paths_and_are_no_hub_ids() -> None:
     base = {"name": f"{HOME}/vicuna", "folder": f"{HOME}/vicuna", "fingerprint": "f"}
     cached = f"/home/some body/.cache/hub/models--pair--mllm/snapshots/{'1' * 40}"
