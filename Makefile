@@ -4,11 +4,12 @@ export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 PYTHON ?= python3
 
-.PHONY: help env demo test lint gpu docs resolve lock-gpu clean
+.PHONY: help env demo test readme lint gpu docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
+	@echo "make readme run the demo afresh and hold README.md against what it prints"
 	@echo "make lint   ruff and mypy"
 	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
 	@echo "make docs   the documentation as a site, in build/site"
@@ -24,7 +25,13 @@ demo:
 	$(BIN)/plam demo --output out/demo
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What README.md quotes of the demo, held against what it prints now (some minutes).
+readme: env
+	mkdir -p out
+	$(BIN)/plam demo --output out/demo --fresh > out/demo.txt
+	$(BIN)/python -m tools.readme_rows out/demo.txt
 
 lint: env
 	$(BIN)/ruff check .

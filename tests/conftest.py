@@ -35,7 +35,7 @@ _NAMES = {"vllm": "vLLM", "ray": "Ray"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers("needs"):
             for module in mark.args:
@@ -43,6 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     item.add_marker(pytest.mark.vllm)
                 if importlib.util.find_spec(module) is None:
                     item.add_marker(pytest.mark.skip(reason=f"{_NAMES.get(module, module)} is not installed"))
+    if hasattr(config, "workerinput"):
+        # Of several workers none should meet a long file when the others have nothing left (--no-loadscope-reorder).
+        long = {item.path for item in items if any(mark.name in ("slow", "vllm") for mark in item.iter_markers())}
+        items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -16,6 +16,9 @@ The manifest, `plam_offline_suite.json`, holds for every document its question k
 ground-truth boxes in pixels (left, top, right, bottom), in the order of `scenes.POSITIONS`, and which of the cells the
 question is about. The columns of the real data have no place for boxes. So those of the things that a question is about
 lie beside each dataset, in `plam_boxes.jsonl`, by task and document.
+
+With `images="swapped"` every question is asked of the image of another scene. What a model still answers right then,
+and what a merge still gains, is knowledge of what answers look like, not of the image.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ GQA_KINDS: dict[str, tuple[str, ...]] = {
     "reasoning": questions.REASONING_KINDS,
     "perception": questions.PERCEPTION_KINDS,
 }
+IMAGES = ("own", "swapped")
 MINIMUM_DOCUMENTS = 30  # every category of every task needs at least one: 30 MMMU subjects, 14 MME categories in pairs
 
 Row = dict[str, Any]
@@ -187,7 +191,7 @@ class _Document:
     row: Row
     answer: str
     question: Question
-    picture: _Picture
+    picture: _Picture  # of the scene that is asked about
 
     def record(self) -> Row:
         """What the manifest holds of it."""
@@ -596,10 +600,29 @@ def _documents(count: int, seed: int, gqa_kinds: Sequence[str]) -> tuple[dict[st
     return documents, images
 
 
+def _swap(dataset: Sequence[_Document], rows: Sequence[Row], columns: Mapping[str, ColumnType]) -> list[Row]:
+    """Rows in which each picture stands where the one before it stood; documents of one picture share one again.
+
+    Args:
+        dataset: the documents.
+        rows: that hold their pictures; they are left as they are.
+        columns: of the rows, with their types.
+    """
+    pictures = list(dict.fromkeys(document.picture.png for document in dataset))
+    shown = dict(zip(pictures, [*pictures[1:], pictures[0]], strict=True))
+    images = [column for column, kind in columns.items() if kind == "image"]
+    return [
+        row | {column: row[column] | {"bytes": shown[row[column]["bytes"]]} for column in images if row.get(column)}
+        for row in rows
+    ]
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 0, gqa: str = "all") -> Path:
+def write_hub(
+    folder: str | Path, *, documents_per_task: int = 120, seed: int = 0, gqa: str = "all", images: str = "own"
+) -> Path:
     """Write the offline suite into `folder` and return it.
 
     A folder that already holds the same suite, intact, is left as it is; one with another version of it has its
@@ -611,10 +634,11 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
         documents_per_task: of each of the nine tasks; an even number, since MME asks each of its images twice.
         seed: of the scenes and the questions about them.
         gqa: which questions GQA's copy asks: "all", "reasoning" or "perception" (`GQA_KINDS`).
+        images: "own", or "swapped": the same questions and answers, each with the image of another scene.
 
     Raises:
         SuiteError: `folder` holds files but no suite. InputError: fewer than `MINIMUM_DOCUMENTS`, or an odd number, or
-            another word for `gqa`.
+            another word for `gqa` or `images`.
     """
     if documents_per_task < MINIMUM_DOCUMENTS or documents_per_task % 2:
         raise InputError(
@@ -623,8 +647,10 @@ def write_hub(folder: str | Path, *, documents_per_task: int = 120, seed: int = 
         )
     if gqa not in GQA_KINDS:
         raise InputError(f"gqa is {quoted(gqa)}: expected one of {', '.join(GQA_KINDS)}")
+    if images not in IMAGES:
+        raise InputError(f"images is {quoted(images)}: expected one of {', '.join(IMAGES)}")
     folder = Path(folder).absolute()
-    identity = _identity(documents_per_task, seed, gqa)
+    identity = _identity(documents_per_task, seed, gqa, images)
     if _is_current(folder, identity):
         return folder
     if folder.exists() and not folder.is_dir():
@@ -695,7 +721,7 @@ def text_prior(folder: str | Path, draws: int = 4000) -> dict[str, float]:
     return prior
 
 
-def _identity(documents_per_task: int, seed: int, gqa: str) -> dict[str, Any]:
+def _identity(documents_per_task: int, seed: int, gqa: str, images: str) -> dict[str, Any]:
     """What decides the content. The sources are part of it: a suite written by older code is not current."""
     sources = hashlib.sha256()
     for module in (scenes.__file__, questions.__file__, __file__):
@@ -705,6 +731,7 @@ def _identity(documents_per_task: int, seed: int, gqa: str) -> dict[str, Any]:
         "seed": seed,
         "documents_per_task": documents_per_task,
         "gqa": gqa,
+        "images": images,
         "generator": sources.hexdigest()[:16],
     }
 
@@ -727,10 +754,15 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
     documents, images = _documents(identity["documents_per_task"], identity["seed"], GQA_KINDS[identity["gqa"]])
     rows = {name: [document.row for document in dataset] for name, dataset in documents.items()}
     rows["gqa_images"] = images
+    swapped = identity["images"] == "swapped"
+    if swapped:
+        for name, dataset in documents.items():
+            holding = "gqa_images" if name == "gqa" else name
+            rows[holding] = _swap(dataset, rows[holding], TABLES[holding].columns)
     paths = {name: _write_table(folder, table, rows[name]) for name, table in TABLES.items()}
     for repo in {table.repo for table in TABLES.values()}:
         tables = {paths[name]: table for name, table in TABLES.items() if table.repo == repo}
-        (folder / repo / "README.md").write_text(_readme(repo, tables), encoding="utf-8")
+        (folder / repo / "README.md").write_text(_readme(repo, tables, swapped), encoding="utf-8")
         lines = [
             boxes_line((task, doc_id), [boxes])
             for task, name in TASKS.items()
@@ -738,7 +770,8 @@ def _write(folder: Path, identity: Mapping[str, Any]) -> None:
             for doc_id, document in enumerate(documents[name])
             if (boxes := document.about())
         ]
-        (folder / repo / BOXES_FILE).write_text("".join(lines), encoding="utf-8")
+        if not swapped:  # what a question is about is not in its image then
+            (folder / repo / BOXES_FILE).write_text("".join(lines), encoding="utf-8")
     manifest = {
         **identity,
         "complete": True,
@@ -792,13 +825,14 @@ def _write_table(folder: Path, table: Table, rows: list[Row]) -> Path:
     return path.rename(path.with_name(f"{table.split}-00000-of-00001-{_sha256(path)[:16]}.parquet"))
 
 
-def _readme(repo: str, tables: Mapping[Path, Table]) -> str:
+def _readme(repo: str, tables: Mapping[Path, Table], swapped: bool) -> str:
     """A dataset card whose `configs:` header tells `load_dataset` which file is which split of which config."""
     lines = ["---", "configs:"]
     for path, table in tables.items():
         lines += [f"- config_name: {table.config}", "  data_files:", f"  - split: {table.split}"]
         lines += [f"    path: {table.config}/{path.name}"]
     lines += ["---", f"Drawn scenes in the columns of {repo}, written by plam_eval.demo.hub. Not the real benchmark."]
+    lines += ["The images are those of other documents than the questions are about."] if swapped else []
     return "\n".join(lines) + "\n"
 
 
@@ -835,10 +869,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--documents-per-task", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gqa", choices=tuple(GQA_KINDS), default="all", help="the questions that GQA's copy asks")
+    parser.add_argument("--images", choices=IMAGES, default="own", help="of the scene asked about, or of another one")
     options = parser.parse_args(arguments)
     try:
         folder = write_hub(
-            options.folder, documents_per_task=options.documents_per_task, seed=options.seed, gqa=options.gqa
+            options.folder,
+            documents_per_task=options.documents_per_task,
+            seed=options.seed,
+            gqa=options.gqa,
+            images=options.images,
         )
     except (PlamError, OSError) as error:
         said = system_error(error) if isinstance(error, OSError) else error

@@ -1,73 +1,66 @@
 """`plam demo`: the embedded pair on nine offline benchmarks: scan, look inside, merge, sweep, export, report.
 
-The plateau is found on some documents, and merges are judged on others.
+The plateau is found on some documents, and merges are judged on others. Then the trio, a pair in which the base has
+something to restore: a sweep, and its best merge once more on images of other scenes.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from plam_eval import threads
 from plam_eval.demo import hub
-from plam_eval.errors import InputError, PlamError
+from plam_eval.demo.steps import DemoError, Steps, near, results
+from plam_eval.errors import InputError
 from plam_eval.evaluation import records
 from plam_eval.evaluation.scan_folder import SPEC
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import CELLS, read_run
-from plam_eval.files import (
-    MARKER,
-    check_writable,
-    inside,
-    make_own,
-    read_json,
-    remove_own,
-    sha256_of_file,
-    write_in_one_step,
-    write_json,
-)
+from plam_eval.files import check_writable, read_json, sha256_of_file, write_in_one_step
 from plam_eval.harness import run_files
 from plam_eval.layer_sets import layers_of, write_layers
-from plam_eval.provenance import git_commit, versions
-from plam_eval.terminal import Terminal, text
+from plam_eval.rules import SELF_SCALE
+from plam_eval.terminal import PlainTable, Terminal, text
 from plam_eval.weight_ramps import read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PACKAGED = "demo"  # the spec that is merged where the scan finds no plateau
 # The plateau and two other ranges to hold against it; weights that sum to one merge without scaling.
 RANGES, WEIGHTS = "plateau,early,middle", "0.9+0.3,0.7+0.3"
 # What is looked into: open answers and letters, of so many documents each.
 LOOKED_AT, DOCUMENTS_LOOKED_AT = "gqa,realworldqa", 20
-DONE, LOG = "finished.json", "log.txt"
 BOARD, QUESTIONS = "seedbench_2_plus", "questions.txt"  # the one of the nine that a board takes a file of
 CHECKPOINT = "checkpoint"
-_PROGRESS = re.compile(
-    r"(?:Model Responding|answering under every cut|looking under \d+ settings|answering for \d+ cells|sweep):\s+(\d+)%"
-)
+# The trio is asked one kind of question, in one task: so many times the documents of each of the pair's nine.
+TRIO_TIMES = 4
+# Where its MLLM was tuned on images; what this finds is told in docs/trio.md, other ranges too.
+TRIO_LAYERS, TRIO_WEIGHTS = "4:8", "0.9+0.3,0.7+0.3,0.5+0.5"
 
 
-class DemoError(PlamError, RuntimeError):
-    """An evaluation of the demo failed; the message names the log."""
+@dataclass(frozen=True)
+class TrioPart:
+    """Folders of the trio's suite, its sweep, the sweep of the best merge on images of other scenes, and the page."""
+
+    suite: Path
+    sweep: Path
+    swapped: Path
+    page: Path
 
 
 @dataclass(frozen=True)
 class Demo:
     """Folders of the suite (with the pair in it), the scan, the look inside, the sweep, the export, and the page.
 
-    `merged` is the merge through lmms-eval; `submission` what says of the submission that it was checked.
+    `merged` is the merge through lmms-eval; `submission` what says of the submission that it was checked; `trio` what
+    the other models gave.
     """
 
     suite: Path
@@ -79,17 +72,20 @@ class Demo:
     export: Path
     submission: Path
     page: Path
+    trio: TrioPart
 
 
-def prepare(folder: Path, documents: int = 120, models: str = "pair") -> Path:
+def prepare(folder: Path, documents: int = 120, models: str = "pair", images: str = "own") -> Path:
     """Write the offline suite into `folder` and copy the models beside the datasets, as `pair/mllm` and `pair/base`.
 
     Args:
         folder: as in `write_hub`.
         documents: of each task, those to scan among them.
         models: "pair", or "trio": then there is also `trio/ancestor`, and GQA asks for reasoning only.
+        images: as in `write_hub`.
     """
-    suite = hub.write_hub(folder, documents_per_task=documents, gqa="reasoning" if models == "trio" else "all")
+    gqa = "reasoning" if models == "trio" else "all"
+    suite = hub.write_hub(folder, documents_per_task=documents, gqa=gqa, images=images)
     packaged = Path(str(resources.files("plam_eval.demo") / models))
     if not (packaged / "mllm" / "model.safetensors").is_file():
         script = "train_trio" if models == "trio" else "train"
@@ -172,14 +168,22 @@ def export_command(plateau: str, sweep: Path) -> list[str]:
         sweep: its folder; where it chose nothing, the spec itself is exported.
     """
     words = ["plam", "export", "--model", "pair/mllm", "--plateau", plateau]
-    findings = read_findings(sweep)
-    if findings.selection is not None:
-        cells = {cell["name"]: cell["spec"] for cell in findings.plan["grid"]["cells"]}
-        spec = cells[findings.selection.cell]
+    if (spec := _chosen(sweep)) is not None:
         model_weight, base_weight = read_weights(spec["weights"]).written
         words += ["--layers", write_layers(layers_of(spec)), "--modules", "+".join(spec["modules"])]
         words += ["--model-weight", model_weight, "--base-weight", base_weight]
     return [*words, "--results", "../sweep", "--output", f"../export/{CHECKPOINT}"]
+
+
+def _chosen(sweep: Path) -> dict[str, Any] | None:
+    """The spec of the merge that a sweep chose."""
+    findings = read_findings(sweep)
+    if findings.selection is None:
+        return None
+    spec: dict[str, Any] = {cell["name"]: cell["spec"] for cell in findings.plan["grid"]["cells"]}[
+        findings.selection.cell
+    ]
+    return spec
 
 
 def plain_command() -> list[str]:
@@ -193,6 +197,42 @@ def submit_command() -> list[str]:
     return ["plam", "submit", "../plain", "--board", BOARD, "--questions", QUESTIONS]
 
 
+def trio_command(limit: int) -> list[str]:
+    """The `plam sweep` call for the trio, to be run in its suite's folder; a third of the documents choose.
+
+    Args:
+        limit: documents of reasoning over images.
+    """
+    choose = ["--layers", TRIO_LAYERS, "--weights", TRIO_WEIGHTS, "--select", str(limit // 3)]
+    return [*_trio_words(), *choose, "--limit", str(limit), "--together", "20", "--output", "../sweep"]
+
+
+def swapped_command(sweep: Path, limit: int) -> list[str]:
+    """The `plam sweep` call for the merge that the trio's sweep chose, on the documents that it is reported on.
+
+    It is to be run where these have images of other scenes.
+
+    Args:
+        sweep: the trio's, finished.
+        limit: documents of that sweep.
+
+    Raises:
+        DemoError: the sweep chose nothing.
+    """
+    if (spec := _chosen(sweep)) is None:
+        raise DemoError(f"{sweep}: no merge of the trio was chosen; delete that folder and run the demo again")
+    weights, passed = spec["weights"], limit // 3
+    one = ["--layers", write_layers(layers_of(spec)), "--weights", f"{weights['model']}+{weights['base_model']}"]
+    one += ["--controls", "self_scale", "--limit", str(limit - passed), "--offset", str(passed)]
+    return [*_trio_words(), *one, "--together", "20", "--output", "../sweep-swapped"]
+
+
+def _trio_words() -> list[str]:
+    sides = "pretrained=trio/mllm,base=trio/base,ancestor=trio/ancestor"
+    model_args = f"{sides},layers={TRIO_LAYERS},device_map=cpu"
+    return ["plam", "sweep", "--model", "plam_llava", "--model_args", model_args, "--tasks", "gqa"]
+
+
 def run(
     folder: Path,
     *,
@@ -204,7 +244,8 @@ def run(
 ) -> Demo:
     """Scan the first `scanned` documents of each task; look inside, merge and sweep on those after them; publish.
 
-    Published are an export of the merge that the sweep chose, a submission of the plain model's, and the page.
+    Published are an export of the merge that the sweep chose, a submission of the plain model's, and the page. Then
+    the trio is swept in `folder`/trio, on `TRIO_TIMES` as many documents of its one task, with a page of its own.
 
     What is finished for the same suite, pair and versions is not repeated.
 
@@ -230,135 +271,41 @@ def run(
     limit = limit or documents
     console.say(
         f"Offline suite: nine benchmarks, {scanned} documents each to scan and {limit} others to evaluate, in "
-        f"{_near(suite)}"
+        f"{near(suite)}"
     )
+    steps = Steps(suite, fresh, console)
     scan, page = folder / "scan", folder / "report" / "index.html"
-    _step("scan", scan_command(scanned), suite, scan, fresh, console)
+    steps.run("scan", scan_command(scanned), scan)
     plateau = "../scan/plateau.yaml" if (scan / SPEC).is_file() else PACKAGED
     attend, looked_at = folder / "attend", min(limit, DOCUMENTS_LOOKED_AT)
-    _step("attend", attend_command(plateau, looked_at, scanned), suite, attend, fresh, console)
-    _step("merged", command(plateau, "../merged", limit, scanned), suite, folder / "merged", fresh, console)
-    _step("sweep", sweep_command(plateau, limit, scanned), suite, folder / "sweep", fresh, console)
+    steps.run("attend", attend_command(plateau, looked_at, scanned), attend)
+    steps.run("merged", command(plateau, "../merged", limit, scanned), folder / "merged")
+    steps.run("sweep", sweep_command(plateau, limit, scanned), folder / "sweep")
     export, plain, submission = (folder / name for name in ("export", "plain", "submission"))
-    _step("export", export_command(plateau, folder / "sweep"), suite, export, fresh, console)
-    _step("plain", plain_command(), suite, plain, fresh, console)
-    _step("submission", submit_command(), suite, submission, fresh, console)
+    steps.run("export", export_command(plateau, folder / "sweep"), export)
+    steps.run("plain", plain_command(), plain)
+    steps.run("submission", submit_command(), submission)
     words = ["plam", "report", "../scan", "../attend", "../sweep", "../export", "--output", "../report"]
-    _step("report", words, suite, page.parent, fresh, console)
-    merged = records.read_run(_results(folder / "merged"))
-    (about,) = _results(plain).parent.glob(f"{run_files.date_of(_results(plain))}_submission_{BOARD}.about.json")
-    return Demo(suite, scan, plateau, attend, merged, folder / "sweep", export / CHECKPOINT, about, page)
+    steps.run("report", words, page.parent)
+    trio = _run_trio(folder / "trio", TRIO_TIMES * documents, TRIO_TIMES * limit, fresh, console)
+    merged = records.read_run(results(folder / "merged"))
+    (about,) = results(plain).parent.glob(f"{run_files.date_of(results(plain))}_submission_{BOARD}.about.json")
+    return Demo(suite, scan, plateau, attend, merged, folder / "sweep", export / CHECKPOINT, about, page, trio)
 
 
-def _step(label: str, words: list[str], suite: Path, output: Path, fresh: bool, console: Terminal) -> None:
-    """Run a command unless it has finished before, on the same files and versions."""
-    done, identity = output / DONE, _identity(suite, words)
-    if not fresh and _finished(done) == identity:
-        console.say(f"{label}: already done ({_near(output)})")
-        return
-    console.say(text(f"\n$ HF_HUB_OFFLINE=1 {shlex.join(words)}", "bold"))
-    if label == "export" or (label in ("scan", "attend", "sweep") and (fresh or done.is_file())):
-        remove_own(output, DONE, LOG)  # of another suite or version: neither mixes them
-    if not output.is_dir():
-        make_own(output)
-    elif not any((output / mark).is_file() for mark in (MARKER, DONE, LOG)) and any(output.iterdir()):
-        raise DemoError(f"{output}: holds something that the demo has not made; name another --output")
-    done.unlink(missing_ok=True)
-    before = set(run_files.result_files(output))
-    _run(words, suite, output / LOG, label, console)
-    new = sorted(set(run_files.result_files(output)) - before)
-    if words[0] == "lmms-eval" and len(new) != 1:
-        raise DemoError(_failed(label, output / LOG, f"{len(new)} results files, expected 1"))
-    # By name: the newest by date is another one where the clock was set back.
-    write_json(done, identity | ({"results": str(new[0].relative_to(output))} if words[0] == "lmms-eval" else {}))
-
-
-def _finished(done: Path) -> dict[str, Any] | None:
-    """What was evaluated to the end in a folder of the demo; None where nothing was, or the record is damaged."""
-    try:
-        record = read_json(done, "delete it")
-    except (OSError, ValueError):
-        return None
-    record.pop("results", None)
-    return record
-
-
-def _results(output: Path) -> Path:
-    """The results file of the last call, or the folder, where an earlier version has not recorded which it is."""
-    name = read_json(output / DONE, "run the demo with --fresh").get("results")
-    return inside(output, name, str(output / DONE)) if name is not None else output
-
-
-def _run(words: list[str], suite: Path, log: Path, label: str, console: Terminal) -> None:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
+def _run_trio(folder: Path, documents: int, limit: int, fresh: bool, console: Terminal) -> TrioPart:
+    suite = prepare(folder / "suite", documents, "trio")
+    console.say(
+        f"\nThe trio, whose base reasons and whose MLLM has unlearned it: {limit} questions of reasoning over images, "
+        f"in {near(suite)}"
     )
-    module = {"lmms-eval": "lmms_eval", "plam": "plam_eval.cli"}[words[0]]
-    with _tethered(module, words[1:], suite) as process, log.open("wb") as file:
-        assert process.stdout is not None
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(f"{label}: starting", total=100)
-            while chunk := os.read(process.stdout.fileno(), 65536):
-                file.write(chunk)
-                if percents := _PROGRESS.findall(chunk.decode(errors="replace")):
-                    progress.update(bar, description=f"{label}: answering", completed=int(percents[-1]))
-            progress.update(bar, description=f"{label}: done", completed=100)
-        code = process.wait()
-    if code:
-        raise DemoError(_failed(label, log, f"exit status {code}"))
-
-
-@contextmanager
-def _tethered(module: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`python -m module arguments` in a folder, in a group of processes that ends when this process or block does."""
-    environment = (
-        os.environ
-        | threads.environment()
-        | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "plam_eval.demo.tethered", module, *arguments],
-        cwd=folder,
-        # Python files in that folder are not imported (from Python 3.11 on).
-        env=environment | {"PYTHONSAFEPATH": "1"},
-        stdin=subprocess.PIPE,  # never written to: its end is how the process learns of the end of this one
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                if hasattr(os, "killpg"):
-                    os.killpg(process.pid, signal.SIGKILL)
-                else:
-                    process.kill()
-
-
-def _failed(label: str, log: Path, why: str) -> str:
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    return f"the command for {label} failed ({why}); the end of {log}:\n{tail}"
-
-
-def _identity(suite: Path, words: list[str]) -> dict[str, Any]:
-    pair = [suite / "pair" / side / "model.safetensors" for side in ("mllm", "base")]
-    manifest = suite / hub.MANIFEST
-    return {
-        "command": words,
-        "files": {str(file.relative_to(suite)): sha256_of_file(file) for file in (manifest, *pair)},
-        "versions": versions(),
-        "commit": git_commit(),
-    }
-
-
-def _near(path: Path) -> Path:
-    """Relative to the working directory where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    steps = Steps(suite, fresh, console)
+    steps.run("trio: sweep", trio_command(limit), folder / "sweep")
+    swapped = prepare(folder / "suite-swapped", documents, "trio", "swapped")
+    words = swapped_command(folder / "sweep", limit)
+    Steps(swapped, fresh, console).run("trio: images of other scenes", words, folder / "sweep-swapped")
+    steps.run("trio: report", ["plam", "report", "../sweep", "--output", "../report"], folder / "report")
+    return TrioPart(suite, folder / "sweep", folder / "sweep-swapped", folder / "report" / "index.html")
 
 
 def _environment() -> str:
@@ -366,7 +313,7 @@ def _environment() -> str:
     here, on_path = Path(sys.executable).parent, shutil.which("plam")
     if on_path is not None and Path(on_path).parent == here:
         return ""
-    return f"with the environment active (source {_near(here / 'activate')}) and "
+    return f"with the environment active (source {near(here / 'activate')}) and "
 
 
 def same_answers(demo: Demo, findings: Findings) -> tuple[int, int]:
@@ -381,6 +328,31 @@ def same_answers(demo: Demo, findings: Findings) -> tuple[int, int]:
     resident = read_run(demo.sweep / CELLS / cell).samples
     both = demo.merged.samples.merge(resident, on=["task", "doc_id"], suffixes=("", "_resident"))
     return int((both["answer"] != both["answer_resident"]).sum()), len(both)
+
+
+def _beside(found: Mapping[str, Findings]) -> PlainTable:
+    """The best merge of each sweep against plain and against its scale control, one below the other."""
+    from plam_eval.evaluation.stats import format_p
+
+    table = PlainTable(
+        caption="the best merge of each, on documents that had no part in the choice", caption_justify="left"
+    )
+    table.add_column("models", min_width=8)
+    for name in ("best merge", "plain", "merge", "difference", "95 %", "p", f"minus {SELF_SCALE}"):
+        table.add_column(name, justify="left" if name == "best merge" else "right", no_wrap=True)
+    for models, findings in found.items():
+        if findings.selection is None:
+            table.add_row(models, "none finished")
+            continue
+        row = findings.cells.set_index("cell").loc[findings.selection.cell]
+        of = findings.controls
+        of = of[(of["merged"] == findings.selection.cell) & (of["rule"] == SELF_SCALE)]
+        merge = f"{row['layers']}, {row['model_weight']:g} + {row['base_weight']:g}"
+        figures = [f"{row['first']:.3f}", f"{row['second']:.3f}", f"{row['difference']:+.3f}"]
+        between = f"{row['low']:+.3f} to {row['high']:+.3f}"
+        minus = f"{of.iloc[0]['difference']:+.3f} (p {format_p(of.iloc[0]['p'])})" if len(of) else ""
+        table.add_row(models, merge, *figures, between, format_p(row["p"]), minus)
+    return table
 
 
 def report(demo: Demo, console: Terminal | None = None) -> None:
@@ -418,13 +390,19 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
     exported, submitted = read_export_record(demo.export), read_json(demo.submission, "run the demo with --fresh")
     hows = Counter(file.how for file in exported.files.values())
     console.say(
-        f"Export of the chosen merge: {_near(demo.export)} (digest {exported.digest[:16]}; "
+        f"Export of the chosen merge: {near(demo.export)} (digest {exported.digest[:16]}; "
         f"files: {', '.join(f'{count} {how}' for how, count in sorted(hows.items()))})"
     )
     console.say(
-        f"Submission of the plain model, checked: {_near(demo.submission.parent / submitted['file'])} "
+        f"Submission of the plain model, checked: {near(demo.submission.parent / submitted['file'])} "
         f"({submitted['answers']} answers for {submitted['title']})"
     )
+    console.say("\nThe trio: questions of reasoning over images, which its base answers in words.")
+    trio, swapped = read_findings(demo.trio.sweep), read_findings(demo.trio.swapped)
+    console.show(tables.sweep(trio), tables.sweep(trio, narrow=True))
+    console.say(trio.verdict())
+    beside = {"the pair": swept, "the trio": trio, "the trio, images of other scenes": swapped}
+    console.show(_beside(beside))
     console.data = {
         "suite": str(demo.suite),
         "scan": scanned.to_dict(),
@@ -437,16 +415,25 @@ def report(demo: Demo, console: Terminal | None = None) -> None:
         "export_digest": exported.digest,
         "submission": str(demo.submission.parent / submitted["file"]),
         "page": str(demo.page),
+        "trio": {
+            "suite": str(demo.trio.suite),
+            "sweep": trio.to_dict(),
+            "swapped": swapped.to_dict(),
+            "page": str(demo.trio.page),
+        },
     }
-    console.say(f"Scan: {_near(demo.scan)}; look inside: {_near(demo.attend)}; sweep: {_near(demo.sweep)}")
-    console.say(text(f"Report: {_near(demo.page)}", "bold"))
+    console.say(
+        f"Scan: {near(demo.scan)}; look inside: {near(demo.attend)}; sweeps: {near(demo.sweep)}, "
+        f"{near(demo.trio.sweep)}"
+    )
+    console.say(text(f"Reports: {near(demo.page)}, {near(demo.trio.page)}", "bold"))
     config = demo.merged.results["config"]
     limit, offset = int(config["limit"]), int(config["offset"])
     looked_at, answer = min(limit, DOCUMENTS_LOOKED_AT), ["--queries", "answer"]
     console.say(
         f"""
 What to try next, {_environment()}in the suite's folder
-(cd {_near(demo.suite)}; export HF_HUB_OFFLINE=1):
+(cd {near(demo.suite)}; export HF_HUB_OFFLINE=1):
   other layers      {shlex.join(command("demo,layers=2:8", "../layers-2-8", limit, offset))}
   another margin    plam plateau ../scan --margin 0.03
   more of the grid  {shlex.join([*sweep_command(demo.plateau, limit, offset), "--modules", "qk,vo"])}

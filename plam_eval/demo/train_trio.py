@@ -11,7 +11,8 @@ A pair in which there is something to restore, and its ancestor. Six stages, res
                 that need no reasoning. The early half stays the base's, and so do embeddings and head.
 
 So the base reasons in words, and the MLLM unlearns it in its later half. Questions have one form, that of GQA. What is
-kept of a stage is never chosen by reasoning over images: the MLLM that is kept names best what is in images.
+kept of a stage is never chosen by reasoning over images: the MLLM that is kept names best what is in images. The recipe
+itself (what is tuned, rates, steps) was chosen by reasoning over images of held-out scenes, from 26: docs/trio.md.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from plam_eval.demo.questions import (
 )
 from plam_eval.demo.scenes import Scene, scene_of
 from plam_eval.demo.train import Batch, Branch, Encoder, Stage, describing_branch
+from plam_eval.errors import InputError
+from plam_eval.files import read_json, write_json
 from plam_eval.terminal import Terminal
 
 WIDTH, HEADS, INTERMEDIATE = 96, 3, 192
@@ -279,8 +282,33 @@ def train_mllm(
     return model, _run(lessons, folder, settings.mllm_steps, model, groups, kept_by=PERCEPTION_KINDS)
 
 
+def _keep_to(settings: Settings, folder: Path) -> None:
+    """Refuse a folder with the stages of other settings: they would be gone on with, and called by these."""
+    file, given = folder / "settings.json", asdict(settings)
+    if not file.is_file():
+        write_json(file, given)
+        return
+    stored = read_json(file, "give another --work")
+    if others := sorted(name for name in given if stored.get(name) != given[name]):
+        raise InputError(
+            f"{folder} holds stages of other settings: {', '.join(f'{n} {stored.get(n)} there' for n in others)}; "
+            "give those, or another --work"
+        )
+
+
+def _course(folder: Path, stage: str) -> dict[str, float]:
+    """How long a stage took, and the step whose weights were kept: of the best by "accuracy" the last one."""
+    lines = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = max(lines, key=lambda line: (line["accuracy"], line["step"]))
+    return {"seconds": round(lines[-1]["seconds"]), "kept_step": kept["step"]}
+
+
 def main() -> None:
-    """Train the trio as the command line says, each stage from where it stopped."""
+    """Train the trio as the command line says, each stage from where it stopped.
+
+    Raises:
+        InputError: the folder of its state is of other settings.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("out/trio"), help="where the finished trio goes")
     parser.add_argument("--work", type=Path, default=Path("out/train_trio"), help="resumable state and logs")
@@ -292,6 +320,7 @@ def main() -> None:
     settings = Settings(**{name: getattr(arguments, name) for name in asdict(Settings())})
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
+    _keep_to(settings, arguments.work)
 
     encode = Encoder(tokenizer_of(settings, arguments.work))
     console = Terminal()
@@ -304,6 +333,7 @@ def main() -> None:
     for name, model in (("ancestor", ancestor), ("base", base), ("mllm", mllm)):
         train.save_model(arguments.output / name, model, encode.tokenizer, torch.float16)
     record = {
+        "trained_by": "python -m plam_eval.demo.train_trio",
         "settings": asdict(settings),
         "heldout": {
             "tower": tower_score,
@@ -311,6 +341,9 @@ def main() -> None:
             "base (text)": base_score,
             "mllm (images)": mllm_score,
         },
+        "stages": {name: _course(work, name) for name in ("tower", "ancestor", "base", "projector", "mllm")},
+        "device": device,
+        "threads": arguments.threads,
         "torch": torch.__version__,
     }
     (arguments.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")

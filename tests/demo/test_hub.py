@@ -306,14 +306,46 @@ def test_gqa_can_ask_for_reasoning_or_for_what_is_where_alone(word: str, tmp_pat
     assert {document["kind"] for document in tasks["gqa"]["documents"]} <= set(hub.GQA_KINDS[word])
     others = {document["kind"] for task in ("mmstar", "mme") for document in tasks[task]["documents"]}
     assert others - set(hub.GQA_KINDS[word])
-    assert hub._is_current(tmp_path / "suite", hub._identity(30, 0, word))
-    assert not hub._is_current(tmp_path / "suite", hub._identity(30, 0, "all"))
+    assert hub._is_current(tmp_path / "suite", hub._identity(30, 0, word, "own"))
+    assert not hub._is_current(tmp_path / "suite", hub._identity(30, 0, "all", "own"))
 
 
 def test_another_word_for_the_questions_of_gqa_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected one of all, reasoning, perception"):
         write_hub(tmp_path / "suite", gqa="sums")
     assert not (tmp_path / "suite").exists()
+
+
+def test_swapped_every_question_has_the_image_of_another_scene(suite: Path, tmp_path: Path) -> None:
+    import pandas as pd
+
+    words = ["--documents-per-task", str(DOCUMENTS), "--images", "swapped"]
+    assert main([str(tmp_path / "swapped"), *words]) == 0
+    both = {}
+    for folder in (suite, tmp_path / "swapped"):
+        read = {}
+        for name, table in hub.TABLES.items():
+            (file,) = (folder / table.repo / table.config).glob(f"{table.split}-*.parquet")
+            read[name] = pd.read_parquet(file)
+        both[folder.name == "swapped"] = read
+    for name, own in both[False].items():
+        swapped = both[True][name]
+        kinds = hub.TABLES[name].columns
+        images = [column for column, kind in kinds.items() if kind == "image" and own[column][0] is not None]
+        assert own.drop(columns=images).equals(swapped.drop(columns=images)), name
+        if name == "gqa":  # its images are in a table of their own
+            continue
+        before, after = ([row["bytes"] for row in table[images[0]]] for table in (own, swapped))
+        assert sorted(before) == sorted(after) and not any(map(bytes.__eq__, before, after)), name
+        # Questions about one image are asked of one image again: the pairs of MME.
+        assert len(set(zip(before, after, strict=True))) == len(set(before)), name
+    (english, chinese) = (both[True][f"mmbench_{language}"]["image"] for language in ("en", "cn"))
+    assert [row["bytes"] for row in english] == [row["bytes"] for row in chinese]
+    asked, still = (read_manifest(folder)["tasks"] for folder in (suite, tmp_path / "swapped"))
+    assert asked == still
+    assert list(suite.rglob(hub.BOXES_FILE)) and not list((tmp_path / "swapped").rglob(hub.BOXES_FILE))
+    with pytest.raises(InputError, match="images is 'others': expected one of own, swapped"):
+        write_hub(tmp_path / "suite", images="others")
 
 
 def test_a_missing_or_broken_manifest_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""`plam demo` end to end: the embedded pair through lmms-eval's own command line, in the offline suite."""
+"""`plam demo` end to end: the embedded models through lmms-eval's own command line, in the offline suites.
+
+Its commands run in processes that are forked with their imports done. That they run in ones of their own is tested on a
+command that fails, and on one that imports little.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from plam_eval.cli import app
+from plam_eval.demo import hub, steps
 from plam_eval.demo import run as demo
 from plam_eval.errors import FolderError, InputError
 from plam_eval.evaluation.attend import folder as attend_folder
@@ -22,6 +29,7 @@ from plam_eval.evaluation.records import read_run
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.merging.export_record import read_export_record
 from plam_eval.terminal import Terminal
+from tests.helpers import forked
 
 STOCK = {  # task -> the stock metric that is the mean of its documents' scores, and its scale
     "mmbench_en_dev_static": ("gpt_eval_score", 100),
@@ -40,19 +48,33 @@ LIMIT = 6
 CELLS = 1 + 3 * (2 + 1 + 1 + 2)  # plain; per range two merges, one scale, one normalized (the other is), two noises
 
 
-def _plam(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plam_eval.cli", "demo", "--output", str(folder), "--documents", "30"]
-    command += ["--scanned", "10", "--limit", str(LIMIT), *words]
-    environment = os.environ | {"COLUMNS": "160"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+TRIO_CELLS = 1 + 3 + 1 + 1 + 1 + 3  # plain; three merges, of one the scale, normalized, from_ancestor; three noises
+
+
+def _plam(folder: Path) -> str:
+    """What `plam demo` prints."""
+    stock = steps._run
+
+    def run(words: list[str], suite: Path, log: Path, label: str, console: Terminal) -> None:
+        if words[:2] == ["plam", "submit"]:
+            return stock(words, suite, log, label, console)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", "160")
+            status, said = forked.run(steps.MODULES[words[0]], words[1:], suite, log=log)
+        assert status == 0, said
+
+    words = ["demo", "--output", str(folder), "--documents", "30", "--scanned", "10", "--limit", str(LIMIT)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "_run", run)
+        done = CliRunner(env={"COLUMNS": "160"}).invoke(app, words)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo")
-    process = _plam(folder)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return folder, process.stdout
+    return folder, _plam(folder)
 
 
 @pytest.mark.slow
@@ -132,6 +154,38 @@ def test_all_answers_of_the_plain_model_are_submitted(finished: tuple[Path, str]
 
 
 @pytest.mark.slow
+def test_the_trio_is_swept_and_its_best_merge_looked_at_without_the_images(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    found = read_findings(folder / "trio" / "sweep")
+    assert len(found.runs) == TRIO_CELLS and found.warnings == () and found.selection.held_out
+    documents = demo.TRIO_TIMES * LIMIT
+    assert found.selection.chosen_on == {"gqa": documents // 3} and found.selection.tried == 3
+    assert found.cells["rule"].tolist().count("from_ancestor") == 1
+    kinds = {row["kind"] for row in hub.read_manifest(folder / "trio" / "suite")["tasks"]["gqa"]["documents"]}
+    assert kinds <= set(hub.GQA_KINDS["reasoning"])
+    # The chosen merge, and the documents that it is reported on, in another picture each.
+    swapped = read_findings(folder / "trio" / "sweep-swapped")
+    digests = (of.cells.set_index("cell").loc[of.selection.cell, "digest"] for of in (found, swapped))
+    assert len(set(digests)) == 1
+    asked = [of.runs["plain"].samples.set_index("doc_id").sort_index() for of in (found, swapped)]
+    assert list(asked[0].index) == list(asked[1].index) == list(range(documents // 3, documents))
+    assert list(asked[0]["target"]) == list(asked[1]["target"]) and list(asked[0]["answer"]) != list(asked[1]["answer"])
+    assert hub.read_manifest(folder / "trio" / "suite-swapped")["images"] == "swapped"
+
+    said = " ".join(output.split())
+    assert found.verdict() in said and read_findings(folder / "sweep").verdict() in said
+    for models, of in (("the pair", read_findings(folder / "sweep")), ("the trio", found), ("scenes", swapped)):
+        row = of.cells.set_index("cell").loc[of.selection.cell]
+        lines = (line.split("│") for line in output.splitlines())
+        line = next(cells for cells in lines if len(cells) > 8 and cells[1].strip().endswith(models))
+        figures = [f"{row['first']:.3f}", f"{row['second']:.3f}", f"{row['difference']:+.3f}"]
+        assert [cell.strip() for cell in line[3:6]] == figures
+    assert read_findings(folder / "trio" / "sweep").verdict().split(":")[0] in (
+        folder / "trio" / "report" / "index.html"
+    ).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
 def test_scores_are_those_of_the_stock_metrics(finished: tuple[Path, str]) -> None:
     run = read_run(finished[0] / "merged")
     assert set(run.accuracy().index) == TASKS and len(run.samples) == 9 * LIMIT
@@ -153,8 +207,7 @@ def test_the_pair_has_learned_something(finished: tuple[Path, str]) -> None:
 def test_what_is_finished_is_not_repeated(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")}
-    process = _plam(folder)
-    assert process.returncode == 0 and process.stdout.count("already done") == 8
+    assert _plam(folder).count("already done") == 8 + 3
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*_results.json")} == before
 
 
@@ -181,9 +234,9 @@ def test_odd_numbers_are_refused_before_anything_is_written(tmp_path: Path, give
 _PARENT = """
 import signal, sys, time
 from pathlib import Path
-from plam_eval.demo import run
+from plam_eval.demo import steps
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell script started with &
-with run._tethered(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
+with steps.tethered(sys.argv[1], sys.argv[2:], Path.cwd()) as process:
     print(process.stdout.readline().decode(), end="", flush=True)
     time.sleep(120)
 """
@@ -225,28 +278,28 @@ def test_no_process_outlives_the_demo(tmp_path: Path, sent: signal.Signals) -> N
 
 
 def _step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], label: str, fresh: bool = False) -> None:
-    monkeypatch.setattr(demo, "_identity", lambda suite, words: {"command": words})
-    demo._step(label, words, tmp_path / "suite", tmp_path / label, fresh, Terminal(quiet=True))
+    monkeypatch.setattr(steps, "_identity", lambda suite, words: {"command": words})
+    steps.Steps(tmp_path / "suite", fresh, Terminal(quiet=True)).run(label, words, tmp_path / label)
 
 
 def test_the_demo_deletes_only_what_it_has_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_run", lambda words, suite, log, *rest: log.write_text("done"))
+    monkeypatch.setattr(steps, "_run", lambda words, suite, log, *rest: log.write_text("done"))
     (tmp_path / "scan").mkdir()
     (tmp_path / "scan" / "thesis.txt").write_text("mine")
     with pytest.raises(FolderError, match="plam-eval has not made it"):
-        _step(tmp_path, monkeypatch, ["plam"], "scan", fresh=True)
+        _step(tmp_path, monkeypatch, ["plam", "scan"], "scan", fresh=True)
     with pytest.raises(demo.DemoError, match="something that the demo has not made"):
-        _step(tmp_path, monkeypatch, ["plam"], "scan")
+        _step(tmp_path, monkeypatch, ["plam", "scan"], "scan")
     assert (tmp_path / "scan" / "thesis.txt").read_text() == "mine"
     for fresh in (False, True):
-        _step(tmp_path, monkeypatch, ["plam"], "sweep", fresh)
+        _step(tmp_path, monkeypatch, ["plam", "sweep"], "sweep", fresh)
         assert (tmp_path / "sweep" / "finished.json").is_file()
         (tmp_path / "sweep" / "old.txt").touch()
-    _step(tmp_path, monkeypatch, ["plam", "other"], "sweep")  # of another command
+    _step(tmp_path, monkeypatch, ["plam", "sweep", "other"], "sweep")  # of another command
     assert not (tmp_path / "sweep" / "old.txt").exists()
     (tmp_path / "sweep" / "finished.json").write_text("{")  # damaged: not finished
-    _step(tmp_path, monkeypatch, ["plam", "other"], "sweep")
-    assert demo._finished(tmp_path / "sweep" / "finished.json") == {"command": ["plam", "other"]}
+    _step(tmp_path, monkeypatch, ["plam", "sweep", "other"], "sweep")
+    assert steps._finished(tmp_path / "sweep" / "finished.json") == {"command": ["plam", "sweep", "other"]}
 
 
 def test_the_merge_is_the_last_one_whatever_the_clock_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +309,13 @@ def test_the_merge_is_the_last_one_whatever_the_clock_said(tmp_path: Path, monke
         (log.parent / "pair").mkdir(exist_ok=True)
         (log.parent / "pair" / f"{next(dates)}_results.json").write_text("{}")
 
-    monkeypatch.setattr(demo, "_run", evaluate)
-    _step(tmp_path, monkeypatch, ["lmms-eval"], "merged")
-    _step(tmp_path, monkeypatch, ["lmms-eval"], "merged", fresh=True)
-    assert demo._results(tmp_path / "merged").name == "20260101_000000_results.json"
-    monkeypatch.setattr(demo, "_run", lambda words, suite, log, *rest: log.write_text("no such task"))
+    monkeypatch.setattr(steps, "_run", evaluate)
+    _step(tmp_path, monkeypatch, ["lmms-eval", "--tasks"], "merged")
+    _step(tmp_path, monkeypatch, ["lmms-eval", "--tasks"], "merged", fresh=True)
+    assert steps.results(tmp_path / "merged").name == "20260101_000000_results.json"
+    monkeypatch.setattr(steps, "_run", lambda words, suite, log, *rest: log.write_text("no such task"))
     with pytest.raises(demo.DemoError, match=r"0 results files, expected 1(.|\n)*no such task"):
-        _step(tmp_path, monkeypatch, ["lmms-eval"], "merged", fresh=True)
+        _step(tmp_path, monkeypatch, ["lmms-eval", "--tasks"], "merged", fresh=True)
 
 
 def test_the_environment_is_named_where_plam_is_another(tmp_path, monkeypatch):

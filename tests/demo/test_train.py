@@ -94,7 +94,7 @@ def _main(monkeypatch: pytest.MonkeyPatch, folder: Path, *extra: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads")
 def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encode: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file
     from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -102,6 +102,14 @@ def test_training_resumes_after_a_kill_and_writes_a_loadable_pair(
     save_every: dict[str, Any] = {"save_every": 2, "score_every": 6}
     stock = train.Stage.__init__
     monkeypatch.setattr(train.Stage, "__init__", lambda self, *a, **k: stock(self, *a, **{**k, **save_every}))
+    batches = train._batches
+
+    def few(*arguments: Any, **named: Any) -> Any:
+        batch_at, heldout = batches(*arguments, **named)
+        return batch_at, heldout[:1]
+
+    monkeypatch.setattr(train, "_batches", few)
+    encode.tokenizer.save_pretrained(tmp_path / "whole" / "work" / "tokenizer")  # the other run trains its own
     _main(monkeypatch, tmp_path / "whole")
 
     real, calls = train.answer_loss, 0

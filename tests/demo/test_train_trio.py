@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from plam_eval.demo.questions import FORMS, KINDS, PERCEPTION_KINDS, REASONING_K
 from plam_eval.demo.scenes import Scene, scene_of
 from plam_eval.demo.train import Branch, Encoder
 from plam_eval.demo.train_trio import FIRST_TUNED, Settings
+from plam_eval.errors import InputError
 
 TRIO = Path(str(resources.files("plam_eval.demo") / "trio"))
 
@@ -123,14 +125,24 @@ def _main(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     train_trio.main()
 
 
+def test_stages_of_other_settings_are_not_gone_on_with(tmp_path: Path) -> None:
+    train_trio._keep_to(Settings(), tmp_path)
+    train_trio._keep_to(Settings(), tmp_path)
+    with pytest.raises(InputError, match=r"other settings: base_steps 4000 there, seed 0 there; give those"):
+        train_trio._keep_to(Settings(seed=1, base_steps=3), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("threads")
-def test_training_resumes_after_a_kill_and_tunes_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_after_a_kill_and_tunes_what_it_says(
+    encode: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stock = train.Stage.__init__
     often: dict[str, Any] = {"save_every": 2, "score_every": 4}
     monkeypatch.setattr(train.Stage, "__init__", lambda self, *a, **k: stock(self, *a, **{**k, **often}))
     few = train_trio.Lessons.heldout
     monkeypatch.setattr(train_trio.Lessons, "heldout", lambda self, kinds: few(self, kinds)[:1])
+    encode.tokenizer.save_pretrained(tmp_path / "whole" / "work" / "tokenizer")  # the other run trains its own
     _main(monkeypatch, tmp_path / "whole")
 
     real, calls = train.answer_loss, 0
@@ -148,6 +160,15 @@ def test_training_resumes_after_a_kill_and_tunes_what_it_says(tmp_path: Path, mo
     monkeypatch.setattr(train, "answer_loss", real)
     _main(monkeypatch, tmp_path / "halves")
 
+    record = json.loads((tmp_path / "halves" / "trio" / "training.json").read_text())
+    assert record["settings"]["mllm_steps"] == 2 and record["device"] == "cpu" and record["threads"] == 1
+    assert {name: stage["kept_step"] for name, stage in record["stages"].items()} == {
+        "tower": 2,
+        "ancestor": 4,
+        "base": 2,
+        "projector": 1,
+        "mllm": 2,
+    }
     sides = ("ancestor", "base", "mllm")
     whole = {side: load_file(tmp_path / "whole" / "trio" / side / "model.safetensors") for side in sides}
     for side in sides:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from plam_eval.probing.closed import ClosedTo
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.masking import mask_vision
 from plam_eval.spec import load_spec
+from tests.helpers import forked
 from tests.helpers.paths import PAIR
 from tests.helpers.wrappers import MASKED, WRAPPER, arguments
 
@@ -230,15 +228,8 @@ def test_two_processes_scan_like_one(pico, suite, tmp_path, monkeypatch):
     monkeypatch.chdir(suite)
     alone = CliRunner().invoke(cli.app, [*words, str(tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "plam_eval.cli", *words, str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, said = forked.run("plam_eval.cli", [*words, str(tmp_path / "two")], processes=2)
+    assert status == 0, said
     one, two = (pd.read_parquet(tmp_path / name / "samples.parquet").reset_index(drop=True) for name in ("one", "two"))
     # Other numbers of threads add in another order, which the seventh digit of a divergence may show.
     pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-6)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from plam_eval.harness.documents import Documents
 from plam_eval.harness.tasks import TASKS
 from plam_eval.merging.merge import is_merged
 from plam_eval.spec import load_spec
+from tests.helpers import forked
 from tests.helpers.mllm import picture
 from tests.helpers.paths import PAIR
 from tests.helpers.run_folders import write_scan
@@ -220,18 +218,6 @@ def test_tasks_without_scores_can_be_looked_at_all_the_same(lm, in_suite, settin
     assert attended.answers["answer"].notna().all()
 
 
-def launched(*words: str, processes: int = 2) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*launch, "-m", "plam_eval.cli", *words],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_two_processes_look_as_one_does(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And `plam attend` from its command line to its end."""
@@ -244,7 +230,8 @@ def test_two_processes_look_as_one_does(suite: Path, tmp_path: Path, monkeypatch
     assert "".join(found.sentence.split()) in "".join(output.split()) and "self_scale" in output
     assert found.settings == (PLAIN, MERGED, "self_scale")
     assert all((tmp_path / "one" / name).is_file() for name in ("attention.png", "depth.png", "findings.json"))
-    launched(*words, str(tmp_path / "two"))
+    status, said = forked.run("plam_eval.cli", [*words, str(tmp_path / "two")], processes=2)
+    assert status == 0, said
     one, two = (load(tmp_path / name) for name in ("one", "two"))
     same(one, two, 1e-5)
     assert [file.name for file in one.shown] == [file.name for file in two.shown] and len(one.shown) == 3
