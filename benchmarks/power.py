@@ -34,15 +34,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from plam_eval import api
 from plam_eval.demo import damaged, hub
-from plam_eval.errors import FolderError
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.figures import COLOURS, save_figure
-from plam_eval.files import locked, read_json, write_in_one_step, write_json
+from plam_eval.files import read_json, write_in_one_step, write_json
 
 TASKS, DOCUMENTS, SELECT = "mme,gqa,pope", 50, 10
 MOST_SEEDS = 30  # that the suite has documents for
@@ -172,18 +171,20 @@ def run(case: Case, output: Path, *, command: bool) -> bool:
     file, folder = output / "cases" / f"{case.name}.json", output / "at_work" / case.name
     if file.is_file():
         return False
+    for each in (file.parent, output / "locks"):
+        each.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(output / "locks", f"{case.name}.lock"):
-            if file.is_file():
-                return False
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-            began = time.perf_counter()
-            said = record(case, sweep(case, folder, command=command), time.perf_counter() - began)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, said)
-            shutil.rmtree(folder)
-    except FolderError:
+        lock = FileLock(output / "locks" / f"{case.name}.lock").acquire(timeout=0)
+    except Timeout:
         return False
+    with lock:
+        if file.is_file():
+            return False
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        began = time.perf_counter()
+        said = record(case, sweep(case, folder, command=command), time.perf_counter() - began)
+        write_json(file, said)
+        shutil.rmtree(folder)
     return True
 
 
