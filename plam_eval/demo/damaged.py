@@ -1,7 +1,8 @@
 """The embedded pair with a known effect planted in it, or known to have none: what a sweep must see, and must not.
 
 The MLLM's late attention gets noise of known size: each tensor W of `MODULES` in the last two decoder layers becomes
-W + damage * norm(W) * G / norm(G), G Gaussian (Frobenius norms). Beside it stands one of four bases (`BASES`):
+scale * (W + damage * norm(W) * G / norm(G)), G Gaussian (Frobenius norms). Beside it stands one of four bases
+(`BASES`):
 
 - `undamaged`  the MLLM's own decoder without the noise: a merge repairs by construction. With weights (a, b) the
                merged tensor is that of the undamaged MLLM times a + b, with noise of a / (a + b) times the size; with
@@ -11,7 +12,8 @@ W + damage * norm(W) * G / norm(G), G Gaussian (Frobenius norms). Beside it stan
 - `noise`      that decoder plus noise, its projections as far from the damaged MLLM's as those of the pair's own base:
                a merge changes as much as with the own base, in a random direction.
 
-Only `own` and `undamaged` know anything that the damaged MLLM does not.
+Only `own` and `undamaged` know anything that the damaged MLLM does not. With a scale of 3, say, weights that sum to a
+third repair with every base, and no base has a part in that.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class DamagedPair:
     base: Path
 
 
-def write_damaged(folder: str | Path, damage: float, base: str = "undamaged", seed: int = 0) -> DamagedPair:
+def write_damaged(
+    folder: str | Path, damage: float, base: str = "undamaged", seed: int = 0, scale: float = 1.0
+) -> DamagedPair:
     """Write a damaged MLLM and a base into `folder`, as `mllm` and `base`; all other tensors stay bit-identical.
 
     The damage depends on `seed` alone, not on `base`: the same MLLM can be merged with each of the bases.
@@ -65,20 +69,21 @@ def write_damaged(folder: str | Path, damage: float, base: str = "undamaged", se
         damage: norm of the noise in a tensor over the tensor's own norm; 0 leaves the MLLM as it is.
         base: one of `BASES`.
         seed: of all noise.
+        scale: what the damaged tensors are multiplied by.
 
     Raises:
-        InputError: `damage`, `base` or `seed` are not such. FolderError: `folder` holds something.
+        InputError: `damage`, `base`, `seed` or `scale` are not such. FolderError: `folder` holds something.
     """
     from safetensors.torch import load_file
 
-    _check(damage, base, seed)
+    _check(damage, base, seed, scale)
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise FolderError(f"{folder}: holds something; name a new folder, or an empty one")
     pair = Path(str(resources.files("plam_eval.demo") / "pair"))
     undamaged, own = load_file(pair / "mllm" / WEIGHTS), load_file(pair / "base" / WEIGHTS)
     damaged = {
-        name: _with_noise(tensor, damage * float(tensor.norm()), f"damage:{seed}:{name}")
+        name: scale * _with_noise(tensor, damage * float(tensor.norm()), f"damage:{seed}:{name}")
         for name, tensor in undamaged.items()
         if _is_projection(decoder_tensor(name), LAYERS)
     }
@@ -103,10 +108,12 @@ def write_damaged(folder: str | Path, damage: float, base: str = "undamaged", se
     return written
 
 
-def _check(damage: float, base: str, seed: int) -> None:
+def _check(damage: float, base: str, seed: int, scale: float) -> None:
     problems = []
     if not (math.isfinite(damage) and damage >= 0):
         problems.append(f"damage is {damage}: expected a share of the tensors' norm, 0 or more")
+    if not (math.isfinite(scale) and scale > 0):
+        problems.append(f"scale is {scale}: expected a factor above 0")
     if base not in BASES:
         problems.append(f"base is {quoted(base)}{did_you_mean(base, BASES)}: expected one of {', '.join(BASES)}")
     if seed < 0:
