@@ -281,7 +281,7 @@ def _compared(
         cells=table,
         tasks=_task_table(with_plain),
         controls=_control_table(beside, paired, reported),
-        selection=_select(table, scored, chosen_on, reported_on, held_out=select is not None),
+        selection=_select(table, scored, chosen_on, reported_on, plan["chosen"], held_out=select is not None),
         compared=with_plain,
         runs=reported,
         warnings=(*warnings, *_of_many_settings(len(runs) - 1), *left_out),
@@ -425,18 +425,29 @@ def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
 
 
 def _select(
-    table: pd.DataFrame, runs: Mapping[str, Run], chosen_on: pd.DataFrame, reported_on: pd.DataFrame, *, held_out: bool
+    table: pd.DataFrame,
+    runs: Mapping[str, Run],
+    chosen_on: pd.DataFrame,
+    reported_on: pd.DataFrame,
+    by_search: Mapping[str, Any],
+    *,
+    held_out: bool,
 ) -> Selection | None:
-    """The merge that scored best on the documents to choose on; None where none is finished."""
+    """The merge that scored best on the documents to choose on; None where none is finished.
+
+    Where a search has chosen, it is that one, of as many settings as the search has tried.
+    """
     candidates = [str(name) for name in table.loc[table["kind"] == "merged", "cell"] if name in runs]
     if not candidates:
         return None
     plain = _mean(_rows(runs[PLAIN], chosen_on), runs[PLAIN].directions)
     gains = {name: _mean(_rows(runs[name], chosen_on), runs[PLAIN].directions) - plain for name in candidates}
-    best = max(gains, key=lambda name: gains[name])  # the first of equals
+    digests = table.set_index("cell")["digest"]
+    searched = [name for name in candidates if digests[name] == by_search["digest"]]
+    best = searched[0] if searched else max(gains, key=lambda name: gains[name])  # the first of equals
     return Selection(
         cell=best,
-        tried=len(candidates),
+        tried=max(len(candidates), by_search["tried"] if searched else 0),
         held_out=held_out,
         chosen_on={str(task): int(n) for task, n in chosen_on.groupby("task", sort=False).size().items()},
         reported_on={str(task): int(n) for task, n in reported_on.groupby("task", sort=False).size().items()},
