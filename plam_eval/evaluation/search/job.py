@@ -126,8 +126,8 @@ class SearchJob:
         scale = tuple(name for name in controls if name == SELF_SCALE)
         whole = load_spec(merge, {"layers": f"0:{self.num_layers}"})
         assert whole is not None
-        others = [*([self.space.start] if self.space.start else []), whole]
-        grid = grid_of([(merge, controls), *((other, scale) for other in others)], swept, self.num_layers)
+        beside = [spec for spec in (self.space.start, whole) if spec is not None and spec.digest() != merge.digest()]
+        grid = grid_of([(merge, controls), *((other, scale) for other in beside)], swept, self.num_layers)
         by_search = {"digest": merge.digest(), "tried": tried, "difference": gain}
         return Job.plan(swept, self.folder / HELD_OUT, grid, by_search)
 
