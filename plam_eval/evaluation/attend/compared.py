@@ -14,7 +14,7 @@ from plam_eval.bootstrap import Floats
 from plam_eval.errors import InputError
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import Documents, differences, levels, standardised
-from plam_eval.evaluation.sweep.findings import split_documents
+from plam_eval.evaluation.sweep.documents import split_documents
 
 OVER_CHANCE, OTHER_OVER_CHANCE = "over_chance", "other_over_chance"
 """ln(mean share of the image's attention in boxes / mean chance), and the same with the boxes of another document."""

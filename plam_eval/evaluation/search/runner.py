@@ -22,7 +22,7 @@ from plam_eval.evaluation.search.evaluator import Evaluator, evaluate_inside
 from plam_eval.evaluation.search.job import SearchJob, Standing, read_documents
 from plam_eval.evaluation.search.study import Study
 from plam_eval.evaluation.sweep import runner as sweep_runner
-from plam_eval.evaluation.sweep.findings import split_documents
+from plam_eval.evaluation.sweep.documents import split_documents
 from plam_eval.evaluation.sweep.folder import identity_changes
 from plam_eval.evaluation.sweep.job import Job, open_swept_model
 from plam_eval.harness.wrapper import PlateauWrapper

@@ -11,41 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from plam_eval.errors import InputError
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
-from plam_eval.evaluation.records import Run, clusters_by_content
-from plam_eval.evaluation.stats import SIGNIFICANT, Paired, format_p
+from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.stats import SIGNIFICANT, Paired
+from plam_eval.evaluation.sweep.conclusion import NOTHING_YET, Conclusion, conclude
+from plam_eval.evaluation.sweep.documents import rows_of, split_documents, with_documents_to_report
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
-from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, describe_cell, module_group
+from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, module_group
+from plam_eval.evaluation.sweep.selection import Selection, best_merge
 from plam_eval.files import write_table
 from plam_eval.layer_sets import write_layers
-from plam_eval.rules import SELF_SCALE
 
 PAIRED = tuple(Paired.__dataclass_fields__)
 _DIFFERENCE = tuple(name for name in PAIRED if name != "task")
 _CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *_DIFFERENCE)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The merge that scored best, and on what.
-
-    Attributes:
-        cell: its name.
-        tried: merged cells it was chosen from.
-        held_out: whether it was chosen on other documents than those it is reported on. If not, its figures look better
-            than they are.
-        chosen_on, reported_on: documents by task.
-        difference_chosen: its gain over plain on the documents it was chosen on, mean over tasks.
-    """
-
-    cell: str
-    tried: int
-    held_out: bool
-    chosen_on: dict[str, int]
-    reported_on: dict[str, int]
-    difference_chosen: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,45 +63,17 @@ class Findings:
         for name in ("cells", "tasks", "controls"):
             write_table(getattr(self, name), self.folder / name)
 
-    def verdict(self) -> str:
-        """The answer in a sentence or two: the chosen merge beside plain and beside its scale control."""
+    @property
+    def conclusion(self) -> Conclusion | None:
+        """The answer as a record: the chosen merge beside plain and beside its scale control; None without one."""
         if self.selection is None:
-            return "Nothing to say yet: the plain model and at least one merge have to be finished."
-        row = self.cells.set_index("cell").loc[self.selection.cell]
-        tried, where = self.selection.tried, "other" if self.selection.held_out else "the same"
-        chosen = f"Best of {tried} merges, chosen on {where} documents" if tried > 1 else "One merge"
-        text = (
-            f"{chosen}: {describe_cell(row)}. It scores {row['difference']:+.3f} against plain "
-            f"({row['gained']} gained, {row['lost']} lost, p = {format_p(row['p'])}): "
-        )
-        beside = self.controls[(self.controls["merged"] == row.name) & (self.controls["rule"] == SELF_SCALE)]
-        against = beside.iloc[0] if len(beside) else None
-        chosen_here = not self.selection.held_out and tried > 1
-        sign = 1 if self.higher_is_better else -1
-        effect = stats.effect(row["difference"], row["p_holm" if chosen_here else "p"], sign)
-        if effect is None:
-            text += "no difference is shown."
-        elif against is None:
-            text += (
-                f"{effect} than plain, and no scale control was run that would say whether the base has a part in it."
-            )
-        elif beyond := stats.effect(against["difference"], against["p"], sign):
-            link = "and" if beyond == effect else "but"
-            text += f"{effect} than plain, {link} {beyond} than the same scale without the base."
-        else:
-            text += f"{effect} than plain, but not shown to differ from the same scale without the base."
-        if against is not None:
-            text += (
-                f" Merge against scale control: {against['difference']:+.3f}, {against['gained']} gained, "
-                f"{against['lost']} lost, p = {format_p(against['p'])}; {against['answers_differ']} of "
-                f"{against['documents']} answers differ."
-            )
-        if chosen_here:
-            text += (
-                f" Chosen and reported on the same documents, so this looks better than it is; adjusted for all "
-                f"settings p = {format_p(row['p_holm'])}."
-            )
-        return text
+            return None
+        return conclude(self.selection, self.cells, self.controls, 1 if self.higher_is_better else -1)
+
+    def verdict(self) -> str:
+        """The answer in a sentence or two: `conclusion`'s text."""
+        conclusion = self.conclusion
+        return conclusion.text() if conclusion else NOTHING_YET
 
     def failures(self) -> list[str]:
         """Cells that failed or are damaged: which, why, and where their log is."""
@@ -132,10 +84,11 @@ class Findings:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: folder, the three tables, selection, verdict, warnings, failures."""
+        """For JSON: folder, the three tables, selection, verdict, conclusion, warnings, failures."""
         return {
             "folder": str(self.folder),
             "verdict": self.verdict(),
+            "conclusion": conclusion.to_dict() if (conclusion := self.conclusion) else None,
             "selection": asdict(self.selection) if self.selection else None,
             **{name: getattr(self, name).to_dict("records") for name in ("cells", "tasks", "controls")},
             "warnings": list(self.warnings),
@@ -266,7 +219,7 @@ def _compared(
     """Every run against plain and its controls, on the documents that nothing was chosen on."""
     scored, left_out = _scored_runs(runs, select)
     chosen_on, reported_on = split_documents(scored[PLAIN].samples, select)
-    reported = {name: replace(run, samples=_rows(run, reported_on)) for name, run in scored.items()}
+    reported = {name: replace(run, samples=rows_of(run, reported_on)) for name, run in scored.items()}
     beside = _controls_beside(grid, reported)
     others = [name for name in reported if name != PLAIN]
     pairs = [*((PLAIN, name) for name in others), *((control, merged) for merged, _, control in beside)]
@@ -281,7 +234,9 @@ def _compared(
         cells=table,
         tasks=_task_table(with_plain),
         controls=_control_table(beside, paired, reported),
-        selection=_select(table, scored, chosen_on, reported_on, plan["chosen"], held_out=select is not None),
+        selection=best_merge(
+            table, scored, chosen_on, reported_on, held_out=select is not None, by_search=plan["chosen"]
+        ),
         compared=with_plain,
         runs=reported,
         warnings=(*warnings, *_of_many_settings(len(runs) - 1), *left_out),
@@ -301,7 +256,7 @@ def _of_many_settings(settings: int) -> list[str]:
 def _scored_runs(runs: dict[str, Run], select: int | None) -> tuple[dict[str, Run], list[str]]:
     """Runs with the tasks and documents that are scored in all of them, and what was left out, in words."""
     scored, left_out = comparable.only_scored(runs)
-    scored, short = _with_documents_to_report(scored, runs[PLAIN].samples, select)
+    scored, short = with_documents_to_report(scored, runs[PLAIN].samples, select)
     return scored, [*left_out, *short, *comparable.mixed_directions(scored[PLAIN].directions)]
 
 
@@ -351,111 +306,7 @@ def _control_table(
     return pd.DataFrame(rows).astype({"needed": "Int64"}) if rows else pd.DataFrame(columns=list(_CONTROL_COLUMNS))
 
 
-def split_documents(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(task, doc_id) of the documents to choose on, and of those to report on; None gives all of them twice.
-
-    Documents to choose on are the first `select` of each task and those that share an image or a question with one.
-    Sharing a subject (MMMU) is no reason: what is asked is another question.
-
-    Args:
-        samples: as `records.Run.samples`.
-        select: so many of each task; None for all.
-
-    Raises:
-        InputError: that leaves nothing of a task to report on.
-    """
-    keys = samples[["task", "doc_id"]]
-    if select is None:
-        return keys, keys
-    bound = samples.assign(cluster=clusters_by_content(samples))
-    ordered = bound.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
-    first = ordered.groupby("task").head(select)
-    clusters = pd.MultiIndex.from_frame(first[["task", "cluster"]])
-    chosen = pd.MultiIndex.from_frame(bound[["task", "cluster"]]).isin(clusters)
-    counts = samples[~chosen].groupby("task").size()
-    if short := [str(task) for task in samples["task"].unique() if counts.get(task, 0) == 0]:
-        raise InputError(
-            f"choosing on {select} documents leaves none of {', '.join(short)} to report on; choose on fewer, or "
-            "evaluate more"
-        )
-    return keys[chosen], keys[~chosen]
-
-
-def _with_documents_to_report(
-    runs: dict[str, Run], whole: pd.DataFrame, select: int | None
-) -> tuple[dict[str, Run], list[str]]:
-    """Runs without the tasks of which a judge left so few documents that none is there to report on, and their names.
-
-    Args:
-        runs: with the documents that have a score, by name.
-        whole: the documents before those without a verdict were left out.
-        select: so many of each task to choose on; None for all.
-    """
-
-    def enough(samples: pd.DataFrame, task: str) -> bool:
-        try:
-            split_documents(samples[samples["task"] == task], select)
-        except InputError:
-            return False
-        return True
-
-    kept = runs[PLAIN].samples
-    short = [task for task in runs[PLAIN].tasks if not enough(kept, task) and enough(whole, task)]
-    if not short or len(short) == len(runs[PLAIN].tasks):
-        return runs, []
-    left = [task for task in runs[PLAIN].tasks if task not in short]
-    notes = [
-        f"{task}: left out, its documents that a judge came to a verdict on are all among the {select} to choose on"
-        for task in short
-    ]
-    return {name: run.only(left) for name, run in runs.items()}, notes
-
-
-def _rows(run: Run, keys: pd.DataFrame) -> pd.DataFrame:
-    """The samples of a run that `keys` (task, doc_id) name."""
-    wanted = pd.MultiIndex.from_frame(keys)
-    is_wanted = pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(wanted)
-    return run.samples[is_wanted].reset_index(drop=True)
-
-
 def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
     """How many documents two runs answer differently."""
     answers = one.merge(other, on=["task", "doc_id"])
     return int((answers["answer_x"] != answers["answer_y"]).sum())
-
-
-def _select(
-    table: pd.DataFrame,
-    runs: Mapping[str, Run],
-    chosen_on: pd.DataFrame,
-    reported_on: pd.DataFrame,
-    by_search: Mapping[str, Any],
-    *,
-    held_out: bool,
-) -> Selection | None:
-    """The merge that scored best on the documents to choose on; None where none is finished.
-
-    Where a search has chosen, it is that one, of as many settings as the search has tried.
-    """
-    candidates = [str(name) for name in table.loc[table["kind"] == "merged", "cell"] if name in runs]
-    if not candidates:
-        return None
-    plain = _mean(_rows(runs[PLAIN], chosen_on), runs[PLAIN].directions)
-    gains = {name: _mean(_rows(runs[name], chosen_on), runs[PLAIN].directions) - plain for name in candidates}
-    digests = table.set_index("cell")["digest"]
-    searched = [name for name in candidates if digests[name] == by_search["digest"]]
-    best = searched[0] if searched else max(gains, key=lambda name: gains[name])  # the first of equals
-    return Selection(
-        cell=best,
-        tried=max(len(candidates), by_search["tried"] if searched else 0),
-        held_out=held_out,
-        chosen_on={str(task): int(n) for task, n in chosen_on.groupby("task", sort=False).size().items()},
-        reported_on={str(task): int(n) for task, n in reported_on.groupby("task", sort=False).size().items()},
-        difference_chosen=gains[best],
-    )
-
-
-def _mean(samples: pd.DataFrame, directions: Mapping[str, int]) -> float:
-    """Mean over tasks, lower-is-better ones negated."""
-    by_task = samples.groupby("task")["score"].mean()
-    return float(np.mean([directions.get(str(task), 1) * value for task, value in by_task.items()]))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.sweep.findings import Findings, Selection
+from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
+from plam_eval.evaluation.sweep.selection import Selection
 from plam_eval.report.blocks import Paragraph
 from plam_eval.report.text import NONE, count_of, interval, p_value, signed, text_or_empty
 from plam_eval.rules import SELF_SCALE

@@ -17,7 +17,8 @@ import pytest
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.stats import format_p
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
-from plam_eval.evaluation.sweep.findings import Findings, read_findings, split_documents
+from plam_eval.evaluation.sweep.documents import split_documents
+from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.grid import Grid, describe_cell, make_grid
 from plam_eval.files import write_table
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
@@ -123,6 +124,13 @@ def test_better_than_plain_but_no_more_than_the_scale_alone(tmp_path: Path) -> N
         "p = 0.0005): better than plain, but not shown to differ from the same scale without the base. "
         "Merge against scale control: +0.000, 1 gained, 1 lost, p = 1.00; 2 of 120 answers differ."
     )
+    conclusion = sweep.read().conclusion
+    assert conclusion is not None and conclusion.scale is not None
+    assert (conclusion.against_plain, conclusion.against_scale, conclusion.positive) == ("better", None, False)
+    assert (conclusion.cell, conclusion.tried, conclusion.held_out) == (SPEC, 1, False)
+    assert (conclusion.plain.cell, conclusion.plain.gained, conclusion.plain.lost) == ("plain", 12, 0)
+    assert (conclusion.scale.cell, conclusion.scale.p, conclusion.answers_differ) == (SCALE, 1.0, 2)
+    assert (conclusion.plain.difference, conclusion.scale.difference) == (pytest.approx(0.1), 0)
 
 
 def test_better_than_both(tmp_path: Path) -> None:
@@ -133,6 +141,9 @@ def test_better_than_both(tmp_path: Path) -> None:
     text = sweep.read().verdict()
     assert ": better than plain, and better than the same scale without the base. Merge against" in text
     assert "+0.083, 10 gained, 0 lost, p = 0.002; 10 of 120 answers differ." in text
+    said = sweep.read().to_dict()["conclusion"]
+    assert (said["against_plain"], said["against_scale"], said["positive"]) == ("better", "better", True)
+    assert (said["scale"]["cell"], said["documents"]) == (SCALE, N) and json.loads(json.dumps(said)) == said
 
 
 def test_better_than_plain_but_worse_than_the_scale_alone(tmp_path: Path) -> None:
@@ -140,14 +151,18 @@ def test_better_than_plain_but_worse_than_the_scale_alone(tmp_path: Path) -> Non
     sweep.cell("plain")
     sweep.cell(SPEC, changed(wrong(0, 12)))
     sweep.cell(SCALE, changed(wrong(0, 30)))
-    assert ": better than plain, but worse than the same scale without the base." in sweep.read().verdict()
+    found = sweep.read()
+    assert ": better than plain, but worse than the same scale without the base." in found.verdict()
+    assert found.conclusion and (found.conclusion.against_scale, found.conclusion.positive) == ("worse", False)
 
 
 def test_worse_than_plain_without_a_control(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, controls="none")
     sweep.cell("plain")
     sweep.cell(SPEC, changed(lose=range(1, 40, 3)))
-    assert "worse than plain, and no scale control was run that would say" in sweep.read().verdict()
+    found = sweep.read()
+    assert "worse than plain, and no scale control was run that would say" in found.verdict()
+    assert found.conclusion and (found.conclusion.against_plain, found.conclusion.scale) == ("worse", None)
 
 
 def test_no_difference_shown(tmp_path: Path) -> None:
@@ -157,6 +172,8 @@ def test_no_difference_shown(tmp_path: Path) -> None:
     sweep.cell(SCALE)
     text = sweep.read().verdict()
     assert "+0.017 against plain (3 gained, 1 lost, p = 0.62): no difference is shown. Merge against" in text
+    conclusion = sweep.read().conclusion
+    assert conclusion and (conclusion.against_plain, conclusion.against_scale) == (None, None)
 
 
 def test_lower_is_better_is_worded_so(tmp_path: Path) -> None:
@@ -222,6 +239,8 @@ def test_choosing_on_all_documents_says_so_and_judges_by_the_adjusted_p(tmp_path
     assert found.selection is not None
     assert (found.selection.cell, found.selection.held_out, found.selection.chosen_on) == (OTHER, False, {"gqa": N})
     assert (row(found, OTHER)["p"], row(found, OTHER)["p_holm"]) == (0.03125, 0.0625)
+    assert found.conclusion and (found.conclusion.plain.p, found.conclusion.plain.p_adjusted) == (0.03125, 0.0625)
+    assert found.conclusion.against_plain is None
     text = found.verdict()
     assert "Best of 2 merges, chosen on the same documents: layers 0:8" in text
     assert "p = 0.031): no difference is shown. Chosen and reported on the same documents" in text
@@ -313,6 +332,7 @@ def test_nothing_to_say_yet(tmp_path: Path, finished: list[str]) -> None:
         sweep.cell(name)
     found = sweep.read()
     assert found.verdict().startswith("Nothing to say yet")
+    assert found.conclusion is None and found.to_dict()["conclusion"] is None
     assert found.selection is None and found.tasks.empty and found.controls.empty
     assert found.cells["difference"].isna().all() and "p_holm" in found.cells
     assert sorted(found.runs) == sorted(finished)
