@@ -50,7 +50,9 @@ def run(job: SearchJob, model: PlateauWrapper | None = None) -> dict[str, str]:
             the model's documents. EvaluationError: as `checks.check_tasks`.
     """
     sweep_runner.check_tasks(job.config.sweep, by_document=True)  # before a plan with a mistyped one is written
-    if (left := held_out_left(job)) == []:
+    left = held_out_left(job)
+    if left == [] and (finished := held_out_job(job)) is not None:
+        finished.write()  # of another choice, maybe, whose cells are finished
         return {}
     lm = model if model is not None else sweep_runner.load_model(job.config.sweep)
     failed: dict[str, str] = {}
