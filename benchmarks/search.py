@@ -1,6 +1,6 @@
 """Search against grid against random, with one budget of settings: `python benchmarks/search.py`.
 
-On GQA's questions of each of the embedded pairs, `--trials` settings are tried on the documents to choose on (the first `--select`), by
+On questions of GQA's form, `--trials` settings of each of the embedded pairs are tried on the first `--select`, by
 
 - `tpe`      Optuna's, which is what `plam search` does by default; once for each of `--seeds`
 - `gp`       a Gaussian process in its place, if `--gp` is given; once for each seed

@@ -7,6 +7,7 @@ is written anew, in one step, each time that more of its documents are answered.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,7 +234,9 @@ def is_hopeless(gains: pd.DataFrame, best: pd.DataFrame, p: float) -> bool:
     clusters = scaled.groupby(["task", "cluster"], sort=True)[["first", "second"]].sum() * len(together)
     study = optuna.create_study(direction="maximize")
     study.add_trial(_frozen(clusters["first"].to_numpy()))
-    pruner = optuna.pruners.WilcoxonPruner(p_threshold=p)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of its interface, since 3.6
+        pruner = optuna.pruners.WilcoxonPruner(p_threshold=p)
     return pruner.prune(study, _frozen(clusters["second"].to_numpy()))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from plam_eval.arguments import read_number
 from plam_eval.errors import hint, quoted, validation_problems
@@ -144,18 +144,19 @@ class SearchOptions(BaseModel):
             raise ValueError(f"{quoted(value)} is none here: {reason}; known: {', '.join(SAMPLERS)}")
         raise ValueError(f"unknown sampler {quoted(value)}, {hint(value, SAMPLERS)}")
 
-    @model_validator(mode="after")
-    def _fits(self) -> SearchOptions:
+    def misfits(self) -> list[str]:
+        """What is wrong with options that are right one by one."""
+        problems = []
         width = self.within[1] - self.within[0] if self.within else MOST_LAYERS
         most = self.max_layers or width
         if not self.min_layers <= most <= width:
-            raise ValueError(
+            problems.append(
                 f"found merges of {self.min_layers} to {most} layers within {width}; expected min_layers of at most "
                 "max_layers, and both within them"
             )
         if self.sampler == "grid" and (why := self.without_grid()):
-            raise ValueError(f"sampler grid: {why}")
-        return self
+            problems.append(f"sampler grid: {why}")
+        return problems
 
     def without_grid(self) -> str | None:
         """Why no grid can be made of these options; None where one can."""
@@ -220,6 +221,7 @@ class SearchConfig:
         problems: list[str] = []
         swept = _validated(SweepConfig, shared, keys, problems)
         own = _validated(SearchOptions, {k: v for k, v in content.items() if k not in OF_SWEEP}, keys, problems)
+        problems += own.misfits() if own is not None else []
         if not content.get("select"):
             problems.append(
                 "select: missing; expected so many documents of each task to choose on, such as 200; the report is on "
@@ -241,5 +243,5 @@ def _validated(kind: Any, content: Mapping[str, Any], keys: Mapping[str, Any], p
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problems += [f"{field}: {text}" if field else text for field, text in validation_problems(error, keys)]
+        problems += [f"{field}: {text}" for field, text in validation_problems(error, keys)]
         return None
