@@ -19,8 +19,8 @@ SMALL: dict[str, Any] = {
     "model": "plam_llava",
     "model_args": SPEC,
     "tasks": "pope,mmstar",
-    "select": 40,
-    "trials": 12,
+    "select": 24,
+    "trials": 9,
     "model_weight": "0.7:0.9:0.2",
     "base_weight": "0.1:0.3:0.2",
 }
@@ -60,7 +60,7 @@ class Fake:
     def __init__(
         self,
         quality: Callable[[PlateauSpec], float] = layers_matter,
-        documents: int = 80,
+        documents: int = 60,
         at_call: Callable[[int], None] = lambda call: None,
     ) -> None:
         self.quality, self.number, self.at_call = quality, documents, at_call

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from plam_eval.evaluation.search.config import SearchError
 from plam_eval.harness.requests import Key
 from plam_eval.spec import PlateauSpec, load_spec
 
-ANSWERS, PLAIN_SETTING = "answers", "plain"
+ANSWERS, JOURNAL, PLAIN_SETTING = "answers", "study.jsonl", "plain"
 COLUMNS = ("task", "doc_id", "answer", "score")
 _LOCK, _PATIENCE = "answers.lock", 60.0  # seconds: another process writes a file
 _REMEDY = "delete it, and the same search answers it again"
@@ -178,14 +178,13 @@ class Documents:
             rows: the answers that there are.
             rung: its number; all documents without one.
         """
-        wanted = self.table if rung is None else self.table[self.table["rung"] <= rung]
-        answered = pd.MultiIndex.from_frame((self.table.iloc[:0] if rows is None else rows)[["task", "doc_id"]])
-        rows = wanted[~pd.MultiIndex.from_frame(wanted[["task", "doc_id"]]).isin(answered)]
-        return [(str(task), int(doc_id)) for task, doc_id in zip(rows["task"], rows["doc_id"], strict=True)]
+        answered = set() if rows is None else {*_keys(rows)}
+        return [key for key, own in self._clusters.items() if key not in answered and (rung is None or own[1] <= rung)]
 
     @cached_property
-    def _index(self) -> pd.DataFrame:
-        return self.table.set_index(["task", "doc_id"])
+    def _clusters(self) -> dict[Key, tuple[str, int]]:
+        """By document: its cluster and its rung."""
+        return dict(zip(_keys(self.table), zip(self.table["cluster"], self.table["rung"], strict=True), strict=True))
 
     def gains(self, plain: pd.DataFrame, setting: pd.DataFrame) -> pd.DataFrame:
         """By document that both have answered with a score, the setting's gain over plain.
@@ -197,11 +196,18 @@ class Documents:
         Returns:
             task, doc_id, cluster, gain.
         """
-        scores = [rows.set_index(["task", "doc_id"])["score"] for rows in (plain, setting)]
-        both = self._index.join(scores[0].rename("plain"), how="inner").join(scores[1].rename("own"), how="inner")
-        both = both.dropna(subset=["plain", "own"]).reset_index()
-        sign = both["task"].map(dict(self.directions)).fillna(1)
-        return both.assign(gain=sign * (both["own"] - both["plain"]))[["task", "doc_id", "cluster", "gain"]]
+        first, second = (dict(zip(_keys(rows), rows["score"], strict=True)) for rows in (plain, setting))
+        found = [
+            (task, doc_id, cluster, self.directions.get(task, 1) * difference)
+            for (task, doc_id), (cluster, _) in self._clusters.items()
+            if (difference := second.get((task, doc_id), math.nan) - first.get((task, doc_id), math.nan)) == difference
+        ]
+        return pd.DataFrame(found, columns=["task", "doc_id", "cluster", "gain"])
+
+
+def _keys(rows: pd.DataFrame) -> Iterator[Key]:
+    """(task, doc_id) of each row."""
+    return zip(rows["task"].tolist(), rows["doc_id"].tolist(), strict=True)
 
 
 def mean_gain(gains: pd.DataFrame) -> float:

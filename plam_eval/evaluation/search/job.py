@@ -12,10 +12,9 @@ import pandas as pd
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings
-from plam_eval.evaluation.search.answers import ANSWERS, PLAIN_SETTING, Answers, Documents, Setting, mean_gain
+from plam_eval.evaluation.search.answers import ANSWERS, JOURNAL, PLAIN_SETTING, Answers, Documents, Setting, mean_gain
 from plam_eval.evaluation.search.config import SearchConfig, SearchError
 from plam_eval.evaluation.search.space import Space
-from plam_eval.evaluation.search.study import JOURNAL
 from plam_eval.evaluation.sweep.grid import Cell, Grid, grid_of
 from plam_eval.evaluation.sweep.job import Job, count_layers, open_swept_model
 from plam_eval.provenance import read_identity

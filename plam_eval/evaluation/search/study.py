@@ -21,10 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError
+from plam_eval.evaluation.search.answers import JOURNAL
 from plam_eval.evaluation.search.config import SearchError, SearchOptions
 from plam_eval.evaluation.search.space import Space
 
-JOURNAL, RUNNING = "study.jsonl", "running"
+RUNNING = "running"
 _LOCK, _PATIENCE = "study.lock", 60.0  # seconds: another process asks for a setting
 _LARGEST = 1 << 28
 _SYSTEM_ATTRIBUTE = re.compile(r"fixed_params|(tpe|gp):relative_params:\d+")
