@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
     "tasks": "pope,mmstar",
     "select": 24,
     "trials": 9,
+    "rungs": "0.5",
     "model_weight": "0.7:0.9:0.2",
     "base_weight": "0.1:0.3:0.2",
 }

@@ -25,6 +25,8 @@ from plam_eval.harness.requests import Key
 from plam_eval.spec import PlateauSpec, load_spec
 
 ANSWERS, JOURNAL, PLAIN_SETTING = "answers", "study.jsonl", "plain"
+_FEWEST = 6
+"""Images on which a setting has to differ from the best one before it is given up."""
 COLUMNS = ("task", "doc_id", "answer", "score")
 _LOCK, _PATIENCE = "answers.lock", 60.0  # seconds: another process writes a file
 _REMEDY = "delete it, and the same search answers it again"
@@ -223,7 +225,7 @@ def is_hopeless(gains: pd.DataFrame, best: pd.DataFrame, p: float) -> bool:
     """Whether a setting is worse than the best one so far, by Optuna's `WilcoxonPruner` on the documents of both.
 
     It pairs clusters: each one's share of the mean over tasks is a value of its own, whose order is not looked at.
-    It never gives up a setting whose mean so far is above that of the best.
+    It never gives up a setting whose mean so far is above that of the best, or that differs on fewer than six images.
 
     Args:
         gains: of the setting, as `Documents.gains` returns them.
@@ -238,6 +240,9 @@ def is_hopeless(gains: pd.DataFrame, best: pd.DataFrame, p: float) -> bool:
     counts = together.groupby("task")["gain"].transform("size")
     scaled = together.assign(first=together["gain"] / counts, second=together["gain_own"] / counts)
     clusters = scaled.groupby(["task", "cluster"], sort=True)[["first", "second"]].sum() * len(together)
+    differing = int((clusters["first"] != clusters["second"]).sum())
+    if differing < _FEWEST or clusters["second"].mean() >= clusters["first"].mean():
+        return False
     study = optuna.create_study(direction="maximize")
     study.add_trial(_frozen(clusters["first"].to_numpy()))
     with warnings.catch_warnings():

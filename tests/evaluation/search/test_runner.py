@@ -67,12 +67,12 @@ def test_only_documents_to_choose_on_are_asked_and_none_shares_an_image_with_the
 
 
 def test_hopeless_settings_are_given_up_and_the_best_is_not(tmp_path) -> None:
-    given = {"sampler": "grid", "trials": 30}
-    every, some = Fake(), Fake()
+    given = {"sampler": "grid", "trials": 16, "select": 60, "rungs": "0.4,0.7"}
+    every, some = Fake(documents=110), Fake(documents=110)
     try_settings(job(tmp_path / "every", prune=0, **given), every)
     try_settings(job(tmp_path / "some", prune=0.1, **given), some)
     whole, pruned = (standing_of(job(tmp_path / name, **given)) for name in ("every", "some"))
-    assert all(whole.whole) and not all(pruned.whole) and some.asked() < 0.8 * every.asked()
+    assert all(whole.whole) and not all(pruned.whole) and some.asked() < 0.9 * every.asked()
     assert pruned.settings[pruned.best].spec.digest() == whole.settings[whole.best].spec.digest()
     given_up = [gain for gain, is_whole in zip(pruned.gains, pruned.whole, strict=True) if not is_whole]
     assert max(given_up) < pruned.gains[pruned.best]
@@ -104,7 +104,7 @@ def test_a_larger_budget_goes_on(tmp_path) -> None:
 
 def test_a_setting_that_fails_is_told_and_others_go_on(tmp_path) -> None:
     def fail(spec):
-        if spec.layers[0] == 3:
+        if spec.layers[0] in (1, 3, 6):
             raise RuntimeError("no memory")
         return layers_matter(spec)
 
@@ -151,7 +151,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, change) -> None:
     try_settings(job(tmp_path, trials=3), Fake())
     with pytest.raises(SearchError, match="other settings"):
         job(tmp_path, trials=3, **change)
-    for free in ({"trials": 5}, {"sampler": "random"}, {"prune": 0.1}, {"rungs": "0.5"}):
+    for free in ({"trials": 5}, {"sampler": "random"}, {"prune": 0.1}, {"rungs": "0.2"}):
         job(tmp_path, **free)
 
 
@@ -201,7 +201,8 @@ def test_where_the_plateau_is_chosen_it_has_all_controls(tmp_path) -> None:
 def test_a_damaged_plan_is_named(tmp_path) -> None:
     try_settings(job(tmp_path, trials=3), Fake())
     plan = json.loads((tmp_path / SEARCH).read_text())
-    for change in ({"config": []}, {"settings": {"checkpoint": 1, "bases": {}}}, {"num_layers": "8"}):
+    changes: list[dict] = [{"config": []}, {"settings": {"checkpoint": 1, "bases": {}}}, {"num_layers": "8"}]
+    for change in changes:
         (tmp_path / SEARCH).write_text(json.dumps(plan | change))
         with pytest.raises(ValueError, match=SEARCH):
             read_search(tmp_path)
