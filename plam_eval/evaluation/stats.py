@@ -259,7 +259,11 @@ def compare_pairs(
         ValueError: a document is in some tables only, or has no score.
     """
     reference = next(iter(runs.values()))
-    tasks = [_Task(str(task), rows, runs, resamples) for task, rows in reference.groupby("task", sort=False)]
+    rows_of = {name: dict(iter(samples.groupby("task"))) for name, samples in runs.items()}
+    tasks = [
+        _Task(str(task), rows, {name: own.get(task, rows[:0]) for name, own in rows_of.items()}, resamples)
+        for task, rows in reference.groupby("task", sort=False)
+    ]
     for name, samples in runs.items():
         extra = set(samples["task"]) - {task.name for task in tasks}
         if extra:
@@ -283,12 +287,14 @@ class _Task:
         reference = rows.set_index("doc_id")
         columns, self.parsable = [], []
         for label, samples in runs.items():
-            other = samples[samples["task"] == name].set_index("doc_id")
-            if set(other.index) != set(reference.index) or len(other) != len(reference):
-                raise InputError(f"{name}: the documents of {label} are others than the first run's")
-            columns.append(other["score"].reindex(reference.index))
-            self.parsable.append(parsable_share(other["parsable"]))
-        self.scores: Floats = np.column_stack([column.to_numpy(dtype=float) for column in columns])
+            score = pd.Series(samples["score"].to_numpy(dtype=float), index=samples["doc_id"])
+            if not score.index.equals(reference.index):
+                if set(score.index) != set(reference.index) or len(score) != len(reference):
+                    raise InputError(f"{name}: the documents of {label} are others than the first run's")
+                score = score.reindex(reference.index)
+            columns.append(score.to_numpy())
+            self.parsable.append(parsable_share(samples["parsable"]))
+        self.scores: Floats = np.column_stack(columns)
         if np.isnan(self.scores).any():
             document = reference.index[np.isnan(self.scores).any(axis=1)][0]
             raise InputError(f"{name}: document {document} has no score; the task's log holds none that can be read")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.search.job import SearchJob
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job
+    from plam_eval.evaluation.sweep.selection import Selection
     from plam_eval.probing.curve import Curve
     from plam_eval.probing.plateau import Stages
     from plam_eval.terminal import Terminal
@@ -108,6 +109,8 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         table.add_column("setting", no_wrap=True)
         for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
+        if findings.label_free:
+            table.add_column("neighbours differ", justify="right")
     beside = findings.controls[findings.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
     chosen = findings.selection.cell if findings.selection else None
     for _, row in findings.cells.iterrows():
@@ -137,18 +140,28 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         else:
             single = ("score", "difference", "between", "gained", "lost", "p", "p_holm", "parsable")
             cells = [*(own[column] for column in single), f"{own['minus']} {own['minus_p']}".strip()]
+            if findings.label_free:
+                differ = row["differ_from_neighbours"]
+                cells.append("" if pd.isna(differ) else str(differ))
         table.add_row(name, *cells, style=style)
     if findings.selection is not None:
-        where = findings.selection
-        on = (
-            f"the first {max(where.chosen_on.values())} documents of each task" if where.held_out else "these documents"
-        )
-        warning = "which are not among those reported" if where.held_out else "so its own figures look too good"
-        table.caption = (
-            f"mean over tasks of {sum(where.reported_on.values())} documents, against plain\n"
-            f"p Holm: adjusted for all of these settings\n* scored best on {on}, {warning}"
-        )
+        table.caption = _how_to_read(findings, findings.selection)
     return table
+
+
+def _how_to_read(findings: Findings, chosen: Selection) -> str:
+    """What stands below the table of a sweep."""
+    first, reported = max(chosen.chosen_on.values()), sum(chosen.reported_on.values())
+    on = f"the first {first} documents of each task" if chosen.held_out else "these documents"
+    warning = "which are not among those reported" if chosen.held_out else "so its own figures look too good"
+    lines = [
+        f"mean over tasks of {reported} documents, against plain",
+        "p Holm: adjusted for all of these settings",
+        f"* scored best on {on}, {warning}",
+    ]
+    if findings.label_free is not None:
+        lines += textwrap.wrap(findings.label_free.text(), 78)
+    return "\n".join(lines)
 
 
 def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:

@@ -13,6 +13,7 @@ from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.report import tables
+from plam_eval.report.sections.cells import all_cells
 from plam_eval.terminal import Terminal
 from tests.helpers.curves import curve_of
 from tests.helpers.run_folders import changed, documents, write_sweep
@@ -77,6 +78,32 @@ def test_a_sweep(narrow: Terminal, tmp_path: Path) -> None:
     numbers = [cell.strip() for cell in row.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[2:-2]]
     assert len(numbers) == 8 and all(number in text for number in numbers), (numbers, text)
     assert "layers 24:36, qkvo" in text and "0.9+0.3 self_scale" in text
+
+
+def test_what_is_chosen_without_labels(narrow: Terminal, tmp_path: Path) -> None:
+    plain = documents(["pope", "mmstar"], 40, right=20)
+    runs = {"plain": plain}
+    for count, weights in ((3, "0.9+0.3"), (4, "0.8+0.4"), (9, "0.7+0.5")):
+        wrong = {("pope", n): ("yes", 1.0) for n in range(20, 20 + count)}
+        runs[f"layers-24-36_qkvo_{weights}"] = changed(plain, wrong)
+    write_sweep(tmp_path, runs, layers="24:36", weights="0.9+0.3,0.8+0.4,0.7+0.5", controls="none", num_layers=36)
+    found = read_findings(tmp_path)
+    assert found.label_free is not None
+    words = found.label_free.text()
+    assert "layers 24:36, qkvo, 0.9 + 0.3 (4 of 80 answers)" in words
+    narrow.show(tables.sweep(found), tables.sweep(found, narrow=True))
+    assert words in " ".join(" ".join(lines(narrow)).split())
+    wide = Terminal(file=io.StringIO(), width=200)
+    wide.show(tables.sweep(found), tables.sweep(found, narrow=True))
+    rows = wide.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    settings = [line.split("\N{BOX DRAWINGS LIGHT VERTICAL}") for line in rows if "qkvo, 0" in line]
+    last = [cells[-2].strip() for cells in settings if len(cells) > 2]
+    assert last == ["4", "6", ""]
+    rows_of_page: Any = {row["cell"]: row for row in found.cells.to_dict("records")}
+    table, note, *_ = all_cells(found, rows_of_page)
+    column = table.columns.index("neighbours differ")
+    assert [row.cells[column] for row in table.rows] == ["\N{EN DASH}", "4", "6", "\N{EN DASH}"]
+    assert note.text == words
 
 
 def test_a_scan(narrow: Terminal, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class Against:
         difference: of the scores.
         gained, lost: documents that the merge scores better or worse on.
         p: of this one comparison.
-        p_adjusted: against plain adjusted for all settings compared with plain; against the scale control as `p`.
+        p_adjusted: for all comparisons of which this one was chosen (Holm): of all settings with plain, or of all
+            merges with their scale controls.
         effect: "better" or "worse" than the other cell; None where no difference is shown. It goes by `p_adjusted`
             where the merge was chosen among several on the documents it is reported on, and by `p` otherwise.
     """
@@ -117,9 +118,10 @@ class Conclusion:
     def _optimism_in_words(self) -> str:
         if not self.optimistic:
             return ""
+        beside = f", against the scale control p = {format_p(self.scale.p_adjusted)}" if self.scale else ""
         return (
             "Chosen and reported on the same documents, so this looks better than it is; adjusted for all settings "
-            f"p = {format_p(self.plain.p_adjusted)}."
+            f"p = {format_p(self.plain.p_adjusted)}{beside}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,8 +145,9 @@ def conclude(selection: Selection, cells: pd.DataFrame, controls: pd.DataFrame, 
     """
     row = cells.set_index("cell").loc[selection.cell]
     adjusted = not selection.held_out and selection.tried > 1
-    beside = controls[(controls["merged"] == selection.cell) & (controls["rule"] == SELF_SCALE)]
-    scale = beside.iloc[0] if len(beside) else None
+    beside = controls[controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")
+    scale = beside.loc[selection.cell] if selection.cell in beside.index else None
+    p_holm = dict(zip(beside.index, stats.holm(beside["p"].tolist()), strict=True))
     return Conclusion(
         cell=selection.cell,
         description=describe_cell(row),
@@ -152,7 +155,7 @@ def conclude(selection: Selection, cells: pd.DataFrame, controls: pd.DataFrame, 
         held_out=selection.held_out,
         documents=int(row["documents"]),
         plain=_against(PLAIN, row, row["p_holm"], sign, adjusted),
-        scale=_against(scale["control"], scale, scale["p"], sign, adjusted) if scale is not None else None,
+        scale=_against(scale["control"], scale, p_holm[selection.cell], sign, adjusted) if scale is not None else None,
         answers_differ=int(scale["answers_differ"]) if scale is not None else None,
     )
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from plam_eval.errors import InputError
 from plam_eval.evaluation.records import Run, clusters_by_content
@@ -25,11 +29,7 @@ def split_documents(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataF
     keys = samples[["task", "doc_id"]]
     if select is None:
         return keys, keys
-    bound = samples.assign(cluster=clusters_by_content(samples))
-    ordered = bound.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
-    first = ordered.groupby("task").head(select)
-    clusters = pd.MultiIndex.from_frame(first[["task", "cluster"]])
-    chosen = pd.MultiIndex.from_frame(bound[["task", "cluster"]]).isin(clusters)
+    chosen = _is_to_choose_on(samples, select)
     counts = samples[~chosen].groupby("task").size()
     if short := [str(task) for task in samples["task"].unique() if counts.get(task, 0) == 0]:
         raise InputError(
@@ -37,6 +37,30 @@ def split_documents(samples: pd.DataFrame, select: int | None) -> tuple[pd.DataF
             "evaluate more"
         )
     return keys[chosen], keys[~chosen]
+
+
+def _is_to_choose_on(samples: pd.DataFrame, select: int) -> NDArray[np.bool_]:
+    """Which rows are of documents to choose on."""
+    bound = samples.assign(cluster=clusters_by_content(samples))
+    ordered = bound.assign(order=pd.to_numeric(samples["doc_id"], errors="coerce")).sort_values(["task", "order"])
+    first = ordered.groupby("task").head(select)
+    clusters = pd.MultiIndex.from_frame(first[["task", "cluster"]])
+    return np.asarray(pd.MultiIndex.from_frame(bound[["task", "cluster"]]).isin(clusters))
+
+
+def to_choose_without_labels(samples: pd.DataFrame, select: int | None, reported_on: pd.DataFrame) -> pd.DataFrame:
+    """(task, doc_id) of the documents to choose on where only answers are read: also those that have no score.
+
+    Args:
+        samples: as `records.Run.samples`, whole.
+        select: so many of each task; None for all.
+        reported_on: (task, doc_id) of what is reported; with `select`, none of these is chosen on.
+    """
+    keys = samples[["task", "doc_id"]]
+    if select is None:
+        return keys
+    reported = pd.MultiIndex.from_frame(keys).isin(pd.MultiIndex.from_frame(reported_on))
+    return keys[_is_to_choose_on(samples, select) & ~reported]
 
 
 def with_documents_to_report(
@@ -58,6 +82,8 @@ def with_documents_to_report(
         return True
 
     kept = runs[PLAIN].samples
+    if len(kept) == len(whole):  # a judge left none out
+        return runs, []
     short = [task for task in runs[PLAIN].tasks if not enough(kept, task) and enough(whole, task)]
     if not short or len(short) == len(runs[PLAIN].tasks):
         return runs, []
@@ -76,6 +102,14 @@ def rows_of(run: Run, keys: pd.DataFrame) -> pd.DataFrame:
         run: which one.
         keys: columns task and doc_id.
     """
-    wanted = pd.MultiIndex.from_frame(keys)
-    is_wanted = pd.MultiIndex.from_frame(run.samples[["task", "doc_id"]]).isin(wanted)
-    return run.samples[is_wanted].reset_index(drop=True)
+    wanted, own = set(names_of(keys)), names_of(run.samples)
+    return run.samples[[document in wanted for document in own]].reset_index(drop=True)
+
+
+def names_of(samples: pd.DataFrame) -> list[tuple[Any, Any]]:
+    """(task, doc_id) of each row.
+
+    Args:
+        samples: with these columns.
+    """
+    return list(zip(samples["task"].tolist(), samples["doc_id"].tolist(), strict=True))

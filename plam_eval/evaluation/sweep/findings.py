@@ -13,13 +13,26 @@ import pandas as pd
 
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.label_free import Neighbours
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import SIGNIFICANT, Paired
 from plam_eval.evaluation.sweep.conclusion import NOTHING_YET, Conclusion, conclude
-from plam_eval.evaluation.sweep.documents import rows_of, split_documents, with_documents_to_report
-from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, LOG, read_plan, read_state
+from plam_eval.evaluation.sweep.documents import (
+    names_of,
+    rows_of,
+    split_documents,
+    to_choose_without_labels,
+    with_documents_to_report,
+)
+from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, FINISHED, LOG, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, module_group
-from plam_eval.evaluation.sweep.selection import Selection, best_merge
+from plam_eval.evaluation.sweep.selection import (
+    LabelFreeChoice,
+    Selection,
+    best_merge,
+    choose_without_labels,
+    neighbours_of,
+)
 from plam_eval.files import write_table
 from plam_eval.layer_sets import write_layers
 
@@ -38,11 +51,13 @@ class Findings:
             rule, seed, digest, status ("finished", "failed", "missing", or "damaged": what is in its folder is not
             whole, or not of this sweep), error (of failed and damaged ones), relative_change (mean over layers),
             merge_seconds, evaluate_seconds; and over the reported documents, mean over tasks, against plain: the fields
-            of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table.
+            of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table. Merges
+            between two others (`lines.coordinates_of`): differ_from_neighbours, of the documents to choose on.
         tasks: per finished cell and task (OVERALL last), the fields of `stats.Paired` against plain, with `cell`.
         controls: per merged cell and control of it: merged, rule, control (its cell), and the fields of `stats.Paired`
             for the mean over tasks, control first and merge second; answers_differ, of the reported documents.
         selection: None while fewer than one merged cell and plain are finished.
+        label_free: the choice that reads no label; None where no merge is between two others.
         compared: what `tasks` shows, by cell.
         runs: finished runs by cell; once there is something to compare, with the reported documents only.
         warnings: differences between cells that a reader should know of.
@@ -54,6 +69,7 @@ class Findings:
     tasks: pd.DataFrame
     controls: pd.DataFrame
     selection: Selection | None
+    label_free: LabelFreeChoice | None
     compared: dict[str, list[Paired]]
     runs: dict[str, Run]
     warnings: tuple[str, ...]
@@ -84,12 +100,13 @@ class Findings:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: folder, the three tables, selection, verdict, conclusion, warnings, failures."""
+        """For JSON: folder, the three tables, selection, label_free, verdict, conclusion, warnings, failures."""
         return {
             "folder": str(self.folder),
             "verdict": self.verdict(),
             "conclusion": conclusion.to_dict() if (conclusion := self.conclusion) else None,
             "selection": asdict(self.selection) if self.selection else None,
+            "label_free": asdict(self.label_free) if self.label_free else None,
             **{name: getattr(self, name).to_dict("records") for name in ("cells", "tasks", "controls")},
             "warnings": list(self.warnings),
             "failures": self.failures(),
@@ -130,6 +147,29 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     if PLAIN not in runs or len(runs) < 2:
         return _nothing_compared(folder, plan, cells, runs, warnings)
     return _compared(folder, plan, grid, cells, runs, select or None, warnings)
+
+
+def findings_of(grid: Grid, runs: Mapping[str, Run], select: int | None = None, *, resamples: int = 10_000) -> Findings:
+    """What a sweep would have found whose cells gave these runs; its `plan` is the grid alone.
+
+    Args:
+        grid: of the sweep.
+        runs: by cell; others count as missing.
+        select: choose on so many documents of each task; None or 0 chooses on all.
+        resamples: draws of the bootstrap, for the intervals; no p and no verdict depends on them.
+
+    Raises:
+        RecordError, ValueError: as `read_findings`.
+    """
+    runs = {cell.name: runs[cell.name] for cell in grid.cells if cell.name in runs}
+    rows = [
+        _cell_row(cell, {"status": FINISHED if cell.name in runs else "missing"}, runs.get(cell.name))
+        for cell in grid.cells
+    ]
+    folder, plan, cells = Path(), {"grid": grid.to_dict()}, pd.DataFrame(rows)
+    if PLAIN not in runs or len(runs) < 2:
+        return _nothing_compared(folder, plan, cells, runs, ())
+    return _compared(folder, plan, grid, cells, runs, select or None, (), resamples)
 
 
 def _cell_row(cell: Cell, record: Mapping[str, Any], run: Run | None) -> dict[str, Any]:
@@ -197,10 +237,11 @@ def _nothing_compared(
     return Findings(
         folder=folder,
         plan=plan,
-        cells=cells.assign(**dict.fromkeys((*_DIFFERENCE, "p_holm"), math.nan)),
+        cells=cells.assign(**dict.fromkeys((*_DIFFERENCE, "p_holm", "differ_from_neighbours"), math.nan)),
         tasks=pd.DataFrame(columns=["cell", *PAIRED]),
         controls=pd.DataFrame(columns=list(_CONTROL_COLUMNS)),
         selection=None,
+        label_free=None,
         compared={},
         runs=runs,
         warnings=tuple(warnings),
@@ -215,6 +256,7 @@ def _compared(
     runs: dict[str, Run],
     select: int | None,
     warnings: Sequence[str],
+    resamples: int = 10_000,
 ) -> Findings:
     """Every run against plain and its controls, on the documents that nothing was chosen on."""
     scored, left_out = _scored_runs(runs, select)
@@ -224,19 +266,24 @@ def _compared(
     others = [name for name in reported if name != PLAIN]
     pairs = [*((PLAIN, name) for name in others), *((control, merged) for merged, _, control in beside)]
     paired = stats.compare_pairs(
-        {name: run.samples for name, run in reported.items()}, pairs, directions=reported[PLAIN].directions
+        {name: run.samples for name, run in reported.items()},
+        pairs,
+        directions=reported[PLAIN].directions,
+        resamples=resamples,
     )
     with_plain = {name: paired[PLAIN, name] for name in others}
-    table = _with_differences(cells, with_plain)
+    held_out = select is not None
+    unlabelled = to_choose_without_labels(runs[PLAIN].samples, select, reported_on)
+    neighbours = neighbours_of(grid, runs, unlabelled)
+    table = _with_differences(cells, with_plain, neighbours)
     return Findings(
         folder=folder,
         plan=plan,
         cells=table,
         tasks=_task_table(with_plain),
         controls=_control_table(beside, paired, reported),
-        selection=best_merge(
-            table, scored, chosen_on, reported_on, held_out=select is not None, by_search=plan["chosen"]
-        ),
+        selection=best_merge(table, scored, chosen_on, reported_on, held_out=held_out, by_search=plan["chosen"]),
+        label_free=choose_without_labels(neighbours, table, with_plain, held_out=held_out),
         compared=with_plain,
         runs=reported,
         warnings=(*warnings, *_of_many_settings(len(runs) - 1), *left_out),
@@ -271,7 +318,9 @@ def _controls_beside(grid: Grid, runs: Mapping[str, Run]) -> list[tuple[str, str
     ]
 
 
-def _with_differences(cells: pd.DataFrame, with_plain: Mapping[str, Sequence[Paired]]) -> pd.DataFrame:
+def _with_differences(
+    cells: pd.DataFrame, with_plain: Mapping[str, Sequence[Paired]], neighbours: Mapping[str, Neighbours]
+) -> pd.DataFrame:
     """`Findings.cells`: the rows of cells with their means over tasks against plain, p adjusted for all of them."""
     overall = [{"cell": name, **asdict(comparisons[-1])} for name, comparisons in with_plain.items()]
     differences = pd.DataFrame(overall).drop(columns="task")
@@ -281,7 +330,9 @@ def _with_differences(cells: pd.DataFrame, with_plain: Mapping[str, Sequence[Pai
     itself = table["cell"] == PLAIN
     table.loc[itself, "second"] = any_overall.first
     table.loc[itself, "parsable_second"] = any_overall.parsable_first
-    counts = ["documents", "groups", "gained", "lost", "needed", "start", "end", "seed"]
+    differ = {name: between.differ for name, between in neighbours.items()}
+    table["differ_from_neighbours"] = table["cell"].map(differ)
+    counts = ["differ_from_neighbours", "documents", "groups", "gained", "lost", "needed", "start", "end", "seed"]
     return table.astype(dict.fromkeys(counts, "Int64"))
 
 
@@ -308,5 +359,5 @@ def _control_table(
 
 def _answers_differ(one: pd.DataFrame, other: pd.DataFrame) -> int:
     """How many documents two runs answer differently."""
-    answers = one.merge(other, on=["task", "doc_id"])
-    return int((answers["answer_x"] != answers["answer_y"]).sum())
+    answers = dict(zip(names_of(one), one["answer"], strict=True))
+    return sum(answers[document] != answer for document, answer in zip(names_of(other), other["answer"], strict=True))

@@ -1,17 +1,20 @@
-"""Which merge of a sweep is chosen, and on which documents."""
+"""Which merge of a sweep is chosen, by scores or without labels, and on which documents."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from plam_eval.evaluation.label_free import Neighbours, compare_neighbours, least_differing
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.sweep.documents import rows_of
-from plam_eval.evaluation.sweep.grid import PLAIN
+from plam_eval.evaluation.stats import Paired, format_p
+from plam_eval.evaluation.sweep.documents import names_of, rows_of
+from plam_eval.evaluation.sweep.grid import PLAIN, Grid, describe_cell
+from plam_eval.evaluation.sweep.lines import coordinates_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,109 @@ class Selection:
     chosen_on: dict[str, int]
     reported_on: dict[str, int]
     difference_chosen: float
+
+
+@dataclass(frozen=True)
+class LabelFreeChoice:
+    """The merge that differs least from its neighbours, for which no label is read, and what it scores elsewhere.
+
+    Attributes:
+        cell: its name; of several that differ as little, the one with the smallest share of the base on the first line.
+        description: it in words, "layers 6:8, qkvo, 0.9 + 0.3".
+        along: what the settings of its line differ in, "weights" or "layers".
+        before, after: its neighbours: cells, plain maybe.
+        differ: documents that it answers otherwise than at least one neighbour; documents: of so many.
+        tied: settings that differ in as few, itself among them.
+        candidates: settings that have two neighbours.
+        by_line: the choice on each line, in the order of the grid.
+        held_out: whether the documents below are others.
+        difference, low, high, p: against plain on the reported documents, as in `Findings.cells`.
+    """
+
+    cell: str
+    description: str
+    along: str
+    before: str
+    after: str
+    differ: int
+    documents: int
+    tied: int
+    candidates: int
+    by_line: tuple[str, ...]
+    held_out: bool
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    def text(self) -> str:
+        """The same in a sentence or two."""
+        tied = f", the first of {self.tied} that differ as little" if self.tied > 1 else ""
+        where = "other" if self.held_out else "the same"
+        return (
+            f"Chosen without labels, as the one of {self.candidates} that differs least from its neighbours: "
+            f"{self.description} ({self.differ} of {self.documents} answers{tied}). On {where} documents it scores "
+            f"{self.difference:+.3f} against plain (p = {format_p(self.p)})."
+        )
+
+
+def neighbours_of(grid: Grid, runs: Mapping[str, Run], documents: pd.DataFrame) -> dict[str, Neighbours]:
+    """Each finished merge beside its neighbours, by `lines.coordinates_of` and from answers alone.
+
+    Args:
+        grid: of the sweep.
+        runs: finished ones, plain among them.
+        documents: (task, doc_id) to compare answers on.
+    """
+    places = coordinates_of(cell for cell in grid.cells if cell.name in runs)
+    answers = {name: _answers(runs[name], documents) for name in (PLAIN, *places)}
+    return compare_neighbours({name: (place, answers[name]) for name, place in places.items()}, answers[PLAIN])
+
+
+def _answers(run: Run, documents: pd.DataFrame) -> dict[tuple[Any, Any], str]:
+    rows = rows_of(run, documents)
+    return dict(zip(names_of(rows), rows["answer"], strict=True))
+
+
+def choose_without_labels(
+    compared: Mapping[str, Neighbours],
+    table: pd.DataFrame,
+    with_plain: Mapping[str, Sequence[Paired]],
+    *,
+    held_out: bool,
+) -> LabelFreeChoice | None:
+    """The merge that differs least from its neighbours; None where none has two.
+
+    Args:
+        compared: as `neighbours_of` gives it.
+        table: as `Findings.cells`.
+        with_plain: comparisons with plain by cell, the mean over tasks last.
+        held_out: whether they are of other documents than `compared`.
+    """
+    cell = least_differing(compared)
+    if cell is None:
+        return None
+    own, against = compared[cell], with_plain[cell][-1]
+    lines: dict[Hashable, dict[str, Neighbours]] = {}
+    for name, neighbours in compared.items():
+        lines.setdefault(neighbours.line, {})[name] = neighbours
+    return LabelFreeChoice(
+        cell=cell,
+        description=describe_cell(table.set_index("cell").loc[cell]),
+        along=str(own.line[0]) if isinstance(own.line, tuple) else str(own.line),
+        before=own.before or PLAIN,
+        after=own.after or PLAIN,
+        differ=own.differ,
+        documents=own.documents,
+        tied=sum(neighbours.differ == own.differ for neighbours in compared.values()),
+        candidates=len(compared),
+        by_line=tuple(str(least_differing(line)) for line in lines.values()),
+        held_out=held_out,
+        difference=against.difference,
+        low=against.low,
+        high=against.high,
+        p=against.p,
+    )
 
 
 def best_merge(

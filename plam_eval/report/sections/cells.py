@@ -8,13 +8,13 @@ from typing import Any
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
-from plam_eval.report.blocks import Listing, table_block
+from plam_eval.report.blocks import Listing, Paragraph, table_block
 from plam_eval.report.sections.shared import PAIRED
-from plam_eval.report.text import SPACE, count_of, cut_short, number, p_value, percent, signed, text_or_empty
+from plam_eval.report.text import NONE, SPACE, count_of, cut_short, number, p_value, percent, signed, text_or_empty
 
 
 def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    """The table of all cells against plain, and what failed or is damaged.
+    """The table of all cells against plain, what is chosen without labels, and what failed or is damaged.
 
     Args:
         findings: the sweep's.
@@ -35,6 +35,11 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         **PAIRED,
         f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
         "parsable": lambda row: percent(row["parsable_second"]),
+        **(
+            {"neighbours differ": lambda row: text_or_empty(row["differ_from_neighbours"]) or NONE}
+            if findings.label_free
+            else {}
+        ),
     }
     table = table_block(
         f"Every cell against plain, mean over tasks of {count_of(reported, 'document')}" if reported else "Every cell",
@@ -55,4 +60,5 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         rows = [row for row in cells.values() if row["status"] == status]
         lines = tuple(f"{describe_cell(row)}: {cut_short(text_or_empty(row['error']))}" for row in rows)
         listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
-    return [table, *listings]
+    unlabelled = [Paragraph(findings.label_free.text(), "note")] if findings.label_free else []
+    return [table, *unlabelled, *listings]

@@ -247,6 +247,24 @@ def test_choosing_on_all_documents_says_so_and_judges_by_the_adjusted_p(tmp_path
     assert text.endswith("looks better than it is; adjusted for all settings p = 0.062.")
 
 
+def test_a_scale_control_of_the_best_of_several_is_judged_by_the_adjusted_p(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, layers="6:8,all")
+    sweep.cell("plain")
+    sweep.cell(SPEC, changed(wrong(0, 12)))
+    sweep.cell(SCALE, changed(wrong(0, 6)))  # the merge gains 6 over it: p = 0.031 by itself
+    sweep.cell(OTHER, changed(wrong(0, 2)))
+    sweep.cell(f"{OTHER}_self_scale", changed(wrong(0, 2)))
+    found = sweep.read()
+    assert found.conclusion is not None and found.conclusion.scale is not None
+    assert (found.conclusion.scale.p, found.conclusion.scale.p_adjusted) == (0.03125, 0.0625)
+    assert (found.conclusion.against_plain, found.conclusion.against_scale) == ("better", None)
+    assert "better than plain, but not shown to differ from the same scale without the base." in found.verdict()
+    assert found.verdict().endswith("p = 0.002, against the scale control p = 0.062.")
+    held_out = sweep.read(select=1).conclusion  # chosen on another document, so p itself counts
+    assert held_out is not None and held_out.scale is not None and held_out.optimistic is False
+    assert held_out.against_scale == "better" and held_out.scale.p_adjusted > held_out.scale.p
+
+
 def test_select_of_the_call_goes_over_the_configs(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, select=30, controls="none")
     sweep.cell("plain")
@@ -301,6 +319,87 @@ def test_a_selection_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choosing on 40 documents leaves none of mmstar to report on"):
         sweep.read(select=40)
     assert sweep.read(select=39).selection is not None
+
+
+# Without labels
+
+
+LINE = [f"layers-6-8_qkvo_{weights}" for weights in ("0.9+0.3", "0.8+0.4", "0.7+0.5")]
+
+
+def a_line(folder: Path, **config: Any) -> Sweep:
+    """Plain and three merges on a line: of the first 30 documents one, two and nine differ from the one before."""
+    sweep = Sweep(folder, weights="0.7+0.5,0.9+0.3,0.8+0.4", controls="none", **config)
+    sweep.cell("plain")
+    sweep.cell(LINE[0], changed(wrong(0, 5) + wrong(60, 10)))
+    sweep.cell(LINE[1], changed(wrong(0, 6) + wrong(60, 3)))
+    sweep.cell(LINE[2], changed(wrong(0, 8)))
+    return sweep
+
+
+def test_the_merge_that_differs_least_from_its_neighbours(tmp_path: Path) -> None:
+    found = a_line(tmp_path, select=30).read()
+    differ = found.cells.set_index("cell")["differ_from_neighbours"]
+    assert differ[LINE[:2]].tolist() == [6, 3]  # 5 + 1 and 1 + 2 of the 30 to choose on
+    assert differ[["plain", LINE[2]]].isna().all()  # the ends
+    choice = found.label_free
+    assert choice is not None and found.selection is not None
+    assert (choice.cell, choice.along, choice.before, choice.after) == (LINE[1], "weights", LINE[0], LINE[2])
+    assert (choice.differ, choice.documents, choice.tied, choice.candidates) == (3, 30, 1, 2)
+    assert choice.held_out and choice.by_line == (LINE[1],) and found.selection.cell == LINE[2]
+    assert (choice.difference, choice.p) == (row(found, LINE[1])["difference"], row(found, LINE[1])["p"])
+    assert choice.difference == pytest.approx(3 / 90)
+    assert choice.text() == (
+        "Chosen without labels, as the one of 2 that differs least from its neighbours: layers 6:8, qkvo, 0.8 + 0.4 "
+        "(3 of 30 answers). On other documents it scores +0.033 against plain (p = 0.25)."
+    )
+    assert found.to_dict()["label_free"]["cell"] == LINE[1]
+    found.write()
+    assert pd.read_parquet(tmp_path / "cells.parquet")["differ_from_neighbours"].dropna().tolist() == [6, 3]
+    whole = read_findings(tmp_path, 0).label_free
+    assert whole is not None and (whole.held_out, whole.documents) == (False, N)
+
+
+def test_no_score_and_no_target_has_a_part_in_it(tmp_path: Path) -> None:
+    sweep = a_line(tmp_path, select=30)
+    before = sweep.read()
+    for log in sorted(tmp_path.glob("cells/*/run/*.jsonl")):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        changed_rows = [r | {"exact_match": 1.0 - r["exact_match"], "target": "something else"} for r in rows]
+        log.write_text("".join(json.dumps(r) + "\n" for r in changed_rows))
+    after = sweep.read()
+    assert before.label_free is not None and after.label_free is not None
+    assert (after.label_free.cell, after.label_free.differ) == (before.label_free.cell, before.label_free.differ)
+    column = "differ_from_neighbours"
+    pd.testing.assert_series_equal(before.cells[column], after.cells[column])
+    assert after.label_free.difference == pytest.approx(-before.label_free.difference)
+    assert after.selection is not None and before.selection is not None
+    assert after.selection.cell != before.selection.cell
+
+
+def test_documents_without_a_score_are_chosen_on_and_reported_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = Score("exact_match", as_score, unjudged=frozenset({-1.0}))
+    monkeypatch.setitem(TASKS, "judged", Task(judged, ONE_EACH))
+    sweep = Sweep(tmp_path, weights="0.9+0.3,0.8+0.4", controls="none", select=10)
+    verdicts: Any = [-1.0] * 5 + [float(good) for good in base_answers()[5:]]
+    for name in ("plain", *LINE[:2]):
+        sweep.cell_of(name, {"gqa": base_answers(), "judged": verdicts})
+    found = sweep.read()
+    assert found.selection is not None and found.label_free is not None
+    assert found.selection.chosen_on == {"gqa": 10, "judged": 10}  # 5 to 14 of the second
+    assert found.label_free.documents == 20  # 0 to 9 of both
+    assert (found.label_free.cell, found.label_free.tied) == (LINE[0], 1)
+
+
+def test_a_single_merge_has_no_two_neighbours(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    for name in ("plain", SPEC, SCALE):
+        sweep.cell(name)
+    found = sweep.read()
+    assert found.label_free is None and found.to_dict()["label_free"] is None
+    assert found.cells["differ_from_neighbours"].isna().all()
 
 
 # Unfinished and unfit cells
