@@ -9,13 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from plam_eval.evaluation.search.answers import Answers
+from plam_eval.evaluation.label_free import compare_neighbours, least_differing
+from plam_eval.evaluation.search.answers import PLAIN_SETTING, Answers
 from plam_eval.evaluation.search.config import SearchConfig
 from plam_eval.evaluation.search.job import HELD_OUT, TRIALS, Standing, read_documents, read_plan
 from plam_eval.evaluation.stats import format_p
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import PLAN
-from plam_eval.evaluation.sweep.grid import describe_cell, module_group
+from plam_eval.evaluation.sweep.grid import Cell, describe_cell, module_group
+from plam_eval.evaluation.sweep.lines import coordinates_of
 from plam_eval.files import write_table
 from plam_eval.layer_sets import write_layers
 from plam_eval.rules import RANDOM_LAYERS, SELF_SCALE
@@ -41,6 +43,8 @@ class SearchFindings:
         documents: to choose on.
         held_out: the sweep on the other documents, with the chosen merge beside its controls and the merges that it is
             held against; None before it has begun.
+        label_free: digest of the setting whose answers differ least from its neighbours' (docs/sweeps.md), which needs no
+            labels; None where no whole setting lies between two others.
         chosen: the best setting's spec; None before one is whole.
         failed: settings of this call that failed, with their error.
     """
@@ -50,6 +54,7 @@ class SearchFindings:
     sampler: str
     documents: int
     held_out: Findings | None
+    label_free: str | None
     chosen: PlateauSpec | None
     failed: dict[str, str]
 
@@ -83,6 +88,8 @@ class SearchFindings:
             f"Chosen of {self.tried} settings ({self.sampler}) on {self.documents} documents: "
             f"{describe_cell({**row.to_dict(), 'kind': 'merged'})}, {row['gain']:+.3f} against plain there. "
         )
+        for other in self.trials[self.trials["setting"] == self.label_free].to_dict("records"):
+            text += f"Without labels it had been {describe_cell({**other, 'kind': 'merged'})}, {other['gain']:+.3f}. "
         cell = self._cell()
         if cell is None or self.held_out is None:
             return f"{text}The other documents are not answered yet."
@@ -128,6 +135,7 @@ class SearchFindings:
             "folder": str(self.folder),
             "verdict": self.verdict(),
             "tried": self.tried,
+            "label_free": self.label_free,
             "chosen": self.chosen.to_dict() if self.chosen is not None else None,
             "trials": self.trials.to_dict("records"),
             "held_out": self.held_out.to_dict() if self.held_out is not None else None,
@@ -161,9 +169,28 @@ def read_search(folder: str | Path, failed: dict[str, str] | None = None) -> Sea
         sampler=config.options.sampler,
         documents=0 if documents is None else len(documents.table),
         held_out=read_findings(folder / HELD_OUT) if has_report else None,
+        label_free=_without_labels(Answers(folder), standing),
         chosen=chosen,
         failed=failed or {},
     )
+
+
+def _without_labels(answers: Answers, standing: Standing) -> str | None:
+    """The digest of the whole setting whose answers differ least from its neighbours'."""
+    plain = answers.of(PLAIN_SETTING)
+    whole = [
+        s for s, is_whole in zip(standing.settings, standing.whole, strict=True) if is_whole and s.spec is not None
+    ]
+    if plain is None:
+        return None
+    rows = {setting.spec.digest(): setting for setting in whole if setting.spec is not None}
+    places = coordinates_of(Cell(name, "merged", setting.spec) for name, setting in rows.items())
+    compared = {name: (place, _texts(rows[name].rows)) for name, place in places.items()}
+    return least_differing(compare_neighbours(compared, _texts(plain.rows)))
+
+
+def _texts(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
+    return dict(zip(zip(rows["task"], rows["doc_id"], strict=True), rows["answer"], strict=True))
 
 
 def _table(standing: Standing) -> pd.DataFrame:
