@@ -34,14 +34,13 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from plam_eval import api
 from plam_eval.demo import damaged, hub
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.figures import COLOURS, save_figure
-from plam_eval.files import read_json, write_in_one_step, write_json
+from plam_eval.files import locked, read_json, write_in_one_step, write_json
 
 TASKS, DOCUMENTS, SELECT = "mme,gqa,pope", 50, 10
 MOST_SEEDS = 30  # that the suite has documents for
@@ -171,21 +170,23 @@ def run(case: Case, output: Path, *, command: bool) -> bool:
     file, folder = output / "cases" / f"{case.name}.json", output / "at_work" / case.name
     if file.is_file():
         return False
-    for each in (file.parent, output / "locks"):
-        each.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(output / "locks" / f"{case.name}.lock").acquire(timeout=0)
-    except Timeout:
+        with locked(output / "locks", f"{case.name}.lock", _ElsewhereError):
+            if file.is_file():
+                return False
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            began = time.perf_counter()
+            said = record(case, sweep(case, folder, command=command), time.perf_counter() - began)
+            write_json(file, said)
+            shutil.rmtree(folder)
+    except _ElsewhereError:
         return False
-    with lock:
-        if file.is_file():
-            return False
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        began = time.perf_counter()
-        said = record(case, sweep(case, folder, command=command), time.perf_counter() - began)
-        write_json(file, said)
-        shutil.rmtree(folder)
     return True
+
+
+class _ElsewhereError(Exception):
+    """Another process is at this case."""
 
 
 def read_records(output: Path) -> pd.DataFrame:
@@ -302,7 +303,7 @@ def main() -> None:
     if seeds.start < 0 or seeds.stop > MOST_SEEDS:
         parser.error(f"seeds {seeds.start} to {seeds.stop - 1}: the suite has documents for 0 to {MOST_SEEDS - 1}")
     output.mkdir(parents=True, exist_ok=True)
-    with FileLock(output / "suite.lock"):
+    with locked(output, "suite.lock", patience=-1):
         os.chdir(hub.write_hub(output / "suite", documents_per_task=DOCUMENTS * MOST_SEEDS))
     for case in cases(damages, seeds):
         if arguments.seconds is not None and time.perf_counter() - began > arguments.seconds:

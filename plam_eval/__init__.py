@@ -2,8 +2,9 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `plan_sweep`,
-`report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan`,
-`read_attend` and `read_sweep`, each loaded when it is first asked for (`plam_eval.api`).
+`search`, `plan_search`, `report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`,
+`read_run`, `read_scan`, `read_attend`, `read_sweep` and `read_search`, each loaded when it is first asked for
+(`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
         hub_results,
         load_spec,
         merge,
+        plan_search,
         plan_sweep,
         plateau,
         read_attend,
         read_run,
         read_scan,
+        read_search,
         read_sweep,
         report,
         scan,
+        search,
         submit,
         sweep,
         verify_bundle,
@@ -45,14 +49,17 @@ __all__ = [
     "hub_results",
     "load_spec",
     "merge",
+    "plan_search",
     "plan_sweep",
     "plateau",
     "read_attend",
     "read_run",
     "read_scan",
+    "read_search",
     "read_sweep",
     "report",
     "scan",
+    "search",
     "submit",
     "sweep",
     "verify_bundle",

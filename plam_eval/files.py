@@ -323,13 +323,14 @@ def used_locks(folder: Path, name: str) -> list[str]:
 
 
 @contextmanager
-def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Iterator[None]:
+def locked(folder: Path, name: str, error: type[Exception] = FolderError, *, patience: float = 0) -> Iterator[None]:
     """While entered, no other process is; the system lifts the lock when the process ends, however it ends.
 
     Args:
         folder: that is locked; it is made where there is none.
         name: of the file in it that is the lock, and stays.
         error: what is raised when another process holds it, or the file is a link.
+        patience: seconds that are waited for it; below 0 as long as it takes.
     """
     from filelock import FileLock, Timeout
 
@@ -342,7 +343,7 @@ def locked(folder: Path, name: str, error: type[Exception] = FolderError) -> Ite
         # lmms-eval makes file locks of one process reentrant, so that this process has to know its own.
         if own in _HELD:
             raise Timeout(str(file))
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise error(f"{folder}: another process is at work in it; wait for it, or stop it") from None
     _HELD.add(own)

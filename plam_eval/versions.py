@@ -111,6 +111,13 @@ PARTS: tuple[Part, ...] = (
         ("25.0.1", "26.0.1"),
         "earlier ones run code that a parquet file brings along (CVE-2023-47248)",
     ),
+    Part(
+        "optuna",
+        "optuna",
+        ">=5.0,<6",
+        ("5.0.0",),
+        "what samplers note in its journal, of which nothing may be unpickled, was read in 5.0 alone",
+    ),
     Part("decord", "decord", "", ("0.6.0",), "wheels for x86-64 Linux and Windows only"),
     Part("decord2", "decord", ">=3", ("3.4.0",), "in decord's place on ARM Linux and macOS 14 or newer"),
     Part(

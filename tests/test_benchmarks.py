@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from filelock import FileLock
 
 from benchmarks import power
+from plam_eval.files import locked
 from tests.helpers.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -58,7 +58,7 @@ def test_power_sweeps_a_case_once_and_none_that_another_process_is_at(
     with pytest.raises(KeyboardInterrupt):
         power.run(first, tmp_path, command=False)
     assert [power.run(case, tmp_path, command=False) for case in (first, second, first)] == [True, True, False]
-    with FileLock(tmp_path / "locks" / f"{third.name}.lock", is_singleton=False):
+    with locked(tmp_path / "locks", f"{third.name}.lock"):
         assert not power.run(third, tmp_path, command=False)
     assert swept == [first, first, second]
     assert sorted(path.stem for path in (tmp_path / "cases").iterdir()) == [first.name, second.name]

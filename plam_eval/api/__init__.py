@@ -12,11 +12,13 @@ from plam_eval.api.merging import merge
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
 from plam_eval.api.runs import compare, read_run
 from plam_eval.api.scans import plateau, read_scan, scan
+from plam_eval.api.searches import SearchPlan, plan_search, read_search, search
 from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
 from plam_eval.report import report
 from plam_eval.spec import load_spec
 
 __all__ = [
+    "SearchPlan",
     "SweepPlan",
     "attend",
     "bundle",
@@ -26,14 +28,17 @@ __all__ = [
     "hub_results",
     "load_spec",
     "merge",
+    "plan_search",
     "plan_sweep",
     "plateau",
     "read_attend",
     "read_run",
     "read_scan",
+    "read_search",
     "read_sweep",
     "report",
     "scan",
+    "search",
     "submit",
     "sweep",
     "verify_bundle",

@@ -25,6 +25,8 @@ from plam_eval.terminal import PlainTable, text
 if TYPE_CHECKING:
     from plam_eval.evaluation.attend.summary import AttendFindings
     from plam_eval.evaluation.scan_folder import Scan
+    from plam_eval.evaluation.search.findings import SearchFindings
+    from plam_eval.evaluation.search.job import SearchJob
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job
     from plam_eval.evaluation.sweep.selection import Selection
@@ -234,6 +236,66 @@ def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
             "tensors (as stored) beside the model"
         )
     table.caption = f"{len(left)} cells to run, {generations}\n{total / 1e6:.1f} MB to read for merging; {estimate}"
+    return table
+
+
+def search(findings: SearchFindings, *, most: int = 12) -> PlainTable:
+    """The best settings of a search, on the documents that they were chosen on.
+
+    Args:
+        findings: of the search.
+        most: so many settings.
+    """
+    table = PlainTable(title=f"{findings.tried} settings tried on {findings.documents} documents", title_justify="left")
+    table.add_column("setting", overflow="fold")
+    for name in ("proposal", "answered", "gain over plain"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows = findings.trials.sort_values(["whole", "gain"], ascending=False, kind="stable")
+    for row in rows.head(most).to_dict("records"):
+        table.add_row(
+            text(describe_cell({**row, "kind": "merged"}), "bold" if row["chosen"] else ""),
+            str(row["number"]) if row["number"] >= 0 else "given",
+            "all" if row["whole"] else str(row["documents"]),
+            f"{row['gain']:+.3f}",
+        )
+    given_up = int((~findings.trials["whole"].astype(bool)).sum())
+    table.caption = (
+        f"{given_up} given up before all documents were answered; gains are those of the documents to choose on, and "
+        "look better than they are"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def search_plan(job: SearchJob, tried: int, documents: Mapping[str, int] | None) -> PlainTable:
+    """What a search would do: its space, budget and documents.
+
+    Args:
+        job: the search.
+        tried: settings that have answers already.
+        documents: by task; None where they are not known.
+    """
+    options, size = job.config.options, job.space.size()
+    table = PlainTable(caption_justify="left")
+    table.add_column("of the space", no_wrap=True)
+    table.add_column("values", overflow="fold")
+    for name, value in job.space.to_dict().items():
+        if name not in ("start", "ancestor") and value is not None:
+            words = value if isinstance(value, list) else [value]
+            table.add_row(
+                name, text(", ".join(f"{word:g}" if isinstance(word, float) else str(word) for word in words))
+            )
+    settings = "settings without end" if size is None else f"{size} settings"
+    counted = (
+        f"the first {job.config.select} documents of each of {len(documents)} tasks, and those that share an "
+        f"image with them, of {sum(documents.values())}"
+        if documents
+        else f"{job.config.select} documents of each task; how many there are is not known here"
+    )
+    table.caption = (
+        f"{settings}, of which {options.trials} are tried ({options.sampler}); {tried} have answers already\n"
+        f"chosen on {counted}\nthen one report on the others, as a sweep"
+    )
     return table
 
 

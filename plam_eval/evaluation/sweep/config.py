@@ -196,7 +196,7 @@ class SweepConfig(BaseModel):
             SweepError: listing every problem.
         """
         origin = f"sweep {file}" if file else "sweep"
-        content = _read_file(origin, file) if file is not None else {}
+        content = read_file(origin, file) if file is not None else {}
         content = {**content, **{key: value for key, value in given.items() if value is not None}}
         try:
             return cls.model_validate(content)
@@ -205,8 +205,16 @@ class SweepConfig(BaseModel):
             raise SweepError(*(f"{field}: {text}" for field, text in problems), origin=origin) from None
 
 
-def _read_file(origin: str, file: str | Path) -> dict[str, Any]:
-    """The unchecked content of a sweep's file. Raises SweepError where it is no mapping of words."""
+def read_file(origin: str, file: str | Path) -> dict[str, Any]:
+    """The unchecked content of a sweep's file.
+
+    Args:
+        origin: what it is, for messages.
+        file: its path.
+
+    Raises:
+        SweepError: it cannot be read, or is no mapping of words.
+    """
     try:
         content = read_yaml(file)
     except (OSError, YamlError) as error:

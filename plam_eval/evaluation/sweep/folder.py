@@ -75,6 +75,9 @@ _PLAN_KINDS: dict[str, type] = {
     "settings/bases": dict,
     "settings/versions": dict,
     "grid": dict,
+    "chosen": dict,
+    "chosen/digest": str,
+    "chosen/tried": int,
     "working_directory": str,
     "command": list,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -151,25 +151,37 @@ def make_grid(config: SweepConfig, num_layers: int) -> Grid:
     Raises:
         SweepError, SpecError: a word or value that means nothing, a range beyond the decoder, no base LLM.
     """
-    _, given = split_arguments(config.model_args)
-    start = _starting_spec(config, given)
+    start = starting_spec(config)
     if _ancestor(config, start) and "controls" not in config.model_fields_set:
         config = config.model_copy(update={"controls": control_names(ancestor=True)})
     _check_size(config, num_layers)
+    merges = ((merge, config.controls) for merge in _merges(config, start, num_layers))
+    grid = grid_of(merges, config, num_layers)
+    if len(grid.cells) == 1:
+        raise SweepError("every merge of this grid leaves the model as it is; expected other weights than 1 + 0")
+    return grid
+
+
+def grid_of(merges: Iterable[tuple[PlateauSpec, Sequence[str]]], config: SweepConfig, num_layers: int) -> Grid:
+    """The plain model, these merges, and the controls of each.
+
+    Args:
+        merges: specs, each with the names of its controls.
+        config: has the seeds and draws of controls.
+        num_layers: decoder layers of the model.
+    """
     cells = _Cells()
     controls: dict[str, dict[str, tuple[str, ...]]] = {}
-    for merge in _merges(config, start, num_layers):
+    for merge, rules in merges:
         name = cells.add(merge, "merged")
         if name is None:
             continue
         beside: dict[str, tuple[str, ...]] = {}
-        for rule in config.controls:
+        for rule in rules:
             specs = _controls_of(merge, rule, config, num_layers)
             names = [cells.add(spec, "control") or PLAIN for spec in specs]
             beside[rule] = tuple(n for n in dict.fromkeys(names) if n != name)
         controls[name] = {rule: names for rule, names in beside.items() if names}
-    if not cells.by_digest:
-        raise SweepError("every merge of this grid leaves the model as it is; expected other weights than 1 + 0")
     return Grid((Cell(PLAIN, "plain", None), *cells.by_digest.values()), controls)
 
 
@@ -269,7 +281,16 @@ def _check_size(config: SweepConfig, num_layers: int) -> None:
         )
 
 
-def _starting_spec(config: SweepConfig, given: Mapping[str, Any]) -> PlateauSpec | None:
+def starting_spec(config: SweepConfig) -> PlateauSpec | None:
+    """The merge that a configuration's model_args describe; None where they describe none.
+
+    Args:
+        config: of a sweep.
+
+    Raises:
+        SweepError, SpecError: what they say of one means nothing.
+    """
+    _, given = split_arguments(config.model_args)
     overrides = {key: value for key, value in given.items() if key != "plateau"}
     if config.base_model is not None:
         overrides["base"] = config.base_model

@@ -33,15 +33,24 @@ class Job:
     """By merged or control cell: of all checkpoints, to reach it."""
     bytes_merged: dict[str, int]
     """By merged or control cell: of the tensors that are not plain in it, as they are stored."""
+    chosen: Mapping[str, Any] | None = None
+    """The merge that a search has chosen: `digest`, `tried` (settings), `difference` on the documents to choose on."""
 
     @classmethod
-    def plan(cls, config: SweepConfig, folder: str | Path, grid: Grid | None = None) -> Job:
+    def plan(
+        cls,
+        config: SweepConfig,
+        folder: str | Path,
+        grid: Grid | None = None,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> Job:
         """Check every cell against the headers of its checkpoints; nothing is loaded or written.
 
         Args:
             config: what is swept.
             folder: where; it need not exist.
             grid: its cells; those that `config` describes by default.
+            chosen: the merge among them that a search has chosen, if one has.
 
         Raises:
             SweepError: the folder holds a sweep of other settings, or of another base. MergeError, SpecError: a cell
@@ -54,7 +63,7 @@ class Job:
         files.check_writable(folder)
         files.check_free(folder, TABLES, PLAN)
         checkpoint = open_swept_model(config)
-        num_layers = _count_layers(checkpoint)
+        num_layers = count_layers(checkpoint)
         grid = grid or make_grid(config, num_layers)
         bases: dict[str, Checkpoint] = {}
         sizes: dict[str, int] = {}
@@ -68,7 +77,7 @@ class Job:
         settings = sweep_settings(config, checkpoint, bases)
         if (folder / PLAN).is_file():
             grid = with_cells_before(folder, settings, grid)
-        return cls(config, grid, folder, settings, num_layers, sizes, merged)
+        return cls(config, grid, folder, settings, num_layers, sizes, merged, chosen)
 
     def write(self) -> None:
         """Write the plan, in one step, and drop what only an unfinished sweep needs from a finished one."""
@@ -77,6 +86,7 @@ class Job:
             "settings": self.settings,
             "grid": self.grid.to_dict(),
             "num_layers": self.num_layers,
+            **({"chosen": dict(self.chosen)} if self.chosen else {}),
             "working_directory": str(Path.cwd()),
             "command": _command_line(),
         }
@@ -178,7 +188,15 @@ def open_swept_model(config: SweepConfig) -> Checkpoint:
     return Checkpoint.open(str(arguments["pretrained"]), revision=arguments.get("revision"), role="pretrained")
 
 
-def _count_layers(checkpoint: Checkpoint) -> int:
+def count_layers(checkpoint: Checkpoint) -> int:
+    """Decoder layers that the names of a checkpoint's tensors show.
+
+    Args:
+        checkpoint: of an MLLM.
+
+    Raises:
+        MergeError: they show none.
+    """
     from plam_eval.merging.plan import decoder_names
 
     layers = {layer for layer, _ in decoder_names(checkpoint)}

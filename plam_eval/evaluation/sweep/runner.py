@@ -58,11 +58,12 @@ def load_model(config: SweepConfig) -> PlateauWrapper:
     return evaluate.make_model(config.model, arguments, batch_size=config.batch_size, force_simple=config.force_simple)
 
 
-def check_tasks(config: SweepConfig) -> checks.CheckedTasks:
+def check_tasks(config: SweepConfig, *, by_document: bool = False) -> checks.CheckedTasks:
     """`checks.check_tasks` of what a sweep asks for.
 
     Args:
         config: of the sweep.
+        by_document: answers will be scored one by one, as a search does.
 
     Raises:
         SweepError: `select` leaves no document of a task to report on. EvaluationError: as `checks.check_tasks`.
@@ -74,6 +75,7 @@ def check_tasks(config: SweepConfig) -> checks.CheckedTasks:
         include_path=config.include_path,
         gen_kwargs=config.gen_kwargs,
         model=config.model,
+        by_document=by_document,
     )
     if short := [task for task in checked.clusters if checked.documents[task] <= (config.select or 0)]:
         raise SweepError(

@@ -144,7 +144,13 @@ def choose_without_labels(
 
 
 def best_merge(
-    table: pd.DataFrame, runs: Mapping[str, Run], chosen_on: pd.DataFrame, reported_on: pd.DataFrame, *, held_out: bool
+    table: pd.DataFrame,
+    runs: Mapping[str, Run],
+    chosen_on: pd.DataFrame,
+    reported_on: pd.DataFrame,
+    *,
+    held_out: bool,
+    by_search: Mapping[str, Any] | None = None,
 ) -> Selection | None:
     """The merge that scored best on the documents to choose on; None where none is finished.
 
@@ -154,16 +160,20 @@ def best_merge(
         chosen_on: (task, doc_id) of the documents to choose on.
         reported_on: of those to report on.
         held_out: whether these are others.
+        by_search: `digest` of the merge that a search has chosen, and how many settings it has `tried`: that merge is
+            the choice wherever it is finished.
     """
     candidates = [str(name) for name in table.loc[table["kind"] == "merged", "cell"] if name in runs]
     if not candidates:
         return None
     plain = _mean(rows_of(runs[PLAIN], chosen_on), runs[PLAIN].directions)
     gains = {name: _mean(rows_of(runs[name], chosen_on), runs[PLAIN].directions) - plain for name in candidates}
-    best = max(gains, key=lambda name: gains[name])  # the first of equals
+    digests, given = table.set_index("cell")["digest"], by_search or {"digest": "", "tried": 0}
+    searched = [name for name in candidates if digests[name] == given["digest"]]
+    best = searched[0] if searched else max(gains, key=lambda name: gains[name])  # the first of equals
     return Selection(
         cell=best,
-        tried=len(candidates),
+        tried=max(len(candidates), given["tried"]) if searched else len(candidates),
         held_out=held_out,
         chosen_on={str(task): int(n) for task, n in chosen_on.groupby("task", sort=False).size().items()},
         reported_on={str(task): int(n) for task, n in reported_on.groupby("task", sort=False).size().items()},
