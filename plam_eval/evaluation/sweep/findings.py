@@ -331,7 +331,7 @@ def _compared(
         cells=table,
         tasks=_task_table(with_plain),
         controls=_control_table(beside, paired, reported),
-        selection=best_merge(table, scored, chosen_on, reported_on, held_out=held_out, by_search=plan["chosen"]),
+        selection=best_merge(table, scored, chosen_on, reported_on, held_out=held_out, by_search=plan.get("chosen")),
         label_free=choose_without_labels(neighbours, table, with_plain, held_out=held_out),
         compared=with_plain,
         runs=reported,
