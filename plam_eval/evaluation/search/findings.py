@@ -20,11 +20,11 @@ from plam_eval.evaluation.sweep.grid import Cell, describe_cell, module_group
 from plam_eval.evaluation.sweep.lines import coordinates_of
 from plam_eval.files import write_table
 from plam_eval.layer_sets import write_layers
-from plam_eval.rules import RANDOM_LAYERS, SELF_SCALE
+from plam_eval.rules import SELF_SCALE
 from plam_eval.spec import PlateauSpec
 
 _COLUMNS = (
-    *("number", "setting", "layers", "modules", "model_weight", "base_weight", "rule", "parameters", "seed"),
+    *("number", "setting", "layers", "modules", "weights", "model_weight", "base_weight", "rule", "parameters", "seed"),
     *("documents", "gain", "whole", "chosen"),
 )
 
@@ -36,9 +36,10 @@ class SearchFindings:
     Attributes:
         folder: of the search.
         trials: one row per setting that has answers: number (of its proposal; below 0: what the search began with),
-            setting (its digest), layers, modules, model_weight, base_weight, rule, parameters, seed, documents
-            (answered), gain (over plain, on these, mean over tasks), whole (all documents to choose on are answered;
-            else it was given up, or is being answered), chosen.
+            setting (its digest), layers, modules, weights (as in `Findings.cells`), model_weight and base_weight (of
+            the first of the layers), rule, parameters, seed, documents (answered), gain (over plain, on these, mean
+            over tasks), whole (all documents to choose on are answered; else it was given up, or is being answered),
+            chosen.
         sampler: what proposed them.
         documents: to choose on.
         held_out: the sweep on the other documents, with the chosen merge beside its controls and the merges that it is
@@ -89,7 +90,8 @@ class SearchFindings:
             f"{describe_cell({**row.to_dict(), 'kind': 'merged'})}, {row['gain']:+.3f} against plain there. "
         )
         for other in self.trials[self.trials["setting"] == self.label_free].to_dict("records"):
-            text += f"Without labels it had been {describe_cell({**other, 'kind': 'merged'})}, {other['gain']:+.3f}. "
+            without_labels = describe_cell({**other, "kind": "merged"})
+            text += f"Without labels it would have been {without_labels}, {other['gain']:+.3f}. "
         cell = self._cell()
         if cell is None or self.held_out is None:
             return f"{text}The other documents are not answered yet."
@@ -116,13 +118,8 @@ class SearchFindings:
         of_it = controls[controls["merged"] == cell["cell"]]
         for scale in of_it[of_it["rule"] == SELF_SCALE].to_dict("records"):
             text += f" Against the same scale without the base: {scale['difference']:+.3f}, p = {format_p(scale['p'])}."
-        drawn = of_it[of_it["rule"] == RANDOM_LAYERS]
-        if len(drawn):
-            better = int((drawn["difference"] > 0).sum())
-            text += (
-                f" As many layers drawn at random: the chosen ones are better than {better}"
-                f" of {len(drawn)} draws, {drawn['difference'].mean():+.3f} on average."
-            )
+        if said := self.held_out.random_layers_in_words(cell["cell"]):
+            text += f" {said}"
         others = self.held_out.cells
         others = others[(others["kind"] == "merged") & (others["cell"] != cell["cell"]) & others["difference"].notna()]
         for other in others.to_dict("records"):
@@ -200,7 +197,8 @@ def _table(standing: Standing) -> pd.DataFrame:
         spec = setting.spec
         assert spec is not None
         parameters = ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items())
-        made_of = (write_layers(spec.layers), module_group(spec.modules), spec.weights.model, spec.weights.base_model)
+        weights = (spec.weights.tell(), *spec.weights_at(spec.layers[0]).coefficients)
+        made_of = (write_layers(spec.layers), module_group(spec.modules), *weights)
         worth = (len(setting.rows), standing.gains[index], standing.whole[index], index == standing.best)
         rows.append((setting.number, spec.digest(), *made_of, spec.rule, parameters, spec.seed, *worth))
     return pd.DataFrame(rows, columns=list(_COLUMNS))

@@ -130,9 +130,15 @@ class Findings:
             return ""
         chosen = self.selection.cell
         drawn = self.random_layers[self.random_layers["merged"] == (merged or chosen)]
-        sets = self.cells.loc[self.cells["kind"] == "merged", "layers"].nunique() if merged in (None, chosen) else 1
+        sets = self._layer_sets() if merged in (None, chosen) else 1
         better = 1 if self.higher_is_better else -1
         return "".join(random_layers.in_words(row, sign=better, layer_sets=sets) for row in drawn.to_dict("records"))
+
+    def _layer_sets(self) -> int:
+        """Among how many sets of layers the merge was chosen, by the sweep itself or by the search that it is of."""
+        own = int(self.cells.loc[self.cells["kind"] == "merged", "layers"].nunique())
+        by_search = self.plan.get("chosen") or {}
+        return max(own, by_search.get("layer_sets", 1))
 
     def further_verdicts(self) -> list[str]:
         """What else is said of the chosen merge: among the rules, and among the draws of its random layers."""
