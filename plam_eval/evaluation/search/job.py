@@ -121,7 +121,7 @@ class SearchJob:
         merge, swept = chosen.spec, self.config.sweep
         assert merge is not None
         controls = swept.controls
-        if merge.ancestor:
+        if merge.ancestor and not self.config.own_controls:
             controls = tuple(dict.fromkeys((*controls, *control_names(ancestor=True))))
         scale = tuple(name for name in controls if name == SELF_SCALE)
         whole = load_spec(merge, {"layers": f"0:{self.num_layers}"})

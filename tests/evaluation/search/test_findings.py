@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_a_ramp_to_begin_with_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_random_layers_are_told_with_their_rank_and_the_sets_that_were_tried(tmp_path: Path, sign: int) -> None:
-    settings = {"layers": "4:8", "controls": "self_scale,random_layers", "draws": 3, "select": 10}
+    settings: dict[str, Any] = {"layers": "4:8", "controls": "self_scale,random_layers", "draws": 3, "select": 10}
     grid = write_sweep(tmp_path, {}, **settings)
     plain, merged, drawn = (20, 40, (25, 25, 45)) if sign > 0 else (40, 20, (35, 35, 15))
     right = {"plain": plain, MERGED: merged, f"{MERGED}_self_scale": plain}

@@ -14,7 +14,7 @@ from plam_eval.evaluation.search.findings import read_search
 from plam_eval.evaluation.search.job import SEARCH, SearchJob
 from plam_eval.evaluation.search.runner import held_out_left, standing_of, try_settings
 from plam_eval.evaluation.sweep.documents import split_documents
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.searching import Fake, config, job, layers_matter
 
 
@@ -196,6 +196,17 @@ def test_where_the_plateau_is_chosen_it_has_all_controls(tmp_path) -> None:
     grid = planned.held_out(chosen, 12, 7, 0.4).grid
     merged = [cell.name for cell in grid.cells if cell.kind == "merged"]
     assert len(merged) == 2 and "random_layers" in grid.controls[merged[0]]
+
+
+@pytest.mark.parametrize("controls", [None, "self_scale"])
+def test_controls_that_need_an_ancestor_join_none_that_were_named(tmp_path, controls) -> None:
+    trio = PAIR.parent / "trio"
+    given = {"model_args": f"pretrained={trio}/mllm,device=cpu", "base_model": f"{trio}/base"}
+    planned = job(tmp_path, **given, ancestor=f"{trio}/ancestor", controls=controls, trials=2)
+    try_settings(planned, Fake())
+    standing = standing_of(planned)
+    grid = planned.held_out(standing.settings[standing.best], 2, 2, 0.1).grid
+    assert any("from_ancestor" in beside for beside in grid.controls.values()) == (controls is None)
 
 
 def test_a_damaged_plan_is_named(tmp_path) -> None:
