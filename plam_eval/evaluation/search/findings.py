@@ -44,8 +44,8 @@ class SearchFindings:
         documents: to choose on.
         held_out: the sweep on the other documents, with the chosen merge beside its controls and the merges that it is
             held against; None before it has begun.
-        label_free: digest of the setting whose answers differ least from its neighbours' (docs/sweeps.md), which needs
-            no labels; None where no whole setting lies between two others.
+        label_free: digest of the setting whose answers differ least from its neighbours' (docs/comparing.md), which
+            needs no labels; None where no whole setting lies between two others.
         chosen: the best setting's spec; None before one is whole.
         failed: settings of this call that failed, with their error.
     """
