@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,13 @@ from plam_eval.evaluation.search.job import HELD_OUT, TRIALS, Standing, read_doc
 from plam_eval.evaluation.stats import format_p
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import PLAN
-from plam_eval.evaluation.sweep.grid import Cell, describe_cell, module_group
+from plam_eval.evaluation.sweep.grid import SPEC_COLUMNS, Cell, describe_cell, spec_columns
 from plam_eval.evaluation.sweep.lines import coordinates_of
 from plam_eval.files import write_table
-from plam_eval.layer_sets import write_layers
 from plam_eval.rules import SELF_SCALE
 from plam_eval.spec import PlateauSpec
 
-_COLUMNS = (
-    *("number", "setting", "layers", "modules", "weights", "model_weight", "base_weight", "rule", "parameters", "seed"),
-    *("documents", "gain", "whole", "chosen"),
-)
+_COLUMNS = ("number", "setting", *SPEC_COLUMNS, "documents", "gain", "whole", "chosen")
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,7 +32,7 @@ class SearchFindings:
         folder: of the search.
         trials: one row per setting that has answers: number (of its proposal; below 0: what the search began with),
             setting (its digest), layers, modules, weights (as in `Findings.cells`), model_weight and base_weight (of
-            the first of the layers), rule, parameters, seed, documents (answered), gain (over plain, on these, mean
+            the first of the layers), rule, seed, parameters, documents (answered), gain (over plain, on these, mean
             over tasks), whole (all documents to choose on are answered; else it was given up, or is being answered),
             chosen.
         sampler: what proposed them.
@@ -192,13 +187,18 @@ def _texts(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
 
 def _table(standing: Standing) -> pd.DataFrame:
     """`SearchFindings.trials`."""
-    rows: list[Sequence[Any]] = []
+    rows = []
     for index, setting in enumerate(standing.settings):
-        spec = setting.spec
-        assert spec is not None
-        parameters = ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items())
-        weights = (spec.weights.tell(), *spec.weights_at(spec.layers[0]).coefficients)
-        made_of = (write_layers(spec.layers), module_group(spec.modules), *weights)
-        worth = (len(setting.rows), standing.gains[index], standing.whole[index], index == standing.best)
-        rows.append((setting.number, spec.digest(), *made_of, spec.rule, parameters, spec.seed, *worth))
+        assert setting.spec is not None
+        rows.append(
+            {
+                "number": setting.number,
+                "setting": setting.spec.digest(),
+                **spec_columns(setting.spec),
+                "documents": len(setting.rows),
+                "gain": standing.gains[index],
+                "whole": standing.whole[index],
+                "chosen": index == standing.best,
+            }
+        )
     return pd.DataFrame(rows, columns=list(_COLUMNS))
