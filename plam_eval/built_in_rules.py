@@ -66,6 +66,12 @@ def _left_at(rule: str = WEIGHTED_SUM, **values: float) -> Callable[[Mapping[str
     return lambda given: rule if all(given[name] == value for name, value in values.items()) else None
 
 
+def _left_of_breadcrumbs(given: Mapping[str, float]) -> str | None:
+    if given["density"] == 1:
+        return WEIGHTED_SUM
+    return None if given["gamma"] else "trim"
+
+
 def _clash_of_della(values: Mapping[str, float]) -> str | None:
     density, epsilon = values["density"], values["epsilon"]
     if density - epsilon <= 0:
@@ -176,7 +182,7 @@ RECORDS: tuple[Rule, ...] = (
             Parameter("gamma", "share of the entries, the largest, that are dropped", 0.01, 0, 1, open_ends=("most",)),
         ),
         clash=lambda values: _above_one("breadcrumbs", "gamma", values["density"] + values["gamma"]),
-        leaves=_left_at(density=1),
+        leaves=_left_of_breadcrumbs,
         unit_is_plain=False,
         memory=4,
         mark="p",

@@ -38,8 +38,8 @@ class Rule:
         colour: of its estimates in figures; `mark`: theirs, as matplotlib names it.
         parameters: numbers that it takes beside the weights; its function has them as keyword arguments.
         clash: for the values of all parameters, why they cannot be used together; None where they can.
-        leaves: for the values of all parameters, the simpler rule that is left of it, bit by bit; None where it is
-            itself.
+        leaves: for the values of all parameters, the simpler rule that is left of it, bit by bit, with those of them
+            that it has too; None where it is itself.
         unit_is_plain: whether weights of 1 + 0 leave the MLLM as it is.
         memory: what it needs beside its operands and the result, in tensors of their size and working precision;
             of rules that are not elementwise, which are given whole tensors.

@@ -287,13 +287,14 @@ class PlateauSpec(Record):
             rule = SELF_SCALE
         if rule == SELF_SCALE:  # which takes nothing of the base
             base = ""
+        names = sorted(parameter.name for parameter in RULES[rule].parameters)
         return {
             "base_model": base,
             "weights": list(weights),
             "rule": rule,
             "seed": self.seed if RULES[rule].draws else None,
             **({"ancestor": self.ancestor} if RULES[rule].needs_ancestor else {}),
-            **({"parameters": dict(sorted(self.parameters.items()))} if RULES[rule].parameters else {}),
+            **({"parameters": {name: self.parameters[name] for name in names}} if names else {}),
         }
 
 

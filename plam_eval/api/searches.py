@@ -28,6 +28,7 @@ def search(
     sampler: str | None = None,
     seed: int | None = None,
     base: str | Path | None = None,
+    ancestor: str | Path | None = None,
     layers: str | None = None,
     within: str | Sequence[int] | None = None,
     min_layers: int | None = None,
@@ -64,6 +65,7 @@ def search(
         sampler: "tpe", "gp", "random" or "grid".
         seed: of the sampler, and of which documents are answered first.
         base: base LLM, where no plateau says it.
+        ancestor: what MLLM and base were both tuned from, where no plateau says it.
         layers: "ranges" (without a gap) or "sets".
         within: only layers of this range: "4:20" or [4, 20].
         min_layers: of a merge.
@@ -105,6 +107,7 @@ def search(
         sampler=sampler,
         seed=seed,
         base=base,
+        ancestor=ancestor,
         layers=layers,
         within=within,
         min_layers=min_layers,
@@ -223,6 +226,8 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> SearchJob:
     given["base_model"] = str(base) if isinstance(base, Path) else base
     if given.get("model_args") is not None:
         given["model_args"] = write_words(given["model_args"], "model_args")
+    if isinstance(given.get("ancestor"), Path):
+        given["ancestor"] = str(given["ancestor"])
     if given.get("include_path") is not None:
         given["include_path"] = str(given["include_path"])
     if isinstance(config, Mapping):

@@ -61,6 +61,10 @@ def search(
         int | None, typer.Option(help="Of the sampler and of the order of documents; 0 by default.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM, where no plateau in --model_args says it.")] = None,
+    ancestor: Annotated[
+        str | None,
+        typer.Option(help="What MLLM and base were both tuned from, where no plateau in --model_args says it."),
+    ] = None,
     layers: Annotated[
         str | None, typer.Option(help="ranges (without a gap, the default), or sets of any layers.")
     ] = None,
@@ -130,6 +134,7 @@ def search(
         "sampler": sampler,
         "seed": seed,
         "base": base,
+        "ancestor": ancestor,
         "layers": layers,
         "within": within,
         "min_layers": min_layers,

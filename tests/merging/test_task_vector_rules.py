@@ -244,6 +244,16 @@ def test_digests_tell_parameters_apart_and_not_their_notation() -> None:
     assert _spec("slerp", weights=plain_unit).is_plain and _spec("nearswap", weights=plain_unit).is_plain
 
 
+def test_breadcrumbs_that_drop_nothing_large_are_trim() -> None:
+    sides = operands()
+    crumbs = {"density": 0.3, "gamma": 0.0}
+    same = apply("breadcrumbs", sides, (0.9, 0.3), 0, **crumbs)
+    assert np.array_equal(same, apply("trim", sides, (0.9, 0.3), 0, density=0.3))
+    trim = _spec("trim", parameters={"density": 0.3})
+    assert _spec("breadcrumbs", parameters=crumbs).digest() == trim.digest()
+    assert _spec("breadcrumbs", parameters={"density": 0.3, "gamma": 0.1}).digest() != trim.digest()
+
+
 def test_another_rule_over_a_spec_leaves_the_parameters_of_the_first_behind() -> None:
     spec = load_spec(_spec("trim"), {"rule": "noise"})
     assert spec is not None and spec.parameters == {} and "parameters" not in spec.to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from plam_eval.rules import RANDOM_LAYERS
 from plam_eval.spec import LARGEST_SEED
 
 OF_SWEEP = (
-    *("model", "model_args", "base_model", "tasks", "modules", "rules", "controls", "seeds", "draws", "select"),
-    *("limit", "offset", "gen_kwargs", "include_path", "batch_size", "force_simple"),
+    *("model", "model_args", "base_model", "ancestor", "tasks", "modules", "rules", "controls", "seeds", "draws"),
+    *("select", "limit", "offset", "gen_kwargs", "include_path", "batch_size", "force_simple"),
 )
 """Options that mean what they mean in a sweep."""
 
@@ -178,11 +178,13 @@ class SearchOptions(BaseModel):
 class SearchConfig:
     """What to search: `sweep` has what a sweep is asked for, too, `options` the rest.
 
-    `sweep` is also the configuration of the sweep that reports on the other documents.
+    `sweep` is also the configuration of the sweep that reports on the other documents. `own_controls` says whether its
+    controls were named: those that need an ancestor join none that were.
     """
 
     sweep: SweepConfig
     options: SearchOptions
+    own_controls: bool = field(default=True, compare=False)
 
     @property
     def select(self) -> int:
@@ -231,7 +233,7 @@ class SearchConfig:
             raise SearchError(*problems, origin=origin)
         if "controls" not in content:
             swept = swept.model_copy(update={"controls": (*swept.controls, RANDOM_LAYERS)})
-        return cls(swept, own)
+        return cls(swept, own, own_controls="controls" in content)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, by the names of the options."""
@@ -243,5 +245,5 @@ def _validated(kind: Any, content: Mapping[str, Any], keys: Mapping[str, Any], p
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problems += [f"{field}: {text}" for field, text in validation_problems(error, keys)]
+        problems += [f"{key}: {text}" for key, text in validation_problems(error, keys)]
         return None

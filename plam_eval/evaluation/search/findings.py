@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,13 @@ from plam_eval.evaluation.search.job import HELD_OUT, TRIALS, Standing, read_doc
 from plam_eval.evaluation.stats import format_p
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import PLAN
-from plam_eval.evaluation.sweep.grid import Cell, describe_cell, module_group
+from plam_eval.evaluation.sweep.grid import SPEC_COLUMNS, Cell, describe_cell, spec_columns
 from plam_eval.evaluation.sweep.lines import coordinates_of
 from plam_eval.files import write_table
-from plam_eval.layer_sets import write_layers
-from plam_eval.rules import RANDOM_LAYERS, SELF_SCALE
+from plam_eval.rules import SELF_SCALE
 from plam_eval.spec import PlateauSpec
 
-_COLUMNS = (
-    *("number", "setting", "layers", "modules", "model_weight", "base_weight", "rule", "parameters", "seed"),
-    *("documents", "gain", "whole", "chosen"),
-)
+_COLUMNS = ("number", "setting", *SPEC_COLUMNS, "documents", "gain", "whole", "chosen")
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,15 +31,16 @@ class SearchFindings:
     Attributes:
         folder: of the search.
         trials: one row per setting that has answers: number (of its proposal; below 0: what the search began with),
-            setting (its digest), layers, modules, model_weight, base_weight, rule, parameters, seed, documents
-            (answered), gain (over plain, on these, mean over tasks), whole (all documents to choose on are answered;
-            else it was given up, or is being answered), chosen.
+            setting (its digest), layers, modules, weights (as in `Findings.cells`), model_weight and base_weight (of
+            the first of the layers), rule, seed, parameters, documents (answered), gain (over plain, on these, mean
+            over tasks), whole (all documents to choose on are answered; else it was given up, or is being answered),
+            chosen.
         sampler: what proposed them.
         documents: to choose on.
         held_out: the sweep on the other documents, with the chosen merge beside its controls and the merges that it is
             held against; None before it has begun.
-        label_free: digest of the setting whose answers differ least from its neighbours' (docs/sweeps.md), which needs
-            no labels; None where no whole setting lies between two others.
+        label_free: digest of the setting whose answers differ least from its neighbours' (docs/comparing.md), which
+            needs no labels; None where no whole setting lies between two others.
         chosen: the best setting's spec; None before one is whole.
         failed: settings of this call that failed, with their error.
     """
@@ -89,7 +85,8 @@ class SearchFindings:
             f"{describe_cell({**row.to_dict(), 'kind': 'merged'})}, {row['gain']:+.3f} against plain there. "
         )
         for other in self.trials[self.trials["setting"] == self.label_free].to_dict("records"):
-            text += f"Without labels it had been {describe_cell({**other, 'kind': 'merged'})}, {other['gain']:+.3f}. "
+            without_labels = describe_cell({**other, "kind": "merged"})
+            text += f"Without labels it would have been {without_labels}, {other['gain']:+.3f}. "
         cell = self._cell()
         if cell is None or self.held_out is None:
             return f"{text}The other documents are not answered yet."
@@ -116,13 +113,8 @@ class SearchFindings:
         of_it = controls[controls["merged"] == cell["cell"]]
         for scale in of_it[of_it["rule"] == SELF_SCALE].to_dict("records"):
             text += f" Against the same scale without the base: {scale['difference']:+.3f}, p = {format_p(scale['p'])}."
-        drawn = of_it[of_it["rule"] == RANDOM_LAYERS]
-        if len(drawn):
-            better = int((drawn["difference"] > 0).sum())
-            text += (
-                f" As many layers drawn at random: the chosen ones are better than {better}"
-                f" of {len(drawn)} draws, {drawn['difference'].mean():+.3f} on average."
-            )
+        if said := self.held_out.random_layers_in_words(cell["cell"]):
+            text += f" {said}"
         others = self.held_out.cells
         others = others[(others["kind"] == "merged") & (others["cell"] != cell["cell"]) & others["difference"].notna()]
         for other in others.to_dict("records"):
@@ -195,12 +187,18 @@ def _texts(rows: pd.DataFrame) -> dict[tuple[str, int], str]:
 
 def _table(standing: Standing) -> pd.DataFrame:
     """`SearchFindings.trials`."""
-    rows: list[Sequence[Any]] = []
+    rows = []
     for index, setting in enumerate(standing.settings):
-        spec = setting.spec
-        assert spec is not None
-        parameters = ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items())
-        made_of = (write_layers(spec.layers), module_group(spec.modules), spec.weights.model, spec.weights.base_model)
-        worth = (len(setting.rows), standing.gains[index], standing.whole[index], index == standing.best)
-        rows.append((setting.number, spec.digest(), *made_of, spec.rule, parameters, spec.seed, *worth))
+        assert setting.spec is not None
+        rows.append(
+            {
+                "number": setting.number,
+                "setting": setting.spec.digest(),
+                **spec_columns(setting.spec),
+                "documents": len(setting.rows),
+                "gain": standing.gains[index],
+                "whole": standing.whole[index],
+                "chosen": index == standing.best,
+            }
+        )
     return pd.DataFrame(rows, columns=list(_COLUMNS))

@@ -109,25 +109,26 @@ class SearchJob:
                 )
         files.write_json(file, content)
 
-    def held_out(self, chosen: Setting, tried: int, gain: float) -> Job:
+    def held_out(self, chosen: Setting, tried: int, layer_sets: int, gain: float) -> Job:
         """The sweep that reports on the other documents: the chosen merge, its controls, and what it is held against.
 
         Args:
             chosen: the setting.
             tried: how many settings it was chosen from.
+            layer_sets: how many different sets of layers they have.
             gain: of the chosen one over plain, on the documents to choose on.
         """
         merge, swept = chosen.spec, self.config.sweep
         assert merge is not None
         controls = swept.controls
-        if merge.ancestor:
+        if merge.ancestor and not self.config.own_controls:
             controls = tuple(dict.fromkeys((*controls, *control_names(ancestor=True))))
         scale = tuple(name for name in controls if name == SELF_SCALE)
         whole = load_spec(merge, {"layers": f"0:{self.num_layers}"})
         assert whole is not None
         beside = [spec for spec in (self.space.start, whole) if spec is not None and spec.digest() != merge.digest()]
         grid = grid_of([(merge, controls), *((other, scale) for other in beside)], swept, self.num_layers)
-        by_search = {"digest": merge.digest(), "tried": tried, "difference": gain}
+        by_search = {"digest": merge.digest(), "tried": tried, "layer_sets": layer_sets, "difference": gain}
         return Job.plan(swept, self.folder / HELD_OUT, grid, by_search)
 
 

@@ -84,7 +84,8 @@ def held_out_job(job: SearchJob) -> Job | None:
     if standing is None or standing.best is None:
         return None
     chosen = standing.settings[standing.best]
-    return job.held_out(chosen, len(standing.settings), standing.gains[standing.best])
+    layer_sets = len({setting.spec.layers for setting in standing.settings if setting.spec is not None})
+    return job.held_out(chosen, len(standing.settings), layer_sets, standing.gains[standing.best])
 
 
 def standing_of(job: SearchJob) -> Standing | None:

@@ -89,7 +89,7 @@ class Space:
             tuple(dict.fromkeys(swept.modules or ((module_group(start.modules),) if start else ("qkvo",)))),
             tuple(dict.fromkeys(swept.rules or (_joined(own_rule),))),
             base,
-            start.ancestor if start else None,
+            swept.ancestor or (start.ancestor if start else None),
             start,
         )
 

@@ -27,7 +27,7 @@ from plam_eval.evaluation.sweep.documents import (
     with_documents_to_report,
 )
 from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, FINISHED, LOG, read_plan, read_state
-from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, module_group
+from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, spec_columns
 from plam_eval.evaluation.sweep.selection import (
     LabelFreeChoice,
     Selection,
@@ -36,7 +36,6 @@ from plam_eval.evaluation.sweep.selection import (
     neighbours_of,
 )
 from plam_eval.files import write_table
-from plam_eval.layer_sets import write_layers
 
 PAIRED = tuple(Paired.__dataclass_fields__)
 _DIFFERENCE = tuple(name for name in PAIRED if name != "task")
@@ -130,9 +129,15 @@ class Findings:
             return ""
         chosen = self.selection.cell
         drawn = self.random_layers[self.random_layers["merged"] == (merged or chosen)]
-        sets = self.cells.loc[self.cells["kind"] == "merged", "layers"].nunique() if merged in (None, chosen) else 1
+        sets = self._layer_sets() if merged in (None, chosen) else 1
         better = 1 if self.higher_is_better else -1
         return "".join(random_layers.in_words(row, sign=better, layer_sets=sets) for row in drawn.to_dict("records"))
+
+    def _layer_sets(self) -> int:
+        """Among how many sets of layers the merge was chosen, by the sweep itself or by the search that it is of."""
+        own = int(self.cells.loc[self.cells["kind"] == "merged", "layers"].nunique())
+        by_search = self.plan.get("chosen") or {}
+        return max(own, by_search.get("layer_sets", 1))
 
     def further_verdicts(self) -> list[str]:
         """What else is said of the chosen merge: among the rules, and among the draws of its random layers."""
@@ -222,22 +227,16 @@ def findings_of(grid: Grid, runs: Mapping[str, Run], select: int | None = None, 
 
 def _cell_row(cell: Cell, record: Mapping[str, Any], run: Run | None) -> dict[str, Any]:
     """A row of `Findings.cells`, before anything is compared."""
-    spec = cell.spec
+    spec, about = cell.spec, spec_columns(cell.spec)
     merge = (run.block.get("provenance") or {}).get("merge") or {} if run is not None else {}
     changes = merge.get("relative_change")
     return {
         "cell": cell.name,
         "kind": cell.kind,
-        "layers": write_layers(spec.layers) if spec else None,
+        "layers": about["layers"],
         "start": spec.layers[0] if spec else None,
         "end": spec.layers[-1] + 1 if spec else None,
-        "modules": module_group(spec.modules) if spec else None,
-        "weights": spec.weights.tell() if spec else None,
-        "model_weight": spec.weights_at(spec.layers[0]).model if spec else None,
-        "base_weight": spec.weights_at(spec.layers[0]).base_model if spec else None,
-        "rule": spec.rule if spec else None,
-        "seed": spec.seed if spec else None,
-        "parameters": ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items()) if spec else None,
+        **about,
         "digest": spec.digest() if spec else None,
         "status": record["status"],
         "error": record.get("error"),

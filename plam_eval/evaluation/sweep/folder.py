@@ -78,6 +78,7 @@ _PLAN_KINDS: dict[str, type] = {
     "chosen": dict,
     "chosen/digest": str,
     "chosen/tried": int,
+    "chosen/layer_sets": int,
     "working_directory": str,
     "command": list,
 }

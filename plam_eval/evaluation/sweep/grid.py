@@ -373,6 +373,31 @@ def describe_cell(row: Mapping[str, Any] | pd.Series) -> str:
     return ", ".join([f"layers {row['layers']}", row["modules"], describe_weights(row), *describe_rule(row)])
 
 
+SPEC_COLUMNS = ("layers", "modules", "weights", "model_weight", "base_weight", "rule", "seed", "parameters")
+"""Of `spec_columns`."""
+
+
+def spec_columns(spec: PlateauSpec | None) -> dict[str, Any]:
+    """What a table says of a merge, in the form that `describe_cell` reads.
+
+    Args:
+        spec: of the merge; None for the plain model, of which it is all None.
+    """
+    if spec is None:
+        return dict.fromkeys(SPEC_COLUMNS)
+    model_weight, base_weight = spec.weights_at(spec.layers[0]).coefficients
+    return {
+        "layers": write_layers(spec.layers),
+        "modules": module_group(spec.modules),
+        "weights": spec.weights.tell(),
+        "model_weight": model_weight,
+        "base_weight": base_weight,
+        "rule": spec.rule,
+        "seed": spec.seed,
+        "parameters": ", ".join(f"{name} {value:g}" for name, value in spec.parameters.items()),
+    }
+
+
 def describe_weights(row: Mapping[str, Any] | pd.Series) -> str:
     """The weights of a cell in words: "0.9 + 0.3", or its own text where they are no single pair.
 

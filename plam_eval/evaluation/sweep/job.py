@@ -34,7 +34,8 @@ class Job:
     bytes_merged: dict[str, int]
     """By merged or control cell: of the tensors that are not plain in it, as they are stored."""
     chosen: Mapping[str, Any] | None = None
-    """The merge that a search has chosen: `digest`, `tried` (settings), `difference` on the documents to choose on."""
+    """The merge that a search has chosen: `digest`; `tried`, how many settings, and `layer_sets`, how many different
+    sets of layers among them; `difference` from plain on the documents to choose on."""
 
     @classmethod
     def plan(

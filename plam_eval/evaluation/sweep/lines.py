@@ -18,9 +18,10 @@ _SAYS_NOTHING = ("model", "evidence", "source")  # of the merge
 def coordinates_of(cells: Iterable[Cell]) -> dict[str, Coordinates]:
     """For each merge, by name, its line and its place there; merges on no line are left out.
 
-    Merges that differ in nothing but their weights are a line, in the order of the base's share of the two weights, and
-    among equal shares of their sum. A merge that is alone in this is on a line of layers, if those with the same
-    weights, modules and rule, and as alone, are one within the next: in the order of how many layers they have.
+    Merges that differ in nothing but their weights are a line, in the order of the base's share of the two weights,
+    among equal shares of their sum, and among equal sums of the weights in the first layer. A merge that is alone in
+    this is on a line of layers, if those with the same weights, modules and rule, and as alone, are one within the
+    next: in the order of how many layers they have.
 
     Args:
         cells: of a grid; only merges are looked at.
@@ -48,9 +49,10 @@ def _lines_of(along: str, specs: Mapping[str, PlateauSpec]) -> dict[tuple[str, s
     return lines
 
 
-def _share(spec: PlateauSpec) -> tuple[float, float]:
+def _share(spec: PlateauSpec) -> tuple[float, ...]:
     """The base's share of the weights, as an angle (so that no sum of weights is refused), and their sum; of a ramp's
-    mean over layers."""
+    mean over layers. Behind them both weights of the first layer, so that a ramp and the pair that is its mean, or two
+    pairs that sum to zero, have places of their own."""
     pairs = [spec.weights_at(layer) for layer in spec.layers]
     model, base = fmean(pair.model for pair in pairs), fmean(pair.base_model for pair in pairs)
-    return math.atan2(base, model), model + base
+    return math.atan2(base, model), model + base, *pairs[0].coefficients

@@ -14,7 +14,7 @@ from plam_eval.evaluation.search.findings import read_search
 from plam_eval.evaluation.search.job import SEARCH, SearchJob
 from plam_eval.evaluation.search.runner import held_out_left, standing_of, try_settings
 from plam_eval.evaluation.sweep.documents import split_documents
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.searching import Fake, config, job, layers_matter
 
 
@@ -177,14 +177,14 @@ def test_the_chosen_merge_is_beside_its_controls_the_plateau_and_all_layers(tmp_
     try_settings(planned, Fake())
     standing = standing_of(planned)
     chosen = standing.settings[standing.best]
-    sweep = planned.held_out(chosen, 12, 0.25)
+    sweep = planned.held_out(chosen, 12, 7, 0.25)
     names = {cell.spec.digest() if cell.spec else None: cell.name for cell in sweep.grid.cells}
     beside = sweep.grid.controls[names[chosen.spec.digest()]]
     assert {*beside} >= {"self_scale", "noise", "random_layers"} and len(beside["random_layers"]) == 3
     assert names[planned.space.start.digest()] and any("layers-0-8" in name for name in names.values())
     sweep.write()
     stored = json.loads((tmp_path / "heldout" / "sweep.json").read_text())
-    assert stored["chosen"] == {"digest": chosen.spec.digest(), "tried": 12, "difference": 0.25}
+    assert stored["chosen"] == {"digest": chosen.spec.digest(), "tried": 12, "layer_sets": 7, "difference": 0.25}
 
 
 def test_where_the_plateau_is_chosen_it_has_all_controls(tmp_path) -> None:
@@ -193,9 +193,20 @@ def test_where_the_plateau_is_chosen_it_has_all_controls(tmp_path) -> None:
     standing = standing_of(planned)
     chosen = standing.settings[standing.best]
     assert chosen.spec == planned.space.start
-    grid = planned.held_out(chosen, 12, 0.4).grid
+    grid = planned.held_out(chosen, 12, 7, 0.4).grid
     merged = [cell.name for cell in grid.cells if cell.kind == "merged"]
     assert len(merged) == 2 and "random_layers" in grid.controls[merged[0]]
+
+
+@pytest.mark.parametrize("controls", [None, "self_scale"])
+def test_controls_that_need_an_ancestor_join_none_that_were_named(tmp_path, controls) -> None:
+    trio = PAIR.parent / "trio"
+    given = {"model_args": f"pretrained={trio}/mllm,device=cpu", "base_model": f"{trio}/base"}
+    planned = job(tmp_path, **given, ancestor=f"{trio}/ancestor", controls=controls, trials=2)
+    try_settings(planned, Fake())
+    standing = standing_of(planned)
+    grid = planned.held_out(standing.settings[standing.best], 2, 2, 0.1).grid
+    assert any("from_ancestor" in beside for beside in grid.controls.values()) == (controls is None)
 
 
 def test_a_damaged_plan_is_named(tmp_path) -> None:

@@ -74,6 +74,11 @@ def test_the_plateau_of_model_args_and_all_layers_come_first() -> None:
     assert json.loads(json.dumps(made.to_dict()))["start"] == first.to_dict()
 
 
+def test_an_ancestor_needs_no_plateau() -> None:
+    made = space(ancestor="an/ancestor", rules="task_arithmetic,ties")
+    assert {spec.ancestor for spec in made.corners()} == {"an/ancestor"}
+
+
 def test_corners_hold_every_tensor() -> None:
     made = space(layers="sets", within="2:8", modules="qk,mlp", rules="weighted_sum,trim", max_layers=2)
     assert {(spec.layers, spec.rule) for spec in made.corners()} == {

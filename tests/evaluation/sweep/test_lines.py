@@ -39,6 +39,14 @@ def test_a_sum_of_nothing_and_a_negative_weight_have_a_place() -> None:
     assert lines(made) == [[f"layers-6-8_qkvo_{weights}" for weights in ("0.5+-0.5", "1+-0.1", "1+0.5")]]
 
 
+def test_what_comes_to_one_share_and_one_sum_has_places_of_its_own() -> None:
+    ramps = grid(weights="0.9:0.5+0.1:0.5,0.7+0.3,0.5:0.9+0.5:0.1", controls="none")
+    nothing = grid(weights="1+-1,0.5+-0.5", controls="none")
+    for made in (ramps, nothing):
+        places = [place for _, place in coordinates_of(made.cells).values()]
+        assert len(places) > 1 and len(set(places)) == len(places)
+
+
 def test_modules_and_rules_are_lines_of_their_own() -> None:
     made = grid(weights="0.9+0.3,0.7+0.3", modules="qk,vo", rules="weighted_sum,trim:density:0.2,trim:density:0.3")
     assert [len(line) for line in lines(made)] == [2] * 6
