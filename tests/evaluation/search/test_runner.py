@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from plam_eval.errors import OutsideError
 from plam_eval.evaluation.search.answers import Answers, setting_of
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.evaluation.search.findings import read_search
@@ -196,6 +197,18 @@ def test_where_the_plateau_is_chosen_it_has_all_controls(tmp_path) -> None:
     grid = planned.held_out(chosen, 12, 0.4).grid
     merged = [cell.name for cell in grid.cells if cell.kind == "merged"]
     assert len(merged) == 2 and "random_layers" in grid.controls[merged[0]]
+
+
+def test_a_report_elsewhere_is_neither_read_nor_gone_on_with(tmp_path) -> None:
+    planned = job(tmp_path / "search", trials=3)
+    try_settings(planned, Fake())
+    planned.held_out(standing_of(planned).settings[0], 3, 0.1).write()
+    (tmp_path / "search" / "heldout").rename(tmp_path / "elsewhere")
+    (tmp_path / "search" / "heldout").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutsideError, match="elsewhere"):
+        read_search(tmp_path / "search")
+    with pytest.raises(OutsideError, match="elsewhere"):
+        job(tmp_path / "search", trials=3)
 
 
 def test_a_damaged_plan_is_named(tmp_path) -> None:
