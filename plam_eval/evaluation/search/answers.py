@@ -134,7 +134,10 @@ def _setting(content: Mapping[str, Any], name: str, file: Path) -> Setting:
         texts = whole and isinstance(row["task"], str) and isinstance(row["answer"], str)
         if not texts or type(row["doc_id"]) is not int or type(row["score"]) not in (int, float, type(None)):
             raise DamagedFileError(f"{file}: found {row!r:.80}, expected {', '.join(COLUMNS)}; {_REMEDY}")
-    return Setting(spec, number, pd.DataFrame(rows, columns=list(COLUMNS)).astype({"score": float}))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"score": float})
+    if np.isinf(table["score"]).any():  # beside it no other gain would count
+        raise DamagedFileError(f"{file}: found a score without end, expected numbers; {_REMEDY}")
+    return Setting(spec, number, table)
 
 
 @dataclass(frozen=True)

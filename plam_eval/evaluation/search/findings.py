@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from plam_eval import files
 from plam_eval.evaluation.label_free import compare_neighbours, least_differing
 from plam_eval.evaluation.search.answers import PLAIN_SETTING, Answers
 from plam_eval.evaluation.search.config import SearchConfig
@@ -17,7 +18,6 @@ from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.folder import PLAN
 from plam_eval.evaluation.sweep.grid import SPEC_COLUMNS, Cell, describe_cell, spec_columns
 from plam_eval.evaluation.sweep.lines import coordinates_of
-from plam_eval.files import write_table
 from plam_eval.rules import SELF_SCALE
 from plam_eval.spec import PlateauSpec
 
@@ -66,7 +66,7 @@ class SearchFindings:
 
     def write(self) -> None:
         """Write `trials` into the search's folder, and the tables of the sweep into its own."""
-        write_table(self.trials, self.folder / TRIALS)
+        files.write_table(self.trials, self.folder / TRIALS)
         if self.held_out is not None:
             self.held_out.write()
 
@@ -147,20 +147,22 @@ def read_search(folder: str | Path, failed: dict[str, str] | None = None) -> Sea
         failed: what failed in this call.
 
     Raises:
-        SearchError: no search there. DamagedFileError: its plan, documents or answers cannot be read.
+        SearchError: no search there. DamagedFileError: its plan, documents or answers cannot be read. OutsideError: a
+            link leads out of it.
     """
     folder = Path(folder)
     config = SearchConfig.of(read_plan(folder)["config"], f"search {folder}")
     documents = read_documents(folder, config.options.rungs, config.options.seed)
     standing = Standing([], [], [], None) if documents is None else Standing.of(Answers(folder), documents)
     chosen = standing.settings[standing.best].spec if standing.best is not None else None
-    has_report = chosen is not None and (folder / HELD_OUT / PLAN).is_file()
+    report = files.inside(folder, HELD_OUT, str(folder))
+    has_report = chosen is not None and (report / PLAN).is_file()
     return SearchFindings(
         folder,
         trials=_table(standing),
         sampler=config.options.sampler,
         documents=0 if documents is None else len(documents.table),
-        held_out=read_findings(folder / HELD_OUT) if has_report else None,
+        held_out=read_findings(report) if has_report else None,
         label_free=_without_labels(Answers(folder), standing),
         chosen=chosen,
         failed=failed or {},

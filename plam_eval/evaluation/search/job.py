@@ -53,11 +53,13 @@ class SearchJob:
 
         Raises:
             SearchError: the folder holds a search of other settings. MergeError, SpecError: settings that cannot be
-                merged. FolderError: the folder cannot be written, or holds something else.
+                merged. FolderError: the folder cannot be written, or holds something else. OutsideError: its sweep is a
+                link that leads out.
         """
         folder = Path(folder)
         files.check_writable(folder)
         files.check_free(folder, (JOURNAL, ANSWERS, DOCUMENTS, f"{TRIALS}.csv", f"{TRIALS}.parquet"), SEARCH)
+        files.inside(folder, HELD_OUT, str(folder))
         num_layers = count_layers(open_swept_model(config.sweep))
         space = Space.of(config, num_layers)
         tested = [*space.corners(), *space.reference_settings(num_layers)]

@@ -106,7 +106,7 @@ class Study:
         settings: what answers depend on: a search of others is another study.
 
     Raises:
-        DamagedFileError: its file is none that this writes.
+        DamagedFileError: its file is none that this writes. OutsideError: its locks' folder is a link that leads out.
     """
 
     def __init__(self, folder: Path, space: Space, options: SearchOptions, settings: Mapping[str, Any]) -> None:
@@ -116,6 +116,7 @@ class Study:
         self._points = space.points(options.seed) if options.sampler == "grid" else None
         name = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
+        files.inside(folder, RUNNING, str(folder))  # files are deleted there
         with self._asking(), _replayed(folder):
             storage = optuna.storages.JournalStorage(Journal(folder))
             self._study = optuna.create_study(

@@ -77,6 +77,8 @@ def test_answers_are_kept_and_added_to(tmp_path) -> None:
         {"answers": [{"task": "pope"}]},
         {"answers": [{"task": "pope", "doc_id": "1", "answer": "x", "score": 1}]},
         {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": "1"}]},
+        {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": float("inf")}]},
+        {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": -(10**400)}]},
         {"answers": None},
         {"setting": "plain"},
     ],

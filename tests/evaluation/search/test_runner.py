@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from plam_eval.errors import OutsideError
 from plam_eval.evaluation.search.answers import Answers, setting_of
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.evaluation.search.findings import read_search
@@ -207,6 +208,18 @@ def test_controls_that_need_an_ancestor_join_none_that_were_named(tmp_path, cont
     standing = standing_of(planned)
     grid = planned.held_out(standing.settings[standing.best], 2, 2, 0.1).grid
     assert any("from_ancestor" in beside for beside in grid.controls.values()) == (controls is None)
+
+
+def test_a_report_elsewhere_is_neither_read_nor_gone_on_with(tmp_path) -> None:
+    planned = job(tmp_path / "search", trials=3)
+    try_settings(planned, Fake())
+    planned.held_out(standing_of(planned).settings[0], 3, 1, 0.1).write()
+    (tmp_path / "search" / "heldout").rename(tmp_path / "elsewhere")
+    (tmp_path / "search" / "heldout").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutsideError, match="elsewhere"):
+        read_search(tmp_path / "search")
+    with pytest.raises(OutsideError, match="elsewhere"):
+        job(tmp_path / "search", trials=3)
 
 
 def test_a_damaged_plan_is_named(tmp_path) -> None:

@@ -7,10 +7,10 @@ import json
 import pytest
 from optuna.trial import TrialState
 
-from plam_eval.errors import DamagedFileError
+from plam_eval.errors import DamagedFileError, OutsideError
 from plam_eval.evaluation.search.answers import JOURNAL
 from plam_eval.evaluation.search.config import SearchError
-from plam_eval.evaluation.search.study import Study
+from plam_eval.evaluation.search.study import RUNNING, Study
 from tests.helpers.searching import config, space
 
 
@@ -140,6 +140,16 @@ def test_a_damaged_journal_is_named(tmp_path, line) -> None:
         file.write(line + "\n")
     with pytest.raises(DamagedFileError, match=JOURNAL):
         opened(tmp_path)
+
+
+def test_locks_elsewhere_are_not_deleted(tmp_path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "0.lock").touch()
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / RUNNING).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutsideError, match=RUNNING):
+        proposed(opened(tmp_path / "search"), 1)
+    assert (tmp_path / "elsewhere" / "0.lock").exists()
 
 
 def test_a_link_is_not_written_to(tmp_path) -> None:
