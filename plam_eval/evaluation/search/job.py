@@ -18,8 +18,8 @@ from plam_eval.evaluation.search.space import Space
 from plam_eval.evaluation.sweep.grid import Cell, Grid, grid_of
 from plam_eval.evaluation.sweep.job import Job, count_layers, open_swept_model
 from plam_eval.provenance import read_identity
-from plam_eval.rules import SELF_SCALE, control_names
-from plam_eval.spec import load_spec
+from plam_eval.rules import RULES, SELF_SCALE, control_names
+from plam_eval.spec import PlateauSpec, load_spec
 
 SEARCH, DOCUMENTS, TRIALS, HELD_OUT = "search.json", "documents.json", "trials", "heldout"
 _REMEDY = "name another --output, or restore it from a copy"
@@ -62,7 +62,10 @@ class SearchJob:
         files.inside(folder, HELD_OUT, str(folder))
         num_layers = count_layers(open_swept_model(config.sweep))
         space = Space.of(config, num_layers)
-        tested = [*space.corners(), *space.reference_settings(num_layers)]
+        tested = [*space.corners(), *(references := space.reference_settings(num_layers))]
+        # The report may take a checkpoint that no setting takes: it is opened, and named, from the start.
+        for spec in (*tested[:1], *references):
+            tested += [_with_rule(spec, name) for name in _ancestor_controls(config, spec)]
         merges = {spec.digest(): spec for spec in tested if not spec.is_plain}
         cells = tuple(Cell(digest, "merged", spec) for digest, spec in merges.items())
         checked = Job.plan(config.sweep, folder / HELD_OUT, Grid(cells, {}))
@@ -122,9 +125,7 @@ class SearchJob:
         """
         merge, swept = chosen.spec, self.config.sweep
         assert merge is not None
-        controls = swept.controls
-        if merge.ancestor and not self.config.own_controls:
-            controls = tuple(dict.fromkeys((*controls, *control_names(ancestor=True))))
+        controls = tuple(dict.fromkeys((*swept.controls, *_ancestor_controls(self.config, merge))))
         scale = tuple(name for name in controls if name == SELF_SCALE)
         whole = load_spec(merge, {"layers": f"0:{self.num_layers}"})
         assert whole is not None
@@ -132,6 +133,19 @@ class SearchJob:
         grid = grid_of([(merge, controls), *((other, scale) for other in beside)], swept, self.num_layers)
         by_search = {"digest": merge.digest(), "tried": tried, "layer_sets": layer_sets, "difference": gain}
         return Job.plan(swept, self.folder / HELD_OUT, grid, by_search)
+
+
+def _ancestor_controls(config: SearchConfig, merge: PlateauSpec) -> tuple[str, ...]:
+    """The controls of a merge that take an ancestor: those that were named, or all where none were and it has one."""
+    if merge.ancestor and not config.own_controls:
+        return tuple(name for name in control_names(ancestor=True) if RULES[name].needs_ancestor)
+    return tuple(name for name in config.sweep.controls if name in RULES and RULES[name].needs_ancestor)
+
+
+def _with_rule(merge: PlateauSpec, name: str) -> PlateauSpec:
+    spec = load_spec(merge, {"rule": name})
+    assert spec is not None
+    return spec
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -152,7 +152,8 @@ def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> 
     """
     before = read_plan(folder)
     earlier = Grid.from_dict(before["grid"])
-    changed = changed_settings(before["settings"], settings)
+    added = {name: settings["bases"][name] for name in settings["bases"] if name not in before["settings"]["bases"]}
+    changed = changed_settings({**before["settings"], "bases": before["settings"]["bases"] | added}, settings)
     if not changed:
         specs = [cell.spec for cell in earlier.cells if cell.spec]
         named = {spec.base_model for spec in specs} | {str(spec.ancestor) for spec in specs if spec.needs_ancestor}

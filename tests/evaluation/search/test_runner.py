@@ -206,8 +206,11 @@ def test_controls_that_need_an_ancestor_join_none_that_were_named(tmp_path, cont
     planned = job(tmp_path, **given, ancestor=f"{trio}/ancestor", controls=controls, trials=2)
     try_settings(planned, Fake())
     standing = standing_of(planned)
-    grid = planned.held_out(standing.settings[standing.best], 2, 2, 0.1).grid
-    assert any("from_ancestor" in beside for beside in grid.controls.values()) == (controls is None)
+    report = planned.held_out(standing.settings[standing.best], 2, 2, 0.1)
+    assert any("from_ancestor" in beside for beside in report.grid.controls.values()) == (controls is None)
+    report.write()
+    again = job(tmp_path, **given, ancestor=f"{trio}/ancestor", controls=controls, trials=3)
+    assert again.settings == planned.settings, "the same call goes on where a report has begun"
 
 
 def test_a_report_elsewhere_is_neither_read_nor_gone_on_with(tmp_path) -> None:

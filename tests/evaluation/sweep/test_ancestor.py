@@ -153,6 +153,13 @@ def test_another_ancestor_under_the_name_is_refused(lm, finished, ancestor, in_s
         job(mixed, ancestor)
 
 
+def test_a_rule_that_takes_an_ancestor_is_added_to_a_sweep_without_one(tmp_path: Path, ancestor: Path) -> None:
+    job(tmp_path, ancestor, rules="weighted_sum", controls="self_scale").write()
+    added = job(tmp_path, ancestor, rules="ties", controls="self_scale")
+    assert {cell.spec.rule for cell in added.grid.cells if cell.spec} == {"weighted_sum", "self_scale", "ties"}
+    assert set(added.settings["bases"]) == {str(PAIR / "base"), str(ancestor)}
+
+
 def faulty(kind: str, old: Path, folder: Path) -> tuple[Path, str]:
     """A folder and what is said of it."""
     if kind == "nowhere":
