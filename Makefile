@@ -4,11 +4,12 @@ export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 PYTHON ?= python3
 
-.PHONY: help env demo test readme lint gpu docs resolve lock-gpu clean
+.PHONY: help env demo test test-long readme lint gpu docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
+	@echo "make test-long  the same, and further cases of what they show"
 	@echo "make readme run the demo afresh and hold README.md against what it prints"
 	@echo "make lint   ruff and mypy"
 	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
@@ -26,6 +27,9 @@ demo:
 
 test: env
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: env
+	PLAM_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What README.md quotes of the demo, held against what it prints now (some minutes).
 readme: env

@@ -72,9 +72,9 @@ KINDS = {
     "undamaged": Kind("undamaged", True, (0.0, 1.0, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0), "repairs: the MLLM undamaged"),
     "own": Kind("own", True, (2.0, 2.5), "repairs: the pair's own base"),
     "itself": Kind("itself", False, (2.0,), "cannot: the MLLM itself"),
-    "noise": Kind("noise", False, (2.0,), "cannot: noise"),
+    "noise": Kind("noisy", False, (2.0,), "cannot: noise"),
     "itself_scaled": Kind("itself", False, (0.0,), "scale repairs: the MLLM itself", 3.0, "0.2+0.2,0.3+0.1"),
-    "noise_scaled": Kind("noise", False, (0.0,), "scale repairs: noise", 3.0, "0.2+0.2,0.3+0.1"),
+    "noise_scaled": Kind("noisy", False, (0.0,), "scale repairs: noise", 3.0, "0.2+0.2,0.3+0.1"),
 }
 
 

@@ -56,7 +56,7 @@ DOCUMENTS = 60  # of each of nine tasks
 POOLED, SELECT = 3, 60  # tasks that they are taken as, and documents of each of these to choose on
 LAYERS, WEIGHTS = "6:8,2:6,0:8", "0.9+0.3,0.7+0.3"  # the scale control of the second is the plain model
 ONE = "layers-6-8_qkvo_0.9+0.3"  # the merge of sweeps that have one alone
-BASES = {"plain against plain": "own", "itself": "itself", "noise": "noise"}
+BASES = {"plain against plain": "own", "itself": "itself", "noise": "noisy"}
 
 
 def evaluate(folder: Path, base: str) -> tuple[Grid, dict[str, Run]]:

@@ -37,6 +37,8 @@ _NAMES = {"vllm": "vLLM", "ray": "Ray"}
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("PLAM_LONG"):
+            item.add_marker(pytest.mark.skip(reason="a further case of what others show: `make test-long`"))
         for mark in item.iter_markers("needs"):
             for module in mark.args:
                 if module == "vllm":

@@ -9,7 +9,7 @@ scale * (W + damage * norm(W) * G / norm(G)), G Gaussian (Frobenius norms). Besi
                weights that sum to one it is that of an MLLM that was damaged a times as much.
 - `own`        the pair's own base: the same share of the noise goes, and what the base differs in comes.
 - `itself`     the damaged MLLM's decoder: a merge multiplies by a + b, and nothing else.
-- `noise`      that decoder plus noise, its projections as far from the damaged MLLM's as those of the pair's own base:
+- `noisy`      that decoder plus noise, its projections as far from the damaged MLLM's as those of the pair's own base:
                a merge changes as much as with the own base, in a random direction.
 
 Only `own` and `undamaged` know anything that the damaged MLLM does not. With a scale of 3, say, weights that sum to a
@@ -33,7 +33,7 @@ from plam_eval.merging.names import Key, decoder_tensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-BASES = ("undamaged", "own", "itself", "noise")
+BASES = ("undamaged", "own", "itself", "noisy")
 REPAIRING = ("undamaged", "own")
 """The bases that know what the damaged MLLM has lost."""
 
@@ -95,7 +95,7 @@ def write_damaged(
         changed = {name: undamaged[place] for name, place in in_base.items()}
     elif base == "itself":
         changed = {name: after[place] for name, place in in_base.items()}
-    elif base == "noise":
+    elif base == "noisy":
         changed = {name: after[place] for name, place in in_base.items()}
         changed |= {
             name: _with_noise(tensor, float((own[name] - tensor).norm()), f"base:{seed}:{name}")

@@ -223,7 +223,7 @@ def swapped_command(sweep: Path, limit: int) -> list[str]:
         raise DemoError(f"{sweep}: no merge of the trio was chosen; delete that folder and run the demo again")
     weights, passed = spec["weights"], limit // 3
     one = ["--layers", write_layers(layers_of(spec)), "--weights", f"{weights['model']}+{weights['base_model']}"]
-    one += ["--controls", "self_scale", "--limit", str(limit - passed), "--offset", str(passed)]
+    one += ["--controls", SELF_SCALE, "--limit", str(limit - passed), "--offset", str(passed)]
     return [*_trio_words(), *one, "--together", "20", "--output", "../sweep-swapped"]
 
 

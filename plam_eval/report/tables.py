@@ -115,7 +115,7 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
         if findings.label_free:
-            table.add_column("neighbours differ", justify="right")
+            table.add_column("neighbours\ndiffer", justify="right", no_wrap=True)
         if len(drawn):
             table.add_column("minus draws, better than", justify="right", no_wrap=True)
     beside = findings.controls[findings.controls["rule"] == SELF_SCALE].drop_duplicates("merged").set_index("merged")

@@ -70,7 +70,7 @@ def test_the_other_bases_know_nothing_of_the_undamaged_mllm(pairs: dict[str, Dam
     own, mllm = decoder(PAIR / "base"), decoder(pairs["own"].mllm)
     assert all(torch.equal(decoder(pairs["own"].base)[key], tensor) for key, tensor in own.items())
     assert all(torch.equal(decoder(pairs["itself"].base)[key], mllm[key]) for key in own)
-    undamaged, noisy = decoder(PAIR / "mllm"), decoder(pairs["noise"].base)
+    undamaged, noisy = decoder(PAIR / "mllm"), decoder(pairs["noisy"].base)
     for key in own:
         added = noisy[key] - mllm[key]
         if key[1].split(".")[-2] in MODULES:
@@ -88,8 +88,8 @@ def test_a_scale_multiplies_what_is_damaged(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as refused:
-        write_damaged(tmp_path / "new", float("nan"), "noisy", seed=-1, scale=0)
-    for words in ("damage is nan", "did you mean noise?", "seed is -1", "scale is 0"):
+        write_damaged(tmp_path / "new", float("nan"), "noissy", seed=-1, scale=0)
+    for words in ("damage is nan", "did you mean noisy?", "seed is -1", "scale is 0"):
         assert words in str(refused.value)
     assert not (tmp_path / "new").exists()
     (tmp_path / "file").touch()
@@ -104,7 +104,7 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
         ("undamaged", 3, 1, "0.5+0.5,0.9+0.3", "better", "better"),
         # The scale is what repairs: without its control the base would be praised for it.
         ("itself", 0, 3, "0.2+0.2", "better", None),
-        ("noise", 0, 3, "0.2+0.2", "better", None),
+        ("noisy", 0, 3, "0.2+0.2", "better", None),
     ],
     ids=["repairs", "scale-repairs-itself", "scale-repairs-noise"],
 )

@@ -25,6 +25,8 @@ def test_one_process_says_what_it_says_and_waits_for_none() -> None:
 
 def test_a_group_of_one_is_left_to_whoever_made_it(tmp_path: Path) -> None:
     """vLLM makes one in the process of its engine, and could make no second engine there without it."""
+    if distributed.is_initialized():  # of a test before, in this process
+        distributed.destroy_process_group()
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     try:
         end_together()

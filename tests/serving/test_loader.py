@@ -68,7 +68,16 @@ def save_merged(pair: PicoPair, spec: Any, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "the embedded pair"])
+_ALWAYS = ("llava", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *(pytest.param(name, marks=[] if name in _ALWAYS else pytest.mark.long) for name in FAMILIES),
+        "the embedded pair",
+    ],
+)
 def test_equals_hf_merged_in_place_and_a_saved_checkpoint(family, pico, tmp_path):
     from transformers import AutoModelForImageTextToText
 

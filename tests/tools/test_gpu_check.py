@@ -60,6 +60,7 @@ def test_every_check_of_a_pair_without_lmms_eval(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llava"])
 def test_every_check_of_the_other_families(tmp_path: Path, family: str) -> None:
     words = ["--output", str(tmp_path), "--families", family, "--groups", "merges", "probes", "--device", "cpu"]
