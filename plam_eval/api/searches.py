@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, free_memory
-from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, takes, write_words
+from plam_eval.api.shared import Arguments, Words, free_memory, read_config
+from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, takes
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.search.findings import SearchFindings
@@ -222,14 +222,5 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> SearchJob:
     from plam_eval.evaluation.search.config import SearchConfig
     from plam_eval.evaluation.search.job import SearchJob
 
-    base = given.pop("base", None)
-    given["base_model"] = str(base) if isinstance(base, Path) else base
-    if given.get("model_args") is not None:
-        given["model_args"] = write_words(given["model_args"], "model_args")
-    if isinstance(given.get("ancestor"), Path):
-        given["ancestor"] = str(given["ancestor"])
-    if given.get("include_path") is not None:
-        given["include_path"] = str(given["include_path"])
-    if isinstance(config, Mapping):
-        config, given = None, {**config, **{key: value for key, value in given.items() if value is not None}}
-    return SearchJob.plan(SearchConfig.load(config, **given), output)
+    file, fields = read_config(config, given)
+    return SearchJob.plan(SearchConfig.load(file, **fields), output)

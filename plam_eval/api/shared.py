@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plam_eval.arguments import write_words
+
 Words = str | Sequence[str]
 """Words, as a list or in one text with commas."""
 Weight = float | str | Sequence[float]
@@ -56,6 +58,24 @@ def overrides_of(
         "parameters": parameters,
         "ancestor": None if ancestor is None else str(ancestor),
     }
+
+
+def read_config(config: Any, given: dict[str, Any]) -> tuple[str | Path | None, dict[str, Any]]:
+    """The file and the fields of a sweep or search, of what a function was called with.
+
+    Args:
+        config: file, or mapping, over which the other arguments go; None for neither.
+        given: the other arguments by name; None leaves what the config says.
+    """
+    given = {name: value for name, value in given.items() if name != "base"} | {"base_model": given.get("base")}
+    for name in ("base_model", "ancestor", "include_path"):
+        if isinstance(given.get(name), Path):
+            given[name] = str(given[name])
+    if given.get("model_args") is not None:
+        given["model_args"] = write_words(given["model_args"], "model_args")
+    if isinstance(config, Mapping):
+        return None, {**config, **{key: value for key, value in given.items() if value is not None}}
+    return config, given
 
 
 def free_memory() -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, free_memory
-from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, count, takes, write_words
+from plam_eval.api.shared import Arguments, Words, free_memory, read_config
+from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, count, takes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,17 +229,8 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
     from plam_eval.evaluation.sweep.config import SweepConfig
     from plam_eval.evaluation.sweep.job import Job
 
-    base = given.pop("base", None)
-    given["base_model"] = str(base) if isinstance(base, Path) else base
-    if isinstance(given.get("ancestor"), Path):
-        given["ancestor"] = str(given["ancestor"])
-    if given.get("model_args") is not None:
-        given["model_args"] = write_words(given["model_args"], "model_args")
-    if given.get("include_path") is not None:
-        given["include_path"] = str(given["include_path"])
-    if isinstance(config, Mapping):
-        config, given = None, {**config, **{key: value for key, value in given.items() if value is not None}}
-    return Job.plan(SweepConfig.load(config, **given), output)
+    file, fields = read_config(config, given)
+    return Job.plan(SweepConfig.load(file, **fields), output)
 
 
 def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings | None:
