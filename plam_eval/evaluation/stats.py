@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -99,6 +99,10 @@ class Paired:
     parsable_first: float
     parsable_second: float
     needed: int | None
+
+
+DIFFERENCE = tuple(field.name for field in fields(Paired) if field.name != "task")
+"""The fields of a comparison, without what it is of."""
 
 
 def effect(difference: float, p: float, sign: int) -> str | None:

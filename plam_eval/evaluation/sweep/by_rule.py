@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.stats import Paired, format_p
+from plam_eval.evaluation.stats import DIFFERENCE, format_p
 from plam_eval.rules import SELF_SCALE
 
-_PAIRED = tuple(field.name for field in fields(Paired) if field.name != "task")
 _SCALE = ("minus_scale", "scale_low", "scale_high", "scale_p")
-COLUMNS = ("rule", "parameters", "cell", "merges", "gain", "against_plain", "p_holm", *_SCALE, *_PAIRED)
+COLUMNS = ("rule", "parameters", "cell", "merges", "gain", "against_plain", "p_holm", *_SCALE, *DIFFERENCE)
 """Of `best_by_rule`."""
 
 
@@ -75,7 +74,7 @@ def best_by_rule(
                 "against_plain": row["difference"],
                 "p_holm": row["p_holm"],
                 **dict(zip(_SCALE, beside or (math.nan,) * len(_SCALE), strict=True)),
-                **{key: paired[key] for key in _PAIRED},
+                **{key: paired[key] for key in DIFFERENCE},
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"needed": "Int64"})

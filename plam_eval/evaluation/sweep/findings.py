@@ -16,7 +16,7 @@ from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.label_free import Neighbours
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.stats import SIGNIFICANT, Paired
+from plam_eval.evaluation.stats import DIFFERENCE, SIGNIFICANT, Paired
 from plam_eval.evaluation.sweep import by_rule, random_layers
 from plam_eval.evaluation.sweep.conclusion import NOTHING_YET, Conclusion, conclude
 from plam_eval.evaluation.sweep.documents import (
@@ -37,9 +37,7 @@ from plam_eval.evaluation.sweep.selection import (
 )
 from plam_eval.files import write_table
 
-PAIRED = tuple(Paired.__dataclass_fields__)
-_DIFFERENCE = tuple(name for name in PAIRED if name != "task")
-_CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *_DIFFERENCE)
+_CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *DIFFERENCE)
 
 
 @dataclass(frozen=True, repr=False)
@@ -285,8 +283,8 @@ def _nothing_compared(
     return Findings(
         folder=folder,
         plan=plan,
-        cells=cells.assign(**dict.fromkeys((*_DIFFERENCE, "p_holm", "differ_from_neighbours"), math.nan)),
-        tasks=pd.DataFrame(columns=["cell", *PAIRED]),
+        cells=cells.assign(**dict.fromkeys((*DIFFERENCE, "p_holm", "differ_from_neighbours"), math.nan)),
+        tasks=pd.DataFrame(columns=["cell", "task", *DIFFERENCE]),
         controls=pd.DataFrame(columns=list(_CONTROL_COLUMNS)),
         selection=None,
         label_free=None,

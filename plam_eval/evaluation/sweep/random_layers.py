@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 
 from plam_eval.evaluation import stats
 from plam_eval.evaluation.records import Run
-from plam_eval.evaluation.stats import SIGNIFICANT, Paired, format_p
+from plam_eval.evaluation.stats import DIFFERENCE, SIGNIFICANT, Paired, format_p
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.layer_sets import MOST_LAYERS, read_layers
 from plam_eval.rules import RANDOM_LAYERS
@@ -26,10 +26,9 @@ from plam_eval.rules import RANDOM_LAYERS
 NEEDED = math.floor(1 / SIGNIFICANT)
 """Draws from which on the rank of a merge can be told from chance: 1 / (n + 1) is below `stats.SIGNIFICANT`."""
 
-_PAIRED = tuple(field.name for field in fields(Paired) if field.name != "task")
 COLUMNS = (
     *("merged", "draws", "planned", "sets", "shared", "better", "equal", "worse", "rank_p"),
-    *("mean", "spread", "least", "most", *_PAIRED),
+    *("mean", "spread", "least", "most", *DIFFERENCE),
 )
 """Of `among_draws`."""
 _ROUNDING = 1e-12
