@@ -22,8 +22,7 @@ from plam_eval.cli.options import (
     Tasks,
     example,
 )
-from plam_eval.cli.speaking import working
-from plam_eval.terminal import labelled
+from plam_eval.cli.speaking import tell_failures, working
 
 _SAMPLERS = ("tpe", "gp", "random", "grid")
 
@@ -170,10 +169,10 @@ def search(
             console.show(tables.sweep(findings.held_out), tables.sweep(findings.held_out, narrow=True))
         console.say(findings.verdict())
         console.say(f"Settings and answers: {output}; the other documents as a page: plam report {output}")
-        for failure in findings.failures():
-            status, _, rest = failure.partition(": ")
-            console.insist(labelled(status, "red", rest))
-        if findings.failures():
-            console.insist("The same command tries others in their place, after what is said above, if anything.")
+        tell_failures(
+            console,
+            findings.failures(),
+            "The same command tries others in their place, after what is said above, if anything.",
+        )
     if findings.failures():
         raise typer.Exit(1)

@@ -9,13 +9,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from plam_eval.terminal import Terminal, shown
+from plam_eval.terminal import Terminal, labelled, shown
 
-WIDE = 150  # columns, where a pipe or a log has none: those of the table of a sweep
+WIDE = 170  # columns, where a pipe or a log has none: those of the table of a sweep
 
 
 @contextlib.contextmanager
@@ -40,6 +40,21 @@ def speaking(as_json: bool, quiet: bool, *, least_width: int = 0) -> Iterator[Te
         if out is not None and console.data:
             out.write(json.dumps(plain(console.data), indent=2, allow_nan=False) + "\n")
             out.flush()
+
+
+def tell_failures(console: Terminal, failures: Sequence[str], then: str) -> None:
+    """Say what failed, however quiet a command is; nothing where there is nothing.
+
+    Args:
+        console: of the command.
+        failures: each as "status: what, and why".
+        then: what the same command does next.
+    """
+    for failure in failures:
+        status, _, rest = failure.partition(": ")
+        console.insist(labelled(status, "red", rest))
+    if failures:
+        console.insist(then)
 
 
 @contextlib.contextmanager

@@ -23,9 +23,8 @@ from plam_eval.cli.options import (
     WandbArgs,
     example,
 )
-from plam_eval.cli.speaking import working
+from plam_eval.cli.speaking import tell_failures, working
 from plam_eval.rules import LAYER_CONTROLS, control_names
-from plam_eval.terminal import labelled
 
 
 @app.command(
@@ -142,10 +141,8 @@ def sweep(
         for said in findings.further_verdicts():
             console.say(said)
         console.say(f"Cells and tables: {output}; as a page: plam report {output}")
-        for failure in findings.failures():
-            status, _, rest = failure.partition(": ")
-            console.insist(labelled(status, "red", rest))
-        if findings.failures():
-            console.insist("The same command tries them again, after what is said above, if anything.")
+        tell_failures(
+            console, findings.failures(), "The same command tries them again, after what is said above, if anything."
+        )
     if findings.failures():
         raise typer.Exit(1)

@@ -253,7 +253,7 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert not list(cells.glob(".*.partial"))
     assert answers(tmp_path) == answers(finished)
-    assert "chosen on other documents" in output.replace("\n", " ") and "minus" in output and "self_scale" in output
+    assert "chosen on other documents" in output.replace("\n", " ") and "minus self_scale" in output
     table = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(table) == 1 + CELLS and (tmp_path / "controls.parquet").is_file()
 
