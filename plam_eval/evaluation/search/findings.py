@@ -82,11 +82,11 @@ class SearchFindings:
         row = self.trials[self.trials["chosen"]].iloc[0]
         text = (
             f"Chosen of {self.tried} settings ({self.sampler}) on {self.documents} documents: "
-            f"{describe_cell({**row.to_dict(), 'kind': 'merged'})}, {row['gain']:+.3f} against plain there. "
+            f"{describe_cell({**row.to_dict(), 'kind': 'merged'})}, a gain of {row['gain']:+.3f} over plain there. "
         )
         for other in self.trials[self.trials["setting"] == self.label_free].to_dict("records"):
             without_labels = describe_cell({**other, "kind": "merged"})
-            text += f"Without labels it would have been {without_labels}, {other['gain']:+.3f}. "
+            text += f"Without labels it would have been {without_labels}, a gain of {other['gain']:+.3f}. "
         cell = self._cell()
         if cell is None or self.held_out is None:
             return f"{text}The other documents are not answered yet."
@@ -95,6 +95,8 @@ class SearchFindings:
             f"{format_p(cell['p'])}; times {self.tried} settings, which is more than held-out documents need, p = "
             f"{format_p(min(1.0, cell['p'] * self.tried))}."
         )
+        if not self.held_out.higher_is_better:
+            text += " A lower score is better here: a gain is a difference below zero."
         return text + self._beside(cell)
 
     def _cell(self) -> pd.Series | None:

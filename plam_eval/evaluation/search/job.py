@@ -174,6 +174,10 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
+def _twice(rows: list[dict[str, Any]]) -> bool:
+    return len({(row["task"], row["doc_id"]) for row in rows}) < len(rows)
+
+
 def read_documents(folder: Path, rungs: tuple[float, ...], seed: int) -> Documents | None:
     """The documents that a search chooses on; None before they are known.
 
@@ -194,7 +198,7 @@ def read_documents(folder: Path, rungs: tuple[float, ...], seed: int) -> Documen
         isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in _DOCUMENT.items()) for row in rows
     )
     signed = isinstance(directions, dict) and all(sign in (1, -1) for sign in directions.values())
-    if not isinstance(rows, list) or not isinstance(directions, dict) or not (whole and signed):
+    if not isinstance(rows, list) or not isinstance(directions, dict) or not (whole and signed) or _twice(rows):
         raise DamagedFileError(f"{file}: holds no documents as a search writes them; {_REMEDY}")
     return Documents.of(pd.DataFrame(rows, columns=list(_DOCUMENT)), directions, rungs, seed)
 

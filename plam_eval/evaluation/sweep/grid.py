@@ -300,8 +300,8 @@ def starting_spec(config: SweepConfig) -> PlateauSpec | None:
         if ignored := {key: value for key, value in given.items() if key != "plateau"}:
             words = ", ".join(f"{key}={value}" for key, value in ignored.items())
             raise SweepError(
-                f"model_args: found {words} without a plateau to override; give a plateau, or --base and --layers "
-                "(with --weights, --modules, --controls)"
+                f"model_args: found {words} without a plateau to override; give a plateau, or both base= and layers= "
+                "among them, which make one; or --base, and what is to be merged as options"
             )
         return None
     spec = load_spec(given.get("plateau"), overrides)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from plam_eval.errors import DamagedFileError
 from plam_eval.evaluation.search.findings import SearchFindings, read_search
 from plam_eval.evaluation.search.runner import standing_of, try_settings
 from plam_eval.evaluation.sweep.findings import read_findings
@@ -55,3 +57,13 @@ def test_random_layers_are_told_with_their_rank_and_the_sets_that_were_tried(tmp
     said = found.verdict()
     assert "better than 2 of 3 draws of as many layers, rank p = 0.50." in said
     assert "The rank does not count that the layers are the best of 14 sets." in said
+    assert ("a gain is a difference below zero" in said) == (sign < 0)
+
+
+def test_a_document_that_is_listed_twice_is_damage(tmp_path: Path) -> None:
+    try_settings(job(tmp_path, trials=3), Fake())
+    file = tmp_path / "documents.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "documents": [*content["documents"], content["documents"][0]]}))
+    with pytest.raises(DamagedFileError, match=r"documents\.json: holds no documents as a search writes them"):
+        read_search(tmp_path)

@@ -254,7 +254,8 @@ def test_one_name_for_two_merges_is_refused() -> None:
 def test_overrides_of_nothing_are_refused(word: str) -> None:
     said = refused(model_args=f"pretrained=mllm,{word}", layers="6:8", **({} if "base=" in word else BASE))
     assert (
-        f"found {word.removeprefix('plateau=none,')} without a plateau to override; give a plateau, or --base" in said
+        f"found {word.removeprefix('plateau=none,')} without a plateau to override; give a plateau, or both base="
+        in said
     )
 
 
