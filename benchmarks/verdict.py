@@ -27,7 +27,6 @@ already, real sweeps and simulated ones, is not made again.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import platform
@@ -183,8 +182,6 @@ def simulate(folder: Path, null: str, sweeps: int, seed: int) -> list[dict[str, 
         grids = {len(merges): grid, 1: with_merges(grid, {ONE})}
         simulated = Simulated.of(runs, swap=null == "plain against plain")
         kept.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        gc.collect()
-        gc.freeze()  # statsmodels collects garbage with every correction, which takes longer than all the rest
         with kept.open("a", encoding="utf-8") as file:
             for number in range(len(lines), sweeps):
                 drawn = simulated.draw(np.random.default_rng([seed, number]))

@@ -150,6 +150,17 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
+def test_holm_is_that_of_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    draws = np.random.default_rng(0)
+    for count in (1, 2, 7, 40):
+        p = draws.beta(0.5, 2, count).round(2)  # with ties, and zeros
+        assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1], abs=1e-12)
+    p = np.array([0.2, np.nan, 0.01, 0.01])
+    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1], nan_ok=True)
+
+
 def test_wilson_interval() -> None:
     # Newcombe (1998), Statistics in Medicine 17, table I: 81 of 263.
     assert proportion_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)

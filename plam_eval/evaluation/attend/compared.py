@@ -14,6 +14,7 @@ from plam_eval.bootstrap import Floats
 from plam_eval.errors import InputError
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import Documents, differences, levels, standardised
+from plam_eval.evaluation.stats import holm
 from plam_eval.evaluation.sweep.documents import split_documents
 
 OVER_CHANCE, OTHER_OVER_CHANCE = "over_chance", "other_over_chance"
@@ -263,15 +264,10 @@ def _quoted(
 
 
 def _holm(table: pd.DataFrame) -> pd.Series:
-    """p adjusted for the layers of its measure and pair, NaN where there is none: `stats.holm` of each.
-
-    In numbers of its own: statsmodels collects garbage at every call, which for hundreds of pairs takes minutes.
-    """
-    ordered = table.dropna(subset="p").astype({"p": float}).sort_values("p", kind="stable")
-    groups = ordered.groupby([*_ABOUT, *_PAIR], sort=False)["p"]
-    left = groups.transform("size") - groups.cumcount()
-    raised = (ordered["p"] * left).groupby([ordered[name] for name in (*_ABOUT, *_PAIR)], sort=False).cummax()
-    return raised.clip(upper=1.0).reindex(table.index)
+    """p adjusted for the layers of its measure and pair; NaN where there is none."""
+    given = table.dropna(subset="p").astype({"p": float})
+    adjusted = given.groupby([*_ABOUT, *_PAIR], sort=False)["p"].transform(lambda p: np.asarray(holm(p.tolist())))
+    return adjusted.reindex(table.index)
 
 
 def _counted(quoted: pd.DataFrame, differing: pd.DataFrame, *, held_out: bool) -> pd.Series:

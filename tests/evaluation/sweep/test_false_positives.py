@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,6 @@ from plam_eval.evaluation.sweep.grid import Grid, make_grid
 
 SWEEPS, DOCUMENTS, SELECT = 30, 240, 80
 CHANGED = 0.1  # of a cell's answers, against plain's
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """statsmodels collects garbage with each correction, which takes longer than all the rest."""
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
 def grid() -> Grid:
@@ -69,7 +62,6 @@ def conclusions(select: int | None, gain: float = 0, sweeps: int = SWEEPS) -> li
     return [one for one in said if one is not None]
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_best_of_several_is_not_called_better_for_being_the_best() -> None:
     said = conclusions(select=None)
     assert {(one.tried, one.held_out) for one in said} == {(6, False)}
@@ -83,7 +75,6 @@ def test_the_best_of_several_is_not_called_better_for_being_the_best() -> None:
     assert sum(one.positive for one in said) <= 1
 
 
-@pytest.mark.usefixtures("quick")
 def test_on_other_documents_the_best_is_as_good_as_any() -> None:
     said = conclusions(select=SELECT)
     assert {(one.tried, one.held_out, one.documents) for one in said} == {(6, True, DOCUMENTS - SELECT)}
@@ -92,7 +83,6 @@ def test_on_other_documents_the_best_is_as_good_as_any() -> None:
     assert not any(one.positive for one in said)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("select", [None, SELECT])
 def test_what_is_there_is_seen(select: int | None) -> None:
     assert all(one.positive for one in conclusions(select, gain=0.4, sweeps=4))
