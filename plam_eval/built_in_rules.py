@@ -91,7 +91,9 @@ def _from_ancestor(weights: Coefficients, name: str) -> tuple[str, Coefficients]
     return (name, weights) if weights != (0, 0) else (TASK_ARITHMETIC, weights)
 
 
-_DENSITY_OF_TIES = Parameter("density", "share of the entries of a task vector that are kept", 0.2, 0, 1)
+_DENSITY_OF_TIES = Parameter(
+    "density", "share of the entries of a task vector that are kept", 0.2, 0, 1, open_ends=("least",)
+)
 _DROP_RATE = Parameter("drop_rate", "share of the entries that are dropped", 0.9, 0, 1, open_ends=("most",))
 
 
@@ -138,7 +140,9 @@ RECORDS: tuple[Rule, ...] = (
         "the entries in which MLLM and base differ most, the base elsewhere",
         reference="TIES-merging with one task vector, arXiv 2306.01708",
         equal_to=lambda weights: _task_vector(weights, "trim"),
-        parameters=(Parameter("density", "share of the entries of a tensor that are kept", 0.2, 0, 1),),
+        parameters=(
+            Parameter("density", "share of the entries of a tensor that are kept", 0.2, 0, 1, open_ends=("least",)),
+        ),
         leaves=_left_at(density=1),
         unit_is_plain=False,
         memory=4,
@@ -200,7 +204,7 @@ RECORDS: tuple[Rule, ...] = (
         "the weighted sum, but no entry further from the MLLM's than t",
         elementwise=True,
         reference="the method of this name in mergekit's documentation, which is this with the weights 0 + 1",
-        parameters=(Parameter("t", "the most by which an entry may change"),),
+        parameters=(Parameter("t", "the most by which an entry may change", open_ends=("least",)),),
         mark="h",
     ),
     Rule(

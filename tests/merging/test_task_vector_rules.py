@@ -266,7 +266,10 @@ def test_another_rule_over_a_spec_leaves_the_parameters_of_the_first_behind() ->
     [
         ("trim", {"densty": 0.2}, "'densty' is no parameter of trim, did you mean 'density'?"),
         ("noise", {"density": 0.2}, "'density' is no parameter of noise, which has none"),
-        ("trim", {"density": 1.5}, "density: found 1.5, expected a number of at least 0 and at most 1"),
+        ("trim", {"density": 1.5}, "density: found 1.5, expected a number of more than 0 and at most 1"),
+        # Nothing of the vector would be left, under a digest of its own.
+        ("trim", {"density": 0}, "density: found 0, expected a number of more than 0"),
+        ("nearswap", {"t": 0}, "t: found 0, expected a number of more than 0"),
         ("trim", {"density": "much"}, "density: found 'much', expected a number"),
         ("trim", {"density": True}, "density: found True, expected a number"),
         ("trim", {"density": math.nan}, "density: found nan"),
@@ -279,13 +282,19 @@ def test_another_rule_over_a_spec_leaves_the_parameters_of_the_first_behind() ->
         ("della", {"density": 0.1}, "density - epsilon is -0.05; expected more than 0"),
         ("della", {"density": 0.9}, "density + epsilon is 1.05; expected at most 1"),
         ("breadcrumbs", {"density": 1}, "density + gamma is 1.01; expected at most 1"),
-        ("nearswap", {"t": -1}, "t: found -1, expected a number of at least 0"),
+        ("nearswap", {"t": -1}, "t: found -1, expected a number of more than 0"),
     ],
 )
 def test_parameters_are_checked_by_what_the_rule_declares(rule: str, parameters: Any, says: str) -> None:
     with pytest.raises(SpecError) as refused:
         _spec(rule, parameters=parameters)
     assert says in str(refused.value) and len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize("rule", ["ties", "trim"])
+def test_a_rule_that_keeps_nothing_of_a_vector_is_refused(rule: str) -> None:
+    with pytest.raises(ValueError, match="found 0, expected a number of more than 0"):
+        RULES[rule].read_parameters({"density": 0})
 
 
 def test_every_problem_of_parameters_is_told_at_once() -> None:
