@@ -103,7 +103,11 @@ def test_plain_answers_are_the_stock_wrappers_and_garbage_costs_nothing(mode, lo
         assert writable(row["raw"]).strip() == given.strip() == writable(given).strip()
 
 
-OTHERS = [case for case in CASES if case[0] != "llava"]
+OTHERS = [
+    pytest.param(*case, marks=[] if case[1] == "chat" or case[0] == "qwen2_vl" else pytest.mark.long)
+    for case in CASES
+    if case[0] != "llava"
+]
 
 
 @pytest.mark.parametrize(("family", "mode"), OTHERS)

@@ -47,7 +47,7 @@ def check_files(run: Path) -> list[str]:
     return answered
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.needs("ray"))])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=[pytest.mark.needs("ray"), pytest.mark.long])])
 def test_cells_of_a_sweep_keep_their_files(hub: Path, tmp_path: Path, workers: str) -> None:
     before = names(hub)
     given = ["--tasks", "mmbench_en_dev_static,stvqa", "--limit", "4", "--gen_kwargs", "max_new_tokens=4"]
