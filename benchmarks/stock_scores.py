@@ -32,30 +32,73 @@ Made = tuple[list[Line], list[Line]]
 GAINED, LOST = 0.12, 0.04
 """Shares of wrong documents that become right, and of right ones that become wrong."""
 
-MMSTAR = [(f"category {number // 3}", f"kind {number}") for number in range(18)]
+CATEGORIES = (
+    "coarse perception",
+    "fine-grained perception",
+    "instance reasoning",
+    "logical reasoning",
+    "science & technology",
+    "math",
+)
+MMSTAR = [(CATEGORIES[number // 3], f"kind {number}") for number in range(18)]
 MME = {
-    "mme_perception_score": "existence count position color posters celebrity scene landmark artwork OCR".split(),
-    "mme_cognition_score": "commonsense_reasoning numerical_calculation text_translation code_reasoning".split(),
+    "mme_perception_score": [
+        "existence",
+        "count",
+        "position",
+        "color",
+        "posters",
+        "celebrity",
+        "scene",
+        "landmark",
+        "artwork",
+        "OCR",
+    ],
+    "mme_cognition_score": ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"],
 }
-SUBJECTS = (
-    "Art Art_Theory Design Music Accounting Economics Finance Manage Marketing Biology Chemistry Geography Math Physics "
-    "Basic_Medical_Science Clinical_Medicine Diagnostics_and_Laboratory_Medicine Pharmacy Public_Health History "
-    "Literature Sociology Psychology Agriculture Architecture_and_Engineering Computer_Science Electronics "
-    "Energy_and_Power Materials Mechanical_Engineering"
-).split()
+SUBJECTS = [
+    "Art",
+    "Art_Theory",
+    "Design",
+    "Music",
+    "Accounting",
+    "Economics",
+    "Finance",
+    "Manage",
+    "Marketing",
+    "Biology",
+    "Chemistry",
+    "Geography",
+    "Math",
+    "Physics",
+    "Basic_Medical_Science",
+    "Clinical_Medicine",
+    "Diagnostics_and_Laboratory_Medicine",
+    "Pharmacy",
+    "Public_Health",
+    "History",
+    "Literature",
+    "Sociology",
+    "Psychology",
+    "Agriculture",
+    "Architecture_and_Engineering",
+    "Computer_Science",
+    "Electronics",
+    "Energy_and_Power",
+    "Materials",
+    "Mechanical_Engineering",
+]
 
 AGGREGATIONS = {
-    "mmstar": {
-        **{f"category {number}": "mmstar_aggregate_results" for number in range(6)},
-        "average": "mmstar_aggregate_results",
-    },
+    "mmstar": dict.fromkeys((*CATEGORIES, "average"), "mmstar_aggregate_results"),
     "mmbench_en_dev_static": {"gpt_eval_score": "mmbench_aggregate_dev_results_static"},
     "mmbench_cn_dev_static": {"gpt_eval_score": "aggregate_static"},
     "mme": dict.fromkeys(MME, "mme_aggregate_results"),
     "mmmu_val": {"mmmu_acc": "mmmu_aggregate_results"},
     "gqa": {"exact_match": "mean"},
     "pope": {
-        f"pope_{name}": f"pope_aggregate_{name}" for name in ("accuracy", "precision", "recall", "f1_score", "yes_ratio")
+        f"pope_{name}": f"pope_aggregate_{name}"
+        for name in ("accuracy", "precision", "recall", "f1_score", "yes_ratio")
     },
     "realworldqa": {"exact_match": "mean"},
     "seedbench_2_plus": {
@@ -115,7 +158,12 @@ def _line(task: str, document: int, cluster: int, number: int, kind: int, right:
     """A document's line, answered rightly or not."""
     true = "ABCD"[(kind + number) % 4]
     said = true if right else "ABCD"[(kind + number + 1 + kind % 3) % 4]
-    line: Line = {"doc_id": document, "target": true, "filtered_resps": [said], "input": f"question {document} of {task}"}
+    line: Line = {
+        "doc_id": document,
+        "target": true,
+        "filtered_resps": [said],
+        "input": f"question {document} of {task}",
+    }
     score = float(right)
     if task == "mmstar":
         category, second = MMSTAR[kind % 18]
@@ -123,7 +171,13 @@ def _line(task: str, document: int, cluster: int, number: int, kind: int, right:
         return {**line, category: entry, "average": entry}
     if task.startswith("mmbench"):
         entry = {"index": number * 1_000_000 + cluster, "question": "?", "answer": true, "prediction": said}
-        entry |= {"hint": "nan", "source": "s", "split": "dev", "category": f"c{kind % 20}", "L2-category": f"l{kind % 6}"}
+        entry |= {
+            "hint": "nan",
+            "source": "s",
+            "split": "dev",
+            "category": f"c{kind % 20}",
+            "L2-category": f"l{kind % 6}",
+        }
         entry |= {letter: f"thing {letter.lower()}{letter.lower()}" for letter in "ABCD"}
         return {**line, "gpt_eval_score": entry, "submission": entry}
     if task == "mme":
@@ -257,7 +311,9 @@ def coverage(samples: int, sizes: list[int], methods: list[str]) -> None:
         ("realworldqa", "exact_match"),
         ("seedbench_2_plus", "seedbench_2_plus_Chart"),
     ):
-        population = summed(task, metric, invented(task, 600 if task == "mmmu_val" else 6_000, np.random.default_rng(1)))
+        population = summed(
+            task, metric, invented(task, 600 if task == "mmmu_val" else 6_000, np.random.default_rng(1))
+        )
         for clusters in sizes:
             cells = []
             for name in methods:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
+from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import CELLS
 from plam_eval.evaluation.sweep.grid import MERGED, PLAIN
@@ -47,11 +49,26 @@ class Comparison:
         """One row per task and "overall" last, with the fields of `stats.Paired`; second minus first."""
         return pd.DataFrame([asdict(row) for row in self.rows])
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able, but for NaN: names, rows, warnings, folder."""
+    @cached_property
+    def stock(self) -> tuple[StockScore, ...]:
+        """What lmms-eval reports of each task, with the difference and its interval; the sample logs are read again."""
+        return stock_scores(*self.runs)
+
+    def to_dict(self, *, stock: bool = True) -> dict[str, Any]:
+        """JSON-able, but for NaN: names, rows, stock, warnings, folder.
+
+        Args:
+            stock: whether `stock` is among them.
+        """
         rows = [asdict(row) for row in self.rows]
         folder = str(self.folder) if self.folder else None
-        return {"names": list(self.names), "rows": rows, "warnings": list(self.warnings), "folder": folder}
+        return {
+            "names": list(self.names),
+            "rows": rows,
+            **({"stock": [asdict(score) for score in self.stock]} if stock else {}),
+            "warnings": list(self.warnings),
+            "folder": folder,
+        }
 
     def __repr__(self) -> str:
         row = self.rows[-1]

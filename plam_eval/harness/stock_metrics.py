@@ -214,11 +214,12 @@ def known_metric(aggregation: str | None, metric: str, score: Score | None) -> K
         metric: its name.
         score: how the task's documents are scored, if they are.
     """
+    score = score if score is not None and score.stock == metric else None
+    unit = {1.0: SHARE, 100.0: PERCENT}.get(score.scale, "") if score is not None and score.high == 1 else ""
     if (known := KNOWN.get(aggregation or "")) is not None:
-        return known
-    if score is None or score.stock != metric or score.aggregate is not Score.aggregate:
+        return Known(known.unit or unit, known.sums)
+    if score is None or score.aggregate is not Score.aggregate:
         return None
-    unit = {1.0: SHARE, 100.0: PERCENT}.get(score.scale, "")
     return Known(unit, mean_of(score.read, score.scale, exact=1e-4))
 
 
