@@ -31,6 +31,7 @@ class Comparison:
         runs: both, with the tasks that have a score per document. Their `samples` hold every answer.
         warnings: what a reader of the figures should know.
         folder: of the run folders, where they were made for this; None for runs that were there before.
+        whole: both, with the tasks that have none, too, where they were given so.
     """
 
     names: tuple[str, str]
@@ -38,6 +39,7 @@ class Comparison:
     runs: tuple[Run, Run]
     warnings: tuple[str, ...]
     folder: Path | None = None
+    whole: tuple[Run, Run] | None = None
 
     @property
     def directions(self) -> Mapping[str, int]:
@@ -52,7 +54,7 @@ class Comparison:
     @cached_property
     def stock(self) -> tuple[StockScore, ...]:
         """What lmms-eval reports of each task, with the difference and its interval; the sample logs are read again."""
-        return stock_scores(*self.runs)
+        return stock_scores(*(self.whole or self.runs))
 
     def to_dict(self, *, stock: bool = True) -> dict[str, Any]:
         """JSON-able, but for NaN: names, rows, stock, warnings, folder.
@@ -100,7 +102,7 @@ def compare_runs(first: Run, second: Run, names: tuple[str, str]) -> Comparison:
         *comparable.mixed_directions(one.directions),
     ]
     rows = stats.compare(one.samples, other.samples, directions=one.directions)
-    return Comparison(names, tuple(rows), (one, other), tuple(warnings))
+    return Comparison(names, tuple(rows), (one, other), tuple(warnings), whole=(first, second))
 
 
 def comparison_of(findings: Findings) -> Comparison:

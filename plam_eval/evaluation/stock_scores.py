@@ -34,6 +34,7 @@ LEAST = 6
 FEW = 10
 """Clusters below which an interval is marked, and below which subjects (MMMU) are no clusters."""
 
+_LARGEST = 1e300  # of what a results file may say
 _CHUNK = 1 << 22  # counts held at once
 _CALLS, _LEAST_CALLS = 1_000, 200  # of a task's own aggregation, for one interval
 _SECONDS = 60.0  # that these may take
@@ -91,7 +92,8 @@ def stock_scores(
 
     Args:
         first: a run, such as the plain model's; its sample logs are read again.
-        second: the other. Documents compared are those that have a score in both.
+        second: the other. Documents compared are those that have a score in both; of a task without such scores, all
+            that both have.
         confidence: of the intervals, two-sided, one metric at a time.
         resamples: draws of the bootstrap, where it does not call the task's own aggregation.
     """
@@ -129,7 +131,9 @@ class _Task:
         declared = known_tasks.declared_metrics(self.config).items()
         self.aggregations = {name: known_tasks.function_name(function) for name, function in declared}
         frames = [run.samples[run.samples["task"] == task].set_index("doc_id") for run in runs]
-        both = frames[0]["score"].notna() & frames[1]["score"].reindex(frames[0].index).notna()
+        both = pd.Series(frames[0].index.isin(frames[1].index), index=frames[0].index)
+        if not any(task in run.unscored for run in runs):
+            both = frames[0]["score"].notna() & frames[1]["score"].reindex(frames[0].index).notna()
         self.samples = frames[0][both].reset_index()
 
     @cached_property
@@ -143,6 +147,8 @@ class _Task:
             config = run.results["configs"].get(self.task) or {}
             samples = read_samples(log, config, expected_documents(run.results, self.task))
             logs.append({sample["doc_id"]: sample for sample in samples})
+            if not logs[-1].keys() >= set(self.samples["doc_id"]):
+                raise RecordError(f"{log.name} is no longer the one that was compared")
         return logs[0], logs[1]
 
     @cached_property
@@ -251,7 +257,9 @@ class _Metric:
         values = summed.of_all()
         for number, (log, stored) in enumerate(zip(self.task.logs, self.stored, strict=True)):
             whole = [sample[self.name] for sample in log.values() if self.name in sample]
-            own = float(known.sums([whole], np.zeros(len(whole), dtype=np.intp)).of_all()[0])
+            own = float(values[number])
+            if not self.complete:
+                own = float(self._summed(known, [whole], pd.DataFrame({"group": [""] * len(whole)})).of_all()[0])
             if _close(own, stored, summed.exact):
                 if self.complete:
                     values[number] = stored  # to the last digit
@@ -322,7 +330,7 @@ def _reported(run: Run, task: str, filter_name: str) -> dict[str, float]:
     return {
         metric: float(value)
         for (metric, own), value in named.items()
-        if metric and own == filter_name and isinstance(value, (int, float)) and not isinstance(value, bool)
+        if metric and own == filter_name and type(value) in (int, float) and abs(value) < _LARGEST
     }
 
 

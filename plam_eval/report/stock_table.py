@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,15 +125,15 @@ def stock(
             pairs.append((_value(other, other.difference, "+"), reasons.interval(other)) if other else ("", ""))
         values = [_value(score, score.first), _value(score, score.second)]
         if narrow:
-            cells = [f"{score.task}\n  {_metric(score)}", "\n".join(values), *("\n".join(pair) for pair in pairs)]
+            name = f"  {_metric(score)}" if score.task == last else f"{score.task}\n  {_metric(score)}"
+            cells = [name, "\n".join(values), *("\n".join(pair) for pair in pairs)]
         else:
             cells = [score.task if score.task != last else "", _metric(score), *values]
             cells += [word for pair in pairs for word in pair]
         table.add_row(*cells, *([in_files] if any(stored) else []))
         last = score.task
     everything = [*scores, *(score for rows in others.values() for score in rows)]
-    lines = _below(everything, reasons)
-    table.caption = "\n".join(line for each in lines for line in textwrap.wrap(each, 78 if narrow else 110))
+    table.caption = "\n".join(_below(everything, reasons))
     return table
 
 
