@@ -147,7 +147,7 @@ def invented(task: str, clusters: int, generator: np.random.Generator) -> Made:
 
 
 def _size(task: str, kind: int) -> int:
-    """Documents of a cluster."""
+    """Documents of a cluster of `task`; `kind` decides."""
     if task.startswith("mmbench"):
         return 1 + kind % 4
     sizes = {"mme": 2, "mmmu_val": 30, "gqa": 1 + kind % 5, "pope": 6, "seedbench_2_plus": 1 + kind % 5}
@@ -261,14 +261,14 @@ def held(
 
 
 def expanded(sample: Any, generator: np.random.Generator) -> tuple[float, float]:
-    """The interval in use."""
+    """The interval in use, of `sample`, whose resamples `generator` draws."""
     from plam_eval.evaluation.stock_scores import paired_interval
 
     return paired_interval(sample, generator, resamples=2_000)
 
 
 def of_scipy(method: str) -> Callable[[Any, np.random.Generator], tuple[float, float]]:
-    """An interval of `scipy.stats.bootstrap`'s."""
+    """An interval of `scipy.stats.bootstrap`'s, by its `method`."""
 
     def interval(sample: Any, generator: np.random.Generator) -> tuple[float, float]:
         from scipy import stats
@@ -298,7 +298,13 @@ METHODS: dict[str, Callable[[Any, np.random.Generator], tuple[float, float]]] = 
 
 
 def coverage(samples: int, sizes: list[int], methods: list[str]) -> None:
-    """Print the table of coverage."""
+    """Print the table of coverage.
+
+    Args:
+        samples: of each row.
+        sizes: clusters of a sample.
+        methods: some of `METHODS`.
+    """
     print("| task, metric | clusters | none |", *(f" {name} |" for name in methods))
     print("|---|---|---|", *("---|" for _ in methods))
     for task, metric in (
@@ -354,7 +360,7 @@ def write_run(folder: Path, made: dict[str, list[Line]], date: str = "20260101_0
 
 
 def cost(repeats: int) -> None:
-    """Print what stock scores add to a comparison of two finished folders."""
+    """Print what stock scores add to a comparison of two finished folders, measured `repeats` times."""
     from plam_eval.evaluation import stock_scores
     from plam_eval.evaluation.comparison import compare_runs
     from plam_eval.evaluation.records import read_run
