@@ -353,9 +353,8 @@ def _over(clusters: pd.Series) -> str:
 def _check_differing(row: StockScore) -> None:
     """Raises NoIntervalError where too few clusters differ."""
     if row.differing < LEAST:
-        single = row.over.removesuffix("s")
-        some = f"only {row.differing} {row.over} differ" if row.differing > 1 else f"only 1 {single} differs"
-        raise NoIntervalError(some if row.differing else f"no {single} differs")
+        some = f"only {row.differing} differ{'' if row.differing > 1 else 's'}"
+        raise NoIntervalError(some if row.differing else f"no {row.over.removesuffix('s')} differs")
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------

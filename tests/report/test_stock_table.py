@@ -13,12 +13,14 @@ import pytest
 
 from benchmarks.stock_scores import invented, write_run
 from plam_eval.evaluation.stock_scores import StockScore
+from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.report.page import write_report
-from plam_eval.report.stock_table import show, stock_blocks
+from plam_eval.report.stock_table import show, show_sweep, stock_blocks
 from plam_eval.terminal import Terminal
 from tests.helpers.commands import command_line
 from tests.helpers.nasty import NASTY, SHOWN
 from tests.helpers.pages import Page
+from tests.helpers.run_folders import documents, write_sweep
 
 SHARE = StockScore(
     "mmstar", "average", unit="share", higher_is_better=True, documents=1500, clusters=1500, differing=80,
@@ -124,3 +126,26 @@ def test_the_page_has_them_before_what_the_results_files_say(
     table, _, folded = section.partition("All runs, as their results files have it")
     assert "pope_f1_score" in table.replace("_ ", "_") and "60 clusters" in table and "points" in table
     assert "no cluster differs" in table and "Stock metrics, by task" in folded
+
+
+def test_a_sweep_has_those_of_its_chosen_merge(tmp_path: Path) -> None:
+    plain, merged, control = (documents(["pope", "mmstar"], 30, right) for right in (10, 25, 12))
+    names = {"plain": plain, "layers-6-8_qkvo_0.9+0.3": merged, "layers-6-8_qkvo_0.9+0.3_self_scale": control}
+    grid = write_sweep(tmp_path, {}, layers="6:8")
+    cells = {cell.name: given for cell, given in zip(grid.cells, names.values(), strict=True)}
+    write_sweep(tmp_path, cells, layers="6:8")
+    findings = read_findings(tmp_path)
+    assert [*findings.stock] == ["plain", "self_scale"]
+    by_name = {name: {s.metric: s for s in scores if s.task == "pope"} for name, scores in findings.stock.items()}
+    against_plain, against_scale = by_name["plain"]["pope_accuracy"], by_name["self_scale"]["pope_accuracy"]
+    assert (against_plain.first, against_plain.second) == (10 / 30, 25 / 30) and against_plain.low > 0
+    assert against_scale.first == 12 / 30 and against_scale.low < against_scale.difference < against_plain.high
+    console = Terminal(file=io.StringIO(), width=200)
+    show_sweep(console, findings)
+    out = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "minus self_scale" in out and "0.833" in out and "chosen" in out
+    assert {row["against"] for row in findings.to_dict()["stock"]} == {"plain", "self_scale"}
+    assert "stock" not in findings.to_dict(stock=False)
+    half = read_findings(tmp_path, select=10).stock["plain"]
+    accuracy = next(score for score in half if score.metric == "pope_accuracy")
+    assert not accuracy.complete and accuracy.first_stored == 10 / 30 and accuracy.first != 10 / 30
