@@ -31,9 +31,16 @@ POINTS = replace(
     SHARE, task="mme", metric="mme_perception_score", unit="points", first=1500.0, second=1482.5, difference=-17.5,
     low=-30.25, high=-4.0, first_stored=1500.0, second_stored=1482.5, over="clusters",
 )  # fmt: skip
-NONE = {"low": math.nan, "high": math.nan}
-FEW = replace(POINTS, metric="mme_cognition_score", **NONE, differing=4, why="only 4 clusters differ")
-LONG = replace(SHARE, task="mmvet", metric="gpt_eval_score", unit="percent", **NONE, why=f"a judge makes it {'x' * 40}")
+FEW = replace(POINTS, metric="mme_cognition_score", low=math.nan, high=math.nan, differing=4, why="only 4 differ")
+LONG = replace(
+    SHARE,
+    task="mmvet",
+    metric="gpt_eval_score",
+    unit="percent",
+    low=math.nan,
+    high=math.nan,
+    why=f"a judge makes it {'x' * 40}",
+)
 
 
 def shown(*scores: StockScore, width: int = 170, **beside: tuple[StockScore, ...]) -> str:
@@ -47,7 +54,7 @@ def test_each_metric_is_told_on_its_own_scale() -> None:
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
     assert rows[0] == ["mmstar", "average", "0.500", "0.520", "+0.020", "-0.001 to +0.041"]
     assert rows[1] == ["mme", "mme_perception_score", "1500.0", "1482.5", "-17.5", "-30.2 to -4.0"]
-    assert rows[2][0] == "" and rows[2][-1] == "only 4 clusters differ"
+    assert rows[2][0] == "" and rows[2][-1] == "only 4 differ"
     assert rows[3][-1] == "none (1)" and f"(1) {LONG.why}" in out.replace("\n", "")
     assert "results files" not in out and "!" not in out
 
@@ -83,7 +90,7 @@ def test_it_fits_and_no_number_is_cut(width: int) -> None:
 
 
 def test_names_and_reasons_are_text() -> None:
-    score = replace(SHARE, task=NASTY, metric=NASTY, **NONE, why=NASTY * 3, note=NASTY)
+    score = replace(SHARE, task=NASTY, metric=NASTY, low=math.nan, high=math.nan, why=NASTY * 3, note=NASTY)
     out = shown(score, width=600)
     assert "\x1b" not in out and out.count(SHOWN) >= 5
 
