@@ -21,6 +21,7 @@ from plam_eval.cli.options import (
     ModelArgs,
     Offset,
     Quiet,
+    Stock,
     Tasks,
     WandbArgs,
     example,
@@ -73,13 +74,14 @@ def compare(
             min=1,
         ),
     ] = None,
+    stock: Stock = True,
     wandb_args: WandbArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Plain against merged on the same documents, on one resident model: difference, interval, p, parsable answers."""
     from plam_eval import api
-    from plam_eval.report import tables
+    from plam_eval.report import stock_table, tables
 
     with working(as_json, quiet) as console:
         compared = api.compare(
@@ -99,13 +101,15 @@ def compare(
         )
         if compared is None:
             return
-        console.data = compared.to_dict()
+        console.data = compared.to_dict(stock=stock)
         console.warn(compared.warnings)
         names = ("first", "second") if runs else compared.names
         forms = (
             tables.comparison(compared.rows, *names, compared.directions, narrow=narrow) for narrow in (False, True)
         )
         console.show(*forms)
+        if stock:
+            stock_table.show(console, compared.stock, *names)
         if not runs:
             console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
             console.say(f"Run folders: {compared.folder}")

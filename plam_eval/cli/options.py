@@ -81,6 +81,7 @@ BatchSize = Annotated[
 ForceSimple = Annotated[
     bool | None, typer.Option("--force_simple/--no-force_simple", help="The wrapper's simple mode.", show_default=False)
 ]
+Stock = Annotated[bool, typer.Option("--stock/--no-stock", help="Also what lmms-eval itself reports, with intervals.")]
 WandbArgs = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ from plam_eval.cli.options import (
     ModelArgs,
     Offset,
     Quiet,
+    Stock,
     Tasks,
     WandbArgs,
     example,
@@ -93,13 +94,14 @@ def sweep(
     use_ray: Annotated[bool, typer.Option("--ray", help="Cells as Ray tasks, a resident model per worker.")] = False,
     workers: Annotated[int | None, typer.Option(help="Of --ray; by default one per GPU.", min=1)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    stock: Stock = True,
     wandb_args: WandbArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Many merges and their controls on one resident model: layer ranges, weights and modules, compared with plain."""
     from plam_eval import api
-    from plam_eval.report import tables
+    from plam_eval.report import stock_table, tables
 
     given: dict[str, Any] = {
         "model": model,
@@ -134,12 +136,14 @@ def sweep(
         findings = api.sweep(config, **given, ray=use_ray, workers=workers, wandb_args=wandb_args)
         if findings is None:
             return
-        console.data = findings.to_dict()
+        console.data = findings.to_dict(stock=stock)
         console.warn(findings.warnings)
         console.show(tables.sweep(findings), tables.sweep(findings, narrow=True))
         console.say(findings.verdict())
         for said in findings.further_verdicts():
             console.say(said)
+        if stock:
+            stock_table.show_sweep(console, findings)
         console.say(f"Cells and tables: {output}; as a page: plam report {output}")
         tell_failures(
             console, findings.failures(), "The same command tries them again, after what is said above, if anything."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
+from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import CELLS
 from plam_eval.evaluation.sweep.grid import MERGED, PLAIN
@@ -29,6 +31,7 @@ class Comparison:
         runs: both, with the tasks that have a score per document. Their `samples` hold every answer.
         warnings: what a reader of the figures should know.
         folder: of the run folders, where they were made for this; None for runs that were there before.
+        whole: both, with the tasks that have none, too, where they were given so.
     """
 
     names: tuple[str, str]
@@ -36,6 +39,7 @@ class Comparison:
     runs: tuple[Run, Run]
     warnings: tuple[str, ...]
     folder: Path | None = None
+    whole: tuple[Run, Run] | None = None
 
     @property
     def directions(self) -> Mapping[str, int]:
@@ -47,11 +51,26 @@ class Comparison:
         """One row per task and "overall" last, with the fields of `stats.Paired`; second minus first."""
         return pd.DataFrame([asdict(row) for row in self.rows])
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able, but for NaN: names, rows, warnings, folder."""
+    @cached_property
+    def stock(self) -> tuple[StockScore, ...]:
+        """What lmms-eval reports of each task, with the difference and its interval; the sample logs are read again."""
+        return stock_scores(*(self.whole or self.runs))
+
+    def to_dict(self, *, stock: bool = True) -> dict[str, Any]:
+        """JSON-able, but for NaN: names, rows, stock, warnings, folder.
+
+        Args:
+            stock: whether `stock` is among them.
+        """
         rows = [asdict(row) for row in self.rows]
         folder = str(self.folder) if self.folder else None
-        return {"names": list(self.names), "rows": rows, "warnings": list(self.warnings), "folder": folder}
+        return {
+            "names": list(self.names),
+            "rows": rows,
+            **({"stock": [asdict(score) for score in self.stock]} if stock else {}),
+            "warnings": list(self.warnings),
+            "folder": folder,
+        }
 
     def __repr__(self) -> str:
         row = self.rows[-1]
@@ -83,7 +102,7 @@ def compare_runs(first: Run, second: Run, names: tuple[str, str]) -> Comparison:
         *comparable.mixed_directions(one.directions),
     ]
     rows = stats.compare(one.samples, other.samples, directions=one.directions)
-    return Comparison(names, tuple(rows), (one, other), tuple(warnings))
+    return Comparison(names, tuple(rows), (one, other), tuple(warnings), whole=(first, second))
 
 
 def comparison_of(findings: Findings) -> Comparison:

@@ -8,6 +8,7 @@ directory: tasks ask judges and write files. A name in somebody's results select
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import math
@@ -18,7 +19,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +114,52 @@ class StockTask:
             if name not in failures:
                 values |= {key: float(value) for key, value in output.agg_metrics.items() if _is_number(value)}
         return values, failures
+
+    def again(self, name: str, selections: Iterable[Sequence[Any]]) -> list[float]:
+        """One metric of several selections of entries, by the task's own aggregation.
+
+        Args:
+            name: of the metric.
+            selections: entries of documents, as the sample log has them; a document that stands twice in one counts
+                twice only if the aggregation does not group by something that both copies have.
+
+        Raises:
+            UnavailableError: the aggregation asks a judge, draws at random, keeps something from one call to the next,
+                raises, or gives no number.
+        """
+        import numpy
+
+        aggregation = self.task.aggregation().get(name)
+        if aggregation is None:
+            raise UnavailableError("the installed task has no such metric")
+        before = random.getstate(), numpy.random.get_state(legacy=False)
+        values, first = list[float](), None
+        try:
+            # A seed that is set is no draw: MMBench sets one, and draws where a judge has no answer.
+            with _apart() as scratch, mock.patch.object(random, "seed"), mock.patch.object(numpy.random, "seed"):
+                settings = {"args": SimpleNamespace(output_path=scratch)}
+                given = settings if "args" in inspect.signature(aggregation).parameters else {}
+
+                def value_of(entries: Sequence[Any]) -> float:
+                    return float(aggregation(json.loads(json.dumps(list(entries))), **given))
+
+                for entries in selections:
+                    first = entries if first is None else first
+                    values.append(value_of(entries))
+                repeated = first is None or same_number(values[0], value_of(first))
+            drawn = random.getstate() != before[0] or _place(numpy.random.get_state(legacy=False)) != _place(before[1])
+        except JudgeAskedError as error:
+            raise UnavailableError("a judge makes it, who is not asked again") from error
+        except Exception as error:  # a task's own code, on entries that may be of another form
+            raise UnavailableError(f"its aggregation raised {type(error).__name__}: {first_line(error)}") from error
+        finally:
+            random.setstate(before[0])
+            numpy.random.set_state(before[1])
+        if drawn:
+            raise UnavailableError("its aggregation draws at random")
+        if not repeated:
+            raise UnavailableError("its aggregation gives another value when it is called again")
+        return values
 
     def documents(self) -> Any:
         """The rows of the task's dataset, if it is on this machine: the network is not asked.

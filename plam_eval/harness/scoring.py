@@ -47,6 +47,13 @@ def mmmu(entry: Mapping[str, Any]) -> float:
     return float(_function("lmms_eval.tasks.mmmu.utils", "evaluate_mmmu")([entry])[1]["acc"])
 
 
+@functools.lru_cache(maxsize=1)
+def mmmu_domains() -> dict[str, str]:
+    """Subject -> domain, as MMMU's aggregation reports them."""
+    table: Any = _function("lmms_eval.tasks.mmmu.utils", "DOMAIN_CAT2SUB_CAT")
+    return {subject: domain for domain, subjects in table.items() for subject in subjects}
+
+
 def mmmu_letter(answer: str, choices: Mapping[str, str]) -> str | None:
     """The letter that MMMU's rules read from an answer; None where they find none, and stock code would draw one.
 

@@ -37,8 +37,9 @@ from plam_eval.report.sections.reading import reading_section
 from plam_eval.report.sections.runs import runs_sections
 from plam_eval.report.sections.scan import scan_section
 from plam_eval.report.sections.shared import chosen_beside, chosen_note
-from plam_eval.report.sections.tasks import stock_metrics, task_by_task
+from plam_eval.report.sections.tasks import folded_metrics, stock_metrics, task_by_task
 from plam_eval.report.sources import Sources, read_sources
+from plam_eval.report.stock_table import stock_blocks
 from plam_eval.report.text import breakable, printable
 
 if TYPE_CHECKING:
@@ -184,8 +185,10 @@ def _sweep_sections(findings: Findings, suffix: str, looking: Looking, changed: 
         rows = findings.compared[findings.selection.cell]
         titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions)]))
         held = ", and over all documents that were evaluated, those chosen on among them"
-        if metrics := stock_metrics(runs, held if findings.selection.held_out else ""):
-            titled.append(("Stock metrics", metrics))
+        metrics = stock_metrics(runs, held if findings.selection.held_out else "")
+        beside = [block for name, rows in findings.stock.items() for block in stock_blocks(rows, name, "merged")]
+        if beside or metrics:
+            titled.append(("Stock metrics", [*beside, *folded_metrics(metrics)]))
     if findings.compared:
         titled.append(("Answers in the form asked for", in_form(findings, cells)))
     titled.append(("All cells", all_cells(findings, cells)))

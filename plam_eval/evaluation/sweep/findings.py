@@ -17,6 +17,7 @@ from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.label_free import Neighbours
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import DIFFERENCE, SIGNIFICANT, Paired
+from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep import by_rule, random_layers
 from plam_eval.evaluation.sweep.conclusion import NOTHING_YET, Conclusion, conclude
 from plam_eval.evaluation.sweep.documents import (
@@ -36,6 +37,7 @@ from plam_eval.evaluation.sweep.selection import (
     neighbours_of,
 )
 from plam_eval.files import write_table
+from plam_eval.rules import SELF_SCALE
 
 _CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *DIFFERENCE)
 
@@ -99,6 +101,18 @@ class Findings:
         gains = self.selection.gains if self.selection else {}
         return by_rule.best_by_rule(self.runs, self.cells, self.controls, gains)
 
+    @cached_property
+    def stock(self) -> dict[str, tuple[StockScore, ...]]:
+        """The chosen merge's stock scores against "plain" and, where it has one, "self_scale", on what is reported.
+
+        Empty without a chosen merge. The sample logs of these cells are read again.
+        """
+        if (conclusion := self.conclusion) is None:
+            return {}
+        others = {PLAIN: PLAIN} | ({SELF_SCALE: conclusion.scale.cell} if conclusion.scale else {})
+        chosen = self.runs[conclusion.cell]
+        return {name: stock_scores(self.runs[cell], chosen) for name, cell in others.items()}
+
     @property
     def conclusion(self) -> Conclusion | None:
         """The answer as a record: the chosen merge beside plain and beside its scale control; None without one."""
@@ -149,8 +163,12 @@ class Findings:
             for row in failed.to_dict("records")
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: folder, the tables, selection, label_free, verdict, conclusion, warnings, failures and more."""
+    def to_dict(self, *, stock: bool = True) -> dict[str, Any]:
+        """For JSON: folder, the tables, selection, label_free, verdict, conclusion, warnings, failures and more.
+
+        Args:
+            stock: whether `stock` is among them: a row for each metric, with what it is `against`.
+        """
         return {
             "folder": str(self.folder),
             "verdict": self.verdict(),
@@ -159,9 +177,13 @@ class Findings:
             "selection": asdict(self.selection) if self.selection else None,
             "label_free": asdict(self.label_free) if self.label_free else None,
             **{name: table.to_dict("records") for name, table in self.tables.items()},
+            **({"stock": self._stock_rows()} if stock else {}),
             "warnings": list(self.warnings),
             "failures": self.failures(),
         }
+
+    def _stock_rows(self) -> list[dict[str, Any]]:
+        return [{"against": name, **asdict(score)} for name, scores in self.stock.items() for score in scores]
 
     def __repr__(self) -> str:
         return f"Findings({self.folder}, {len(self.cells)} cells: {self.verdict()})"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plam_eval.evaluation import records
 from plam_eval.evaluation.comparison import Comparisons
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.stock_scores import stock_scores
 from plam_eval.evaluation.sweep.grid import describe_cell, module_group
 from plam_eval.report import plots
 from plam_eval.report.blocks import Listing, Paragraph, Section, picture, records_of, table_block
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.changed import Looking, changed_documents
 from plam_eval.report.sections.shared import PAIRED
-from plam_eval.report.sections.tasks import stock_metrics, task_by_task
+from plam_eval.report.sections.tasks import folded_metrics, stock_metrics, task_by_task
+from plam_eval.report.stock_table import stock_blocks
 from plam_eval.report.text import (
     NONE,
     SPACE,
@@ -113,13 +115,19 @@ def runs_sections(
         },
         words={"model", "merge", "mode", "dtype", "date"},
     )
-    return [*sections, *_stock(runs), Section("All runs", (table,))]
+    beside = [
+        block
+        for name in list(compared.rows)[:_DETAILED]
+        for block in stock_blocks(stock_scores(runs[reference], runs[name]), reference, name)
+    ]
+    return [*sections, *_stock(runs, beside), Section("All runs", (table,))]
 
 
-def _stock(runs: Mapping[str, Run]) -> list[Section]:
+def _stock(runs: Mapping[str, Run], compared: Sequence[Any] = ()) -> list[Section]:
     beside = dict([*runs.items()][:_BESIDE])
     more = f"; of {len(runs)} runs the first {_BESIDE}, all are in the table metrics" if len(runs) > _BESIDE else ""
     blocks = stock_metrics(beside, more)
+    blocks = [*compared, *folded_metrics(blocks)] if compared else blocks
     return [Section("Stock metrics", tuple(blocks))] if blocks else []
 
 

@@ -9,7 +9,7 @@ from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
-from plam_eval.report.blocks import Paragraph, picture, records_of, table_block
+from plam_eval.report.blocks import Folded, Paragraph, picture, records_of, table_block
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import NONE, interval, minus_signs, number, percent, signed
@@ -105,3 +105,12 @@ def stock_metrics(runs: Mapping[str, Run], note: str) -> list[Any]:
         Paragraph(f"As lmms-eval reports them, each on its own scale{note}. They have no intervals here.", "note"),
         shown,
     ]
+
+
+def folded_metrics(blocks: Sequence[Any]) -> list[Any]:
+    """What `stock_metrics` gives, behind a title: below figures that have intervals.
+
+    Args:
+        blocks: of it.
+    """
+    return [Folded("All runs, as their results files have it", tuple(blocks))] if blocks else []
