@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from plam_eval.errors import InputError
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.model_wrappers.hf import HFPlateauMixin, Processor
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.skeleton import check_probeable, skeleton
 
@@ -68,29 +68,6 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
                 f"{stated}, and its processor ({type(processor).__name__}) has no chat template, by which prompts are "
                 "made; add chat_template.jinja to a copy of the checkpoint"
             )
-
-
-class Processor:
-    """An HF processor that is handed the media of a call alone.
-
-    The stock loop passes lists of images, videos and audios with every call, most of them empty, and names the last in
-    a way that transformers refuses.
-
-    Args:
-        processor: the HF processor, which has every other attribute that is asked for.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_processor":  # of a copy that is being made, which has nothing yet
-            raise AttributeError(name)
-        return getattr(self._processor, name)
-
-    def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
-        media = {"images": images, "videos": videos, "audio": audios}
-        return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
 
 
 def _said(error: Exception) -> str:

@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,10 @@ from transformers import (
 )
 
 from plam_eval import threads
-from plam_eval.errors import InputError, first_line, hint
+from plam_eval.errors import InputError, first_line, hint, quoted
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.registry import WRAPPERS
+from plam_eval.harness.requests import asking_the_same, scored_text_of
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
@@ -243,6 +245,73 @@ class HFPlateauMixin(PlateauMixin):
             for name, processor in before.items():
                 setattr(self, name, processor)
 
+    def score_texts(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Minus the log-likelihood of each request's text behind their common prompt, and whether it is the greedy one.
+
+        Args:
+            requests: lmms-eval's, of one prompt.
+        """
+        prompt = self._prompt_inputs(requests[0])
+        split = requests[0].args[5]
+        texts = [
+            scored_text_of(request, lambda request=request: self.task_dict[request.task_name][split][request.doc_id])
+            for request in requests
+        ]
+        ids = prompt["input_ids"][0]
+        rows = [continuation(self.tokenizer, ids.tolist(), text) for text in texts]
+        alone = {name for name, value in prompt.items() if not _is_per_token(value, prompt["input_ids"])}
+        if alone:  # of images: laid out by a family's own rules, which a second row would change
+            return [likelihood for row in rows for likelihood in self._scored(prompt, [row])]
+        return self._scored(prompt, rows)
+
+    def _prompt_inputs(self, request: Any) -> dict[str, Any]:
+        """What the stock loop hands to the model for a request of a likelihood, were it to answer."""
+        handed: list[dict[str, Any]] = []
+
+        def keep(**inputs: Any) -> Any:
+            handed.append(inputs)
+            return inputs["input_ids"]
+
+        with self._uncounted(), self.generating(keep):
+            self.stock_answers([asking_the_same(request, simple=self.is_simple)], counted=False)
+        if len(handed) != 1 or len(handed[0]["input_ids"]) != 1:
+            raise EvaluationError(f"{self.model_id} made {len(handed)} prompts of one document; expected one")
+        takes = inspect.signature(self.model.forward).parameters
+        return {
+            name: value
+            for name, value in handed[0].items()
+            if name in takes and isinstance(value, torch.Tensor) and name != "logits_to_keep"
+        }
+
+    @torch.inference_mode()
+    def _scored(self, prompt: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
+        """Of each row of token ids behind a prompt, minus its log-likelihood, and whether each of them is the greedy one.
+
+        Args:
+            prompt: the model's inputs, (1, tokens) where they are per token.
+            rows: token ids, padded on the right in here, where no token sees the padding.
+        """
+        ids = prompt["input_ids"]
+        longest = max(map(len, rows))
+        behind = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=ids.device)
+        inputs = {
+            name: torch.cat([value.expand(len(rows), -1), _behind(name, value, behind)], dim=1)
+            if _is_per_token(value, ids)
+            else value
+            for name, value in prompt.items()
+        }
+        inputs["input_ids"] = torch.cat([ids.expand(len(rows), -1), behind], dim=1)
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            inputs["logits_to_keep"] = longest + 1
+        logits = self.model(**inputs, use_cache=False).logits[:, -longest - 1 : -1].float()
+        chances = logits.log_softmax(dim=-1)
+        each = chances.gather(-1, behind[..., None])[..., 0]
+        greedy = logits.argmax(dim=-1) == behind
+        return [
+            (-float(each[row, : len(ids_)].double().sum()), bool(greedy[row, : len(ids_)].all()))
+            for row, ids_ in enumerate(rows)
+        ]
+
     def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
         generate = self.own_generate if self._exchanged is None else self._exchanged
@@ -262,6 +331,44 @@ class HFPlateauMixin(PlateauMixin):
             return kwargs["input_ids"]
 
 
+# --- likelihoods ------------------------------------------------------------------------------------------------------
+
+_TAIL = 16  # tokens of a prompt that are looked at, to see how the first of a text behind it is written
+
+
+def continuation(tokenizer: Any, prompt: Sequence[int], text: str) -> list[int]:
+    """The token ids of a text behind a prompt.
+
+    Tokenizers write the first word of a text otherwise than one within, so prompt and text are encoded together.
+
+    Args:
+        tokenizer: of the model.
+        prompt: its token ids.
+        text: what follows.
+
+    Raises:
+        EvaluationError: it has no tokens.
+    """
+    tail = tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False)
+    if tail[-1:].isspace():
+        text = text.lstrip(" ")
+    before = tokenizer.encode(tail, add_special_tokens=False)
+    both = tokenizer.encode(tail + text, add_special_tokens=False)
+    ids = both[len(before) :] if both[: len(before)] == before else tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise EvaluationError(f"a text that is to be scored has no tokens: {quoted(text)}")
+    return list(ids)
+
+
+def _is_per_token(value: torch.Tensor, ids: torch.Tensor) -> bool:
+    return value.shape == ids.shape and not value.is_floating_point()
+
+
+def _behind(name: str, value: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """What an input that is per token says of tokens of text: to be attended to, and of no image."""
+    return torch.full_like(ids, 1 if name == "attention_mask" else 0, dtype=value.dtype)
+
+
 # --- inputs that are processed once -----------------------------------------------------------------------------------
 
 
@@ -271,7 +378,30 @@ def is_processor(value: Any) -> bool:
     Args:
         value: of the attribute.
     """
-    return isinstance(value, ProcessorMixin)
+    return isinstance(value, (ProcessorMixin, Processor))
+
+
+class Processor:
+    """An HF processor that is handed the media of a call alone.
+
+    Stock loops pass lists of images with every call, empty ones for a document of text alone, which the image processors
+    of transformers do not take; and one of them names audios in a way that transformers refuses.
+
+    Args:
+        processor: the HF processor, which has every other attribute that is asked for.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_processor":  # of a copy that is being made, which has nothing yet
+            raise AttributeError(name)
+        return getattr(self._processor, name)
+
+    def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
+        media = {"images": images, "videos": videos, "audio": audios}
+        return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
 
 
 class _Processed:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +19,11 @@ import torch
 from loguru import logger
 
 from plam_eval.errors import ArgumentError, InputError, did_you_mean
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.harness.requests import is_padding, with_arguments
+from plam_eval.harness.requests import is_padding, key_of, with_arguments, without_none
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
@@ -31,6 +33,7 @@ from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 from plam_eval.terminal import shown
 
 _KEPT_ERRORS = 5
+_UNLIKELY = 1e30  # minus the log-likelihood of a text that could not be scored: never the smallest
 
 
 class _TooManyFailures(BaseException):
@@ -221,6 +224,51 @@ class PlateauMixin:
         """
         return self._watched(super().generate_until_multi_round, requests)  # type: ignore[misc]
 
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Of each request's text behind its prompt, minus its log-likelihood, and whether it is what is said greedily.
+
+        Prompts are those of answers: the stock loop's own, chat template and images included. Log-likelihoods are summed
+        over the tokens of the whole text, in nats, of float32 log-probabilities. Where a prompt ends in a space or a new
+        line, the text is scored without the space that tasks put in front of it.
+
+        Args:
+            requests: lmms-eval's, of one evaluation.
+
+        Raises:
+            GenerationError: more of them raised than `max_error_share` allows.
+        """
+        self._planned = len(requests)
+        try:
+            return self._likelihoods(requests)
+        except _TooManyFailures:
+            check_failures([self.generation.to_dict()], self.max_error_share)
+            raise
+        finally:
+            self._planned = None
+
+    def _likelihoods(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """`loglikelihood`, document by document: what stands next to each other in `requests` and has one prompt."""
+        likelihoods: list[tuple[float, bool]] = []
+        for _, alike in itertools.groupby(requests, lambda request: (*key_of(request), request.args[0])):
+            of_document = list(alike)
+            self.generation.calls += len(of_document)
+            self.generation.settings[json.dumps({"scored": "log-likelihood"})] += len(of_document)
+            try:
+                with self.quiet():
+                    likelihoods += self.score_texts(of_document)
+            except Exception as error:
+                self._generation_raised(error, len(of_document))
+                likelihoods += [(_UNLIKELY, False)] * len(of_document)
+        return likelihoods
+
+    def score_texts(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """What `loglikelihood` gives, for requests of one prompt.
+
+        Args:
+            requests: lmms-eval's.
+        """
+        raise NotImplementedError
+
     def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
         """The stock class's answers, as they are.
 
@@ -241,8 +289,14 @@ class PlateauMixin:
         Raises GenerationError where too many generations raised.
         """
         self._planned = len(requests)
+        calls = self.generation.calls
         try:
             answers: list[Any] = generate(_with_own_settings(requests))
+            if (never := len(requests) - (self.generation.calls - calls)) > 0:
+                # A stock loop that catches whatever happens before the model is asked gives empty answers.
+                self.generation.calls += never
+                raised = EvaluationError("the model was not asked: see what the stock loop logged above")
+                self._generation_raised(raised, never)
         except _TooManyFailures:
             check_failures([self.generation.to_dict()], self.max_error_share)
             raise
@@ -448,7 +502,7 @@ def check_share(max_error_share: Any) -> None:
 
 
 def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
-    """The requests with generation settings of their own.
+    """The requests with generation settings of their own, and with no images rather than None where there are none.
 
     Stock wrappers edit those they are given, and the response cache would then store answers under keys it never looks
     up.
@@ -457,7 +511,7 @@ def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
     def own_settings(argument: Any) -> Any:
         return copy.deepcopy(argument) if isinstance(argument, dict) else argument
 
-    return [with_arguments(request, own_settings) for request in requests]
+    return [with_arguments(without_none(request), own_settings) for request in requests]
 
 
 install_patches()
