@@ -28,7 +28,7 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
     processor: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with _whole_models():
+        with loading_by(AutoModelForImageTextToText):
             super().__init__(*args, **kwargs)
         # Answers are generated behind the prompt, so padding, which only batches have, belongs in front of it.
         self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
@@ -85,14 +85,17 @@ def _known(kind: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _whole_models() -> Iterator[None]:
-    """The stock class loads models with the head that writes text meanwhile.
+def loading_by(auto_class: Any) -> Iterator[None]:
+    """lmms-eval's `huggingface` class loads models with the head that writes text meanwhile.
 
     It looks model types up among config classes, finds none, and falls back on `AutoModel`, which leaves the head of
     every model of transformers' own away.
+
+    Args:
+        auto_class: of transformers, that loads the kind of model that is wanted.
     """
     before = stock.AutoModel
-    stock.AutoModel = AutoModelForImageTextToText
+    stock.AutoModel = auto_class
     try:
         yield
     finally:

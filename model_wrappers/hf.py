@@ -36,6 +36,7 @@ from plam_eval.errors import InputError, first_line, hint, quoted
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.requests import asking_the_same, scored_text_of
+from plam_eval.harness.wrapper import Prompt
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
@@ -264,8 +265,31 @@ class HFPlateauMixin(PlateauMixin):
             return [likelihood for row in rows for likelihood in self._scored(prompt, [row])]
         return self._scored(prompt, rows)
 
-    def _prompt_inputs(self, request: Any) -> dict[str, Any]:
-        """What the stock loop hands to the model for a request of a likelihood, were it to answer."""
+    def prompt_of(self, request: Any) -> Prompt:
+        """What the model would be asked for a request, by the stock loop's own template and processor.
+
+        Args:
+            request: lmms-eval's.
+        """
+        scored = request.request_type == "loglikelihood"
+        asked = asking_the_same(request, simple=self.is_simple) if scored else request
+        texts: list[str] = []
+        before = {name: value for name, value in vars(self).items() if is_processor(value)}
+        for name, processor in before.items():
+            setattr(self, name, _Noting(processor, texts))
+        try:
+            handed = self._handed(asked)
+        finally:
+            for name, processor in before.items():
+                setattr(self, name, processor)
+        settings = request.args[1 if self.is_simple else 2]
+        limited = scored or "max_new_tokens" in (settings or {})
+        ids = tuple(handed["input_ids"][0].tolist())
+        text = texts[0] if len(texts) == 1 else self.tokenizer.decode(ids, skip_special_tokens=False)
+        return Prompt(text, ids, None if limited else handed.get("max_new_tokens"))
+
+    def _handed(self, request: Any) -> dict[str, Any]:
+        """What the stock loop hands to `model.generate` for a request."""
         handed: list[dict[str, Any]] = []
 
         def keep(**inputs: Any) -> Any:
@@ -273,19 +297,24 @@ class HFPlateauMixin(PlateauMixin):
             return inputs["input_ids"]
 
         with self._uncounted(), self.generating(keep):
-            self.stock_answers([asking_the_same(request, simple=self.is_simple)], counted=False)
+            self.stock_answers([request], counted=False)
         if len(handed) != 1 or len(handed[0]["input_ids"]) != 1:
             raise EvaluationError(f"{self.model_id} made {len(handed)} prompts of one document; expected one")
+        return handed[0]
+
+    def _prompt_inputs(self, request: Any) -> dict[str, Any]:
+        """What the stock loop hands to the model itself for a request of a likelihood, were it to answer."""
+        handed = self._handed(asking_the_same(request, simple=self.is_simple))
         takes = inspect.signature(self.model.forward).parameters
         return {
             name: value
-            for name, value in handed[0].items()
+            for name, value in handed.items()
             if name in takes and isinstance(value, torch.Tensor) and name != "logits_to_keep"
         }
 
     @torch.inference_mode()
     def _scored(self, prompt: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
-        """Of each row of token ids behind a prompt, minus its log-likelihood, and whether each of them is the greedy one.
+        """Of each row of token ids behind a prompt, minus its log-likelihood, and whether all are the greedy ones.
 
         Args:
             prompt: the model's inputs, (1, tokens) where they are per token.
@@ -384,8 +413,8 @@ def is_processor(value: Any) -> bool:
 class Processor:
     """An HF processor that is handed the media of a call alone.
 
-    Stock loops pass lists of images with every call, empty ones for a document of text alone, which the image processors
-    of transformers do not take; and one of them names audios in a way that transformers refuses.
+    Stock loops pass lists of images with every call, empty ones for a document of text alone, which the image
+    processors of transformers do not take; and one of them names audios in a way that transformers refuses.
 
     Args:
         processor: the HF processor, which has every other attribute that is asked for.
@@ -421,6 +450,19 @@ class _Processed:
             return copy.copy(self._results[-1])
         self._next += 1
         return copy.copy(self._results[self._next - 1])
+
+
+class _Noting(Processor):
+    """A processor that notes the texts it is given."""
+
+    def __init__(self, processor: Any, texts: list[str]) -> None:
+        super().__init__(processor)
+        self._texts = texts
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        text = kwargs.get("text")
+        self._texts += [text] if isinstance(text, str) else text or []
+        return self._processor(*args, **kwargs)
 
 
 class _Remembering:

@@ -24,7 +24,7 @@ from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.requests import is_padding, key_of, with_arguments, without_none
-from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
+from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
 from plam_eval.merging.report import MergeReport
@@ -64,6 +64,7 @@ class PlateauMixin:
     task_dict: Any
     _rank: int
 
+    notes_prompts = False
     _planned: int | None = None  # documents that are being generated for, while they count
     _strategy: AnsweringStrategy | None = None
 
@@ -214,7 +215,27 @@ class PlateauMixin:
         Raises:
             GenerationError: more than `max_error_share` of the generations raised.
         """
+        self._note_prompts(requests)
         return self._watched(super().generate_until, requests)  # type: ignore[misc]
+
+    def prompt_of(self, request: Any) -> Prompt:
+        """What the model would be asked for a request, by the stock loop's own template and processor.
+
+        Args:
+            request: lmms-eval's.
+        """
+        raise NotImplementedError
+
+    def _note_prompts(self, requests: list[Any]) -> None:
+        if not self.notes_prompts:
+            return
+        noted = set()
+        for request in requests:
+            if is_padding(request) or key_of(request) in noted:
+                continue
+            noted.add(key_of(request))
+            with self.quiet(), self._uncounted():
+                self.generation.note(request.task_name, request.doc_id, self.prompt_of(request))
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
         """The stock class's answers to tasks of several rounds, counted and cleaned as those of one round are.
@@ -227,9 +248,9 @@ class PlateauMixin:
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Of each request's text behind its prompt, minus its log-likelihood, and whether it is what is said greedily.
 
-        Prompts are those of answers: the stock loop's own, chat template and images included. Log-likelihoods are summed
-        over the tokens of the whole text, in nats, of float32 log-probabilities. Where a prompt ends in a space or a new
-        line, the text is scored without the space that tasks put in front of it.
+        Prompts are those of answers: the stock loop's own, chat template and images included. Log-likelihoods are
+        summed over the tokens of the whole text, in nats, of float32 log-probabilities. Where a prompt ends in a space
+        or a new line, the text is scored without the space that tasks put in front of it.
 
         Args:
             requests: lmms-eval's, of one evaluation.
@@ -237,6 +258,7 @@ class PlateauMixin:
         Raises:
             GenerationError: more of them raised than `max_error_share` allows.
         """
+        self._note_prompts(requests)
         self._planned = len(requests)
         try:
             return self._likelihoods(requests)
@@ -420,7 +442,20 @@ class PlateauMixin:
                 "settings": [{**json.loads(text), "calls": count} for text, count in sorted(settings.items())],
             },
             "altered_answers": [row for record in records for row in record["altered"]],
+            **_noted(records),
         }
+
+
+def _noted(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the records of the processes hold of prompts, as one; nothing where none were noted."""
+    prompts = [row for record in records for row in record["prompts"]]
+    if not prompts:
+        return {}
+    examples: dict[str, Any] = {}
+    for record in records:
+        examples = {**record["examples"], **examples}
+    limits = sorted({limit for record in records for limit in record["max_new_tokens"]})
+    return {"prompts": {"documents": prompts, "examples": examples, "max_new_tokens": limits}}
 
 
 def stock_class(cls: type) -> type:

@@ -10,8 +10,8 @@
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own, with
   these files in them.
 
-Models that are not ours pass through all five untouched. Two more make loading faster (`loading`), and four let tasks of
-text alone run that cannot run without them (`text_tasks`), for any model.
+Models that are not ours pass through all five untouched. Two more make loading faster (`loading`), and four let tasks
+of text alone run that cannot run without them (`text_tasks`), for any model.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ class Score:
         stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
             task has none.
         aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
+        filter: of a task that scores every answer several times, each after another filter: the one whose scores these
+            are; "" for the task's first.
         late: whether the task writes it into its entries only when it aggregates them, which a scan does not do.
     """
 
@@ -47,6 +49,7 @@ class Score:
     stock: str | None = None
     scale: float = 1.0
     aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
+    filter: str = ""
     late: bool = False
 
     def of(self, sample: Mapping[str, Any]) -> float:

@@ -13,12 +13,19 @@ That makes `acc` and `acc_norm` (per letter of the choice) those of EleutherAI's
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from plam_eval.harness.dataset_errors import dataset_error
+from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.lookup import cause_of, check_names, dataset_of, leaves_of, load_tasks, one_attempt, task_manager
 from plam_eval.patching import wrap_once
 
 LIKELIHOODS = ("loglikelihood", "multiple_choice")
 """Output types of tasks that are scored by the likelihood of given texts, and generate none."""
+_ANSWERED = ("generate_until", *LIKELIHOODS)
+_LOOKED_AT = 8  # documents of a task
 
 
 def patch_text_tasks() -> None:
@@ -91,3 +98,75 @@ def chosen(responses: Any) -> int | None:
     if not isinstance(responses, list) or not responses or not all(map(is_likelihood, responses)):
         return None
     return min(range(len(responses)), key=lambda number: responses[number][0])
+
+
+def check_text_tasks(
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    offset: int = 0,
+    include_path: str | Path | None = None,
+    model: Any = None,
+) -> None:
+    """Whether these tasks can be asked of an LLM that reads text alone; a few documents of each are looked at.
+
+    Args:
+        tasks: names of tasks, groups and tags.
+        limit: documents per task; None is all.
+        offset: of the first document.
+        include_path: folder of further tasks.
+        model: an id or an instance, for its prompts.
+
+    Raises:
+        TaskNameError: a name that is none. EvaluationError: naming every task that shows something, or is answered in
+            rounds or pictures, or cannot be loaded.
+    """
+    manager = task_manager(include_path, model)
+    check_names(list(tasks), manager.all_tasks)
+    problems: list[str] = []
+    for leaf in sorted(leaves_of(manager, tasks)):
+        try:
+            with one_attempt():
+                outputs = load_tasks(manager, [leaf])
+        except Exception as error:  # a task's own code
+            problems.append(dataset_error(leaf, dataset_of(manager, leaf), error))
+            continue
+        for output in outputs:
+            problems += _not_of_text(output.task_name, output.task, limit, offset)
+    if problems:
+        listed = "\n".join(f"  - {problem}" for problem in problems)
+        raise EvaluationError(f"not every task can be asked of a base LLM:\n{listed}")
+
+
+def _not_of_text(name: str, task: Any, limit: int | None, offset: int) -> list[str]:
+    """Why a task cannot be asked in text alone; nothing where it can, as far as some documents show."""
+    if task.OUTPUT_TYPE not in _ANSWERED:
+        return [f"{name}: is answered by {task.OUTPUT_TYPE}; expected {', '.join(_ANSWERED)}"]
+    documents = task.eval_docs
+    end = len(documents) if limit is None else min(len(documents), offset + limit)
+    numbers = range(offset, end)
+    if not numbers:
+        return [f"{name}: no documents: it has {len(documents)}, and the first is {offset}"]
+    for step in range(_LOOKED_AT):
+        number = numbers[round(step * (len(numbers) - 1) / (_LOOKED_AT - 1))]
+        try:
+            shows = _shows(task, documents[number])
+        except Exception as error:  # a task's own code
+            cause = cause_of(error)
+            return [f"{name}: document {number} cannot be read: {type(cause).__name__}: {cause}"]
+        if shows:
+            return [
+                f"{name}: its documents show images or the like (document {number} does), which the base LLM cannot "
+                "see; give tasks of text alone. Plain against merged on what is seen: plam compare"
+            ]
+    return []
+
+
+def _shows(task: Any, document: Any) -> bool:
+    if task.config.doc_to_visual is not None and task.doc_to_visual(document):
+        return True
+    make = task.config.doc_to_messages
+    if not callable(make):
+        return False
+    contents = [message.get("content") for message in task.doc_to_messages(document)]
+    return any(part.get("type") != "text" for content in contents if isinstance(content, list) for part in content)

@@ -1,4 +1,4 @@
-"""Offline copies of stock tasks of text alone, with the columns of the real data: GSM8K, MMLU, IFEval, ARC, HellaSwag."""
+"""Offline copies of stock tasks of text alone, with the columns of the real data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ TASKS = ("gsm8k", "mmlu_anatomy", "mmlu_anatomy_generative", "ifeval", "arc_easy
 
 def write_text_tasks(folder: Path, documents: int = 6) -> None:
     """Write the datasets of TASKS below `folder`, each split with so many rows."""
-    write_copies(folder, [*_gsm8k(documents), *_mmlu(documents), _ifeval(documents), *_arc(documents), _swag(documents)])
+    write_copies(
+        folder, [*_gsm8k(documents), *_mmlu(documents), _ifeval(documents), *_arc(documents), _swag(documents)]
+    )
 
 
 def _of(rows: list[Row]) -> list[Document]:
@@ -57,13 +59,15 @@ def _mmlu(count: int) -> list[Copy]:
     ]
 
 
+_IFEVAL_SETTINGS = (
+    "num_highlights relation num_words num_placeholders prompt_to_repeat num_bullets section_spliter num_sections "
+    "capital_relation capital_frequency keywords num_paragraphs language let_relation letter let_frequency end_phrase "
+    "forbidden_words keyword frequency num_sentences postscript_marker first_word nth_paragraph"
+)
+
+
 def _ifeval(count: int) -> Copy:
-    settings = (
-        *("num_highlights relation num_words num_placeholders prompt_to_repeat num_bullets section_spliter").split(),
-        *("num_sections capital_relation capital_frequency keywords num_paragraphs language let_relation").split(),
-        *("letter let_frequency end_phrase forbidden_words keyword frequency num_sentences postscript_marker").split(),
-        *("first_word nth_paragraph").split(),
-    )
+    settings = [*strings(_IFEVAL_SETTINGS)]
     numbers = {name for name in settings if name.startswith("num_") or "frequency" in name or name == "nth_paragraph"}
     kinds = {name: "int64" if name in numbers else "string" for name in settings}
     kinds |= {"keywords": ["string"], "forbidden_words": ["string"]}
@@ -118,7 +122,12 @@ def _swag(count: int) -> Copy:
             "ctx_a": "A man is outside.",
             "ctx_b": "he",
             "ctx": "A man is outside. he",
-            "endings": [f"scrapes window {n}.", "flies away.", "is [substeps] a bird.", "sings to the snow until noon."],
+            "endings": [
+                f"scrapes window {n}.",
+                "flies away.",
+                "is [substeps] a bird.",
+                "sings until noon.",
+            ],
             "source_id": f"activitynet~{n}",
             "split": "val",
             "split_type": "indomain",
