@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from plam_eval.errors import InputError
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
-from plam_eval.model_wrappers.hf import HFPlateauMixin, Processor
+from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.model_wrappers.processors import Processor
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.skeleton import check_probeable, skeleton
 
@@ -85,7 +86,7 @@ def _known(kind: Any) -> bool:
 
 
 @contextlib.contextmanager
-def loading_by(auto_class: Any) -> Iterator[None]:
+def loading_by(auto_class: Any, processor_class: Any = AutoProcessor) -> Iterator[None]:
     """lmms-eval's `huggingface` class loads models with the head that writes text meanwhile.
 
     It looks model types up among config classes, finds none, and falls back on `AutoModel`, which leaves the head of
@@ -93,10 +94,11 @@ def loading_by(auto_class: Any) -> Iterator[None]:
 
     Args:
         auto_class: of transformers, that loads the kind of model that is wanted.
+        processor_class: likewise, that loads what makes the model's inputs.
     """
-    before = stock.AutoModel
-    stock.AutoModel = auto_class
+    before = stock.AutoModel, stock.AutoProcessor
+    stock.AutoModel, stock.AutoProcessor = auto_class, processor_class
     try:
         yield
     finally:
-        stock.AutoModel = before
+        stock.AutoModel, stock.AutoProcessor = before

@@ -7,12 +7,11 @@ the mixin decides where and in which dtype it loads, merges in place afterwards,
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,10 @@ from transformers import (
     AutoTokenizer,
     AutoVideoProcessor,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
 from plam_eval import threads
-from plam_eval.errors import InputError, first_line, hint, quoted
+from plam_eval.errors import InputError, first_line, hint
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.requests import asking_the_same, scored_text_of
@@ -41,7 +39,10 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
-from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
+from plam_eval.model_wrappers.checks import check_arguments, check_share, check_trust
+from plam_eval.model_wrappers.likelihoods import continuation, is_per_token, score_rows
+from plam_eval.model_wrappers.mixin import PlateauMixin, stock_class
+from plam_eval.model_wrappers.processors import Noting, Processed, Remembering, is_processor
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -192,7 +193,7 @@ class HFPlateauMixin(PlateauMixin):
     @property
     def input_processor(self) -> Any:
         """What makes the model's inputs of texts and images."""
-        return next(value for value in vars(self).values() if isinstance(value, _Remembering) or is_processor(value))
+        return next(value for value in vars(self).values() if isinstance(value, Remembering) or is_processor(value))
 
     @property
     def running_dtype(self) -> str:
@@ -236,10 +237,10 @@ class HFPlateauMixin(PlateauMixin):
     @contextlib.contextmanager
     def processing_once(self) -> Iterator[Callable[[], None]]:
         """While it lasts, processors keep what they made of their inputs; the function it gives starts a replay."""
-        processed = _Processed()
+        processed = Processed()
         before = {name: value for name, value in vars(self).items() if is_processor(value)}
         for name, processor in before.items():
-            setattr(self, name, _Remembering(processor, processed))
+            setattr(self, name, Remembering(processor, processed))
         try:
             yield processed.replay
         finally:
@@ -260,10 +261,10 @@ class HFPlateauMixin(PlateauMixin):
         ]
         ids = prompt["input_ids"][0]
         rows = [continuation(self.tokenizer, ids.tolist(), text) for text in texts]
-        alone = {name for name, value in prompt.items() if not _is_per_token(value, prompt["input_ids"])}
+        alone = {name for name, value in prompt.items() if not is_per_token(value, prompt["input_ids"])}
         if alone:  # of images: laid out by a family's own rules, which a second row would change
-            return [likelihood for row in rows for likelihood in self._scored(prompt, [row])]
-        return self._scored(prompt, rows)
+            return [likelihood for row in rows for likelihood in score_rows(self.model, prompt, [row])]
+        return score_rows(self.model, prompt, rows)
 
     def prompt_of(self, request: Any) -> Prompt:
         """What the model would be asked for a request, by the stock loop's own template and processor.
@@ -276,7 +277,7 @@ class HFPlateauMixin(PlateauMixin):
         texts: list[str] = []
         before = {name: value for name, value in vars(self).items() if is_processor(value)}
         for name, processor in before.items():
-            setattr(self, name, _Noting(processor, texts))
+            setattr(self, name, Noting(processor, texts))
         try:
             handed = self._handed(asked)
         finally:
@@ -312,35 +313,6 @@ class HFPlateauMixin(PlateauMixin):
             if name in takes and isinstance(value, torch.Tensor) and name != "logits_to_keep"
         }
 
-    @torch.inference_mode()
-    def _scored(self, prompt: Mapping[str, Any], rows: Sequence[Sequence[int]]) -> list[tuple[float, bool]]:
-        """Of each row of token ids behind a prompt, minus its log-likelihood, and whether all are the greedy ones.
-
-        Args:
-            prompt: the model's inputs, (1, tokens) where they are per token.
-            rows: token ids, padded on the right in here, where no token sees the padding.
-        """
-        ids = prompt["input_ids"]
-        longest = max(map(len, rows))
-        behind = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=ids.device)
-        inputs = {
-            name: torch.cat([value.expand(len(rows), -1), _behind(name, value, behind)], dim=1)
-            if _is_per_token(value, ids)
-            else value
-            for name, value in prompt.items()
-        }
-        inputs["input_ids"] = torch.cat([ids.expand(len(rows), -1), behind], dim=1)
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            inputs["logits_to_keep"] = longest + 1
-        logits = self.model(**inputs, use_cache=False).logits[:, -longest - 1 : -1].float()
-        chances = logits.log_softmax(dim=-1)
-        each = chances.gather(-1, behind[..., None])[..., 0]
-        greedy = logits.argmax(dim=-1) == behind
-        return [
-            (-float(each[row, : len(ids_)].double().sum()), bool(greedy[row, : len(ids_)].all()))
-            for row, ids_ in enumerate(rows)
-        ]
-
     def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
         generate = self.own_generate if self._exchanged is None else self._exchanged
@@ -358,124 +330,6 @@ class HFPlateauMixin(PlateauMixin):
         except Exception as error:
             self._generation_raised(error, documents)
             return kwargs["input_ids"]
-
-
-# --- likelihoods ------------------------------------------------------------------------------------------------------
-
-_TAIL = 16  # tokens of a prompt that are looked at, to see how the first of a text behind it is written
-
-
-def continuation(tokenizer: Any, prompt: Sequence[int], text: str) -> list[int]:
-    """The token ids of a text behind a prompt.
-
-    Tokenizers write the first word of a text otherwise than one within, so prompt and text are encoded together.
-
-    Args:
-        tokenizer: of the model.
-        prompt: its token ids.
-        text: what follows.
-
-    Raises:
-        EvaluationError: it has no tokens.
-    """
-    tail = tokenizer.decode(prompt[-_TAIL:], skip_special_tokens=False)
-    if tail[-1:].isspace():
-        text = text.lstrip(" ")
-    before = tokenizer.encode(tail, add_special_tokens=False)
-    both = tokenizer.encode(tail + text, add_special_tokens=False)
-    ids = both[len(before) :] if both[: len(before)] == before else tokenizer.encode(text, add_special_tokens=False)
-    if not ids:
-        raise EvaluationError(f"a text that is to be scored has no tokens: {quoted(text)}")
-    return list(ids)
-
-
-def _is_per_token(value: torch.Tensor, ids: torch.Tensor) -> bool:
-    return value.shape == ids.shape and not value.is_floating_point()
-
-
-def _behind(name: str, value: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """What an input that is per token says of tokens of text: to be attended to, and of no image."""
-    return torch.full_like(ids, 1 if name == "attention_mask" else 0, dtype=value.dtype)
-
-
-# --- inputs that are processed once -----------------------------------------------------------------------------------
-
-
-def is_processor(value: Any) -> bool:
-    """Whether an attribute of a stock wrapper is what makes a model's inputs of texts and images.
-
-    Args:
-        value: of the attribute.
-    """
-    return isinstance(value, (ProcessorMixin, Processor))
-
-
-class Processor:
-    """An HF processor that is handed the media of a call alone.
-
-    Stock loops pass lists of images with every call, empty ones for a document of text alone, which the image
-    processors of transformers do not take; and one of them names audios in a way that transformers refuses.
-
-    Args:
-        processor: the HF processor, which has every other attribute that is asked for.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_processor":  # of a copy that is being made, which has nothing yet
-            raise AttributeError(name)
-        return getattr(self._processor, name)
-
-    def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
-        media = {"images": images, "videos": videos, "audio": audios}
-        return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
-
-
-class _Processed:
-    """What processors made of their inputs, in the order of the calls."""
-
-    def __init__(self) -> None:
-        self._results: list[Any] = []
-        self._next: int | None = None  # of a replay; None while results are being made
-
-    def replay(self) -> None:
-        """From here on, calls get what earlier ones got, from the first one on."""
-        self._next = 0
-
-    def result_of(self, process: Callable[[], Any]) -> Any:
-        if self._next is None:
-            self._results.append(process())
-            return copy.copy(self._results[-1])
-        self._next += 1
-        return copy.copy(self._results[self._next - 1])
-
-
-class _Noting(Processor):
-    """A processor that notes the texts it is given."""
-
-    def __init__(self, processor: Any, texts: list[str]) -> None:
-        super().__init__(processor)
-        self._texts = texts
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        text = kwargs.get("text")
-        self._texts += [text] if isinstance(text, str) else text or []
-        return self._processor(*args, **kwargs)
-
-
-class _Remembering:
-    """A processor whose results are kept, and given again in a replay."""
-
-    def __init__(self, processor: Any, processed: _Processed) -> None:
-        self._processor, self._processed = processor, processed
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._processed.result_of(lambda: self._processor(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
 
 
 # --- what the stock classes assume -----------------------------------------------------------------------------------

@@ -9,11 +9,14 @@ from lmms_eval.models.simple.llava_hf import VICUNA_CHAT_TEMPLATE
 from lmms_eval.models.simple.llava_hf import LlavaHf as StockSimple
 
 from plam_eval.harness.requests import as_message
-from plam_eval.model_wrappers.hf import HFPlateauMixin, Processor
+from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.model_wrappers.processors import Processor
 
 
 class _TextToo(HFPlateauMixin):
     """Takes documents without an image, for which the stock loops hand an empty list to the image processor."""
+
+    _image_processor: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -30,6 +33,8 @@ class _Text(Processor):
 
 class _TextInSimpleMode(StockSimple):
     """The stock loop has no inputs for a document without an image, and answers from those of the document before."""
+
+    _image_processor: Any
 
     def generate_until(self, requests: list[Any]) -> list[Any]:
         shows = [bool(request.args[2](self.task_dict[request.args[4]][request.args[5]][request.args[3]]))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import inspect
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentError, InputError, did_you_mean
+from plam_eval.errors import InputError
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
@@ -29,7 +27,7 @@ from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
 from plam_eval.merging.report import MergeReport
 from plam_eval.provenance import provenance
-from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.spec import PlateauSpec, load_spec
 from plam_eval.terminal import shown
 
 _KEPT_ERRORS = 5
@@ -465,75 +463,6 @@ def stock_class(cls: type) -> type:
         cls: one of our wrappers.
     """
     return next(parent for parent in cls.__mro__ if not issubclass(parent, PlateauMixin))
-
-
-def check_arguments(
-    model_id: str, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], own: Iterable[str]
-) -> None:
-    """Refuses names nobody takes: some stock wrappers swallow them, and a misspelt `plateau` would then be ignored.
-
-    Args:
-        model_id: of the wrapper.
-        given: the arguments, by name.
-        parameters: of the stock class's constructor.
-        own: names that our class takes besides those of every wrapper.
-
-    Raises:
-        ArgumentError: listing every name that nobody takes, or every text that stands for a number.
-    """
-    stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    taken = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
-    unknown = [name for name in given if name not in taken and name != "max_batch_size"]
-    if unknown:
-        hints = [f"{name}{did_you_mean(name, taken)}" for name in unknown]
-        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(taken)}")
-    problems = [
-        f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
-        for name, value in given.items()
-        if isinstance(value, str)
-        and name in parameters
-        and (kinds := _numbers(parameters[name].annotation))
-        and not _reads_as(value, kinds)
-    ]
-    if problems:
-        raise ArgumentError(f"{model_id}: {'; '.join(problems)}")
-
-
-def _numbers(annotation: Any) -> tuple[type, ...]:
-    """The types that an annotation names, if text is none of them: numbers and truth values alone."""
-    kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType)
-    return kinds if all(kind in (bool, int, float) for kind in kinds) else ()
-
-
-def _reads_as(text: str, kinds: tuple[type, ...]) -> bool:
-    """Whether a text stands for a number, as lmms-eval's command line hands over the batch size."""
-    for kind in set(kinds) - {bool}:
-        with contextlib.suppress(ValueError):
-            kind(text)
-            return True
-    return False
-
-
-def check_trust(trust_remote_code: Any) -> None:
-    """Refuses what is neither True nor False: the text "no" would count as yes.
-
-    Args:
-        trust_remote_code: as it was given.
-    """
-    if not isinstance(trust_remote_code, bool):
-        raise ArgumentError(f"trust_remote_code is {trust_remote_code!r}; expected true or false")
-
-
-def check_share(max_error_share: Any) -> None:
-    """Refuses what is no share from 0 to 1.
-
-    Args:
-        max_error_share: as it was given.
-    """
-    if not isinstance(max_error_share, (int, float)):
-        raise ArgumentError(f"max_error_share is {max_error_share!r}; expected a number")
-    if not 0 <= max_error_share <= 1:
-        raise InputError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
 
 
 def _with_own_settings(requests: Iterable[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval.models.chat import huggingface as stock
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from plam_eval.errors import ArgumentError, InputError, first_line
@@ -14,7 +14,8 @@ from plam_eval.files import read_at_most
 from plam_eval.harness.requests import as_message
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.generic import loading_by
-from plam_eval.model_wrappers.hf import HFPlateauMixin, Processor
+from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.model_wrappers.processors import Processor
 
 OWN, NONE = "own", "none"
 """Of `chat_template`: the tokenizer's own, and the text as it is."""
@@ -43,7 +44,7 @@ class _TextMixin(HFPlateauMixin):
         until: bool = False,
         **kwargs: Any,
     ) -> None:
-        with loading_by(AutoModelForCausalLM):
+        with loading_by(AutoModelForCausalLM, AutoTokenizer):
             super().__init__(*args, **kwargs)
         self.max_new_tokens, self.until = max_new_tokens, until
         self.tokenizer.padding_side = "left"  # answers are generated behind the prompt

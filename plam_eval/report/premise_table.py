@@ -33,8 +33,8 @@ def premise(findings: PremiseFindings, *, narrow: bool = False) -> PlainTable:
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("task", no_wrap=True)
-        names = ["n", "base", "MLLM", "MLLM minus base", "95 %", "p"]
-        names += ["merged", "merged minus MLLM", "95 %", "p", "share of the loss", "95 %"] if merged else []
+        names = ["n", "base", "MLLM", "lost", "95 %", "p"]
+        names += ["merged", "back", "95 %", "p", "share", "95 %"] if merged else []
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in findings.table.to_dict("records"):
@@ -53,7 +53,8 @@ def premise(findings: PremiseFindings, *, narrow: bool = False) -> PlainTable:
             cells = [name, str(row["documents"]), f"{row['base']:.3f}", f"{row['plain']:.3f}", *lost]
             cells += [f"{row['merged']:.3f}", *back, share, ends] if merged else []
         table.add_row(*cells, style="bold" if overall else None)
-    lines = ["p of one comparison each, by document: exact McNemar test, or sign flips of clusters of documents"]
+    lines = [f"lost: MLLM minus base{'; back: merged minus MLLM' if merged else ''}"]
+    lines += ["p of one comparison each, by document: exact McNemar test, or sign flips of clusters of documents"]
     if merged:
         lines.append("share of the loss: what the merge gives back of it; - where no loss is shown (p >= 0.05)")
     table.caption = "\n".join(lines)

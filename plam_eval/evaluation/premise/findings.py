@@ -90,9 +90,8 @@ class PremiseFindings:
             if share.why:
                 words.append(f"What share of a loss came back would mean nothing: {share.why}.")
             else:
-                words.append(
-                    f"That is {share.share:.0%} of what was lost (95 % {_end(share.low)} to {_end(share.high)})."
-                )
+                ends = f"95 % {_end(share.low)} to {_end(share.high)}"
+                words.append(f"Of what was lost, {share.share:.0%} came back ({ends}).")
         return " ".join(words)
 
     def _sign(self) -> int:
