@@ -68,12 +68,14 @@ def test_an_end_is_open_where_resamples_lose_their_loss():
 
 @pytest.mark.slow
 def test_intervals_hold_as_often_as_they_say():
-    """600 draws of 300 documents, of which base, MLLM and merge know 80, 50 and 60 in a hundred, not independently."""
+    """300 draws of 150 documents, of which base, MLLM and merge know 80, 50 and 60 in a hundred, not independently."""
     generator, held, given = np.random.default_rng(7), 0, 0
     for _ in range(300):
         luck = generator.random((3, 150))
         luck[1:] = np.where(generator.random((2, 150)) < 0.6, luck[0], luck[1:])
-        base, mllm, merged = ((row < rate).astype(float).tolist() for row, rate in zip(luck, (0.8, 0.5, 0.6), strict=True))
+        base, mllm, merged = (
+            (row < rate).astype(float).tolist() for row, rate in zip(luck, (0.8, 0.5, 0.6), strict=True)
+        )
         first, second, third = samples({"a": base}), samples({"a": mllm}), samples({"a": merged})
         lost = stats.compare(first, second, resamples=200)
         one = restored(first, second, third, lost, {"a": 1}, resamples=1000)[-1]
