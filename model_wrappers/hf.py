@@ -254,11 +254,7 @@ class HFPlateauMixin(PlateauMixin):
             requests: lmms-eval's, of one prompt.
         """
         prompt = self._prompt_inputs(requests[0])
-        split = requests[0].args[5]
-        texts = [
-            scored_text_of(request, lambda request=request: self.task_dict[request.task_name][split][request.doc_id])
-            for request in requests
-        ]
+        texts = [scored_text_of(request, self.task_dict) for request in requests]
         ids = prompt["input_ids"][0]
         rows = [continuation(self.tokenizer, ids.tolist(), text) for text in texts]
         alone = {name for name, value in prompt.items() if not is_per_token(value, prompt["input_ids"])}

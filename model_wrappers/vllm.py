@@ -194,11 +194,7 @@ class VLLMPlateauMixin(PlateauMixin):
         from vllm import SamplingParams
 
         ids = self._prompt_ids(asking_the_same(requests[0], simple=self.is_simple), of_text=True)
-        split = requests[0].args[5]
-        texts = [
-            scored_text_of(request, lambda request=request: self.task_dict[request.task_name][split][request.doc_id])
-            for request in requests
-        ]
+        texts = [scored_text_of(request, self.task_dict) for request in requests]
         rows = [continuation(self.client.get_tokenizer(), ids, text) for text in texts]
         told = self.client.generate(
             [{"prompt_token_ids": [*ids, *row]} for row in rows],

@@ -112,15 +112,15 @@ def user_message(visuals: Sequence[Any], prompt: str) -> dict[str, Any]:
     }
 
 
-def scored_text_of(request: Any, document: Callable[[], Any]) -> str:
+def scored_text_of(request: Any, datasets: Any) -> str:
     """The text whose likelihood a request asks for.
 
     Args:
-        request: lmms-eval's.
-        document: gives the row that it is about.
+        request: lmms-eval's: prompt, text or a function of the document, function for images, document, task, split.
+        datasets: documents by task, split and number.
     """
-    text = request.args[1]
-    return str(text(document()) if callable(text) else text)
+    _, text, _, number, task, split = request.args
+    return str(text(datasets[task][split][number]) if callable(text) else text)
 
 
 def with_arguments(request: Any, change: Callable[[Any], Any]) -> Any:

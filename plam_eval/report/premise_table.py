@@ -61,7 +61,7 @@ def premise(findings: PremiseFindings, *, narrow: bool = False) -> PlainTable:
     return table
 
 
-def _cells(row: Mapping[str, Any], which: str) -> list[str]:
+def _cells(row: Mapping[Any, Any], which: str) -> list[str]:
     low, high = row[f"{which}_low"], row[f"{which}_high"]
     return [f"{row[f'{which}_difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", format_p(row[f"{which}_p"])]
 

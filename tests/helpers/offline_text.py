@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.offline_copies import Copy, Document, Row, strings, write_copies
 
@@ -69,7 +70,7 @@ _IFEVAL_SETTINGS = (
 def _ifeval(count: int) -> Copy:
     settings = [*strings(_IFEVAL_SETTINGS)]
     numbers = {name for name in settings if name.startswith("num_") or "frequency" in name or name == "nth_paragraph"}
-    kinds = {name: "int64" if name in numbers else "string" for name in settings}
+    kinds: dict[str, Any] = {name: "int64" if name in numbers else "string" for name in settings}
     kinds |= {"keywords": ["string"], "forbidden_words": ["string"]}
     columns = {"key": "int64", "prompt": "string", "instruction_id_list": ["string"], "kwargs": [kinds]}
     rows = [

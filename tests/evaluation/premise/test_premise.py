@@ -73,8 +73,13 @@ def test_what_was_lost_and_what_comes_back(checked):
 def test_a_check_goes_on_and_is_done_once(checked, in_texts, tmp_path, monkeypatch):
     from plam_eval.evaluation.sweep import runner
 
-    loaded, real = [], runner.load_model
-    monkeypatch.setattr(runner, "load_model", lambda config: loaded.append(config.model) or real(config))
+    loaded, real = list[str](), runner.load_model
+
+    def load(config: Any) -> Any:
+        loaded.append(config.model)
+        return real(config)
+
+    monkeypatch.setattr(runner, "load_model", load)
     folder = tmp_path / "again"
     shutil.copytree(checked, folder)
     file = folder / "base" / "sweep.json"  # the path of the template is another one in the copy

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from plam_eval.evaluation import stats
-from plam_eval.evaluation.premise.restored import restored
+from plam_eval.evaluation.premise.restored import Restored, restored
 
 
 def samples(right: dict[str, list[float]]) -> pd.DataFrame:
@@ -21,7 +21,7 @@ def samples(right: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shares(first: pd.DataFrame, second: pd.DataFrame, third: pd.DataFrame, sign: int = 1) -> dict[str, object]:
+def shares(first: pd.DataFrame, second: pd.DataFrame, third: pd.DataFrame, sign: int = 1) -> dict[str, Restored]:
     directions = dict.fromkeys(first["task"].unique(), sign)
     lost = stats.compare(first, second, directions=directions)
     return {row.task: row for row in restored(first, second, third, lost, directions)}
