@@ -22,6 +22,22 @@ Boxes = list[list[Box]]
 """Of each image that a document shows, in the order of its task's `doc_to_visual`."""
 
 
+def as_score(entry: Entry) -> float:
+    """An entry that is the score itself.
+
+    Args:
+        entry: as it was logged.
+
+    Raises:
+        TypeError, ValueError: it is anything but a number.
+    """
+    if not isinstance(entry, (int, float)):
+        raise TypeError(f"found {type(entry).__name__}, expected a number")
+    if math.isnan(entry):
+        raise ValueError("found NaN, expected a number")
+    return float(entry)
+
+
 @dataclass(frozen=True)
 class Score:
     """How the score of a document is read from what its task logs.

@@ -20,25 +20,20 @@ from typing import Any
 from plam_eval.harness import boxes, rebuilt, scoring
 from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
-from plam_eval.harness.task_row import ONE_EACH, Boxes, Cluster, Document, Entry, Score, Task, words_or_nothing
+from plam_eval.harness.task_row import (
+    ONE_EACH,
+    Boxes,
+    Cluster,
+    Document,
+    Entry,
+    Score,
+    Task,
+    as_score,
+    words_or_nothing,
+)
+from plam_eval.harness.text_rows import TEXT_ROWS
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
-
-
-def as_score(entry: Entry) -> float:
-    """An entry that is the score itself.
-
-    Args:
-        entry: as it was logged.
-
-    Raises:
-        TypeError, ValueError: it is anything but a number.
-    """
-    if not isinstance(entry, (int, float)):
-        raise TypeError(f"found {type(entry).__name__}, expected a number")
-    if math.isnan(entry):
-        raise ValueError("found NaN, expected a number")
-    return float(entry)
 
 
 def field(name: str) -> Callable[[Entry], float]:
@@ -154,26 +149,6 @@ _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
 _SEVERAL = Task(unscored="a document holds several questions, and each counts")
 _REGION = Cluster("image", of_document=_coco_image)
-_SUBJECTS = (
-    "abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry "
-    "college_computer_science college_mathematics college_medicine college_physics computer_security "
-    "conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts "
-    "high_school_biology high_school_chemistry high_school_computer_science high_school_european_history "
-    "high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics "
-    "high_school_microeconomics high_school_physics high_school_psychology high_school_statistics "
-    "high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence "
-    "logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes "
-    "moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine "
-    "professional_psychology public_relations security_studies sociology us_foreign_policy virology world_religions"
-)
-"""Subjects of MMLU, each a task of its own."""
-
-
-def _likelihoods(metric: str) -> Score:
-    """The share of documents whose right choice is the likeliest, which lmms-eval logs for each as 0 or 1."""
-    return Score(metric, as_score, stock=metric)
-
-
 _CLICKED = {
     task: Score(f"{task}_action_acc", field("correct"), stock=f"{task}_action_acc")
     for task in ("screenspot_v2", "screenspot_pro")
@@ -301,26 +276,7 @@ TASKS: dict[str, Task] = {
     "visualwebbench_element_ocr": Task(
         Score("rouge_l", _of_hundred, stock="rouge_l", scale=100), boxes=boxes.shares_or_pixels()
     ),
-    # --- of text alone ---
-    **_each(
-        "gsm8k gsm8k_cot gsm8k_cot_llama gsm8k_cot_zeroshot "
-        "gpqa_main_cot_zeroshot gpqa_main_cot_n_shot gpqa_main_generative_n_shot "
-        "gpqa_diamond_cot_zeroshot gpqa_diamond_cot_n_shot gpqa_diamond_generative_n_shot "
-        "gpqa_extended_cot_zeroshot gpqa_extended_cot_n_shot gpqa_extended_generative_n_shot",
-        Task(replace(_EXACT_MATCH, filter="strict-match"), ONE_EACH),
-    ),
-    "gsm8k_cot_self_consistency": Task(replace(_EXACT_MATCH, filter="score-first"), ONE_EACH),
-    **_each(
-        "mmlu_pro_biology mmlu_pro_business mmlu_pro_chemistry mmlu_pro_computer_science mmlu_pro_economics "
-        "mmlu_pro_engineering mmlu_pro_health mmlu_pro_history mmlu_pro_law mmlu_pro_math mmlu_pro_other "
-        "mmlu_pro_philosophy mmlu_pro_physics mmlu_pro_psychology",
-        Task(replace(_EXACT_MATCH, filter="custom-extract"), ONE_EACH),
-    ),
-    **_each(" ".join(f"mmlu_{subject}" for subject in _SUBJECTS.split()), Task(_likelihoods("acc"), ONE_EACH)),
-    **_each(" ".join(f"mmlu_{subject}_generative" for subject in _SUBJECTS.split()), Task(_EXACT_MATCH, ONE_EACH)),
-    **_each("arc_easy arc_challenge hellaswag", Task(_likelihoods("acc_norm"), ONE_EACH)),
-    "ifeval": Task(Score("prompt_level_strict_acc", as_score, stock="prompt_level_strict_acc"), ONE_EACH),
-    "plam_scene_text": Task(_EXACT_MATCH, Cluster("scene", of_document=lambda doc: str(doc["scene_id"]))),
+    **TEXT_ROWS,
     # --- with a judge's verdict ---
     **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", _mmvet, stock="gpt_eval_score", scale=100))),
     **_each(
