@@ -53,6 +53,11 @@ class Processed:
         self._next = 0
 
     def result_of(self, process: Callable[[], Any]) -> Any:
+        """What a call gets: what `process` makes, or, in a replay, what it made for the call of the same number.
+
+        Args:
+            process: makes the inputs.
+        """
         if self._next is None:
             self._results.append(process())
             return copy.copy(self._results[-1])
@@ -61,7 +66,12 @@ class Processed:
 
 
 class Noting(Processor):
-    """A processor that notes the texts it is given."""
+    """A processor that notes the texts it is given.
+
+    Args:
+        processor: the one that makes the inputs.
+        texts: are added to here.
+    """
 
     def __init__(self, processor: Any, texts: list[str]) -> None:
         super().__init__(processor)
@@ -74,7 +84,12 @@ class Noting(Processor):
 
 
 class Remembering:
-    """A processor whose results are kept, and given again in a replay."""
+    """A processor whose results are kept, and given again in a replay.
+
+    Args:
+        processor: the one that makes the inputs.
+        processed: its results, kept with those of a wrapper's other processors.
+    """
 
     def __init__(self, processor: Any, processed: Processed) -> None:
         self._processor, self._processed = processor, processed
