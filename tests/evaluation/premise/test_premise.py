@@ -12,7 +12,7 @@ import pytest
 
 import plam_eval
 from plam_eval.demo.scene_text import write_scene_text
-from plam_eval.errors import CheckpointError, InputError, MergeError
+from plam_eval.errors import InputError, MergeError
 from plam_eval.evaluation.premise.job import PremiseError
 from plam_eval.harness.errors import EvaluationError
 from tests.helpers.commands import command_line
@@ -138,7 +138,7 @@ def test_what_cannot_be_asked_is_told_before_anything_is_loaded(in_texts, suite,
         check(tmp_path / "two", base=None, model_args={"pretrained": str(PAIR / "mllm")})
     with pytest.raises(InputError, match="template is 'both'"):
         check(tmp_path / "three", template="both")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(MergeError, match="no such folder"):
         check(tmp_path / "four", base=str(tmp_path / "nowhere"))
     other = tmp_path / "other"
     shutil.copytree(PAIR / "base", other)
