@@ -14,6 +14,7 @@ from plam_eval.errors import InputError
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.model_wrappers.hf import HFPlateauMixin
+from plam_eval.model_wrappers.processors import Processor
 from plam_eval.probing.decoder import ProbeError
 from plam_eval.probing.skeleton import check_probeable, skeleton
 
@@ -28,7 +29,7 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
     processor: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with _whole_models():
+        with loading_by(AutoModelForImageTextToText):
             super().__init__(*args, **kwargs)
         # Answers are generated behind the prompt, so padding, which only batches have, belongs in front of it.
         self.tokenizer.padding_side = self.processor.tokenizer.padding_side = "left"
@@ -70,29 +71,6 @@ class PlamHFChat(HFPlateauMixin, stock.Huggingface):
             )
 
 
-class Processor:
-    """An HF processor that is handed the media of a call alone.
-
-    The stock loop passes lists of images, videos and audios with every call, most of them empty, and names the last in
-    a way that transformers refuses.
-
-    Args:
-        processor: the HF processor, which has every other attribute that is asked for.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self._processor = processor
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_processor":  # of a copy that is being made, which has nothing yet
-            raise AttributeError(name)
-        return getattr(self._processor, name)
-
-    def __call__(self, *args: Any, images: Any = None, videos: Any = None, audios: Any = None, **kwargs: Any) -> Any:
-        media = {"images": images, "videos": videos, "audio": audios}
-        return self._processor(*args, **kwargs, **{name: given for name, given in media.items() if given})
-
-
 def _said(error: Exception) -> str:
     if isinstance(error, ProbeError):
         return str(error)
@@ -108,15 +86,19 @@ def _known(kind: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _whole_models() -> Iterator[None]:
-    """The stock class loads models with the head that writes text meanwhile.
+def loading_by(auto_class: Any, processor_class: Any = AutoProcessor) -> Iterator[None]:
+    """lmms-eval's `huggingface` class loads models with the head that writes text meanwhile.
 
     It looks model types up among config classes, finds none, and falls back on `AutoModel`, which leaves the head of
     every model of transformers' own away.
+
+    Args:
+        auto_class: of transformers, that loads the kind of model that is wanted.
+        processor_class: likewise, that loads what makes the model's inputs.
     """
-    before = stock.AutoModel
-    stock.AutoModel = AutoModelForImageTextToText
+    before = stock.AutoModel, stock.AutoProcessor
+    stock.AutoModel, stock.AutoProcessor = auto_class, processor_class
     try:
         yield
     finally:
-        stock.AutoModel = before
+        stock.AutoModel, stock.AutoProcessor = before

@@ -7,7 +7,6 @@ the mixin decides where and in which dtype it loads, merges in place afterwards,
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import json
 import re
@@ -28,17 +27,22 @@ from transformers import (
     AutoTokenizer,
     AutoVideoProcessor,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
 from plam_eval import threads
 from plam_eval.errors import InputError, first_line, hint
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.registry import WRAPPERS
+from plam_eval.harness.requests import asking_the_same, scored_text_of
+from plam_eval.harness.wrapper import Prompt
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
-from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
+from plam_eval.model_wrappers.checks import check_arguments, check_share, check_trust
+from plam_eval.model_wrappers.likelihoods import continuation, is_per_token, score_rows
+from plam_eval.model_wrappers.mixin import PlateauMixin, stock_class
+from plam_eval.model_wrappers.processors import Noting, Processed, Remembering, is_processor
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
 
 _ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
@@ -189,7 +193,7 @@ class HFPlateauMixin(PlateauMixin):
     @property
     def input_processor(self) -> Any:
         """What makes the model's inputs of texts and images."""
-        return next(value for value in vars(self).values() if isinstance(value, _Remembering) or is_processor(value))
+        return next(value for value in vars(self).values() if isinstance(value, Remembering) or is_processor(value))
 
     @property
     def running_dtype(self) -> str:
@@ -233,15 +237,77 @@ class HFPlateauMixin(PlateauMixin):
     @contextlib.contextmanager
     def processing_once(self) -> Iterator[Callable[[], None]]:
         """While it lasts, processors keep what they made of their inputs; the function it gives starts a replay."""
-        processed = _Processed()
+        processed = Processed()
         before = {name: value for name, value in vars(self).items() if is_processor(value)}
         for name, processor in before.items():
-            setattr(self, name, _Remembering(processor, processed))
+            setattr(self, name, Remembering(processor, processed))
         try:
             yield processed.replay
         finally:
             for name, processor in before.items():
                 setattr(self, name, processor)
+
+    def score_texts(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Minus the log-likelihood of each request's text behind their common prompt, and whether it is the greedy one.
+
+        Args:
+            requests: lmms-eval's, of one prompt.
+        """
+        prompt = self._prompt_inputs(requests[0])
+        texts = [scored_text_of(request, self.task_dict) for request in requests]
+        ids = prompt["input_ids"][0]
+        rows = [continuation(self.tokenizer, ids.tolist(), text) for text in texts]
+        alone = {name for name, value in prompt.items() if not is_per_token(value, prompt["input_ids"])}
+        if alone:  # of images: laid out by a family's own rules, which a second row would change
+            return [likelihood for row in rows for likelihood in score_rows(self.model, prompt, [row])]
+        return score_rows(self.model, prompt, rows)
+
+    def prompt_of(self, request: Any) -> Prompt:
+        """What the model would be asked for a request, by the stock loop's own template and processor.
+
+        Args:
+            request: lmms-eval's.
+        """
+        scored = request.request_type == "loglikelihood"
+        asked = asking_the_same(request, simple=self.is_simple) if scored else request
+        texts: list[str] = []
+        before = {name: value for name, value in vars(self).items() if is_processor(value)}
+        for name, processor in before.items():
+            setattr(self, name, Noting(processor, texts))
+        try:
+            handed = self._handed(asked)
+        finally:
+            for name, processor in before.items():
+                setattr(self, name, processor)
+        settings = request.args[1 if self.is_simple else 2]
+        limited = scored or "max_new_tokens" in (settings or {})
+        ids = tuple(handed["input_ids"][0].tolist())
+        text = texts[0] if len(texts) == 1 else self.tokenizer.decode(ids, skip_special_tokens=False)
+        return Prompt(text, ids, None if limited else handed.get("max_new_tokens"))
+
+    def _handed(self, request: Any) -> dict[str, Any]:
+        """What the stock loop hands to `model.generate` for a request."""
+        handed: list[dict[str, Any]] = []
+
+        def keep(**inputs: Any) -> Any:
+            handed.append(inputs)
+            return inputs["input_ids"]
+
+        with self._uncounted(), self.generating(keep):
+            self.stock_answers([request], counted=False)
+        if len(handed) != 1 or len(handed[0]["input_ids"]) != 1:
+            raise EvaluationError(f"{self.model_id} made {len(handed)} prompts of one document; expected one")
+        return handed[0]
+
+    def _prompt_inputs(self, request: Any) -> dict[str, Any]:
+        """What the stock loop hands to the model itself for a request of a likelihood, were it to answer."""
+        handed = self._handed(asking_the_same(request, simple=self.is_simple))
+        takes = inspect.signature(self.model.forward).parameters
+        return {
+            name: value
+            for name, value in handed.items()
+            if name in takes and isinstance(value, torch.Tensor) and name != "logits_to_keep"
+        }
 
     def _watched_generate(self, *args: Any, **kwargs: Any) -> Any:
         """`model.generate`, counted. A failure becomes an empty answer here, whatever the stock loop does with one."""
@@ -260,50 +326,6 @@ class HFPlateauMixin(PlateauMixin):
         except Exception as error:
             self._generation_raised(error, documents)
             return kwargs["input_ids"]
-
-
-# --- inputs that are processed once -----------------------------------------------------------------------------------
-
-
-def is_processor(value: Any) -> bool:
-    """Whether an attribute of a stock wrapper is what makes a model's inputs of texts and images.
-
-    Args:
-        value: of the attribute.
-    """
-    return isinstance(value, ProcessorMixin)
-
-
-class _Processed:
-    """What processors made of their inputs, in the order of the calls."""
-
-    def __init__(self) -> None:
-        self._results: list[Any] = []
-        self._next: int | None = None  # of a replay; None while results are being made
-
-    def replay(self) -> None:
-        """From here on, calls get what earlier ones got, from the first one on."""
-        self._next = 0
-
-    def result_of(self, process: Callable[[], Any]) -> Any:
-        if self._next is None:
-            self._results.append(process())
-            return copy.copy(self._results[-1])
-        self._next += 1
-        return copy.copy(self._results[self._next - 1])
-
-
-class _Remembering:
-    """A processor whose results are kept, and given again in a replay."""
-
-    def __init__(self, processor: Any, processed: _Processed) -> None:
-        self._processor, self._processed = processor, processed
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._processed.result_of(lambda: self._processor(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._processor, name)
 
 
 # --- what the stock classes assume -----------------------------------------------------------------------------------

@@ -5,32 +5,33 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import inspect
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 import torch
 from loguru import logger
 
-from plam_eval.errors import ArgumentError, InputError, did_you_mean
+from plam_eval.errors import InputError
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.harness.requests import is_padding, with_arguments
-from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, writable
+from plam_eval.harness.requests import is_padding, key_of, with_arguments, without_none
+from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
 from plam_eval.merging.report import MergeReport
 from plam_eval.provenance import provenance
-from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.spec import PlateauSpec, load_spec
 from plam_eval.terminal import shown
 
 _KEPT_ERRORS = 5
+_UNLIKELY = 1e30  # minus the log-likelihood of a text that could not be scored: never the smallest
 
 
 class _TooManyFailures(BaseException):
@@ -61,6 +62,7 @@ class PlateauMixin:
     task_dict: Any
     _rank: int
 
+    notes_prompts = False
     _planned: int | None = None  # documents that are being generated for, while they count
     _strategy: AnsweringStrategy | None = None
 
@@ -211,7 +213,27 @@ class PlateauMixin:
         Raises:
             GenerationError: more than `max_error_share` of the generations raised.
         """
+        self._note_prompts(requests)
         return self._watched(super().generate_until, requests)  # type: ignore[misc]
+
+    def prompt_of(self, request: Any) -> Prompt:
+        """What the model would be asked for a request, by the stock loop's own template and processor.
+
+        Args:
+            request: lmms-eval's.
+        """
+        raise NotImplementedError
+
+    def _note_prompts(self, requests: list[Any]) -> None:
+        if not self.notes_prompts:
+            return
+        noted = set()
+        for request in requests:
+            if is_padding(request) or key_of(request) in noted:
+                continue
+            noted.add(key_of(request))
+            with self.quiet(), self._uncounted():
+                self.generation.note(request.task_name, request.doc_id, self.prompt_of(request))
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[Any]:
         """The stock class's answers to tasks of several rounds, counted and cleaned as those of one round are.
@@ -220,6 +242,52 @@ class PlateauMixin:
             requests: lmms-eval's, of one evaluation.
         """
         return self._watched(super().generate_until_multi_round, requests)  # type: ignore[misc]
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Of each request's text behind its prompt, minus its log-likelihood, and whether it is what is said greedily.
+
+        Prompts are those of answers: the stock loop's own, chat template and images included. Log-likelihoods are
+        summed over the tokens of the whole text, in nats, of float32 log-probabilities. Where a prompt ends in a space
+        or a new line, the text is scored without the space that tasks put in front of it.
+
+        Args:
+            requests: lmms-eval's, of one evaluation.
+
+        Raises:
+            GenerationError: more of them raised than `max_error_share` allows.
+        """
+        self._note_prompts(requests)
+        self._planned = len(requests)
+        try:
+            return self._likelihoods(requests)
+        except _TooManyFailures:
+            check_failures([self.generation.to_dict()], self.max_error_share)
+            raise
+        finally:
+            self._planned = None
+
+    def _likelihoods(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """`loglikelihood`, document by document: what stands next to each other in `requests` and has one prompt."""
+        likelihoods: list[tuple[float, bool]] = []
+        for _, alike in itertools.groupby(requests, lambda request: (*key_of(request), request.args[0])):
+            of_document = list(alike)
+            self.generation.calls += len(of_document)
+            self.generation.settings[json.dumps({"scored": "log-likelihood"})] += len(of_document)
+            try:
+                with self.quiet():
+                    likelihoods += self.score_texts(of_document)
+            except Exception as error:
+                self._generation_raised(error, len(of_document))
+                likelihoods += [(_UNLIKELY, False)] * len(of_document)
+        return likelihoods
+
+    def score_texts(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """What `loglikelihood` gives, for requests of one prompt.
+
+        Args:
+            requests: lmms-eval's.
+        """
+        raise NotImplementedError
 
     def stock_answers(self, requests: list[Any], *, counted: bool = True) -> list[Any]:
         """The stock class's answers, as they are.
@@ -241,8 +309,14 @@ class PlateauMixin:
         Raises GenerationError where too many generations raised.
         """
         self._planned = len(requests)
+        calls = self.generation.calls
         try:
             answers: list[Any] = generate(_with_own_settings(requests))
+            if (never := len(requests) - (self.generation.calls - calls)) > 0:
+                # A stock loop that catches whatever happens before the model is asked gives empty answers.
+                self.generation.calls += never
+                raised = EvaluationError("the model was not asked: see what the stock loop logged above")
+                self._generation_raised(raised, never)
         except _TooManyFailures:
             check_failures([self.generation.to_dict()], self.max_error_share)
             raise
@@ -366,7 +440,20 @@ class PlateauMixin:
                 "settings": [{**json.loads(text), "calls": count} for text, count in sorted(settings.items())],
             },
             "altered_answers": [row for record in records for row in record["altered"]],
+            **_noted(records),
         }
+
+
+def _noted(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the records of the processes hold of prompts, as one; nothing where none were noted."""
+    prompts = [row for record in records for row in record["prompts"]]
+    if not prompts:
+        return {}
+    examples: dict[str, Any] = {}
+    for record in records:
+        examples = {**record["examples"], **examples}
+    limits = sorted({limit for record in records for limit in record["max_new_tokens"]})
+    return {"prompts": {"documents": prompts, "examples": examples, "max_new_tokens": limits}}
 
 
 def stock_class(cls: type) -> type:
@@ -378,77 +465,8 @@ def stock_class(cls: type) -> type:
     return next(parent for parent in cls.__mro__ if not issubclass(parent, PlateauMixin))
 
 
-def check_arguments(
-    model_id: str, given: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], own: Iterable[str]
-) -> None:
-    """Refuses names nobody takes: some stock wrappers swallow them, and a misspelt `plateau` would then be ignored.
-
-    Args:
-        model_id: of the wrapper.
-        given: the arguments, by name.
-        parameters: of the stock class's constructor.
-        own: names that our class takes besides those of every wrapper.
-
-    Raises:
-        ArgumentError: listing every name that nobody takes, or every text that stands for a number.
-    """
-    stock = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    taken = [*dict.fromkeys(["pretrained", "plateau", *OVERRIDE_KEYS, "max_error_share", *own, *stock])]
-    unknown = [name for name in given if name not in taken and name != "max_batch_size"]
-    if unknown:
-        hints = [f"{name}{did_you_mean(name, taken)}" for name in unknown]
-        raise ArgumentError(f"{model_id} takes no argument {', '.join(hints)}; known: {', '.join(taken)}")
-    problems = [
-        f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}"
-        for name, value in given.items()
-        if isinstance(value, str)
-        and name in parameters
-        and (kinds := _numbers(parameters[name].annotation))
-        and not _reads_as(value, kinds)
-    ]
-    if problems:
-        raise ArgumentError(f"{model_id}: {'; '.join(problems)}")
-
-
-def _numbers(annotation: Any) -> tuple[type, ...]:
-    """The types that an annotation names, if text is none of them: numbers and truth values alone."""
-    kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType)
-    return kinds if all(kind in (bool, int, float) for kind in kinds) else ()
-
-
-def _reads_as(text: str, kinds: tuple[type, ...]) -> bool:
-    """Whether a text stands for a number, as lmms-eval's command line hands over the batch size."""
-    for kind in set(kinds) - {bool}:
-        with contextlib.suppress(ValueError):
-            kind(text)
-            return True
-    return False
-
-
-def check_trust(trust_remote_code: Any) -> None:
-    """Refuses what is neither True nor False: the text "no" would count as yes.
-
-    Args:
-        trust_remote_code: as it was given.
-    """
-    if not isinstance(trust_remote_code, bool):
-        raise ArgumentError(f"trust_remote_code is {trust_remote_code!r}; expected true or false")
-
-
-def check_share(max_error_share: Any) -> None:
-    """Refuses what is no share from 0 to 1.
-
-    Args:
-        max_error_share: as it was given.
-    """
-    if not isinstance(max_error_share, (int, float)):
-        raise ArgumentError(f"max_error_share is {max_error_share!r}; expected a number")
-    if not 0 <= max_error_share <= 1:
-        raise InputError(f"max_error_share is {max_error_share}; expected a share from 0 to 1")
-
-
 def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
-    """The requests with generation settings of their own.
+    """The requests with generation settings of their own, and with no images rather than None where there are none.
 
     Stock wrappers edit those they are given, and the response cache would then store answers under keys it never looks
     up.
@@ -457,7 +475,7 @@ def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
     def own_settings(argument: Any) -> Any:
         return copy.deepcopy(argument) if isinstance(argument, dict) else argument
 
-    return [with_arguments(request, own_settings) for request in requests]
+    return [with_arguments(without_none(request), own_settings) for request in requests]
 
 
 install_patches()

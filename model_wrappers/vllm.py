@@ -13,9 +13,13 @@ from lmms_eval.models.chat.vllm import VLLM as StockChat
 from lmms_eval.models.simple.vllm import VLLM as StockSimple
 
 from plam_eval.errors import InputError, MergeError
+from plam_eval.harness.requests import asking_the_same, scored_text_of
+from plam_eval.harness.wrapper import Prompt
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.report import MergeReport
-from plam_eval.model_wrappers.mixin import PlateauMixin, check_arguments, check_share, check_trust, stock_class
+from plam_eval.model_wrappers.checks import check_arguments, check_share, check_trust
+from plam_eval.model_wrappers.likelihoods import continuation
+from plam_eval.model_wrappers.mixin import PlateauMixin, stock_class
 from plam_eval.serving import versions
 from plam_eval.serving.options import LOAD_FORMAT
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
@@ -167,6 +171,69 @@ class VLLMPlateauMixin(PlateauMixin):
         one = SamplingParams(temperature=0, max_tokens=1)
         told = self._chat(messages=[[{"role": "user", "content": "."}]], sampling_params=one, **kwargs, use_tqdm=False)
         return list(told[0].prompt_token_ids[: len(added)]) != added
+
+    def prompt_of(self, request: Any) -> Prompt:
+        """What the model would be asked for a request, as vLLM's chat renders it.
+
+        Args:
+            request: lmms-eval's.
+        """
+        scored = request.request_type == "loglikelihood"
+        ids = self._prompt_ids(asking_the_same(request, simple=self.is_simple) if scored else request)
+        return Prompt(self.client.get_tokenizer().decode(ids, skip_special_tokens=False), tuple(ids))
+
+    def score_texts(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Minus the log-likelihood of each request's text behind their common prompt, and whether it is the greedy one.
+
+        Args:
+            requests: lmms-eval's, of one prompt.
+
+        Raises:
+            InputError: the document shows an image.
+        """
+        from vllm import SamplingParams
+
+        ids = self._prompt_ids(asking_the_same(requests[0], simple=self.is_simple), of_text=True)
+        texts = [scored_text_of(request, self.task_dict) for request in requests]
+        rows = [continuation(self.client.get_tokenizer(), ids, text) for text in texts]
+        told = self.client.generate(
+            [{"prompt_token_ids": [*ids, *row]} for row in rows],
+            SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0),
+            use_tqdm=False,
+        )
+        likelihoods = []
+        for row, output in zip(rows, told, strict=True):
+            each = [chances[one] for chances, one in zip(output.prompt_logprobs[-len(row) :], row, strict=True)]
+            likelihoods.append((-sum(one.logprob for one in each), all(one.rank == 1 for one in each)))
+        return likelihoods
+
+    def _prompt_ids(self, request: Any, *, of_text: bool = False) -> list[int]:
+        """Token ids of what vLLM makes of a request's conversation. Raises InputError for an image where `of_text`."""
+        from vllm import SamplingParams
+
+        handed: list[tuple[Any, dict[str, Any]]] = []
+
+        def keep(messages: list[Any], sampling_params: Any = None, **kwargs: Any) -> list[Any]:
+            handed.append((messages, kwargs))
+            return [_EMPTY] * len(messages)
+
+        watched, self.client.chat = self.client.chat, keep
+        try:
+            self.stock_answers([request], counted=False)
+        finally:
+            self.client.chat = watched
+        [(messages, kwargs)] = handed
+        contents = [message["content"] for message in messages[0] if isinstance(message["content"], list)]
+        if of_text and any(part["type"] != "text" for content in contents for part in content):
+            raise InputError(
+                f"{self.model_id} scores texts by their likelihood behind text alone; this document shows an image: "
+                "take one of the HF wrappers"
+            )
+        if self._special_tokens is None:
+            self._special_tokens = self._lacks_special_tokens(kwargs)
+        kwargs |= {"tokenization_kwargs": {"add_special_tokens": self._special_tokens}, "use_tqdm": False}
+        told = self._chat(messages=messages, sampling_params=SamplingParams(temperature=0, max_tokens=1), **kwargs)
+        return list(told[0].prompt_token_ids)
 
     def _watched_chat(self, messages: list[Any], sampling_params: Any, **kwargs: Any) -> list[Any]:
         """`LLM.chat`, counted. A conversation that vLLM refuses becomes an empty answer, and not its whole batch."""

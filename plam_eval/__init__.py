@@ -2,9 +2,9 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `plan_sweep`,
-`search`, `plan_search`, `report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`,
-`read_run`, `read_scan`, `read_attend`, `read_sweep` and `read_search`, each loaded when it is first asked for
-(`plam_eval.api`).
+`search`, `plan_search`, `premise`, `report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`,
+`verify_bundle`, `read_run`, `read_scan`, `read_attend`, `read_sweep`, `read_search` and `read_premise`, each loaded
+when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
         plan_search,
         plan_sweep,
         plateau,
+        premise,
         read_attend,
+        read_premise,
         read_run,
         read_scan,
         read_search,
@@ -52,7 +54,9 @@ __all__ = [
     "plan_search",
     "plan_sweep",
     "plateau",
+    "premise",
     "read_attend",
+    "read_premise",
     "read_run",
     "read_scan",
     "read_search",

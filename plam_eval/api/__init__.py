@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from plam_eval.api.attention import attend, read_attend
 from plam_eval.api.merging import merge
+from plam_eval.api.premises import premise, read_premise
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
 from plam_eval.api.runs import compare, read_run
 from plam_eval.api.scans import plateau, read_scan, scan
@@ -31,7 +32,9 @@ __all__ = [
     "plan_search",
     "plan_sweep",
     "plateau",
+    "premise",
     "read_attend",
+    "read_premise",
     "read_run",
     "read_scan",
     "read_search",

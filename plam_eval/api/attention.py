@@ -106,7 +106,7 @@ def attend(
     from plam_eval.harness.registry import WRAPPERS
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
-    usable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
+    usable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf and not wrapper.text]
     if model_id not in usable:
         raise InputError(f"model is {model_id!r}; attention is read off one of our HF wrappers: {', '.join(usable)}")
     if queries not in QUERIES:

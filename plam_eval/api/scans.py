@@ -93,7 +93,7 @@ def scan(
     from plam_eval.probing.plateau import check_criteria
 
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
-    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf]
+    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf and not wrapper.text]
     if model_id not in scannable:
         names = ", ".join(scannable)
         raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {names}")

@@ -233,13 +233,16 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
     return Job.plan(SweepConfig.load(file, **fields), output)
 
 
-def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> Findings | None:
+def evaluate_job(
+    job: Job, *, ray: bool = False, workers: int | None = None, notes_prompts: bool = False
+) -> Findings | None:
     """Evaluate what is left of a job, and read back all of it. A cell that fails is recorded, not raised.
 
     Args:
         job: the sweep or comparison; its folder may hold finished cells.
         ray: whether cells are tasks of Ray rather than of this process.
         workers: Ray's resident models; by default as many as there are GPUs for, or one without any.
+        notes_prompts: whether the runs note what every document's prompt was; not with Ray.
 
     Returns:
         The findings; None on every process but the first.
@@ -255,6 +258,7 @@ def evaluate_job(job: Job, *, ray: bool = False, workers: int | None = None) -> 
         job.write()
     else:
         resident = runner.load_model(job.config)
+        resident.notes_prompts = notes_prompts
         try:
             runner.run(job, resident)
             first = resident.rank == 0

@@ -16,6 +16,8 @@ LEFT_OUT = "left out, no score per document is known"
 
 # Of a results file's task configuration, what decides how the task is asked and answered. Functions are logged with
 # their address in memory, so they cannot be compared; prompts are.
+_SAMPLING = ("temperature", "top_p", "top_k")
+"""Generation settings that say nothing where nothing is drawn; some wrappers hand them over all the same."""
 _TASK_SETTINGS = ("generation_kwargs", "repeats", "output_type", "num_fewshot")
 
 
@@ -97,7 +99,10 @@ def _used_settings(run: Run) -> list[str] | None:
     generation = run.block.get("generation") or {}
     if not generation.get("calls") or generation["calls"] < len(run.samples):  # answers came from the response cache
         return None
-    shown = [{k: v for k, v in entry.items() if k != "calls"} for entry in generation["settings"]]
+    shown = [
+        {k: v for k, v in entry.items() if k != "calls" and not (k in _SAMPLING and entry.get("do_sample") is False)}
+        for entry in generation["settings"]
+    ]
     engine = "vllm" if any("max_tokens" in entry for entry in shown) else "hf"
     return [engine, *sorted({json.dumps(entry, sort_keys=True) for entry in shown})]
 

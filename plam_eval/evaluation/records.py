@@ -249,7 +249,8 @@ def read_run(path: str | Path) -> Run:
         log = samples_file(file, task)
         if not log.is_file():
             raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
-        samples = read_samples(log, config, expected_documents(results, task))
+        headline = known_tasks.headline_filter(task, config)
+        samples = read_samples(log, config, expected_documents(results, task), headline)
         try:
             task_rows = [sample_row(task, sample, known_tasks.score_of_task(task, config)) for sample in samples]
             notes += _differing_mean(task, config, task_rows, results)
@@ -259,6 +260,11 @@ def read_run(path: str | Path) -> Run:
         if task not in unscored and not all(known_tasks.cluster_of(task, sample)[1] for sample in samples):
             notes.append(f"{task}: {UNKNOWN_CLUSTERS}")
         rows += task_rows
+    notes += [
+        f"{task}: scores are those of its filter {one}; {', '.join(others)}: not mixed in"
+        for task, (one, others) in known_tasks.headline_filters(configs).items()
+        if task not in unscored
+    ]
     return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
 
 
@@ -302,9 +308,8 @@ def _differing_mean(
 ) -> list[str]:
     """What to say where the documents' scores do not come to the stock metric that they should come to."""
     score = known_tasks.score_of_task(task, config)
-    filters = known_tasks.filters_of(config)
     stored = (results.get("results") or {}).get(task) or {}
-    value = stored.get(f"{score.stock},{filters[0]}")
+    value = stored.get(f"{score.stock},{known_tasks.headline_filter(task, config)}")
     judged = [row for row in rows if not math.isnan(row["score"])]
     notes = []
     if len(judged) < len(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from plam_eval.harness.tasks import cluster_of_document, has_clusters
+from plam_eval.harness.tasks import cluster_of_document, has_clusters, headline_filter
 
 
 def note_clusters(tasks: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -56,7 +56,8 @@ def score_answers(tasks: Mapping[str, Any], answers: Mapping[tuple[str, int], li
 
     Yields:
         For each answer, lmms-eval's log of the document as if it had been given, with `task`, `turn` (the answer's
-        number) and, where the task's documents share images, `group` beside it. Several filters: the task's first.
+        number) and, where the task's documents share images, `group` beside it. Several filters: the one that counts
+        (`tasks.headline_filter`).
     """
     from lmms_eval import evaluator
     from lmms_eval.evaluator_utils import get_task_list
@@ -67,6 +68,7 @@ def score_answers(tasks: Mapping[str, Any], answers: Mapping[tuple[str, int], li
         given = {doc_id: answers[name, doc_id] for doc_id in instances if (name, doc_id) in answers}
         documents = task.eval_docs_no_media
         tags = _reasoning_tags(task)
+        headline = headline_filter(name, dict(output.task_config))
         for turn in range(max(map(len, given.values()), default=0)):
             answer_of = {doc_id: texts[turn] for doc_id, texts in given.items() if turn < len(texts)}
             for doc_id, request in instances.items():
@@ -79,7 +81,7 @@ def score_answers(tasks: Mapping[str, Any], answers: Mapping[tuple[str, int], li
                 log = evaluator._process_document_results(
                     (doc_id, document, [request]),
                     task=task,
-                    filter_key=next(iter(request.filtered_resps)),
+                    filter_key=headline if headline in request.filtered_resps else next(iter(request.filtered_resps)),
                     reasoning_tags=tags,
                     log_samples=True,
                 ).logged_sample

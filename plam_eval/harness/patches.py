@@ -10,7 +10,8 @@
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own, with
   these files in them.
 
-Models that are not ours pass through all five untouched. Two more make loading faster, for any model (`loading`).
+Models that are not ours pass through all five untouched. Two more make loading faster (`loading`), and four let tasks
+of text alone run that cannot run without them (`text_tasks`), for any model.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from plam_eval.harness.errors import GenerationError
 from plam_eval.harness.processes import all_ranks
 from plam_eval.harness.registry import extend_task_manager
 from plam_eval.harness.run_files import RECORD_KEY, later_than_others, stock_folder
+from plam_eval.harness.text_tasks import patch_text_tasks
 from plam_eval.patching import wrap_once
 
 
 def install_patches() -> None:
     """All patches. Called when one of our wrappers is imported; calling it again does nothing."""
     extend_task_manager()
+    patch_text_tasks()
     from lmms_eval import evaluator
     from lmms_eval.caching.response_cache import ResponseCache
     from lmms_eval.evaluator_utils import TaskOutput

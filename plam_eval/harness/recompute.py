@@ -184,12 +184,12 @@ class StockTask:
         self.task.features, self.task.multiple_target = list(document), 0
         return str(self.task.doc_to_target(document))
 
-    def rescore(self, document: Mapping[str, Any], answer: str) -> Rescored:
+    def rescore(self, document: Mapping[str, Any], answer: str | list[Any]) -> Rescored:
         """What the task logs for an answer.
 
         Args:
             document: a row of the task's dataset, or what its scoring reads of one.
-            answer: as the task's filter left it.
+            answer: as the task's filter left it; of a task that is answered by likelihoods, those of its choices.
 
         Raises:
             UnavailableError: a judge is asked, or the task's code raises.
@@ -197,13 +197,13 @@ class StockTask:
         import numpy
         from lmms_eval.utils import handle_non_serializable
 
-        self.task.features, self.task.multiple_target = list(document), 0
+        self.task.features, self.task.multiple_target, self.task.multiple_input = list(document), 0, 0
         scoring = type(self.task).process_results
         scoring = getattr(scoring, "__wrapped__", scoring)  # without waiting and trying again
         before = random.getstate(), numpy.random.get_state(legacy=False)
         try:
             with _no_network(), _silent():
-                logged = scoring(self.task, dict(document), [answer])
+                logged = scoring(self.task, dict(document), [answer] if isinstance(answer, str) else answer)
             entries = json.loads(json.dumps(logged, default=handle_non_serializable))
             drawn = random.getstate() != before[0] or _place(numpy.random.get_state(legacy=False)) != _place(before[1])
         except JudgeAskedError as error:

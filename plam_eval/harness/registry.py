@@ -31,6 +31,7 @@ class Wrapper:
             on the left (Qwen2-VL's pads on the right).
         hf: whether its model is one of transformers in this process (`harness.wrapper.HFWrapper`): only then can many
             variants of it be answered for at once, as scans and sweeps that answer together do.
+        text: whether its model reads text alone: a base LLM, which has no image to look at.
     """
 
     model_id: str
@@ -40,6 +41,7 @@ class Wrapper:
     model_types: tuple[str, ...] = ()
     batched: bool = False
     hf: bool = True
+    text: bool = False
 
 
 WRAPPERS: dict[str, Wrapper] = {
@@ -90,6 +92,13 @@ WRAPPERS: dict[str, Wrapper] = {
             model_types=("internvl",),
         ),
         Wrapper("plam_hf", "huggingface", chat=f"{_PACKAGE}.generic.PlamHFChat", simple=None),
+        Wrapper(
+            "plam_text",
+            "huggingface",
+            chat=f"{_PACKAGE}.text.PlamTextChat",
+            simple=f"{_PACKAGE}.text.PlamText",
+            text=True,
+        ),
     )
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Key = tuple[str, int]
@@ -50,6 +50,77 @@ def is_padding(request: Any) -> bool:
         request: lmms-eval's.
     """
     return bool(request.metadata.get("__padding_only__"))
+
+
+def without_none(request: Any) -> Any:
+    """A copy of a request whose functions give an empty list where a document shows nothing, and not None.
+
+    A task of text alone has no function for images, and lmms-eval then gives None, which stock loops cannot go through.
+
+    Args:
+        request: lmms-eval's.
+    """
+
+    def asking(function: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*args: Any, **kwargs: Any) -> Any:
+            return [] if (given := function(*args, **kwargs)) is None else given
+
+        return asked
+
+    return with_arguments(request, lambda argument: asking(argument) if callable(argument) else argument)
+
+
+def asking_the_same(request: Any, *, simple: bool) -> Any:
+    """Of a request for a likelihood, one that asks for an answer to the same prompt.
+
+    Args:
+        request: lmms-eval's: prompt, text to be scored, function for images, document, task, split.
+        simple: laid out as simple mode has it, otherwise as chat mode.
+    """
+    prompt, _, doc_to_visual, *document = request.args
+
+    def doc_to_messages(doc: Any) -> list[dict[str, Any]]:
+        return [user_message(doc_to_visual(doc) or [], prompt)]
+
+    own = copy.copy(request)
+    own.arguments = (prompt, {}, doc_to_visual, *document) if simple else (prompt, doc_to_messages, {}, *document)
+    return own
+
+
+def as_message(request: Any) -> Any:
+    """A request as simple mode lays it out, as chat mode does: its prompt is what the user says, without an image.
+
+    Args:
+        request: lmms-eval's, of simple mode.
+    """
+    prompt, settings, _, *document = request.args
+    own = copy.copy(request)
+    own.arguments = (prompt, lambda _: [user_message([], prompt)], settings, *document)
+    return own
+
+
+def user_message(visuals: Sequence[Any], prompt: str) -> dict[str, Any]:
+    """What a user shows and says, as a message of chat mode.
+
+    Args:
+        visuals: images, in the order of the prompt.
+        prompt: the text behind them.
+    """
+    return {
+        "role": "user",
+        "content": [*({"type": "image", "url": each} for each in visuals), {"type": "text", "text": prompt}],
+    }
+
+
+def scored_text_of(request: Any, datasets: Any) -> str:
+    """The text whose likelihood a request asks for.
+
+    Args:
+        request: lmms-eval's: prompt, text or a function of the document, function for images, document, task, split.
+        datasets: documents by task, split and number.
+    """
+    _, text, _, number, task, split = request.args
+    return str(text(datasets[task][split][number]) if callable(text) else text)
 
 
 def with_arguments(request: Any, change: Callable[[Any], Any]) -> Any:

@@ -19,6 +19,7 @@ from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.tasks import filters_of
+from plam_eval.harness.text_tasks import chosen
 from plam_eval.layer_sets import layers_of
 from plam_eval.weight_ramps import read_weights
 
@@ -294,23 +295,28 @@ def _check_kind(file: object, where: str, value: Any, kind: type | tuple[type, .
         )
 
 
-def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> list[dict[str, Any]]:
-    """One sample per document: those of the task's first filter, which lmms-eval logs first.
+def read_samples(
+    log: Path, config: Mapping[str, Any], expected: int | None, filter_name: str | None = None
+) -> list[dict[str, Any]]:
+    """One sample per document: those of one of the task's filters.
 
     Args:
         log: the task's, JSON lines.
         config: the task's, as the results have it.
         expected: how many documents there have to be; None where nobody knows.
+        filter_name: of the filter; by default the task's first, which lmms-eval logs first.
 
     Raises:
         RecordError: a line is no sample, a document stands there too often, or their number is another.
     """
     with log.open("rb") as stream:
-        return samples_by_filter(stream, log, config, expected, first=True)[0]
+        names = filters_of(config)
+        number = names.index(filter_name) if filter_name in names else 0
+        return samples_by_filter(stream, log, config, expected, only=number)[number]
 
 
 def samples_by_filter(
-    stream: Lines, log: object, config: Mapping[str, Any], expected: int | None, *, first: bool = False
+    stream: Lines, log: object, config: Mapping[str, Any], expected: int | None, *, only: int | None = None
 ) -> list[list[dict[str, Any]]]:
     """The samples of a log, for each of the task's filters one per document, in the order of the log.
 
@@ -319,7 +325,7 @@ def samples_by_filter(
         log: what messages call it.
         config: the task's, as the results have it.
         expected: how many documents there have to be; None where nobody knows.
-        first: keep those of the first filter only.
+        only: keep those of this filter alone, by its place among the task's; the others' are empty.
 
     Raises:
         RecordError: as `read_samples`.
@@ -340,7 +346,7 @@ def samples_by_filter(
                 f"{log}, line {number}: document {document} once more than the task has filters "
                 f"({', '.join(filters)}); two runs that started in one second write into one log: run again"
             )
-        if not first or counts[document] == 1:
+        if only is None or counts[document] == only + 1:
             samples[counts[document] - 1].append(sample)
     if missing := [document for document, count in counts.items() if count < len(filters)]:
         raise RecordError(
@@ -406,12 +412,16 @@ def expected_documents(results: Mapping[str, Any], task: str) -> int | None:
 
 
 def texts_of(sample: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a document was asked, the right answer, and what was answered, as the task's first filter leaves it.
+    """What a document was asked, the right answer, and what was answered, as a filter of the task leaves it.
+
+    Of a task that is answered by likelihoods the answer is the number of the likeliest choice, as its target is.
 
     Args:
         sample: its line of a sample log.
     """
     answer = sample["filtered_resps"]
+    if (choice := chosen(answer)) is not None:
+        answer = str(choice)
     while isinstance(answer, list):
         answer = answer[0] if answer else ""
     prompt, target, answer = (_storable(str(text)) for text in (sample.get("input", ""), sample["target"], answer))

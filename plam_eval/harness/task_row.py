@@ -22,6 +22,22 @@ Boxes = list[list[Box]]
 """Of each image that a document shows, in the order of its task's `doc_to_visual`."""
 
 
+def as_score(entry: Entry) -> float:
+    """An entry that is the score itself.
+
+    Args:
+        entry: as it was logged.
+
+    Raises:
+        TypeError, ValueError: it is anything but a number.
+    """
+    if not isinstance(entry, (int, float)):
+        raise TypeError(f"found {type(entry).__name__}, expected a number")
+    if math.isnan(entry):
+        raise ValueError("found NaN, expected a number")
+    return float(entry)
+
+
 @dataclass(frozen=True)
 class Score:
     """How the score of a document is read from what its task logs.
@@ -35,6 +51,8 @@ class Score:
         stock: the metric in the results that is `scale` times the `aggregate` of the documents' scores; None where the
             task has none.
         aggregate: (scores, clusters) of all documents -> one value; their mean, but for tasks that count otherwise.
+        filter: of a task that scores every answer several times, each after another filter: the one whose scores these
+            are; "" for the task's first.
         late: whether the task writes it into its entries only when it aggregates them, which a scan does not do.
     """
 
@@ -47,6 +65,7 @@ class Score:
     stock: str | None = None
     scale: float = 1.0
     aggregate: Callable[[Sequence[float], Sequence[str]], float] = lambda scores, clusters: mean(scores)
+    filter: str = ""
     late: bool = False
 
     def of(self, sample: Mapping[str, Any]) -> float:

@@ -20,25 +20,20 @@ from typing import Any
 from plam_eval.harness import boxes, rebuilt, scoring
 from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
-from plam_eval.harness.task_row import ONE_EACH, Boxes, Cluster, Document, Entry, Score, Task, words_or_nothing
+from plam_eval.harness.task_row import (
+    ONE_EACH,
+    Boxes,
+    Cluster,
+    Document,
+    Entry,
+    Score,
+    Task,
+    as_score,
+    words_or_nothing,
+)
+from plam_eval.harness.text_rows import TEXT_ROWS
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
-
-
-def as_score(entry: Entry) -> float:
-    """An entry that is the score itself.
-
-    Args:
-        entry: as it was logged.
-
-    Raises:
-        TypeError, ValueError: it is anything but a number.
-    """
-    if not isinstance(entry, (int, float)):
-        raise TypeError(f"found {type(entry).__name__}, expected a number")
-    if math.isnan(entry):
-        raise ValueError("found NaN, expected a number")
-    return float(entry)
 
 
 def field(name: str) -> Callable[[Entry], float]:
@@ -281,16 +276,7 @@ TASKS: dict[str, Task] = {
     "visualwebbench_element_ocr": Task(
         Score("rouge_l", _of_hundred, stock="rouge_l", scale=100), boxes=boxes.shares_or_pixels()
     ),
-    **_each(
-        "gsm8k gsm8k_cot gsm8k_cot_llama gsm8k_cot_zeroshot gsm8k_cot_self_consistency "
-        "mmlu_pro_biology mmlu_pro_business mmlu_pro_chemistry mmlu_pro_computer_science mmlu_pro_economics "
-        "mmlu_pro_engineering mmlu_pro_health mmlu_pro_history mmlu_pro_law mmlu_pro_math mmlu_pro_other "
-        "mmlu_pro_philosophy mmlu_pro_physics mmlu_pro_psychology "
-        "gpqa_main_cot_zeroshot gpqa_main_cot_n_shot gpqa_main_generative_n_shot "
-        "gpqa_diamond_cot_zeroshot gpqa_diamond_cot_n_shot gpqa_diamond_generative_n_shot "
-        "gpqa_extended_cot_zeroshot gpqa_extended_cot_n_shot gpqa_extended_generative_n_shot",
-        Task(_EXACT_MATCH, ONE_EACH),
-    ),
+    **TEXT_ROWS,
     # --- with a judge's verdict ---
     **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", _mmvet, stock="gpt_eval_score", scale=100))),
     **_each(
@@ -378,12 +364,36 @@ def falls(metric: str, config: Mapping[str, Any]) -> bool:
 
 
 def filters_of(config: Mapping[str, Any]) -> list[str]:
-    """Names of a task's filters, in its own order; scores are those of the first.
+    """Names of a task's filters, in its own order, which is that of its log.
 
     Args:
         config: the task's configuration.
     """
     return [str(row.get("name")) for row in _rows(config, "filter_list")] or ["none"]
+
+
+def headline_filter(task: str, config: Mapping[str, Any]) -> str:
+    """Which of a task's filters its documents' scores are of: the one that its row names, or else its first.
+
+    Args:
+        task: its name.
+        config: the task's configuration.
+    """
+    names = filters_of(config)
+    row = TASKS.get(task)
+    named = row.score.filter if row is not None and row.score is not None else ""
+    return named if named in names else names[0]
+
+
+def headline_filters(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, tuple[str, list[str]]]:
+    """Of tasks with several filters, the one that counts, and the others.
+
+    Args:
+        configs: task -> its configuration.
+    """
+    several = {task: filters_of(config or {}) for task, config in configs.items()}
+    chosen = {task: headline_filter(task, configs[task] or {}) for task, names in several.items() if len(names) > 1}
+    return {task: (one, [name for name in several[task] if name != one]) for task, one in chosen.items()}
 
 
 def _rows(config: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ neither torch nor lmms-eval.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,6 +21,22 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from plam_eval.spec import PlateauSpec
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked about one document.
+
+    Attributes:
+        text: as the chat template leaves it.
+        ids: its token ids.
+        max_new_tokens: the limit of the wrapper's own, where the task sets none; None where it does, or where nothing
+            is generated.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    max_new_tokens: int | None = None
 
 
 @dataclass
@@ -32,6 +49,10 @@ class GenerationRecord:
         errors: the first few of what was raised, in words.
         settings: generation settings, as JSON -> documents they were used for.
         altered: answers that hold characters no worksheet takes: task, doc_id, and the answer as it was (`raw`).
+        prompts: where they are noted (`PlateauWrapper.notes_prompts`), of every document: task, doc_id, and digests of
+            the prompt's text as the chat template leaves it (`text`) and of its token ids (`ids`).
+        examples: task -> doc_id and the whole text of one such prompt.
+        max_new_tokens: limits of the wrapper's own, for documents whose task sets none, of prompts that are noted.
     """
 
     calls: int = 0
@@ -39,6 +60,25 @@ class GenerationRecord:
     errors: list[str] = field(default_factory=list)
     settings: Counter[str] = field(default_factory=Counter)
     altered: list[dict[str, Any]] = field(default_factory=list)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    examples: dict[str, dict[str, Any]] = field(default_factory=dict)
+    max_new_tokens: list[int] = field(default_factory=list)
+
+    def note(self, task: str, doc_id: int, prompt: Prompt) -> None:
+        """Keep what tells a document's prompt from others.
+
+        Args:
+            task: name of its task.
+            doc_id: its number.
+            prompt: what the model is asked.
+        """
+        ids = hashlib.sha256(" ".join(map(str, prompt.ids)).encode()).hexdigest()[:16]
+        text = hashlib.sha256(prompt.text.encode("utf-8", "replace")).hexdigest()[:16]
+        self.prompts.append({"task": task, "doc_id": doc_id, "text": text, "ids": ids})
+        if task not in self.examples:
+            self.examples[task] = {"doc_id": doc_id, "text": prompt.text}
+        if prompt.max_new_tokens is not None and prompt.max_new_tokens not in self.max_new_tokens:
+            self.max_new_tokens.append(prompt.max_new_tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, by the names of the attributes."""
@@ -134,6 +174,9 @@ class PlateauWrapper(Protocol):
     @property
     def generation(self) -> GenerationRecord:
         """What the generations of the present run did on this process, as far as it went."""
+
+    notes_prompts: bool
+    """Whether the record of a run says of every document what its prompt was, which takes some time."""
 
     def begin_run(self) -> None:
         """An evaluation begins: what was generated before is not its own."""

@@ -30,6 +30,7 @@ from plam_eval.report.sections.exports import export_links, exports_section
 from plam_eval.report.sections.form import in_form
 from plam_eval.report.sections.head import answers, facts, links, questions, title_of
 from plam_eval.report.sections.layers import layers_sections
+from plam_eval.report.sections.premise import premise_sections
 from plam_eval.report.sections.provenance import provenance_section
 from plam_eval.report.sections.random_layers import beside_random_layers
 from plam_eval.report.sections.ranges import ranges_section
@@ -122,7 +123,7 @@ def _page(
     warned |= {f"look {name}": warnings.of_one_answer(look.findings.warnings) for name, look in sources.looks.items()}
     if sources.runs:
         warned["runs"] = warnings.of_runs(sources.runs, compared)
-    sections: list[Section] = []
+    sections: list[Section] = premise_sections(sources.premises)
     whole = {name: scan for name, scan in sources.scans.items() if scan.stages.closed_to == "text"}
     for name, scanned in whole.items():
         sections.append(scan_section(scanned, f": {name}" if len(whole) > 1 else ""))

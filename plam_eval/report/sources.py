@@ -14,6 +14,8 @@ from plam_eval.evaluation.attend import folder as attend_folder
 from plam_eval.evaluation.attend.findings import find, selected
 from plam_eval.evaluation.attend.folder import Attended
 from plam_eval.evaluation.attend.summary import AttendFindings
+from plam_eval.evaluation.premise.findings import PremiseFindings, read_premise
+from plam_eval.evaluation.premise.job import BASE, PREMISE
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.scan_folder import Scan
 from plam_eval.evaluation.sweep import findings
@@ -46,6 +48,7 @@ class Sources:
     looks: dict[str, Look] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     exports: dict[str, ExportRecord] = field(default_factory=dict)
+    premises: dict[str, PremiseFindings] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -65,12 +68,12 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
         if not folder.exists():
             raise ReportError(f"{folder}: no such folder")
         owners: list[Path] = []  # folders whose runs are not listed by themselves
-        for read in (_read_sweeps, _read_scans, _read_looks, _read_exports):
+        for read in (_read_premises, _read_sweeps, _read_scans, _read_looks, _read_exports):
             owners += read(folder, sources, seen, select)
         _read_runs(folder, owners, sources, seen)
         if len(seen) == before and not owners:
             sources.notes.append(f"{folder}: nothing of a sweep, a scan, a look inside, a run or an export in it.")
-    if not (sources.sweeps or sources.scans or sources.looks or sources.runs):
+    if not (sources.sweeps or sources.scans or sources.looks or sources.runs or sources.premises):
         sources.notes += [f"{name}: an export, which has no figures of its own" for name in sources.exports]
         notes = "\n".join(f"  - {note}" for note in sources.notes) or "  - no folders"
         raise ReportError(
@@ -80,6 +83,19 @@ def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
             "(*_results.json beside its sample logs)"
         )
     return sources
+
+
+def _read_premises(folder: Path, sources: Sources, seen: set[Path], _: int | None) -> list[Path]:
+    """Add the premise checks in a folder; the base LLM's run below one is a part of it, and no sweep of its own."""
+    found = sorted(_visible(folder, PREMISE))
+    for file in found:
+        key = file.parent / PREMISE
+        if _new(key, seen):
+            _new(file.parent / BASE, seen)
+            name = _name(file.parent, sources.premises)
+            with _noted(sources, "A premise check", file.parent):
+                sources.premises[name] = read_premise(_own(file, folder).parent)
+    return [file.parent / BASE for file in found]
 
 
 def _read_sweeps(folder: Path, sources: Sources, seen: set[Path], select: int | None) -> list[Path]:

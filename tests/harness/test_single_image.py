@@ -18,7 +18,7 @@ from plam_eval.harness.documents import Documents
 from plam_eval.harness.evaluate import evaluate, make_model, parse_model_args
 from plam_eval.harness.single_image import check_question, image_request, read_image
 from plam_eval.harness.wrapper import text_of, writable
-from plam_eval.model_wrappers.hf import is_processor
+from plam_eval.model_wrappers.processors import is_processor
 from plam_eval.probing.token_grid import token_grids
 from tests.helpers.pico import PicoPair
 from tests.helpers.wrappers import CASES, WRAPPER, answers, arguments

@@ -67,7 +67,7 @@ def test_a_loaded_wrapper_keeps_the_contract(family: str, mode: str, load: Calla
 
 def test_a_row_has_all_that_a_family_needs() -> None:
     """Beside its wrapper file: which checkpoints it takes, and whether a scan may give it batches."""
-    assert {row.model_id for row in WRAPPERS.values() if not row.model_types} == {"plam_vllm", "plam_hf"}
+    assert {row.model_id for row in WRAPPERS.values() if not row.model_types} == {"plam_vllm", "plam_hf", "plam_text"}
     families = {row.model_id for row in WRAPPERS.values() if row.model_types}
     for file in library_files():
         constants = {node.value for node in ast.walk(tree_of(file)) if isinstance(node, ast.Constant)}

@@ -305,9 +305,9 @@ def test_evaluate_refuses_what_cannot_give_results(load, in_suite):
 
 
 def test_a_device_that_is_none_says_what_to_write() -> None:
-    from plam_eval.model_wrappers import hf, mixin
+    from plam_eval.model_wrappers import checks, hf
 
     with pytest.raises(InputError, match="device is 'gpu'; expected cpu, cuda"):
         hf._device("gpu")
     with pytest.raises(InputError, match="max_error_share is 2; expected a share"):
-        mixin.check_share(2)
+        checks.check_share(2)

@@ -28,6 +28,7 @@ from plam_eval.harness.recompute import (
 )
 from plam_eval.harness.run_files import RECORD_KEY, check_results, expected_documents, samples_by_filter
 from plam_eval.harness.task_row import entries_of
+from plam_eval.harness.text_tasks import chosen
 from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive
 from plam_eval.publishing.bundle.manifest import (
     LARGEST,
@@ -180,6 +181,7 @@ class _Task:
         self.archive, self.run, self.task, self.bundled, self.done = archive, run, task, bundled, done
         self.results, self.config = results, config
         self.filters = tasks.filters_of(config)
+        self.headline = tasks.headline_filter(task, config)
         self.other_version = run.lmms_eval if run.lmms_eval not in (None, installed_version()) else None
 
     def verify(self) -> dict[str, float]:
@@ -191,10 +193,10 @@ class _Task:
         except PlamError as error:
             self.done.problems.append(str(error))
             return {}
-        if len(by_filter[0]) != self.bundled.documents:
+        scored = by_filter[self.filters.index(self.headline)]
+        if len(scored) != self.bundled.documents:
             self.done.problems.append(
-                f"{self.bundled.samples}: holds {len(by_filter[0])} documents, the manifest says "
-                f"{self.bundled.documents}"
+                f"{self.bundled.samples}: holds {len(scored)} documents, the manifest says {self.bundled.documents}"
             )
         stock: StockTask | None = None
         why = ""
@@ -202,13 +204,15 @@ class _Task:
             stock = find_task(self.task, self.config)
         except UnavailableError as error:
             why = str(error)
-        values = self._metrics(by_filter, stock, why)
-        self._answers(by_filter[0], stock, why)
+        values = self._metrics(by_filter, scored, stock, why)
+        self._answers(scored, stock, why)
         return values
 
     # --- metrics ---
 
-    def _metrics(self, by_filter: Sequence[Sequence[Sample]], stock: StockTask | None, why: str) -> dict[str, float]:
+    def _metrics(
+        self, by_filter: Sequence[Sequence[Sample]], scored: Sequence[Sample], stock: StockTask | None, why: str
+    ) -> dict[str, float]:
         stored = _numbers_of((self.results.get("results") or {}).get(self.task))
         by_stock: dict[str, float] = {}
         failures: dict[str, str] = {}
@@ -221,7 +225,7 @@ class _Task:
                     values, failed, why = {}, {}, str(error)
                 by_stock |= values
                 failures |= {f"{metric},{name}": reason for metric, reason in failed.items()}
-        by_row = self._by_row(by_filter[0])
+        by_row = self._by_row(scored)
         used = {}
         for metric in [*stored, *(name for name in by_stock if name not in stored and "_stderr" not in name)]:
             row = self._metric(metric, stored.get(metric), by_stock, by_row, failures.get(metric, why))
@@ -270,7 +274,7 @@ class _Task:
                 ):  # a judge gave none, and the task counts that its own way
                     return {}
                 value = score.scale * score.aggregate([each for each, _ in pairs], [group for _, group in pairs])
-                return {f"{score.stock},{self.filters[0]}": float(value)}
+                return {f"{score.stock},{self.headline}": float(value)}
         return {}
 
     # --- answers ---
@@ -334,9 +338,10 @@ class _Task:
     def _answer(self, sample: Sample, stock: StockTask, document_of: Callable[[Sample], list[Any]]) -> tuple[str, bool]:
         """What is wrong with a sample, "" where nothing is, and whether its score was drawn at random."""
         answer = sample["filtered_resps"]
-        if isinstance(answer, list) and len(answer) == 1:  # as lmms-eval before 0.7 logs it
+        by_likelihood = chosen(answer) is not None
+        if not by_likelihood and isinstance(answer, list) and len(answer) == 1:  # as lmms-eval before 0.7 logs it
             (answer,) = answer
-        if not isinstance(answer, str):
+        if not by_likelihood and not isinstance(answer, str):
             raise UnavailableError("they have several answers each")
         try:
             documents = document_of(sample)

@@ -12,7 +12,7 @@ from typing import Any
 from plam_eval.errors import quoted
 from plam_eval.evaluation.records import Run
 from plam_eval.harness.run_files import date_of
-from plam_eval.harness.tasks import TASKS, falls, filters_of, score_of_task
+from plam_eval.harness.tasks import TASKS, falls, headline_filter, score_of_task
 from plam_eval.publishing.hub_results.benchmarks import Benchmark
 from plam_eval.terminal import one_line
 
@@ -75,7 +75,7 @@ class ReportedScore:
         score = score_of_task(self.task, self.config)
         stored = (self.run.results.get("results") or {}).get(self.task) or {}
         names = [score.stock] if score.stock else [score.metric, *score.also]
-        values = {name: stored.get(f"{name},{filters_of(self.config)[0]}") for name in names}
+        values = {name: stored.get(f"{name},{headline_filter(self.task, self.config)}") for name in names}
         return {
             name: round(float(value), 6)
             for name, value in values.items()
