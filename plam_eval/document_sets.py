@@ -73,3 +73,30 @@ def read_by_task(stored: Any) -> dict[str, tuple[int, ...]]:
         except ValueError as error:
             raise ValueError(f"{task}: {error}") from None
     return documents
+
+
+def write_clusters(clusters: Iterable[Iterable[int]]) -> str:
+    """Clusters of documents in a given order, as "17+18 5 0:2".
+
+    Args:
+        clusters: doc_ids of each.
+    """
+    return " ".join(write_documents(doc_ids) for doc_ids in clusters)
+
+
+def read_clusters(text: Any) -> tuple[tuple[int, ...], ...]:
+    """The clusters that were written, in their order.
+
+    Args:
+        text: as `write_clusters` gives it.
+
+    Raises:
+        ValueError: it is no such text, or names a document twice.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"found {quoted(text)}, expected clusters of documents, as 17+18 5 0:2")
+    clusters = tuple(read_documents(word) for word in text.split())
+    doc_ids = [doc_id for cluster in clusters for doc_id in cluster]
+    if len(doc_ids) > MOST_DOCUMENTS or len(set(doc_ids)) < len(doc_ids):
+        raise ValueError(f"found {quoted(text)}, expected each document once")
+    return clusters

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError
@@ -195,6 +196,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "config/resolved_cli_args": _OBJECT,
     "config/limit": _NUMBER,
     "config/offset": _NUMBER,
+    "config/documents/*": _TEXT,
+    "config/sample": _OBJECT,
     f"{RECORD_KEY}/provenance/versions": _OBJECT,
     f"{RECORD_KEY}/provenance/checkpoint": _OBJECT,
     f"{RECORD_KEY}/provenance/base": _OBJECT,
@@ -247,6 +250,10 @@ def check_results(results: dict[str, Any], file: object) -> dict[str, Any]:
         for where, value in _values(file, results, path):
             if value is not None:
                 _check_kind(file, where, value, kinds)
+    try:
+        documents_of(results)
+    except ValueError as error:
+        raise RecordError(f"{file}: config/documents: {error}; it was damaged: copy it again, or run again") from None
     for limit in ("limit", "offset"):
         if not math.isfinite((results.get("config") or {}).get(limit) or 0):
             raise RecordError(f"{file}: config/{limit}: found no finite number; copy it again, or run again")
@@ -386,6 +393,19 @@ def _check_sample(sample: Any) -> None:
     if isinstance(sample["doc_id"], int) and not -(2**63) <= sample["doc_id"] < 2**63:
         raise ValueError(f"doc_id is {quoted(sample['doc_id'])}, expected a number of at most 64 bits")
     _ = sample["target"], sample["filtered_resps"]
+
+
+def documents_of(results: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Task -> the documents that results say they are of; None where they are lmms-eval's first ones, or all.
+
+    Args:
+        results: the results JSON.
+
+    Raises:
+        ValueError: they are not written as we write them.
+    """
+    stored = (results.get("config") or {}).get("documents")
+    return None if stored is None else read_by_task(stored)
 
 
 def expected_documents(results: Mapping[str, Any], task: str) -> int | None:

@@ -14,15 +14,24 @@ it: a larger sample under the same seed has all documents of a smaller one.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
+from plam_eval.document_sets import write_by_task
 from plam_eval.harness.task_row import Document
-from plam_eval.harness.tasks import TASKS, cluster_of_document
+from plam_eval.harness.tasks import TASKS, cluster_of_document, has_clusters
 
+_Clusters = TypeVar("_Clusters", bound=Sequence[Sequence[int]])
+_TASKS_OF_COCO = re.compile(r"(pope|gqa|mme|vqav2|ok_vqa|refcoco|refcocog|coco|coco2014|coco2017)(?![a-z0-9])")
 _COCO = re.compile(r"COCO_\w*?0*(\d{1,12})(?!\d)", re.ASCII)
+
+
+Drawn = tuple[tuple[int, ...], ...]
+"""Documents of a task, cluster by cluster, in the order in which they are drawn."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +40,45 @@ class Excluded:
 
     Attributes:
         documents: task -> doc_ids.
-        images: names of images that these documents show, of collections that several tasks take images from.
+        images: names of images that these documents show, as `shared_image` gives them.
         origins: where they come from, for messages.
     """
 
-    documents: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    documents: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
     images: frozenset[str] = frozenset()
     origins: tuple[str, ...] = ()
 
-    def of(self, task: str) -> frozenset[int]:
-        """A task's.
+    def digest(self) -> str:
+        """A short name of what is left out, equal where the same is."""
+        text = json.dumps([write_by_task(self.documents), sorted(self.images)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-        Args:
-            task: its name.
-        """
-        return self.documents.get(task, frozenset())
+
+@dataclass(frozen=True)
+class Sample:
+    """Which documents are asked about: so many of each task, and none that is left out.
+
+    Attributes:
+        size: documents of each task; None for all that are left.
+        seed: of the drawing, and of the order that all documents have.
+        excluded: what is left out.
+    """
+
+    size: int | None = None
+    seed: int = 0
+    excluded: Excluded = Excluded()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it takes all documents."""
+        return self.size is None and not self.excluded.origins
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records, JSON-able: size, seed, and what is left out by its names and digest."""
+        told: dict[str, Any] = {"size": self.size, "seed": self.seed}
+        if self.excluded.origins:
+            told |= {"excluded": list(self.excluded.origins), "excluded_digest": self.excluded.digest()}
+        return told
 
 
 def shared_image(cluster: str | None) -> str | None:
@@ -56,6 +89,21 @@ def shared_image(cluster: str | None) -> str | None:
     """
     match = _COCO.search(cluster or "")
     return f"COCO {match[1]}" if match else None
+
+
+def may_share_images(one: str, other: str) -> bool:
+    """Whether two tasks show images of COCO, of which no more is known than that.
+
+    Args:
+        one: name of a task.
+        other: of another.
+    """
+    names = (one, other)
+    return one != other and all(_TASKS_OF_COCO.match(name) for name in names) and not all(map(_names_coco, names))
+
+
+def _names_coco(task: str) -> bool:
+    return task.startswith(("pope", "refcoco"))
 
 
 @dataclass(frozen=True)
@@ -91,7 +139,7 @@ class Population:
     def of(
         cls,
         task: str,
-        documents: Iterable[Document],
+        documents: Sequence[Document],
         *,
         excluded: Collection[int] = (),
         images: Collection[str] = (),
@@ -104,6 +152,8 @@ class Population:
             excluded: doc_ids that must not be drawn, nor what shares a cluster with one of them.
             images: names of images, as `shared_image` gives them, of which no document must be drawn.
         """
+        if not has_clusters(task) and not has_categories(task):
+            documents = [{}] * len(documents)  # nothing of them would be read
         doc_ids: dict[str, list[int]] = defaultdict(list)
         categories: dict[str, Counter[str]] = defaultdict(Counter)
         for doc_id, document in enumerate(documents):
@@ -126,10 +176,15 @@ class Population:
         """Documents in all."""
         return sum(len(cluster.doc_ids) for cluster in self.clusters)
 
-    @property
-    def categories(self) -> list[str]:
-        """Names of the categories, sorted; none where the task has no known ones."""
-        return sorted({cluster.category for cluster in self.clusters if cluster.category is not None})
+    def only(self, doc_ids: Collection[int]) -> Population:
+        """Some of its documents, in the clusters that they are in.
+
+        Args:
+            doc_ids: which ones.
+        """
+        wanted = doc_ids if isinstance(doc_ids, range) else frozenset(doc_ids)
+        kept = (replace(each, doc_ids=tuple(one for one in each.doc_ids if one in wanted)) for each in self.clusters)
+        return replace(self, clusters=tuple(each for each in kept if each.doc_ids))
 
     def sequence(self, seed: int) -> list[Cluster]:
         """All clusters, in the order in which they are drawn.
@@ -150,14 +205,26 @@ class Population:
                 before += size
         return [cluster for *_, cluster in sorted(placed, key=lambda each: each[:2])]
 
-    def draw(self, size: int, seed: int) -> tuple[int, ...]:
-        """The doc_ids of a sample, in order: as near to `size` as whole clusters allow, all where there are no more.
+    def drawn(self, size: int | None, seed: int) -> Drawn:
+        """A sample, cluster by cluster in the order in which it is drawn.
+
+        It is as near to `size` as whole clusters allow, and all documents where there are no more.
 
         Args:
-            size: documents that are wanted, at least 1.
+            size: documents that are wanted, at least 1; None for all.
             seed: of the drawing.
         """
-        return tuple(sorted(beginning([cluster.doc_ids for cluster in self.sequence(seed)], size)))
+        sequence = tuple(cluster.doc_ids for cluster in self.sequence(seed))
+        return sequence if size is None else beginning(sequence, size)
+
+
+def has_categories(task: str) -> bool:
+    """Whether the rows of a task's dataset are known to say what kind of question they are.
+
+    Args:
+        task: its name.
+    """
+    return task in TASKS and TASKS[task].category is not None
 
 
 def category_of_document(task: str, document: Document) -> str | None:
@@ -174,19 +241,19 @@ def category_of_document(task: str, document: Document) -> str | None:
         return None
 
 
-def beginning(sequence: Iterable[Sequence[int]], size: int) -> list[int]:
-    """The documents of the first clusters of a sequence that come as near to a size as can be, the first one at least.
+def beginning(sequence: _Clusters, size: int) -> _Clusters:
+    """The first clusters of a sequence that come as near to a number of documents as can be, one at least.
 
     Args:
         sequence: doc_ids of each cluster.
-        size: documents that are wanted; of two numbers that are as near to it, the smaller one.
+        size: documents that are wanted; of two numbers that are as near to it, the smaller one is taken.
     """
-    drawn: list[int] = []
-    for doc_ids in sequence:
-        if drawn and abs(len(drawn) + len(doc_ids) - size) >= abs(len(drawn) - size):
-            break
-        drawn += doc_ids
-    return drawn
+    count = 0
+    for place, doc_ids in enumerate(sequence):
+        if count and abs(count + len(doc_ids) - size) >= abs(count - size):
+            return cast(_Clusters, sequence[:place])
+        count += len(doc_ids)
+    return sequence
 
 
 def _commonest(categories: Counter[str]) -> str | None:

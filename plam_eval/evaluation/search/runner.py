@@ -131,7 +131,8 @@ def try_settings(job: SearchJob, evaluator: Evaluator) -> dict[str, str]:
     with files.locked(job.folder, _PLAN_LOCK, SearchError, patience=_SECONDS):
         job.write()
         table = evaluator.documents()
-        chosen_on, _ = split_documents(table, job.config.select)
+        drawn = sweep_runner.check_tasks(job.config.sweep, by_document=True).drawn
+        chosen_on, _ = split_documents(table, job.config.select, drawn)
         chosen = table.assign(cluster=clusters_by_content(table)).merge(chosen_on, on=["task", "doc_id"])
         job.note_documents(chosen, evaluator.directions())
     documents = read_documents(job.folder, options.rungs, options.seed)
