@@ -121,7 +121,7 @@ def attend(
     if queries not in QUERIES:
         expected = f"expected {', '.join([*QUERIES][:-1])} or {[*QUERIES][-1]}"
         raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, QUERIES)}")
-    of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
+    of_tasks: dict[str, Any] = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
     of_tasks |= {"sample": sample, "exclude": exclude}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
     check_generation(gen_kwargs, greedy=True)

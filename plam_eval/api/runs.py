@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plam_eval.api.shared import Arguments, Words, paths_of, words_of
 from plam_eval.api.sweeps import evaluate_job
@@ -101,7 +101,8 @@ def compare(
         folders = [Path(folder) for folder in paths(runs)]
         if len(folders) != 2 or model or model_args:
             raise InputError("give two run folders, or --model with --model_args and --tasks")
-        settings = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs, "include_path": include_path}
+        settings: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
+        settings["include_path"] = include_path
         settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": _at_once(together)}
         settings |= {"sample": sample, "seed": seed, "exclude": exclude or None}
         settings["output"] = None if str(output) == "compare" else output
