@@ -113,6 +113,8 @@ def scan(
     check_generation(gen_kwargs, greedy=True)
     scans.check_batch(model_id, batch_size)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
+    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
+    drawn = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
     scan_folder.check_folder(output)
     scans.check_base(base)
     logged = wandb.Settings.read(wandb_args)
@@ -129,8 +131,6 @@ def scan(
     else:
         pretrained, merged = model.pretrained_name, model.spec is not None
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
-    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
-    drawn = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
     asked["include_path"] = include_path and str(include_path)
     scans.check(output, tasks, model=model, sample=drawn, **asked)
     note = scans.no_spec(output, pretrained, base, merged=merged, closed_to=closed) if pretrained else None
