@@ -60,7 +60,7 @@ def test_of_a_sweep_those_it_chose_on(tmp_path: Path, select: int | None) -> Non
     assert drawn == (tuple(range(12)) if select is None else (0, 3, 7, 9, 11))
     plan["drawn"] = {"seed": 0, "order": {"pope": "7 7"}}
     file.write_text(json.dumps(plan))
-    with pytest.raises(DamagedFileError, match="drawn: .*each document once"):
+    with pytest.raises(DamagedFileError, match=r"drawn: .*each document once"):
         read_excluded([str(tmp_path / "s")])
 
 
