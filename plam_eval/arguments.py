@@ -178,6 +178,10 @@ def _is_words(value: Any) -> bool:
     return isinstance(value, str) or listed
 
 
+def _are_paths(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_path, value))
+
+
 def _is_arguments(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and all(isinstance(key, str) for key in value))
 
@@ -189,6 +193,7 @@ WORDS = _kind(_is_words, "words, as a list or in one text with commas")
 ARGUMENTS = _kind(_is_arguments, "text such as 'key=value,key=value', or a mapping")
 
 
+PATHS = _kind(lambda value: _is_path(value) or _is_words(value) or _are_paths(value), "paths, or words with commas")
 NAME = _kind(lambda value: isinstance(value, (str, os.PathLike)), "a hub id or a folder")
 NAME_OR_NONE = _kind(lambda value: value is None or isinstance(value, (str, os.PathLike)), "a hub id or a folder")
 

@@ -49,6 +49,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "figures": "how every figure looks",
         "files": "writing beside and renaming, marks, locks",
         "layer_sets": "sets of decoder layers, written and read",
+        "document_sets": "sets of documents, written and read",
         "hub": "names and revisions on the hub",
         "patching": "functions of other libraries, wrapped once",
         "tasks": "task YAMLs, and what a YAML cannot say",

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, free_memory, words_of
-from plam_eval.arguments import ARGUMENTS, PATH, TEXT, WORDS, count, paths, read_number, takes, write_words
+from plam_eval.api.shared import Arguments, Words, free_memory, sample_of, words_of
+from plam_eval.arguments import ARGUMENTS, PATH, PATHS, TEXT, WORDS, count, paths, read_number, takes, write_words
 from plam_eval.errors import ArgumentError, InputError, did_you_mean, quoted
 from plam_eval.spec import OVERRIDE_KEYS
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     output=PATH,
     limit=count(1),
     offset=count(0),
+    sample=count(1),
+    seed=count(0),
+    exclude=PATHS,
     settings=WORDS,
     queries=TEXT,
     together=count(1),
@@ -43,6 +46,9 @@ def attend(
     *,
     limit: int | None = None,
     offset: int = 0,
+    sample: int | None = None,
+    seed: int = 0,
+    exclude: Words | Path | Sequence[Path] = (),
     settings: Words | None = None,
     queries: str = "last",
     together: int | None = None,
@@ -61,7 +67,7 @@ def attend(
     """Where a model looks, plain, merged and under the controls, on the same documents: layer by layer, with tests.
 
     Everything that can be known to be wrong is raised before the model is loaded. What was stopped goes on where it
-    was, with the same `output`; a higher `limit` or more tasks add to it.
+    was, with the same `output`; a higher `limit`, a larger `sample` or more tasks add to it.
 
     Args:
         model: id of one of our HF wrappers ("plam_llava"), or such a wrapper, loaded, which stays loaded and merged.
@@ -70,6 +76,9 @@ def attend(
         output: folder of what is found.
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
+        sample: so many documents of each task, drawn by category and in whole clusters.
+        seed: of the drawing, of the documents to choose layers on as well.
+        exclude: leave out what was looked at before: folders, or "scan" for that of the plateau.
         settings: what is looked at beside the plain model: "merged" (the plateau of model_args), rules that it is
             merged by instead, such as "self_scale", and specs by name or file; plain, merged, self_scale and normalized
             by default.
@@ -112,7 +121,8 @@ def attend(
     if queries not in QUERIES:
         expected = f"expected {', '.join([*QUERIES][:-1])} or {[*QUERIES][-1]}"
         raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, QUERIES)}")
-    of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
+    of_tasks: dict[str, Any] = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
+    of_tasks |= {"sample": sample, "exclude": exclude}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
     check_generation(gen_kwargs, greedy=True)
     own_boxes = _boxes(box)
@@ -120,6 +130,8 @@ def attend(
         checks.check_image(image, str(question), own_boxes)
     check_folder(output)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
+    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
+    drawn = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
     words = words_of(settings) if settings else None
     if isinstance(model, str):
         checkpoint, spec = check_model(model, arguments, force_simple=force_simple)
@@ -135,6 +147,7 @@ def attend(
     notes = chosen.notes()
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "include_path": include_path}
     if image is None:
+        asked["sample"] = drawn
         checked = checks.check_tasks(output, tasks, gen_kwargs=gen_kwargs, model=model, **asked)
         bare = checks.tasks_without_boxes(checked.documents, boxes=boxes, include_path=include_path, model=model)
         notes += [f"{task}: no boxes are known of its images, so measures of boxes are left out" for task in bare]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, words_of
+from plam_eval.api.shared import Arguments, Words, paths_of, words_of
 from plam_eval.api.sweeps import evaluate_job
 from plam_eval.arguments import (
     ARGUMENTS,
     BOTH,
     PATH,
+    PATHS,
     TEXT,
     WORDS,
     count,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     output=PATH,
     limit=count(1),
     offset=count(0),
+    sample=count(1),
+    seed=count(0),
+    exclude=PATHS,
     gen_kwargs=TEXT,
     include_path=PATH,
     batch_size=count(1),
@@ -50,6 +54,9 @@ def compare(
     output: str | Path = "compare",
     limit: int | None = None,
     offset: int | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
+    exclude: Words | Path | Sequence[Path] | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int | None = None,
@@ -70,6 +77,9 @@ def compare(
         output: folder for both runs.
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
+        sample: so many documents of each task, drawn by category and in whole clusters.
+        exclude: leave out what was looked at before: folders, or "scan" for that of the plateau.
+        seed: of the drawing; 0 by default.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
         batch_size: as for lmms-eval.
@@ -91,8 +101,10 @@ def compare(
         folders = [Path(folder) for folder in paths(runs)]
         if len(folders) != 2 or model or model_args:
             raise InputError("give two run folders, or --model with --model_args and --tasks")
-        settings = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs, "include_path": include_path}
+        settings: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
+        settings["include_path"] = include_path
         settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": _at_once(together)}
+        settings |= {"sample": sample, "seed": seed, "exclude": exclude or None}
         settings["output"] = None if str(output) == "compare" else output
         if idle := [f"--{key}" for key, value in settings.items() if value is not None]:
             raise InputError(f"{', '.join(idle)} with two run folders, which are compared as they are; leave it out")
@@ -122,6 +134,9 @@ def compare(
         together=_at_once(together),
         limit=limit,
         offset=offset,
+        sample=sample,
+        seed=seed,
+        exclude=paths_of(exclude) if exclude else None,
         gen_kwargs=gen_kwargs,
         include_path=include_path and str(include_path),
         batch_size=batch_size,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval.api.shared import Arguments, Words, free_memory, words_of
-from plam_eval.arguments import ARGUMENTS, NAME, PATH, TEXT, WORDS, count, real, takes, write_words
+from plam_eval.api.shared import Arguments, Words, free_memory, sample_of, words_of
+from plam_eval.arguments import ARGUMENTS, NAME, PATH, PATHS, TEXT, WORDS, count, real, takes, write_words
 from plam_eval.errors import ArgumentError, InputError
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     output=PATH,
     limit=count(1),
     offset=count(0),
+    sample=count(1),
+    seed=count(0),
+    exclude=PATHS,
     cuts=TEXT,
     gen_kwargs=TEXT,
     include_path=PATH,
@@ -38,6 +42,9 @@ def scan(
     *,
     limit: int | None = None,
     offset: int = 0,
+    sample: int | None = None,
+    seed: int = 0,
+    exclude: Words | Path | Sequence[Path] = (),
     cuts: str | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
@@ -52,7 +59,7 @@ def scan(
     """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec.
 
     Everything that can be known to be wrong is raised before the model is loaded. A scan that was stopped goes on where
-    it was, with the same `output`; a higher `limit` or more tasks add to it.
+    it was, with the same `output`; a higher `limit`, a larger `sample` or more tasks add to it.
 
     Args:
         model: id of one of our HF wrappers ("plam_llava"), or such a wrapper, loaded, which stays loaded.
@@ -61,6 +68,9 @@ def scan(
         output: folder of the scan.
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
+        sample: so many documents of each task, drawn by category and in whole clusters.
+        seed: of the drawing.
+        exclude: leave out what was looked at before: folders of scans, sweeps, runs and the like.
         cuts: cut layers such as "0,4,8:28"; all by default.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
@@ -103,6 +113,8 @@ def scan(
     check_generation(gen_kwargs, greedy=True)
     scans.check_batch(model_id, batch_size)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
+    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
+    drawn = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
     scan_folder.check_folder(output)
     scans.check_base(base)
     logged = wandb.Settings.read(wandb_args)
@@ -120,11 +132,12 @@ def scan(
         pretrained, merged = model.pretrained_name, model.spec is not None
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
     asked["include_path"] = include_path and str(include_path)
-    scans.check(output, tasks, model=model, **asked)
+    scans.check(output, tasks, model=model, sample=drawn, **asked)
     note = scans.no_spec(output, pretrained, base, merged=merged, closed_to=closed) if pretrained else None
     if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
     settings = {"model": model_id, "model_args": arguments, "tasks": words_of(tasks), **asked, "closed_to": closed_to}
+    settings["sample"] = None if drawn.is_whole else drawn.to_dict()
     with logged.run("scan", pretrained or model_id, settings) as log:
         wrapper = model
         if isinstance(model, str):
@@ -140,6 +153,7 @@ def scan(
                 base_model=base,
                 margin=margin,
                 confidence=confidence,
+                sample=drawn,
                 **asked,
             )
         finally:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.api.shared import Arguments, Words, free_memory, read_config
-from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, takes
+from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, PATHS, takes
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.search.findings import SearchFindings
     from plam_eval.evaluation.search.job import SearchJob
 
 
-@takes(config=PATH_OR_MAPPING, output=PATH, model_args=ARGUMENTS, include_path=PATH)
+@takes(config=PATH_OR_MAPPING, output=PATH, model_args=ARGUMENTS, include_path=PATH, exclude=PATHS)
 def search(
     config: str | Path | Mapping[str, Any] | None = None,
     *,
@@ -44,6 +44,8 @@ def search(
     draws: int | None = None,
     limit: int | None = None,
     offset: int | None = None,
+    sample: int | None = None,
+    exclude: Words | Path | Sequence[Path] | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int | None = None,
@@ -63,7 +65,7 @@ def search(
         select: choose on so many documents of each task, and those that share an image with them.
         trials: settings that are tried, so many in all.
         sampler: "tpe", "gp", "random" or "grid".
-        seed: of the sampler, and of which documents are answered first.
+        seed: of the sampler, of the drawing of documents, and of which of them are answered first.
         base: base LLM, where no plateau says it.
         ancestor: what MLLM and base were both tuned from, where no plateau says it.
         layers: "ranges" (without a gap) or "sets".
@@ -81,6 +83,8 @@ def search(
         draws: sets of layers that "random_layers" draws, 5 by default.
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
+        sample: so many documents of each task, drawn by category and in whole clusters.
+        exclude: leave out what was looked at before: folders, or "scan" for that of the plateau.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
         batch_size: as for lmms-eval.
@@ -123,6 +127,8 @@ def search(
         draws=draws,
         limit=limit,
         offset=offset,
+        sample=sample,
+        exclude=exclude,
         gen_kwargs=gen_kwargs,
         include_path=include_path,
         batch_size=batch_size,
@@ -199,7 +205,7 @@ def plan_search(
     except EvaluationError as error:
         return SearchPlan(job, None, tried, size, (f"documents not counted: {error}",))
     warnings = [f"{task}: left out, no score per document is known: {why}" for task, why in checked.unscored.items()]
-    return SearchPlan(job, checked.documents, tried, size, tuple(warnings))
+    return SearchPlan(job, checked.documents, tried, size, (*warnings, *checked.notes))
 
 
 @takes(folder=PATH)

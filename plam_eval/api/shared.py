@@ -6,9 +6,12 @@ import gc
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plam_eval.arguments import write_words
+
+if TYPE_CHECKING:
+    from plam_eval.harness.sampling import Sample
 
 Words = str | Sequence[str]
 """Words, as a list or in one text with commas."""
@@ -21,6 +24,48 @@ Arguments = str | Mapping[str, Any]
 def words_of(words: Words) -> list[str]:
     """The words of `words` as a list; in one text they stand between commas."""
     return [word.strip() for word in words.split(",")] if isinstance(words, str) else list(words)
+
+
+def sample_of(
+    sample: int | None,
+    seed: int,
+    exclude: Words | Path | Sequence[Path],
+    *,
+    limit: int | None,
+    offset: int,
+    plateau: Any = None,
+) -> Sample:
+    """Which documents a function is asked for, beside its limit and offset.
+
+    Args:
+        sample: so many of each task; None for all.
+        seed: of the drawing.
+        exclude: folders and words whose documents are left out.
+        limit: as the function was given it, to be held against the others.
+        offset: likewise.
+        plateau: of the merge, whose scan "scan" means.
+
+    Raises:
+        InputError: they do not go together, or a word leads to no documents.
+    """
+    from plam_eval.evaluation.excluded import read_excluded
+    from plam_eval.harness.checks import check_sample
+    from plam_eval.harness.sampling import Excluded, Sample
+
+    words = paths_of(exclude)
+    check_sample(sample, bool(words), limit, offset)
+    return Sample(sample, seed, read_excluded(words, plateau) if words else Excluded())
+
+
+def paths_of(given: Words | Path | Sequence[Path]) -> list[str]:
+    """One path or several, as texts; in one text they stand between commas.
+
+    Args:
+        given: as a function was given it.
+    """
+    if isinstance(given, str):
+        return [word for word in words_of(given) if word]
+    return [str(path) for path in ([given] if isinstance(given, Path) else given)]
 
 
 def overrides_of(
@@ -71,6 +116,8 @@ def read_config(config: Any, given: dict[str, Any]) -> tuple[str | Path | None, 
     for name in ("base_model", "ancestor", "include_path"):
         if isinstance(given.get(name), Path):
             given[name] = str(given[name])
+    if given.get("exclude") is not None:
+        given["exclude"] = paths_of(given["exclude"])
     if given.get("model_args") is not None:
         given["model_args"] = write_words(given["model_args"], "model_args")
     if isinstance(config, Mapping):

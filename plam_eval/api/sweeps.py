@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.api.shared import Arguments, Words, free_memory, read_config
-from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, count, takes
+from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, PATHS, count, takes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     model_args=ARGUMENTS,
     include_path=PATH,
     workers=count(1),
+    exclude=PATHS,
     wandb_args=ARGUMENTS,
 )
 def sweep(
@@ -44,6 +45,9 @@ def sweep(
     select: int | None = None,
     limit: int | None = None,
     offset: int | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
+    exclude: Words | Path | Sequence[Path] | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int | None = None,
@@ -77,6 +81,9 @@ def sweep(
         select: choose the best merge on so many documents of each task, and report on the others.
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
+        sample: so many documents of each task, drawn by category and in whole clusters.
+        exclude: leave out what was looked at before: folders, or "scan" for that of the plateau.
+        seed: of the drawing of documents, those to choose on included; 0 by default.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
         batch_size: as for lmms-eval.
@@ -115,6 +122,9 @@ def sweep(
         select=select,
         limit=limit,
         offset=offset,
+        sample=sample,
+        seed=seed,
+        exclude=exclude,
         gen_kwargs=gen_kwargs,
         include_path=include_path,
         batch_size=batch_size,
@@ -205,7 +215,7 @@ def plan_sweep(
     except EvaluationError as error:
         return SweepPlan(job, None, (f"documents not counted: {error}",))
     warnings = [f"{task}: no score per document is known: {why}" for task, why in checked.unscored.items()]
-    return SweepPlan(job, checked.documents, tuple(warnings))
+    return SweepPlan(job, checked.documents, (*warnings, *checked.notes))
 
 
 @takes(folder=PATH, select=count(0))

@@ -10,11 +10,14 @@ import typer
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     MOST_DOCUMENTS,
+    Exclude,
     GenKwargs,
     IncludePath,
     Json,
     Limit,
     Quiet,
+    Sample,
+    SampleSeed,
     Tasks,
     complete_wrapper,
     example,
@@ -45,6 +48,9 @@ def attend(
     offset: Annotated[
         int, typer.Option(help="Leave out as many documents of each task.", min=0, max=MOST_DOCUMENTS)
     ] = 0,
+    sample: Sample = None,
+    seed: SampleSeed = None,
+    exclude: Exclude = None,
     settings: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +102,9 @@ def attend(
             output,
             limit=limit,
             offset=offset,
+            sample=sample,
+            seed=seed or 0,
+            exclude=exclude or (),
             settings=settings,
             queries=queries,
             together=together,

@@ -66,7 +66,23 @@ Parameters = Annotated[
 ]
 Seed = Annotated[str | None, typer.Option(help="Override of the seed, of a rule that draws.")]
 Tasks = Annotated[str | None, typer.Option(help="Task or group names, separated by commas.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first documents of each task.", min=1, max=MOST_DOCUMENTS)]
+Limit = Annotated[
+    int | None,
+    typer.Option(help="Only the first documents of each task, to try things out.", min=1, max=MOST_DOCUMENTS),
+]
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        help="So many documents of each task, drawn by category and in whole clusters.", min=1, max=MOST_DOCUMENTS
+    ),
+]
+SampleSeed = Annotated[int | None, typer.Option("--seed", help="Of the drawing of documents; 0 by default.", min=0)]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Leave out what was looked at: folder of a scan, sweep or run, or scan, the plateau's; may be repeated."
+    ),
+]
 Offset = Annotated[
     int | None,
     typer.Option(help="Leave out as many documents of each task; none by default.", min=0, max=MOST_DOCUMENTS),

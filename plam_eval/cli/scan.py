@@ -10,11 +10,14 @@ import typer
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     MOST_DOCUMENTS,
+    Exclude,
     GenKwargs,
     IncludePath,
     Json,
     Limit,
     Quiet,
+    Sample,
+    SampleSeed,
     WandbArgs,
     complete_wrapper,
     example,
@@ -40,6 +43,9 @@ def scan(
     offset: Annotated[
         int, typer.Option(help="Leave out as many documents of each task.", min=0, max=MOST_DOCUMENTS)
     ] = 0,
+    sample: Sample = None,
+    seed: SampleSeed = None,
+    exclude: Exclude = None,
     cuts: Annotated[str | None, typer.Option(help='Cut layers, such as "0,4,8:28"; all by default.')] = None,
     gen_kwargs: GenKwargs = None,
     include_path: IncludePath = None,
@@ -87,6 +93,9 @@ def scan(
             output,
             limit=limit,
             offset=offset,
+            sample=sample,
+            seed=seed or 0,
+            exclude=exclude or (),
             cuts=cuts,
             gen_kwargs=gen_kwargs,
             include_path=include_path,

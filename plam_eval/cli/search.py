@@ -10,6 +10,7 @@ import typer
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     BatchSize,
+    Exclude,
     ForceSimple,
     GenKwargs,
     IncludePath,
@@ -19,6 +20,7 @@ from plam_eval.cli.options import (
     ModelArgs,
     Offset,
     Quiet,
+    Sample,
     Tasks,
     example,
 )
@@ -57,7 +59,7 @@ def search(
         typer.Option(help="tpe (the default), gp, random, or grid: each once.", autocompletion=complete_sampler),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the sampler and of the order of documents; 0 by default.")
+        int | None, typer.Option(help="Of the sampler, the drawing and the order of documents; 0 by default.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM, where no plateau in --model_args says it.")] = None,
     ancestor: Annotated[
@@ -111,6 +113,8 @@ def search(
     ] = None,
     limit: Limit = None,
     offset: Offset = None,
+    sample: Sample = None,
+    exclude: Exclude = None,
     gen_kwargs: GenKwargs = None,
     include_path: IncludePath = None,
     batch_size: BatchSize = None,
@@ -149,6 +153,8 @@ def search(
         "draws": draws,
         "limit": limit,
         "offset": offset,
+        "sample": sample,
+        "exclude": exclude,
         "gen_kwargs": gen_kwargs,
         "include_path": include_path,
         "batch_size": batch_size,

@@ -34,6 +34,7 @@ from plam_eval.evaluation.scan_folder import (
 from plam_eval.evaluation.scan_recorder import CutRecorder
 from plam_eval.harness import checks, evaluate, processes
 from plam_eval.harness.registry import WRAPPERS
+from plam_eval.harness.sampling import Sample
 from plam_eval.harness.wrapper import HFWrapper
 from plam_eval.hub import COMMIT, is_folder, is_repository, name_problem, repository_of, split_revision
 from plam_eval.probing.closed import READERS, ClosedTo
@@ -53,6 +54,7 @@ def scan(
     cuts: str | None = None,
     limit: int | None = None,
     offset: int = 0,
+    sample: Sample | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 1,
@@ -64,8 +66,9 @@ def scan(
 ) -> Scan | None:
     """Answer the tasks under every cut, score them, find the plateau, and write all of it into `output`.
 
-    A scan that was stopped goes on where it was; more tasks or a higher limit add to it. Other weights, cuts,
-    generation settings or another `closed_to` are refused. Under several processes each answers its share.
+    A scan that was stopped goes on where it was; more tasks, a higher limit or a larger sample add to it. Other
+    weights, cuts, generation settings, another `closed_to`, seed or exclusion are refused. Under several processes each
+    answers its share.
 
     Args:
         model: one of the HF wrappers, as it is: merged models can be scanned too, but give no spec.
@@ -73,6 +76,7 @@ def scan(
         tasks: names of tasks or groups, as a list or separated by commas.
         limit: documents of each task, at most.
         offset: documents of each task that are left out, from its first one on.
+        sample: so many documents of each task instead, and what is left out.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         include_path: folder of further tasks.
         cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
@@ -101,17 +105,22 @@ def scan(
         tasks,
         limit=limit,
         offset=offset,
+        sample=sample,
         include_path=include_path,
         gen_kwargs=gen_kwargs,
         model=model,
     )
     if model.rank == 0:
+        for note in checked.notes:
+            logger.warning(note)
         for task, why in checked.unscored.items():
             logger.warning("{}: left out of the scan, no score per document is known: {}", task, why)
     layers = len(decoder_layers(model.model))
     chosen = _cuts_to_scan(cuts, layers)
     folder = Path(output)
     settings = _settings(model, chosen, layers, gen_kwargs, batch_size, closed_to)
+    if sample is not None and not sample.is_whole:
+        settings["sample"] = {key: value for key, value in sample.to_dict().items() if key != "size"}
     with files.locked(folder, LOCK, ScanError) if model.rank == 0 else nullcontext():
         store = open_store(folder, settings, model.rank)
         if model.rank == 0:
@@ -123,8 +132,7 @@ def scan(
             run = evaluate.evaluate(
                 model,
                 checked.scored,
-                limit=limit,
-                offset=offset,
+                **checked.asking,
                 output=folder / UNMASKED,
                 gen_kwargs=gen_kwargs,
                 include_path=include_path,
@@ -143,6 +151,7 @@ def check(
     *,
     limit: int | None = None,
     offset: int = 0,
+    sample: Sample | None = None,
     include_path: str | Path | None = None,
     gen_kwargs: str | None = None,
     model: Any = None,
@@ -154,6 +163,7 @@ def check(
         tasks: names of tasks or groups, as a list or separated by commas.
         limit: documents of each task, at most.
         offset: documents of each task that are left out, from its first one on.
+        sample: so many documents of each task instead, and what is left out.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         include_path: folder of further tasks.
         model: its wrapper, or the wrapper's id.
@@ -168,6 +178,7 @@ def check(
         tasks,
         limit=limit,
         offset=offset,
+        sample=sample,
         include_path=include_path,
         gen_kwargs=gen_kwargs,
         model=model,
@@ -330,12 +341,27 @@ def conclude(
     if stages.plateau is not None and base_model is not None and settings["spec"] is None:
         at_hub = {"model": settings.get("commit"), "base_model": _commit_of(base_model)}
         commits = {side: commit for side, commit in at_hub.items() if commit}
-        spec = to_spec(stages, model=settings["pretrained"], base_model=base_model, scan=folder.name, commits=commits)
+        spec = to_spec(
+            stages,
+            model=settings["pretrained"],
+            base_model=base_model,
+            scan=folder.name,
+            commits=commits,
+            doc_ids=_doc_ids(curve),
+        )
         files.write_in_one_step(folder / SPEC, lambda path: write_spec(spec, path))
     else:
         (folder / SPEC).unlink(missing_ok=True)
     files.write_json(folder / STAGES, {"base_model": base_model, "stages": stages.to_dict()})
     return Scan(folder, curve, stages, spec)
+
+
+def _doc_ids(curve: Curve) -> dict[str, list[int]]:
+    """Task -> its documents; none at all where one has no number."""
+    numbers = pd.to_numeric(curve.samples["doc_id"], errors="coerce")
+    if numbers.isna().any():
+        return {}
+    return {str(task): sorted({*rows.astype(int).tolist()}) for task, rows in numbers.groupby(curve.samples["task"])}
 
 
 def _settings(

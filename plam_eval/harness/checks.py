@@ -6,11 +6,11 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plam_eval.errors import InputError, quoted
+from plam_eval.errors import InputError, listed, quoted
 from plam_eval.harness.dataset_errors import dataset_error
 from plam_eval.harness.errors import EvaluationError, NoScoreError
 from plam_eval.harness.evaluate import parse_model_args
@@ -22,12 +22,22 @@ from plam_eval.harness.lookup import (
     leaves_of,
     load_tasks,
     one_attempt,
+    same_rows,
     task_manager,
     task_names,
 )
 from plam_eval.harness.registry import prompt_id
+from plam_eval.harness.sampling import (
+    Drawn,
+    Excluded,
+    Population,
+    Sample,
+    category_of_document,
+    has_categories,
+    may_share_images,
+)
 from plam_eval.harness.task_row import Score
-from plam_eval.harness.tasks import TASKS, cluster_of_document, falls, has_clusters, score_of_task
+from plam_eval.harness.tasks import TASKS, falls, score_of_task
 
 _ONLY = {  # setting of generation -> the one value of it under which an answer is one text, made by transformers itself
     "num_return_sequences": (1, "a document has one answer"),
@@ -49,12 +59,26 @@ class CheckedTasks:
         clusters: scored task -> how many of them are independent: documents that share an image count once.
         unscored: task -> why its documents will have no score that could be compared.
         scored: the names that were given, groups that have unscored tasks in them being replaced by their other tasks.
+        drawn: task -> its documents, cluster by cluster, in the order in which a sample of them is drawn.
+        asking: what `evaluate.evaluate` is told of documents.
+        notes: what there is to say of what is asked about, in words.
     """
 
     documents: dict[str, int]
     clusters: dict[str, int]
     unscored: dict[str, str]
     scored: tuple[str, ...]
+    drawn: dict[str, Drawn] = field(default_factory=dict)
+    asking: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def asked(self, task: str) -> list[int]:
+        """The doc_ids of a task that are asked about, in order.
+
+        Args:
+            task: its name.
+        """
+        return sorted(doc_id for doc_ids in self.drawn[task] for doc_id in doc_ids)
 
 
 def check_tasks(
@@ -62,6 +86,7 @@ def check_tasks(
     *,
     limit: int | None = None,
     offset: int = 0,
+    sample: Sample | None = None,
     include_path: str | Path | None = None,
     gen_kwargs: str | None = None,
     model: Any = None,
@@ -77,6 +102,7 @@ def check_tasks(
         tasks: task or group names, as a list or separated by commas.
         limit: documents per task; None is all.
         offset: of the first document.
+        sample: so many documents instead, what is left out, and the seed of the order that documents have.
         include_path: folder of further tasks.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         model: an id or an instance, for its prompts.
@@ -85,14 +111,38 @@ def check_tasks(
 
     Raises:
         EvaluationError: unknown task, a task or dataset that cannot be loaded, no documents, a limit that MME cannot
-            have, or no task at all whose documents have a score. InputError: as `check_generation`.
+            have, or no task at all whose documents have a score. InputError: as `check_generation`, or a sample and a
+            limit or offset beside it.
     """
     check_generation(gen_kwargs)
+    sample = Sample() if sample is None else sample
+    check_sample(sample.size, bool(sample.excluded.origins), limit, offset)
     include = str(include_path) if include_path else None
     if include is not None and not Path(include).is_dir():
         raise EvaluationError(f"include_path {include}: no such folder; expected the folder of your task files")
     names, folder = tuple(task_names(tasks)), str(Path.cwd())
-    return _checked(names, limit, offset, include, prompt_id(model), folder, by_document, need_scores)
+    return _checked(names, limit, offset, sample, include, prompt_id(model), folder, by_document, need_scores)
+
+
+def check_sample(size: int | None, leaves_out: bool, limit: int | None, offset: int | None) -> None:
+    """Refuse a sample and a limit or offset beside it: both say which documents are asked about.
+
+    Args:
+        size: of the sample; None where none was given.
+        leaves_out: whether documents are to be left out.
+        limit: documents of each task; None where none was given.
+        offset: of the first document.
+
+    Raises:
+        InputError: naming what does not go together.
+    """
+    ours = [name for name, given in (("sample", size is not None), ("exclude", leaves_out)) if given]
+    theirs = [f"{name} {given}" for name, given in (("limit", limit), ("offset", offset)) if given]
+    if ours and theirs:
+        raise InputError(
+            f"{' and '.join(theirs)} beside {' and '.join(ours)}; each says which documents are asked about: leave the "
+            "former out"
+        )
 
 
 def check_generation(gen_kwargs: str | None, *, greedy: bool = False) -> None:
@@ -140,6 +190,7 @@ def _checked(
     names: tuple[str, ...],
     limit: int | None,
     offset: int,
+    sample: Sample,
     include_path: str | None,
     model: Any,
     folder: str,
@@ -154,23 +205,44 @@ def _checked(
     if need_scores and len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
         raise EvaluationError(_nothing_scored(never))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
+    drawn, notes = dict[str, Drawn](), list[str]()
     with one_attempt():
         try:
             for output in load_tasks(manager, names):
                 task, rows = output.task_name, output.task.eval_docs_no_media
-                total = max(0, len(rows) - offset)
-                documents[task] = min(total, limit) if limit is not None else total
-                asked = range(offset, offset + documents[task])
-                if (why := _no_score(output, asked, by_document)) is not None:
+                barred = _barred(manager, task, output.task_config, sample.excluded)
+                population = Population.of(task, rows, excluded=barred, images=sample.excluded.images)
+                if sample.is_whole:
+                    end = len(rows) if limit is None else min(len(rows), offset + limit)
+                    notes += _of_limit(task, rows, range(offset, end)) if limit is not None else []
+                    population = population.only(range(offset, end))
+                else:
+                    notes += _of_sample(population, sample)
+                drawn[task] = population.drawn(sample.size, sample.seed)
+                asked = sorted(doc_id for doc_ids in drawn[task] for doc_id in doc_ids)
+                documents[task] = len(asked)
+                if asked and (why := _no_score(output, asked, by_document)) is not None:
                     unscored[task] = why
                 else:
-                    clusters[task] = _count_clusters(task, rows, asked)
+                    clusters[task] = len(drawn[task])
         except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
             raise EvaluationError(_not_loaded(manager, names, error)) from error
     if empty := [task for task, count in documents.items() if not count]:
-        raise EvaluationError(f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one")
+        if sample.is_whole:
+            why = f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one"
+        else:
+            why = (
+                f"exclude: {', '.join(sample.excluded.origins)} has every document of {', '.join(empty)}, or its "
+                "image; leave the task out, or look at fewer of its documents first"
+            )
+        raise EvaluationError(why)
+    asking: dict[str, Any] = {"limit": limit, "offset": offset}
+    if not sample.is_whole:
+        of_task = {task: sorted(doc_id for each in clusters for doc_id in each) for task, clusters in drawn.items()}
+        asking = {"documents": of_task, "sample": sample.to_dict()}
+    done = CheckedTasks(documents, clusters, unscored, names, drawn, asking, tuple(notes))
     if not need_scores:
-        return CheckedTasks(documents, clusters, unscored, names)
+        return done
     if unscored and len(unscored) == len(documents):
         raise EvaluationError(_nothing_scored(unscored))
     scored = []
@@ -178,7 +250,56 @@ def _checked(
         members = sorted(leaves_of(manager, [name]))
         with_score = [leaf for leaf in members if leaf in documents and leaf not in unscored]
         scored += with_score if set(members) & set(unscored) else [name]
-    return CheckedTasks(documents, clusters, unscored, tuple(scored))
+    return replace(done, scored=tuple(scored))
+
+
+def _barred(manager: Any, task: str, config: Mapping[str, Any], excluded: Excluded) -> set[int]:
+    """Documents of a task that are left out: its own, and those of tasks over the same rows."""
+    return {
+        doc_id
+        for other, doc_ids in excluded.documents.items()
+        if other == task or same_rows(manager, other, config)
+        for doc_id in doc_ids
+    }
+
+
+def _of_limit(task: str, rows: Any, asked: range) -> list[str]:
+    """What a limit takes, where that is not a little of everything."""
+    if not has_categories(task):
+        return []
+    kinds = [category_of_document(task, row) for row in rows]
+    every, taken = (sorted({kind for kind in some if kind}) for some in (kinds, [kinds[at] for at in asked]))
+    if len(taken) == len(every):
+        return []
+    return [
+        f"{task}: the documents {asked.start} to {asked.stop - 1} that a limit takes are of {len(taken)} of its "
+        f"{len(every)} categories ({listed(taken, 4)}); a sample takes some of each"
+    ]
+
+
+def _of_sample(population: Population, sample: Sample) -> list[str]:
+    """What is drawn, where it is not what was asked for to the letter."""
+    task, notes = population.task, list[str]()
+    if population.left_out:
+        notes.append(f"{task}: {population.left_out} documents left out, with those that share an image or a question")
+    elif sample.excluded.origins:
+        notes.append(f"{task}: none left out, {', '.join(sample.excluded.origins)} has no document of it")
+    shared = [other for other in sorted(sample.excluded.documents) if may_share_images(task, other)]
+    if shared and (sample.excluded.documents[shared[0]]):
+        notes.append(
+            f"{task}: shows images of COCO, as {', '.join(shared)} does, under names that do not tell which are the "
+            "same; some that are left out there may be shown here"
+        )
+    if sample.size is None or not population.size:
+        return notes
+    count = sum(map(len, population.drawn(sample.size, sample.seed)))
+    if count == population.size and sample.size >= count:
+        notes += [f"{task}: all of its {count} documents, which are not more than {sample.size}"]
+    elif count != sample.size:
+        notes.append(f"{task}: {count} documents, as near to {sample.size} as whole images or questions allow")
+    if not has_categories(task):
+        notes.append(f"{task}: no categories of its documents are known, so the sample is of all alike")
+    return notes
 
 
 def _nothing_scored(unscored: Mapping[str, str]) -> str:
@@ -205,13 +326,7 @@ def _not_loaded(manager: Any, names: Sequence[str], error: Exception) -> str:
     return f"a task or its dataset could not be loaded:{text}"
 
 
-def _count_clusters(task: str, rows: Any, numbers: range) -> int:
-    if not has_clusters(task):
-        return len(numbers)
-    return len({cluster_of_document(task, rows[number]) or number for number in numbers})
-
-
-def _no_score(output: Any, asked: range, by_document: bool) -> str | None:
+def _no_score(output: Any, asked: Sequence[int], by_document: bool) -> str | None:
     """Why the documents of a task will have no score; None where they will have one, as far as trying tells."""
     name, task = output.task_name, output.task
     config = dict(output.task_config)
@@ -232,7 +347,7 @@ def _no_score(output: Any, asked: range, by_document: bool) -> str | None:
     return _tried(task, score, asked)
 
 
-def _tried(task: Any, score: Score, asked: range) -> str | None:
+def _tried(task: Any, score: Score, asked: Sequence[int]) -> str | None:
     """What is wrong with the scores of a few documents, each answered as it should be and as another one should be."""
     numbers = sorted({asked[round(step * (len(asked) - 1) / (_TRIED - 1))] for step in range(_TRIED)})
     started, documents = time.monotonic(), task.eval_docs

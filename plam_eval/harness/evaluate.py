@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval.arguments import read_words
+from plam_eval.harness import asked
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.lookup import check_limit, check_names, leaves_of, task_manager, task_names
 from plam_eval.harness.patches import install_patches
@@ -41,6 +42,8 @@ def evaluate(
     model_args: str = "",
     limit: int | None = None,
     offset: int = 0,
+    documents: Mapping[str, Sequence[int]] | None = None,
+    sample: Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     gen_kwargs: str | None = None,
     batch_size: int = 1,
@@ -57,6 +60,8 @@ def evaluate(
         model_args: "key=value,..." for a model that is made.
         limit: documents per task, an absolute count (a fraction leaks from one task to the next in lmms-eval).
         offset: of the first document of each task.
+        documents: task -> doc_ids to ask about, of every task, instead of limit and offset. The results note them.
+        sample: how they were drawn, which the results note, too.
         output: folder for results and samples in lmms-eval's own layout; None writes nothing.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         batch_size: of the wrapper; documents that it answers at once.
@@ -69,7 +74,8 @@ def evaluate(
         The evaluation; None on every process but the first of a distributed run.
 
     Raises:
-        EvaluationError: unknown task, a task without results, failed generations, results that could not be written.
+        EvaluationError: unknown task, documents that a task has not, a task without results, failed generations,
+            results that could not be written.
     """
     from lmms_eval import evaluator
     from lmms_eval.__main__ import parse_eval_args
@@ -81,10 +87,15 @@ def evaluate(
         raise EvaluationError(f"limit is {limit!r}; expected a whole number of documents per task, at least 1")
     manager = task_manager(include_path, model)
     check_names(names, manager.all_tasks)
-    check_limit(limit, leaves_of(manager, names))
+    leaves = leaves_of(manager, names)
+    check_limit(limit, leaves)
+    if documents is not None:
+        if limit is not None or offset:
+            raise EvaluationError("documents, and limit or offset beside them; give the documents alone")
+        asked.check_documents(documents, leaves)
     model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
 
-    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch, _ends_in_an_error():
+    with _argv("lmms-eval"), tempfile.TemporaryDirectory() as scratch, _ends_in_an_error(), asked.only(documents):
         args = parse_eval_args()[1]
         # Files that tasks write are not wanted in the working directory, which is where they go without a path.
         args.output_path = str(output) if output is not None else scratch
@@ -113,6 +124,8 @@ def evaluate(
     if results is None:
         return None
     samples = results.pop("samples")
+    if documents is not None:
+        asked.note(results, documents, sample)
     try:
         _check_results(results, samples)
     except EvaluationError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,28 @@ def dataset_of(manager: Any, task: str) -> str | None:
     except Exception:  # it imports the task's code
         return None
     return None if path is None else str(path)
+
+
+def same_rows(manager: Any, task: str, config: Mapping[str, Any]) -> bool:
+    """Whether a task is over the same rows of the same dataset as another one, so that doc_ids mean the same.
+
+    Args:
+        manager: from `task_manager`.
+        task: its name.
+        config: the other's configuration.
+    """
+    try:
+        own = manager._get_config(task)
+    except Exception:  # it is not installed, or its code cannot be imported
+        return False
+
+    def rows_of(one: Mapping[str, Any]) -> list[Any]:
+        split = one.get("test_split") or one.get("validation_split")
+        process = one.get("process_docs")
+        named = getattr(process, "__name__", None) if process is not None else None
+        return [one.get("dataset_path"), one.get("dataset_name"), split, named]
+
+    return own.get("dataset_path") is not None and rows_of(own) == rows_of(config)
 
 
 def yaml_files(manager: Any, task: str) -> list[Path]:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError
@@ -29,6 +30,10 @@ RECORD_KEY = "plam_eval"
 _RESULTS = "_results.json"
 _DATED = re.compile(r"\d{8}_\d{6}_")
 _STOCK = re.compile(r"\d{8}_\d{6}_stock")
+
+
+Expected = int | frozenset[int] | None
+"""Which documents a log has to hold, or how many; None where nobody knows."""
 
 
 class Lines(Protocol):
@@ -196,6 +201,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "config/resolved_cli_args": _OBJECT,
     "config/limit": _NUMBER,
     "config/offset": _NUMBER,
+    "config/documents/*": _TEXT,
+    "config/sample": _OBJECT,
     f"{RECORD_KEY}/provenance/versions": _OBJECT,
     f"{RECORD_KEY}/provenance/checkpoint": _OBJECT,
     f"{RECORD_KEY}/provenance/base": _OBJECT,
@@ -248,6 +255,10 @@ def check_results(results: dict[str, Any], file: object) -> dict[str, Any]:
         for where, value in _values(file, results, path):
             if value is not None:
                 _check_kind(file, where, value, kinds)
+    try:
+        documents_of(results)
+    except ValueError as error:
+        raise RecordError(f"{file}: config/documents: {error}; it was damaged: copy it again, or run again") from None
     for limit in ("limit", "offset"):
         if not math.isfinite((results.get("config") or {}).get(limit) or 0):
             raise RecordError(f"{file}: config/{limit}: found no finite number; copy it again, or run again")
@@ -296,14 +307,14 @@ def _check_kind(file: object, where: str, value: Any, kind: type | tuple[type, .
 
 
 def read_samples(
-    log: Path, config: Mapping[str, Any], expected: int | None, filter_name: str | None = None
+    log: Path, config: Mapping[str, Any], expected: Expected, filter_name: str | None = None
 ) -> list[dict[str, Any]]:
     """One sample per document: those of one of the task's filters.
 
     Args:
         log: the task's, JSON lines.
         config: the task's, as the results have it.
-        expected: how many documents there have to be; None where nobody knows.
+        expected: which documents there have to be, or how many; None where nobody knows.
         filter_name: of the filter; by default the task's first, which lmms-eval logs first.
 
     Raises:
@@ -316,7 +327,7 @@ def read_samples(
 
 
 def samples_by_filter(
-    stream: Lines, log: object, config: Mapping[str, Any], expected: int | None, *, only: int | None = None
+    stream: Lines, log: object, config: Mapping[str, Any], expected: Expected, *, only: int | None = None
 ) -> list[list[dict[str, Any]]]:
     """The samples of a log, for each of the task's filters one per document, in the order of the log.
 
@@ -324,7 +335,7 @@ def samples_by_filter(
         stream: the log, JSON lines.
         log: what messages call it.
         config: the task's, as the results have it.
-        expected: how many documents there have to be; None where nobody knows.
+        expected: which documents there have to be, or how many; None where nobody knows.
         only: keep those of this filter alone, by its place among the task's; the others' are empty.
 
     Raises:
@@ -353,7 +364,14 @@ def samples_by_filter(
             f"{log}: document {missing[0]} stands there {counts[missing[0]]} times, expected once for each of the "
             f"task's filters ({', '.join(filters)}): the log is not whole; run again"
         )
-    if expected is not None and len(counts) != expected:
+    if isinstance(expected, frozenset):
+        if differing := sorted(expected.symmetric_difference(counts), key=str):
+            which = "no" if differing[0] in expected else "a"
+            raise RecordError(
+                f"{log} holds {which} document {differing[0]}, unlike the results beside it (config/documents): the "
+                "log is of another sample, or not whole; copy it again, or run again"
+            )
+    elif expected is not None and len(counts) != expected:
         raise RecordError(
             f"{log} holds {len(counts)} documents, but the results beside it are of {expected} (n-samples): the log is "
             "not whole; copy it again, or run again"
@@ -394,13 +412,28 @@ def _check_sample(sample: Any) -> None:
     _ = sample["target"], sample["filtered_resps"]
 
 
-def expected_documents(results: Mapping[str, Any], task: str) -> int | None:
-    """How many documents of a task the results are of; None where they do not say.
+def documents_of(results: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
+    """Task -> the documents that results say they are of; None where they are lmms-eval's first ones, or all.
+
+    Args:
+        results: the results JSON.
+
+    Raises:
+        ValueError: they are not written as we write them.
+    """
+    stored = (results.get("config") or {}).get("documents")
+    return None if stored is None else read_by_task(stored)
+
+
+def expected_documents(results: Mapping[str, Any], task: str) -> Expected:
+    """Which documents of a task the results are of, or how many; None where they do not say.
 
     Args:
         results: the results JSON.
         task: its name.
     """
+    if (documents := documents_of(results)) is not None and task in documents:
+        return frozenset(documents[task])
     counts = (results.get("n-samples") or {}).get(task) or {}
     config = results.get("config") or {}
     numbers = [counts.get("original"), counts.get("effective"), config.get("offset") or 0]

@@ -114,6 +114,15 @@ ONE_EACH = Cluster("document")
 """Every document has an image of its own, or none."""
 
 
+def column(*names: str) -> Callable[[Document], str]:
+    """A document's category that stands in a column of the dataset, or in several.
+
+    Args:
+        names: of the columns.
+    """
+    return lambda document: " / ".join(str(document[name]) for name in names)
+
+
 _LETTER = re.compile(r"\(?[A-H](?![A-Za-z0-9])")
 _YES_NO = re.compile(r"(yes|no)(?![a-z])", re.IGNORECASE)
 
@@ -139,6 +148,8 @@ class Task:
     Attributes:
         score: None where no score per document can be read, for the reason `unscored`.
         cluster: None where it is not known whether documents share images.
+        category: from a row of the dataset, the kind of question by which samples are stratified; None where there are
+            no kinds, or the dataset does not say them. May raise KeyError or TypeError for a row of another shape.
         form: (target, answer) -> whether the answer has the form that is asked for; None where there is none.
         in_pairs: the benchmark's name where it scores documents two by two, so that a limit has to be even.
         rebuild: what its scoring reads of a document, from a line of its log; None where the log does not have it.
@@ -153,6 +164,7 @@ class Task:
     in_pairs: str = ""
     rebuild: Rebuild | None = None
     boxes: Callable[[Document], Boxes] | None = None
+    category: Callable[[Document], str] | None = None
 
 
 _NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}

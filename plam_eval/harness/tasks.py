@@ -29,6 +29,7 @@ from plam_eval.harness.task_row import (
     Score,
     Task,
     as_score,
+    column,
     words_or_nothing,
 )
 from plam_eval.harness.text_rows import TEXT_ROWS
@@ -112,15 +113,20 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 
 
 def _mmbench_task(stock: str | None) -> Task:
-    question = Cluster("question", of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED))
+    question = Cluster(
+        "question",
+        of_document=lambda doc: str(int(doc["index"]) % _ROTATED),
+        of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED),
+    )
     score = Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
-    return Task(score, question, rebuild=rebuilt.mmbench)
+    return Task(score, question, rebuild=rebuilt.mmbench, category=column("category"))
 
 
 _MMMU_TASK = Task(
     Score("mmmu_acc", _mmmu, stock="mmmu_acc"),
     Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subdomain"])),
     rebuild=rebuilt.mmmu,
+    category=lambda doc: re.sub(r"^[^_]+_|_\d+$", "", str(doc["id"])),  # validation_Accounting_1
 )
 
 
@@ -147,6 +153,8 @@ _EXACT_MATCH = Score("exact_match", as_score, stock="exact_match")
 _ANLS = Score("anls", as_score, stock="anls")
 _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
+_SEED = Task(cluster=_image("data_id"), category=column("question_type_id"))
+_CHART = Score("relaxed_overall", as_score, stock="relaxed_overall")
 _SEVERAL = Task(unscored="a document holds several questions, and each counts")
 _REGION = Cluster("image", of_document=_coco_image)
 _CLICKED = {
@@ -176,13 +184,17 @@ TASKS: dict[str, Task] = {
         rebuild=rebuilt.with_entry(
             "mme_perception_score", "mme_cognition_score", question_id="question_id", category="category"
         ),
+        category=column("category"),
     ),
     "mmmu_val": _MMMU_TASK,
-    "mmstar": Task(Score("average", field("score")), ONE_EACH, rebuild=rebuilt.mmstar),
+    "mmstar": Task(
+        Score("average", field("score")), ONE_EACH, rebuild=rebuilt.mmstar, category=column("category", "l2_category")
+    ),
     "pope": Task(
         Score("pope_accuracy", field("score"), stock="pope_accuracy"),
         Cluster("image", of_document=lambda doc: str(doc["image_source"])),
         rebuild=rebuilt.with_entry("pope_accuracy", question_id="question_id"),
+        category=column("category"),
     ),
     "realworldqa": Task(Score("exact_match", as_score, stock="exact_match"), ONE_EACH, rebuild=rebuilt.only_target),
     "seedbench_2_plus": Task(
@@ -190,14 +202,15 @@ TASKS: dict[str, Task] = {
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
         rebuild=rebuilt.seedbench_2_plus,
+        category=column("question_image_type"),
     ),
     # --- beyond the nine ---
-    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH)),
+    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH, category=column("subject"))),
     **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
     **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
     **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH)),
     **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH)),
-    **_each("chartqa chartqa_lite", Task(Score("relaxed_overall", as_score, stock="relaxed_overall"))),
+    **_each("chartqa chartqa_lite", Task(_CHART, category=column("type"))),
     **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH)),
     "ocrbench": Task(
         Score(
@@ -205,12 +218,13 @@ TASKS: dict[str, Task] = {
             field("score"),
             stock="ocrbench_accuracy",
             aggregate=lambda scores, _: sum(scores) / 1000,  # documents of the whole benchmark, whatever the limit
-        )
+        ),
+        category=column("question_type"),
     ),
     **_each("docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"))),
     **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"))),
-    **_each("seedbench seedbench_lite", Task(Score("seed_all", equal_letters, stock="seed_all"), _image("data_id"))),
-    "seedbench_ko": Task(Score("seed_image", equal_letters, stock="seed_image"), _image("data_id")),
+    **_each("seedbench seedbench_lite", replace(_SEED, score=Score("seed_all", equal_letters, stock="seed_all"))),
+    "seedbench_ko": replace(_SEED, score=Score("seed_image", equal_letters, stock="seed_image")),
     "seedbench_2": Task(
         Score("seed_all", lambda entry: _equal(entry, "pred", "answer"), stock="seed_all"), _image("data_id")
     ),
@@ -219,6 +233,7 @@ TASKS: dict[str, Task] = {
         Task(
             Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"),
             _image("source_dataset", "source_filename"),
+            category=column("task"),
         ),
     ),
     **_each(
@@ -233,6 +248,7 @@ TASKS: dict[str, Task] = {
         Task(
             Score("mmmu_acc", lambda entry: _equal(entry, "parsed_pred", "answer"), stock="mmmu_acc"),
             Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subject"])),
+            category=column("subject"),
         ),
     ),
     **_each("mmmu_pro_composite mmmu_pro_composite_cot", _SEVERAL),

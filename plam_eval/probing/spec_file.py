@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from plam_eval.document_sets import write_by_task
 from plam_eval.errors import InputError
 from plam_eval.probing.plateau import Stages, confidence_in_words
 from plam_eval.spec import GROUPS, PlateauSpec, Weights, load_spec
+
+_LONGEST_TEXT = 4000
+"""Letters of the documents of a task in the evidence: a server takes no specs with longer texts."""
 
 
 def to_spec(
@@ -23,6 +27,7 @@ def to_spec(
     scan: str | None = None,
     source: str | None = None,
     commits: Mapping[str, str] | None = None,
+    doc_ids: Mapping[str, Sequence[int]] | None = None,
 ) -> PlateauSpec:
     """A spec that merges in the plateau, with its evidence.
 
@@ -37,6 +42,7 @@ def to_spec(
         scan: where the scan is, for the evidence.
         source: the spec's free text; a sentence on the scan if left out.
         commits: of "model" and "base_model" on the hub at the time of the scan, for the evidence.
+        doc_ids: task -> the documents that were scanned, for the evidence; left out where that would be long.
 
     Raises:
         InputError: there is no plateau; the message is the reason.
@@ -51,6 +57,9 @@ def to_spec(
     for derived in ("num_layers", "plateau", "outcome"):  # told by the layer range, and by there being a spec
         del fields[derived]
     evidence.update({name: value for name, value in fields.items() if value is not None and value != []})
+    written = write_by_task(doc_ids or {})
+    if written and max(map(len, written.values())) <= _LONGEST_TEXT:
+        evidence["doc_ids"] = written
     if source is None:
         source = (
             f"Scan of {model or 'the model'}: {sum(stages.documents.values())} documents of {len(stages.documents)} "

@@ -14,6 +14,7 @@ from plam_eval.harness.boxes import read_boxes
 from plam_eval.harness.documents import may_have_boxes
 from plam_eval.harness.lookup import dataset_of, task_manager
 from plam_eval.harness.requests import Key
+from plam_eval.harness.sampling import Sample
 from plam_eval.harness.single_image import check_question, read_image
 from plam_eval.harness.wrapper import HFWrapper
 from plam_eval.probing.decoder import ProbeError
@@ -29,6 +30,7 @@ def check_tasks(
     *,
     limit: int | None = None,
     offset: int = 0,
+    sample: Sample | None = None,
     include_path: str | Path | None = None,
     gen_kwargs: str | None = None,
     model: Any = None,
@@ -40,6 +42,7 @@ def check_tasks(
         tasks: names of tasks or groups, as a list or separated by commas.
         limit: documents of each task, at most.
         offset: documents of each task that are left out, from its first one on.
+        sample: so many documents of each task instead, and what is left out.
         include_path: folder of further tasks.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         model: its wrapper, or the wrapper's id.
@@ -54,6 +57,7 @@ def check_tasks(
         tasks,
         limit=limit,
         offset=offset,
+        sample=sample,
         include_path=include_path,
         gen_kwargs=gen_kwargs,
         model=model,

@@ -15,7 +15,7 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation.attend.folder import MERGED, PLAIN, WITH_SINKS, WITHOUT_SINKS, Attended
 from plam_eval.evaluation.attend.paired import Documents, differences, levels, standardised
 from plam_eval.evaluation.stats import holm
-from plam_eval.evaluation.sweep.documents import split_documents
+from plam_eval.evaluation.sweep.documents import Drawn, split_documents
 
 OVER_CHANCE, OTHER_OVER_CHANCE = "over_chance", "other_over_chance"
 """ln(mean share of the image's attention in boxes / mean chance), and the same with the boxes of another document."""
@@ -85,7 +85,7 @@ def compare(attended: Attended, select: int | None) -> Compared:
         InputError: `select` leaves none of a task to report on.
     """
     documents, columns = _columns(attended)
-    chosen, reported = _split(documents.keys, select)
+    chosen, reported = _split(documents.keys, select, attended.drawn)
     by_layer, by_setting, quoted = [], [], []
     for measure in COMPARED:
         of_measure = {sinks: _Values.of(columns[sinks], measure) for sinks in _variants(measure)}
@@ -174,7 +174,7 @@ def _columns(attended: Attended) -> tuple[Documents, dict[str, dict[str, Floats]
     return Documents(keys), columns
 
 
-def _split(keys: pd.DataFrame, select: int | None) -> tuple[Chosen, Chosen]:
+def _split(keys: pd.DataFrame, select: int | None, drawn: Drawn | None) -> tuple[Chosen, Chosen]:
     """Which documents layers are chosen on, and which are reported: both of one length, (documents,) bool.
 
     A task whose documents are all of one cluster cannot be divided. Where half of each is asked for, as by default,
@@ -184,19 +184,31 @@ def _split(keys: pd.DataFrame, select: int | None) -> tuple[Chosen, Chosen]:
     if select == 0:
         return whole, whole
     samples = keys.rename(columns={"cluster": "group"})
+    drawn = None if drawn is None else _of_measured(keys, drawn)
     if select is not None:
-        picked = split_documents(samples, select)[0]
+        picked = split_documents(samples, select, drawn)[0]
     else:
         halves = []
         for _, rows in samples.groupby("task", sort=False):
             try:
-                halves.append(split_documents(rows, len(rows) // 2)[0])
+                halves.append(split_documents(rows, len(rows) // 2, drawn)[0])
             except InputError:
                 continue
         picked = pd.concat(halves) if halves else samples.iloc[:0]
     pairs = (pd.MultiIndex.from_frame(table[["task", "doc_id"]]) for table in (keys, picked))
     chosen = np.asarray(next(pairs).isin(next(pairs)))
     return chosen, ~chosen
+
+
+def _of_measured(keys: pd.DataFrame, drawn: Drawn) -> Drawn:
+    """The order in which documents are drawn, of those alone that have measures."""
+    measured = {str(task): set(rows["doc_id"].tolist()) for task, rows in keys.groupby("task", sort=False)}
+    kept = {
+        task: [[doc_id for doc_id in cluster if doc_id in measured[task]] for cluster in clusters]
+        for task, clusters in drawn.items()
+        if task in measured
+    }
+    return {task: [cluster for cluster in clusters if cluster] for task, clusters in kept.items()}
 
 
 def _by_task(keys: pd.DataFrame) -> dict[str, int]:

@@ -16,6 +16,7 @@ from pandas.api.types import is_numeric_dtype, is_string_dtype
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
 from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
+from plam_eval.evaluation.sweep.documents import Drawn, read_drawn
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.layer_sets import MOST_LAYERS, layers_of, write_layers
 from plam_eval.rule_parameters import describe_parameters
@@ -31,6 +32,8 @@ ATTENTION_FIGURE, DEPTH_FIGURE = "attention", "depth"
 LOCK = "attend.lock"
 PLAIN_RUN = "plain"
 """Folder in it: the run of the plain model, as lmms-eval writes one."""
+DRAWN = "drawn.json"
+"""The documents, in the order in which some to choose on are drawn; folders of before have none."""
 SHOWN = "shown"
 """Folder in it: a file for each document that is drawn (`shown.ShownDocument`)."""
 
@@ -112,6 +115,7 @@ class Attended:
         answers: of `ANSWER_COLUMNS`.
         depth: of `DEPTH_KEYS`, `DEPTH_OF_LAYERS` and `DEPTH_OF_STREAM`; None where it was not asked for.
         shown: files of the documents to draw.
+        drawn: the order in which documents to choose on are drawn; None where the first ones are chosen on.
     """
 
     folder: Path
@@ -120,6 +124,7 @@ class Attended:
     answers: pd.DataFrame
     depth: pd.DataFrame | None
     shown: tuple[Path, ...]
+    drawn: Drawn | None = None
 
     @property
     def settings(self) -> list[str]:
@@ -170,7 +175,7 @@ def check_folder(output: str | Path) -> None:
         output: folder; need not exist.
     """
     files.check_writable(output)
-    written = (MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE, FINDINGS_FILE, SHOWN, PLAIN_RUN)
+    written = (MEASURES_FILE, ANSWERS_FILE, DEPTH_FILE, FINDINGS_FILE, DRAWN, SHOWN, PLAIN_RUN)
     tables = (f"{FINDINGS_TABLE}.csv", f"{FINDINGS_TABLE}.parquet")
     figures = (f"{name}{suffix}" for name in (ATTENTION_FIGURE, DEPTH_FIGURE) for suffix in (".png", ".svg"))
     others = (*stores_in(Path(output)), *files.used_locks(Path(output), LOCK))
@@ -273,7 +278,11 @@ def load(folder: str | Path) -> Attended:
     shown = folder / SHOWN
     drawn = sorted(shown.glob("*.npz")) if shown.is_dir() and not shown.is_symlink() else []
     inside = tuple(files.inside(folder, f"{SHOWN}/{file.name}", str(folder)) for file in drawn)
-    return Attended(folder, made_with, measures, answers, depth, inside)
+    order: Drawn | None = None
+    if (folder / DRAWN).is_file():
+        file = files.inside(folder, DRAWN, str(folder))
+        order = read_drawn(files.read_json(file, _AGAIN), str(file))
+    return Attended(folder, made_with, measures, answers, depth, inside, order)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

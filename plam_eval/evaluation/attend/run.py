@@ -25,6 +25,7 @@ from plam_eval.evaluation.attend.document import SINKS
 from plam_eval.evaluation.attend.findings import AttendFindings, conclude
 from plam_eval.evaluation.attend.folder import (
     ANSWER_COLUMNS,
+    DRAWN,
     LOCK,
     MEASURE_KEYS,
     MEASURES,
@@ -39,10 +40,12 @@ from plam_eval.evaluation.attend.recorder import Recorder, Share, shown_first
 from plam_eval.evaluation.attend.settings import Settings, check_merges
 from plam_eval.evaluation.attend.shown import file_of
 from plam_eval.evaluation.records import clusters_by_content
+from plam_eval.evaluation.sweep.documents import documents_of, write_drawn
 from plam_eval.harness import evaluate, processes
 from plam_eval.harness.documents import Documents
 from plam_eval.harness.lookup import load_tasks, task_manager
 from plam_eval.harness.requests import Key
+from plam_eval.harness.sampling import Sample
 from plam_eval.harness.single_image import TASK, check_question, image_request, read_image
 from plam_eval.harness.wrapper import HFWrapper
 from plam_eval.provenance import versions
@@ -65,6 +68,7 @@ def attend(
     *,
     limit: int | None = None,
     offset: int = 0,
+    sample: Sample | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     queries: Queries = "last",
@@ -77,9 +81,9 @@ def attend(
 ) -> AttendFindings | None:
     """Look at a model on the documents of tasks under every setting, compare them, and write all of it into `output`.
 
-    What was stopped goes on where it was; more tasks or a higher limit add to it. Other weights, settings or queries
-    are refused. Under several processes each looks at its share. A merged model is plain meanwhile, and merged again
-    after.
+    What was stopped goes on where it was; more tasks, a higher limit or a larger sample add to it. Other weights,
+    settings or queries, another seed or exclusion are refused. Under several processes each looks at its share. A
+    merged model is plain meanwhile, and merged again after.
 
     Args:
         model: one of the HF wrappers.
@@ -88,6 +92,8 @@ def attend(
         settings: what the model is looked at under.
         limit: documents of each task, at most.
         offset: documents of each task that are left out, from its first one on.
+        sample: so many documents of each task instead, what is left out, and the seed by which those are drawn that
+            layers are chosen on.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         include_path: folder of further tasks.
         queries: whose attention: "last" (of the prompt's tokens), "question" or "answer".
@@ -106,15 +112,30 @@ def attend(
             no document could be looked at. FolderError: `output` cannot be written, or holds something else.
         EvaluationError: as `evaluate`.
     """
+    sample = Sample() if sample is None else sample
     checked = check_tasks(
-        output, tasks, limit=limit, offset=offset, include_path=include_path, gen_kwargs=gen_kwargs, model=model
+        output,
+        tasks,
+        limit=limit,
+        offset=offset,
+        sample=sample,
+        include_path=include_path,
+        gen_kwargs=gen_kwargs,
+        model=model,
     )
+    if model.rank == 0:
+        for note in checked.notes:
+            logger.warning(note)
     given = given_boxes(boxes)
     documents, folder = Documents(given), Path(output)
-    asked = {task: range(offset, offset + count) for task, count in checked.documents.items()}
+    asked = documents_of(checked.drawn)
     shown = _to_show(documents, asked, show, model=model, include_path=include_path)
     with _plain(model):
         made_with = _made_with(model, settings, queries, depth, gen_kwargs)
+        if not sample.is_whole:
+            made_with["sample"] = {key: value for key, value in sample.to_dict().items() if key != "size"}
+        elif sample.seed:
+            made_with["sample"] = {"seed": sample.seed}
         if boxes is not None:
             made_with["boxes"] = files.sha256_of_file(Path(boxes))
         with files.locked(folder, LOCK, AttendError) if model.rank == 0 else nullcontext():
@@ -133,8 +154,7 @@ def attend(
                 run = evaluate.evaluate(
                     model,
                     checked.scored,
-                    limit=limit,
-                    offset=offset,
+                    **checked.asking,
                     output=folder / PLAIN_RUN,
                     gen_kwargs=gen_kwargs,
                     include_path=include_path,
@@ -142,6 +162,7 @@ def attend(
             shares = [gathered["share"] for gathered in processes.all_ranks({"share": recorder.share})]
             if run is None:
                 return None
+            files.write_json(folder / DRAWN, {"drawn": write_drawn(checked.drawn, sample.seed)})
             _write(folder, shares, depth)
             return conclude(folder, select=select, scans=scans)
 
@@ -261,7 +282,7 @@ def _digest(content: Any) -> str:
 
 def _to_show(
     documents: Documents,
-    asked: Mapping[str, range],
+    asked: Mapping[str, Sequence[int]],
     count: int,
     *,
     model: Any,

@@ -20,7 +20,7 @@ from plam_eval.spec import LARGEST_SEED
 
 OF_SWEEP = (
     *("model", "model_args", "base_model", "ancestor", "tasks", "modules", "rules", "controls", "seeds", "draws"),
-    *("select", "limit", "offset", "gen_kwargs", "include_path", "batch_size", "force_simple"),
+    *("select", "limit", "offset", "sample", "exclude", "gen_kwargs", "include_path", "batch_size", "force_simple"),
 )
 """Options that mean what they mean in a sweep."""
 
@@ -95,7 +95,7 @@ class SearchOptions(BaseModel):
         model_weight, base_weight: "0.5:1.0:0.1", "0.5:1.0" (any between), or one number.
         trials: settings that are tried, so many in all.
         sampler: what proposes settings: "tpe", "gp", "random", or "grid" (each once, in random order).
-        seed: of the sampler, and of which documents are answered first.
+        seed: of the sampler, of the drawing of documents, and of which of them are answered first.
         rungs: shares of the documents to choose on after which a hopeless setting is given up.
         prune: p of the Wilcoxon test against the best setting so far, below which one is hopeless; 0 gives none up.
     """
@@ -231,6 +231,7 @@ class SearchConfig:
             )
         if swept is None or own is None or problems:
             raise SearchError(*problems, origin=origin)
+        swept = swept.model_copy(update={"seed": own.seed})
         if "controls" not in content:
             swept = swept.model_copy(update={"controls": (*swept.controls, RANDOM_LAYERS)})
         return cls(swept, own, own_controls="controls" in content)

@@ -64,12 +64,12 @@ def evaluate_inside(model: PlateauWrapper, config: SweepConfig, work: Callable[[
             "time; start the same command once on each GPU instead (CUDA_VISIBLE_DEVICES): they share one study"
         )
     inside = _Inside(model, work)
+    checked = check_tasks(config, by_document=True)
     with model.answering(inside):
         evaluate.evaluate(
             model,
-            list(check_tasks(config, by_document=True).scored),
-            limit=config.limit,
-            offset=config.offset,
+            list(checked.scored),
+            **checked.asking,
             gen_kwargs=config.gen_kwargs,
             batch_size=config.batch_size,
             include_path=config.include_path,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from plam_eval.arguments import read_whole_number
 from plam_eval.errors import ProblemsError, hint, quoted, system_error, validation_problems
+from plam_eval.harness.checks import check_sample
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.registry import WRAPPERS
@@ -41,6 +42,9 @@ class SweepConfig(BaseModel):
             the merge rule, and whatever of layers, weights and modules the grid leaves out.
         base_model, ancestor: the base LLM, and what it and the MLLM were tuned from, where no plateau says it.
         tasks, limit, offset, gen_kwargs, include_path, batch_size, force_simple: as for lmms-eval.
+        sample: so many documents of each task, drawn by category and in whole clusters; all without it.
+        exclude: leave out what was looked at before: folders of scans, sweeps, runs and the like, or "scan".
+        seed: of the drawing of documents, those to choose on included.
         layers: decoder layers [start, end): "24:36", "plateau" (the spec's own), "early", "middle", "late" (thirds),
             "all", "starts" or "starts:4" (from each, or each fourth, layer to the last), "windows:4" (of four layers,
             side by side), "windows:4:2" (two layers apart), or a set of layers and ranges, "3+9+20:24".
@@ -72,6 +76,9 @@ class SweepConfig(BaseModel):
     select: int | None = Field(default=None, ge=0, le=MOST_DOCUMENTS)
     limit: int | None = Field(default=None, ge=1, le=MOST_DOCUMENTS)
     offset: int = Field(default=0, ge=0, le=MOST_DOCUMENTS)
+    sample: int | None = Field(default=None, ge=1, le=MOST_DOCUMENTS)
+    exclude: tuple[str, ...] = ()
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED)
     gen_kwargs: str | None = None
     include_path: str | None = None
     batch_size: int = Field(default=1, ge=1, le=MOST_DOCUMENTS)
@@ -85,7 +92,7 @@ class SweepConfig(BaseModel):
             raise ValueError(f'found {quoted(value)}, expected text; put it into quotes, as "{quoted(value)}"')
         return value
 
-    @field_validator("tasks", "layers", "modules", "rules", "controls", mode="before")
+    @field_validator("tasks", "layers", "modules", "rules", "controls", "exclude", mode="before")
     @classmethod
     def _words(cls, value: Any, info: ValidationInfo) -> Any:
         words = _listed(value)
@@ -135,6 +142,13 @@ class SweepConfig(BaseModel):
             ends = [read_ends(weight) for weight in word]
             pairs.append([first if first == last else (first, last) for first, last in ends])
         return pairs
+
+    @field_validator("sample", "exclude")
+    @classmethod
+    def _alone(cls, value: Any, info: ValidationInfo) -> Any:
+        sample, leaves_out = (value, False) if info.field_name == "sample" else (None, bool(value))
+        check_sample(sample, leaves_out, info.data.get("limit"), info.data.get("offset"))
+        return value
 
     @field_validator("controls")
     @classmethod

@@ -21,13 +21,15 @@ from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep import by_rule, random_layers
 from plam_eval.evaluation.sweep.conclusion import NOTHING_YET, Conclusion, conclude
 from plam_eval.evaluation.sweep.documents import (
+    Drawn,
     names_of,
+    read_drawn,
     rows_of,
     split_documents,
     to_choose_without_labels,
     with_documents_to_report,
 )
-from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, FINISHED, LOG, read_plan, read_state
+from plam_eval.evaluation.sweep.folder import CELLS, DAMAGED, FAILED, FINISHED, LOG, PLAN, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid, spec_columns
 from plam_eval.evaluation.sweep.selection import (
     LabelFreeChoice,
@@ -219,7 +221,8 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     warnings = [*_of_damaged(cells), *_of_answers_together(together), *differing, *comparable.notes_of(runs)]
     if PLAIN not in runs or len(runs) < 2:
         return _nothing_compared(folder, plan, cells, runs, warnings)
-    return _compared(folder, plan, grid, cells, runs, select or None, warnings)
+    drawn = read_drawn(plan, str(folder / PLAN))
+    return _compared(folder, plan, grid, cells, runs, select or None, warnings, drawn=drawn)
 
 
 def findings_of(grid: Grid, runs: Mapping[str, Run], select: int | None = None, *, resamples: int = 10_000) -> Findings:
@@ -325,10 +328,11 @@ def _compared(
     select: int | None,
     warnings: Sequence[str],
     resamples: int = 10_000,
+    drawn: Drawn | None = None,
 ) -> Findings:
     """Every run against plain and its controls, on the documents that nothing was chosen on."""
-    scored, left_out = _scored_runs(runs, select)
-    chosen_on, reported_on = split_documents(scored[PLAIN].samples, select)
+    scored, left_out = _scored_runs(runs, select, drawn)
+    chosen_on, reported_on = split_documents(scored[PLAIN].samples, select, drawn)
     reported = {name: replace(run, samples=rows_of(run, reported_on)) for name, run in scored.items()}
     beside = _controls_beside(grid, reported)
     others = [name for name in reported if name != PLAIN]
@@ -341,7 +345,7 @@ def _compared(
     )
     with_plain = {name: paired[PLAIN, name] for name in others}
     held_out = select is not None
-    unlabelled = to_choose_without_labels(runs[PLAIN].samples, select, reported_on)
+    unlabelled = to_choose_without_labels(runs[PLAIN].samples, select, reported_on, drawn)
     neighbours = neighbours_of(grid, runs, unlabelled)
     table = _with_differences(cells, with_plain, neighbours)
     return Findings(
@@ -368,10 +372,10 @@ def _of_many_settings(settings: int) -> list[str]:
     ]
 
 
-def _scored_runs(runs: dict[str, Run], select: int | None) -> tuple[dict[str, Run], list[str]]:
+def _scored_runs(runs: dict[str, Run], select: int | None, drawn: Drawn | None) -> tuple[dict[str, Run], list[str]]:
     """Runs with the tasks and documents that are scored in all of them, and what was left out, in words."""
     scored, left_out = comparable.only_scored(runs)
-    scored, short = with_documents_to_report(scored, runs[PLAIN].samples, select)
+    scored, short = with_documents_to_report(scored, runs[PLAIN].samples, select, drawn)
     return scored, [*left_out, *short, *comparable.mixed_directions(scored[PLAIN].directions)]
 
 

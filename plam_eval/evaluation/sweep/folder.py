@@ -68,6 +68,8 @@ _PLAN_KINDS: dict[str, type] = {
     "config/tasks": list,
     "config/select": int,
     "config/limit": int,
+    "config/sample": int,
+    "config/seed": int,
     "settings": dict,
     "settings/model": str,
     "settings/model_args": dict,
@@ -75,6 +77,7 @@ _PLAN_KINDS: dict[str, type] = {
     "settings/bases": dict,
     "settings/versions": dict,
     "grid": dict,
+    "drawn": dict,
     "chosen": dict,
     "chosen/digest": str,
     "chosen/tried": int,
@@ -82,7 +85,7 @@ _PLAN_KINDS: dict[str, type] = {
     "working_directory": str,
     "command": list,
 }
-_MAY_BE_NONE = ("config/select", "config/limit")
+_MAY_BE_NONE = ("config/select", "config/limit", "config/sample")
 
 
 def read_cell(folder: Path, cell: Cell | str) -> dict[str, Any] | None:

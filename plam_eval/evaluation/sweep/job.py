@@ -6,16 +6,19 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from plam_eval import files
-from plam_eval.errors import MergeError, changed_settings
+from plam_eval.errors import MergeError, changed_settings, listed
 from plam_eval.evaluation.answer_store import delete_answers
+from plam_eval.evaluation.excluded import read_excluded
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
+from plam_eval.evaluation.sweep.documents import Drawn, read_drawn, write_drawn
 from plam_eval.evaluation.sweep.folder import FINISHED, PLAN, TABLES, TOGETHER, read_cell, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import Cell, Grid, make_grid
+from plam_eval.harness.sampling import Sample
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.provenance import versions
 
@@ -36,6 +39,8 @@ class Job:
     chosen: Mapping[str, Any] | None = None
     """The merge that a search has chosen: `digest`; `tried`, how many settings, and `layer_sets`, how many different
     sets of layers among them; `difference` from plain on the documents to choose on."""
+    drawn: Drawn | None = None
+    """Its documents in the order in which they are drawn; None before they are known, and in sweeps of before."""
 
     @classmethod
     def plan(
@@ -76,6 +81,8 @@ class Job:
                 merge = plan_merge(cell.spec, model=checkpoint, base=opened.base, ancestor=opened.ancestor)
                 sizes[cell.name], merged[cell.name] = merge.bytes, merge.model_bytes
         settings = sweep_settings(config, checkpoint, bases)
+        if (sample := sample_of(config)) != Sample():
+            settings["sample"] = sample.to_dict()
         if (folder / PLAN).is_file():
             grid = with_cells_before(folder, settings, grid)
         return cls(config, grid, folder, settings, num_layers, sizes, merged, chosen)
@@ -88,6 +95,7 @@ class Job:
             "grid": self.grid.to_dict(),
             "num_layers": self.num_layers,
             **({"chosen": dict(self.chosen)} if self.chosen else {}),
+            **({"drawn": self._drawn()} if self._drawn() else {}),
             "working_directory": str(Path.cwd()),
             "command": _command_line(),
         }
@@ -95,6 +103,34 @@ class Job:
         files.write_json(self.folder / PLAN, content)
         if not self.left():
             delete_answers(self.folder / TOGETHER)
+
+    def _drawn(self) -> dict[str, Any] | None:
+        """What the plan says of documents; what it said before where they are not known here."""
+        if self.drawn is not None:
+            return write_drawn(self.drawn, self.config.seed)
+        stored = read_plan(self.folder).get("drawn") if (self.folder / PLAN).is_file() else None
+        return dict(stored) if isinstance(stored, Mapping) else None
+
+    def remembering(self, drawn: Drawn) -> Job:
+        """The job with its documents, which are those that its folder remembers, if it has finished cells.
+
+        Args:
+            drawn: as `checks.CheckedTasks.drawn`.
+
+        Raises:
+            SweepError: its folder has cells of other documents. DamagedFileError: what it remembers cannot be read.
+        """
+        if not (self.folder / PLAN).is_file() or len(self.left()) == len(self.grid.cells):
+            return replace(self, drawn=drawn)
+        before = read_drawn(read_plan(self.folder), str(self.folder / PLAN))
+        if before is None:  # it chooses on the first ones, and goes on so
+            return self
+        if changed := [task for task in drawn if tuple(map(tuple, before.get(task, ()))) != tuple(drawn[task])]:
+            raise SweepError(
+                f"{self.folder} holds cells of other documents of {listed(changed)} than these options name now: the "
+                "dataset was changed, or what is left out. Cells of both cannot be compared: name another --output"
+            )
+        return replace(self, drawn=drawn)
 
     @property
     def answers_together(self) -> Path:
@@ -173,6 +209,21 @@ def with_cells_before(folder: Path, settings: Mapping[str, Any], grid: Grid) -> 
         f"{folder} holds a sweep of other settings: {changed}. Cells of both cannot be compared: name "
         "another --output, or delete this one"
     )
+
+
+def sample_of(config: SweepConfig) -> Sample:
+    """Which documents a sweep is asked for, beside its limit and offset.
+
+    Args:
+        config: of the sweep.
+
+    Raises:
+        InputError: as `excluded.read_excluded`.
+    """
+    if not config.exclude:
+        return Sample(config.sample, config.seed)
+    plateau = split_arguments(config.model_args)[1].get("plateau")
+    return Sample(config.sample, config.seed, read_excluded(config.exclude, plateau))
 
 
 def open_swept_model(config: SweepConfig) -> Checkpoint:

@@ -69,7 +69,7 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     except ImportError as error:
         raise SweepError(f"--ray needs Ray: pip install '.[ray]' in a checkout of plam-eval ({error})") from error
 
-    runner.check_tasks(job.config)
+    job = job.remembering(runner.check_tasks(job.config).drawn)
     arguments, _ = split_arguments(job.config.model_args)
     each = int(arguments.get("tensor_parallel_size", 1))
     environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}

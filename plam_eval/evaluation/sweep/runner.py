@@ -22,11 +22,13 @@ from tqdm import tqdm
 
 from plam_eval import files
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
+from plam_eval.evaluation.sweep.documents import documents_of, read_drawn
 from plam_eval.evaluation.sweep.folder import (
     CELL,
     FAILED,
     FINISHED,
     LOG,
+    PLAN,
     cell_places,
     check_not_deleted,
     finish_cell,
@@ -35,9 +37,10 @@ from plam_eval.evaluation.sweep.folder import (
     read_plan,
 )
 from plam_eval.evaluation.sweep.grid import Cell, cell_arguments
-from plam_eval.evaluation.sweep.job import Job, chunks, open_swept_model
+from plam_eval.evaluation.sweep.job import Job, chunks, open_swept_model, sample_of
 from plam_eval.evaluation.sweep.joint import Together
 from plam_eval.harness import checks, evaluate, processes
+from plam_eval.harness.sampling import beginning
 from plam_eval.harness.wrapper import HFWrapper, PlateauWrapper
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.terminal import one_line
@@ -72,17 +75,24 @@ def check_tasks(config: SweepConfig, *, by_document: bool = False) -> checks.Che
         config.tasks,
         limit=config.limit,
         offset=config.offset,
+        sample=sample_of(config),
         include_path=config.include_path,
         gen_kwargs=config.gen_kwargs,
         model=config.model,
         by_document=by_document,
     )
-    if short := [task for task in checked.clusters if checked.documents[task] <= (config.select or 0)]:
+    select = config.select or 0
+    if short := [task for task in checked.clusters if select and _leaves_none(checked, task, select)]:
         raise SweepError(
             f"choosing on {config.select} documents leaves none of {', '.join(short)} to report on, which has "
             f"{min(checked.documents[task] for task in short)}; choose on fewer, or evaluate more"
         )
     return checked
+
+
+def _leaves_none(checked: checks.CheckedTasks, task: str, select: int) -> bool:
+    """Whether choosing on so many documents of a task leaves none to report on."""
+    return sum(map(len, beginning(checked.drawn.get(task, ()), select))) >= checked.documents[task]
 
 
 def run(job: Job, model: PlateauWrapper | None = None) -> dict[str, dict[str, Any]]:
@@ -106,9 +116,12 @@ def run(job: Job, model: PlateauWrapper | None = None) -> dict[str, dict[str, An
     if first:
         for task, why in checked.unscored.items():
             logger.warning("{}: evaluated, but not compared, no score per document is known: {}", task, why)
+        for note in checked.notes:
+            logger.warning(note)
     done: dict[str, dict[str, Any]] = {}
     with lock_sweep(job.folder) if first else nullcontext():
         if first:
+            job = job.remembering(checked.drawn)
             job.write()
         # One process decides for all: another may see the folder before the first one's files reach it.
         left = [cell.to_dict() for cell in job.left()] if first else []
@@ -177,8 +190,7 @@ def run_cell(
                 lm,
                 list(config.tasks),
                 model_args=cell_arguments(config, cell),
-                limit=config.limit,
-                offset=config.offset,
+                **_asking(folder, config),
                 output=partial,
                 gen_kwargs=config.gen_kwargs,
                 batch_size=config.batch_size,
@@ -205,6 +217,17 @@ def run_cell(
     if first:
         finish_cell(partial, target, record)
     return record
+
+
+def _asking(folder: Path, config: SweepConfig) -> dict[str, Any]:
+    """What `evaluate.evaluate` is told of documents: those that the folder remembers, where they were drawn."""
+    if config.sample is None and not config.exclude:
+        return {"limit": config.limit, "offset": config.offset}
+    plan = read_plan(folder)
+    drawn = read_drawn(plan, str(folder / PLAN))
+    if drawn is None:
+        raise SweepError(f"{folder / PLAN}: does not say which documents were drawn; name another --output")
+    return {"documents": documents_of(drawn), "sample": plan["settings"].get("sample")}
 
 
 def _check_unchanged(folder: Path, cell: Cell, config: SweepConfig) -> None:
