@@ -20,6 +20,7 @@ from typing import Any
 from plam_eval.harness import boxes, rebuilt, scoring
 from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
+from plam_eval.harness.rebuilt import Rebuild
 from plam_eval.harness.task_row import ONE_EACH, Boxes, Cluster, Document, Entry, Score, Task, words_or_nothing
 
 # --- how scores are read ----------------------------------------------------------------------------------------------
@@ -116,10 +117,10 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _mmbench_task(stock: str | None) -> Task:
-    question = Cluster("question", of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED))
-    score = Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
-    return Task(score, question, rebuild=rebuilt.mmbench)
+def _mmbench_task(metric: str, *, reported: bool, rebuild: Rebuild = rebuilt.mmbench) -> Task:
+    question = Cluster("question", of_sample=lambda s: str(int(s[metric]["index"]) % _ROTATED))
+    stock = metric if reported else None
+    return Task(Score(metric, _mmbench, stock=stock, scale=100, aggregate=_all_rotations), question, rebuild=rebuild)
 
 
 _MMMU_TASK = Task(
@@ -166,10 +167,8 @@ TASKS: dict[str, Task] = {
         rebuild=rebuilt.only_target,
     ),
     # The judge of the other variants reads an answer as the static rules do wherever these can.
-    "mmbench_en_dev": _mmbench_task(None),
-    "mmbench_en_dev_static": _mmbench_task("gpt_eval_score"),
-    "mmbench_cn_dev": _mmbench_task(None),
-    "mmbench_cn_dev_static": _mmbench_task("gpt_eval_score"),
+    **_each("mmbench_en_dev mmbench_cn_dev", _mmbench_task("gpt_eval_score", reported=False)),
+    **_each("mmbench_en_dev_static mmbench_cn_dev_static", _mmbench_task("gpt_eval_score", reported=True)),
     "mme": Task(
         Score("mme_perception_score", field("score"), also=("mme_cognition_score",)),  # by a document's category
         Cluster(
@@ -195,6 +194,12 @@ TASKS: dict[str, Task] = {
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
         rebuild=rebuilt.seedbench_2_plus,
+    ),
+    # --- released test sets, with a file of the user's ---
+    "plam_mmmu_test": _MMMU_TASK,
+    **_each(
+        "plam_mmbench_en_test_v11 plam_mmbench_cn_test_v11",
+        _mmbench_task("circular_eval", reported=True, rebuild=rebuilt.mmbench_v11),
     ),
     # --- beyond the nine ---
     **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH)),
