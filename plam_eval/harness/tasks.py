@@ -117,10 +117,10 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _mmbench_task(metric: str, *, reported: bool, rebuild: Rebuild = rebuilt.mmbench) -> Task:
+def _mmbench_task(stock: str | None, metric: str = "gpt_eval_score", rebuild: Rebuild = rebuilt.mmbench) -> Task:
     question = Cluster("question", of_sample=lambda s: str(int(s[metric]["index"]) % _ROTATED))
-    stock = metric if reported else None
-    return Task(Score(metric, _mmbench, stock=stock, scale=100, aggregate=_all_rotations), question, rebuild=rebuild)
+    score = Score(metric, _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
+    return Task(score, question, rebuild=rebuild)
 
 
 _MMMU_TASK = Task(
@@ -167,8 +167,10 @@ TASKS: dict[str, Task] = {
         rebuild=rebuilt.only_target,
     ),
     # The judge of the other variants reads an answer as the static rules do wherever these can.
-    **_each("mmbench_en_dev mmbench_cn_dev", _mmbench_task("gpt_eval_score", reported=False)),
-    **_each("mmbench_en_dev_static mmbench_cn_dev_static", _mmbench_task("gpt_eval_score", reported=True)),
+    "mmbench_en_dev": _mmbench_task(None),
+    "mmbench_en_dev_static": _mmbench_task("gpt_eval_score"),
+    "mmbench_cn_dev": _mmbench_task(None),
+    "mmbench_cn_dev_static": _mmbench_task("gpt_eval_score"),
     "mme": Task(
         Score("mme_perception_score", field("score"), also=("mme_cognition_score",)),  # by a document's category
         Cluster(
@@ -199,7 +201,7 @@ TASKS: dict[str, Task] = {
     "plam_mmmu_test": _MMMU_TASK,
     **_each(
         "plam_mmbench_en_test_v11 plam_mmbench_cn_test_v11",
-        _mmbench_task("circular_eval", reported=True, rebuild=rebuilt.mmbench_v11),
+        _mmbench_task("circular_eval", "circular_eval", rebuilt.mmbench_v11),
     ),
     # --- beyond the nine ---
     **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH)),

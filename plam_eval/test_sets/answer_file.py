@@ -9,11 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from functools import lru_cache
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -258,6 +255,10 @@ def _md5(path: Path, *state: int) -> str:
 
 def _fetch(file: AnswerFile, target: Path) -> tuple[str, int]:
     """Write what the URL gives to `target`; its MD5, and how many bytes it has."""
+    import urllib.error  # here, since lmms-eval imports this module whatever it evaluates
+    import urllib.request
+    from http.client import HTTPException
+
     digest, size = hashlib.md5(usedforsecurity=False), 0
     request = urllib.request.Request(file.named, headers={"User-Agent": "plam-eval"})
     try:

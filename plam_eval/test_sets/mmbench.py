@@ -112,11 +112,14 @@ def _lines(file: Located) -> list[Row]:
         content = pd.read_csv(
             file.path, sep="\t", dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig"
         )
+        if not isinstance(content.index, pd.RangeIndex):  # pandas takes the first cells for names of the lines
+            raise ValueError("its first line has more cells than there are columns")
     except OSError as error:
         raise AnswerFileError(f"{file.shown}: cannot be read: {system_error(error)}") from error
     except (ValueError, OverflowError) as error:  # of pandas' parser, and of text that is not UTF-8
         raise AnswerFileError(f"{file.shown}: no TSV that can be read ({first_line(error)}); get it again") from error
-    content = content.rename(columns={"L2-category": "l2-category"})
+    if "l2-category" not in content.columns:
+        content = content.rename(columns={"L2-category": "l2-category"})
     if missing := [name for name in _COLUMNS if name not in content.columns]:
         raise AnswerFileError(
             f"{file.shown}: no column {', '.join(missing)}; found {listed(map(quoted, content.columns), 12)}, expected "
