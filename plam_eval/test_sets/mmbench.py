@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from plam_eval.errors import first_line, listed, quoted, system_error
 from plam_eval.files import locked, write_in_one_step
@@ -182,14 +183,20 @@ def _image_of(row: Row, by_index: Mapping[int, Row]) -> str:
 
 
 def _undecodable(sources: Mapping[int, str]) -> Iterator[str]:
-    """Each image is decoded once and thrown away, so that one that is damaged is told now and not hours later."""
+    """Each image is decoded once and thrown away, so that one that is damaged is told now and not hours later.
+
+    Strictly: lmms-eval has PIL show what there is of an image that was cut.
+    """
+    from PIL import ImageFile
+
     seen: dict[bytes, str | None] = {}
-    for index, text in sources.items():
-        key = hashlib.sha256(text.encode("utf-8", "replace")).digest()
-        if key not in seen:
-            seen[key] = _fault(text)
-        if seen[key] is not None:
-            yield f"{index} ({seen[key]})"
+    with mock.patch.object(ImageFile, "LOAD_TRUNCATED_IMAGES", False):
+        for index, text in sources.items():
+            key = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+            if key not in seen:
+                seen[key] = _fault(text)
+            if seen[key] is not None:
+                yield f"{index} ({seen[key]})"
 
 
 def _fault(text: str) -> str | None:

@@ -31,12 +31,13 @@ def vouch(patch: pytest.MonkeyPatch, task: str, path: Path) -> None:
     patch.setenv(TEST_SETS[task].file.md5_variable, md5(path))
 
 
-def png(colour: int = 90, size: tuple[int, int] = (8, 6)) -> str:
+def png(colour: int = 90, size: tuple[int, int] = (8, 6), *, noisy: bool = False) -> str:
     """A picture as base64."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.new("RGB", size, (colour % 256, 90, 160)).save(buffer, format="PNG")
+    image = Image.new("RGB", size, (colour % 256, 90, 160))
+    (Image.effect_noise(size, 100) if noisy else image).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import ImageFile
 
 from plam_eval.test_sets import mmbench
 from plam_eval.test_sets.answer_file import AnswerFileError, Located
@@ -18,6 +19,7 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # as lmms-eval leaves it
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -67,7 +69,8 @@ def _without(number: int) -> Callable[[Rows], Rows]:
     return lambda rows: [row for at, row in enumerate(rows) if at != number]
 
 
-DAMAGED = base64.b64encode(base64.b64decode(png(size=(64, 64)))[:-30]).decode()
+WHOLE = base64.b64decode(png(size=(64, 64), noisy=True))
+DAMAGED = base64.b64encode(WHOLE[: len(WHOLE) // 2]).decode()
 NOT_AN_IMAGE = base64.b64encode(b"no image at all, but text that is long enough to be one by its length").decode()
 
 REFUSED = {
