@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lmms_eval.tasks._task_utils.file_utils import generate_submission_file
@@ -77,18 +76,9 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     letter = letter_of(entry)
     return {
         "circular_eval": entry,
-        "row_accuracy": float(letter == doc["answer"]),
+        "row_accuracy": 100.0 * (letter == doc["answer"]),
         "unparsable": float(not letter),
     }
-
-
-def percent(results: Sequence[float]) -> float:
-    """The mean of scores from 0 to 1, in percent.
-
-    Args:
-        results: one for each row.
-    """
-    return 100 * fmean(results)
 
 
 def circular_eval_en(results: Sequence[Mapping[str, Any]], args: Any) -> float:

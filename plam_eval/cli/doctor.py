@@ -116,9 +116,11 @@ def _say_test_sets(console: Terminal) -> bool:
     table.add_column("task", no_wrap=True)
     table.add_column("file", overflow="fold")
     for state in states:
-        table.add_row(state.task, text(state.said, {True: "green", False: "red", None: ""}[state.works]))
+        table.add_row(state.task, text("cannot be used", "red") if state.works is False else state.said)
     console.print(table)
-    return all(state.works is not False for state in states)
+    problems = [state.said for state in states if state.works is False]
+    console.warn(problems)
+    return not problems
 
 
 def _say_vllm(console: Terminal) -> bool:

@@ -39,8 +39,9 @@ def test_a_file_that_can_be_used(plam: Call, tmp_path: Path, monkeypatch: pytest
 
 def test_a_file_that_cannot(plam: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TEST_SETS[ENGLISH].file.variable, str(write_tsv(tmp_path / "a.tsv", tsv_rows())))
-    code, out, _ = plam("doctor")
-    assert code == 1 and "expected 8d1a704e791df6f5d9fb3ef782b65365" in " ".join(out.split())
+    code, out, err = plam("doctor")
+    assert code == 1 and "cannot be used" in out
+    assert "expected 8d1a704e791df6f5d9fb3ef782b65365" in " ".join((out + err).split())
 
 
 def test_the_doctor_fetches_nothing(plam: Call, monkeypatch: pytest.MonkeyPatch) -> None:
