@@ -180,6 +180,8 @@ def _answer(value: Any) -> tuple[str, Truth]:
     texts = truth if isinstance(truth, list) else [truth]
     if not texts or not all(isinstance(text, str) and text.strip() and text.strip() != "?" for text in texts):
         raise TypeError(f"ground_truth {quoted(truth, 40)}, expected a text, or a list of texts")
+    for text in texts:
+        text.encode("utf-8")  # half a surrogate pair, which no table holds, is a ValueError
     return _TYPES[kind], truth
 
 

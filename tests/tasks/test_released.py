@@ -281,6 +281,16 @@ def test_answers_to_other_questions_are_refused_before_a_model(
     assert "test_Art_1" in said and "test_Art_999" in said and "another version than the dataset" in said
 
 
+def test_an_evaluation_of_processes_with_other_files_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+        return [value, {MMMU: {"md5": "1"}}] if MMMU in value else [value]
+
+    monkeypatch.setattr("plam_eval.harness.patches.all_ranks", two_ranks)
+    answers = {MMMU: ["A"] * DOCUMENTS}
+    with pytest.raises(EvaluationError, match=r"plam_mmmu_test: processes scored with other files .*rank 1"):
+        evaluate(PlannedModel(planned(answers)), [MMMU])
+
+
 def test_processes_with_other_files_are_told() -> None:
     one, other = {"plam_mmmu_test": {"md5": "1"}}, {"plam_mmmu_test": {"md5": "2"}}
     check_same_files([one, dict(one)])

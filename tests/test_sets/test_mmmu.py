@@ -79,6 +79,7 @@ def test_part_of_it_is_refused_unless_it_is_vouched_for(tmp_path: Path) -> None:
         ({"test_Art_1": {}}, "no question_type and no ground_truth"),
         ({"test_Art_1": entry(kind="essay")}, "question_type 'essay'"),
         ({"test_Art_1": entry(kind=["open"])}, "question_type ['open']"),
+        ({"test_Art_1": entry("\ud800")}, "surrogates not allowed"),
         *(
             ({"test_Art_1": entry(truth)}, "ground_truth")
             for truth in (None, 3, "", " ", "?", [], ["B", 2], {"B": 1}, [["B"]])
