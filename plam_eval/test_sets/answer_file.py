@@ -226,9 +226,13 @@ def refuse_by_beginning(path: Path, origin: str) -> None:
 
 def _public(named: str) -> str:
     """What of a path or URL may stand in messages and files."""
-    if not _URL.match(named):
+    scheme = _URL.match(named)
+    if scheme is None:
         return named
-    parts = urlsplit(named)
+    try:
+        parts = urlsplit(named)
+    except ValueError:  # no address
+        return f"{scheme.group(0)}..."
     return f"{parts.scheme}://{parts.hostname or ''}{unquote(parts.path)}"
 
 
@@ -260,8 +264,8 @@ def _fetch(file: AnswerFile, target: Path) -> tuple[str, int]:
     from http.client import HTTPException
 
     digest, size = hashlib.md5(usedforsecurity=False), 0
-    request = urllib.request.Request(file.named, headers={"User-Agent": "plam-eval"})
     try:
+        request = urllib.request.Request(file.named, headers={"User-Agent": "plam-eval"})
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer, target.open("wb") as stream:
             length = answer.headers.get("Content-Length")
             while block := answer.read(_BLOCK):

@@ -246,6 +246,8 @@ def test_what_was_damaged_or_replaced_in_the_cache_is_fetched_again(server: Serv
 def test_a_server_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", "http://127.0.0.1:1/answers.json")
     assert "cannot be fetched" in refusal()
+    monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", "http://user:secret@[bad/answers.json")
+    assert "cannot be fetched" in refusal() and "secret" not in refusal()
     for other in ("ftp://example.org/a.json", "file:///etc/passwd"):
         monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", other)
         assert "a URL that begins with https://" in refusal()
