@@ -104,6 +104,8 @@ def patch_dataset_loading() -> None:
         kept = _KEPT.get(key) if key is not None else None
         if kept is None:
             stock(self, dataset_kwargs)
+            if prepared is not None and dataset_kwargs is not None:
+                dataset_kwargs.pop("data_files", None)  # a path of this machine, which results would have
             if key is not None and _can_be_kept(self):
                 left = dict(dataset_kwargs) if dataset_kwargs is not None else None
                 same = self.dataset_no_image is self.dataset
