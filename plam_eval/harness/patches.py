@@ -97,8 +97,12 @@ def _save_results_aggregated(stock: Any, self: Any, results: dict[str, Any], sam
 
 def _files_of(tasks: Any) -> dict[str, Any]:
     """Released test set -> the file that this process scores it with."""
-    metadata = {task: config.get("metadata") for task, config in task_configs(tasks).items()}
-    return {task: metadata[task][test_sets.RECORD] for task in test_sets.TEST_SETS if task in metadata}
+    metadata = {task: config.get("metadata") or {} for task, config in task_configs(tasks).items()}
+    return {
+        task: metadata[task][test_sets.RECORD]
+        for task in test_sets.TEST_SETS
+        if test_sets.RECORD in metadata.get(task, {})
+    }
 
 
 def check_same_files(files: Sequence[dict[str, Any]]) -> None:

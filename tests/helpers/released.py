@@ -82,7 +82,4 @@ def tsv(folder: Path, language: str) -> list[dict[str, str]]:
 
 def planned(answers: Mapping[str, Sequence[str]]) -> Planned:
     """What a `PlannedModel` is to say, by task and document."""
-    return {
-        task: (None, [Document({}, 0, answer, math.nan) for answer in own])  # type: ignore[misc]
-        for task, own in answers.items()
-    }
+    return {task: (None, [Document({}, 0, answer, math.nan) for answer in own]) for task, own in answers.items()}

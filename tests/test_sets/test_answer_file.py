@@ -150,7 +150,8 @@ class Server:
     """Serves one content under every path."""
 
     def __init__(self) -> None:
-        self.content, self.status, self.length, self.asked = CONTENT, 200, None, list[str]()
+        self.content, self.status, self.asked = CONTENT, 200, list[str]()
+        self.length: int | None = None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
