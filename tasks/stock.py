@@ -27,3 +27,6 @@ def _stock(path: str) -> str:
 
 INCLUDE = "include"
 MMBENCH_CN_DEV = _stock("mmbench/mmbench_cn_dev.yaml")
+MMBENCH_EN_TEST = _stock("mmbench/mmbench_en_test.yaml")
+MMBENCH_CN_TEST = _stock("mmbench/mmbench_cn_test.yaml")
+MMMU_TEST = _stock("mmmu/mmmu_test.yaml")

@@ -53,6 +53,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "hub": "names and revisions on the hub",
         "patching": "functions of other libraries, wrapped once",
         "tasks": "task YAMLs, and what a YAML cannot say",
+        "test_sets": "released test sets: the file that a user names, checked",
         "terminal": "text as it was written, on any terminal",
         "threads": "how many threads a small model takes",
         "versions": "which versions are tested, allowed, refused",

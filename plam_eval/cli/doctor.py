@@ -72,6 +72,7 @@ def doctor(
     with speaking(as_json, quiet) as console:
         load_spec(plateau, overrides)  # a mistake in it is told first: looking at the installation takes seconds
         fine = _say_installation(console)
+        fine = _say_test_sets(console) and fine
         if vllm:
             fine = _say_vllm(console) and fine
         if plateau is not None or any(value is not None for value in overrides.values()):
@@ -103,6 +104,23 @@ def _say_installation(console: Terminal) -> bool:
     console.say(installation.accelerators)
     console.say(f"Packaged plateau specs: {', '.join(installation.specs)}")
     return installation.works
+
+
+def _say_test_sets(console: Terminal) -> bool:
+    """The files of released test sets; whether those that are named can be used."""
+    from plam_eval.test_sets import TEST_SETS
+
+    states = [each.state() for each in TEST_SETS.values()]
+    console.data["test_sets"] = {state.task: {"works": state.works, "said": state.said} for state in states}
+    table = PlainTable(title="Released test sets (docs/test-sets.md)", title_justify="left")
+    table.add_column("task", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for state in states:
+        table.add_row(state.task, text("cannot be used", "red") if state.works is False else state.said)
+    console.print(table)
+    problems = [state.said for state in states if state.works is False]
+    console.warn(problems)
+    return not problems
 
 
 def _say_vllm(console: Terminal) -> bool:

@@ -26,6 +26,7 @@ from plam_eval.harness.run_files import (
 )
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers
+from plam_eval.test_sets import vouched_note
 from plam_eval.weight_ramps import read_weights
 
 _MODE = re.compile(r"\((chat|simple)\)$")
@@ -259,6 +260,8 @@ def read_run(path: str | Path) -> Run:
         except NoScoreError as error:
             task_rows = [sample_row(task, sample, None) for sample in samples]
             unscored[task] = str(error)
+        if (note := vouched_note(task, config)) is not None:
+            notes.append(note)
         if task not in unscored and not all(known_tasks.cluster_of(task, sample)[1] for sample in samples):
             notes.append(f"{task}: {UNKNOWN_CLUSTERS}")
         rows += task_rows

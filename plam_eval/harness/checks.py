@@ -38,6 +38,7 @@ from plam_eval.harness.sampling import (
 )
 from plam_eval.harness.task_row import Score
 from plam_eval.harness.tasks import TASKS, falls, score_of_task
+from plam_eval.test_sets import TEST_SETS
 
 _ONLY = {  # setting of generation -> the one value of it under which an answer is one text, made by transformers itself
     "num_return_sequences": (1, "a document has one answer"),
@@ -120,8 +121,9 @@ def check_tasks(
     include = str(include_path) if include_path else None
     if include is not None and not Path(include).is_dir():
         raise EvaluationError(f"include_path {include}: no such folder; expected the folder of your task files")
-    names, folder = tuple(task_names(tasks)), str(Path.cwd())
-    return _checked(names, limit, offset, sample, include, prompt_id(model), folder, by_document, need_scores)
+    names = tuple(task_names(tasks))
+    place = str(Path.cwd()), *((each.file.named, each.file.given_md5) for each in TEST_SETS.values())
+    return _checked(names, limit, offset, sample, include, prompt_id(model), place, by_document, need_scores)
 
 
 def check_sample(size: int | None, leaves_out: bool, limit: int | None, offset: int | None) -> None:
@@ -193,7 +195,7 @@ def _checked(
     sample: Sample,
     include_path: str | None,
     model: Any,
-    folder: str,
+    place: tuple[Any, ...],
     by_document: bool,
     need_scores: bool,
 ) -> CheckedTasks:

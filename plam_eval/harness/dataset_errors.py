@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from plam_eval.errors import system_error
+from plam_eval.errors import PlamError, system_error
 
 _LONGEST = 300
 
@@ -18,6 +18,8 @@ def dataset_error(task: str, dataset: str | None, error: BaseException) -> str:
         error: what loading the task raised.
     """
     chain = list(_causes(error))
+    if (own := next((each for each in chain if isinstance(each, PlamError)), None)) is not None:
+        return str(own)  # of a released test set's file, which says all
     name = dataset or "DATASET"
     where = f"task {task}, dataset {dataset}: " if dataset else f"task {task}: "
     return where + (_hub_cause(chain, name) or _local_cause(chain))

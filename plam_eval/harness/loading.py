@@ -1,5 +1,7 @@
 """How lmms-eval loads tasks, with two waits taken out: YAML through libyaml, and each dataset once in a process.
 
+Besides, a released test set is loaded with the file that the user names for it, or refused at once.
+
 Both change when work is done and never what comes of it. lmms-eval indexes about two thousand YAML files at every start
 with the reader of PyYAML that is written in Python; its reader over libyaml gives the same objects in a tenth of the
 time. And it builds the datasets of all tasks again for every evaluation, which a sweep asks for cell by cell; the task
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plam_eval import test_sets
 from plam_eval.patching import wrap_once
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
@@ -85,14 +88,24 @@ def patch_dataset_loading() -> None:
     They are Arrow tables that nobody writes to; each task object gets views of its own of them. A task
     that is loaded again gets the same tables if it asks for the same dataset, processed by the same code, in the same
     place, and if no file of a local dataset has changed since.
+
+    The file of a released test set is read first: a wrong one is told once, not after lmms-eval's five attempts. The
+    task's configuration, which every model's results have, then names the file that it is scored with.
     """
     from lmms_eval.api.task import ConfigurableTask
 
     def download(stock: Any, self: Any, dataset_kwargs: Any = None) -> None:
+        prepared = test_sets.prepare(str(self.config.task))
+        if prepared is not None:
+            self.config.metadata = {**(self.config.metadata or {}), test_sets.RECORD: prepared.record()}
         key = _dataset_key(self, dataset_kwargs)
+        if key is not None and prepared is not None:
+            key = (*key, prepared.file.md5)
         kept = _KEPT.get(key) if key is not None else None
         if kept is None:
             stock(self, dataset_kwargs)
+            if prepared is not None and dataset_kwargs is not None:
+                dataset_kwargs.pop("data_files", None)  # a path of this machine, which results would have
             if key is not None and _can_be_kept(self):
                 left = dict(dataset_kwargs) if dataset_kwargs is not None else None
                 same = self.dataset_no_image is self.dataset

@@ -10,8 +10,9 @@
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own, with
   these files in them.
 
-Models that are not ours pass through all five untouched. Two more make loading faster (`loading`), and four let tasks
-of text alone run that cannot run without them (`text_tasks`), for any model.
+Models that are not ours pass through all five untouched. For any model two more make loading faster (`loading`), four let
+tasks of text alone run that cannot run without them (`text_tasks`), and one looks at the files of released test sets before
+a model is loaded (`registry.extend_task_manager`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plam_eval import test_sets
 from plam_eval.harness import submission_files
-from plam_eval.harness.answers import note_clusters
-from plam_eval.harness.errors import GenerationError
+from plam_eval.harness.answers import note_clusters, task_configs
+from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.processes import all_ranks
 from plam_eval.harness.registry import extend_task_manager
 from plam_eval.harness.run_files import RECORD_KEY, later_than_others, stock_folder
@@ -73,6 +75,7 @@ def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] 
         # Every rank has to come to the same verdict: one that raised alone would leave the others waiting.
         records = all_ranks(lm.generation.to_dict())
         check_failures(records, lm.max_error_share)
+        check_same_files(all_ranks(_files_of(tasks)))
         if results is not None:
             results[RECORD_KEY] = lm.run_record(records)
             note_clusters(tasks, results.get("samples") or {})
@@ -93,6 +96,32 @@ def _save_results_aggregated(stock: Any, self: Any, results: dict[str, Any], sam
     stock(self, results, samples, datetime_str)
     if self.output_path:
         written.move_to(stock_folder(Path(self.output_path, tracker.model_name_sanitized), datetime_str))
+
+
+def _files_of(tasks: Any) -> dict[str, Any]:
+    """Released test set -> the file that this process scores it with."""
+    metadata = {task: config.get("metadata") or {} for task, config in task_configs(tasks).items()}
+    return {
+        task: metadata[task][test_sets.RECORD]
+        for task in test_sets.TEST_SETS
+        if test_sets.RECORD in metadata.get(task, {})
+    }
+
+
+def check_same_files(files: Sequence[dict[str, Any]]) -> None:
+    """Whether all processes scored with the same files: each node may have another one under the same name.
+
+    Args:
+        files: of all ranks, released test set -> its file.
+
+    Raises:
+        EvaluationError: one has another file.
+    """
+    if other := sorted({task for own in files for task in own if own[task] != files[0].get(task)}):
+        found = "; ".join(f"rank {rank}: {own}" for rank, own in enumerate(files))
+        raise EvaluationError(
+            f"{', '.join(other)}: processes scored with other files ({found}); name one for all nodes"
+        )
 
 
 def check_failures(records: Sequence[dict[str, Any]], max_error_share: float) -> None:

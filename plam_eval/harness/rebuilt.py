@@ -102,6 +102,16 @@ def mmbench(sample: Sample) -> list[dict[str, Any]]:
     return [{**entry, "answer": sample["target"]}]
 
 
+def mmbench_v11(sample: Sample) -> list[dict[str, Any]]:
+    """Our tasks of MMBench 1.1 log the whole question, too.
+
+    Args:
+        sample: the line.
+    """
+    entry = {name: value for name, value in sample["circular_eval"].items() if name != "prediction"}
+    return [{**entry, "answer": sample["target"]}]
+
+
 def mmmu(sample: Sample) -> list[dict[str, Any]]:
     """MMMU does not log its options; they stand in the prompt, and what follows the last of them may be one more line.
 

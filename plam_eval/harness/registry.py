@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from plam_eval import test_sets
 from plam_eval.harness.loading import patch_dataset_loading, patch_yaml_loading
 from plam_eval.patching import wrap_once
 
@@ -120,7 +121,11 @@ def task_folder() -> str:
 
 
 def extend_task_manager() -> None:
-    """Our tasks without `--include_path`, the wrapped model's prompts for our model ids, and tasks loaded faster."""
+    """Our tasks without `--include_path`, the wrapped model's prompts for our model ids, and tasks loaded faster.
+
+    The file of a released test set is looked at when its task is named on lmms-eval's command line, which is before the
+    model is loaded; its datasets come after it.
+    """
     from lmms_eval.tasks import TaskManager
 
     patch_yaml_loading()
@@ -139,7 +144,14 @@ def extend_task_manager() -> None:
             paths.append(task_folder())
         stock(self, verbosity, paths or None, include_defaults, prompt_id(model_name))
 
+    def match_tasks(stock: Any, self: Any, task_list: Any) -> Any:
+        names = stock(self, task_list)
+        for name in names:
+            test_sets.prepare(name)
+        return names
+
     wrap_once(TaskManager, "__init__", init)
+    wrap_once(TaskManager, "match_tasks", match_tasks)
 
 
 def import_problem() -> str | None:

@@ -20,6 +20,7 @@ from typing import Any
 from plam_eval.harness import boxes, rebuilt, scoring
 from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
+from plam_eval.harness.rebuilt import Rebuild
 from plam_eval.harness.task_row import (
     ONE_EACH,
     Boxes,
@@ -112,14 +113,14 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _mmbench_task(stock: str | None) -> Task:
+def _mmbench_task(stock: str | None, metric: str = "gpt_eval_score", rebuild: Rebuild = rebuilt.mmbench) -> Task:
     question = Cluster(
         "question",
         of_document=lambda doc: str(int(doc["index"]) % _ROTATED),
-        of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED),
+        of_sample=lambda s: str(int(s[metric]["index"]) % _ROTATED),
     )
-    score = Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
-    return Task(score, question, rebuild=rebuilt.mmbench, category=column("category"))
+    score = Score(metric, _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
+    return Task(score, question, rebuild=rebuild, category=column("category"))
 
 
 _MMMU_TASK = Task(
@@ -203,6 +204,12 @@ TASKS: dict[str, Task] = {
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
         rebuild=rebuilt.seedbench_2_plus,
         category=column("question_image_type"),
+    ),
+    # --- released test sets, with a file of the user's ---
+    "plam_mmmu_test": _MMMU_TASK,
+    **_each(
+        "plam_mmbench_en_test_v11 plam_mmbench_cn_test_v11",
+        _mmbench_task("circular_eval", "circular_eval", rebuilt.mmbench_v11),
     ),
     # --- beyond the nine ---
     **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH, category=column("subject"))),

@@ -16,6 +16,7 @@ from plam_eval.harness import scoring
 from plam_eval.harness.choices import choices_of
 from plam_eval.publishing.boards.checks import as_id
 from plam_eval.publishing.boards.record import Board, Column, Line, Together, Values, stripped
+from plam_eval.test_sets.mmmu import SUBJECTS
 
 # --- MMBench ----------------------------------------------------------------------------------------------------------
 
@@ -41,7 +42,8 @@ def mmbench_entry(line: Line) -> dict[str, Any]:
     Raises:
         KeyError, TypeError, ValueError: it holds none.
     """
-    logged = line["submission"] if isinstance(line.get("submission"), Mapping) else line["gpt_eval_score"]
+    entries = [line[name] for name in ("submission", "gpt_eval_score") if isinstance(line.get(name), Mapping)]
+    logged = entries[0] if entries else line["circular_eval"]
     index = as_id(_INDEX, logged["index"])
     assert isinstance(index, int)
     values = {name: logged[name] for name in ("question", "prediction")}
@@ -158,7 +160,7 @@ def _mmbench(language: str, md5: str) -> Board:
         _INDEX,
         Column("prediction", canonical=stripped),
         mmbench_entry,
-        tasks=(f"mmbench_{language.lower()}_test",),
+        tasks=(f"mmbench_{language.lower()}_test", f"plam_mmbench_{language.lower()}_test_v11"),
         more=(Column("question"), Column("g_index", int, needed=False), *_optional(*_TEXTS)),
         order=("index", "g_index", "question", "answer", "prediction", *_TEXTS[1:]),
         question_ids=("index",),
@@ -170,7 +172,7 @@ def _mmbench(language: str, md5: str) -> Board:
         rules=(
             "every rotation of every question, index + k * 1,000,000",
             "the board knows the version by the largest index, and the language by the questions",
-            f"boards use version 1.1, which lmms-eval does not have: its log with --task, its questions are {name}",
+            f"boards use version 1.1, which plam_mmbench_{language.lower()}_test_v11 asks; its questions are {name}",
         ),
         server="closed",
         standing="server closed, since 2026-03-31; answers public, with VLMEvalKit",
@@ -186,15 +188,6 @@ def _mmbench(language: str, md5: str) -> Board:
 
 # --- MMMU and MMMU-Pro ------------------------------------------------------------------------------------------------
 
-_SUBJECTS = frozenset(
-    {
-        "Accounting", "Agriculture", "Architecture_and_Engineering", "Art", "Art_Theory", "Basic_Medical_Science",
-        "Biology", "Chemistry", "Clinical_Medicine", "Computer_Science", "Design",
-        "Diagnostics_and_Laboratory_Medicine", "Economics", "Electronics", "Energy_and_Power", "Finance",
-        "Geography", "History", "Literature", "Manage", "Marketing", "Materials", "Math", "Mechanical_Engineering",
-        "Music", "Pharmacy", "Physics", "Psychology", "Public_Health", "Sociology",
-    }
-)  # fmt: skip
 _ID = "({})_[A-Z][A-Za-z_]*_[0-9]+"
 _UNSEEN = dict.fromkeys("ABCDEFGHIJ", "\0")
 """Choices that stand in the picture only: letters whose texts no answer holds."""
@@ -256,7 +249,7 @@ def _mmmu_notes(line: Line) -> Iterable[tuple[str, str]]:
 
 def _mmmu_subjects(rows: Values, compared: bool) -> tuple[list[str], list[str]]:
     """Ids of a subject that MMMU does not have, which its program does not know."""
-    odd = [] if compared else [str(row.get("id")) for row in rows if _subject(row.get("id")) not in _SUBJECTS]
+    odd = [] if compared else [str(row.get("id")) for row in rows if _subject(row.get("id")) not in SUBJECTS]
     return [f"ids of no subject of MMMU ({len(odd)}): {', '.join(odd[:_EXAMPLES])}"] if odd else [], []
 
 
@@ -425,7 +418,7 @@ CHOICE_BOARDS: tuple[Board, ...] = (
         Column("id", pattern=_ID.format("test"), expected="test_<Subject>_<n>, such as test_Accounting_1"),
         Column("answer", canonical=stripped),
         _mmmu,
-        tasks=("mmmu_test", "mmmu_test_group_img"),
+        tasks=("mmmu_test", "mmmu_test_group_img", "plam_mmmu_test"),
         questions=10_500,
         question_ids=("id",),
         answers="the letter that MMMU's rules read from them; to open questions their text, which the board reads",

@@ -146,8 +146,8 @@ OPENVLM_BOARDS: tuple[Board, ...] = (
     _mmbench("MMBench_DEV_CN", "08b8fc3324a5ed74155350f57be69fbd", "mmbench_cn_dev", "mmbench_cn_dev_static"),
     _mmbench("MMBench_DEV_EN_V11", "8b7b30bb78b8f4a87ffc6b2258890a39"),
     _mmbench("MMBench_DEV_CN_V11", "6e2f5cb803ae65e3b9f7c5f7abdbb2a3"),
-    _mmbench("MMBench_TEST_EN_V11", "8d1a704e791df6f5d9fb3ef782b65365"),
-    _mmbench("MMBench_TEST_CN_V11", "156e6569f9547afb16603eca16e85373"),
+    _mmbench("MMBench_TEST_EN_V11", "8d1a704e791df6f5d9fb3ef782b65365", "plam_mmbench_en_test_v11"),
+    _mmbench("MMBench_TEST_CN_V11", "156e6569f9547afb16603eca16e85373", "plam_mmbench_cn_test_v11"),
     _of_table(
         "MMStar",
         "MMStar",
