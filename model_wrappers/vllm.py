@@ -168,6 +168,11 @@ class VLLMPlateauMixin(PlateauMixin):
         told = self._chat(messages=[[{"role": "user", "content": "."}]], sampling_params=one, **kwargs, use_tqdm=False)
         return list(told[0].prompt_token_ids[: len(added)]) != added
 
+    def _counted_tokens(self, answers: list[Any]) -> list[Any]:
+        self.generation.prompt_tokens += sum(len(answer.prompt_token_ids or ()) for answer in answers)
+        self.generation.answer_tokens += sum(len(answer.outputs[0].token_ids) for answer in answers)
+        return answers
+
     def _watched_chat(self, messages: list[Any], sampling_params: Any, **kwargs: Any) -> list[Any]:
         """`LLM.chat`, counted. A conversation that vLLM refuses becomes an empty answer, and not its whole batch."""
         if self._special_tokens is None:
@@ -179,7 +184,7 @@ class VLLMPlateauMixin(PlateauMixin):
         for parameters in each:
             self.generation.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
         try:
-            return self._chat(messages=messages, sampling_params=each, **kwargs)
+            return self._counted_tokens(self._chat(messages=messages, sampling_params=each, **kwargs))
         except self._serving.REFUSALS as error:
             if len(messages) == 1:
                 self._generation_raised(error, 1)
@@ -187,7 +192,7 @@ class VLLMPlateauMixin(PlateauMixin):
         answers: list[Any] = []
         for message, parameters in zip(messages, each, strict=True):
             try:
-                answers += self._chat(messages=[message], sampling_params=[parameters], **kwargs)
+                answers += self._counted_tokens(self._chat(messages=[message], sampling_params=[parameters], **kwargs))
             except self._serving.REFUSALS as error:
                 self._generation_raised(error, 1)
                 answers.append(_EMPTY)

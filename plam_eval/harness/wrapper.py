@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from plam_eval.spec import PlateauSpec
 
@@ -32,6 +32,7 @@ class GenerationRecord:
         errors: the first few of what was raised, in words.
         settings: generation settings, as JSON -> documents they were used for.
         altered: answers that hold characters no worksheet takes: task, doc_id, and the answer as it was (`raw`).
+        prompt_tokens, answer_tokens: of those calls that did not fail, images included.
     """
 
     calls: int = 0
@@ -39,10 +40,20 @@ class GenerationRecord:
     errors: list[str] = field(default_factory=list)
     settings: Counter[str] = field(default_factory=Counter)
     altered: list[dict[str, Any]] = field(default_factory=list)
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, by the names of the attributes."""
         return {**vars(self), "settings": dict(self.settings)}
+
+
+class Timed(NamedTuple):
+    """Documents of one task that were answered at once, and the seconds that it took."""
+
+    task: str
+    documents: int
+    seconds: float
 
 
 class AnsweringStrategy(Protocol):
@@ -169,6 +180,20 @@ class PlateauWrapper(Protocol):
 
         Raises:
             GenerationError: more generations raised than `max_error_share` allows.
+        """
+
+    def timed(self, documents: int) -> AbstractContextManager[list[Timed]]:
+        """While it lasts, requests are answered in parts of one task, whoever answers, and each part is timed.
+
+        Args:
+            documents: of a part, at most.
+        """
+
+    def in_batches_of(self, documents: int) -> AbstractContextManager[None]:
+        """While it lasts, so many documents are answered at once, where the stock loop takes batches.
+
+        Args:
+            documents: at once.
         """
 
     def answering(
