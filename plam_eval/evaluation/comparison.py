@@ -11,6 +11,7 @@ import pandas as pd
 
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.noise.floor import Noise, read_noise
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.findings import Findings
@@ -29,6 +30,7 @@ class Comparison:
         runs: both, with the tasks that have a score per document. Their `samples` hold every answer.
         warnings: what a reader of the figures should know.
         folder: of the run folders, where they were made for this; None for runs that were there before.
+        noise: how many documents flip when the same weights answer again, where `plam compare --noise` has asked.
     """
 
     names: tuple[str, str]
@@ -36,6 +38,7 @@ class Comparison:
     runs: tuple[Run, Run]
     warnings: tuple[str, ...]
     folder: Path | None = None
+    noise: Noise | None = None
 
     @property
     def directions(self) -> Mapping[str, int]:
@@ -48,10 +51,14 @@ class Comparison:
         return pd.DataFrame([asdict(row) for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, but for NaN: names, rows, warnings, folder."""
+        """JSON-able, but for NaN: names, rows, warnings, folder, and noise where it was measured."""
         rows = [asdict(row) for row in self.rows]
         folder = str(self.folder) if self.folder else None
-        return {"names": list(self.names), "rows": rows, "warnings": list(self.warnings), "folder": folder}
+        own = {"names": list(self.names), "rows": rows, "warnings": list(self.warnings), "folder": folder}
+        if self.noise is None:
+            return own
+        standings = {row.task: self.noise.standing(row) for row in self.rows}
+        return own | {"noise": {**self.noise.to_dict(), "standings": standings}}
 
     def __repr__(self) -> str:
         row = self.rows[-1]
@@ -94,7 +101,8 @@ def comparison_of(findings: Findings) -> Comparison:
     """
     runs = findings.runs[PLAIN], findings.runs[MERGED]
     rows = tuple(findings.compared[MERGED])
-    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS)
+    noise = read_noise(findings.folder, findings.runs)
+    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS, noise)
 
 
 @dataclass(frozen=True)
