@@ -121,7 +121,7 @@ def attend(
     if queries not in QUERIES:
         expected = f"expected {', '.join([*QUERIES][:-1])} or {[*QUERIES][-1]}"
         raise InputError(f"queries is {quoted(queries)}; {expected}{did_you_mean(queries, QUERIES)}")
-    of_tasks = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
+    of_tasks: dict[str, Any] = {"tasks": tasks, "limit": limit, "offset": offset, "select": select, "boxes": boxes}
     of_tasks |= {"sample": sample, "exclude": exclude}
     _check_what(image, question, box, {**of_tasks, "include_path": include_path})
     check_generation(gen_kwargs, greedy=True)
@@ -130,6 +130,8 @@ def attend(
         checks.check_image(image, str(question), own_boxes)
     check_folder(output)
     arguments = parse_model_args(write_words(model_args or "", "model_args"))
+    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
+    drawn = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
     words = words_of(settings) if settings else None
     if isinstance(model, str):
         checkpoint, spec = check_model(model, arguments, force_simple=force_simple)
@@ -145,8 +147,7 @@ def attend(
     notes = chosen.notes()
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "include_path": include_path}
     if image is None:
-        plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
-        asked["sample"] = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
+        asked["sample"] = drawn
         checked = checks.check_tasks(output, tasks, gen_kwargs=gen_kwargs, model=model, **asked)
         bare = checks.tasks_without_boxes(checked.documents, boxes=boxes, include_path=include_path, model=model)
         notes += [f"{task}: no boxes are known of its images, so measures of boxes are left out" for task in bare]

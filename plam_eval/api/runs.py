@@ -116,7 +116,8 @@ def compare(
         folders = [Path(folder) for folder in paths(runs)]
         if len(folders) != 2 or model or model_args:
             raise InputError("give two run folders, or --model with --model_args and --tasks")
-        settings = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs, "include_path": include_path}
+        settings: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
+        settings["include_path"] = include_path
         settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": _at_once(together)}
         settings |= {"noise": noise or None, "noise_documents": noise_documents}
         settings |= {"sample": sample, "seed": seed, "exclude": exclude or None}

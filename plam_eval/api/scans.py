@@ -178,6 +178,8 @@ def _check(
     check_generation(asked["gen_kwargs"], greedy=True)
     scans.check_batch(model_id, given.batch_size)
     arguments = parse_model_args(write_words(given.model_args or "", "model_args"))
+    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
+    drawn = sample_of(*sampled, limit=asked["limit"], offset=asked["offset"], plateau=plateau)
     scan_folder.check_folder(given.output)
     scans.check_base(given.base)
     if isinstance(model, str):
@@ -192,8 +194,6 @@ def _check(
         raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
     else:
         pretrained, merged = model.pretrained_name, model.spec is not None
-    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
-    drawn = sample_of(*sampled, limit=asked["limit"], offset=asked["offset"], plateau=plateau)
     checked = scans.check(given.output, tasks, model=model, sample=drawn, **asked)
     return model_id, arguments, pretrained, merged, drawn, checked
 

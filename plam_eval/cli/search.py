@@ -62,7 +62,7 @@ def search(
         typer.Option(help="tpe (the default), gp, random, or grid: each once.", autocompletion=complete_sampler),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the sampler and of the order of documents; 0 by default.")
+        int | None, typer.Option(help="Of the sampler, the drawing and the order of documents; 0 by default.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Base LLM, where no plateau in --model_args says it.")] = None,
     ancestor: Annotated[

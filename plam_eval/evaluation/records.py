@@ -158,6 +158,8 @@ class Run:
             "dtype": block.get("dtype"),
             "limit": config.get("limit"),
             "offset": config.get("offset"),
+            "sample": _number((config.get("sample") or {}).get("size")),
+            "seed": _number((config.get("sample") or {}).get("seed")),
             "gen_kwargs": config.get("gen_kwargs") or None,
             "date": self.results.get("date"),
             "seconds": _number(self.results.get("total_evaluation_time_seconds")),

@@ -31,6 +31,10 @@ _DATED = re.compile(r"\d{8}_\d{6}_")
 _STOCK = re.compile(r"\d{8}_\d{6}_stock")
 
 
+Expected = int | frozenset[int] | None
+"""Which documents a log has to hold, or how many; None where nobody knows."""
+
+
 class Lines(Protocol):
     """What is read line by line: a file, a member of an archive."""
 
@@ -301,13 +305,13 @@ def _check_kind(file: object, where: str, value: Any, kind: type | tuple[type, .
         )
 
 
-def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> list[dict[str, Any]]:
+def read_samples(log: Path, config: Mapping[str, Any], expected: Expected) -> list[dict[str, Any]]:
     """One sample per document: those of the task's first filter, which lmms-eval logs first.
 
     Args:
         log: the task's, JSON lines.
         config: the task's, as the results have it.
-        expected: how many documents there have to be; None where nobody knows.
+        expected: which documents there have to be, or how many; None where nobody knows.
 
     Raises:
         RecordError: a line is no sample, a document stands there too often, or their number is another.
@@ -317,7 +321,7 @@ def read_samples(log: Path, config: Mapping[str, Any], expected: int | None) -> 
 
 
 def samples_by_filter(
-    stream: Lines, log: object, config: Mapping[str, Any], expected: int | None, *, first: bool = False
+    stream: Lines, log: object, config: Mapping[str, Any], expected: Expected, *, first: bool = False
 ) -> list[list[dict[str, Any]]]:
     """The samples of a log, for each of the task's filters one per document, in the order of the log.
 
@@ -325,7 +329,7 @@ def samples_by_filter(
         stream: the log, JSON lines.
         log: what messages call it.
         config: the task's, as the results have it.
-        expected: how many documents there have to be; None where nobody knows.
+        expected: which documents there have to be, or how many; None where nobody knows.
         first: keep those of the first filter only.
 
     Raises:
@@ -354,7 +358,14 @@ def samples_by_filter(
             f"{log}: document {missing[0]} stands there {counts[missing[0]]} times, expected once for each of the "
             f"task's filters ({', '.join(filters)}): the log is not whole; run again"
         )
-    if expected is not None and len(counts) != expected:
+    if isinstance(expected, frozenset):
+        if differing := sorted(expected.symmetric_difference(counts), key=str):
+            which = "no" if differing[0] in expected else "a"
+            raise RecordError(
+                f"{log} holds {which} document {differing[0]}, unlike the results beside it (config/documents): the "
+                "log is of another sample, or not whole; copy it again, or run again"
+            )
+    elif expected is not None and len(counts) != expected:
         raise RecordError(
             f"{log} holds {len(counts)} documents, but the results beside it are of {expected} (n-samples): the log is "
             "not whole; copy it again, or run again"
@@ -408,13 +419,15 @@ def documents_of(results: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | Non
     return None if stored is None else read_by_task(stored)
 
 
-def expected_documents(results: Mapping[str, Any], task: str) -> int | None:
-    """How many documents of a task the results are of; None where they do not say.
+def expected_documents(results: Mapping[str, Any], task: str) -> Expected:
+    """Which documents of a task the results are of, or how many; None where they do not say.
 
     Args:
         results: the results JSON.
         task: its name.
     """
+    if (documents := documents_of(results)) is not None and task in documents:
+        return frozenset(documents[task])
     counts = (results.get("n-samples") or {}).get(task) or {}
     config = results.get("config") or {}
     numbers = [counts.get("original"), counts.get("effective"), config.get("offset") or 0]

@@ -27,7 +27,7 @@ from plam_eval.harness.tasks import TASKS, cluster_of_document, has_clusters
 
 _Clusters = TypeVar("_Clusters", bound=Sequence[Sequence[int]])
 _TASKS_OF_COCO = re.compile(r"(pope|gqa|mme|vqav2|ok_vqa|refcoco|refcocog|coco|coco2014|coco2017)(?![a-z0-9])")
-_COCO = re.compile(r"COCO_\w*?0*(\d{1,12})(?!\d)", re.ASCII)
+_COCO = re.compile(r"COCO_[a-z]+\d{4}_0*(\d{1,12})(?!\d)", re.ASCII)
 
 
 Drawn = tuple[tuple[int, ...], ...]

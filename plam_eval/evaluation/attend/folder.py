@@ -278,11 +278,11 @@ def load(folder: str | Path) -> Attended:
     shown = folder / SHOWN
     drawn = sorted(shown.glob("*.npz")) if shown.is_dir() and not shown.is_symlink() else []
     inside = tuple(files.inside(folder, f"{SHOWN}/{file.name}", str(folder)) for file in drawn)
-    drawn = None
+    order: Drawn | None = None
     if (folder / DRAWN).is_file():
         file = files.inside(folder, DRAWN, str(folder))
-        drawn = read_drawn(files.read_json(file, _AGAIN), str(file))
-    return Attended(folder, made_with, measures, answers, depth, inside, drawn)
+        order = read_drawn(files.read_json(file, _AGAIN), str(file))
+    return Attended(folder, made_with, measures, answers, depth, inside, order)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from plam_eval.evaluation.search.evaluator import Evaluator, evaluate_inside
 from plam_eval.evaluation.search.job import SearchJob, Standing, read_documents
 from plam_eval.evaluation.search.study import Study
 from plam_eval.evaluation.sweep import runner as sweep_runner
-from plam_eval.evaluation.sweep.documents import split_documents
+from plam_eval.evaluation.sweep.documents import Drawn, split_documents
 from plam_eval.evaluation.sweep.folder import identity_changes
 from plam_eval.evaluation.sweep.job import Job, open_swept_model
 from plam_eval.harness.wrapper import PlateauWrapper
@@ -49,7 +49,8 @@ def run(job: SearchJob, model: PlateauWrapper | None = None) -> dict[str, str]:
         SearchError: settings keep failing; a checkpoint has changed since the search began; several processes share
             the model's documents. EvaluationError: as `checks.check_tasks`.
     """
-    sweep_runner.check_tasks(job.config.sweep, by_document=True)  # before a plan with a mistyped one is written
+    # Before a plan with a mistyped task is written.
+    checked = sweep_runner.check_tasks(job.config.sweep, by_document=True)
     left = held_out_left(job)
     if left == [] and (finished := held_out_job(job)) is not None:
         finished.write()  # of another choice, maybe, whose cells are finished
@@ -57,7 +58,11 @@ def run(job: SearchJob, model: PlateauWrapper | None = None) -> dict[str, str]:
     lm = model if model is not None else sweep_runner.load_model(job.config.sweep)
     failed: dict[str, str] = {}
     if left is None:
-        evaluate_inside(lm, job.config.sweep, lambda evaluator: failed.update(try_settings(job, evaluator)))
+        for note in checked.notes:
+            logger.warning(note)
+        evaluate_inside(
+            lm, job.config.sweep, lambda evaluator: failed.update(try_settings(job, evaluator, checked.drawn))
+        )
         lm.merge(None)
         left = held_out_left(job)
     chosen = held_out_job(job) if left else None
@@ -117,12 +122,13 @@ def held_out_left(job: SearchJob) -> list[str] | None:
     return [cell.name for cell in chosen.left()] if chosen else None
 
 
-def try_settings(job: SearchJob, evaluator: Evaluator) -> dict[str, str]:
+def try_settings(job: SearchJob, evaluator: Evaluator, drawn: Drawn | None = None) -> dict[str, str]:
     """Have settings answered on the documents to choose on, until enough are tried.
 
     Args:
         job: the search.
         evaluator: the resident model.
+        drawn: the order in which documents to choose on are drawn; the first of each task are chosen on without it.
 
     Returns:
         What failed, by what it is, with its error.
@@ -131,7 +137,6 @@ def try_settings(job: SearchJob, evaluator: Evaluator) -> dict[str, str]:
     with files.locked(job.folder, _PLAN_LOCK, SearchError, patience=_SECONDS):
         job.write()
         table = evaluator.documents()
-        drawn = sweep_runner.check_tasks(job.config.sweep, by_document=True).drawn
         chosen_on, _ = split_documents(table, job.config.select, drawn)
         chosen = table.assign(cluster=clusters_by_content(table)).merge(chosen_on, on=["task", "doc_id"])
         job.note_documents(chosen, evaluator.directions())

@@ -40,7 +40,7 @@ def read_drawn(plan: Mapping[str, Any], origin: str) -> Drawn | None:
         DamagedFileError: it is none that we write.
     """
     stored = plan.get("drawn")
-    if not stored:  # `read_plan` puts an empty one where there is none
+    if not stored:
         return None
     try:
         order = stored["order"]

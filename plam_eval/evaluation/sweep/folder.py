@@ -69,6 +69,7 @@ _PLAN_KINDS: dict[str, type] = {
     "config/select": int,
     "config/limit": int,
     "config/sample": int,
+    "config/seed": int,
     "settings": dict,
     "settings/model": str,
     "settings/model_args": dict,

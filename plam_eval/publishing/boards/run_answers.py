@@ -231,7 +231,10 @@ def faults_of_run(run: SourceRun, task: str) -> tuple[list[str], list[str]]:
         if given and given != -1:
             number = int(given) if isinstance(given, float) and given.is_integer() else given  # logged as 120.0
             faults.append(f"was made with --{option} {quoted(number)}: run again without it")
-    if not faults and original is not None and effective is not None and effective < original:
+    if not faults and run.config.get("documents") and original is not None and effective is not None:
+        if effective < original:
+            faults.append(f"is of a sample, {effective:g} of {original:g} documents: run again on all of them")
+    elif not faults and original is not None and effective is not None and effective < original:
         faults.append(f"answered {effective:g} of {original:g} documents: run again without --limit")
     if original is None:
         notes.append("the results do not say how many documents the task has")

@@ -438,5 +438,5 @@ def _day(date: Any) -> str | None:
 
 
 def _limits(row: Mapping[str, Any]) -> str | None:
-    words = [f"{key} {row[key]:g}" for key in ("limit", "offset") if row[key]]
+    words = [f"{key} {row[key]:g}" for key in ("limit", "offset", "sample") if row[key]]
     return ", ".join(words) or None

@@ -237,6 +237,8 @@ def sweep_question(findings: Findings, said: list[Sequence[str]]) -> str:
         documents = len(run.samples) + (sum(chosen.chosen_on.values()) if chosen and chosen.held_out else 0)
         asked = f"{count_of(documents, 'document')} of {asked}"
     limit = f" (at most {config['limit']} of each task)" if config.get("limit") else ""
+    if config.get("sample"):
+        limit = f" (about {config['sample']} of each task, drawn with the seed {config.get('seed', 0)})"
     what = f"What do parameters of {' or '.join(bases) or 'the base LLM'} change in {model_of(findings)}"
     rules = len(rule_titles(row for row in records_of(cells) if row["kind"] == "merged"))
     merges = count_of(merged, "merge") + (f" by {count_of(rules, 'rule')}" if rules > 1 else "")

@@ -132,4 +132,5 @@ def _command(run: Run, overrides: Mapping[str, Any]) -> str:
     }
     options = [str(word) for key, value in words.items() if value is not None and value != "" for word in (key, value)]
     simple = ["--force_simple"] if overrides.get("force_simple") or line.get("force_simple") else []
-    return shlex.join(["lmms-eval", *options, *simple, "--log_samples", "--output_path", "OUTPUT"])
+    drawn = "  # on all documents: samples are drawn by the commands of plam alone" if config.get("documents") else ""
+    return shlex.join(["lmms-eval", *options, *simple, "--log_samples", "--output_path", "OUTPUT"]) + drawn
