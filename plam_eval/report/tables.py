@@ -72,8 +72,8 @@ def comparison(
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("task", no_wrap=True)
-        floors = noise_columns.COLUMNS if noise else ()
-        for name in ("n", first, second, "difference", "95 %", *floors, "gained", "lost", "p", "parsable"):
+        headers = noise_columns.COLUMNS if noise else ()
+        for name in ("n", first, second, "difference", "95 %", *headers, "gained", "lost", "p", "parsable"):
             table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         overall = row.task == OVERALL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loguru import logger
 
@@ -98,7 +99,7 @@ class NoisePlan:
         """
         for part in self.parts.values():
             if self._is_left(part):
-                self._run(part, lambda part=part: runner.load_model(part.config))
+                self._run(part, partial(runner.load_model, part.config))
                 free_memory()
 
     def _is_left(self, part: Job) -> bool:

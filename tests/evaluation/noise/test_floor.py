@@ -131,7 +131,7 @@ def _run(given: list[Document], folder: Path) -> Run:
 def test_clusters_widen_the_interval(pair: Path, tmp_path: Path) -> None:
     grouped = [{**each, "group": f"image {each['doc_id'] // 10}"} for each in PLAIN]
     flips = {("pope", number): ("yes", 1.0) for number in range(90, 100)}
-    widths = []
+    widths = list[float]()
     for given in (PLAIN, grouped):
         folder = tmp_path / str(len(widths))
         write_pair(folder, given, given)

@@ -89,12 +89,13 @@ def test_another_batch_size_is_answered_by_the_model_that_is_loaded(
 def test_what_cannot_start_costs_nothing(in_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems of the noise are told before the comparison itself begins."""
     monkeypatch.setattr("plam_eval.evaluation.sweep.runner.load_model", lambda config: pytest.fail("loaded"))
-    for given, said in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"noise": True}, "plam_llava answers one document at a time"),
         ({"noise": "dtype=bfloat16", "noise_documents": 4}, "noise_documents is 4.*expected at least 10"),
         ({"noise_documents": 40}, "noise_documents is 40 without noise"),
         ({"noise": "dtype=half"}, "known: float32"),
-    ]:
+    ]
+    for given, said in refused:
         with pytest.raises(InputError, match=said):
             plam_eval.compare(**GIVEN, output=tmp_path / "compare", **given)
     with pytest.raises(InputError, match=r"--noise.*with two run folders"):
