@@ -52,6 +52,7 @@ def test_a_sweep_is_as_it_was_estimated(in_suite: Path, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_scan_is_as_it_was_estimated(in_suite: Path, tmp_path: Path) -> None:
     folder = tmp_path / "scan"
     given: dict[str, Any] = {"limit": 24, "cuts": "0,4"}
