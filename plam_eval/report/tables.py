@@ -186,7 +186,8 @@ def _among_draws(row: pd.Series, drawn: pd.DataFrame) -> str:
 def _how_to_read(findings: Findings, chosen: Selection, *, draws: bool) -> str:
     """What stands below the table of a sweep; `draws`: whether there are some that have no lines of their own."""
     first, reported = max(chosen.chosen_on.values()), sum(chosen.reported_on.values())
-    on = f"the first {first} documents of each task" if chosen.held_out else "these documents"
+    which = f"{first} drawn" if findings.plan.get("drawn") else f"the first {first}"
+    on = f"{which} documents of each task" if chosen.held_out else "these documents"
     warning = "which are not among those reported" if chosen.held_out else "so its own figures look too good"
     lines = [
         f"mean over tasks of {reported} documents, against plain",
@@ -296,8 +297,8 @@ def search_plan(job: SearchJob, tried: int, documents: Mapping[str, int] | None)
             )
     settings = "settings without end" if size is None else f"{size} settings"
     counted = (
-        f"the first {job.config.select} documents of each of {len(documents)} tasks, and those that share an "
-        f"image with them, of {sum(documents.values())}"
+        f"{job.config.select} documents of each of {len(documents)} tasks, drawn in whole clusters, "
+        f"of {sum(documents.values())}"
         if documents
         else f"{job.config.select} documents of each task; how many there are is not known here"
     )

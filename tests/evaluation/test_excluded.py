@@ -71,7 +71,7 @@ def test_of_a_search_those_it_chooses_on(tmp_path: Path) -> None:
     rows = [{"task": "pope", "doc_id": 3, "cluster": "image a", "prompt": "?"}]
     (tmp_path / "documents.json").write_text(json.dumps({"documents": rows}))
     assert read_excluded([str(tmp_path)]).documents == {"pope": (3,)}
-    rows[0]["doc_id"] = "x"  # type: ignore[assignment]
+    rows[0]["doc_id"] = "x"
     (tmp_path / "documents.json").write_text(json.dumps({"documents": rows}))
     with pytest.raises(DamagedFileError, match="documents without a number"):
         read_excluded([str(tmp_path)])

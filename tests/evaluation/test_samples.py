@@ -122,12 +122,14 @@ def test_what_is_left_out_by_task(in_suite: Path) -> None:
 
 
 @pytest.mark.parametrize("beside", [{"limit": 3}, {"offset": 2}])
-def test_a_sample_beside_a_limit_is_refused(in_suite: Path, tmp_path: Path, beside: dict[str, int]) -> None:
+def test_a_sample_beside_a_limit_is_refused(in_suite: Path, tmp_path: Path, beside: dict[str, Any]) -> None:
     given: dict[str, Any] = {"tasks": "pope", "model_args": "pretrained=nowhere", "sample": 5, **beside}
-    for command in (plam_eval.scan, plam_eval.attend):
+    by_place: tuple[Callable[..., Any], ...] = (plam_eval.scan, plam_eval.attend)
+    for command in by_place:
         with pytest.raises(ValueError, match="beside sample"):
             command("plam_llava", output=tmp_path / "out", **given)
-    for command in (plam_eval.compare, plam_eval.sweep):
+    by_name: tuple[Callable[..., Any], ...] = (plam_eval.compare, plam_eval.sweep)
+    for command in by_name:
         with pytest.raises(SweepError, match=r"sample: .* beside sample"):
             command(model="plam_llava", output=tmp_path / "out", **given)
     with pytest.raises(InputError, match="beside exclude"):

@@ -57,8 +57,8 @@ def conclude(folder: str | Path, *, select: int | None = None, scans: Sequence[P
 def find(attended: Attended, *, select: int | None = None) -> AttendFindings:
     """Compare the settings of a folder.
 
-    Layers to quote are chosen on some documents of each task, the first ones and those that share a cluster with one of
-    them, and reported on the others.
+    Layers to quote are chosen on some documents of each task, drawn in whole clusters (the first ones in folders of
+    before), and reported on the others.
 
     Args:
         attended: the folder's content.
