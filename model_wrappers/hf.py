@@ -322,10 +322,18 @@ class HFPlateauMixin(PlateauMixin):
         )
         try:
             with _checked_before(self.model.config):
-                return generate(*args, **kwargs)
+                generated = generate(*args, **kwargs)
         except Exception as error:
             self._generation_raised(error, documents)
             return kwargs["input_ids"]
+        self._count_tokens(kwargs["input_ids"], kwargs.get("attention_mask"), generated)
+        return generated
+
+    def _count_tokens(self, prompts: Any, mask: Any, generated: Any) -> None:
+        """Tokens of a batch's prompts, without padding, and of its answers, up to the longest."""
+        self.generation.prompt_tokens += int(mask.sum()) if mask is not None else prompts.numel()
+        if isinstance(generated, torch.Tensor):
+            self.generation.answer_tokens += len(prompts) * max(0, generated.shape[-1] - prompts.shape[-1])
 
 
 # --- what the stock classes assume -----------------------------------------------------------------------------------

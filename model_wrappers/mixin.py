@@ -7,6 +7,7 @@ import copy
 import hashlib
 import itertools
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -21,8 +22,8 @@ from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.harness.requests import is_padding, key_of, with_arguments, without_none
-from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, writable
+from plam_eval.harness.requests import is_padding, key_of, parts_of, with_arguments, without_none
+from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, Timed, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
 from plam_eval.merging.report import MergeReport
@@ -60,11 +61,14 @@ class PlateauMixin:
     world_size: int
     device: Any
     task_dict: Any
+    batch_size_per_gpu: int
     _rank: int
 
     notes_prompts = False
     _planned: int | None = None  # documents that are being generated for, while they count
     _strategy: AnsweringStrategy | None = None
+    _times: list[Timed] | None = None  # where parts of requests are timed
+    _part: int = 1  # documents of such a part
 
     def _begin(self, checkpoint: Checkpoint, arguments: Mapping[str, Any], max_error_share: float) -> None:
         """To be called once the model is loaded.
@@ -202,7 +206,25 @@ class PlateauMixin:
         Args:
             requests: lmms-eval's, of one evaluation.
         """
-        return self.own_answers(requests) if self._strategy is None else self._strategy.answer(requests)
+        answer = self.own_answers if self._strategy is None else self._strategy.answer
+        if self._times is None:
+            return answer(requests)
+        answers: list[Any] = []
+        for part in parts_of(requests, self._part):
+            started = time.perf_counter()
+            answers += answer(part)
+            self._times.append(Timed(part[0].task_name, len(part), time.perf_counter() - started))
+        return answers
+
+    @contextlib.contextmanager
+    def timed(self, documents: int) -> Iterator[list[Timed]]:
+        """While it lasts, requests are answered in parts of up to so many `documents` of a task, each of them timed."""
+        before, self._part = (self._times, self._part), documents
+        self._times = []
+        try:
+            yield self._times
+        finally:
+            self._times, self._part = before
 
     def own_answers(self, requests: list[Any]) -> list[Any]:
         """The stock class's answers, in a form every task can write down.
@@ -381,6 +403,15 @@ class PlateauMixin:
         finally:
             logger.enable("lmms_eval")
             self._rank = rank
+
+    @contextlib.contextmanager
+    def in_batches_of(self, documents: int) -> Iterator[None]:
+        """While it lasts, so many `documents` are answered at once, where the stock loop takes batches."""
+        before, self.batch_size_per_gpu = self.batch_size_per_gpu, documents
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
 
     # --- record -------------------------------------------------------------------------------------------------------
 

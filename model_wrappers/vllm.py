@@ -235,6 +235,11 @@ class VLLMPlateauMixin(PlateauMixin):
         told = self._chat(messages=messages, sampling_params=SamplingParams(temperature=0, max_tokens=1), **kwargs)
         return list(told[0].prompt_token_ids)
 
+    def _counted_tokens(self, answers: list[Any]) -> list[Any]:
+        self.generation.prompt_tokens += sum(len(answer.prompt_token_ids or ()) for answer in answers)
+        self.generation.answer_tokens += sum(len(answer.outputs[0].token_ids) for answer in answers)
+        return answers
+
     def _watched_chat(self, messages: list[Any], sampling_params: Any, **kwargs: Any) -> list[Any]:
         """`LLM.chat`, counted. A conversation that vLLM refuses becomes an empty answer, and not its whole batch."""
         if self._special_tokens is None:
@@ -246,7 +251,7 @@ class VLLMPlateauMixin(PlateauMixin):
         for parameters in each:
             self.generation.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
         try:
-            return self._chat(messages=messages, sampling_params=each, **kwargs)
+            return self._counted_tokens(self._chat(messages=messages, sampling_params=each, **kwargs))
         except self._serving.REFUSALS as error:
             if len(messages) == 1:
                 self._generation_raised(error, 1)
@@ -254,7 +259,7 @@ class VLLMPlateauMixin(PlateauMixin):
         answers: list[Any] = []
         for message, parameters in zip(messages, each, strict=True):
             try:
-                answers += self._chat(messages=[message], sampling_params=[parameters], **kwargs)
+                answers += self._counted_tokens(self._chat(messages=[message], sampling_params=[parameters], **kwargs))
             except self._serving.REFUSALS as error:
                 self._generation_raised(error, 1)
                 answers.append(_EMPTY)

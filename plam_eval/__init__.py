@@ -1,10 +1,10 @@
 """plam-eval: plateau-guided model merging for multimodal LLMs, evaluated through lmms-eval.
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
-What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `plan_sweep`,
-`search`, `plan_search`, `premise`, `report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`,
-`verify_bundle`, `read_run`, `read_scan`, `read_attend`, `read_sweep`, `read_search` and `read_premise`, each loaded
-when it is first asked for (`plam_eval.api`).
+What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `search`, and
+before these `plan_scan`, `plan_compare`, `plan_sweep` and `plan_search`; `premise`, `report`, `export`, `submit`,
+`check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan`, `read_attend`, `read_sweep`,
+`read_search` and `read_premise`, each loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         hub_results,
         load_spec,
         merge,
+        plan_compare,
+        plan_scan,
         plan_search,
         plan_sweep,
         plateau,
@@ -51,6 +53,8 @@ __all__ = [
     "hub_results",
     "load_spec",
     "merge",
+    "plan_compare",
+    "plan_scan",
     "plan_search",
     "plan_sweep",
     "plateau",

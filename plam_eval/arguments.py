@@ -18,6 +18,9 @@ from plam_eval.errors import ArgumentError, InputError, hint, quoted
 BOTH = 2
 """What `together` of a comparison means where no number is given: plain and merged at once."""
 
+DEFAULT_NOISE = "default"
+"""What `noise` of a comparison means where nothing is said: another batch size than the comparison's own."""
+
 _LONGEST_NUMBER = 40  # digits; Python takes no number of some thousand
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
@@ -230,6 +233,17 @@ def switch_or_count(value: Any) -> bool | int:
         return value
     try:
         return count(1)(value)
+    except ValueError as error:
+        raise ValueError(f"True, False, or {error}") from None
+
+
+def switch_or_words(value: Any) -> bool | str | list[str]:
+    """`value`, if it is True or False, or words; raises ValueError for anything else."""
+    if isinstance(value, bool):
+        return value
+    try:
+        words: str | list[str] = WORDS(value)
+        return words
     except ValueError as error:
         raise ValueError(f"True, False, or {error}") from None
 

@@ -11,14 +11,15 @@ from plam_eval.api.attention import attend, read_attend
 from plam_eval.api.merging import merge
 from plam_eval.api.premises import premise, read_premise
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
-from plam_eval.api.runs import compare, read_run
-from plam_eval.api.scans import plateau, read_scan, scan
+from plam_eval.api.runs import compare, plan_compare, read_run
+from plam_eval.api.scans import ScanPlan, plan_scan, plateau, read_scan, scan
 from plam_eval.api.searches import SearchPlan, plan_search, read_search, search
 from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
 from plam_eval.report import report
 from plam_eval.spec import load_spec
 
 __all__ = [
+    "ScanPlan",
     "SearchPlan",
     "SweepPlan",
     "attend",
@@ -29,6 +30,8 @@ __all__ = [
     "hub_results",
     "load_spec",
     "merge",
+    "plan_compare",
+    "plan_scan",
     "plan_search",
     "plan_sweep",
     "plateau",

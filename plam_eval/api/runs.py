@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from plam_eval.api.sweeps import evaluate_job
 from plam_eval.arguments import (
     ARGUMENTS,
     BOTH,
+    DEFAULT_NOISE,
     PATH,
     PATHS,
     TEXT,
@@ -18,14 +20,18 @@ from plam_eval.arguments import (
     count,
     paths,
     switch_or_count,
+    switch_or_words,
     takes,
     write_words,
 )
 from plam_eval.errors import InputError
 
 if TYPE_CHECKING:
+    from plam_eval.api.sweeps import SweepPlan
     from plam_eval.evaluation.comparison import Comparison
+    from plam_eval.evaluation.noise.run import NoisePlan
     from plam_eval.evaluation.records import Run
+    from plam_eval.evaluation.sweep.job import Job
 
 
 @takes(
@@ -43,6 +49,8 @@ if TYPE_CHECKING:
     include_path=PATH,
     batch_size=count(1),
     together=switch_or_count,
+    noise=switch_or_words,
+    noise_documents=count(1),
     wandb_args=ARGUMENTS,
 )
 def compare(
@@ -62,6 +70,8 @@ def compare(
     batch_size: int | None = None,
     force_simple: bool | None = None,
     together: bool | int | None = None,
+    noise: bool | Words | None = None,
+    noise_documents: int | None = None,
     wandb_args: Arguments | None = None,
 ) -> Comparison | None:
     """Plain against merged on the same documents, on one resident model; or two runs that are there already.
@@ -85,10 +95,15 @@ def compare(
         batch_size: as for lmms-eval.
         force_simple: the wrapper's simple mode.
         together: answer for so many models in one generation (HF wrappers): 2, or True, for both at once.
+        noise: answer documents again with equal weights, computed with otherwise, and show how many flip: True for
+            another batch size, or "batch_size=4", "dtype=float32", "attn_implementation=eager", "model=plam_vllm"; with
+            commas one after the other, joined by + at once.
+        noise_documents: of each task, so many are answered again at most; 200 by default.
         wandb_args: as lmms-eval takes them.
 
     Returns:
-        The comparison: `table` has a row per task (scores, difference, 95 % interval, gained and lost documents, p).
+        The comparison: `table` has a row per task (scores, difference, 95 % interval, gained and lost documents, p);
+        `noise` the flip rates, where they were asked for.
         Under several processes None on all but the first.
 
     Raises:
@@ -104,6 +119,7 @@ def compare(
         settings: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
         settings["include_path"] = include_path
         settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": _at_once(together)}
+        settings |= {"noise": noise or None, "noise_documents": noise_documents}
         settings |= {"sample": sample, "seed": seed, "exclude": exclude or None}
         settings["output"] = None if str(output) == "compare" else output
         if idle := [f"--{key}" for key, value in settings.items() if value is not None]:
@@ -122,30 +138,29 @@ def compare(
     if not model or not model_args or not tasks:
         raise InputError("give --model, --model_args with a plateau, and --tasks; or two run folders")
 
-    from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
-    from plam_eval.evaluation.sweep.grid import pair_grid
-    from plam_eval.evaluation.sweep.job import Job
+    from plam_eval.evaluation.sweep.config import SweepError
 
-    config = SweepConfig.load(
+    job = _plan_job(
+        output,
         model=model,
-        model_args=write_words(model_args, "model_args"),
+        model_args=model_args,
         tasks=tasks,
-        controls="none",
-        together=_at_once(together),
         limit=limit,
         offset=offset,
         sample=sample,
         seed=seed,
         exclude=paths_of(exclude) if exclude else None,
         gen_kwargs=gen_kwargs,
-        include_path=include_path and str(include_path),
+        include_path=include_path,
         batch_size=batch_size,
         force_simple=force_simple,
+        together=together,
     )
-    job = Job.plan(config, output, pair_grid(config))
+    config = job.config
+    again = _plan_noise(job, noise, noise_documents)
     logged = wandb.Settings.read(wandb_args)
     with logged.run("compare", model, config.model_dump(mode="json")) as log:
-        findings = evaluate_job(job)
+        findings = evaluate_job(job, again=again)
         if findings is None:
             return None
         if failures := findings.failures():
@@ -154,6 +169,89 @@ def compare(
         done = comparison.comparison_of(findings)
         log.comparison(done)
     return done
+
+
+@takes(model=TEXT, model_args=ARGUMENTS, tasks=WORDS, output=PATH, measure=count(0))
+def plan_compare(
+    runs: object = None,
+    *,
+    model: str | None = None,
+    model_args: Arguments | None = None,
+    tasks: Words | None = None,
+    output: str | Path = "compare",
+    measure: int = 0,
+    noise: bool | Words | None = None,
+    noise_documents: int | None = None,
+    **given: Any,
+) -> SweepPlan:
+    """What `compare` with the same arguments would do; nothing is written into its folder.
+
+    Args:
+        runs: None: of two runs that are there nothing is to be planned.
+        model: as for `compare`.
+        model_args: as for `compare`.
+        tasks: as for `compare`.
+        output: as for `compare`.
+        measure: so many documents are answered, to tell the time, memory and disk of all; with 0 nothing is loaded.
+        noise: as for `compare`: checked, and not counted in what all of it takes.
+        noise_documents: as for `compare`.
+        **given: what else `compare` takes to evaluate two models.
+
+    Raises:
+        What `compare` raises before it loads a model.
+    """
+    from plam_eval.api.sweeps import plan_of
+
+    if runs:
+        raise InputError("--dry-run with two run folders, which are compared in a moment; leave it out")
+    if not model or not model_args or not tasks:
+        raise InputError("give --model, --model_args with a plateau, and --tasks")
+    job = _plan_job(output, model=model, model_args=model_args, tasks=tasks, **given)
+    again = _plan_noise(job, noise, noise_documents)
+    planned = plan_of(job, measure, "comparison")
+    if again is None:
+        return planned
+    names = ", ".join(variant.name for variant in again.parts)
+    note = (
+        f"noise: up to {again.documents} documents of each task are answered twice more, not counted here, for {names}"
+    )
+    return replace(planned, warnings=(*planned.warnings, note))
+
+
+def _plan_job(
+    output: str | Path,
+    *,
+    model_args: Arguments,
+    include_path: str | Path | None = None,
+    together: bool | int | None = None,
+    **given: Any,
+) -> Job:
+    """The job of a comparison, from arguments of `compare`."""
+    from plam_eval.evaluation.sweep.config import SweepConfig
+    from plam_eval.evaluation.sweep.grid import pair_grid
+    from plam_eval.evaluation.sweep.job import Job
+
+    config = SweepConfig.load(
+        model_args=write_words(model_args, "model_args"),
+        controls="none",
+        together=_at_once(together),
+        include_path=include_path and str(include_path),
+        **given,
+    )
+    return Job.plan(config, output, pair_grid(config))
+
+
+def _plan_noise(job: Job, noise: bool | Words | None, documents: int | None) -> NoisePlan | None:
+    """What is answered again beside a comparison; None where nothing is."""
+    from plam_eval.evaluation.noise.run import NoisePlan
+
+    if not noise:
+        if documents is not None:
+            raise InputError(
+                f"noise_documents is {documents} without noise; give --noise (noise=True), or leave it out"
+            )
+        return None
+    return NoisePlan.plan(job, DEFAULT_NOISE if isinstance(noise, bool) else noise, documents)
 
 
 def _at_once(together: bool | int | None) -> int | None:

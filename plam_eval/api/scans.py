@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from plam_eval.api.shared import Arguments, Words, free_memory, sample_of, words_of
 from plam_eval.arguments import ARGUMENTS, NAME, PATH, PATHS, TEXT, WORDS, count, real, takes, write_words
 from plam_eval.errors import ArgumentError, InputError
 
 if TYPE_CHECKING:
+    from plam_eval.evaluation.costs import Estimate
     from plam_eval.evaluation.scan_folder import Scan
+    from plam_eval.harness.checks import CheckedTasks
+    from plam_eval.harness.sampling import Sample
+    from plam_eval.probing.closed import ClosedTo
 
 
 @takes(
@@ -94,45 +99,16 @@ def scan(
             cannot be masked. MergeError, SpecError, CheckpointError: checkpoints and specs.
     """
     from plam_eval.evaluation import scan as scans
-    from plam_eval.evaluation import scan_folder, wandb
-    from plam_eval.harness.checks import check_generation
-    from plam_eval.harness.evaluate import check_model, make_model, parse_model_args
+    from plam_eval.evaluation import wandb
+    from plam_eval.harness.evaluate import make_model
     from plam_eval.harness.processes import is_first_process
-    from plam_eval.harness.registry import WRAPPERS
-    from plam_eval.probing.masking import check_closed_to
-    from plam_eval.probing.plateau import check_criteria
 
-    model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
-    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf and not wrapper.text]
-    if model_id not in scannable:
-        names = ", ".join(scannable)
-        raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {names}")
-    base = None if base is None else str(base)
-    check_criteria(margin, confidence)
-    closed = check_closed_to(closed_to)
-    check_generation(gen_kwargs, greedy=True)
-    scans.check_batch(model_id, batch_size)
-    arguments = parse_model_args(write_words(model_args or "", "model_args"))
-    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
-    drawn = sample_of(sample, seed, exclude, limit=limit, offset=offset, plateau=plateau)
-    scan_folder.check_folder(output)
-    scans.check_base(base)
     logged = wandb.Settings.read(wandb_args)
-    if isinstance(model, str):
-        checked = check_model(model, arguments, force_simple=force_simple)
-        if arguments.get("pretrained"):
-            trusted = bool(arguments.get("trust_remote_code"))
-            scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
-        if cuts and arguments.get("pretrained"):
-            scans.check_cuts(cuts, str(arguments["pretrained"]), arguments.get("revision"))
-        pretrained, merged = (checked[0].name, checked[1] is not None) if checked else (None, False)
-    elif model_args:
-        raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
-    else:
-        pretrained, merged = model.pretrained_name, model.spec is not None
     asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
     asked["include_path"] = include_path and str(include_path)
-    scans.check(output, tasks, model=model, sample=drawn, **asked)
+    base, closed = None if base is None else str(base), cast("ClosedTo", closed_to)
+    given = _Given(model, model_args, output, cuts, batch_size, closed_to, force_simple, base, margin, confidence)
+    model_id, arguments, pretrained, merged, drawn, _ = _check(given, tasks, asked, (sample, seed, exclude))
     note = scans.no_spec(output, pretrained, base, merged=merged, closed_to=closed) if pretrained else None
     if note and is_first_process():
         print(note, file=sys.stderr, flush=True)
@@ -162,6 +138,189 @@ def scan(
         if done is not None:
             log.scan(done)
     return done
+
+
+class _Given(NamedTuple):
+    """What a scan is called with, but for its tasks and how they are asked."""
+
+    model: Any
+    model_args: Arguments | None
+    output: str | Path
+    cuts: str | None
+    batch_size: int
+    closed_to: str
+    force_simple: bool
+    base: str | None
+    margin: float
+    confidence: float
+
+
+def _check(
+    given: _Given, tasks: Words, asked: Mapping[str, Any], sampled: tuple[int | None, int, Any]
+) -> tuple[str, dict[str, Any], str | None, bool, Sample, CheckedTasks]:
+    """Wrapper's id and arguments, checkpoint and whether it is merged, sample and tasks; raises what is wrong."""
+    from plam_eval.evaluation import scan as scans
+    from plam_eval.evaluation import scan_folder
+    from plam_eval.harness.checks import check_generation
+    from plam_eval.harness.evaluate import check_model, parse_model_args
+    from plam_eval.harness.registry import WRAPPERS
+    from plam_eval.probing.masking import check_closed_to
+    from plam_eval.probing.plateau import check_criteria
+
+    model = given.model
+    model_id = model if isinstance(model, str) else getattr(model, "model_id", type(model).__name__)
+    scannable = [name for name, wrapper in WRAPPERS.items() if wrapper.hf and not wrapper.text]
+    if model_id not in scannable:
+        names = ", ".join(scannable)
+        raise InputError(f"model is {model_id!r}; a scan needs one of our HF wrappers: {names}")
+    check_criteria(given.margin, given.confidence)
+    check_closed_to(given.closed_to)
+    check_generation(asked["gen_kwargs"], greedy=True)
+    scans.check_batch(model_id, given.batch_size)
+    arguments = parse_model_args(write_words(given.model_args or "", "model_args"))
+    plateau = arguments.get("plateau") if isinstance(model, str) else model.spec
+    drawn = sample_of(*sampled, limit=asked["limit"], offset=asked["offset"], plateau=plateau)
+    scan_folder.check_folder(given.output)
+    scans.check_base(given.base)
+    if isinstance(model, str):
+        opened = check_model(model, arguments, force_simple=given.force_simple)
+        if arguments.get("pretrained"):
+            trusted = bool(arguments.get("trust_remote_code"))
+            scans.check_scannable(str(arguments["pretrained"]), arguments.get("revision"), trust_remote_code=trusted)
+        if given.cuts and arguments.get("pretrained"):
+            scans.check_cuts(given.cuts, str(arguments["pretrained"]), arguments.get("revision"))
+        pretrained, merged = (opened[0].name, opened[1] is not None) if opened else (None, False)
+    elif given.model_args:
+        raise ArgumentError("model_args with a model that is loaded; expected them with the id of a wrapper")
+    else:
+        pretrained, merged = model.pretrained_name, model.spec is not None
+    checked = scans.check(given.output, tasks, model=model, sample=drawn, **asked)
+    return model_id, arguments, pretrained, merged, drawn, checked
+
+
+@dataclass(frozen=True, repr=False)
+class ScanPlan:
+    """What a scan would do.
+
+    Attributes:
+        folder: of the scan.
+        documents: by task, those that have a score.
+        warnings: what a reader should know, such as that no spec will be written.
+        estimate: what all of it takes, from documents that were answered for it; None where none were.
+    """
+
+    folder: Path
+    documents: dict[str, int]
+    warnings: tuple[str, ...]
+    estimate: Estimate | None = None
+
+    def __repr__(self) -> str:
+        return f"ScanPlan({self.folder}, {sum(self.documents.values())} documents)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: folder, documents by task, warnings, estimate."""
+        estimate = None if self.estimate is None else self.estimate.to_dict()
+        return {
+            "folder": str(self.folder),
+            "documents": self.documents,
+            "warnings": list(self.warnings),
+            "estimate": estimate,
+        }
+
+
+@takes(
+    model=TEXT,
+    model_args=ARGUMENTS,
+    tasks=WORDS,
+    output=PATH,
+    measure=count(0),
+    limit=count(1),
+    offset=count(0),
+    sample=count(1),
+    seed=count(0),
+    exclude=PATHS,
+)
+def plan_scan(
+    model: str,
+    model_args: Arguments,
+    tasks: Words,
+    output: str | Path = "scan",
+    *,
+    measure: int = 0,
+    limit: int | None = None,
+    offset: int = 0,
+    sample: int | None = None,
+    seed: int = 0,
+    exclude: Words | Path | Sequence[Path] = (),
+    cuts: str | None = None,
+    gen_kwargs: str | None = None,
+    include_path: str | Path | None = None,
+    batch_size: int = 1,
+    closed_to: str = "text",
+    force_simple: bool = False,
+    base: str | Path | None = None,
+    margin: float = 0.02,
+    confidence: float = 0.95,
+) -> ScanPlan:
+    """What `scan` with the same arguments would do; nothing is written into its folder.
+
+    Args:
+        model: as for `scan`, an id.
+        model_args: as for `scan`.
+        tasks: as for `scan`.
+        output: as for `scan`.
+        measure: so many documents are scanned, to tell the time, memory and disk of all; with 0 nothing is loaded.
+        limit: as for `scan`.
+        offset: as for `scan`.
+        sample: as for `scan`.
+        seed: as for `scan`.
+        exclude: as for `scan`.
+        cuts: as for `scan`.
+        gen_kwargs: as for `scan`.
+        include_path: as for `scan`.
+        batch_size: as for `scan`.
+        closed_to: as for `scan`.
+        force_simple: as for `scan`.
+        base: as for `scan`.
+        margin: as for `scan`.
+        confidence: as for `scan`.
+
+    Raises:
+        What `scan` raises before it loads a model.
+    """
+    from plam_eval.evaluation import scan as scans
+    from plam_eval.harness.evaluate import make_model
+
+    asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
+    asked["include_path"] = include_path and str(include_path)
+    base, closed = None if base is None else str(base), cast("ClosedTo", closed_to)
+    given = _Given(model, model_args, output, cuts, batch_size, closed_to, force_simple, base, margin, confidence)
+    _, arguments, pretrained, merged, _, checked = _check(given, tasks, asked, (sample, seed, exclude))
+    warnings = [f"{task}: left out, no score per document is known: {why}" for task, why in checked.unscored.items()]
+    if pretrained and (note := scans.no_spec(output, pretrained, base, merged=merged, closed_to=closed)):
+        warnings.append(note)
+    warnings += checked.notes
+    documents = {task: number for task, number in checked.documents.items() if task not in checked.unscored}
+    estimate = None
+    if measure:
+        from plam_eval.evaluation import costs
+
+        try:
+            estimate = costs.of_scan(
+                lambda: make_model(model, arguments, batch_size=batch_size, force_simple=force_simple),
+                checked.scored,
+                documents,
+                {task: checked.drawn[task] for task in documents},
+                measure,
+                cuts=cuts,
+                gen_kwargs=gen_kwargs,
+                include_path=asked["include_path"],
+                batch_size=batch_size,
+                closed_to=closed,
+            )
+        finally:
+            free_memory()
+    return ScanPlan(Path(output), documents, tuple(warnings), estimate)
 
 
 @takes(curve=PATH, tasks=WORDS, base=NAME, margin=real, confidence=real, kl_threshold=real)

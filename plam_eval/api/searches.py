@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plam_eval.api.shared import Arguments, Words, free_memory, read_config
-from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, PATHS, takes
+from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, PATHS, count, takes
 
 if TYPE_CHECKING:
+    from plam_eval.evaluation.costs import Estimate
     from plam_eval.evaluation.search.findings import SearchFindings
     from plam_eval.evaluation.search.job import SearchJob
 
@@ -151,6 +152,7 @@ class SearchPlan:
         tried: settings that have answers already.
         size: different settings that the space has; None where there is no end of them.
         warnings: what a reader should know, such as tasks that have no score per document.
+        estimate: what all of it takes, from documents that were answered for it; None where none were.
     """
 
     job: SearchJob
@@ -158,6 +160,7 @@ class SearchPlan:
     tried: int
     size: int | None
     warnings: tuple[str, ...]
+    estimate: Estimate | None = None
 
     def __repr__(self) -> str:
         return f"SearchPlan({self.job.folder}, {self.tried} of {self.job.config.options.trials} settings tried)"
@@ -173,18 +176,24 @@ class SearchPlan:
             "documents": self.documents,
             "select": self.job.config.select,
             "warnings": list(self.warnings),
+            "estimate": None if self.estimate is None else self.estimate.to_dict(),
         }
 
 
-@takes(config=PATH_OR_MAPPING, output=PATH)
+@takes(config=PATH_OR_MAPPING, output=PATH, measure=count(0))
 def plan_search(
-    config: str | Path | Mapping[str, Any] | None = None, *, output: str | Path = "search", **given: Any
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    output: str | Path = "search",
+    measure: int = 0,
+    **given: Any,
 ) -> SearchPlan:
-    """What `search` with the same arguments would do; nothing is loaded or written.
+    """What `search` with the same arguments would do; nothing is written into its folder.
 
     Args:
         config: as for `search`.
         output: as for `search`.
+        measure: so many documents are answered, to tell the time, memory and disk of all; with 0 nothing is loaded.
         **given: what else `search` takes.
 
     Raises:
@@ -203,9 +212,20 @@ def plan_search(
     except (TaskNameError, SweepError):
         raise
     except EvaluationError as error:
+        if measure:
+            raise
         return SearchPlan(job, None, tried, size, (f"documents not counted: {error}",))
     warnings = [f"{task}: left out, no score per document is known: {why}" for task, why in checked.unscored.items()]
-    return SearchPlan(job, checked.documents, tried, size, (*warnings, *checked.notes))
+    estimate = None
+    if measure:
+        from plam_eval.evaluation import costs
+
+        scored = {task: count for task, count in checked.documents.items() if task not in checked.unscored}
+        try:
+            estimate = costs.of_search(job, scored, checked.drawn, tried, measure)
+        finally:
+            free_memory()
+    return SearchPlan(job, checked.documents, tried, size, (*warnings, *checked.notes), estimate)
 
 
 @takes(folder=PATH)

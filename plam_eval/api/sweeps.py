@@ -13,6 +13,8 @@ from plam_eval.arguments import ARGUMENTS, PATH, PATH_OR_MAPPING, PATHS, count, 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from plam_eval.evaluation.costs import Estimate
+    from plam_eval.evaluation.noise.run import NoisePlan
     from plam_eval.evaluation.sweep.findings import Findings
     from plam_eval.evaluation.sweep.job import Job
 
@@ -148,11 +150,13 @@ class SweepPlan:
         job: its grid and folder.
         documents: by task; None where they cannot be counted here.
         warnings: what a reader should know, such as tasks that have no score per document.
+        estimate: what all of it takes, from documents that were answered for it; None where none were.
     """
 
     job: Job
     documents: dict[str, int] | None
     warnings: tuple[str, ...]
+    estimate: Estimate | None = None
 
     def __repr__(self) -> str:
         each = "an unknown number of" if self.documents is None else sum(self.documents.values())
@@ -186,36 +190,63 @@ class SweepPlan:
             "documents": self.documents,
             "seconds_per_cell": self.job.seconds_per_cell(),
             "warnings": list(self.warnings),
+            "estimate": None if self.estimate is None else self.estimate.to_dict(),
         }
 
 
-@takes(config=PATH_OR_MAPPING, output=PATH)
+@takes(config=PATH_OR_MAPPING, output=PATH, measure=count(0))
 def plan_sweep(
-    config: str | Path | Mapping[str, Any] | None = None, *, output: str | Path = "sweep", **given: Any
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    output: str | Path = "sweep",
+    measure: int = 0,
+    **given: Any,
 ) -> SweepPlan:
-    """What `sweep` with the same arguments would do; nothing is loaded or written.
+    """What `sweep` with the same arguments would do; nothing is written into its folder.
 
     Args:
         config: as for `sweep`.
         output: as for `sweep`.
+        measure: so many documents are answered, to tell the time, memory and disk of all; with 0 nothing is loaded.
         **given: what else `sweep` takes, without ray, workers and wandb_args.
 
     Raises:
         What `sweep` raises before it loads a model.
     """
+    job = _plan_job(config=config, output=output, **given)
+    return plan_of(job, measure)
+
+
+def plan_of(job: Job, measure: int, what: str = "sweep") -> SweepPlan:
+    """What a job would do.
+
+    Args:
+        job: the sweep or comparison.
+        measure: so many documents are answered; with 0 nothing is loaded.
+        what: it is called.
+    """
     from plam_eval.evaluation.sweep import runner
     from plam_eval.evaluation.sweep.config import SweepError
     from plam_eval.harness.errors import EvaluationError, TaskNameError
 
-    job = _plan_job(config=config, output=output, **given)
     try:
         checked = runner.check_tasks(job.config)
     except (TaskNameError, SweepError):
         raise
     except EvaluationError as error:
+        if measure:
+            raise
         return SweepPlan(job, None, (f"documents not counted: {error}",))
     warnings = [f"{task}: no score per document is known: {why}" for task, why in checked.unscored.items()]
-    return SweepPlan(job, checked.documents, (*warnings, *checked.notes))
+    estimate = None
+    if measure:
+        from plam_eval.evaluation import costs
+
+        try:
+            estimate = costs.of_job(job, checked.documents, checked.drawn, measure, what)
+        finally:
+            free_memory()
+    return SweepPlan(job, checked.documents, (*warnings, *checked.notes), estimate)
 
 
 @takes(folder=PATH, select=count(0))
@@ -244,7 +275,12 @@ def _plan_job(*, config: Any, output: str | Path, **given: Any) -> Job:
 
 
 def evaluate_job(
-    job: Job, *, ray: bool = False, workers: int | None = None, notes_prompts: bool = False
+    job: Job,
+    *,
+    ray: bool = False,
+    workers: int | None = None,
+    notes_prompts: bool = False,
+    again: NoisePlan | None = None,
 ) -> Findings | None:
     """Evaluate what is left of a job, and read back all of it. A cell that fails is recorded, not raised.
 
@@ -253,12 +289,14 @@ def evaluate_job(
         ray: whether cells are tasks of Ray rather than of this process.
         workers: Ray's resident models; by default as many as there are GPUs for, or one without any.
         notes_prompts: whether the runs note what every document's prompt was; not with Ray.
+        again: what is answered once more with equal weights, when the cells are finished.
 
     Returns:
         The findings; None on every process but the first.
     """
     from plam_eval.evaluation.sweep import findings, runner
 
+    first = True
     if not job.left():
         job.write()
     elif ray:
@@ -270,11 +308,17 @@ def evaluate_job(
         resident = runner.load_model(job.config)
         resident.notes_prompts = notes_prompts
         try:
+            if again is not None:
+                again.check_resident(resident)
             runner.run(job, resident)
+            if again is not None:
+                again.run_on(resident)
             first = resident.rank == 0
         finally:
             del resident
             free_memory()
-        if not first:
-            return None
+    if again is not None:
+        again.run_others(free_memory)
+    if not first:
+        return None
     return findings.read_findings(job.folder)

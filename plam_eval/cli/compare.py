@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from plam_eval.arguments import BOTH
+from plam_eval.arguments import BOTH, DEFAULT_NOISE
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     BatchSize,
+    DryRun,
+    DryRunCommand,
     Exclude,
     ForceSimple,
     GenKwargs,
@@ -28,20 +30,21 @@ from plam_eval.cli.options import (
     Tasks,
     WandbArgs,
     example,
+    filled,
 )
-from plam_eval.cli.speaking import working
+from plam_eval.cli.speaking import tell_failures, working
 
 
-class _Compare(TyperCommand):
-    """Takes `--together` without a number, too: both cells at once. What follows it may be a run folder."""
+class _Compare(DryRunCommand):
+    """Takes `--together` and `--noise` without a value, too: both cells, another batch size. Run folders may follow."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        words = list(args)
-        for place, word in enumerate(args):
-            number = args[place + 1].lstrip("-") if place + 1 < len(args) else ""
-            if word == "--together" and not number.isdecimal():
-                words[place] = f"{word}={BOTH}"
-        return super().parse_args(ctx, words)
+        words = filled(args, "--together", str(BOTH), re.compile(r"-*\d+$", re.ASCII))
+        return super().parse_args(ctx, filled(words, "--noise", DEFAULT_NOISE, _CHANGE))
+
+
+_CHANGE = re.compile(r"(\w+=|default(,|$))", re.ASCII)
+"""How a value of `--noise` begins; a run folder is named otherwise."""
 
 
 @app.command(
@@ -81,6 +84,22 @@ def compare(
         ),
     ] = None,
     stock: Stock = True,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            help="Answer documents again with equal weights, and show how many flip: in another batch size, or as "
+            "given: batch_size=4, dtype=float32, attn_implementation=eager, model=plam_vllm; with commas one after the "
+            "other, joined by + at once.",
+            metavar="[KEY=VALUE,...]",
+        ),
+    ] = None,
+    noise_documents: Annotated[
+        int | None,
+        typer.Option(
+            "--noise_documents", "--noise-documents", help="Of each task, answered again; 200 by default.", min=1
+        ),
+    ] = None,
+    dry_run: DryRun = None,
     wandb_args: WandbArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -88,37 +107,56 @@ def compare(
     """Plain against merged on the same documents, on one resident model: difference, interval, p, parsable answers."""
     from plam_eval import api
     from plam_eval.report import stock_table, tables
+    from plam_eval.report.estimate import estimate_table
+    from plam_eval.report.noise import show_noise
 
+    given: dict[str, Any] = {
+        "model": model,
+        "model_args": model_args,
+        "tasks": tasks,
+        "output": output,
+        "limit": limit,
+        "offset": offset,
+        "sample": sample,
+        "seed": seed,
+        "exclude": exclude,
+        "gen_kwargs": gen_kwargs,
+        "include_path": include_path,
+        "batch_size": batch_size,
+        "force_simple": force_simple,
+        "together": together,
+        "noise": noise,
+        "noise_documents": noise_documents,
+    }
     with working(as_json, quiet) as console:
-        compared = api.compare(
-            runs,
-            model=model,
-            model_args=model_args,
-            tasks=tasks,
-            output=output,
-            limit=limit,
-            offset=offset,
-            sample=sample,
-            seed=seed,
-            exclude=exclude,
-            gen_kwargs=gen_kwargs,
-            include_path=include_path,
-            batch_size=batch_size,
-            force_simple=force_simple,
-            together=together,
-            wandb_args=wandb_args,
-        )
+        if dry_run is not None:
+            planned = api.plan_compare(runs, **given, measure=dry_run)
+            console.data = planned.to_dict()
+            console.warn(planned.warnings)
+            console.show(tables.plan(planned.job, planned.documents))
+            if planned.estimate is not None:
+                console.show(estimate_table(planned.estimate))
+            return
+        compared = api.compare(runs, **given, wandb_args=wandb_args)
         if compared is None:
             return
         console.data = compared.to_dict(stock=stock)
         console.warn(compared.warnings)
         names = ("first", "second") if runs else compared.names
+        measured = compared.noise
         forms = (
-            tables.comparison(compared.rows, *names, compared.directions, narrow=narrow) for narrow in (False, True)
+            tables.comparison(compared.rows, *names, compared.directions, noise=measured, narrow=narrow)
+            for narrow in (False, True)
         )
         console.show(*forms)
+        if measured is not None:
+            show_noise(measured, compared.rows, console)
         if stock:
             stock_table.show(console, compared.stock, *names)
         if not runs:
             console.say("Whether the base has a part in it, plam sweep says: it runs controls beside the merge.")
             console.say(f"Run folders: {compared.folder}")
+        if measured is not None:
+            tell_failures(console, measured.failures, "The same command tries it again; the comparison itself is done.")
+    if measured is not None and measured.failures:
+        raise typer.Exit(1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 MOST_DOCUMENTS = 2**31 - 1  # of a task, that an option takes
 
@@ -17,6 +19,42 @@ def example(command: str) -> str:
         command: the call, as it is typed.
     """
     return f"\b\nExample:\n  {command}"
+
+
+DRY_RUN = 20
+"""Documents that a dry run answers where no number is given."""
+
+
+class DryRunCommand(TyperCommand):
+    """Takes `--dry-run` without a number, too. What follows it may be the file of a sweep."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As typer's, of `args` with the number that is meant.
+
+        Args:
+            ctx: typer's.
+            args: as they were typed.
+        """
+        return super().parse_args(ctx, filled(args, "--dry-run", str(DRY_RUN), _NUMBER))
+
+
+_NUMBER = re.compile(r"-?\d+$", re.ASCII)
+
+
+def filled(args: list[str], option: str, value: str, fits: re.Pattern[str]) -> list[str]:
+    """The words of a command line, an option without a value being given one.
+
+    Args:
+        args: the words.
+        option: its name.
+        value: what it means alone.
+        fits: how a value begins; another word behind the option is none of it.
+    """
+    behind = [*args, ""][1:]
+    return [
+        f"{word}={value}" if word == option and not fits.match(after) else word
+        for word, after in zip(args, behind, strict=True)
+    ]
 
 
 def complete_wrapper(incomplete: str) -> list[str]:
@@ -98,6 +136,16 @@ ForceSimple = Annotated[
     bool | None, typer.Option("--force_simple/--no-force_simple", help="The wrapper's simple mode.", show_default=False)
 ]
 Stock = Annotated[bool, typer.Option("--stock/--no-stock", help="Also what lmms-eval itself reports, with intervals.")]
+DryRun = Annotated[
+    int | None,
+    typer.Option(
+        "--dry-run",
+        help="Answer so many documents (20 without a number) and say what all would take; 0 loads nothing. Nothing is "
+        "written.",
+        metavar="[INTEGER]",
+        min=0,
+    ),
+]
 WandbArgs = Annotated[
     str | None,
     typer.Option(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     MOST_DOCUMENTS,
+    DryRun,
+    DryRunCommand,
     Exclude,
     GenKwargs,
     IncludePath,
@@ -26,6 +28,7 @@ from plam_eval.cli.speaking import working
 
 
 @app.command(
+    cls=DryRunCommand,
     short_help="Find the plateau, and write a spec.",
     epilog=example(
         """plam scan --model plam_llava --model_args pretrained=llava-hf/llava-1.5-7b-hf \\
@@ -77,6 +80,7 @@ def scan(
     ] = None,
     margin: Annotated[float, typer.Option(help="Accuracy that a plateau may lose.")] = 0.02,
     confidence: Annotated[float, typer.Option(help="Of the one-sided bounds.")] = 0.95,
+    dry_run: DryRun = None,
     wandb_args: WandbArgs = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -84,29 +88,36 @@ def scan(
     """Find the plateau: answer benchmarks with the image hidden from every layer on, and write a spec."""
     from plam_eval import api
     from plam_eval.report import tables
+    from plam_eval.report.estimate import estimate_table
 
-    with working(as_json, quiet, least_width=100, logs="INFO") as console:
-        finished = api.scan(
-            model,
-            model_args,
-            tasks,
-            output,
-            limit=limit,
-            offset=offset,
-            sample=sample,
-            seed=seed or 0,
-            exclude=exclude or (),
-            cuts=cuts,
-            gen_kwargs=gen_kwargs,
-            include_path=include_path,
-            batch_size=batch_size,
-            closed_to=closed_to,
-            force_simple=force_simple,
-            base=base,
-            margin=margin,
-            confidence=confidence,
-            wandb_args=wandb_args,
-        )
+    given: dict[str, Any] = {
+        "limit": limit,
+        "offset": offset,
+        "sample": sample,
+        "seed": seed or 0,
+        "exclude": exclude or (),
+        "cuts": cuts,
+        "gen_kwargs": gen_kwargs,
+        "include_path": include_path,
+        "batch_size": batch_size,
+        "closed_to": closed_to,
+        "force_simple": force_simple,
+        "base": base,
+        "margin": margin,
+        "confidence": confidence,
+    }
+    with working(as_json, quiet, least_width=100, logs="INFO" if dry_run is None else "WARNING") as console:
+        if dry_run is not None:
+            planned = api.plan_scan(model, model_args, tasks, output, measure=dry_run, **given)
+            console.data = planned.to_dict()
+            console.warn(planned.warnings)
+            console.say(
+                f"{sum(planned.documents.values()):,} documents of {', '.join(planned.documents)}, each under every cut"
+            )
+            if planned.estimate is not None:
+                console.show(estimate_table(planned.estimate))
+            return
+        finished = api.scan(model, model_args, tasks, output, **given, wandb_args=wandb_args)
         if finished is not None:
             console.data = finished.to_dict()
             tables.show_scan(finished, console)

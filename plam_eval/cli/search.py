@@ -10,6 +10,8 @@ import typer
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     BatchSize,
+    DryRun,
+    DryRunCommand,
     Exclude,
     ForceSimple,
     GenKwargs,
@@ -35,6 +37,7 @@ def complete_sampler(incomplete: str) -> list[str]:
 
 
 @app.command(
+    cls=DryRunCommand,
     short_help="Search layers, modules, weights and rules, and report on other documents.",
     epilog=example(
         """plam search --model plam_llava --tasks plam9 --select 200 --trials 40 --output search \\
@@ -119,13 +122,14 @@ def search(
     include_path: IncludePath = None,
     batch_size: BatchSize = None,
     force_simple: ForceSimple = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: DryRun = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """The merge that gains most over plain on some documents, found by trying settings; one report on the others."""
     from plam_eval import api
     from plam_eval.report import tables
+    from plam_eval.report.estimate import estimate_table
 
     given: dict[str, Any] = {
         "model": model,
@@ -161,11 +165,13 @@ def search(
         "force_simple": force_simple,
     }
     with working(as_json, quiet) as console:
-        if dry_run:
-            planned = api.plan_search(config, **given)
+        if dry_run is not None:
+            planned = api.plan_search(config, **given, measure=dry_run)
             console.data = planned.to_dict()
             console.warn(planned.warnings)
             console.show(tables.search_plan(planned.job, planned.tried, planned.documents))
+            if planned.estimate is not None:
+                console.show(estimate_table(planned.estimate))
             return
         findings = api.search(config, **given)
         console.data = findings.to_dict()

@@ -10,6 +10,8 @@ import typer
 from plam_eval.cli.app import app
 from plam_eval.cli.options import (
     BatchSize,
+    DryRun,
+    DryRunCommand,
     Exclude,
     ForceSimple,
     GenKwargs,
@@ -32,6 +34,7 @@ from plam_eval.rules import LAYER_CONTROLS, control_names
 
 
 @app.command(
+    cls=DryRunCommand,
     short_help="Many merges and their controls on one resident model.",
     epilog=example(
         """plam sweep --model plam_llava --tasks plam9 --select 100 --output sweep \\
@@ -99,7 +102,7 @@ def sweep(
     ] = None,
     use_ray: Annotated[bool, typer.Option("--ray", help="Cells as Ray tasks, a resident model per worker.")] = False,
     workers: Annotated[int | None, typer.Option(help="Of --ray; by default one per GPU.", min=1)] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: DryRun = None,
     stock: Stock = True,
     wandb_args: WandbArgs = None,
     as_json: Json = False,
@@ -108,6 +111,7 @@ def sweep(
     """Many merges and their controls on one resident model: layer ranges, weights and modules, compared with plain."""
     from plam_eval import api
     from plam_eval.report import stock_table, tables
+    from plam_eval.report.estimate import estimate_table
 
     given: dict[str, Any] = {
         "model": model,
@@ -136,11 +140,13 @@ def sweep(
         "together": together,
     }
     with working(as_json, quiet) as console:
-        if dry_run:
-            planned = api.plan_sweep(config, **given)
+        if dry_run is not None:
+            planned = api.plan_sweep(config, **given, measure=dry_run)
             console.data = planned.to_dict()
             console.warn(planned.warnings)
             console.show(tables.plan(planned.job, planned.documents))
+            if planned.estimate is not None:
+                console.show(estimate_table(planned.estimate))
             return
         findings = api.sweep(config, **given, ray=use_ray, workers=workers, wandb_args=wandb_args)
         if findings is None:

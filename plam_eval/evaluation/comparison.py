@@ -12,6 +12,7 @@ import pandas as pd
 
 from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
+from plam_eval.evaluation.noise.floor import Noise, read_noise
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.stock_scores import StockScore, stock_scores
@@ -32,6 +33,7 @@ class Comparison:
         warnings: what a reader of the figures should know.
         folder: of the run folders, where they were made for this; None for runs that were there before.
         whole: both, with the tasks that have none, too, where they were given so.
+        noise: how many documents flip when the same weights answer again, where `plam compare --noise` has asked.
     """
 
     names: tuple[str, str]
@@ -40,6 +42,7 @@ class Comparison:
     warnings: tuple[str, ...]
     folder: Path | None = None
     whole: tuple[Run, Run] | None = None
+    noise: Noise | None = None
 
     @property
     def directions(self) -> Mapping[str, int]:
@@ -57,20 +60,22 @@ class Comparison:
         return stock_scores(*(self.whole or self.runs))
 
     def to_dict(self, *, stock: bool = True) -> dict[str, Any]:
-        """JSON-able, but for NaN: names, rows, stock, warnings, folder.
+        """JSON-able, but for NaN: names, rows, stock, warnings, folder, and noise where it was measured.
 
         Args:
             stock: whether `stock` is among them.
         """
-        rows = [asdict(row) for row in self.rows]
-        folder = str(self.folder) if self.folder else None
-        return {
+        content: dict[str, Any] = {
             "names": list(self.names),
-            "rows": rows,
+            "rows": [asdict(row) for row in self.rows],
             **({"stock": [asdict(score) for score in self.stock]} if stock else {}),
             "warnings": list(self.warnings),
-            "folder": folder,
+            "folder": str(self.folder) if self.folder else None,
         }
+        if self.noise is not None:
+            standings = {row.task: self.noise.standing(row) for row in self.rows}
+            content["noise"] = {**self.noise.to_dict(), "standings": standings}
+        return content
 
     def __repr__(self) -> str:
         row = self.rows[-1]
@@ -113,7 +118,8 @@ def comparison_of(findings: Findings) -> Comparison:
     """
     runs = findings.runs[PLAIN], findings.runs[MERGED]
     rows = tuple(findings.compared[MERGED])
-    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS)
+    noise = read_noise(findings.folder, findings.runs)
+    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS, noise=noise)
 
 
 @dataclass(frozen=True)

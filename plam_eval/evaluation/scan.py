@@ -55,6 +55,7 @@ def scan(
     limit: int | None = None,
     offset: int = 0,
     sample: Sample | None = None,
+    documents: Mapping[str, Sequence[int]] | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int = 1,
@@ -77,6 +78,7 @@ def scan(
         limit: documents of each task, at most.
         offset: documents of each task that are left out, from its first one on.
         sample: so many documents of each task instead, and what is left out.
+        documents: task -> doc_ids, of every task, in place of `limit` and `offset`.
         gen_kwargs: generation settings ("max_new_tokens=8") over the tasks' own.
         include_path: folder of further tasks.
         cuts: as `parse_cuts` takes them, such as "0,4,8:28"; all by default.
@@ -132,7 +134,7 @@ def scan(
             run = evaluate.evaluate(
                 model,
                 checked.scored,
-                **checked.asking,
+                **({"documents": documents} if documents else checked.asking),
                 output=folder / UNMASKED,
                 gen_kwargs=gen_kwargs,
                 include_path=include_path,

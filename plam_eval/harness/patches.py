@@ -10,9 +10,9 @@
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own, with
   these files in them.
 
-Models that are not ours pass through all five untouched. For any model two more make loading faster (`loading`), four let
-tasks of text alone run that cannot run without them (`text_tasks`), and one looks at the files of released test sets before
-a model is loaded (`registry.extend_task_manager`).
+Models that are not ours pass through all five untouched. For any model two more make loading faster (`loading`), four
+let tasks of text alone run that cannot run without them (`text_tasks`), and one looks at the files of released test
+sets before a model is loaded (`registry.extend_task_manager`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 Key = tuple[str, int]
@@ -41,6 +42,18 @@ def generated_alike(one: Any, other: Any) -> bool:
         other: another of the same evaluation.
     """
     return bool(one.args[2] == other.args[2])
+
+
+def parts_of(requests: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    """Requests in order, in parts of one task.
+
+    Args:
+        requests: lmms-eval's.
+        size: of a part, at most.
+    """
+    for _, of_task in itertools.groupby(requests, lambda request: request.task_name):
+        while part := list(itertools.islice(of_task, size)):
+            yield part
 
 
 def is_padding(request: Any) -> bool:

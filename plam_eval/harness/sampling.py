@@ -218,6 +218,15 @@ class Population:
         return sequence if size is None else beginning(sequence, size)
 
 
+def documents_in(drawn: Drawn) -> list[int]:
+    """The doc_ids of some clusters, in order.
+
+    Args:
+        drawn: cluster by cluster.
+    """
+    return sorted(doc_id for doc_ids in drawn for doc_id in doc_ids)
+
+
 def has_categories(task: str) -> bool:
     """Whether the rows of a task's dataset are known to say what kind of question they are.
 

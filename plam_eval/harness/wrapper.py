@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from plam_eval.spec import PlateauSpec
 
@@ -53,6 +53,7 @@ class GenerationRecord:
             the prompt's text as the chat template leaves it (`text`) and of its token ids (`ids`).
         examples: task -> doc_id and the whole text of one such prompt.
         max_new_tokens: limits of the wrapper's own, for documents whose task sets none, of prompts that are noted.
+        prompt_tokens, answer_tokens: of those calls that did not fail, images included.
     """
 
     calls: int = 0
@@ -63,6 +64,8 @@ class GenerationRecord:
     prompts: list[dict[str, Any]] = field(default_factory=list)
     examples: dict[str, dict[str, Any]] = field(default_factory=dict)
     max_new_tokens: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
 
     def note(self, task: str, doc_id: int, prompt: Prompt) -> None:
         """Keep what tells a document's prompt from others.
@@ -83,6 +86,14 @@ class GenerationRecord:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, by the names of the attributes."""
         return {**vars(self), "settings": dict(self.settings)}
+
+
+class Timed(NamedTuple):
+    """Documents of one task that were answered at once, and the seconds that it took."""
+
+    task: str
+    documents: int
+    seconds: float
 
 
 class AnsweringStrategy(Protocol):
@@ -212,6 +223,20 @@ class PlateauWrapper(Protocol):
 
         Raises:
             GenerationError: more generations raised than `max_error_share` allows.
+        """
+
+    def timed(self, documents: int) -> AbstractContextManager[list[Timed]]:
+        """While it lasts, requests are answered in parts of one task, whoever answers, and each part is timed.
+
+        Args:
+            documents: of a part, at most.
+        """
+
+    def in_batches_of(self, documents: int) -> AbstractContextManager[None]:
+        """While it lasts, so many documents are answered at once, where the stock loop takes batches.
+
+        Args:
+            documents: at once.
         """
 
     def answering(

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from plam_eval import files
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.comparison import Comparisons, compare_with_one
+from plam_eval.evaluation.noise.floor import Noise, read_noise
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
 from plam_eval.report.blocks import Answer, Section, records_of
 from plam_eval.report.files import TableFiles, tables_of
+from plam_eval.report.noise import noise_blocks
 from plam_eval.report.sections import warnings
 from plam_eval.report.sections.attention import attention_section
 from plam_eval.report.sections.cells import all_cells
@@ -119,7 +121,9 @@ def _page(
 
     noted = warnings.of_notes(sources)
     warned = {f"scan {name}": warnings.of_one_answer(scan.stages.warnings) for name, scan in sources.scans.items()}
-    warned |= {f"sweep {name}": warnings.of_sweep(findings) for name, findings in sources.sweeps.items()}
+    noise = {name: read_noise(findings.folder, findings.runs) for name, findings in sources.sweeps.items()}
+    for name, findings in sources.sweeps.items():
+        warned[f"sweep {name}"] = warnings.of_sweep(findings, noise[name])
     warned |= {f"look {name}": warnings.of_one_answer(look.findings.warnings) for name, look in sources.looks.items()}
     if sources.runs:
         warned["runs"] = warnings.of_runs(sources.runs, compared)
@@ -129,7 +133,7 @@ def _page(
         sections.append(scan_section(scanned, f": {name}" if len(whole) > 1 else ""))
     for name, findings in sources.sweeps.items():
         suffix = f": {name}" if len(sources.sweeps) > 1 else ""
-        sections += _sweep_sections(findings, suffix, looking, tables.names.get((name, "changed"), ""))
+        sections += _sweep_sections(findings, suffix, looking, tables.names.get((name, "changed"), ""), noise[name])
     for name, look in sources.looks.items():
         suffix = f": {name}" if len(sources.looks) > 1 else ""
         sections.append(attention_section(look, suffix, said=not sections and len(sources.looks) == 1))
@@ -171,7 +175,9 @@ def _hash(text: str) -> Markup:
     return Markup("sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode())
 
 
-def _sweep_sections(findings: Findings, suffix: str, looking: Looking, changed: str) -> list[Section]:
+def _sweep_sections(
+    findings: Findings, suffix: str, looking: Looking, changed: str, noise: Noise | None
+) -> list[Section]:
     cells = {str(row["cell"]): row for row in records_of(findings.cells)}
     titled: list[tuple[str, list[Any]]] = []
     if ranges := ranges_section(findings, cells):
@@ -184,7 +190,10 @@ def _sweep_sections(findings: Findings, suffix: str, looking: Looking, changed: 
         note = chosen_note(findings, cells)
         runs = chosen_beside(findings)
         rows = findings.compared[findings.selection.cell]
-        titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions)]))
+        directions = runs[PLAIN].directions
+        titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", directions, noise)]))
+        if noise is not None:
+            titled.append(noise_blocks(noise, rows))
         held = ", and over all documents that were evaluated, those chosen on among them"
         metrics = stock_metrics(runs, held if findings.selection.held_out else "")
         beside = [block for name, rows in findings.stock.items() for block in stock_blocks(rows, name, "merged")]

@@ -14,6 +14,7 @@ from plam_eval.evaluation.attend import folder as attend_folder
 from plam_eval.evaluation.attend.findings import find, selected
 from plam_eval.evaluation.attend.folder import Attended
 from plam_eval.evaluation.attend.summary import AttendFindings
+from plam_eval.evaluation.noise.floor import NOISE
 from plam_eval.evaluation.premise.findings import PremiseFindings, read_premise
 from plam_eval.evaluation.premise.job import BASE, PREMISE
 from plam_eval.evaluation.records import Run
@@ -102,11 +103,17 @@ def _read_sweeps(folder: Path, sources: Sources, seen: set[Path], select: int | 
     """Add the sweeps in a folder to `sources`; returns where they lie, also those that had been seen."""
     found = sorted(_visible(folder, PLAN))
     for file in found:
+        if _is_noise(file.parent) and file.parent != folder:  # it is shown with the comparison that it is of
+            continue
         if _new(file.parent, seen):
             name = _name(file.parent, sources.sweeps)
             with _noted(sources, "A sweep", file.parent):
                 sources.sweeps[name] = findings.read_findings(_own(file, folder).parent, select)
     return [file.parent for file in found]
+
+
+def _is_noise(folder: Path) -> bool:
+    return folder.parent.name == NOISE and (folder.parent.parent / PLAN).is_file()
 
 
 def _read_scans(folder: Path, sources: Sources, seen: set[Path], _: int | None) -> list[Path]:

@@ -19,11 +19,13 @@ from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule, describe_weights
 from plam_eval.evaluation.sweep.job import chunks
 from plam_eval.probing.closed import READERS
+from plam_eval.report import noise as noise_columns
 from plam_eval.rules import RANDOM_LAYERS, SELF_SCALE
 from plam_eval.terminal import PlainTable, text
 
 if TYPE_CHECKING:
     from plam_eval.evaluation.attend.summary import AttendFindings
+    from plam_eval.evaluation.noise.floor import Noise
     from plam_eval.evaluation.scan_folder import Scan
     from plam_eval.evaluation.search.findings import SearchFindings
     from plam_eval.evaluation.search.job import SearchJob
@@ -50,6 +52,7 @@ def comparison(
     second: str = "merged",
     directions: Mapping[str, int] | None = None,
     *,
+    noise: Noise | None = None,
     narrow: bool = False,
 ) -> PlainTable:
     """One line per task and the mean over tasks last, as `stats.compare` gives them.
@@ -59,6 +62,7 @@ def comparison(
         first: name of the first run.
         second: name of the second.
         directions: as `stats.compare` takes them.
+        noise: the noise floor, beside each difference; None where it was not measured.
         narrow: for 80 columns, in two lines per task.
     """
     falling = {task for task, direction in (directions or {}).items() if direction < 0}
@@ -68,7 +72,8 @@ def comparison(
     else:
         table = PlainTable(caption_justify="left")
         table.add_column("task", no_wrap=True)
-        for name in ("n", first, second, "difference", "95 %", "gained", "lost", "p", "parsable"):
+        headers = noise_columns.COLUMNS if noise else ()
+        for name in ("n", first, second, "difference", "95 %", *headers, "gained", "lost", "p", "parsable"):
             table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         overall = row.task == OVERALL
@@ -79,15 +84,19 @@ def comparison(
         scores, difference = [f"{row.first:.3f}", f"{row.second:.3f}"], f"{row.difference:+.3f}"
         between, counts = _interval(row.low, row.high), [str(row.gained), str(row.lost)]
         if narrow:
-            cells = ["\n".join(scores), f"{difference}\n{between}", "\n".join(counts), format_p(row.p)]
+            floor = f"\n{noise_columns.below(noise, row)}" if noise else ""
+            cells = ["\n".join(scores), f"{difference}\n{between}{floor}", "\n".join(counts), format_p(row.p)]
             cells = [f"{name}\n  n = {row.documents}", *cells, "\n".join(shares)]
         else:
-            cells = [name, str(row.documents), *scores, difference, between, *counts, format_p(row.p), " ".join(shares)]
+            floors = noise_columns.beside(noise, row) if noise else []
+            cells = [name, str(row.documents), *scores, difference, between, *floors, *counts, format_p(row.p)]
+            cells.append(" ".join(shares))
         table.add_row(*cells, style="bold" if overall else None)
     lines = [
         f"gained, lost: documents that {second} scores better on, or {first} does",
         "parsable: answers in the form asked for, of both; p: exact McNemar test, or sign flips of groups of documents",
     ]
+    lines += [noise_columns.CAPTION] if noise else []
     if rows[-1].needed is not None:
         lines.append(f"a difference of one point would take about {rows[-1].needed} documents like these to find")
     table.caption = "\n".join(lines)

@@ -14,7 +14,7 @@ from tests.helpers.commands import Call
 
 def test_a_dry_run_of_an_unknown_task_fails(plam: Call, pico: Any, tmp_path: Path) -> None:
     pair = pico("llava")
-    words = ["--model_args", f"pretrained={pair.mllm},base={pair.base},layers=2:4", "--dry-run", "--layers", "all"]
+    words = ["--model_args", f"pretrained={pair.mllm},base={pair.base},layers=2:4", "--dry-run=0", "--layers", "all"]
     code, out, err = plam("sweep", "--model", "plam_llava", "--tasks", "pop", *words, "--output", str(tmp_path / "s"))
     assert code == 1 and "no task or group of this name: 'pop'" in err and not out
 

@@ -165,11 +165,12 @@ def write_sweep(
     (folder / PLAN).write_text(json.dumps(plan), encoding="utf-8")
     names = {cell.name: cell for cell in grid.cells}
     for name, content in cells.items():
-        _write_cell(folder / CELLS / name, names[name], content)
+        write_cell(folder / CELLS / name, names[name], content)
     return grid
 
 
-def _write_cell(folder: Path, cell: Cell, content: Sequence[Document] | str) -> None:
+def write_cell(folder: Path, cell: Cell, content: Sequence[Document] | str) -> None:
+    """A cell's folder: a run of these documents, or what is left where it failed with this error."""
     folder.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {**cell.to_dict(), "seconds": {"merge": 0.02, "evaluate": 3.0}}
     if isinstance(content, str):

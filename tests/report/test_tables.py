@@ -7,9 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from plam_eval.evaluation import scan_folder
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.merging.report import MergeReport
@@ -18,12 +15,7 @@ from plam_eval.report import tables
 from plam_eval.terminal import Terminal
 from tests.helpers.curves import curve_of
 from tests.helpers.nasty import NASTY, SHOWN
-
-
-def printed(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=400)  # of somebody else: markup is on
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+from tests.helpers.tables import printed
 
 
 def row(task: str) -> Paired:

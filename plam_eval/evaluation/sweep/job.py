@@ -49,6 +49,7 @@ class Job:
         folder: str | Path,
         grid: Grid | None = None,
         chosen: Mapping[str, Any] | None = None,
+        also: Mapping[str, Any] | None = None,
     ) -> Job:
         """Check every cell against the headers of its checkpoints; nothing is loaded or written.
 
@@ -57,6 +58,7 @@ class Job:
             folder: where; it need not exist.
             grid: its cells; those that `config` describes by default.
             chosen: the merge among them that a search has chosen, if one has.
+            also: what its answers depend on beside the config, for its settings.
 
         Raises:
             SweepError: the folder holds a sweep of other settings, or of another base. MergeError, SpecError: a cell
@@ -80,7 +82,7 @@ class Job:
                 bases |= opened.by_name(cell.spec)
                 merge = plan_merge(cell.spec, model=checkpoint, base=opened.base, ancestor=opened.ancestor)
                 sizes[cell.name], merged[cell.name] = merge.bytes, merge.model_bytes
-        settings = sweep_settings(config, checkpoint, bases)
+        settings = {**sweep_settings(config, checkpoint, bases), **(also or {})}
         if (sample := sample_of(config)) != Sample():
             settings["sample"] = sample.to_dict()
         if (folder / PLAN).is_file():

@@ -95,12 +95,15 @@ def _leaves_none(checked: checks.CheckedTasks, task: str, select: int) -> bool:
     return sum(map(len, beginning(checked.drawn.get(task, ()), select))) >= checked.documents[task]
 
 
-def run(job: Job, model: PlateauWrapper | None = None) -> dict[str, dict[str, Any]]:
+def run(
+    job: Job, model: PlateauWrapper | None = None, *, documents: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Evaluate every unfinished cell on one resident model, in order.
 
     Args:
         job: the sweep.
         model: the wrapper; loaded from the job's config by default.
+        documents: task -> doc_ids, of every task, in place of the config's limit and offset.
 
     Returns:
         The record of every cell of this call, by name. A cell that failed has `status` "failed", and the others go on;
@@ -134,7 +137,9 @@ def run(job: Job, model: PlateauWrapper | None = None) -> dict[str, dict[str, An
                 )
                 for cell in chunk:
                     progress.set_postfix_str(one_line(cell.name))
-                    done[cell.name] = run_cell(lm, cell, job.config, job.folder, alone=alone, together=together)
+                    done[cell.name] = run_cell(
+                        lm, cell, job.config, job.folder, alone=alone, together=together, documents=documents
+                    )
                     progress.update()
         if first:
             check_not_deleted(job.folder, done)
@@ -150,6 +155,7 @@ def run_cell(
     *,
     alone: bool = True,
     together: Together | None = None,
+    documents: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Merge, evaluate and store one cell; what goes wrong is stored, too.
 
@@ -162,6 +168,7 @@ def run_cell(
         folder: the sweep's.
         alone: whether no other process is at this cell; if one is, a failure ends them all.
         together: answers of the chunk of cells that this one is of.
+        documents: as for `run`.
 
     Returns:
         The record of the cell, with its `status`.
@@ -190,7 +197,7 @@ def run_cell(
                 lm,
                 list(config.tasks),
                 model_args=cell_arguments(config, cell),
-                **_asking(folder, config),
+                **({"documents": documents} if documents else _asking(folder, config)),
                 output=partial,
                 gen_kwargs=config.gen_kwargs,
                 batch_size=config.batch_size,

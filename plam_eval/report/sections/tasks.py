@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from plam_eval.evaluation import records, stats
+from plam_eval.evaluation.noise.floor import Noise
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
 from plam_eval.report.blocks import Folded, Paragraph, picture, records_of, table_block
+from plam_eval.report.noise import COLUMNS, page_columns
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import NONE, interval, minus_signs, number, percent, signed
 
 
-def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int]) -> list[Any]:
+def task_by_task(
+    rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int], noise: Noise | None = None
+) -> list[Any]:
     """Two runs task by task: figure and table.
 
     Args:
@@ -23,6 +27,7 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
         first: name of the first run.
         second: name of the second, from whose scores the first's are taken.
         directions: by task, 1 where higher is better, -1 where lower is.
+        noise: the noise floor, beside each difference; None where it was not measured.
     """
     tasks, overall = rows[:-1], rows[-1]
     many = len(tasks) > 1
@@ -50,12 +55,13 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
             first: lambda row: number(row["first"]),
             second: lambda row: number(row["second"]),
             "difference": lambda row: signed(row["difference"]),
+            **page_columns(noise, {row.task: row for row in rows}),
             **PAIRED,
             "test": lambda row: {"mcnemar": "McNemar", "sign-flip": "sign flips"}[row["test"]],
             f"parsable, {first}": lambda row: percent(row["parsable_first"]),
             f"parsable, {second}": lambda row: percent(row["parsable_second"]),
         },
-        words={"test"},
+        words={"test", *COLUMNS[1:]} if noise else {"test"},
         look=lambda row: "total" if row["task"] == OVERALL else "",
     )
     blocks: list[Any] = [picture(figure, alt, caption), table]

@@ -8,6 +8,7 @@ from typing import Any
 
 from plam_eval.evaluation import comparable, records
 from plam_eval.evaluation.comparison import Comparisons, worse_tasks
+from plam_eval.evaluation.noise.floor import Noise
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.evaluation.sweep.findings import Findings
@@ -39,11 +40,12 @@ def of_one_answer(warnings: Iterable[str]) -> Warned:
     return _parted([minus_signs(cut_short(warning)) for warning in warnings], ())
 
 
-def of_sweep(findings: Findings) -> Warned:
+def of_sweep(findings: Findings, noise: Noise | None = None) -> Warned:
     """Those of the plain model, of the chosen merge and its controls, and of all cells stand with the answer.
 
     Args:
         findings: the sweep's, with its warnings and its runs' notes.
+        noise: the noise floor, where it was measured.
     """
     texts: dict[str, list[str]] = {}  # by warning: the cells it is of
     notes = [note for run in findings.runs.values() for note in run.notes]
@@ -61,6 +63,7 @@ def of_sweep(findings: Findings) -> Warned:
     near: list[str] = []
     far: list[str] = []
     if chosen is not None:
+        near += [minus_signs(text) for text in noise.in_words(findings.compared[chosen][-1:])] if noise else []
         near += _worse_in_tasks(findings.compared[chosen], findings.runs[PLAIN].directions, PLAIN)
     for text, where in comparable.join_notes(texts).items():
         close = not where or meant & set(where)

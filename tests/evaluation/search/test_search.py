@@ -39,7 +39,7 @@ def result(output: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_a_search_from_the_command_line(in_suite, tmp_path, monkeypatch) -> None:
     words = (*WORDS, *OPTIONS, "--output", str(tmp_path / "search"))
-    planned = result(plam(*words, "--dry-run", "--json"))
+    planned = result(plam(*words, "--dry-run=0", "--json"))
     assert planned["documents"] == {"pope": 12, "mmstar": 12} and planned["size"] == 10 * 36
     assert not (tmp_path / "search").exists(), "nothing is written"
 

@@ -224,7 +224,7 @@ def test_other_checkpoints_that_may_be_an_ancestor(form, lm, ancestor, in_suite,
 
 
 def test_from_the_command_line(ancestor, in_suite, tmp_path):
-    words = ["--model", "plam_llava", "--tasks", "pope", "--limit", "2", "--layers", "4:8", "--dry-run"]
+    words = ["--model", "plam_llava", "--tasks", "pope", "--limit", "2", "--layers", "4:8", "--dry-run=0"]
     given = ["--base", str(PAIR / "base"), "--ancestor", str(ancestor), "--output", str(tmp_path / "sweep")]
     planned = plam("sweep", "--model_args", ARGUMENTS, *words, *given, "--rules", "ties:density:0.6")
     assert "from_ancestor" in planned, "a control where one is given"

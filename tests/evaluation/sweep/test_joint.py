@@ -367,6 +367,6 @@ def test_compare_together(lm, in_suite, tmp_path, monkeypatch, calls):
 
 def test_dry_run_says_what_it_holds(in_suite, tmp_path):
     given = ["sweep", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6"]
-    output = plam(*given, "--output", str(tmp_path), "--together", "3", "--dry-run")
+    output = plam(*given, "--output", str(tmp_path), "--together", "3", "--dry-run=0")
     # Two cells beside plain, each of 2 layers with 4 matrices of 256 x 256 in bfloat16.
     assert f"3 cells are answered together, with up to {2 * 2 * 4 * 256**2 * 2 / 1e6:.1f} MB of merged" in output

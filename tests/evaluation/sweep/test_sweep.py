@@ -263,7 +263,7 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
 def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
     given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "1", "GPUS": "2"}
     recipe = recipes.words_of("ray", "plam", **given)  # of docs/multi-gpu.md, for a whole cluster
-    assert "layers-2-6_qkvo_0.7+0.3" in plam(*recipe[:-1], str(tmp_path / "planned"), "--dry-run")
+    assert "layers-2-6_qkvo_0.7+0.3" in plam(*recipe[:-1], str(tmp_path / "planned"), "--dry-run=0")
     on_ray = recipe[recipe.index("--ray") : recipe.index("--output")]
     assert on_ray == ["--ray", "--workers", "2"]
     output = plam(*words(tmp_path, *on_ray))
@@ -368,20 +368,20 @@ def test_the_command_that_is_stored_is_what_a_user_would_type(argv, command, tmp
 
 
 def test_dry_run_says_and_does_nothing_else(in_suite, finished, tmp_path):
-    output = plam(*words(tmp_path / "sweep", "--dry-run"))
+    output = plam(*words(tmp_path / "sweep", "--dry-run=0"))
     assert f"{CELLS} cells to run, 18 documents each, {CELLS * 18} generations" in output and "1.0 MB" in output
     assert not (tmp_path / "sweep").exists()
     os.chdir(tmp_path)  # where no dataset is; the fixture goes back
-    elsewhere = plam(*words(tmp_path / "sweep", "--dry-run"))
+    elsewhere = plam(*words(tmp_path / "sweep", "--dry-run=0"))
     assert "documents not counted: a task or its dataset could not be loaded" in elsewhere
     assert "number of documents is not known" in elsewhere
     os.chdir(in_suite)
-    assert "0 cells to run" in plam(*words(finished, "--dry-run")) and "finished" in output
+    assert "0 cells to run" in plam(*words(finished, "--dry-run=0")) and "finished" in output
 
 
 def test_results_as_json(in_suite, finished, monkeypatch):
     monkeypatch.setattr(runner, "load_model", lambda config: pytest.fail("a model was loaded"))
-    planned = json.loads(CliRunner().invoke(cli.app, words(finished, "--dry-run", "--json")).stdout)
+    planned = json.loads(CliRunner().invoke(cli.app, words(finished, "--dry-run=0", "--json")).stdout)
     assert len(planned["cells"]) == CELLS and all(cell["finished"] for cell in planned["cells"])
     assert planned["documents"] == dict.fromkeys(TASKS.split(","), 6)
     found = json.loads(CliRunner().invoke(cli.app, words(finished, "--json")).stdout)
