@@ -24,6 +24,7 @@ from plam_eval.harness.run_files import (
     samples_file,
     texts_of,
 )
+from plam_eval.harness.second_reading import read_again
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers
 from plam_eval.weight_ramps import read_weights
@@ -36,7 +37,7 @@ UNKNOWN_CLUSTERS = (
     "which documents share an image is not known here, so they count as independent; if some do, p is too small and "
     "intervals are too narrow"
 )
-_COLUMNS = ("task", "doc_id", "group", "prompt", "target", "answer", "score", "metric", "parsable")
+_COLUMNS = ("task", "doc_id", "group", "prompt", "target", "answer", "score", "metric", "parsable", "read", "rescored")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Run:
     - task, doc_id, prompt, target, answer;
     - score: as the task's row in `harness.tasks` says; NaN in tasks of `unscored`, and where a judge gave no verdict;
       metric: where it comes from;
-    - parsable: whether the answer has the form its target asks for: a letter, yes or no; None for tasks of free words;
+    - parsable: whether a letter, or yes or no, can be read from the answer; None for free words and unknown forms;
+    - read, rescored: what the second parser reads (`rescore`), None where it abstains, and 1 where that is right, 0
+      where it is not; NaN where the form of the answer is not known;
     - group: the document's cluster, what documents that are not independent have in common: an image (GQA, MME, POPE),
       a subject (MMMU), a question (MMBench's rotations).
 
@@ -274,6 +277,7 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
         NoScoreError: the line does not hold what `score` reads.
     """
     prompt, target, answer = texts_of(sample)
+    again = read_again(task, sample, answer)
     return {
         "task": task,
         "doc_id": sample["doc_id"],
@@ -283,7 +287,9 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
         "answer": answer,
         "score": score.of(sample) if score is not None else math.nan,
         "metric": score.metric if score is not None else None,
-        "parsable": known_tasks.has_its_form(task, target, answer),
+        "parsable": again.parsable,
+        "read": again.read,
+        "rescored": again.score,
     }
 
 

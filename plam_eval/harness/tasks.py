@@ -17,7 +17,7 @@ from dataclasses import replace
 from statistics import fmean as mean
 from typing import Any
 
-from plam_eval.harness import boxes, rebuilt, scoring
+from plam_eval.harness import answer_forms, boxes, rebuilt, scoring
 from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.task_row import ONE_EACH, Boxes, Cluster, Document, Entry, Score, Task, words_or_nothing
@@ -119,12 +119,13 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 def _mmbench_task(stock: str | None) -> Task:
     question = Cluster("question", of_sample=lambda s: str(int(s["gpt_eval_score"]["index"]) % _ROTATED))
     score = Score("gpt_eval_score", _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
-    return Task(score, question, rebuild=rebuilt.mmbench)
+    return Task(score, question, form=answer_forms.MMBENCH, rebuild=rebuilt.mmbench)
 
 
 _MMMU_TASK = Task(
     Score("mmmu_acc", _mmmu, stock="mmmu_acc"),
     Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subdomain"])),
+    form=answer_forms.MMMU,
     rebuild=rebuilt.mmmu,
 )
 
@@ -150,6 +151,10 @@ def _each(names: str, task: Task) -> dict[str, Task]:
 
 _EXACT_MATCH = Score("exact_match", as_score, stock="exact_match")
 _ANLS = Score("anls", as_score, stock="anls")
+_SEVERAL_PEOPLE = answer_forms.unread("answers are held against those of several people, which its log does not have")
+_FILTERED = answer_forms.unread("its log has what the task's own filter leaves of an answer, not the answer")
+_IN_PART = answer_forms.unread("answers that are nearly right count in it, by rules of its own")
+_JUDGED = answer_forms.unread("a judge reads its answers")
 _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
 _SEVERAL = Task(unscored="a document holds several questions, and each counts")
@@ -163,6 +168,7 @@ TASKS: dict[str, Task] = {
     "gqa": Task(
         Score("exact_match", as_score, stock="exact_match"),
         Cluster("image", of_document=lambda doc: str(doc["imageId"])),
+        form=answer_forms.VERDICT_OR_WORDS,
         rebuild=rebuilt.only_target,
     ),
     # The judge of the other variants reads an answer as the static rules do wherever these can.
@@ -177,53 +183,72 @@ TASKS: dict[str, Task] = {
             of_document=lambda doc: str(doc["question_id"]),
             of_sample=lambda s: str((s.get("mme_perception_score") or s["mme_cognition_score"])["question_id"]),
         ),
+        form=answer_forms.VERDICT,
         in_pairs="MME",
         rebuild=rebuilt.with_entry(
             "mme_perception_score", "mme_cognition_score", question_id="question_id", category="category"
         ),
     ),
     "mmmu_val": _MMMU_TASK,
-    "mmstar": Task(Score("average", field("score")), ONE_EACH, rebuild=rebuilt.mmstar),
+    "mmstar": Task(Score("average", field("score")), ONE_EACH, form=answer_forms.LETTER, rebuild=rebuilt.mmstar),
     "pope": Task(
         Score("pope_accuracy", field("score"), stock="pope_accuracy"),
         Cluster("image", of_document=lambda doc: str(doc["image_source"])),
+        form=answer_forms.VERDICT,
         rebuild=rebuilt.with_entry("pope_accuracy", question_id="question_id"),
     ),
-    "realworldqa": Task(Score("exact_match", as_score, stock="exact_match"), ONE_EACH, rebuild=rebuilt.only_target),
+    "realworldqa": Task(
+        Score("exact_match", as_score, stock="exact_match"),
+        ONE_EACH,
+        form=answer_forms.LETTER_VERDICT_OR_WORDS,
+        rebuild=rebuilt.only_target,
+    ),
     "seedbench_2_plus": Task(
         Score("seedbench_2_plus_all", equal_letters, stock="seedbench_2_plus_all"),
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
+        form=answer_forms.LETTER,
         rebuild=rebuilt.seedbench_2_plus,
     ),
     # --- beyond the nine ---
-    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH)),
-    **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
-    **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
-    **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH)),
-    **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH)),
-    **_each("chartqa chartqa_lite", Task(Score("relaxed_overall", as_score, stock="relaxed_overall"))),
-    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH)),
+    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH, form=answer_forms.LETTER)),
+    **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"), form=_SEVERAL_PEOPLE)),
+    **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"), form=_SEVERAL_PEOPLE)),
+    **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH, form=_SEVERAL_PEOPLE)),
+    **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH, form=_SEVERAL_PEOPLE)),
+    **_each("chartqa chartqa_lite", Task(Score("relaxed_overall", as_score, stock="relaxed_overall"), form=_IN_PART)),
+    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH, form=_FILTERED)),
     "ocrbench": Task(
         Score(
             "ocrbench_accuracy",
             field("score"),
             stock="ocrbench_accuracy",
             aggregate=lambda scores, _: sum(scores) / 1000,  # documents of the whole benchmark, whatever the limit
-        )
+        ),
+        form=_IN_PART,
     ),
-    **_each("docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"))),
-    **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"))),
-    **_each("seedbench seedbench_lite", Task(Score("seed_all", equal_letters, stock="seed_all"), _image("data_id"))),
-    "seedbench_ko": Task(Score("seed_image", equal_letters, stock="seed_image"), _image("data_id")),
+    **_each(
+        "docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"), form=_IN_PART)
+    ),
+    **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"), form=_IN_PART)),
+    **_each(
+        "seedbench seedbench_lite",
+        Task(Score("seed_all", equal_letters, stock="seed_all"), _image("data_id"), form=answer_forms.LETTER),
+    ),
+    "seedbench_ko": Task(
+        Score("seed_image", equal_letters, stock="seed_image"), _image("data_id"), form=answer_forms.LETTER
+    ),
     "seedbench_2": Task(
-        Score("seed_all", lambda entry: _equal(entry, "pred", "answer"), stock="seed_all"), _image("data_id")
+        Score("seed_all", lambda entry: _equal(entry, "pred", "answer"), stock="seed_all"),
+        _image("data_id"),
+        form=answer_forms.LETTER,
     ),
     **_each(
         "cv_bench cv_bench_2d cv_bench_3d",
         Task(
             Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"),
             _image("source_dataset", "source_filename"),
+            form=answer_forms.LETTER,
         ),
     ),
     **_each(
@@ -231,13 +256,14 @@ TASKS: dict[str, Task] = {
         "blink_jigsaw blink_multi_view_reasoning blink_object_localization blink_relative_depth "
         "blink_relative_reflectance blink_semantic_correspondence blink_spatial_relation blink_visual_correspondence "
         "blink_visual_similarity",
-        Task(Score("blink_acc", field("is_correct"), stock="blink_acc")),
+        Task(Score("blink_acc", field("is_correct"), stock="blink_acc"), form=answer_forms.LETTER),
     ),
     **_each(
         "mmmu_pro_standard mmmu_pro_standard_cot mmmu_pro_vision mmmu_pro_vision_cot",
         Task(
             Score("mmmu_acc", lambda entry: _equal(entry, "parsed_pred", "answer"), stock="mmmu_acc"),
             Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subject"])),
+            form=answer_forms.LETTER_OF_TEN,
         ),
     ),
     **_each("mmmu_pro_composite mmmu_pro_composite_cot", _SEVERAL),
@@ -289,18 +315,19 @@ TASKS: dict[str, Task] = {
         "gpqa_main_cot_zeroshot gpqa_main_cot_n_shot gpqa_main_generative_n_shot "
         "gpqa_diamond_cot_zeroshot gpqa_diamond_cot_n_shot gpqa_diamond_generative_n_shot "
         "gpqa_extended_cot_zeroshot gpqa_extended_cot_n_shot gpqa_extended_generative_n_shot",
-        Task(_EXACT_MATCH, ONE_EACH),
+        Task(_EXACT_MATCH, ONE_EACH, form=_FILTERED),
     ),
     # --- with a judge's verdict ---
-    **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", _mmvet, stock="gpt_eval_score", scale=100))),
+    **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", _mmvet, stock="gpt_eval_score", scale=100), form=_JUDGED)),
     **_each(
         "mathvista_testmini_cot mathvista_testmini_format mathvista_testmini_solution",
-        Task(Score("llm_as_judge_eval", field("true_false"), stock="llm_as_judge_eval", scale=100)),
+        Task(Score("llm_as_judge_eval", field("true_false"), stock="llm_as_judge_eval", scale=100), form=_JUDGED),
     ),
     "hallusion_bench_image": Task(
         # "unclear" is wrong, as the task counts it
         Score("aAcc", field("correct"), stock="aAcc", scale=100, late=True),
         Cluster("image", of_sample=lambda sample: str(sample["aAcc"]["filename"])),
+        form=_JUDGED,
     ),
     # --- without a score per document ---
     **_each(
@@ -450,17 +477,6 @@ def boxes_of_document(task: str, document: Document) -> Boxes | None:
         return None if row.boxes is None else plausible(row.boxes(document))
     except Exception:  # whatever a row holds: of it nothing is known then
         return None
-
-
-def has_its_form(task: str, target: str, answer: str) -> bool | None:
-    """Whether an answer has the form that is asked for; None where there is none, as for free words.
-
-    Args:
-        task: its name.
-        target: the right answer, as it is logged.
-        answer: the model's.
-    """
-    return TASKS.get(task, _UNKNOWN).form(target, answer)
 
 
 def function_name(value: Any) -> str:
