@@ -2,9 +2,9 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `plan_sweep`,
-`search`, `plan_search`, `report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`,
-`read_run`, `read_scan`, `read_attend`, `read_sweep` and `read_search`, each loaded when it is first asked for
-(`plam_eval.api`).
+`search`, `plan_search`, `rescore`, `report`, `export`, `submit`, `check_submission`, `hub_results`, `bundle`,
+`verify_bundle`, `read_run`, `read_scan`, `read_attend`, `read_sweep` and `read_search`, each loaded when it is first
+asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         read_search,
         read_sweep,
         report,
+        rescore,
         scan,
         search,
         submit,
@@ -58,6 +59,7 @@ __all__ = [
     "read_search",
     "read_sweep",
     "report",
+    "rescore",
     "scan",
     "search",
     "submit",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from plam_eval.api.attention import attend, read_attend
 from plam_eval.api.merging import merge
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
-from plam_eval.api.runs import compare, read_run
+from plam_eval.api.runs import compare, read_run, rescore
 from plam_eval.api.scans import plateau, read_scan, scan
 from plam_eval.api.searches import SearchPlan, plan_search, read_search, search
 from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
@@ -37,6 +37,7 @@ __all__ = [
     "read_search",
     "read_sweep",
     "report",
+    "rescore",
     "scan",
     "search",
     "submit",

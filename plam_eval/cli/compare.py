@@ -103,7 +103,8 @@ def compare(
         console.warn(compared.warnings)
         names = ("first", "second") if runs else compared.names
         forms = (
-            tables.comparison(compared.rows, *names, compared.directions, narrow=narrow) for narrow in (False, True)
+            tables.comparison(compared.rows, *names, compared.directions, second_parser=compared.second, narrow=narrow)
+            for narrow in (False, True)
         )
         console.show(*forms)
         if not runs:

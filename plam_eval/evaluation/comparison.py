@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from plam_eval.evaluation import comparable, stats
+from plam_eval.evaluation import comparable, second_parser, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.second_parser import Second
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import CELLS
@@ -47,11 +49,19 @@ class Comparison:
         """One row per task and "overall" last, with the fields of `stats.Paired`; second minus first."""
         return pd.DataFrame([asdict(row) for row in self.rows])
 
+    @cached_property
+    def second(self) -> dict[str, Second]:
+        """By task, and of their mean, the comparison under the second parser; only of tasks that it reads."""
+        first, second = self.runs
+        return second_parser.second_look(first.samples, second.samples, self.rows)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, but for NaN: names, rows, warnings, folder."""
+        """JSON-able, but for NaN: names, rows, warnings, folder, second_parser (its version and rows)."""
         rows = [asdict(row) for row in self.rows]
         folder = str(self.folder) if self.folder else None
-        return {"names": list(self.names), "rows": rows, "warnings": list(self.warnings), "folder": folder}
+        again = {"version": second_parser.VERSION, "rows": [asdict(row) for row in self.second.values()]}
+        own = {"names": list(self.names), "rows": rows, "warnings": list(self.warnings), "folder": folder}
+        return own | {"second_parser": again}
 
     def __repr__(self) -> str:
         row = self.rows[-1]
@@ -108,6 +118,7 @@ class Comparisons:
         problems: by name of another that cannot be compared: why.
         warnings: by name of another that was asked alike: what a reader of its figures should know.
         directions: by task of the reference: 1 where a higher score is better, -1 where a lower one is.
+        second: by name of another and by task, the same comparison under the second parser.
     """
 
     reference: str
@@ -116,6 +127,13 @@ class Comparisons:
     problems: dict[str, list[str]]
     warnings: dict[str, list[str]]
     directions: Mapping[str, int]
+    second: Mapping[str, Mapping[str, Second]] = field(default_factory=dict)
+
+    def second_means(self) -> dict[str, Second]:
+        """By name of another, the mean over tasks under the second parser, with p adjusted as in `p_holm`."""
+        means = {name: by_task[OVERALL] for name, by_task in self.second.items() if OVERALL in by_task}
+        own = {name: (self.rows[name][-1].difference, self.p_holm[name]) for name in means}
+        return second_parser.adjusted(means, own)
 
     def effect(self, name: str) -> str | None:
         """How a run's mean over tasks stands to the reference's.
@@ -170,7 +188,8 @@ def compare_with_one(runs: Mapping[str, Run]) -> Comparisons | None:
         rows = stats.compare_many(scored[reference].samples, others, directions=scored[reference].directions)
     adjusted = stats.holm([comparisons[-1].p for comparisons in rows.values()])
     p_holm = dict(zip(rows, adjusted, strict=True))
-    return Comparisons(reference, rows, p_holm, problems, warnings, runs[reference].directions)
+    again = second_parser.second_looks(scored[reference].samples, others, rows) if others else {}
+    return Comparisons(reference, rows, p_holm, problems, warnings, runs[reference].directions, again)
 
 
 def _asked_alike(runs: Mapping[str, Run], reference: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -225,14 +225,16 @@ def tables(runs: dict[str, Run]) -> Tables:
     )
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, unreadable: dict[str, str] | None = None) -> Run:
     """Read a results JSON, or the newest one below a folder, with its sample logs.
 
     Args:
         path: of the results JSON, of its folder, or of one above it.
+        unreadable: where given, tasks whose sample logs cannot be read are left out of the run and put in here, with
+            the reason.
 
     Raises:
-        RecordError: there is none, or its samples are missing (lmms-eval writes them with `--log_samples`).
+        RecordError: there is none, or its samples are missing (lmms-eval writes them with `--log_samples`) or damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -246,13 +248,17 @@ def read_run(path: str | Path) -> Run:
     rows: list[dict[str, Any]] = []
     unscored: dict[str, str] = {}
     notes: list[str] = []
-    for task, config in configs.items():
+    for task, config in list(configs.items()):
         if "/" in task or "\0" in task:
             raise RecordError(f"{file}: found a task named {task!r:.80}, expected the name of a task of lmms-eval")
-        log = samples_file(file, task)
-        if not log.is_file():
-            raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
-        samples = read_samples(log, config, expected_documents(results, task))
+        try:
+            samples = _samples_of(file, task, config, results)
+        except RecordError as error:
+            if unreadable is None:
+                raise
+            unreadable[task] = str(error)
+            del results["configs"][task]
+            continue
         try:
             task_rows = [sample_row(task, sample, known_tasks.score_of_task(task, config)) for sample in samples]
             notes += _differing_mean(task, config, task_rows, results)
@@ -263,6 +269,13 @@ def read_run(path: str | Path) -> Run:
             notes.append(f"{task}: {UNKNOWN_CLUSTERS}")
         rows += task_rows
     return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
+
+
+def _samples_of(file: Path, task: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    log = samples_file(file, task)
+    if not log.is_file():
+        raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
+    return read_samples(log, config, expected_documents(results, task))
 
 
 def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dict[str, Any]:

@@ -7,11 +7,11 @@ the length of an answer, and knows nothing of targets.
 Rules, in this order:
 
 1. *Cleaned*: full-width letters become plain ones (NFKC), invisible characters go, and so does what stands between
-   thinking tags; behind one that is never closed nothing is an answer. Markdown, LaTeX and special tokens leave their
-   content. `\\boxed{B}` and `<answer>B</answer>` are declarations.
+   thinking tags; behind one that is never closed nothing is an answer. Markdown, LaTeX and special tokens leave
+   their content. `\\boxed{B}` and `<answer>B</answer>` are declarations.
 2. *Negated* ("not D", "neither A nor B", "rather than C", "D is wrong", "不是A"): no candidate.
 3. *The whole answer is the text of one choice*: that choice.
-4. *Declared* ("The answer is B", "Answer: (b)", "I choose B", "B is correct", "答案是B"): its candidates, and no others.
+4. *Declared* ("The answer is B", "Answer: (b)", "I choose B", "B is correct", "答案是B"): its candidates alone.
    Not behind a doubt ("I do not think the answer is B", "if the answer is B") nor in a question.
 5. *Lone*: clauses of nothing but the candidate and words without content ("B", "(b) red", "Probably B.", "B, because
    ..."), or else one letter in brackets ("The nucleus (B)").

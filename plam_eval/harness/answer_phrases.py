@@ -24,9 +24,11 @@ OPEN, CLOSE = r"[(\[{<\"'【「『《〈]{0,3} ?", r" ?[)\]}>\"'】」』》〉]
 VERB = r"is|are|was|were|does|do|did|has|have|had|can|could|would|will|shows?|seems?|looks?|appears?|represents?"
 
 NEGATION = (
-    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\bcannot be|\b(?:anything|all) but|\bexcept(?: for)?|\bexclud(?:e|es|ed|ing)"
-    r"|\brul(?:e|es|ed|ing) out|\beliminat(?:e|es|ed|ing)|\binstead of|\brather than|\bother than|\bunlike"
-    r"|\b(?:incorrect|wrong|false|worst|least likely|unlikely) (?:answer|option|choice)s?\b(?: (?:is|are|would be))? ?:?"
+    r"(?:\bnot|n't|\bnever|\bneither|\bnor|\bcannot be|\b(?:anything|all) but|\bexcept(?: for)?"
+    r"|\bexclud(?:e|es|ed|ing)|\brul(?:e|es|ed|ing) out|\beliminat(?:e|es|ed|ing)|\binstead of|\brather than"
+    r"|\bother than|\bunlike"
+    r"|\b(?:incorrect|wrong|false|worst|least likely|unlikely) (?:answer|option|choice)s?\b(?: (?:is|are|would be))?"
+    r"(?: ?:)?"
     r"|\bopposed to|\bdiscard(?:s|ed|ing)?|\breject(?:s|ed|ing)?|\bwithout"
     r"|不(?:能|可以?|要|应该?|該|该|会|可能)?(?:选择?|選擇?|是)|并非|並非|而非|排除了?|除了)"
     r" ?(?:(?:the|options?|choices?|answers?|letters?|be|either|both|being|to|选项|選項|是)\b ?){0,4}"
@@ -66,8 +68,8 @@ LINK = (
     r"|应该|應該|应当|应|就|可能|大概|显然|的|选择|選擇|选|選|择|是|为|為|即|は|이|은|는|가|項|项)){0,4}"
 )
 FILL = (
-    r"(?:\s?(?:(?:therefore|thus|hence|clearly|definitely|probably|most|likely|possibly|simply|just|indeed|obviously|then"
-    r"|again|still|actually|either|both|option|choice|letter|answer|correct|final|the|that|it|it's|is|be|to|but|rather"
+    r"(?:\s?(?:(?:therefore|thus|hence|clearly|definitely|probably|most|likely|possibly|simply|just|indeed|obviously"
+    r"|then|again|still|actually|either|both|option|choice|letter|answer|correct|final|the|that|it|it's|is|be|to|but|rather"
     r"|instead|so|with)(?![A-Za-z])|选项|選項|∅(?=[ ,]{0,2}(?:but|so|it|rather|instead|,))|[:,=-])){0,7}"
 )
 DECLARES = re.compile(f"(?:{SUBJECT}){LINK}{FILL}", re.I)
@@ -144,7 +146,8 @@ REFUSAL = re.compile(
 )
 INTRODUCES = re.compile(
     r"^(?:well |so |i think |i believe |probably |it looks like |it seems (?:to be |like )?)*"
-    r"(?:(?:it|this|that|he|she|they|these|those|there)(?:'s|'re| is| are| was| were)) (?:probably |likely |most likely )?",
+    r"(?:(?:it|this|that|he|she|they|these|those|there)(?:'s|'re| is| are| was| were)) "
+    r"(?:probably |likely |most likely )?",
     re.I,
 )
 FINITE = re.compile(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from plam_eval import files
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.comparison import Comparisons, compare_with_one
+from plam_eval.evaluation.second_parser import second_look
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
@@ -182,7 +183,8 @@ def _sweep_sections(findings: Findings, suffix: str, looking: Looking, changed: 
         note = chosen_note(findings, cells)
         runs = chosen_beside(findings)
         rows = findings.compared[findings.selection.cell]
-        titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions)]))
+        again = second_look(runs[PLAIN].samples, runs["merged"].samples, rows)
+        titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", runs[PLAIN].directions, again)]))
         held = ", and over all documents that were evaluated, those chosen on among them"
         if metrics := stock_metrics(runs, held if findings.selection.held_out else ""):
             titled.append(("Stock metrics", metrics))

@@ -303,4 +303,4 @@ def test_the_page_of_tasks_says_what_the_table_says() -> None:
         else:
             metric = ", ".join([known.score.metric, *known.score.also])
             factor = f"{known.score.scale:g}" if known.score.stock else "no"
-            assert told[task] == (metric, factor, cell(known), boxes), task
+            assert told[task] == (metric, factor, cell(known), known.form.words, boxes), task

@@ -7,15 +7,23 @@ from typing import Any
 
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.second_parser import Second
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
 from plam_eval.report.blocks import Paragraph, picture, records_of, table_block
 from plam_eval.report.plots import Estimate
+from plam_eval.report.sections.second import note_on_second, second_of_task
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import NONE, interval, minus_signs, number, percent, signed
 
 
-def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int]) -> list[Any]:
+def task_by_task(
+    rows: Sequence[Paired],
+    first: str,
+    second: str,
+    directions: Mapping[str, int],
+    again: Mapping[str, Second] | None = None,
+) -> list[Any]:
     """Two runs task by task: figure and table.
 
     Args:
@@ -23,6 +31,7 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
         first: name of the first run.
         second: name of the second, from whose scores the first's are taken.
         directions: by task, 1 where higher is better, -1 where lower is.
+        again: by task, what is left of the difference under the second parser.
     """
     tasks, overall = rows[:-1], rows[-1]
     many = len(tasks) > 1
@@ -54,11 +63,12 @@ def task_by_task(rows: Sequence[Paired], first: str, second: str, directions: Ma
             "test": lambda row: {"mcnemar": "McNemar", "sign-flip": "sign flips"}[row["test"]],
             f"parsable, {first}": lambda row: percent(row["parsable_first"]),
             f"parsable, {second}": lambda row: percent(row["parsable_second"]),
+            **({"second parser": lambda row: second_of_task((again or {}).get(row["task"]))} if again else {}),
         },
-        words={"test"},
+        words={"test", "second parser"} if again else {"test"},
         look=lambda row: "total" if row["task"] == OVERALL else "",
     )
-    blocks: list[Any] = [picture(figure, alt, caption), table]
+    blocks: list[Any] = [picture(figure, alt, caption), table, *(note_on_second() if again else [])]
     if overall.needed is not None:
         text = (
             f"To find a true difference of 0.01 in the mean four times in five would take about {overall.needed:,} "
