@@ -31,10 +31,11 @@ def cleaned(answer: str) -> str:
     Args:
         answer: the model's text, of any length; of a long one the middle is left out.
     """
-    text = unicodedata.normalize("NFKC", answer.replace("\r", "\n"))
-    text = "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) not in ("Cf", "Cc"))
+    text = answer.replace("\r", "\n")
     for marks in (_THINKING, _THINKING_MARKS):
         text = _without_thinking(text, marks)
+    text = _ends(unicodedata.normalize("NFKC", _ends(text, 4 * LONGEST)), 4 * LONGEST)
+    text = "".join(letter for letter in text if letter in "\n\t" or unicodedata.category(letter) not in ("Cf", "Cc"))
     for declared in (_ANSWER_TAG, _BOX_TOKENS):
         text = declared.sub(r"\nAnswer: \1\n", text)
     text = _FORMULA.sub(r"\1", _FORMULA.sub(r"\1", text))
@@ -42,7 +43,12 @@ def cleaned(answer: str) -> str:
     text = _MARKUP.sub("", _TOKENS.sub("", text))
     text = text.replace("\u2019", "'").replace("\u2018", "'").replace("\u201c", '"').replace("\u201d", '"')
     text = _LINES.sub("\n", _BLANKS.sub(" ", _BREAK.sub(" - ", text))).strip()
-    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}\n{text[-LONGEST // 2 :]}"
+    return _ends(text, LONGEST)
+
+
+def _ends(text: str, most: int) -> str:
+    """A text of at most so many letters: of a longer one its beginning and its end, on lines of their own."""
+    return text if len(text) <= most else f"{text[: most // 2]}\n{text[-most // 2 :]}"
 
 
 def _without_thinking(text: str, marks: re.Pattern[str]) -> str:
