@@ -271,7 +271,8 @@ class _Letters(_Tokens):
             yield "quoted", self._quoted(everything)
 
     _mark = re.compile(
-        rf"^(?:option |choice |选项)?{phrases.OPEN}(?P<token>[A-Z])(?:[)\]}}】」.:,。]| - )", re.I | re.M
+        rf"^(?:option |choice |选项)?{phrases.OPEN}(?P<token>[A-Z])(?:[)\]}}】」,。]|\.(?-i:(?![a-z\d]))|:(?!/)| - )",
+        re.I | re.M,
     )
     _inline = re.compile(r"(?<= )\(?(?P<token>[B-Z])[.):] ")
     _bracketed = re.compile(r"[(\[【](?P<token>[A-Z])[)\]】]")

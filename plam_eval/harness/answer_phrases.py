@@ -125,7 +125,8 @@ EMPTY_SIGNS = re.compile(
     r"|だ|です|입니다|と思います|而|都对|或|和|与|、|" + GONE
 )
 CLAUSES = re.compile(
-    r"[!?;,:\n。|]|\.(?=\s|$|[\"')\]])| - |\b(?:because|since|but|due to|given that|while|although|因为|因為)\b", re.I
+    r"[!?;,\n。|]|:(?!/)|\.(?=\s|$|[\"')\]])| - |\b(?:because|since|but|due to|given that|while|although|因为|因為)\b",
+    re.I,
 )
 LONGEST_CLAUSE = 60
 CLAUSE_WORDS = re.compile(rf"[{LATIN}'+#%°/=-]+|[^\s{LATIN}]")
