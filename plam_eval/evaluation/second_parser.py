@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 
@@ -161,10 +162,11 @@ def with_second_parser(
     looks = adjusted(means, own)
     nothing = Second(OVERALL, math.nan, math.nan, math.nan, math.nan, "")
     found = [looks.get(str(name), nothing) for name in cells["cell"]]
+    verdicts: list[Any] = [look.verdict or None for look in found]
     return cells.assign(
         rescored_difference=[look.difference for look in found],
         rescored_p=[look.p for look in found],
-        survives=pd.Series([look.verdict or None for look in found], index=cells.index, dtype=object),
+        survives=verdicts,
     )
 
 
