@@ -29,6 +29,7 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         return "chosen" if row["cell"] == chosen else "quiet" if row["kind"] == "control" else ""
 
     reported = len(findings.runs[PLAIN].samples) if findings.compared else 0
+    again = bool(reported) and has_second(cells.values())
     done = all(row["status"] == FINISHED for row in cells.values())
     against_plain: dict[str, Callable[[Any], str]] = {
         "score": lambda row: number(row["second"]),
@@ -36,7 +37,7 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         **PAIRED,
         f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
         "parsable": lambda row: percent(row["parsable_second"]),
-        **({"second parser": second_of_cell} if has_second(cells.values()) else {}),
+        **({"second parser": second_of_cell} if again else {}),
         **(
             {"neighbours differ": lambda row: text_or_empty(row["differ_from_neighbours"]) or NONE}
             if findings.label_free
@@ -53,7 +54,7 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
             "change of weights": lambda row: percent(row["relative_change"]),
             "seconds": lambda row: number(row["merge_seconds"] + row["evaluate_seconds"], 1),
         },
-        words={"second parser"} if done else {"status", "second parser"},
+        words={*(() if done else ("status",)), *(("second parser",) if again else ())},
         look=look,
         kind=lambda row: {"merged": "merge", "control": "control"}.get(row["kind"], str(row["kind"])),
     )
@@ -62,6 +63,5 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         rows = [row for row in cells.values() if row["status"] == status]
         lines = tuple(f"{describe_cell(row)}: {cut_short(text_or_empty(row['error']))}" for row in rows)
         listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
-    again = note_on_second(", adjusted for all cells") if has_second(cells.values()) else []
     unlabelled = [Paragraph(findings.label_free.text(), "note")] if findings.label_free else []
-    return [table, *again, *unlabelled, *listings]
+    return [table, *(note_on_second(", adjusted for all cells") if again else []), *unlabelled, *listings]
