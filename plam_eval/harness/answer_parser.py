@@ -168,24 +168,21 @@ class _Tokens:
             if first is not None and not _doubted(text, said.start(), first.end()):
                 values |= self._all_from(text, first)
         for joined in self._series(text):
-            said = phrases.CORRECT.match(text, joined[-1].end())
-            if said is not None and not _doubted(text, joined[0].start(), said.end()):
+            stated = phrases.CORRECT.match(text, joined[-1].end())
+            if stated is not None and not _doubted(text, joined[0].start(), stated.end()):
                 values |= {value for each in joined if (value := self.value(text, each)) is not None}
         return values
 
     def _all_from(self, text: str, first: re.Match[str]) -> set[str]:
         """A candidate and those that "or", "and" and commas add to it."""
-        values, place = set[str](), first
+        values = set[str]()
+        place: re.Match[str] | None = first
         for _ in range(12):
-            value = self.value(text, place)
-            if value is None:
+            value = self.value(text, place) if place is not None else None
+            if value is None or place is None:
                 break
-            values.add(value)
-            values |= self.beside(text, place, value)
-            following = self._with.match(text, place.end("token"))
-            if following is None:
-                break
-            place = following
+            values |= {value} | self.beside(text, place, value)
+            place = self._with.match(text, place.end("token"))
         return values
 
     def beside(self, text: str, match: re.Match[str], value: str) -> set[str]:

@@ -270,11 +270,13 @@ def test_tasks_that_are_not_read_keep_their_scores_in_the_mean(tmp_path: Path) -
     samples = [read_run(write_run(tmp_path / say.__name__, asked(say))).samples for say in (terse, wordy)]
     for table in samples:
         table.loc[table["task"] == "pope", "rescored"] = float("nan")
-    rows = stats.compare(*samples)
-    looks = second_parser.second_look(*samples, rows)
+    one, other = samples
+    rows = stats.compare(one, other)
+    looks = second_parser.second_look(one, other, rows)
     assert set(looks) == {"mmstar", "overall"}
     assert looks["overall"].difference == pytest.approx(rows[1].difference / 2), "pope counts as its task scores it"
     for table in samples:
         table["rescored"] = float("nan")
-    assert second_parser.second_look(*samples, rows) == {}
-    assert second_parser.second_look(*(table.drop(columns="rescored") for table in samples), rows) == {}
+    assert second_parser.second_look(one, other, rows) == {}
+    older = [table.drop(columns="rescored") for table in samples]
+    assert second_parser.second_look(older[0], older[1], rows) == {}
