@@ -64,4 +64,5 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         lines = tuple(f"{describe_cell(row)}: {cut_short(text_or_empty(row['error']))}" for row in rows)
         listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
     unlabelled = [Paragraph(findings.label_free.text(), "note")] if findings.label_free else []
-    return [table, *(note_on_second(", adjusted for all cells") if again else []), *unlabelled, *listings]
+    second = note_on_second(", adjusted for all cells") if again else []
+    return [table, *unlabelled, *second, *listings]
