@@ -2,9 +2,9 @@
 
 Importing this package imports nothing heavy: torch, transformers, lmms-eval and vLLM are imported where they are used.
 What the commands do, from Python: `load_spec`, `merge`, `scan`, `plateau`, `attend`, `compare`, `sweep`, `search`, and
-before these `plan_scan`, `plan_compare`, `plan_sweep` and `plan_search`; `premise`, `report`, `export`, `submit`,
-`check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan`, `read_attend`, `read_sweep`,
-`read_search` and `read_premise`, each loaded when it is first asked for (`plam_eval.api`).
+before these `plan_scan`, `plan_compare`, `plan_sweep` and `plan_search`; `rescore`, `premise`, `report`, `export`,
+`submit`, `check_submission`, `hub_results`, `bundle`, `verify_bundle`, `read_run`, `read_scan`, `read_attend`,
+`read_sweep`, `read_search` and `read_premise`, each loaded when it is first asked for (`plam_eval.api`).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         read_search,
         read_sweep,
         report,
+        rescore,
         scan,
         search,
         submit,
@@ -66,6 +67,7 @@ __all__ = [
     "read_search",
     "read_sweep",
     "report",
+    "rescore",
     "scan",
     "search",
     "submit",

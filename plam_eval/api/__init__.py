@@ -11,7 +11,7 @@ from plam_eval.api.attention import attend, read_attend
 from plam_eval.api.merging import merge
 from plam_eval.api.premises import premise, read_premise
 from plam_eval.api.publishing import bundle, check_submission, export, hub_results, submit, verify_bundle
-from plam_eval.api.runs import compare, plan_compare, read_run
+from plam_eval.api.runs import compare, plan_compare, read_run, rescore
 from plam_eval.api.scans import ScanPlan, plan_scan, plateau, read_scan, scan
 from plam_eval.api.searches import SearchPlan, plan_search, read_search, search
 from plam_eval.api.sweeps import SweepPlan, plan_sweep, read_sweep, sweep
@@ -43,6 +43,7 @@ __all__ = [
     "read_search",
     "read_sweep",
     "report",
+    "rescore",
     "scan",
     "search",
     "submit",

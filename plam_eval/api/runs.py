@@ -1,4 +1,4 @@
-"""Runs: read one, and compare two."""
+"""Runs: read one, compare two, and read the answers of any again."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from plam_eval.evaluation.comparison import Comparison
     from plam_eval.evaluation.noise.run import NoisePlan
     from plam_eval.evaluation.records import Run
+    from plam_eval.evaluation.rescore import Rescored
     from plam_eval.evaluation.sweep.job import Job
 
 
@@ -252,6 +253,39 @@ def _plan_noise(job: Job, noise: bool | Words | None, documents: int | None) -> 
             )
         return None
     return NoisePlan.plan(job, DEFAULT_NOISE if isinstance(noise, bool) else noise, documents)
+
+
+@takes(runs=paths, tasks=WORDS, output=PATH)
+def rescore(
+    runs: str | Path | Iterable[str | Path],
+    *,
+    tasks: Words | None = None,
+    output: str | Path | None = None,
+) -> Rescored:
+    """The answers of runs, ours or not, read a second time by a parser that abstains: is a difference the parser's?
+
+    Args:
+        runs: run folders, cells of a sweep, or results files, written with `--log_samples`.
+        tasks: only these.
+        output: folder for rescored.json and disagreements.csv; nothing is written without one.
+
+    Returns:
+        `tasks` has a row per run and task (score by the task's own rule and by the second parser, shares that disagree
+        and abstain), `disagreements` a row per document that they disagree on, `pair` what two runs show under both.
+        Tasks that cannot be rescored are in `left_out`, with the reason.
+
+    Raises:
+        RecordError: no run there, or no log of one can be read. FolderError: `output` cannot be written, or holds
+            files of something else. DamagedFileError, OutsideError: a cell's record.
+    """
+    from plam_eval.evaluation import rescore as rescoring
+
+    if output is not None:
+        rescoring.check_output(Path(output))
+    done = rescoring.rescore_folders([Path(run) for run in paths(runs)], words_of(tasks) if tasks else None)
+    if output is not None:
+        done.write(Path(output))
+    return done
 
 
 def _at_once(together: bool | int | None) -> int | None:

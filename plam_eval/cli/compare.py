@@ -145,7 +145,14 @@ def compare(
         names = ("first", "second") if runs else compared.names
         measured = compared.noise
         forms = (
-            tables.comparison(compared.rows, *names, compared.directions, noise=measured, narrow=narrow)
+            tables.comparison(
+                compared.rows,
+                *names,
+                compared.directions,
+                noise=measured,
+                second_parser=compared.second,
+                narrow=narrow,
+            )
             for narrow in (False, True)
         )
         console.show(*forms)

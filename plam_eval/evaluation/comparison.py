@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from plam_eval.evaluation import comparable, stats
+from plam_eval.evaluation import comparable, second_parser, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.noise.floor import Noise, read_noise
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.second_parser import Second
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep.findings import Findings
@@ -55,12 +56,18 @@ class Comparison:
         return pd.DataFrame([asdict(row) for row in self.rows])
 
     @cached_property
+    def second(self) -> dict[str, Second]:
+        """By task, and of their mean, the comparison under the second parser; only of tasks that it reads."""
+        first, second = self.runs
+        return second_parser.second_look(first.samples, second.samples, self.rows)
+
+    @cached_property
     def stock(self) -> tuple[StockScore, ...]:
         """What lmms-eval reports of each task, with the difference and its interval; the sample logs are read again."""
         return stock_scores(*(self.whole or self.runs))
 
     def to_dict(self, *, stock: bool = True) -> dict[str, Any]:
-        """JSON-able, but for NaN: names, rows, stock, warnings, folder, and noise where it was measured.
+        """JSON-able, but for NaN: names, rows, second_parser, stock, warnings, folder, and noise where it was measured.
 
         Args:
             stock: whether `stock` is among them.
@@ -68,6 +75,7 @@ class Comparison:
         content: dict[str, Any] = {
             "names": list(self.names),
             "rows": [asdict(row) for row in self.rows],
+            "second_parser": {"version": second_parser.VERSION, "rows": [asdict(row) for row in self.second.values()]},
             **({"stock": [asdict(score) for score in self.stock]} if stock else {}),
             "warnings": list(self.warnings),
             "folder": str(self.folder) if self.folder else None,
@@ -133,6 +141,7 @@ class Comparisons:
         problems: by name of another that cannot be compared: why.
         warnings: by name of another that was asked alike: what a reader of its figures should know.
         directions: by task of the reference: 1 where a higher score is better, -1 where a lower one is.
+        second: by name of another and by task, the same comparison under the second parser.
     """
 
     reference: str
@@ -141,6 +150,13 @@ class Comparisons:
     problems: dict[str, list[str]]
     warnings: dict[str, list[str]]
     directions: Mapping[str, int]
+    second: Mapping[str, Mapping[str, Second]] = field(default_factory=dict)
+
+    def second_means(self) -> dict[str, Second]:
+        """By name of another, the mean over tasks under the second parser, with p adjusted as in `p_holm`."""
+        means = {name: by_task[OVERALL] for name, by_task in self.second.items() if OVERALL in by_task}
+        own = {name: (self.rows[name][-1].difference, self.p_holm[name]) for name in means}
+        return second_parser.adjusted(means, own)
 
     def effect(self, name: str) -> str | None:
         """How a run's mean over tasks stands to the reference's.
@@ -195,7 +211,8 @@ def compare_with_one(runs: Mapping[str, Run]) -> Comparisons | None:
         rows = stats.compare_many(scored[reference].samples, others, directions=scored[reference].directions)
     adjusted = stats.holm([comparisons[-1].p for comparisons in rows.values()])
     p_holm = dict(zip(rows, adjusted, strict=True))
-    return Comparisons(reference, rows, p_holm, problems, warnings, runs[reference].directions)
+    again = second_parser.second_looks(scored[reference].samples, others, rows) if others else {}
+    return Comparisons(reference, rows, p_holm, problems, warnings, runs[reference].directions, again)
 
 
 def _asked_alike(runs: Mapping[str, Run], reference: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

@@ -24,6 +24,7 @@ from plam_eval.harness.run_files import (
     samples_file,
     texts_of,
 )
+from plam_eval.harness.second_reading import read_again
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers
 from plam_eval.test_sets import vouched_note
@@ -37,7 +38,7 @@ UNKNOWN_CLUSTERS = (
     "which documents share an image is not known here, so they count as independent; if some do, p is too small and "
     "intervals are too narrow"
 )
-_COLUMNS = ("task", "doc_id", "group", "prompt", "target", "answer", "score", "metric", "parsable")
+_COLUMNS = ("task", "doc_id", "group", "prompt", "target", "answer", "score", "metric", "parsable", "read", "rescored")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Run:
     - task, doc_id, prompt, target, answer;
     - score: as the task's row in `harness.tasks` says; NaN in tasks of `unscored`, and where a judge gave no verdict;
       metric: where it comes from;
-    - parsable: whether the answer has the form its target asks for: a letter, yes or no; None for tasks of free words;
+    - parsable: whether a letter, or yes or no, can be read from the answer; None for free words and unknown forms;
+    - read, rescored: what the second parser reads (`rescore`), None where it abstains, and 1 where that is right, 0
+      where it is not; NaN where the form of the answer is not known;
     - group: the document's cluster, what documents that are not independent have in common: an image (GQA, MME, POPE),
       a subject (MMMU), a question (MMBench's rotations).
 
@@ -225,14 +228,16 @@ def tables(runs: dict[str, Run]) -> Tables:
     )
 
 
-def read_run(path: str | Path) -> Run:
+def read_run(path: str | Path, unreadable: dict[str, str] | None = None) -> Run:
     """Read a results JSON, or the newest one below a folder, with its sample logs.
 
     Args:
         path: of the results JSON, of its folder, or of one above it.
+        unreadable: where given, tasks whose sample logs cannot be read are left out of the run and put in here, with
+            the reason.
 
     Raises:
-        RecordError: there is none, or its samples are missing (lmms-eval writes them with `--log_samples`).
+        RecordError: there is none, or its samples are missing (lmms-eval writes them with `--log_samples`) or damaged.
     """
     path = Path(path)
     if not path.exists():
@@ -246,14 +251,17 @@ def read_run(path: str | Path) -> Run:
     rows: list[dict[str, Any]] = []
     unscored: dict[str, str] = {}
     notes: list[str] = []
-    for task, config in configs.items():
+    for task, config in list(configs.items()):
         if "/" in task or "\0" in task:
             raise RecordError(f"{file}: found a task named {task!r:.80}, expected the name of a task of lmms-eval")
-        log = samples_file(file, task)
-        if not log.is_file():
-            raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
-        headline = known_tasks.headline_filter(task, config)
-        samples = read_samples(log, config, expected_documents(results, task), headline)
+        try:
+            samples = _samples_of(file, task, config, results)
+        except RecordError as error:
+            if unreadable is None:
+                raise
+            unreadable[task] = str(error)
+            del results["configs"][task]
+            continue
         try:
             task_rows = [sample_row(task, sample, known_tasks.score_of_task(task, config)) for sample in samples]
             notes += _differing_mean(task, config, task_rows, results)
@@ -273,6 +281,14 @@ def read_run(path: str | Path) -> Run:
     return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
 
 
+def _samples_of(file: Path, task: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    log = samples_file(file, task)
+    if not log.is_file():
+        raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
+    headline = known_tasks.headline_filter(task, config)
+    return read_samples(log, config, expected_documents(results, task), headline)
+
+
 def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dict[str, Any]:
     """A line of a sample log as a row of `Run.samples`.
 
@@ -285,6 +301,7 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
         NoScoreError: the line does not hold what `score` reads.
     """
     prompt, target, answer = texts_of(sample)
+    again = read_again(task, sample, answer)
     return {
         "task": task,
         "doc_id": sample["doc_id"],
@@ -294,7 +311,9 @@ def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dic
         "answer": answer,
         "score": score.of(sample) if score is not None else math.nan,
         "metric": score.metric if score is not None else None,
-        "parsable": known_tasks.has_its_form(task, target, answer),
+        "parsable": again.parsable,
+        "read": again.read,
+        "rescored": again.score,
     }
 
 

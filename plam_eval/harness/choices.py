@@ -43,3 +43,23 @@ def _spans(prompt: str, run: list[re.Match[str]]) -> list[tuple[str, int, int]]:
         end = prompt.find("\n", last)
     ends = [*(mark.start() - 1 for mark in run[1:]), end if end >= 0 else len(prompt)]
     return [(mark[1] or mark[2], mark.end(), stop) for mark, stop in zip(run, ends, strict=True)]
+
+
+def choices_on_one_line(prompt: str) -> dict[str, str]:
+    """The choices that a prompt lists behind "Options:" on one line, letter -> text; empty where it does not.
+
+    So MMStar writes them: "Options: A: a cat, B: a dog". They are the last such line.
+
+    Args:
+        prompt: `input` of a line of a sample log.
+    """
+    _, behind, line = prompt.rpartition("Options:")
+    line = line.partition("\n")[0] if line[:1] != "\n" else line[1:].partition("\n")[0]
+    choices: dict[str, str] = {}
+    letter, begin = "A", line.find("A: ") if behind else -1
+    while begin >= 0:
+        following = chr(ord(letter) + 1)
+        end = line.find(f", {following}: ", begin + 3) if letter < "Z" else -1
+        choices[letter] = line[begin + 3 : end if end >= 0 else len(line)].strip()
+        letter, begin = following, end + 2 if end >= 0 else -1
+    return choices if len(choices) > 1 else {}

@@ -409,7 +409,9 @@ def _check_sample(sample: Any) -> None:
         raise TypeError(f"doc_id is {sample['doc_id']!r}, expected a number or text")
     if isinstance(sample["doc_id"], int) and not -(2**63) <= sample["doc_id"] < 2**63:
         raise ValueError(f"doc_id is {quoted(sample['doc_id'])}, expected a number of at most 64 bits")
-    _ = sample["target"], sample["filtered_resps"]
+    if "filtered_resps" not in sample:
+        raise ValueError("it has no answer (filtered_resps); expected a log of --log_samples")
+    _ = sample["target"]
 
 
 def documents_of(results: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -457,6 +459,7 @@ def texts_of(sample: Mapping[str, Any]) -> tuple[str, str, str]:
         answer = str(choice)
     while isinstance(answer, list):
         answer = answer[0] if answer else ""
+    answer = "" if answer is None else answer
     prompt, target, answer = (_storable(str(text)) for text in (sample.get("input", ""), sample["target"], answer))
     return prompt, target, answer
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plam_eval.harness import scoring
-from plam_eval.harness.task_row import Entry, Score
-from plam_eval.harness.tasks import as_score, equal_letters, field
+from plam_eval.harness.task_row import Entry, Score, as_score
+from plam_eval.harness.task_scores import equal_letters, field
 
 Floats = NDArray[np.float64]
 Clusters = NDArray[np.intp]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import Any
 
+from plam_eval.harness.answer_forms import NOT_KNOWN, Form
 from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.rebuilt import Rebuild
 
@@ -123,24 +123,6 @@ def column(*names: str) -> Callable[[Document], str]:
     return lambda document: " / ".join(str(document[name]) for name in names)
 
 
-_LETTER = re.compile(r"\(?[A-H](?![A-Za-z0-9])")
-_YES_NO = re.compile(r"(yes|no)(?![a-z])", re.IGNORECASE)
-
-
-def letter_or_verdict(target: str, answer: str) -> bool | None:
-    """Whether an answer begins as its target asks for: by a letter from A to H, or by yes or no; None for free words.
-
-    Args:
-        target: the right answer.
-        answer: the model's.
-    """
-    if re.fullmatch(r"[A-H]", target):
-        return bool(_LETTER.match(answer.strip()))
-    if target.lower() in ("yes", "no"):
-        return bool(_YES_NO.match(answer.strip()))
-    return None
-
-
 @dataclass(frozen=True)
 class Task:
     """What is known of one task.
@@ -150,7 +132,7 @@ class Task:
         cluster: None where it is not known whether documents share images.
         category: from a row of the dataset, the kind of question by which samples are stratified; None where there are
             no kinds, or the dataset does not say them. May raise KeyError or TypeError for a row of another shape.
-        form: (target, answer) -> whether the answer has the form that is asked for; None where there is none.
+        form: of its answers, for whoever reads them by other rules than the task's own.
         in_pairs: the benchmark's name where it scores documents two by two, so that a limit has to be even.
         rebuild: what its scoring reads of a document, from a line of its log; None where the log does not have it.
         boxes: from a row of the dataset, where what the document asks about is; None where the dataset does not say
@@ -160,7 +142,7 @@ class Task:
     score: Score | None = None
     cluster: Cluster | None = None
     unscored: str = ""
-    form: Callable[[str, str], bool | None] = letter_or_verdict
+    form: Form = NOT_KNOWN
     in_pairs: str = ""
     rebuild: Rebuild | None = None
     boxes: Callable[[Document], Boxes] | None = None

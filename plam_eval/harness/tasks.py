@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from statistics import fmean as mean
 from typing import Any
 
-from plam_eval.harness import boxes, rebuilt, scoring
+from plam_eval.harness import answer_forms, boxes, rebuilt
 from plam_eval.harness.boxes import plausible
 from plam_eval.harness.errors import NoScoreError
 from plam_eval.harness.rebuilt import Rebuild
@@ -26,89 +25,25 @@ from plam_eval.harness.task_row import (
     Boxes,
     Cluster,
     Document,
-    Entry,
     Score,
     Task,
     as_score,
     column,
     words_or_nothing,
 )
+from plam_eval.harness.task_scores import (
+    ROTATED,
+    all_rotations,
+    equal_letters,
+    equal_texts,
+    field,
+    half_overlap,
+    mmbench,
+    mmmu,
+    mmvet,
+    of_hundred,
+)
 from plam_eval.harness.text_rows import TEXT_ROWS
-
-# --- how scores are read ----------------------------------------------------------------------------------------------
-
-
-def field(name: str) -> Callable[[Entry], float]:
-    """The score that stands in an entry under a name.
-
-    Args:
-        name: of the field.
-    """
-    return lambda entry: as_score(entry[name])
-
-
-def _of_hundred(entry: Entry) -> float:
-    """A score that the task logs as one from 0 to 100."""
-    return as_score(entry) / 100
-
-
-def equal_letters(entry: Entry) -> float:
-    """Whether `pred` and `answer` are one word, as the SEED-Bench tasks compare them.
-
-    Args:
-        entry: with both.
-    """
-    return float(entry["pred"].lower().strip() == entry["answer"].lower().strip())
-
-
-def _equal(entry: Entry, given: str, true: str) -> float:
-    """Whether two texts of an entry are the same, letter by letter."""
-    texts = entry[given], entry[true]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"found {given} {texts[0]!r} and {true} {texts[1]!r}, expected two texts")
-    return float(texts[0] == texts[1])
-
-
-def _mmvet(entry: Entry) -> float:
-    """MM-Vet logs a score of 0 and no judge's name where the judge did not answer."""
-    return as_score(entry["score"]) if entry["eval_model"] else math.nan
-
-
-def _half_overlap(entry: Entry) -> float:
-    """Whether the box that was answered and the true one have half of what they cover together in common.
-
-    Boxes are left, top, right, bottom; one that is the wrong way round covers nothing.
-    """
-    (left, top, right, bottom), (left_, top_, right_, bottom_) = entry["bbox"], entry["pred"]
-    common = max(0, min(right, right_) - max(left, left_)) * max(0, min(bottom, bottom_) - max(top, top_))
-    if common == 0:
-        return 0.0
-    either = (right - left) * (bottom - top) + (right_ - left_) * (bottom_ - top_) - common
-    return float(common / either >= 0.5)
-
-
-def _mmbench(entry: Entry) -> float:
-    """MMBench logs the answer and no score; this is the judge-free scoring of its static variant."""
-    if not isinstance(entry, dict):
-        raise TypeError(f"found {type(entry).__name__}, expected a mapping")
-    return scoring.mmbench(entry)
-
-
-def _mmmu(entry: Entry) -> float:
-    """MMMU logs the parsed answer; whether it is right depends on the type of question."""
-    return scoring.mmmu(entry)
-
-
-_ROTATED = 1_000_000  # MMBench adds multiples of it to the index of a question whose choices it has rotated
-
-
-def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
-    """MMBench's accuracy: a question is right if it was answered right under every rotation of its choices."""
-    right: dict[str, float] = {}
-    for score, question in zip(scores, questions, strict=True):
-        right[question] = min(score, right.get(question, 1.0))
-    return mean(list(right.values()))
-
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -116,16 +51,17 @@ def _all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
 def _mmbench_task(stock: str | None, metric: str = "gpt_eval_score", rebuild: Rebuild = rebuilt.mmbench) -> Task:
     question = Cluster(
         "question",
-        of_document=lambda doc: str(int(doc["index"]) % _ROTATED),
-        of_sample=lambda s: str(int(s[metric]["index"]) % _ROTATED),
+        of_document=lambda doc: str(int(doc["index"]) % ROTATED),
+        of_sample=lambda s: str(int(s[metric]["index"]) % ROTATED),
     )
-    score = Score(metric, _mmbench, stock=stock, scale=100, aggregate=_all_rotations)
-    return Task(score, question, rebuild=rebuild, category=column("category"))
+    score = Score(metric, mmbench, stock=stock, scale=100, aggregate=all_rotations)
+    return Task(score, question, form=answer_forms.MMBENCH, rebuild=rebuild, category=column("category"))
 
 
 _MMMU_TASK = Task(
-    Score("mmmu_acc", _mmmu, stock="mmmu_acc"),
+    Score("mmmu_acc", mmmu, stock="mmmu_acc"),
     Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subdomain"])),
+    form=answer_forms.MMMU,
     rebuild=rebuilt.mmmu,
     category=lambda doc: re.sub(r"^[^_]+_|_\d+$", "", str(doc["id"])),  # validation_Accounting_1
 )
@@ -152,6 +88,10 @@ def _each(names: str, task: Task) -> dict[str, Task]:
 
 _EXACT_MATCH = Score("exact_match", as_score, stock="exact_match")
 _ANLS = Score("anls", as_score, stock="anls")
+_SEVERAL_PEOPLE = answer_forms.unread("answers are held against those of several people, which its log does not have")
+_FILTERED = answer_forms.unread("its log has what the task's own filter leaves of an answer, not the answer")
+_IN_PART = answer_forms.unread("answers that are nearly right count in it, by rules of its own")
+_JUDGED = answer_forms.unread("a judge reads its answers")
 _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
 _SEED = Task(cluster=_image("data_id"), category=column("question_type_id"))
@@ -167,6 +107,7 @@ TASKS: dict[str, Task] = {
     "gqa": Task(
         Score("exact_match", as_score, stock="exact_match"),
         Cluster("image", of_document=lambda doc: str(doc["imageId"])),
+        form=answer_forms.VERDICT_OR_WORDS,
         rebuild=rebuilt.only_target,
     ),
     # The judge of the other variants reads an answer as the static rules do wherever these can.
@@ -181,6 +122,7 @@ TASKS: dict[str, Task] = {
             of_document=lambda doc: str(doc["question_id"]),
             of_sample=lambda s: str((s.get("mme_perception_score") or s["mme_cognition_score"])["question_id"]),
         ),
+        form=answer_forms.VERDICT,
         in_pairs="MME",
         rebuild=rebuilt.with_entry(
             "mme_perception_score", "mme_cognition_score", question_id="question_id", category="category"
@@ -189,19 +131,30 @@ TASKS: dict[str, Task] = {
     ),
     "mmmu_val": _MMMU_TASK,
     "mmstar": Task(
-        Score("average", field("score")), ONE_EACH, rebuild=rebuilt.mmstar, category=column("category", "l2_category")
+        Score("average", field("score")),
+        ONE_EACH,
+        form=answer_forms.LETTER,
+        rebuild=rebuilt.mmstar,
+        category=column("category", "l2_category"),
     ),
     "pope": Task(
         Score("pope_accuracy", field("score"), stock="pope_accuracy"),
         Cluster("image", of_document=lambda doc: str(doc["image_source"])),
+        form=answer_forms.VERDICT,
         rebuild=rebuilt.with_entry("pope_accuracy", question_id="question_id"),
         category=column("category"),
     ),
-    "realworldqa": Task(Score("exact_match", as_score, stock="exact_match"), ONE_EACH, rebuild=rebuilt.only_target),
+    "realworldqa": Task(
+        Score("exact_match", as_score, stock="exact_match"),
+        ONE_EACH,
+        form=answer_forms.LETTER_VERDICT_OR_WORDS,
+        rebuild=rebuilt.only_target,
+    ),
     "seedbench_2_plus": Task(
         Score("seedbench_2_plus_all", equal_letters, stock="seedbench_2_plus_all"),
         # The name of an image's file has it. Were it another for every question, each would be its own cluster.
         Cluster("image", of_document=lambda doc: str(doc["data_id"])),
+        form=answer_forms.LETTER,
         rebuild=rebuilt.seedbench_2_plus,
         category=column("question_image_type"),
     ),
@@ -212,13 +165,13 @@ TASKS: dict[str, Task] = {
         _mmbench_task("circular_eval", "circular_eval", rebuilt.mmbench_v11),
     ),
     # --- beyond the nine ---
-    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH, category=column("subject"))),
-    **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
-    **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"))),
-    **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH)),
-    **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH)),
-    **_each("chartqa chartqa_lite", Task(_CHART, category=column("type"))),
-    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH)),
+    **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH, form=answer_forms.LETTER, category=column("subject"))),
+    **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"), form=_SEVERAL_PEOPLE)),
+    **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"), form=_SEVERAL_PEOPLE)),
+    **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH, form=_SEVERAL_PEOPLE)),
+    **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH, form=_SEVERAL_PEOPLE)),
+    **_each("chartqa chartqa_lite", Task(_CHART, form=_IN_PART, category=column("type"))),
+    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH, form=_FILTERED)),
     "ocrbench": Task(
         Score(
             "ocrbench_accuracy",
@@ -226,14 +179,19 @@ TASKS: dict[str, Task] = {
             stock="ocrbench_accuracy",
             aggregate=lambda scores, _: sum(scores) / 1000,  # documents of the whole benchmark, whatever the limit
         ),
+        form=_IN_PART,
         category=column("question_type"),
     ),
-    **_each("docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"))),
-    **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"))),
+    **_each(
+        "docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"), form=_IN_PART)
+    ),
+    **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"), form=_IN_PART)),
     **_each("seedbench seedbench_lite", replace(_SEED, score=Score("seed_all", equal_letters, stock="seed_all"))),
     "seedbench_ko": replace(_SEED, score=Score("seed_image", equal_letters, stock="seed_image")),
     "seedbench_2": Task(
-        Score("seed_all", lambda entry: _equal(entry, "pred", "answer"), stock="seed_all"), _image("data_id")
+        Score("seed_all", lambda entry: equal_texts(entry, "pred", "answer"), stock="seed_all"),
+        _image("data_id"),
+        form=answer_forms.LETTER,
     ),
     **_each(
         "cv_bench cv_bench_2d cv_bench_3d",
@@ -241,6 +199,7 @@ TASKS: dict[str, Task] = {
             Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"),
             _image("source_dataset", "source_filename"),
             category=column("task"),
+            form=answer_forms.LETTER,
         ),
     ),
     **_each(
@@ -248,14 +207,15 @@ TASKS: dict[str, Task] = {
         "blink_jigsaw blink_multi_view_reasoning blink_object_localization blink_relative_depth "
         "blink_relative_reflectance blink_semantic_correspondence blink_spatial_relation blink_visual_correspondence "
         "blink_visual_similarity",
-        Task(Score("blink_acc", field("is_correct"), stock="blink_acc")),
+        Task(Score("blink_acc", field("is_correct"), stock="blink_acc"), form=answer_forms.LETTER),
     ),
     **_each(
         "mmmu_pro_standard mmmu_pro_standard_cot mmmu_pro_vision mmmu_pro_vision_cot",
         Task(
-            Score("mmmu_acc", lambda entry: _equal(entry, "parsed_pred", "answer"), stock="mmmu_acc"),
+            Score("mmmu_acc", lambda entry: equal_texts(entry, "parsed_pred", "answer"), stock="mmmu_acc"),
             Cluster("subject", of_sample=lambda sample: str(sample["mmmu_acc"]["subject"])),
             category=column("subject"),
+            form=answer_forms.LETTER_OF_TEN,
         ),
     ),
     **_each("mmmu_pro_composite mmmu_pro_composite_cot", _SEVERAL),
@@ -264,19 +224,19 @@ TASKS: dict[str, Task] = {
         "refcoco+_bbox_rec_val refcoco+_bbox_rec_testA refcoco+_bbox_rec_testB "
         "refcocog_bbox_rec_val refcocog_bbox_rec_test",
         # In shares of the image, which the task makes of them when it loads.
-        Task(Score("refcoco_ACC@0.5", _half_overlap, stock="refcoco_ACC@0.5"), _REGION, boxes=boxes.shares()),
+        Task(Score("refcoco_ACC@0.5", half_overlap, stock="refcoco_ACC@0.5"), _REGION, boxes=boxes.shares()),
     ),
     **_each(
         "refcoco_grounding_test refcoco_grounding_testA refcoco_grounding_testB refcoco_plus_grounding_testA "
         "refcoco_plus_grounding_testB refcocog_grounding_test",
         Task(
-            Score("refcoco_grounding_ACC@0.5", _half_overlap, stock="refcoco_grounding_ACC@0.5"),
+            Score("refcoco_grounding_ACC@0.5", half_overlap, stock="refcoco_grounding_ACC@0.5"),
             _REGION,
             boxes=boxes.corner_and_size(),
         ),
     ),
     "screenspot_rec_test": Task(
-        Score("screenspot_ACC@0.5", _half_overlap, stock="screenspot_ACC@0.5"),
+        Score("screenspot_ACC@0.5", half_overlap, stock="screenspot_ACC@0.5"),
         _image("file_name"),
         boxes=boxes.shares(),
     ),
@@ -291,25 +251,26 @@ TASKS: dict[str, Task] = {
     ),
     **_each(
         "visualwebbench_element_ground visualwebbench_action_ground",
-        Task(Score("accuracy", _of_hundred, stock="accuracy", scale=100), boxes=boxes.of_choice),
+        Task(Score("accuracy", of_hundred, stock="accuracy", scale=100), boxes=boxes.of_choice),
     ),
     "visualwebbench_action_prediction": Task(
-        Score("accuracy", _of_hundred, stock="accuracy", scale=100), boxes=boxes.shares_or_pixels()
+        Score("accuracy", of_hundred, stock="accuracy", scale=100), boxes=boxes.shares_or_pixels()
     ),
     "visualwebbench_element_ocr": Task(
-        Score("rouge_l", _of_hundred, stock="rouge_l", scale=100), boxes=boxes.shares_or_pixels()
+        Score("rouge_l", of_hundred, stock="rouge_l", scale=100), boxes=boxes.shares_or_pixels()
     ),
     **TEXT_ROWS,
     # --- with a judge's verdict ---
-    **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", _mmvet, stock="gpt_eval_score", scale=100))),
+    **_each("mmvet mmvetv2", Task(Score("gpt_eval_score", mmvet, stock="gpt_eval_score", scale=100), form=_JUDGED)),
     **_each(
         "mathvista_testmini_cot mathvista_testmini_format mathvista_testmini_solution",
-        Task(Score("llm_as_judge_eval", field("true_false"), stock="llm_as_judge_eval", scale=100)),
+        Task(Score("llm_as_judge_eval", field("true_false"), stock="llm_as_judge_eval", scale=100), form=_JUDGED),
     ),
     "hallusion_bench_image": Task(
         # "unclear" is wrong, as the task counts it
         Score("aAcc", field("correct"), stock="aAcc", scale=100, late=True),
         Cluster("image", of_sample=lambda sample: str(sample["aAcc"]["filename"])),
+        form=_JUDGED,
     ),
     # --- without a score per document ---
     **_each(
@@ -483,17 +444,6 @@ def boxes_of_document(task: str, document: Document) -> Boxes | None:
         return None if row.boxes is None else plausible(row.boxes(document))
     except Exception:  # whatever a row holds: of it nothing is known then
         return None
-
-
-def has_its_form(task: str, target: str, answer: str) -> bool | None:
-    """Whether an answer has the form that is asked for; None where there is none, as for free words.
-
-    Args:
-        task: its name.
-        target: the right answer, as it is logged.
-        answer: the model's.
-    """
-    return TASKS.get(task, _UNKNOWN).form(target, answer)
 
 
 def function_name(value: Any) -> str:

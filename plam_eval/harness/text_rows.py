@@ -5,6 +5,8 @@ Importing this module imports neither torch nor lmms-eval.
 
 from __future__ import annotations
 
+from plam_eval.harness import answer_forms
+from plam_eval.harness.answer_forms import Form
 from plam_eval.harness.task_row import ONE_EACH, Cluster, Score, Task, as_score
 
 _SUBJECTS = (
@@ -22,9 +24,14 @@ _SUBJECTS = (
 """Subjects of MMLU, each a task of its own."""
 
 
-def _each(names: str, score: Score) -> dict[str, Task]:
+_FILTERED = answer_forms.unread("its log has what the task's own filter leaves of an answer, not the answer")
+_LIKELIEST = answer_forms.unread("nothing is answered: its choices are compared by their likelihood")
+_CHECKED = answer_forms.unread("what is checked of an answer is how it is written")
+
+
+def _each(names: str, score: Score, form: Form) -> dict[str, Task]:
     """One row for tasks that differ in their documents only."""
-    return dict.fromkeys(names.split(), Task(score, ONE_EACH))
+    return dict.fromkeys(names.split(), Task(score, ONE_EACH, form=form))
 
 
 def _mean_of(metric: str, filter_name: str = "") -> Score:
@@ -42,18 +49,24 @@ TEXT_ROWS: dict[str, Task] = {
         "gpqa_diamond_cot_zeroshot gpqa_diamond_cot_n_shot gpqa_diamond_generative_n_shot "
         "gpqa_extended_cot_zeroshot gpqa_extended_cot_n_shot gpqa_extended_generative_n_shot",
         _mean_of("exact_match", "strict-match"),
+        _FILTERED,
     ),
-    **_each("gsm8k_cot_self_consistency", _mean_of("exact_match", "score-first")),
+    **_each("gsm8k_cot_self_consistency", _mean_of("exact_match", "score-first"), _FILTERED),
     **_each(
         "mmlu_pro_biology mmlu_pro_business mmlu_pro_chemistry mmlu_pro_computer_science mmlu_pro_economics "
         "mmlu_pro_engineering mmlu_pro_health mmlu_pro_history mmlu_pro_law mmlu_pro_math mmlu_pro_other "
         "mmlu_pro_philosophy mmlu_pro_physics mmlu_pro_psychology",
         _mean_of("exact_match", "custom-extract"),
+        _FILTERED,
     ),
     # By the likelihoods of their choices: whether the right one is the likeliest.
-    **_each(_of_subjects(), _mean_of("acc")),
-    **_each("arc_easy arc_challenge hellaswag", _mean_of("acc_norm")),
-    **_each(_of_subjects("_generative"), _mean_of("exact_match")),
-    **_each("ifeval", _mean_of("prompt_level_strict_acc")),
-    "plam_scene_text": Task(_mean_of("exact_match"), Cluster("scene", of_document=lambda doc: str(doc["scene_id"]))),
+    **_each(_of_subjects(), _mean_of("acc"), _LIKELIEST),
+    **_each("arc_easy arc_challenge hellaswag", _mean_of("acc_norm"), _LIKELIEST),
+    **_each(_of_subjects("_generative"), _mean_of("exact_match"), answer_forms.LETTER),
+    **_each("ifeval", _mean_of("prompt_level_strict_acc"), _CHECKED),
+    "plam_scene_text": Task(
+        _mean_of("exact_match"),
+        Cluster("scene", of_document=lambda doc: str(doc["scene_id"])),
+        form=answer_forms.VERDICT_OR_WORDS,
+    ),
 }

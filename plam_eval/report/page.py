@@ -17,6 +17,7 @@ from plam_eval import files
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.comparison import Comparisons, compare_with_one
 from plam_eval.evaluation.noise.floor import Noise, read_noise
+from plam_eval.evaluation.second_parser import second_look
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.files import check_free, check_writable, inside, write_in_one_step
@@ -191,7 +192,9 @@ def _sweep_sections(
         runs = chosen_beside(findings)
         rows = findings.compared[findings.selection.cell]
         directions = runs[PLAIN].directions
-        titled.append(("Task by task", [*note, *task_by_task(rows, PLAIN, "merged", directions, noise)]))
+        again = second_look(runs[PLAIN].samples, runs["merged"].samples, rows)
+        by_task = task_by_task(rows, PLAIN, "merged", directions, noise, again)
+        titled.append(("Task by task", [*note, *by_task]))
         if noise is not None:
             titled.append(noise_blocks(noise, rows))
         held = ", and over all documents that were evaluated, those chosen on among them"

@@ -15,6 +15,7 @@ import pandas as pd
 from rich import box
 
 from plam_eval.evaluation.attend.compared import COMPARED
+from plam_eval.evaluation.second_parser import BRIEFLY, Second, reading_again
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule, describe_weights
 from plam_eval.evaluation.sweep.job import chunks
@@ -53,6 +54,7 @@ def comparison(
     directions: Mapping[str, int] | None = None,
     *,
     noise: Noise | None = None,
+    second_parser: Mapping[str, Second] | None = None,
     narrow: bool = False,
 ) -> PlainTable:
     """One line per task and the mean over tasks last, as `stats.compare` gives them.
@@ -63,6 +65,7 @@ def comparison(
         second: name of the second.
         directions: as `stats.compare` takes them.
         noise: the noise floor, beside each difference; None where it was not measured.
+        second_parser: by task, what is left of the difference under the second parser; a column more where it is.
         narrow: for 80 columns, in two lines per task.
     """
     falling = {task for task, direction in (directions or {}).items() if direction < 0}
@@ -75,6 +78,8 @@ def comparison(
         headers = noise_columns.COLUMNS if noise else ()
         for name in ("n", first, second, "difference", "95 %", *headers, "gained", "lost", "p", "parsable"):
             table.add_column(name, justify="right", no_wrap=True)
+        if second_parser:
+            table.add_column("second parser", no_wrap=True)
     for row in rows:
         overall = row.task == OVERALL
         if overall:
@@ -91,16 +96,28 @@ def comparison(
             floors = noise_columns.beside(noise, row) if noise else []
             cells = [name, str(row.documents), *scores, difference, between, *floors, *counts, format_p(row.p)]
             cells.append(" ".join(shares))
+        look = (second_parser or {}).get(row.task)
+        if second_parser and not narrow:
+            cells.append("" if look is None else look.words())
         table.add_row(*cells, style="bold" if overall else None)
+        if look is not None and narrow:
+            table.add_row(*_second_line(look.difference, look.p, look.verdict))
     lines = [
         f"gained, lost: documents that {second} scores better on, or {first} does",
         "parsable: answers in the form asked for, of both; p: exact McNemar test, or sign flips of groups of documents",
     ]
     lines += [noise_columns.CAPTION] if noise else []
+    if second_parser:
+        lines.append(reading_again())
     if rows[-1].needed is not None:
         lines.append(f"a difference of one point would take about {rows[-1].needed} documents like these to find")
     table.caption = "\n".join(lines)
     return table
+
+
+def _second_line(difference: float, p: float, verdict: str) -> tuple[str, ...]:
+    """The line of the second parser below one in a narrow table."""
+    return ("  second parser", "", f"{difference:+.3f}", "", format_p(p), BRIEFLY[verdict])
 
 
 def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
@@ -115,6 +132,7 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
     drawn = findings.random_layers.set_index("merged")
     folded = _draws_alone(findings)
     chosen = findings.selection.cell if findings.selection else None
+    again = "survives" in findings.cells and findings.cells["survives"].notna().any()
     if narrow:
         pairs = ("score\nparsable", "difference\n95 %", "gained\nlost", "p\np Holm", f"minus\n{SELF_SCALE}")
         table = _narrow("setting", 16, pairs)
@@ -123,6 +141,8 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         table.add_column("setting", no_wrap=True)
         for name in ("score", "difference", "95 %", "gained", "lost", "p", "p Holm", "parsable", f"minus {SELF_SCALE}"):
             table.add_column(name, justify="right", no_wrap=True)
+        if again:
+            table.add_column("second parser", no_wrap=True)
         if findings.label_free:
             table.add_column("neighbours\ndiffer", justify="right", no_wrap=True)
         if len(drawn):
@@ -143,9 +163,12 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
         else:
             single = ("score", "difference", "between", "gained", "lost", "p", "p_holm", "parsable")
             cells = [*(own[column] for column in single), f"{own['minus']} {own['minus_p']}".strip()]
+            cells += [own["again"]] if again else []
             cells += [own["differ"]] if findings.label_free else []
             cells += [among] if len(drawn) else []
         table.add_row(name, *cells, style=style)
+        if narrow and own["again"]:
+            table.add_row(*_second_line(row["rescored_difference"], row["rescored_p"], row["survives"]), style=style)
     if findings.selection is not None:
         table.caption = _how_to_read(findings, findings.selection, draws=bool(folded))
     return table
@@ -165,6 +188,10 @@ def _own_words(row: pd.Series, beside: pd.DataFrame) -> dict[str, str]:
     own["parsable"] = "" if pd.isna(row["parsable_second"]) else f"{row['parsable_second']:.0%}"
     differ = row.get("differ_from_neighbours")
     own["differ"] = "" if pd.isna(differ) else str(differ)
+    own["again"] = ""
+    if isinstance(row.get("survives"), str):
+        p = format_p(row["rescored_p"])
+        own["again"] = f"{row['rescored_difference']:+.3f} (p {p}) {row['survives']}"
     if row["kind"] != "plain":
         own |= {"difference": f"{row['difference']:+.3f}", "between": _interval(row["low"], row["high"])}
         own |= {"gained": str(row["gained"]), "lost": str(row["lost"])}
@@ -194,6 +221,8 @@ def _how_to_read(findings: Findings, chosen: Selection, *, draws: bool) -> str:
         f"p Holm: adjusted for all of these settings{' and the draws' if draws else ''}",
         f"* scored best on {on}, {warning}",
     ]
+    if "survives" in findings.cells and findings.cells["survives"].notna().any():
+        lines.append(f"{reading_again()} (p Holm)")
     if findings.label_free is not None:
         lines += textwrap.wrap(findings.label_free.text(), 78)
     return "\n".join(lines)

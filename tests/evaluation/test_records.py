@@ -26,9 +26,9 @@ FORMS: dict[str, tuple[dict[str, Any], str, str, float, bool | None]] = {
     "score": ({"average": {"question_id": 0, "score": 0.0}}, "A", "B", 0.0, True),
     "yes": ({"pope_accuracy": {"score": 1.0, "prediction": "yes"}}, "yes", "Yes", 1.0, True),
     "no_form": ({"pope_accuracy": {"score": 0.0, "prediction": "maybe"}}, "yes", "maybe", 0.0, False),
-    "pred": ({"seedbench_2_plus_all": {"pred": "c", "answer": "C"}}, "C", "c", 1.0, False),
+    "pred": ({"seedbench_2_plus_all": {"pred": "c", "answer": "C"}}, "C", "c", 1.0, True),
     "mmbench": ({"gpt_eval_score": MMBENCH | {"prediction": "(B)"}}, "B", "(B)", 1.0, True),
-    "mmbench_text": ({"gpt_eval_score": MMBENCH | {"prediction": "it is blue"}}, "B", "it is blue", 1.0, False),
+    "mmbench_text": ({"gpt_eval_score": MMBENCH | {"prediction": "it is blue"}}, "B", "it is blue", 1.0, True),
     "mmbench_wrong": ({"gpt_eval_score": MMBENCH | {"prediction": "lorem"}}, "B", "lorem", 0.0, False),
     "mmmu": ({"mmmu_acc": MMMU | {"parsed_pred": ["D"]}}, "D", "D.", 1.0, True),
     "mmmu_wrong": ({"mmmu_acc": MMMU | {"parsed_pred": ["A"]}}, "D", "A", 0.0, True),
@@ -367,8 +367,11 @@ def test_groups(tmp_path: Path, task: str, logged: dict[str, Any], group: str, k
 @pytest.mark.parametrize(
     ("target", "answer", "parsable"),
     [
-        *(("A", answer, True) for answer in ("B", "(B)", "B.", "B: red", " C\n", "(D")),
-        *(("A", answer, False) for answer in ("", "Because", "A1", "red", "b", "I", "The answer is B")),
+        *(("A", answer, True) for answer in ("B", "(B)", "B.", "B: red", " C\n", "b", "The answer is B")),
+        *(
+            ("A", answer, False)
+            for answer in ("", "Because", "A1", "red", "I", "A triangle has three sides.", "B or C.")
+        ),
         *(("Yes", answer, True) for answer in ("yes", "No.", "NO, it is", " yes")),
         *(("no", answer, False) for answer in ("", "none", "yesterday", "it is")),
         *((target, "A", None) for target in ("red", "I", "AB", "yes it is", "3")),
@@ -376,8 +379,14 @@ def test_groups(tmp_path: Path, task: str, logged: dict[str, Any], group: str, k
 )
 def test_form_of_answers(tmp_path: Path, target: str, answer: str, parsable: bool | None) -> None:
     sample = {"doc_id": 5, "target": target, "filtered_resps": [[answer]], "exact_match": 0.0}
-    found = read_run(write_logs(tmp_path, {"task": [sample]})).samples.iloc[0]
+    found = read_run(write_logs(tmp_path, {"realworldqa": [sample]})).samples.iloc[0]
     assert (found["answer"], found["parsable"]) == (answer, parsable)
+
+
+def test_the_form_of_an_unknown_task_is_not_guessed(tmp_path: Path) -> None:
+    sample = {"doc_id": 5, "target": "A", "filtered_resps": ["A"], "exact_match": 1.0}
+    found = read_run(write_logs(tmp_path, {"task": [sample]})).samples.iloc[0]
+    assert found["parsable"] is None and found["read"] is None and math.isnan(found["rescored"])
 
 
 def test_metric_and_its_direction(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from plam_eval.harness.errors import NoScoreError
-from plam_eval.harness.task_row import Task, entries_of
+from plam_eval.harness.task_row import entries_of
 from plam_eval.harness.tasks import (
     TASKS,
     cluster_of,
     cluster_of_document,
     filters_of,
-    has_its_form,
     score_of_task,
 )
 
@@ -109,26 +108,6 @@ def test_clusters_of_documents_are_those_of_logs() -> None:
         assert noted is not None and cluster_of(task, sample(group=noted)) == (f"image {noted}", True)
         assert cluster_of_document(task, {"question": "?"}) is None  # a copy of the dataset that lacks the column
     assert cluster_of_document("mmstar", document) is None and cluster_of_document("unheard_of", document) is None
-
-
-@pytest.mark.parametrize(
-    ("target", "answer", "expected"),
-    [
-        ("B", " (C) the second", True),
-        ("B", "A triangle", True),  # a word, but not of the letter's
-        ("B", "Apples", False),
-        ("yes", "No, it is not.", True),
-        ("No", "nobody", False),
-        ("3", "three", None),
-        ("AB", "A", None),
-    ],
-)
-def test_the_form_of_an_answer_is_the_targets_unless_a_row_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, target: str, answer: str, expected: bool | None
-) -> None:
-    assert has_its_form("pope", target, answer) is expected and has_its_form("unheard_of", target, answer) is expected
-    monkeypatch.setitem(TASKS, "counting", Task(unscored="x", form=lambda target, answer: answer.isdigit()))
-    assert has_its_form("counting", target, answer) is False and has_its_form("counting", target, "3") is True
 
 
 def test_every_row_has_a_score_or_a_reason() -> None:

@@ -75,7 +75,7 @@ def test_a_sweep(narrow: Terminal, tmp_path: Path) -> None:
     wide = Terminal(file=io.StringIO(), width=200)
     wide.show(tables.sweep(found), tables.sweep(found, narrow=True))
     row = next(line for line in wide.file.getvalue().splitlines() if "0.3 *" in line)  # type: ignore[attr-defined]
-    numbers = [cell.strip() for cell in row.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[2:-2]]
+    numbers = [cell.strip() for cell in row.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[2:-3]]
     assert len(numbers) == 8 and all(number in text for number in numbers), (numbers, text)
     assert "layers 24:36, qkvo" in text and "0.9+0.3 self_scale" in text
 

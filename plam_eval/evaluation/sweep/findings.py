@@ -16,6 +16,7 @@ from plam_eval.evaluation import comparable, stats
 from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.label_free import Neighbours
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.second_parser import AGAIN, with_second_parser
 from plam_eval.evaluation.stats import DIFFERENCE, SIGNIFICANT, Paired
 from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep import by_rule, random_layers
@@ -55,7 +56,8 @@ class Findings:
             parameters, digest, status ("finished", "failed", "missing", or "damaged": what is in its folder is not
             whole, or not of this sweep), error (of failed and damaged ones), relative_change (mean over layers),
             merge_seconds, evaluate_seconds; and over the reported documents, mean over tasks, against plain: the fields
-            of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table. Merges
+            of `stats.Paired` without `task`, and p_holm, adjusted for all comparisons with plain in this table;
+            rescored_difference, rescored_p (Holm) and survives, of the second parser (`second_parser`). Merges
             between two others (`lines.coordinates_of`): differ_from_neighbours, of the documents to choose on.
         tasks: per finished cell and task (OVERALL last), the fields of `stats.Paired` against plain, with `cell`.
         controls: per merged cell and control of it: merged, rule, control (its cell), and the fields of `stats.Paired`
@@ -308,7 +310,7 @@ def _nothing_compared(
     return Findings(
         folder=folder,
         plan=plan,
-        cells=cells.assign(**dict.fromkeys((*DIFFERENCE, "p_holm", "differ_from_neighbours"), math.nan)),
+        cells=cells.assign(**dict.fromkeys((*DIFFERENCE, "p_holm", *AGAIN, "differ_from_neighbours"), math.nan)),
         tasks=pd.DataFrame(columns=["cell", "task", *DIFFERENCE]),
         controls=pd.DataFrame(columns=list(_CONTROL_COLUMNS)),
         selection=None,
@@ -347,7 +349,9 @@ def _compared(
     held_out = select is not None
     unlabelled = to_choose_without_labels(runs[PLAIN].samples, select, reported_on, drawn)
     neighbours = neighbours_of(grid, runs, unlabelled)
+    samples = {name: reported[name].samples for name in others}
     table = _with_differences(cells, with_plain, neighbours)
+    table = with_second_parser(table, reported[PLAIN].samples, samples, with_plain)
     return Findings(
         folder=folder,
         plan=plan,

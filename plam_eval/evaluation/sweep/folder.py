@@ -150,18 +150,20 @@ def results_file(cell_folder: Path, record: Mapping[str, Any]) -> Path:
     return file
 
 
-def read_run(folder: Path) -> records.Run:
+def read_run(folder: Path, unreadable: dict[str, str] | None = None) -> records.Run:
     """A run folder: the results that a cell's record names, and of other folders those that `records.read_run` takes.
 
     Args:
         folder: of a cell, or as for `records.read_run`.
+        unreadable: as for `records.read_run`.
 
     Raises:
         RecordError: no readable run there. OutsideError, DamagedFileError: a cell's record.
     """
     if not (folder / CELL).is_file():
-        return records.read_run(folder)
-    return records.read_run(results_file(folder, files.read_json(folder / CELL, "evaluate it again")))
+        return records.read_run(folder, unreadable)
+    file = results_file(folder, files.read_json(folder / CELL, "evaluate it again"))
+    return records.read_run(file, unreadable)
 
 
 def read_state(folder: Path, cell: Cell, settings: Mapping[str, Any]) -> tuple[dict[str, Any], records.Run | None]:

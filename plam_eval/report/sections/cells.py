@@ -9,6 +9,7 @@ from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.folder import DAMAGED, FAILED, FINISHED
 from plam_eval.evaluation.sweep.grid import PLAIN, describe_cell
 from plam_eval.report.blocks import Listing, Paragraph, table_block
+from plam_eval.report.sections.second import has_second, note_on_second, second_of_cell
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import NONE, SPACE, count_of, cut_short, number, p_value, percent, signed, text_or_empty
 
@@ -28,6 +29,7 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         return "chosen" if row["cell"] == chosen else "quiet" if row["kind"] == "control" else ""
 
     reported = len(findings.runs[PLAIN].samples) if findings.compared else 0
+    again = bool(reported) and has_second(cells.values())
     done = all(row["status"] == FINISHED for row in cells.values())
     against_plain: dict[str, Callable[[Any], str]] = {
         "score": lambda row: number(row["second"]),
@@ -35,6 +37,7 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         **PAIRED,
         f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
         "parsable": lambda row: percent(row["parsable_second"]),
+        **({"second parser": second_of_cell} if again else {}),
         **(
             {"neighbours differ": lambda row: text_or_empty(row["differ_from_neighbours"]) or NONE}
             if findings.label_free
@@ -51,7 +54,7 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
             "change of weights": lambda row: percent(row["relative_change"]),
             "seconds": lambda row: number(row["merge_seconds"] + row["evaluate_seconds"], 1),
         },
-        words=() if done else {"status"},
+        words={*(() if done else ("status",)), *(("second parser",) if again else ())},
         look=look,
         kind=lambda row: {"merged": "merge", "control": "control"}.get(row["kind"], str(row["kind"])),
     )
@@ -61,4 +64,5 @@ def all_cells(findings: Findings, cells: Mapping[str, Mapping[str, Any]]) -> lis
         lines = tuple(f"{describe_cell(row)}: {cut_short(text_or_empty(row['error']))}" for row in rows)
         listings += [Listing(f"{title} ({len(lines)})", lines, code=False, open=True)] if lines else []
     unlabelled = [Paragraph(findings.label_free.text(), "note")] if findings.label_free else []
-    return [table, *unlabelled, *listings]
+    second = note_on_second(", adjusted for all cells") if again else []
+    return [table, *unlabelled, *second, *listings]

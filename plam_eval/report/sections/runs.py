@@ -14,6 +14,7 @@ from plam_eval.report import plots
 from plam_eval.report.blocks import Listing, Paragraph, Section, picture, records_of, table_block
 from plam_eval.report.plots import Estimate
 from plam_eval.report.sections.changed import Looking, changed_documents
+from plam_eval.report.sections.second import note_on_second, second_of_task
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.sections.tasks import folded_metrics, stock_metrics, task_by_task
 from plam_eval.report.stock_table import stock_blocks
@@ -72,6 +73,8 @@ def runs_sections(
         alt = f"Differences of {len(estimates)} runs against {reference}, with 95% intervals."
         blocks.append(picture(figure, alt, "Lines are 95% intervals."))
     if compared.rows:
+        again = compared.second_means()
+        second = {"second parser": lambda row: second_of_task(again.get(row["run"]))} if again else {}
         table = table_block(
             f"Runs against {reference}, mean over tasks",
             [{"run": name, "p_holm": compared.p_holm[name], **vars(rows[-1])} for name, rows in compared.rows.items()],
@@ -82,9 +85,11 @@ def runs_sections(
                 "difference": lambda row: signed(row["difference"]),
                 **PAIRED,
                 f"Holm{SPACE}p": lambda row: p_value(row["p_holm"]),
+                **second,
             },
+            words={"second parser"} if again else (),
         )
-        blocks.append(table)
+        blocks += [table, *(note_on_second(", adjusted for all runs") if again else [])]
     for name, problems in compared.problems.items():
         why = "they were not asked alike" if name not in compared.warnings else "no document has a score in all"
         blocks.append(Paragraph(f"{name} is not compared with {reference}: {why}.", "warning"))
@@ -94,7 +99,8 @@ def runs_sections(
         blocks.append(Paragraph(text, "note"))
     sections = [Section(f"Runs against {reference}", tuple(blocks))]
     for name, by_task in list(compared.rows.items())[:_DETAILED]:
-        blocks = task_by_task(by_task, reference, name, runs[reference].directions)
+        directions = runs[reference].directions
+        blocks = task_by_task(by_task, reference, name, directions, again=compared.second.get(name))
         if looking.examples:
             blocks += changed_documents({reference: runs[reference], name: runs[name]}, looking, changed)
         sections.append(Section(f"{name} against {reference}", tuple(blocks)))

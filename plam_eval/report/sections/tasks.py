@@ -8,17 +8,24 @@ from typing import Any
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.noise.floor import Noise
 from plam_eval.evaluation.records import Run
+from plam_eval.evaluation.second_parser import Second
 from plam_eval.evaluation.stats import OVERALL, Paired
 from plam_eval.report import plots
 from plam_eval.report.blocks import Folded, Paragraph, picture, records_of, table_block
 from plam_eval.report.noise import COLUMNS, page_columns
 from plam_eval.report.plots import Estimate
+from plam_eval.report.sections.second import note_on_second, second_of_task
 from plam_eval.report.sections.shared import PAIRED
 from plam_eval.report.text import NONE, interval, minus_signs, number, percent, signed
 
 
 def task_by_task(
-    rows: Sequence[Paired], first: str, second: str, directions: Mapping[str, int], noise: Noise | None = None
+    rows: Sequence[Paired],
+    first: str,
+    second: str,
+    directions: Mapping[str, int],
+    noise: Noise | None = None,
+    again: Mapping[str, Second] | None = None,
 ) -> list[Any]:
     """Two runs task by task: figure and table.
 
@@ -28,6 +35,7 @@ def task_by_task(
         second: name of the second, from whose scores the first's are taken.
         directions: by task, 1 where higher is better, -1 where lower is.
         noise: the noise floor, beside each difference; None where it was not measured.
+        again: by task, what is left of the difference under the second parser.
     """
     tasks, overall = rows[:-1], rows[-1]
     many = len(tasks) > 1
@@ -60,11 +68,12 @@ def task_by_task(
             "test": lambda row: {"mcnemar": "McNemar", "sign-flip": "sign flips"}[row["test"]],
             f"parsable, {first}": lambda row: percent(row["parsable_first"]),
             f"parsable, {second}": lambda row: percent(row["parsable_second"]),
+            **({"second parser": lambda row: second_of_task((again or {}).get(row["task"]))} if again else {}),
         },
-        words={"test", *COLUMNS[1:]} if noise else {"test"},
+        words={"test", *(COLUMNS[1:] if noise else ()), *(["second parser"] if again else [])},
         look=lambda row: "total" if row["task"] == OVERALL else "",
     )
-    blocks: list[Any] = [picture(figure, alt, caption), table]
+    blocks: list[Any] = [picture(figure, alt, caption), table, *(note_on_second() if again else [])]
     if overall.needed is not None:
         text = (
             f"To find a true difference of 0.01 in the mean four times in five would take about {overall.needed:,} "
