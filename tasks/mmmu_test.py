@@ -110,7 +110,7 @@ def _accuracy(by_subject: Mapping[str, Any]) -> float:
     return round(float(utils.calculate_ins_level_acc(by_subject)), 5)
 
 
-def domain(results: Sequence[Mapping[str, Any]]) -> float:
+def plam_mmmu_test_domain(results: Sequence[Mapping[str, Any]]) -> float:
     """Accuracy over the questions of one domain, from 0 to 1, as stock `mmmu_val` prints it.
 
     Args:
@@ -119,7 +119,7 @@ def domain(results: Sequence[Mapping[str, Any]]) -> float:
     return _accuracy(_by_subject(results))
 
 
-def overall(results: Sequence[Mapping[str, Any]], args: Any) -> float:
+def plam_mmmu_test_overall(results: Sequence[Mapping[str, Any]], args: Any) -> float:
     """Accuracy over all questions, from 0 to 1, as stock `mmmu_val` reports it.
 
     Writes `plam_mmmu_test_results.json` with the accuracy and number of questions by domain and subject.

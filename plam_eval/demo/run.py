@@ -221,9 +221,10 @@ def swapped_command(sweep: Path, limit: int) -> list[str]:
     """
     if (spec := _chosen(sweep)) is None:
         raise DemoError(f"{sweep}: no merge of the trio was chosen; delete that folder and run the demo again")
-    weights, passed = spec["weights"], limit // 3
+    weights = spec["weights"]
     one = ["--layers", write_layers(layers_of(spec)), "--weights", f"{weights['model']}+{weights['base_model']}"]
-    one += ["--controls", SELF_SCALE, "--limit", str(limit - passed), "--offset", str(passed)]
+    # The same question has the same image's name there, so the same documents are drawn and left out.
+    one += ["--controls", SELF_SCALE, "--limit", str(limit), "--select", str(limit // 3)]
     return [*_trio_words(), *one, "--together", "20", "--output", "../sweep-swapped"]
 
 

@@ -102,7 +102,7 @@ def test_the_sweep_is_whole_and_reports_what_it_did_not_choose_on(finished: tupl
     # What is evaluated was not scanned.
     scanned = pd.read_parquet(finished[0] / "scan" / "samples.parquet")
     assert set(scanned["doc_id"]) == set(range(10))
-    assert set(found.runs["plain"].samples["doc_id"]) == set(range(12, 10 + LIMIT))
+    assert set(found.runs["plain"].samples["doc_id"]) <= set(range(10, 10 + LIMIT))
 
 
 @pytest.mark.slow
@@ -168,7 +168,11 @@ def test_the_trio_is_swept_and_its_best_merge_looked_at_without_the_images(finis
     digests = (of.cells.set_index("cell").loc[of.selection.cell, "digest"] for of in (found, swapped))
     assert len(set(digests)) == 1
     asked = [of.runs["plain"].samples.set_index("doc_id").sort_index() for of in (found, swapped)]
-    assert list(asked[0].index) == list(asked[1].index) == list(range(documents // 3, documents))
+    assert list(asked[0].index) == list(asked[1].index) and len(asked[0]) == documents - documents // 3
+    assert (
+        set(asked[0].index) < set(range(documents))
+        and list(asked[0].index) != sorted(range(documents))[-len(asked[0]) :]
+    )
     assert list(asked[0]["target"]) == list(asked[1]["target"]) and list(asked[0]["answer"]) != list(asked[1]["answer"])
     assert hub.read_manifest(folder / "trio" / "suite-swapped")["images"] == "swapped"
 

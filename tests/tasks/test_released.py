@@ -17,6 +17,7 @@ from plam_eval.demo.questions import LETTERS
 from plam_eval.evaluation.comparable import check_comparable
 from plam_eval.evaluation.records import Run, read_run
 from plam_eval.evaluation.stats import compare
+from plam_eval.evaluation.stock_scores import LEAST, stock_scores
 from plam_eval.evaluation.sweep.documents import split_documents
 from plam_eval.harness.checks import check_tasks
 from plam_eval.harness.errors import EvaluationError
@@ -322,3 +323,21 @@ def test_a_folder_of_somebody_elses_is_left(folder: Path, tmp_path: Path, capsys
     (suite / demo.FOLDER / "theirs.txt").write_text("x")
     assert demo.main([str(suite)]) == 1 and "plam-eval has not made it" in capsys.readouterr().err
     assert (suite / demo.FOLDER / "theirs.txt").read_text() == "x"
+
+
+def test_stock_scores_have_intervals(folder: Path, right: Answered, tmp_path: Path) -> None:
+    """Of both accuracies of MMBench, and of MMMU and its domains; what is drawn are questions, with their rotations."""
+    known = {task: [one_of(truth) for truth in own] for task, own in truths(folder).items()}
+    some = {task: [said if at % 9 else "lorem ipsum" for at, said in enumerate(own)] for task, own in known.items()}
+    partly = answered(some, tmp_path / "some")
+    scores = {(score.task, score.metric): score for score in stock_scores(right.run, partly.run)}
+    for task in (ENGLISH, CHINESE):
+        score = scores[task, "circular_eval"]
+        assert (score.unit, score.over, score.clusters, score.note) == ("percent", "clusters", DOCUMENTS, "")
+        assert score.first == 100 and 0 < score.second == partly.metric(task, "circular_eval") < 100
+        assert score.low < score.difference < score.high < 0
+    whole, *domains = (score for (task, metric), score in scores.items() if task == MMMU and metric != "unparsable")
+    assert whole.metric == "mmmu_acc" and len(domains) == 6 and sum(each.documents for each in domains) == DOCUMENTS
+    for score in (whole, *domains):
+        assert score.unit == "share" and score.second == partly.metric(MMMU, score.metric) and not score.note
+        assert score.low < score.difference < score.high if score.differing >= LEAST else "differ" in score.why
