@@ -40,7 +40,7 @@ def test_names_are_those_of_the_command_line() -> None:
     import typer
 
     group: Any = typer.main.get_command(cli.app)
-    own = {"as_json", "quiet", "help", "dry_run", "kl_threshold"}
+    own = {"as_json", "quiet", "help", "dry_run", "kl_threshold", "stock"}
     for name in ("scan", "plateau", "attend", "compare", "sweep", "report", "export"):
         options = {parameter.name for parameter in group.commands[name].params}
         arguments = set(inspect.signature(getattr(api, name)).parameters)

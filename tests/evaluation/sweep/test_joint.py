@@ -358,7 +358,8 @@ def test_ray_workers_do_not_answer_together(in_suite, tmp_path):
 
 def test_compare_together(lm, in_suite, tmp_path, monkeypatch, calls):
     monkeypatch.setattr(runner, "load_model", lambda config: lm)
-    given = ["compare", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6", "--output"]
+    given = ["compare", "--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6", "--no-stock"]
+    given += ["--output"]
     outputs = [plam(*given, str(tmp_path / "apart")), plam(*given, str(tmp_path / "together"), "--together")]
     tables = [[line for line in output.splitlines() if "│" in line] for output in outputs]
     assert tables[0] == tables[1] and len(tables[0]) == 4
