@@ -128,6 +128,24 @@ def test_shuffled_truth_has_about_chance_and_exactly_what_it_earns(folder: Path,
         assert 12 < shuffled.metric(task, "row_accuracy") < 38 and circular < 10  # four choices, three or four times
 
 
+def test_stock_scores_have_intervals(folder: Path, right: Answered, tmp_path: Path) -> None:
+    """Of both accuracies of MMBench, and of MMMU and its domains; what is drawn are questions, with their rotations."""
+    known = {task: [one_of(truth) for truth in own] for task, own in truths(folder).items()}
+    some = {task: [said if at % 9 else "lorem ipsum" for at, said in enumerate(own)] for task, own in known.items()}
+    partly = answered(some, tmp_path / "some")
+    scores = {(score.task, score.metric): score for score in stock_scores(right.run, partly.run)}
+    for task in (ENGLISH, CHINESE):
+        score = scores[task, "circular_eval"]
+        assert (score.unit, score.over, score.clusters, score.note) == ("percent", "clusters", DOCUMENTS, "")
+        assert score.first == 100 and 0 < score.second == partly.metric(task, "circular_eval") < 100
+        assert score.low < score.difference < score.high < 0
+    whole, *domains = (score for (task, metric), score in scores.items() if task == MMMU and metric != "unparsable")
+    assert whole.metric == "mmmu_acc" and len(domains) == 6 and sum(each.documents for each in domains) == DOCUMENTS
+    for score in (whole, *domains):
+        assert score.unit == "share" and score.second == partly.metric(MMMU, score.metric) and not score.note
+        assert score.low < score.difference < score.high if score.differing >= LEAST else "differ" in score.why
+
+
 def test_what_cannot_be_read_is_wrong_and_never_drawn(folder: Path, unreadable: Answered) -> None:
     assert unreadable.metric(MMMU, "mmmu_acc") == 0 and unreadable.metric(MMMU, "unparsable") == 1
     for task in (ENGLISH, CHINESE):
@@ -323,21 +341,3 @@ def test_a_folder_of_somebody_elses_is_left(folder: Path, tmp_path: Path, capsys
     (suite / demo.FOLDER / "theirs.txt").write_text("x")
     assert demo.main([str(suite)]) == 1 and "plam-eval has not made it" in capsys.readouterr().err
     assert (suite / demo.FOLDER / "theirs.txt").read_text() == "x"
-
-
-def test_stock_scores_have_intervals(folder: Path, right: Answered, tmp_path: Path) -> None:
-    """Of both accuracies of MMBench, and of MMMU and its domains; what is drawn are questions, with their rotations."""
-    known = {task: [one_of(truth) for truth in own] for task, own in truths(folder).items()}
-    some = {task: [said if at % 9 else "lorem ipsum" for at, said in enumerate(own)] for task, own in known.items()}
-    partly = answered(some, tmp_path / "some")
-    scores = {(score.task, score.metric): score for score in stock_scores(right.run, partly.run)}
-    for task in (ENGLISH, CHINESE):
-        score = scores[task, "circular_eval"]
-        assert (score.unit, score.over, score.clusters, score.note) == ("percent", "clusters", DOCUMENTS, "")
-        assert score.first == 100 and 0 < score.second == partly.metric(task, "circular_eval") < 100
-        assert score.low < score.difference < score.high < 0
-    whole, *domains = (score for (task, metric), score in scores.items() if task == MMMU and metric != "unparsable")
-    assert whole.metric == "mmmu_acc" and len(domains) == 6 and sum(each.documents for each in domains) == DOCUMENTS
-    for score in (whole, *domains):
-        assert score.unit == "share" and score.second == partly.metric(MMMU, score.metric) and not score.note
-        assert score.low < score.difference < score.high if score.differing >= LEAST else "differ" in score.why
