@@ -56,7 +56,7 @@ def premise(findings: PremiseFindings, *, narrow: bool = False) -> PlainTable:
     lines = [f"lost: MLLM minus base{'; back: merged minus MLLM' if merged else ''}"]
     lines += ["p of one comparison each, by document: exact McNemar test, or sign flips of clusters of documents"]
     if merged:
-        lines.append("share of the loss: what the merge gives back of it; - where no loss is shown (p >= 0.05)")
+        lines.append("share of the loss: what the merge gives back of it; - where no loss is shown (mean: by p Holm)")
     table.caption = "\n".join(lines)
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +211,9 @@ def findings_of(folder: Path, base: str, template: str, runs: Mapping[str, Run])
     paired = stats.compare_pairs(samples, pairs, directions=directions)
     lost = paired[BASE, PLAIN]
     back = paired.get((PLAIN, MERGED), [])
-    shares = restored(samples[BASE], samples[PLAIN], samples[MERGED], lost, directions) if back else []
     adjusted = stats.holm([rows[-1].p for rows in paired.values()])
+    judged = [*lost[:-1], replace(lost[-1], p=adjusted[0])]  # the verdict must not share out a loss that it denies
+    shares = restored(samples[BASE], samples[PLAIN], samples[MERGED], judged, directions) if back else []
     prompts = compare_prompts(runs[PLAIN], runs[BASE], template)
     model = str(runs[PLAIN].summary()["pretrained"])
     return PremiseFindings(
