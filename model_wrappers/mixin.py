@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import itertools
 import json
@@ -22,7 +21,7 @@ from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
-from plam_eval.harness.requests import is_padding, key_of, parts_of, with_arguments, without_none
+from plam_eval.harness.requests import is_padding, key_of, parts_of, with_own_settings
 from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, Timed, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
@@ -319,7 +318,7 @@ class PlateauMixin:
             counted: whether they are generations of the present run, of which only so many may fail.
         """
         stock = super().generate_until  # type: ignore[misc]
-        return self._counted(stock, requests) if counted else list(stock(_with_own_settings(requests)))
+        return self._counted(stock, requests) if counted else list(stock(with_own_settings(requests)))
 
     def _watched(self, generate: Any, requests: list[Any]) -> list[Any]:
         answers = self._counted(generate, requests)
@@ -333,7 +332,7 @@ class PlateauMixin:
         self._planned = len(requests)
         calls = self.generation.calls
         try:
-            answers: list[Any] = generate(_with_own_settings(requests))
+            answers: list[Any] = generate(with_own_settings(requests))
             if (never := len(requests) - (self.generation.calls - calls)) > 0:
                 # A stock loop that catches whatever happens before the model is asked gives empty answers.
                 self.generation.calls += never
@@ -494,19 +493,6 @@ def stock_class(cls: type) -> type:
         cls: one of our wrappers.
     """
     return next(parent for parent in cls.__mro__ if not issubclass(parent, PlateauMixin))
-
-
-def _with_own_settings(requests: Iterable[Any]) -> list[Any]:
-    """The requests with generation settings of their own, and with no images rather than None where there are none.
-
-    Stock wrappers edit those they are given, and the response cache would then store answers under keys it never looks
-    up.
-    """
-
-    def own_settings(argument: Any) -> Any:
-        return copy.deepcopy(argument) if isinstance(argument, dict) else argument
-
-    return [with_arguments(without_none(request), own_settings) for request in requests]
 
 
 install_patches()

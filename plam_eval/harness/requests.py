@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 Key = tuple[str, int]
@@ -81,6 +81,22 @@ def without_none(request: Any) -> Any:
         return asked
 
     return with_arguments(request, lambda argument: asking(argument) if callable(argument) else argument)
+
+
+def with_own_settings(requests: Iterable[Any]) -> list[Any]:
+    """Requests with generation settings of their own, and with no images rather than None where there are none.
+
+    Stock wrappers edit those they are given, and the response cache would then store answers under keys it never looks
+    up.
+
+    Args:
+        requests: lmms-eval's.
+    """
+
+    def own_settings(argument: Any) -> Any:
+        return copy.deepcopy(argument) if isinstance(argument, dict) else argument
+
+    return [with_arguments(without_none(request), own_settings) for request in requests]
 
 
 def asking_the_same(request: Any, *, simple: bool) -> Any:
