@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -183,7 +184,8 @@ class Tables(NamedTuple):
         runs: one row per run, as `Run.summary`.
         tasks: per run and task: documents, groups (so many clusters), accuracy, low and high (95 % Wilson interval,
             where every score is right or wrong), parsable.
-        metrics: per run, task and stock metric: its value, on the task's own scale.
+        metrics: per run, task and stock metric: its value, on the task's own scale. One that a task has of several
+            filters is named with its filter ("exact_match, strict-match").
         samples: per run and document, as `Run.samples`.
     """
 
@@ -215,10 +217,17 @@ def tables(runs: dict[str, Run]) -> Tables:
             by_task.append({"run": name, "task": task, **counts, "low": low, "high": high, "parsable": share})
         for task in run.tasks:
             stored = run.results["results"].get(task, {})
+            reported = {tuple(key.rpartition(",")[::2]): value for key, value in stored.items() if "," in key}
+            several = Counter(metric for metric, _ in reported)
             metrics += [
-                {"run": name, "task": task, "metric": key.partition(",")[0], "value": float(value)}
-                for key, value in stored.items()
-                if "," in key and "_stderr" not in key and isinstance(value, (int, float))
+                {
+                    "run": name,
+                    "task": task,
+                    "metric": f"{metric}, {filter_name}" if several[metric] > 1 else metric,
+                    "value": float(value),
+                }
+                for (metric, filter_name), value in reported.items()
+                if "_stderr" not in metric and isinstance(value, (int, float))
             ]
     return Tables(
         pd.DataFrame([{"run": name, **run.summary()} for name, run in runs.items()]),

@@ -14,6 +14,7 @@ from plam_eval.evaluation.records import read_run, tables
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
 from plam_eval.harness.tasks import TASKS, as_score
+from plam_eval.report.page import write_report
 from tests.helpers.logged_runs import MEAN, graded_rows, logged_run, write_logs
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
@@ -191,6 +192,11 @@ def test_of_several_filters_the_first_one_is_read(tmp_path: Path) -> None:
     run = read_run(write_logs(tmp_path, rows, configs=FILTERS, results=STOCK))
     assert run.samples["score"].tolist() == [0, 1, 0, 0] and run.samples["doc_id"].tolist() == [0, 1, 2, 3]
     assert not [note for note in run.notes if "comes to" in note]  # the first filter's value, not the second's
+    metrics = tables({"run": run}).metrics
+    named = dict(zip(metrics["metric"], metrics["value"], strict=True))
+    assert named == {"exact_match, strict-match": 0.25, "exact_match, flexible-extract": 0.75}
+    page = write_report([tmp_path], tmp_path / "page", examples=0).read_text(encoding="utf-8")
+    assert all(name in page.replace("<wbr>", "") for name in named)
 
 
 def test_a_log_of_several_filters_that_is_cut_is_named(tmp_path: Path) -> None:

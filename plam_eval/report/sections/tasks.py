@@ -111,7 +111,7 @@ def stock_metrics(runs: Mapping[str, Run], note: str) -> list[Any]:
         {
             "task": lambda row: row[0],
             "metric": lambda row: row[1],
-            "better": lambda row: words.get(better.get(row), NONE),
+            "better": lambda row: words.get(better.get((row[0], row[1].partition(", ")[0])), NONE),
             **{name: column(name) for name in runs},
         },
         words={"metric", "better"},
