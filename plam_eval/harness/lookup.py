@@ -157,7 +157,8 @@ def same_rows(manager: Any, task: str, config: Mapping[str, Any]) -> bool:
         split = one.get("test_split") or one.get("validation_split")
         process = one.get("process_docs")
         named = getattr(process, "__name__", None) if process is not None else None
-        return [one.get("dataset_path"), one.get("dataset_name"), split, named]
+        files = {key: (one.get("dataset_kwargs") or {}).get(key) for key in ("data_files", "data_dir")}
+        return [one.get("dataset_path"), one.get("dataset_name"), split, named, files]
 
     return own.get("dataset_path") is not None and rows_of(own) == rows_of(config)
 

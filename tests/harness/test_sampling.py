@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from plam_eval.document_sets import MOST_DOCUMENTS, read_by_task, read_clusters, read_documents, write_clusters
 from plam_eval.document_sets import write_documents as write
+from plam_eval.harness.lookup import same_rows
 from plam_eval.harness.sampling import (
     Drawn,
     Excluded,
@@ -152,6 +154,16 @@ def test_images_of_one_collection_without_names_are_said() -> None:
     assert not may_share_images("pope", "refcoco_bbox_rec_val")  # both name them
     assert not may_share_images("gqa", "gqa") and not may_share_images("gqa", "mmstar")
     assert not may_share_images("mmstar", "mmbench_en_dev")
+
+
+def test_tasks_over_files_of_ones_own_have_rows_of_their_own() -> None:
+    """They have one dataset by name, "json", whatever their files are."""
+    one = {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {"data_files": {"test": "one.jsonl"}}}
+    other = {**one, "dataset_kwargs": {"data_files": {"test": "other.jsonl"}}}
+    manager = SimpleNamespace(_get_config={"one": one}.__getitem__)
+    assert same_rows(manager, "one", {**one, "task": "again"}) and not same_rows(manager, "one", other)
+    hub = {"dataset_path": "lmms-lab/POPE", "test_split": "test", "dataset_kwargs": {"token": True}}
+    assert same_rows(SimpleNamespace(_get_config={"hub": hub}.__getitem__), "hub", {**hub, "dataset_kwargs": None})
 
 
 def test_only_takes_documents_out_of_their_clusters() -> None:
