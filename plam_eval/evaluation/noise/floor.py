@@ -226,6 +226,11 @@ def read_noise(folder: Path, runs: Mapping[str, Run]) -> Noise | None:
             flips += flips_between(first, second, name, cell.name)
     if not found:
         return None
+    if (read_plan(folder).get("config") or {}).get("together", 1) > 1:
+        warnings.append(
+            "noise: the comparison answered for both models at once (--together), and this one by one: "
+            "what that changes is in the flip rates, too"
+        )
     few = {each.task: each for each in flips if each.task != OVERALL and each.documents < _FEW}
     if few:
         named = ", ".join(f"{task} ({each.documents})" for task, each in few.items())

@@ -163,6 +163,14 @@ def test_failures_damage_and_strangers_are_named(pair: Path, tmp_path: Path) -> 
     assert not other.flips and any("is of another model" in warning for warning in other.warnings)
 
 
+def test_answers_for_both_at_once_are_another_way_too(pair: Path) -> None:
+    again(pair, "dtype=bfloat16", PLAIN)
+    assert not [text for text in noise_of(pair).warnings if "--together" in text]
+    plan = json.loads((pair / PLAN).read_text())
+    (pair / PLAN).write_text(json.dumps(plan | {"config": plan["config"] | {"together": 2}}))
+    assert [text for text in noise_of(pair).warnings if "(--together)" in text]
+
+
 def test_other_prompts_are_no_noise(pair: Path) -> None:
     other = [{**each, "prompt": f"{each['prompt']} Now."} for each in PLAIN]
     again(pair, "model=plam_vllm", other)
