@@ -226,16 +226,22 @@ def read_noise(folder: Path, runs: Mapping[str, Run]) -> Noise | None:
             flips += flips_between(first, second, name, cell.name)
     if not found:
         return None
-    if (read_plan(folder).get("config") or {}).get("together", 1) > 1:
-        warnings.append(
-            "noise: the comparison answered for both models at once (--together), and this one by one: "
-            "what that changes is in the flip rates, too"
-        )
+    warnings += _of_together(folder)
     few = {each.task: each for each in flips if each.task != OVERALL and each.documents < _FEW}
     if few:
         named = ", ".join(f"{task} ({each.documents})" for task, each in few.items())
         warnings.append(f"noise: few documents of {named}: flips of some percent would not show there")
     return Noise(tuple(flips), tuple(dict.fromkeys(warnings)), tuple(failures))
+
+
+def _of_together(folder: Path) -> list[str]:
+    """What to say where the comparison in a folder answered in a way that answering again does not."""
+    if (read_plan(folder).get("config") or {}).get("together", 1) < 2:
+        return []
+    return [
+        "noise: the comparison answered for both models at once (--together), and this one by one: what that changes "
+        "is in the flip rates, too"
+    ]
 
 
 def _variants(folder: Path) -> Iterator[tuple[str, Path]]:
