@@ -18,8 +18,8 @@ from plam_eval.evaluation.second_parser import Second
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.stock_scores import StockScore, stock_scores
 from plam_eval.evaluation.sweep.findings import Findings
-from plam_eval.evaluation.sweep.folder import CELLS
-from plam_eval.evaluation.sweep.grid import MERGED, PLAIN
+from plam_eval.evaluation.sweep.folder import CELLS, read_state
+from plam_eval.evaluation.sweep.grid import MERGED, PLAIN, Grid
 from plam_eval.harness.errors import RecordError
 
 
@@ -127,7 +127,16 @@ def comparison_of(findings: Findings) -> Comparison:
     runs = findings.runs[PLAIN], findings.runs[MERGED]
     rows = tuple(findings.compared[MERGED])
     noise = read_noise(findings.folder, findings.runs)
-    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS, noise=noise)
+    whole = _whole(findings) if any(comparable.LEFT_OUT in warning for warning in findings.warnings) else None
+    return Comparison((PLAIN, MERGED), rows, runs, findings.warnings, findings.folder / CELLS, whole, noise)
+
+
+def _whole(findings: Findings) -> tuple[Run, Run] | None:
+    """Plain and merged as they were evaluated, with the tasks that have no score per document."""
+    cells = {cell.name: cell for cell in Grid.from_dict(findings.plan["grid"]).cells}
+    states = (read_state(findings.folder, cells[name], findings.plan["settings"]) for name in (PLAIN, MERGED))
+    first, second = (run for _, run in states)
+    return None if first is None or second is None else (first, second)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from plam_eval.evaluation.comparison import changed_table, compare_runs, compare_with_one, worse_tasks
+from plam_eval.evaluation.comparison import changed_table, compare_runs, compare_with_one, comparison_of, worse_tasks
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import OVERALL, Paired, effect, holm
+from plam_eval.evaluation.sweep.findings import read_findings
+from tests.helpers.noise_folders import write_pair
+from tests.helpers.run_folders import documents
 
 
 def run(scores: list[float], *, task: str = "pope", answers: str = "", falls: bool = False, **block: Any) -> Run:
@@ -115,3 +118,12 @@ def test_worse_tasks_have_their_whole_interval_on_the_worse_side() -> None:
     rows.append(paired(OVERALL, -0.3, -0.1))
     assert [row.task for row in worse_tasks(rows, {"wer": -1})] == ["gqa", "wer"]
     assert worse_tasks([rows[0], rows[-1]], {}) == []  # of one task the mean hides nothing
+
+
+def test_a_comparison_that_was_made_has_stock_scores_of_tasks_without_documents_scores(tmp_path: Path) -> None:
+    """As that of two run folders has."""
+    tasks = ["pope", "coco_cap_chair"]
+    write_pair(tmp_path / "compare", documents(tasks, 20, 8), documents(tasks, 20, 15))
+    made = comparison_of(read_findings(tmp_path / "compare"))
+    assert {row.task for row in made.rows} == {"pope", OVERALL}
+    assert {score.task for score in made.stock} == set(tasks)
