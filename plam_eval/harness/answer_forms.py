@@ -57,11 +57,11 @@ def letter(letters: str) -> Form:
     """
 
     def ask(sample: Sample) -> Asked | None:
-        target = _text(sample, "target").strip().strip("()").upper()
+        targets = tuple(each.strip().strip("()").upper() for each in _listed(_text(sample, "target").strip()))
         prompt = _text(sample, "input")
         listed = choices_of(prompt) or choices_on_one_line(prompt)
-        choices = listed if target in listed else dict.fromkeys(letters, "")
-        return Asked("letter", (target,), choices) if target in choices else None
+        choices = listed if set(targets) <= set(listed) else dict.fromkeys(letters, "")
+        return Asked("letter", targets, choices) if targets and set(targets) <= set(choices) else None
 
     return Form("letter", ask)
 

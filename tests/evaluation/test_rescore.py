@@ -18,6 +18,7 @@ from plam_eval.evaluation.records import read_run
 from plam_eval.evaluation.second_parser import ALONE, DOES_NOT, IN_NEITHER, SURVIVES, judge
 from plam_eval.harness.answer_parser import VERSION
 from plam_eval.harness.errors import RecordError
+from plam_eval.harness.second_reading import read_again
 from plam_eval.harness.tasks import TASKS
 from plam_eval.report import rescored, tables
 from plam_eval.terminal import Terminal
@@ -280,3 +281,12 @@ def test_tasks_that_are_not_read_keep_their_scores_in_the_mean(tmp_path: Path) -
     assert second_parser.second_look(one, other, rows) == {}
     older = [table.drop(columns="rescored") for table in samples]
     assert second_parser.second_look(older[0], older[1], rows) == {}
+
+
+def test_letters_of_several_right_choices_are_read() -> None:
+    """As MMMU's published answers have them, lists of one among them."""
+    line = {"input": "What?\nA. red\nB. blue\nC. green\n\n", "mmmu_acc": {"question_type": "multiple-choice"}}
+    for target, right in (("B", "B"), ('["B"]', "B"), ('["A", "B"]', "AB")):
+        readings = {letter: read_again("plam_mmmu_test", {**line, "target": target}, letter) for letter in "ABC"}
+        assert {letter for letter, reading in readings.items() if reading.score} == set(right)
+        assert all(reading.read == letter and reading.parsable for letter, reading in readings.items())
