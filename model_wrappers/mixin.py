@@ -291,7 +291,7 @@ class PlateauMixin:
         """`loglikelihood`, document by document: what stands next to each other in `requests` and has one prompt."""
         likelihoods: list[tuple[float, bool]] = []
         for _, alike in itertools.groupby(requests, lambda request: (*key_of(request), request.args[0])):
-            of_document = list(alike)
+            of_document, started = list(alike), time.perf_counter()
             self.generation.calls += len(of_document)
             self.generation.settings[json.dumps({"scored": "log-likelihood"})] += len(of_document)
             try:
@@ -300,6 +300,8 @@ class PlateauMixin:
             except Exception as error:
                 self._generation_raised(error, len(of_document))
                 likelihoods += [(_UNLIKELY, False)] * len(of_document)
+            if self._times is not None:
+                self._times.append(Timed(of_document[0].task_name, 1, time.perf_counter() - started))
         return likelihoods
 
     def score_texts(self, requests: list[Any]) -> list[tuple[float, bool]]:

@@ -14,6 +14,7 @@ from plam_eval.evaluation.costs import Measured
 from plam_eval.evaluation.machine import sizes
 from plam_eval.evaluation.sweep import runner
 from plam_eval.harness.wrapper import Timed
+from tests.helpers.offline_text import write_text_tasks
 from tests.helpers.sweeps import ARGUMENTS, SPEC
 
 SWEEP: dict[str, Any] = {
@@ -116,3 +117,15 @@ def test_files_that_grow_are_told_from_others(tmp_path: Path) -> None:
     (tmp_path / "run" / "a_results.json").write_text("x" * 7)
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "run" / "a_samples_pope.jsonl")
     assert sizes(tmp_path) == (7, 30)
+
+
+@pytest.mark.slow
+def test_choices_that_are_scored_count_as_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text_tasks(tmp_path, 4)
+    monkeypatch.chdir(tmp_path)
+    planned = plam_eval.plan_compare(
+        model="plam_llava", model_args=SPEC, tasks="arc_easy", output=tmp_path / "compare", measure=3
+    )
+    estimate = planned.estimate
+    assert estimate is not None and estimate.sampled == 3 and estimate.documents == {"arc_easy": 4}
+    assert estimate.disk > 0 and estimate.load < estimate.seconds and estimate.answer_tokens == 0
