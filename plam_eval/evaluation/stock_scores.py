@@ -126,7 +126,7 @@ class _Task:
     def __init__(self, task: str, runs: tuple[Run, Run], confidence: float, resamples: int) -> None:
         self.task, self.runs, self.confidence, self.resamples = task, runs, confidence, resamples
         self.config: Mapping[str, Any] = runs[0].results["configs"].get(task) or {}
-        self.filter = known_tasks.filters_of(self.config)[0]
+        self.filter = known_tasks.headline_filter(task, self.config)
         self.stored = [_reported(run, task, self.filter) for run in runs]
         declared = known_tasks.declared_metrics(self.config).items()
         self.aggregations = {name: known_tasks.function_name(function) for name, function in declared}
@@ -145,7 +145,7 @@ class _Task:
             if not log.is_file():
                 raise RecordError(f"{log.name} is no longer there")
             config = run.results["configs"].get(self.task) or {}
-            samples = read_samples(log, config, expected_documents(run.results, self.task))
+            samples = read_samples(log, config, expected_documents(run.results, self.task), self.filter)
             logs.append({sample["doc_id"]: sample for sample in samples})
             if not logs[-1].keys() >= set(self.samples["doc_id"]):
                 raise RecordError(f"{log.name} is no longer the one that was compared")
