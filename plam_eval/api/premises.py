@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     template=TEXT,
     limit=count(1),
     offset=count(0),
+    sample=count(1),
+    seed=count(0),
     gen_kwargs=TEXT,
     include_path=PATH,
     batch_size=count(1),
@@ -36,6 +38,8 @@ def premise(
     template: str = "mllm",
     limit: int | None = None,
     offset: int | None = None,
+    sample: int | None = None,
+    seed: int | None = None,
     gen_kwargs: str | None = None,
     include_path: str | Path | None = None,
     batch_size: int | None = None,
@@ -52,6 +56,8 @@ def premise(
         template: whose chat template the base is asked in: "mllm", the MLLM's, or "own".
         limit: at most so many documents of each task.
         offset: leave out as many documents of each task.
+        sample: so many documents of each task, drawn by category and in whole clusters.
+        seed: of the drawing; 0 by default.
         gen_kwargs: generation settings over the tasks' own.
         include_path: folder of further tasks.
         batch_size: as for lmms-eval.
@@ -81,6 +87,8 @@ def premise(
         controls="none",
         limit=limit,
         offset=offset,
+        sample=sample,
+        seed=seed,
         gen_kwargs=gen_kwargs,
         include_path=include_path and str(include_path),
         batch_size=batch_size,

@@ -12,7 +12,7 @@ import pytest
 
 import plam_eval
 from plam_eval.demo.scene_text import write_scene_text
-from plam_eval.errors import InputError, MergeError
+from plam_eval.errors import InputError, MergeError, PlamError
 from plam_eval.evaluation.premise.job import PremiseError
 from plam_eval.harness.errors import EvaluationError
 from tests.helpers.commands import command_line
@@ -155,3 +155,14 @@ def test_what_cannot_be_asked_is_told_before_anything_is_loaded(in_texts, suite,
     with pytest.raises(EvaluationError, match=r"pope: its documents show images.*plam compare"):
         check(tmp_path / "seven", tasks="pope")
     assert not any((tmp_path / name).exists() for name in ("one", "two", "three", "four", "five", "six", "seven"))
+
+
+@pytest.mark.slow
+def test_a_sample_has_whole_scenes_and_all_three_are_asked_the_same(in_texts, tmp_path):
+    findings = check(tmp_path / "premise", tasks="plam_scene_text", sample=12, seed=1)
+    scenes = findings.table.set_index("task").loc["plam_scene_text"]
+    assert (scenes["documents"], scenes["groups"]) == (12, 3)
+    asked = [set(run.samples["doc_id"]) for run in findings.runs.values()]
+    assert len(asked) == 3 and asked[0] == asked[1] == asked[2] != set(range(12))
+    with pytest.raises(PlamError, match="limit 12 beside sample"):
+        check(tmp_path / "other", sample=12, limit=12)
