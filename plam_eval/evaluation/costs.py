@@ -110,7 +110,7 @@ class Measured:
         rest: seconds of an evaluation beside the answering; `rest_growth`, of each document more.
         prompt_tokens, answer_tokens: of a document, by mean.
         files: bytes of a cell's folder that do not grow with documents; `growing`, of each document.
-        merge: seconds to bring the model to a merge.
+        merging: seconds to bring the model to a merge.
         setup, together: seconds of merging for a chunk of cells that are answered together, and of each document then.
     """
 
@@ -122,7 +122,7 @@ class Measured:
     answer_tokens: float = 0.0
     files: int = 0
     growing: float = 0.0
-    merge: float = 0.0
+    merging: float = 0.0
     setup: float = 0.0
     together: float | None = None
     memory: int | None = None
@@ -244,8 +244,8 @@ def of_search(
     chosen_on = {task: len(documents_in(beginning(drawn[task], select))) for task in documents}
     settings = max(0, options.trials - tried) + (1 if tried == 0 else 0)  # and the plain model
     answering, error = measured.answering(chosen_on)
-    most = settings * (measured.merge + answering)
-    least = settings * (measured.merge + min(options.rungs, default=1.0) * answering) if options.prune else most
+    most = settings * (measured.merging + answering)
+    least = settings * (measured.merging + min(options.rungs, default=1.0) * answering) if options.prune else most
     total = settings * sum(chosen_on.values())
     return replace(
         after,
@@ -338,7 +338,7 @@ def _of_cells(
     answering, error = measured.answering(documents)
     each = measured.evaluating(documents)
     total = sum(documents.values())
-    seconds = measured.load + merges * measured.merge + cells * each
+    seconds = measured.load + merges * measured.merging + cells * each
     if measured.together is None:
         seconds, error = seconds + cells * answering, cells * error
     else:
@@ -411,7 +411,7 @@ def _measure(
         if merge is not None:
             started = time.perf_counter()
             model.merge(merge)
-            measured.merge = time.perf_counter() - started
+            measured.merging = time.perf_counter() - started
             model.merge(None)
         if chunk:
             _measure_together(model, config, measured, chunk, few, Path(scratch) / "together")
@@ -482,7 +482,7 @@ def _measure_together(
         )
         seconds = together.record()["seconds"]
     model.merge(None)
-    measured.setup = min(seconds, measured.merge * len(chunk))
+    measured.setup = min(seconds, measured.merging * len(chunk))
     measured.together = (seconds - measured.setup) / measured.sampled
 
 

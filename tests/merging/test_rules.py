@@ -178,7 +178,8 @@ def test_nothing_else_lists_rules_by_name() -> None:
         path.relative_to(root.parent).as_posix()
         for path in (path for folder in folders for path in folder.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and node.value in RULES
+        # `plam compare --noise` is called as one of the controls is, and has nothing to do with it.
+        if isinstance(node, ast.Constant) and node.value in RULES.keys() - {"noise"}
     }
     assert naming == {"plam_eval/built_in_rules.py"}
 
