@@ -170,6 +170,11 @@ def with_second_parser(
     )
 
 
-def reading_again() -> str:
-    """What a column of the second parser is, for below a table."""
-    return f"second parser, version {VERSION}: difference, p, and whether the difference survives other reading rules"
+def reading_again(*, with_p: bool = True) -> str:
+    """What a column of the second parser is, for below a table.
+
+    Args:
+        with_p: whether it has p.
+    """
+    has = "difference, p," if with_p else "difference,"
+    return f"second parser, version {VERSION}: {has} and whether the difference survives other reading rules"

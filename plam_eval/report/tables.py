@@ -15,7 +15,7 @@ import pandas as pd
 from rich import box
 
 from plam_eval.evaluation.attend.compared import COMPARED
-from plam_eval.evaluation.second_parser import BRIEFLY, Second, reading_again
+from plam_eval.evaluation.second_parser import BRIEFLY, IN_NEITHER, Second, reading_again
 from plam_eval.evaluation.stats import OVERALL, Paired, format_p
 from plam_eval.evaluation.sweep.grid import describe_cell, describe_rule, describe_weights
 from plam_eval.evaluation.sweep.job import chunks
@@ -167,10 +167,10 @@ def sweep(findings: Findings, *, narrow: bool = False) -> PlainTable:
             cells += [own["differ"]] if findings.label_free else []
             cells += [among] if len(drawn) else []
         table.add_row(name, *cells, style=style)
-        if narrow and own["again"]:
+        if narrow and own["again"] and row["survives"] != IN_NEITHER:
             table.add_row(*_second_line(row["rescored_difference"], row["rescored_p"], row["survives"]), style=style)
     if findings.selection is not None:
-        table.caption = _how_to_read(findings, findings.selection, draws=bool(folded))
+        table.caption = _how_to_read(findings, findings.selection, draws=bool(folded), narrow=narrow)
     return table
 
 
@@ -190,8 +190,7 @@ def _own_words(row: pd.Series, beside: pd.DataFrame) -> dict[str, str]:
     own["differ"] = "" if pd.isna(differ) else str(differ)
     own["again"] = ""
     if isinstance(row.get("survives"), str):
-        p = format_p(row["rescored_p"])
-        own["again"] = f"{row['rescored_difference']:+.3f} (p {p}) {row['survives']}"
+        own["again"] = f"{row['rescored_difference']:+.3f} {BRIEFLY[row['survives']]}"
     if row["kind"] != "plain":
         own |= {"difference": f"{row['difference']:+.3f}", "between": _interval(row["low"], row["high"])}
         own |= {"gained": str(row["gained"]), "lost": str(row["lost"])}
@@ -210,8 +209,8 @@ def _among_draws(row: pd.Series, drawn: pd.DataFrame) -> str:
     return f"{draws['difference']:+.3f} (p {format_p(draws['p'])}), {draws['better']} of {draws['draws']}"
 
 
-def _how_to_read(findings: Findings, chosen: Selection, *, draws: bool) -> str:
-    """What stands below the table of a sweep; `draws`: whether there are some that have no lines of their own."""
+def _how_to_read(findings: Findings, chosen: Selection, *, draws: bool, narrow: bool) -> str:
+    """What stands below the table of a sweep; `draws`: whether some have no lines of their own."""
     first, reported = max(chosen.chosen_on.values()), sum(chosen.reported_on.values())
     which = f"{first} drawn" if findings.plan.get("drawn") else f"the first {first}"
     on = f"{which} documents of each task" if chosen.held_out else "these documents"
@@ -222,7 +221,8 @@ def _how_to_read(findings: Findings, chosen: Selection, *, draws: bool) -> str:
         f"* scored best on {on}, {warning}",
     ]
     if "survives" in findings.cells and findings.cells["survives"].notna().any():
-        lines.append(f"{reading_again()} (p Holm)")
+        said = "where no line of it stands, none is shown by either" if narrow else "neither: none is shown by either"
+        lines += textwrap.wrap(f"{reading_again(with_p=narrow)}; {said} (p Holm)", 78)
     if findings.label_free is not None:
         lines += textwrap.wrap(findings.label_free.text(), 78)
     return "\n".join(lines)

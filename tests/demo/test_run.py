@@ -59,14 +59,14 @@ def _plam(folder: Path) -> str:
         if words[:2] == ["plam", "submit"]:
             return stock(words, suite, log, label, console)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("COLUMNS", "160")
+            patch.setenv("COLUMNS", "190")
             status, said = forked.run(steps.MODULES[words[0]], words[1:], suite, log=log)
         assert status == 0, said
 
     words = ["demo", "--output", str(folder), "--documents", "30", "--scanned", "10", "--limit", str(LIMIT)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "_run", run)
-        done = CliRunner(env={"COLUMNS": "160"}).invoke(app, words)
+        done = CliRunner(env={"COLUMNS": "190"}).invoke(app, words)
     assert done.exit_code == 0, done.output
     return done.output
 
