@@ -8,9 +8,9 @@ one of its bases:
 - `itself_scaled`, `noise_scaled`   the MLLM's late attention is multiplied by 3 instead, and weights that sum to 0.4
   repair it whatever the base is: "better than plain", but not better than the same scale
 
-Each seed has noise and documents of its own: `DOCUMENTS` of each of `TASKS` that no other seed has, the first `SELECT`
-of them to choose between two merges. A sweep is `plam_eval.api.sweep` over checkpoints on disk, with the scale control;
-those of seed 0 go through the command `plam sweep`, with all the controls that it has by default.
+Each seed has noise and documents of its own: `DOCUMENTS` of each of `TASKS` that no other seed has, `SELECT` of
+them, drawn, to choose between two merges. A sweep is `plam_eval.api.sweep` over checkpoints on disk, with the scale
+control; those of seed 0 go through the command `plam sweep`, with all the controls that it has by default.
 
 What a sweep said is kept in a file of its own, so that a run that was stopped goes on, and several may run at once on
 one folder. Seeds are gone through one by one, every kind and damage in each. Prints how often each was called better,
