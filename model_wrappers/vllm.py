@@ -45,6 +45,8 @@ class VLLMPlateauMixin(PlateauMixin):
             another than this was written for.
     """
 
+    disable_log_stats: bool
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -218,10 +220,12 @@ class VLLMPlateauMixin(PlateauMixin):
             return [_EMPTY] * len(messages)
 
         watched, self.client.chat = self.client.chat, keep
+        # What the stock loop makes of the engine's counts is divided by the answers, of which there may be none yet.
+        quiet, self.disable_log_stats = self.disable_log_stats, True
         try:
             self.stock_answers([request], counted=False)
         finally:
-            self.client.chat = watched
+            self.client.chat, self.disable_log_stats = watched, quiet
         [(messages, kwargs)] = handed
         contents = [message["content"] for message in messages[0] if isinstance(message["content"], list)]
         if of_text and any(part["type"] != "text" for content in contents for part in content):
