@@ -234,6 +234,7 @@ def test_from_the_command_line(ancestor, in_suite, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs("ray")
+@pytest.mark.long
 def test_ray_gives_the_same_answers(finished, ancestor, in_suite, tmp_path):
     from plam_eval.evaluation.sweep import ray
 
