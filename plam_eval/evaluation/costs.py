@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import os
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ from plam_eval.evaluation.sweep.folder import CELLS
 from plam_eval.evaluation.sweep.grid import PLAIN, Cell, Grid
 from plam_eval.evaluation.sweep.job import Job, chunks
 from plam_eval.evaluation.sweep.joint import RECHECKED, Together
-from plam_eval.harness import evaluate
+from plam_eval.harness import evaluate, processes
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.sampling import Drawn, beginning, documents_in
 from plam_eval.harness.wrapper import HFWrapper, PlateauWrapper, Timed
@@ -171,7 +170,7 @@ class Measured:
 
 def check_alone() -> None:
     """Raise InputError under several processes, which share documents out."""
-    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+    if (size := processes.number()) > 1:
         raise InputError(
             f"--dry-run answers documents in one process, and the launcher started {size}; start it without a launcher "
             f"and divide its hours by {size}, or give --dry-run 0, which answers none"

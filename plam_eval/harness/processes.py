@@ -11,6 +11,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def number() -> int:
+    """How many there are, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
     """What every process has here, in the order of their ranks; waits for all of them.
 

@@ -12,8 +12,9 @@ from plam_eval import files
 from plam_eval.errors import InputError
 from plam_eval.evaluation.noise.floor import NOISE
 from plam_eval.evaluation.noise.variant import FEWEST, Variant, read_variants, same_dtype
+from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep import runner
-from plam_eval.evaluation.sweep.folder import FINISHED, lock_sweep, read_state, record_failure
+from plam_eval.evaluation.sweep.folder import lock_sweep, read_state, record_failure
 from plam_eval.evaluation.sweep.grid import PLAIN
 from plam_eval.evaluation.sweep.job import Job
 from plam_eval.harness import processes
@@ -63,7 +64,10 @@ class NoisePlan:
             files.inside(job.folder, f"{NOISE}/{variant.name}", str(job.folder))
             also = {"noise_documents": number}
             parts[variant] = Job.plan(variant.config(job.config), folder, job.grid, also=also)
-        return cls(job, parts, number)
+        plan = cls(job, parts, number)
+        if (plain := plan._plain()) is not None:
+            plan._check_dtype(plain.block.get("dtype"))
+        return plan
 
     def check_resident(self, model: PlateauWrapper) -> None:
         """Raise InputError where a variant changes nothing, which the loaded model shows: its dtype.
@@ -71,9 +75,12 @@ class NoisePlan:
         Args:
             model: of the comparison.
         """
+        self._check_dtype(model.running_dtype)
+
+    def _check_dtype(self, runs_in: str | None) -> None:
         for variant in self.parts:
             dtype = dict(variant.changes).get("dtype")
-            if dtype and len(variant.changes) == 1 and same_dtype(dtype, model.running_dtype):
+            if dtype and len(variant.changes) == 1 and same_dtype(dtype, runs_in):
                 raise InputError(f"--noise {variant.name}: the model runs in {dtype} by itself; expected another dtype")
 
     def left(self) -> bool:
@@ -115,7 +122,7 @@ class NoisePlan:
         try:
             runner.run(part, model(), documents=documents)
         except Exception as error:  # an engine that does not start, say: the comparison is there all the same
-            if processes.all_ranks({})[1:]:
+            if processes.number() > 1:  # the others may be at work: what one of them raises ends them all
                 raise
             logger.warning("{}: {}", part.folder, error)
             part.write()
@@ -125,8 +132,12 @@ class NoisePlan:
 
     def _documents(self) -> dict[str, list[int]] | None:
         """The first ones of the comparison's documents, in the order in which a sample is drawn; None without plain."""
-        cell = next(cell for cell in self.job.grid.cells if cell.name == PLAIN)
-        if read_state(self.job.folder, cell, self.job.settings)[0]["status"] != FINISHED:
+        if self._plain() is None:
             return None
         drawn = runner.check_tasks(self.job.config).drawn
         return {task: documents_in(beginning(clusters, self.documents)) for task, clusters in drawn.items()}
+
+    def _plain(self) -> Run | None:
+        """The comparison's plain run, once it is finished."""
+        cell = next(cell for cell in self.job.grid.cells if cell.name == PLAIN)
+        return read_state(self.job.folder, cell, self.job.settings)[1]

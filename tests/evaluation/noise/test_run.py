@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import plam_eval
 from plam_eval.errors import InputError
 from plam_eval.evaluation.noise import run as noise_run
+from plam_eval.evaluation.noise.run import NoisePlan
 from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.report import report
 from tests.helpers.paths import PAIR
@@ -101,3 +103,41 @@ def test_what_cannot_start_costs_nothing(in_suite: Path, tmp_path: Path, monkeyp
     with pytest.raises(InputError, match=r"--noise.*with two run folders"):
         plam_eval.compare([tmp_path, PAIR], noise=True)
     assert not (tmp_path / "compare").exists()
+
+
+def test_the_dtype_of_a_finished_comparison_is_no_other_way(
+    in_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plam_eval.evaluation.sweep.runner.load_model", lambda config: pytest.fail("loaded"))
+    plain = SimpleNamespace(block={"dtype": "float32"})
+    monkeypatch.setattr(noise_run, "read_state", lambda folder, cell, settings: ({"status": "finished"}, plain))
+    given = {**GIVEN, "model_args": SPEC.replace(",dtype=float32", "")}
+    with pytest.raises(InputError, match="runs in float32 by itself; expected another dtype"):
+        plam_eval.compare(**given, output=tmp_path / "compare", noise="dtype=float32")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_one_of_several_processes_raises_waits_for_nobody(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+
+    def all_ranks(value: Any) -> list[Any]:
+        asked.append(value)
+        return [value]
+
+    monkeypatch.setattr(noise_run.processes, "all_ranks", all_ranks)
+    monkeypatch.setattr(NoisePlan, "_documents", lambda self: {"pope": [0]})
+    part: Any = SimpleNamespace(folder=tmp_path, write=lambda: None, left=lambda: [])
+    plan = NoisePlan(part, {}, 10)
+
+    def start() -> Any:
+        raise OSError("no such engine")
+
+    if processes > 1:
+        with pytest.raises(OSError, match="no such engine"):
+            plan._run(part, start)
+    else:
+        plan._run(part, start)
+    assert len(asked) == 1, "which documents; nobody is asked after it was raised"
