@@ -303,8 +303,9 @@ def of_scan(
         measured.times = [part for part in times if part.task in documents]
         measured.rest = max(0.0, taken - sum(part.seconds for part in times))
         generation, curve = model.generation, done.curve
-        measured.prompt_tokens = generation.prompt_tokens / max(1, generation.calls)
-        measured.answer_tokens = generation.answer_tokens / max(1, generation.calls)
+        answered = sum(part.documents for part in times)  # calls are those of choices where these are compared
+        measured.prompt_tokens = generation.prompt_tokens / answered
+        measured.answer_tokens = generation.answer_tokens / answered
         fixed, growing = sizes(done.folder)
         measured.files, measured.growing = fixed, growing / measured.sampled
     measured.memory, measured.memory_of = peak_memory()
@@ -400,8 +401,9 @@ def _measure(
         answering = sum(part.seconds for part in times)
         measured.rest = max(0.0, record["seconds"]["evaluate"] - answering)
         generation = model.generation
-        measured.prompt_tokens = generation.prompt_tokens / max(1, generation.calls)
-        measured.answer_tokens = generation.answer_tokens / max(1, generation.calls)
+        answered = sum(part.documents for part in times)  # calls are those of choices where these are compared
+        measured.prompt_tokens = generation.prompt_tokens / answered
+        measured.answer_tokens = generation.answer_tokens / answered
         # The log of the timed cell has a progress bar for each part, so the first one's counts.
         measured.files, _ = sizes(Path(scratch) / "first" / CELLS / PLAIN)
         _, growing = sizes(tried.folder / CELLS / PLAIN)
@@ -435,18 +437,22 @@ def _growth(
         return 0.0
     with model.answering(_Nothing()), model.timed(config.batch_size) as times:
         started = time.perf_counter()
-        evaluate.evaluate(
-            model,
-            list(config.tasks),
-            documents=documents,
-            gen_kwargs=config.gen_kwargs,
-            batch_size=config.batch_size,
-            include_path=config.include_path,
-            force_simple=config.force_simple,
-        )
+        _evaluate(model, config, documents)
         taken = time.perf_counter() - started
     taken -= sum(part.seconds for part in times)  # likelihoods of choices are measured, whoever answers
     return max(0.0, taken - measured.rest) / more
+
+
+def _evaluate(model: PlateauWrapper, config: SweepConfig, documents: Mapping[str, Sequence[int]]) -> None:
+    evaluate.evaluate(
+        model,
+        list(config.tasks),
+        documents=documents,
+        gen_kwargs=config.gen_kwargs,
+        batch_size=config.batch_size,
+        include_path=config.include_path,
+        force_simple=config.force_simple,
+    )
 
 
 class _Nothing:
@@ -470,15 +476,7 @@ def _measure_together(
     together = Together(cast(HFWrapper, model), chunk, folder, io.StringIO())
     with together.installed():
         model.merge(chunk[0])
-        evaluate.evaluate(
-            model,
-            list(config.tasks),
-            documents=few,
-            gen_kwargs=config.gen_kwargs,
-            batch_size=config.batch_size,
-            include_path=config.include_path,
-            force_simple=config.force_simple,
-        )
+        _evaluate(model, config, few)
         seconds = together.record()["seconds"]
     model.merge(None)
     measured.setup = min(seconds, measured.merging * len(chunk))
