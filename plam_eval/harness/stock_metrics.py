@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from plam_eval.harness import scoring
 from plam_eval.harness.task_row import Entry, Score, as_score
 from plam_eval.harness.task_scores import equal_letters, field
+from plam_eval.test_sets.mmbench import STEP
 
 Floats = NDArray[np.float64]
 Clusters = NDArray[np.intp]
@@ -163,19 +164,16 @@ def _mme(runs: Sequence[Entries], cluster: Clusters) -> Summed:
     return Summed(_by_cluster(columns, cluster[first]), value)
 
 
-_ROTATED = 1_000_000  # MMBench adds multiples of it to the index of a question whose choices it has rotated
-
-
 def _mmbench(runs: Sequence[Entries], cluster: Clusters) -> Summed:
     """MMBench: a question is right if it is under every rotation of its choices; one without its first row is none."""
     scores = _scores(runs, scoring.mmbench)
     index = np.array(_same(runs, lambda entry: int(entry["index"])))
     if len(np.unique(index)) < len(index):
         raise ValueError("found an index twice, expected one for each row")
-    question = _numbered(list(index % _ROTATED))
+    question = _numbered(list(index % STEP))
     _within(question, cluster, "the rotations of a question")
     first = _first_of(question)
-    counts = np.bincount(question, index < _ROTATED)  # of rows of their own: 1, or 0
+    counts = np.bincount(question, index < STEP)  # of rows of their own: 1, or 0
     right = np.stack([np.bincount(question, row) == np.bincount(question) for row in scores]) * counts
     columns = np.stack([right, np.broadcast_to(counts, right.shape)], axis=-1).astype(float)
     return Summed(_by_cluster(columns, cluster[first]), lambda s: 100 * _ratio(s[..., 0], s[..., 1]))

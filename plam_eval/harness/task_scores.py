@@ -105,10 +105,6 @@ def mmmu(entry: Entry) -> float:
     return scoring.mmmu(entry)
 
 
-ROTATED = 1_000_000
-"""MMBench adds multiples of it to the index of a question whose choices it has rotated."""
-
-
 def all_rotations(scores: Sequence[float], questions: Sequence[str]) -> float:
     """MMBench's accuracy: a question is right if it was answered right under every rotation of its choices.
 

@@ -32,7 +32,6 @@ from plam_eval.harness.task_row import (
     words_or_nothing,
 )
 from plam_eval.harness.task_scores import (
-    ROTATED,
     all_rotations,
     equal_letters,
     equal_texts,
@@ -44,6 +43,7 @@ from plam_eval.harness.task_scores import (
     of_hundred,
 )
 from plam_eval.harness.text_rows import TEXT_ROWS
+from plam_eval.test_sets.mmbench import STEP
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -51,8 +51,8 @@ from plam_eval.harness.text_rows import TEXT_ROWS
 def _mmbench_task(stock: str | None, metric: str = "gpt_eval_score", rebuild: Rebuild = rebuilt.mmbench) -> Task:
     question = Cluster(
         "question",
-        of_document=lambda doc: str(int(doc["index"]) % ROTATED),
-        of_sample=lambda s: str(int(s[metric]["index"]) % ROTATED),
+        of_document=lambda doc: str(int(doc["index"]) % STEP),
+        of_sample=lambda s: str(int(s[metric]["index"]) % STEP),
     )
     score = Score(metric, mmbench, stock=stock, scale=100, aggregate=all_rotations)
     return Task(score, question, form=answer_forms.MMBENCH, rebuild=rebuild, category=column("category"))

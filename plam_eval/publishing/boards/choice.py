@@ -16,12 +16,11 @@ from plam_eval.harness import scoring
 from plam_eval.harness.choices import choices_of
 from plam_eval.publishing.boards.checks import as_id
 from plam_eval.publishing.boards.record import Board, Column, Line, Together, Values, stripped
+from plam_eval.test_sets.mmbench import STEP
 from plam_eval.test_sets.mmmu import SUBJECTS
 
 # --- MMBench ----------------------------------------------------------------------------------------------------------
 
-STEP = 1_000_000
-"""Between the indexes of two rotations of one question."""
 FIRST_OF_V11 = 3000
 """The server takes a file with such an index, or a greater one, for one of version 1.1."""
 _V1_ROWS, _V1_QUESTIONS = 6666, 1784

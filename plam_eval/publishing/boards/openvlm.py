@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from plam_eval.publishing.boards.choice import FIRST_OF_V11, STEP, is_whole, mmbench_entry, rotation_problems, said
+from plam_eval.publishing.boards.choice import FIRST_OF_V11, is_whole, mmbench_entry, rotation_problems, said
 from plam_eval.publishing.boards.record import TABLE, Board, Column, Line, Table, Together, Values, stripped
+from plam_eval.test_sets.mmbench import STEP
 
 _RULES = (
     "its own end of the name says the data set: hand it on as <model>_<data set>.xlsx",
