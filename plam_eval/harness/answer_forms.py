@@ -43,6 +43,7 @@ def unread(why: str) -> Form:
 
 
 NOT_KNOWN = unread("the form of its answers is not known")
+FILTERED = unread("its log has what the task's own filter leaves of an answer, not the answer")
 
 
 def _text(sample: Sample, name: str) -> str:

@@ -89,7 +89,6 @@ def _each(names: str, task: Task) -> dict[str, Task]:
 _EXACT_MATCH = Score("exact_match", as_score, stock="exact_match")
 _ANLS = Score("anls", as_score, stock="anls")
 _SEVERAL_PEOPLE = answer_forms.unread("answers are held against those of several people, which its log does not have")
-_FILTERED = answer_forms.unread("its log has what the task's own filter leaves of an answer, not the answer")
 _IN_PART = answer_forms.unread("answers that are nearly right count in it, by rules of its own")
 _JUDGED = answer_forms.unread("a judge reads its answers")
 _CAPTIONS = Task(unscored="captions are scored over all documents together")
@@ -171,7 +170,7 @@ TASKS: dict[str, Task] = {
     **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH, form=_SEVERAL_PEOPLE)),
     **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH, form=_SEVERAL_PEOPLE)),
     **_each("chartqa chartqa_lite", Task(_CHART, form=_IN_PART, category=column("type"))),
-    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH, form=_FILTERED)),
+    **_each("ai2d ai2d_lite ai2d_no_mask", Task(_EXACT_MATCH, form=answer_forms.FILTERED)),
     "ocrbench": Task(
         Score(
             "ocrbench_accuracy",

@@ -24,7 +24,6 @@ _SUBJECTS = (
 """Subjects of MMLU, each a task of its own."""
 
 
-_FILTERED = answer_forms.unread("its log has what the task's own filter leaves of an answer, not the answer")
 _LIKELIEST = answer_forms.unread("nothing is answered: its choices are compared by their likelihood")
 _CHECKED = answer_forms.unread("what is checked of an answer is how it is written")
 
@@ -49,15 +48,15 @@ TEXT_ROWS: dict[str, Task] = {
         "gpqa_diamond_cot_zeroshot gpqa_diamond_cot_n_shot gpqa_diamond_generative_n_shot "
         "gpqa_extended_cot_zeroshot gpqa_extended_cot_n_shot gpqa_extended_generative_n_shot",
         _mean_of("exact_match", "strict-match"),
-        _FILTERED,
+        answer_forms.FILTERED,
     ),
-    **_each("gsm8k_cot_self_consistency", _mean_of("exact_match", "score-first"), _FILTERED),
+    **_each("gsm8k_cot_self_consistency", _mean_of("exact_match", "score-first"), answer_forms.FILTERED),
     **_each(
         "mmlu_pro_biology mmlu_pro_business mmlu_pro_chemistry mmlu_pro_computer_science mmlu_pro_economics "
         "mmlu_pro_engineering mmlu_pro_health mmlu_pro_history mmlu_pro_law mmlu_pro_math mmlu_pro_other "
         "mmlu_pro_philosophy mmlu_pro_physics mmlu_pro_psychology",
         _mean_of("exact_match", "custom-extract"),
-        _FILTERED,
+        answer_forms.FILTERED,
     ),
     # By the likelihoods of their choices: whether the right one is the likeliest.
     **_each(_of_subjects(), _mean_of("acc"), _LIKELIEST),
