@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from plam_eval.demo.scene_text import write_scene_text
 from plam_eval.errors import ArgumentError, MergeError
 from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.spec import load_spec
 from tests.helpers import recipes
 from tests.helpers.engines import FAST
+from tests.helpers.offline_text import write_text_tasks
 from tests.helpers.paths import PAIR
 from tests.helpers.planted import plant
 
@@ -70,6 +72,40 @@ def test_answers_are_those_of_the_hf_wrapper_on_all_nine_tasks(merged, in_suite)
     # MME allows 16 tokens, MMStar sets no limit and stops at an empty line.
     settings = {(entry["max_tokens"], *entry["stop"]) for entry in one["generation"]["settings"]}
     assert {(16, "\n\n"), (128, "\n\n"), (1024, "\n\n"), (16, "ASSISTANT:")} <= settings
+
+
+def test_text_alone_is_asked_and_scored_as_by_the_hf_wrapper(merged, tmp_path, monkeypatch):
+    """Answers, prompts and likelihoods of documents without an image; prompts are noted before any is answered."""
+    from lmms_eval.models import get_model
+
+    write_scene_text(tmp_path, scenes=2)
+    write_text_tasks(tmp_path, 3)
+    monkeypatch.chdir(tmp_path)
+    hf = get_model("plam_llava")(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
+    hf.merge(merged.spec)
+    counted = []
+    stock = merged.get_format_metrics
+
+    def count() -> Any:
+        counted.append(1)
+        return stock()
+
+    monkeypatch.setattr(merged, "get_format_metrics", count)
+    runs = []
+    for lm in (hf, merged):
+        monkeypatch.setattr(lm, "notes_prompts", True)
+        runs.append(evaluate(lm, "plam_scene_text,arc_easy"))
+    assert len(counted) == 1, "once for the answers, not for each prompt that is noted: there may be none to divide by"
+    scenes = [[row["filtered_resps"] for row in run.samples["plam_scene_text"]] for run in runs]
+    assert len(scenes[0]) == 8 and scenes[0] == scenes[1]
+    noted = [run.results["plam_eval"]["prompts"]["documents"] for run in runs]
+    prompts = [sorted(rows, key=lambda row: (row["task"], row["doc_id"])) for rows in noted]
+    ids = [[(row["task"], row["doc_id"], row["ids"]) for row in rows] for rows in prompts]
+    assert len(ids[0]) == 8 + 3 and ids[0] == ids[1]
+    likelihoods = [
+        [float(value[0]) for row in run.samples["arc_easy"] for value in row["filtered_resps"]] for run in runs
+    ]
+    assert len(likelihoods[0]) >= 3 * 3 and likelihoods[0] == pytest.approx(likelihoods[1], abs=1e-3)
 
 
 def test_an_interrupted_merge_leaves_no_wrong_name(merged, monkeypatch):
