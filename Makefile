@@ -34,7 +34,7 @@ test-long: env
 # What README.md quotes of the demo, held against what it prints now (some minutes).
 readme: env
 	mkdir -p out
-	$(BIN)/plam demo --output out/demo --fresh > out/demo.txt
+	COLUMNS=190 $(BIN)/plam demo --output out/demo --fresh > out/demo.txt
 	$(BIN)/python -m tools.readme_rows out/demo.txt
 
 lint: env
