@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from plam_eval.errors import PlamError, system_error
 
 _LONGEST = 300
+_WRITTEN_HERE = {"plam-eval/SceneText": "python -m plam_eval.demo.scene_text FOLDER"}
+"""Datasets that are on no hub: what writes them."""
 
 
 def dataset_error(task: str, dataset: str | None, error: BaseException) -> str:
@@ -22,6 +24,8 @@ def dataset_error(task: str, dataset: str | None, error: BaseException) -> str:
         return str(own)  # of a released test set's file, which says all
     name = dataset or "DATASET"
     where = f"task {task}, dataset {dataset}: " if dataset else f"task {task}: "
+    if (writes := _WRITTEN_HERE.get(name)) is not None:
+        return f"{where}no folder of that name is here; `{writes}` writes it, to be started in"
     return where + (_hub_cause(chain, name) or _local_cause(chain))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,9 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from plam_eval.harness import dataset_errors
+from plam_eval.harness.checks import check_tasks
 from plam_eval.harness.dataset_errors import dataset_error
+from plam_eval.harness.errors import EvaluationError
 
 
 def response(status: int) -> Any:
@@ -75,3 +78,12 @@ def test_each_cause_has_its_remedy_in_one_line(
     line = dataset_error("pope", "org/data", error)
     assert line.startswith("task pope, dataset org/data: ") and says in line
     assert "\n" not in line and len(line) < 320
+
+
+def test_a_dataset_of_ours_is_not_looked_for_on_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EvaluationError) as refused:
+        check_tasks("plam_scene_text")
+    assert "python -m plam_eval.demo.scene_text FOLDER" in str(refused.value) and "hf download" not in str(
+        refused.value
+    )
