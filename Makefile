@@ -4,13 +4,14 @@ export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 PYTHON ?= python3
 
-.PHONY: help env demo test test-long readme lint gpu docs resolve lock-gpu clean
+.PHONY: help env demo test test-long readme fresh lint gpu docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
 	@echo "make test-long  the same, and further cases of what they show"
 	@echo "make readme run the demo afresh and hold README.md against what it prints"
+	@echo "make fresh  README's commands in bare clones and from a wheel (an hour; ARGS='--python 3.12 --only wheel')"
 	@echo "make lint   ruff and mypy"
 	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
 	@echo "make docs   the documentation as a site, in build/site"
@@ -36,6 +37,10 @@ readme: env
 	mkdir -p out
 	COLUMNS=190 $(BIN)/plam demo --output out/demo --fresh > out/demo.txt
 	$(BIN)/python -m tools.readme_rows out/demo.txt
+
+# From what is committed, with every Python that is named; fetches torch for each.
+fresh:
+	@python3 tools/fresh.py $(ARGS)
 
 lint: env
 	$(BIN)/ruff check .
