@@ -20,6 +20,7 @@ from plam_eval.evaluation import stats
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.stats import DIFFERENCE, SIGNIFICANT, Paired, format_p
 from plam_eval.evaluation.sweep.grid import PLAIN
+from plam_eval.evaluation.sweep.selection import signed_mean
 from plam_eval.layer_sets import MOST_LAYERS, read_layers
 from plam_eval.rules import RANDOM_LAYERS
 
@@ -61,7 +62,8 @@ def among_draws(
     Returns:
         merged (its cell); draws and planned, how many are finished and how many there are; sets, how many other sets of
         as many layers the decoder has; shared, the share of the merge's layers that is in a draw too, on average; how
-        many draws the merge is better than, equal to and worse than, over the mean of tasks; rank_p, the share of
+        many draws the merge is better than, equal to and worse than, over the mean of tasks, each by its
+        direction; rank_p, the share of
         merge and draws that do at least as well as the merge; mean, spread (standard deviation, NaN of one draw), least
         and most of the draws' differences against plain; and the fields of `stats.Paired` without `task`, of the mean
         of the draws (`first`) and the merge (`second`), document by document.
@@ -74,14 +76,13 @@ def among_draws(
     if not beside or PLAIN not in runs:
         return pd.DataFrame(columns=list(COLUMNS))
     directions = runs[PLAIN].directions
-    scores = {
-        name: _mean_over_tasks(runs[name]) for name in {PLAIN, *beside, *(d for ds in beside.values() for d in ds)}
-    }
+    named = {PLAIN, *beside, *(d for ds in beside.values() for d in ds)}
+    scores = {name: _mean_over_tasks(runs[name]) for name in named}
+    signed = {name: signed_mean(runs[name].samples, directions) for name in named}
     compared = _against_their_mean(runs, beside)
-    sign = -1 if set(directions.values()) == {-1} else 1
     rows = []
     for merged, draws in beside.items():
-        ahead = sign * (scores[merged] - np.array([scores[name] for name in draws]))
+        ahead = signed[merged] - np.array([signed[name] for name in draws])
         better, worse = int((ahead > _ROUNDING).sum()), int((ahead < -_ROUNDING).sum())
         gains = np.array([scores[name] - scores[PLAIN] for name in draws])
         own = set(read_layers(layers[merged]))

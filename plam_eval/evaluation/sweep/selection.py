@@ -166,8 +166,8 @@ def best_merge(
     candidates = [str(name) for name in table.loc[table["kind"] == "merged", "cell"] if name in runs]
     if not candidates:
         return None
-    plain = _mean(rows_of(runs[PLAIN], chosen_on), runs[PLAIN].directions)
-    gains = {name: _mean(rows_of(runs[name], chosen_on), runs[PLAIN].directions) - plain for name in candidates}
+    plain = signed_mean(rows_of(runs[PLAIN], chosen_on), runs[PLAIN].directions)
+    gains = {name: signed_mean(rows_of(runs[name], chosen_on), runs[PLAIN].directions) - plain for name in candidates}
     digests, given = table.set_index("cell")["digest"], by_search or {"digest": "", "tried": 0}
     searched = [name for name in candidates if digests[name] == given["digest"]]
     best = searched[0] if searched else max(gains, key=lambda name: gains[name])  # the first of equals
@@ -182,7 +182,12 @@ def best_merge(
     )
 
 
-def _mean(samples: pd.DataFrame, directions: Mapping[str, int]) -> float:
-    """Mean over tasks, lower-is-better ones negated."""
+def signed_mean(samples: pd.DataFrame, directions: Mapping[str, int]) -> float:
+    """Mean over tasks, lower-is-better ones negated: more is better, whatever the tasks.
+
+    Args:
+        samples: with task and score.
+        directions: as `Run.directions`.
+    """
     by_task = samples.groupby("task")["score"].mean()
     return float(np.mean([directions.get(str(task), 1) * value for task, value in by_task.items()]))

@@ -62,6 +62,22 @@ def test_where_lower_is_better(tmp_path: Path) -> None:
     assert (row["better"], row["worse"]) == (2, 1)
 
 
+def test_tasks_of_both_directions_are_ranked_each_by_its_own(tmp_path: Path) -> None:
+    """Two more right on gqa, and four fewer wrong on pope, is better; a sum of scores would call it worse."""
+    settings: dict[str, Any] = {"layers": "4:8", "controls": "random_layers", "draws": 1}
+    grid = write_sweep(tmp_path, {}, **settings)
+    (draw,) = grid.controls[MERGED]["random_layers"]
+    of = {"plain": (20, 20), MERGED: (32, 16), draw: (30, 20)}
+    cells = {name: [*documents(["gqa"], 60, right=a), *documents(["pope"], 60, right=b)] for name, (a, b) in of.items()}
+    write_sweep(tmp_path, cells, **settings)
+    for file in tmp_path.rglob("*_results.json"):
+        file.write_text(file.read_text().replace('"pope_accuracy": true', '"pope_accuracy": false'))
+    found = read_findings(tmp_path)
+    assert found.runs["plain"].directions == {"gqa": 1, "pope": -1}
+    (row,) = found.random_layers.to_dict("records")
+    assert (row["better"], row["worse"]) == (1, 0)
+
+
 def test_only_finished_draws_count(tmp_path: Path) -> None:
     found = swept(tmp_path, 40, [20, "MergeError: no", 20])
     (row,) = found.random_layers.to_dict("records")
