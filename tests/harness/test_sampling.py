@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from plam_eval.document_sets import MOST_DOCUMENTS, read_by_task, read_clusters, read_documents, write_clusters
+from plam_eval import document_sets
+from plam_eval.document_sets import (
+    MOST_DOCUMENTS,
+    read_by_task,
+    read_clusters,
+    read_clusters_by_task,
+    read_documents,
+    write_clusters,
+)
 from plam_eval.document_sets import write_documents as write
 from plam_eval.harness.lookup import same_rows
 from plam_eval.harness.sampling import (
@@ -222,9 +230,26 @@ def test_what_is_no_set_of_documents_is_refused(text: Any) -> None:
         read_documents(text)
 
 
+@pytest.mark.parametrize(
+    ("read", "stored"),
+    [
+        (read_by_task, {f"task{n}": "0:100" for n in range(12)}),
+        (read_clusters_by_task, {f"task{n}": "0:50 50:100" for n in range(12)}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_few_words_do_not_stand_for_any_number_of_documents(read: Any, stored: Any, monkeypatch: Any) -> None:
+    """Each is within the bound: together they are not."""
+    read(stored)
+    monkeypatch.setattr(document_sets, "MOST_DOCUMENTS", 1150)
+    with pytest.raises(ValueError, match=r"found '.*', with which there are more than 1150 documents in all"):
+        read(stored)
+
+
 def test_clusters_and_tasks_that_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="each document once"):
-        read_clusters("1 2 1")
+    for text in ("1 2 1", "0:9 0:9 and so on, without end"):
+        with pytest.raises(ValueError, match="each document once"):
+            read_clusters(text)
     with pytest.raises(ValueError, match="expected clusters"):
         read_clusters(["1"])
     with pytest.raises(ValueError, match="pope: found"):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from plam_eval.document_sets import read_clusters, write_clusters
+from plam_eval.document_sets import read_clusters_by_task, write_clusters
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation.records import Run, clusters_by_content
 from plam_eval.evaluation.sweep.grid import PLAIN
@@ -43,8 +43,7 @@ def read_drawn(plan: Mapping[str, Any], origin: str) -> Drawn | None:
     if not stored:
         return None
     try:
-        order = stored["order"]
-        return {str(task): read_clusters(text) for task, text in order.items()}
+        return read_clusters_by_task(stored["order"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{origin}: drawn: {error}; restore it from a copy, or name another --output") from error
 
