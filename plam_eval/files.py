@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any
 
-from plam_eval.errors import DamagedFileError, FolderError, OutsideError
+from plam_eval.errors import DamagedFileError, FolderError, InputError, OutsideError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,6 +239,21 @@ def inside(folder: Path, name: object, origin: str, *, follow_links: bool = True
         if not target.is_relative_to(folder.resolve()):
             raise OutsideError(f"{origin}: {name!r} leads to {target}, expected a file inside {folder}")
     return below
+
+
+def expanded(path: str | Path) -> Path:
+    """A path of the user's with the home folder in the place of "~", as a shell would have it.
+
+    Args:
+        path: as it was written.
+
+    Raises:
+        InputError: it begins with "~" and a user whom this machine does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}; write ./{path} for a file of that name") from error
 
 
 def check_writable(folder: str | Path) -> None:

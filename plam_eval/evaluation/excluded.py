@@ -59,8 +59,9 @@ def _of_plateau(plateau: str | Path | PlateauSpec | None) -> pd.DataFrame:
     if spec is None:
         raise InputError("the model is plain, so no scan stands behind it; name the scan's folder")
     if isinstance(plateau, (str, Path)):
-        folder = Path(plateau).expanduser().parent
-        if Path(plateau).expanduser().is_file() and (folder / scan_folder.SETTINGS).is_file():
+        file = files.expanded(plateau)
+        folder = file.parent
+        if file.is_file() and (folder / scan_folder.SETTINGS).is_file():
             return _of_scan(folder)
     return _of_evidence(spec, str(plateau) if isinstance(plateau, (str, Path)) else "the plateau spec")
 
@@ -80,7 +81,7 @@ def _of_evidence(spec: PlateauSpec, origin: str) -> pd.DataFrame:
 
 
 def _of_path(path: Path) -> pd.DataFrame:
-    path = path.expanduser()
+    path = files.expanded(path)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return _of_plateau(path)
     if not path.exists():

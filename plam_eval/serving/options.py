@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from plam_eval import hub
+from plam_eval.errors import InputError, quoted
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec
@@ -35,7 +37,15 @@ def split_options(extra: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Args:
         extra: `model_loader_extra_config`, a mapping or None.
+
+    Raises:
+        InputError: it is neither.
     """
+    if not isinstance(extra, Mapping) and extra is not None:
+        raise InputError(
+            f"model_loader_extra_config: found {quoted(extra)}, expected an object, such as "
+            '{"plateau": "demo", "base": "owner/name"}'
+        )
     extra = dict(extra or {})
     return {key: extra.pop(key) for key in _OPTIONS if key in extra}, extra
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from plam_eval.errors import DamagedFileError, PlamError, first_line, quoted, system_error
-from plam_eval.files import check_size, digest_of, locked, read_json, write_in_one_step, write_json
+from plam_eval.errors import DamagedFileError, InputError, PlamError, first_line, quoted, system_error
+from plam_eval.files import check_size, digest_of, expanded, locked, read_json, write_in_one_step, write_json
 
 KNOWN_MD5 = {
     "8b7b30bb78b8f4a87ffc6b2258890a39": "MMBench_DEV_EN_V11.tsv",
@@ -133,7 +133,10 @@ class AnswerFile:
             )
         scheme = _URL.match(self.named)
         if scheme is None:
-            path = Path(self.named).expanduser()
+            try:
+                path = expanded(self.named)
+            except InputError as error:
+                raise AnswerFileError(f"{self.variable}={error}") from error
             return self._checked(path, _md5_of(path, self))
         if scheme.group(1).lower() not in ("http", "https"):
             raise AnswerFileError(f"{self.where}: expected a path, or a URL that begins with https://")

@@ -115,6 +115,13 @@ def test_every_word_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     assert "no *_results.json below" in empty and "the scan has not finished" in begun
 
 
+def test_a_user_whom_the_machine_does_not_know_is_told() -> None:
+    with pytest.raises(
+        InputError, match=r"~nobody-of-this-name/x: .*home directory.*; write \./~nobody-of-this-name/x"
+    ):
+        read_excluded(["~nobody-of-this-name/x"])
+
+
 def test_several_folders_add_up(tmp_path: Path, two_runs: list[Path]) -> None:
     folder = scan_folder(tmp_path / "scan")
     write_run(tmp_path / "run", documents(["mmstar"], 3, right=1))

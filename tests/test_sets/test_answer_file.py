@@ -125,6 +125,12 @@ def test_a_known_file_of_another_set_is_named(named: Path, monkeypatch: pytest.M
     assert "MMBench_DEV_EN_V11.tsv" in said and "vouch" not in said
 
 
+def test_a_user_whom_the_machine_does_not_know_is_told(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FILE.variable, "~nobody-of-this-name/answers.json")
+    with pytest.raises(AnswerFileError, match=rf"{FILE.variable}=~nobody-of-this-name/answers.json: .*home directory"):
+        FILE.locate()
+
+
 def test_a_version_is_vouched_for_by_its_md5(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     named.write_bytes(CONTENT + b" ")
     monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS_MD5", hashlib.md5(CONTENT + b" ").hexdigest().upper())
