@@ -28,6 +28,27 @@ _FLOAT = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
 _INFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF)")
 
 
+class Writer(yaml.SafeDumper):
+    """For `yaml.dump`: text that this reader, or one of YAML 1.1, would read as something else is written in quotes.
+
+    PyYAML knows YAML 1.1 alone, in which `1e5` and `0o17` are text.
+    """
+
+
+def _written(writer: Writer, text: str) -> yaml.ScalarNode:
+    return writer.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _is_no_text(text) else None)
+
+
+def _is_no_text(text: str) -> bool:
+    try:
+        return not isinstance(_plain(text, 0), str)
+    except YamlError:
+        return True
+
+
+Writer.add_representer(str, _written)
+
+
 class YamlError(DamagedFileError):
     """A file that is no YAML of the strict kind; the message has the line and says what to write."""
 

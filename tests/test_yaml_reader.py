@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from plam_eval.yaml_reader import YamlError, parse_yaml, read_yaml
+from plam_eval.yaml_reader import Writer, YamlError, parse_yaml, read_yaml
 from tests.helpers.paths import ROOT
 
 
@@ -104,3 +104,9 @@ def test_files_that_are_too_large_or_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda file: file.name)
 def test_files_that_were_valid_read_the_same(file: Path) -> None:
     assert read_yaml(file) == yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize("text", ["1e5", "0o17", "0x1f", "012", "1_000", "24:36", "yes", "~", "", ".inf", "9" * 50, "a"])
+def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: str) -> None:
+    written = yaml.dump({"a": text, text: 1}, Dumper=Writer)
+    assert parse_yaml(written) == {"a": text, text: 1} == yaml.safe_load(written)

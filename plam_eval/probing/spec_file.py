@@ -12,6 +12,7 @@ from plam_eval.document_sets import write_by_task
 from plam_eval.errors import InputError
 from plam_eval.probing.plateau import Stages, confidence_in_words
 from plam_eval.spec import GROUPS, PlateauSpec, Weights, load_spec
+from plam_eval.yaml_reader import Writer
 
 _LONGEST_TEXT = 4000
 """Letters of the documents of a task in the evidence: a server takes no specs with longer texts."""
@@ -97,7 +98,7 @@ def write_spec(spec: PlateauSpec, path: str | Path) -> Path:
     return path
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Writer):
     """Lists on one line each, as specs are written by hand; everything else in block style."""
 
 

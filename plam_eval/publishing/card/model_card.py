@@ -28,6 +28,7 @@ from plam_eval.rules import RULES
 from plam_eval.spec import GROUPS, PlateauSpec, load_spec
 from plam_eval.terminal import one_line, shown
 from plam_eval.weight_ramps import Ramp
+from plam_eval.yaml_reader import Writer
 
 if TYPE_CHECKING:  # pandas stays unimported where a card has no results
     from plam_eval.evaluation.comparison import Comparison
@@ -242,7 +243,7 @@ def model_card(
             [(name, private(str(licences.get(side, Licence())))) for side, name in called.items()],
             words=2,
         ),
-        "spec": yaml.safe_dump(private.all_of(record.spec), **_YAML),
+        "spec": yaml.dump(private.all_of(record.spec), Dumper=Writer, **_YAML),
         "digest": record.digest,
         "renamed": private.all_of(named) != named,
         "merged": _merged(record),

@@ -81,14 +81,12 @@ class ModelRepository:
             content = parse_yaml(text)
         except YamlError as error:
             raise RepositoryError(f"{path} of {self.name} cannot be read: {error}; mend it there") from error
-        for entry in content if isinstance(content, list) else [content]:
-            fields = entry.get("dataset") if isinstance(entry, Mapping) else None
-            if not isinstance(fields, Mapping) or "value" not in entry or not {"id", "task_id"} <= fields.keys():
-                raise RepositoryError(
-                    f"{path} of {self.name}: expected a list of entries, each with dataset (id, task_id) and value; "
-                    "mend it there"
-                )
-        return list(content)
+        if not isinstance(content, list) or not all(map(_is_entry, content)):
+            raise RepositoryError(
+                f"{path} of {self.name}: expected a list of entries, each with dataset (id, task_id) and value; "
+                "mend it there"
+            )
+        return content
 
     def tie(self, run: Run) -> tuple[str, Mapping[str, Any] | None]:
         """Why a run is not of this repository's model, and the spec of the merge that it ran; None for a plain model.
@@ -129,6 +127,11 @@ class ModelRepository:
             return [], f"the board of {dataset} cannot be asked ({type(error).__name__}: {first_line(error)})"
         values = [entry.value for entry in entries]
         return [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)], ""
+
+
+def _is_entry(entry: Any) -> bool:
+    fields = entry.get("dataset") if isinstance(entry, Mapping) and "value" in entry else None
+    return isinstance(fields, Mapping) and all(isinstance(fields.get(key), str) for key in ("id", "task_id"))
 
 
 def read_repository(name: str) -> ModelRepository:

@@ -26,7 +26,7 @@ from plam_eval.publishing.hub_results.benchmarks import Benchmark, benchmark_of
 from plam_eval.publishing.hub_results.chosen_on import chosen_on
 from plam_eval.publishing.hub_results.reported_score import FRACTION, PERCENT, SCALES, ReportedScore
 from plam_eval.publishing.hub_results.repository import ModelRepository, read_repository
-from plam_eval.yaml_reader import parse_yaml
+from plam_eval.yaml_reader import Writer, parse_yaml
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
@@ -314,7 +314,7 @@ def _merged_entries(path: str, own: Sequence[EvalResultEntry], remote: ModelRepo
 
 
 def _dumped(content: Any) -> str:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(content, Dumper=Writer, sort_keys=False, allow_unicode=True, width=1000)
 
 
 # --- model-index ------------------------------------------------------------------------------------------------------

@@ -170,10 +170,16 @@ def test_what_is_there_is_kept_entry_by_entry(hub: Hub, tmp_path: Path) -> None:
     first, second = yaml.safe_load(done.files[PATH])
     assert first == there[0] and second["value"] == 0.75 and "verifyToken" not in second
     assert done.replaced == [f"{PATH}: Idavidrein/gpqa, gpqa_diamond: 0.3 (which was verified) is replaced"]
-    file.write_text("- value: 3\n")
-    hub.publish(REPO, tmp_path / "hub" / REPO, "b" * 40, "main")
-    with pytest.raises(RepositoryError, match="expected a list of entries"):
-        hub_results([run(tmp_path / "r")], REPO)
+    odd = [
+        "- value: 3\n",
+        "dataset: {id: a/b, task_id: t}\nvalue: 3\n",
+        "- {dataset: {id: [a], task_id: t}, value: 3}\n",
+    ]
+    for number, text in enumerate(odd):
+        file.write_text(text)
+        hub.publish(REPO, tmp_path / "hub" / REPO, f"{number + 3}" * 40, "main")
+        with pytest.raises(RepositoryError, match="expected a list of entries"):
+            hub_results([run(tmp_path / "r")], REPO)
 
 
 def test_a_push_is_one_commit_of_these_files(hub: Hub, tmp_path: Path) -> None:
