@@ -334,9 +334,14 @@ def write_rows(board: Board, rows: Sequence[Mapping[str, Any]], file: Path) -> N
         return
     with file.open("w", encoding=board.encoding, newline="") as stream:
         if board.form in ("csv", "tsv"):
-            writer = csv.writer(stream, delimiter="\t" if board.form == "tsv" else ",", lineterminator="\n")
-            writer.writerow(names)
-            writer.writerows([row.get(name) for name in names] for row in ordered)
+            form: Any = {"delimiter": "\t" if board.form == "tsv" else ",", "lineterminator": "\n"}
+            plain, quoting = csv.writer(stream, **form), csv.writer(stream, **form, quoting=csv.QUOTE_NONNUMERIC)
+            plain.writerow(names)
+            for row in ordered:
+                cells = [row.get(name) for name in names]
+                # Python leaves a lone carriage return bare, and readers take it for the end of a line.
+                held = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+                (quoting if held else plain).writerow(cells)
         elif board.form == "jsonl":
             stream.writelines(f"{json.dumps(row)}\n" for row in ordered)
         elif board.form == "json list":

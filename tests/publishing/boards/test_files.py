@@ -47,6 +47,7 @@ NASTY = [
     " spaced ",
     'a "b", c',
     "two\nlines",
+    "a return\rin it",
     "\u6771\u4eac",
     "",
 ]
