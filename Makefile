@@ -3,13 +3,15 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 BIN := .venv/bin
 PYTHON ?= python3
+PLAM_FUZZ ?= 200
 
-.PHONY: help env demo test test-long readme fresh lint gpu docs resolve lock-gpu clean
+.PHONY: help env demo test test-long fuzz readme fresh lint gpu docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
 	@echo "make test   run the tests; what they need and cannot have is named, and skipped"
 	@echo "make test-long  the same, and further cases of what they show"
+	@echo "make fuzz   damaged inputs for every reader, PLAM_FUZZ=$(PLAM_FUZZ) of them each, other ones each time"
 	@echo "make readme run the demo afresh and hold README.md against what it prints"
 	@echo "make fresh  README's commands in bare clones and from a wheel (an hour; ARGS='--python 3.12 --only wheel')"
 	@echo "make lint   ruff and mypy"
@@ -31,6 +33,10 @@ test: env
 
 test-long: env
 	PLAM_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# A run is had again with the PLAM_FUZZ_SEED that it prints at its end.
+fuzz: env
+	PLAM_LONG=1 PLAM_FUZZ=$(PLAM_FUZZ) $(BIN)/python -m pytest tests/fuzzing
 
 # What README.md quotes of the demo, held against what it prints now (some minutes).
 readme: env
