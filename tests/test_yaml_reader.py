@@ -106,7 +106,9 @@ def test_files_that_were_valid_read_the_same(file: Path) -> None:
     assert read_yaml(file) == yaml.safe_load(file.read_text())
 
 
-@pytest.mark.parametrize("text", ["1e5", "0o17", "0x1f", "012", "1_000", "24:36", "yes", "~", "", ".inf", "9" * 50, "a"])
+@pytest.mark.parametrize(
+    "text", ["1e5", "0o17", "0x1f", "012", "1_000", "24:36", "yes", "~", "", ".inf", "9" * 50, "a"]
+)
 def test_text_that_looks_like_a_number_is_written_so_that_it_stays_text(text: str) -> None:
     written = yaml.dump({"a": text, text: 1}, Dumper=Writer)
     assert parse_yaml(written) == {"a": text, text: 1} == yaml.safe_load(written)

@@ -161,7 +161,7 @@ def test_what_is_read_gives_a_result_or_a_message(
 ) -> None:
     made = example(reader)
     monkeypatch.chdir(made.folder)
-    valid = [{}] if reader.of_a_folder else reader.words or [reader.tree]
+    valid: list[Any] = [{}] if reader.of_a_folder else [*reader.words] or [reader.tree]
     assert "" in [check(reader, made, each) for each in valid], "its own example is refused"
 
     @settings(

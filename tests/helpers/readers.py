@@ -209,7 +209,11 @@ def _sweep(folder: Path) -> None:
 
     plain = documents(["pope", "mmstar"], 8, right=4)
     better = changed(plain, {("pope", n): ("yes", 1.0) for n in range(5, 8)})
-    cells = {"plain": plain, "layers-6-8_qkvo_0.9+0.3": better, "layers-0-8_qkvo_0.9+0.3": "out of memory"}
+    cells: dict[str, Any] = {
+        "plain": plain,
+        "layers-6-8_qkvo_0.9+0.3": better,
+        "layers-0-8_qkvo_0.9+0.3": "out of memory",
+    }
     write_sweep(folder, {**cells, "layers-6-8_qkvo_0.9+0.3_self_scale": plain})
 
 
@@ -774,9 +778,17 @@ def _read_export(folder: Path) -> None:
 
 
 def _read_report(folder: Path) -> None:
-    from plam_eval.report.sources import read_sources
+    """The whole page, with its tables, beside what it reports on."""
+    from plam_eval.report import report
 
-    read_sources([folder], None)
+    shutil.rmtree(folder / "page", ignore_errors=True)
+    report([folder], output=folder / "page")
+
+
+def _run_and_scan(folder: Path) -> None:
+    _run(folder)
+    (folder / "scan").mkdir()
+    _scan(folder / "scan")
 
 
 def _read_body(folder: Path) -> None:
@@ -788,7 +800,8 @@ def _read_body(folder: Path) -> None:
 
 
 def _bodies(folder: Path) -> None:
-    _yaml("spec.yaml", SPEC)((folder / "specs").mkdir() or folder / "specs")
+    (folder / "specs").mkdir()
+    _yaml("spec.yaml", SPEC)(folder / "specs")
     (folder / "body.json").write_text(json.dumps({"plateau": SPEC, "layers": "3:5", "weights": None, "seed": 4}))
 
 
@@ -1186,5 +1199,5 @@ READERS = (
         "boxes", ("plam_eval.harness.boxes",), _read_file("plam_eval.harness.boxes.read_boxes", "boxes.jsonl"), _boxes
     ),
     Reader("image", ("plam_eval.harness.single_image",), _read_images, _image),
-    Reader("report", ("plam_eval.report.sources",), _read_report, _two_runs, share=0.3),
+    Reader("report", ("plam_eval.report.sources",), _read_report, _run_and_scan, share=0.3, long=True),
 )

@@ -668,3 +668,13 @@ def test_ramps_and_pairs_have_rows_of_their_own(tmp_path: Path, monkeypatch: pyt
     page = Page(write_report([tmp_path / "sweep"], tmp_path / "out"))
     assert "layers 6:8, qkvo, 0.9:0.5 + 0.3" in page.text and "layers 6:8, qkvo, 0.9 + 0.3" in page.text
     assert "'0.9:0.5 + 0.3', '0.9 + 0.3'" in drawn[0]
+
+
+def test_a_scan_that_does_not_say_what_its_answers_depend_on_is_shown(tmp_path: Path) -> None:
+    write_scan(tmp_path / "scan")
+    file = tmp_path / "scan" / "scan.json"
+    settings = json.loads(file.read_text())
+    del settings["weights and arguments"]
+    file.write_text(json.dumps(settings))
+    page = write_report([tmp_path / "scan"], tmp_path / "page").read_text()
+    assert "not recorded" in page and settings["pretrained"] in page

@@ -80,7 +80,7 @@ def _rows_of_scan(scan: Scan) -> list[tuple[str, str]]:
     settings = read_settings(scan.folder)
     return [
         ("model", f"{settings['pretrained']}, {settings['wrapper']}, {settings['mode']}, {settings['dtype']}"),
-        ("weights and arguments", str(settings["weights and arguments"])),
+        ("weights and arguments", str(settings.get("weights and arguments", "not recorded"))),
         ("versions", pairs_of(settings["versions"])),
         ("curve digest", scan.stages.curve_digest),
     ]
