@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTHON ?= python3
 PLAM_FUZZ ?= 200
 
-.PHONY: help env demo test test-long fuzz readme fresh lint gpu docs resolve lock-gpu clean
+.PHONY: help env demo test test-long fuzz readme fresh bench lint gpu docs resolve lock-gpu clean
 
 help:
 	@echo "make demo   find the embedded pair's plateau, merge there, and compare on nine offline benchmarks"
@@ -14,6 +14,7 @@ help:
 	@echo "make fuzz   damaged inputs for every reader, PLAM_FUZZ=$(PLAM_FUZZ) of them each, other ones each time"
 	@echo "make readme run the demo afresh and hold README.md against what it prints"
 	@echo "make fresh  README's commands in bare clones and from a wheel (an hour; ARGS='--python 3.12 --only wheel')"
+	@echo "make bench  measure time and memory, and write benchmarks/RESULTS.md (about 45 minutes; ARGS=--help)"
 	@echo "make lint   ruff and mypy"
 	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
 	@echo "make docs   the documentation as a site, in build/site"
@@ -47,6 +48,10 @@ readme: env
 # From what is committed, with every Python that is named; fetches torch for each.
 fresh:
 	@python3 tools/fresh.py $(ARGS)
+
+# One call per section; a section that has ended is kept, and the same command goes on.
+bench: env
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 lint: env
 	$(BIN)/ruff check .

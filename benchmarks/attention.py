@@ -25,13 +25,12 @@ plam-eval has to be installed, or the checkout named: `PYTHONPATH=. python bench
 A GPU with the shape of a 7B model: `--device cuda --dtype bfloat16 --hidden 3584 --head-size 128 --kv-heads 4`. Besides
 plam-eval's own modules this needs torch, transformers, safetensors and pydantic.
 
-Prints Markdown tables and writes `attention.json` with the same figures into the output folder.
+Prints Markdown tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -40,6 +39,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import measured
 import torch
 from safetensors.torch import save_file
 from scan import add_model_arguments, build, prompt, seconds
@@ -161,23 +161,23 @@ def compare(ways: Ways, arguments: argparse.Namespace) -> tuple[list[dict[str, A
         arguments: with `repeats` and `device`.
     """
     results = {name: work() for name, work in ways.items()}  # all start warm
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(arguments.repeats):
-        names = list(ways)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            times[name].append(seconds(arguments.device, ways[name])[0])
+    times = measured.in_turn(
+        {name: lambda work=work: seconds(arguments.device, work)[0] for name, work in ways.items()},
+        arguments.repeats,
+    )
     peaks = {name: peak(arguments.device, work) for name, work in ways.items()}
     base = next(iter(ways))
     rows = []
     for name in ways:
-        ratios = [own / reference for own, reference in zip(times[name], times[base], strict=True)]
+        ratio = measured.row(name, (name, times[name]), (base, times[base]), ideal=None, ideal_is="")["ratio"]
         rows.append(
             {
                 "way": name,
                 "seconds": statistics.median(times[name]),
-                "time": statistics.median(ratios),
-                "least": min(ratios),
-                "most": max(ratios),
+                "rounds": times[name],
+                "time": ratio["median"],
+                "least": ratio["least"],
+                "most": ratio["most"],
                 "MB": peaks[name],
                 "memory": peaks[name] / peaks[base],
             }
@@ -194,10 +194,50 @@ def table(rows: list[dict[str, Any]], base: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def extra(arguments: argparse.Namespace) -> dict[str, tuple[float, str]]:
+    """By way, the ideal of its time to a prefill's: what it multiplies besides, in multiplications.
+
+    Args:
+        arguments: that size the model.
+    """
+    tokens, hidden = arguments.vision_tokens + arguments.text_tokens, arguments.hidden
+    behind = arguments.text_tokens - arguments.before
+    layer = tokens * hidden * (4 * hidden + 3 * round(hidden * 2.6875)) + tokens**2 * hidden
+    counted = "a prefill, and the products of these queries with all keys once more"
+    return {
+        "rows": (1 + tokens * hidden / layer, counted),
+        "rows, massive": (1 + tokens * hidden / layer, counted),
+        "rows of question": (1 + behind * tokens * hidden / layer, counted),
+        "output_attentions": (1 + tokens**2 * hidden / layer / 2, "a prefill that multiplies all pairs of tokens"),
+    }
+
+
+def told_of(rows: list[dict[str, Any]], ideals: Mapping[str, tuple[float, str]]) -> list[measured.Row]:
+    """Rows for `--json`, of the ways that have an ideal.
+
+    Args:
+        rows: that `compare` gives; the first is what others are held against.
+        ideals: by way.
+    """
+    first = rows[0]
+    return [
+        measured.row(
+            f"attention rows: {each['way']}",
+            (each["way"], each["rounds"]),
+            (first["way"], first["rounds"]),
+            ideal=ideals[each["way"]][0],
+            ideal_is=ideals[each["way"]][1],
+            memory_of_B=round(each["memory"], 2),
+        )
+        for each in rows
+        if each["way"] in ideals
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("out/attention"))
     add_model_arguments(parser)
+    measured.add_json_argument(parser)
     parser.set_defaults(repeats=7)
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
@@ -217,11 +257,12 @@ def main() -> None:
     different = float((all_rows["separate"][0] - all_rows["separate"][1]).abs().max())
 
     machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor()
-    print(
+    setting = (
         f"{layers} layers, hidden size {arguments.hidden}, {inputs['input_ids'].shape[1]} prompt tokens, "
         f"{arguments.documents} documents, {arguments.dtype}, {machine or platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {arguments.repeats} rounds\n"
+        f"{torch.get_num_threads()} threads"
     )
+    print(f"{setting}, torch {torch.__version__}; {arguments.repeats} rounds\n")
     print(table(single, "prefill"))
     print(f"Rows differ from those of eager attention by at most {eager:.1e}.\n")
     print(table(several, "separate"))
@@ -229,16 +270,9 @@ def main() -> None:
         f"{count} settings that share {first} of {layers} layers; ideal {ideal:.2f} of separate. Rows differ from "
         f"those of settings alone by at most {alone:.1e}, merged from plain by {different:.1e}."
     )
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {
-        "arguments": {key: str(value) for key, value in vars(arguments).items()},
-        "machine": machine or platform.machine(),
-        "one setting": single,
-        "settings": several,
-        "ideal": ideal,
-        "differences": {"from eager": eager, "from settings alone": alone},
-    }
-    (arguments.output / "attention.json").write_text(json.dumps(record, indent=2) + "\n")
+    told = [*told_of(single, extra(arguments)), *told_of(several, {"together": (ideal, "layers that run")})]
+    differences = {"from eager": eager, "from settings alone": alone}
+    measured.write_rows(arguments.json, told, setting, single=single, settings=several, differences=differences)
     if arguments.dtype == "float32" and not max(eager, alone) < 1e-5:
         sys.exit("the ways gave different rows")
 

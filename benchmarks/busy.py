@@ -4,7 +4,7 @@ A scan of the embedded pair in a resident process, and a merge of 302 MB, each a
 nothing but compute. Run it on an otherwise idle machine. The number of threads is what plam-eval takes by itself, and
 `--threads` of torch for comparison (its own default is one per core).
 
-Prints a Markdown table: seconds, and their ratio to the quiet time.
+Prints a Markdown table: median seconds, and their ratio to the quiet time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+
+import measured
 
 SPIN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # until this process ends, however
 
@@ -84,6 +86,8 @@ def main() -> None:
     parser.add_argument("--busy", type=int, nargs="*", default=[1, 4], metavar="N")
     parser.add_argument("--limit", type=int, default=40, help="documents of each of two tasks to scan")
     parser.add_argument("--threads", type=int, default=0, help="torch's; by default what plam-eval chooses")
+    parser.add_argument("--repeats", type=int, default=1)
+    measured.add_json_argument(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -95,22 +99,38 @@ def main() -> None:
         asked, told = work.stdin, work.stdout
         assert asked is not None and told is not None
 
-        def measured() -> tuple[float, ...]:
-            print(file=asked, flush=True)
-            return tuple(map(float, told.readline().split()))
+        def once(number: int) -> tuple[float, ...]:
+            with busy(number):
+                print(file=asked, flush=True)
+                return tuple(map(float, told.readline().split()))
 
         threads = told.readline().split()[-1]
-        measured()  # whatever the first time costs
-        quiet = measured()
-        print(f"{threads} thread(s)\n\n| busy processes | scan | | merge | |\n|---|---|---|---|---|")
-        print(f"| none | {quiet[0]:.1f} s | | {quiet[1]:.2f} s | |")
-        for number in options.busy:
-            with busy(number):
-                loaded = measured()
-            ratios = [one / other for one, other in zip(loaded, quiet, strict=True)]
-            print(f"| {number} | {loaded[0]:.1f} s | {ratios[0]:.1f} | {loaded[1]:.2f} s | {ratios[1]:.1f} |")
+        once(0)  # whatever the first time costs
+        numbers = [0, *options.busy]
+        found: dict[int, list[tuple[float, ...]]] = {number: [] for number in numbers}
+        for _ in range(options.repeats):
+            for number in numbers:
+                found[number].append(once(number))
         asked.close()
         work.wait()
+    rows, cores = [], os.cpu_count() or 1
+    print(f"{threads} thread(s)\n\n| busy processes | scan | | merge | |\n|---|---|---|---|---|")
+    for number in numbers:
+        cells = []
+        for place, name in enumerate(("scan", "merge")):
+            taken, quiet = ([each[place] for each in found[count]] for count in (number, 0))
+            own = measured.row(
+                f"{name} beside {number} process(es) that compute",
+                ("beside them", taken),
+                ("alone", quiet),
+                ideal=max(1.0, (number + 1) / cores),
+                ideal_is=f"a fair share of {cores} core(s) for one thread",
+            )
+            cells.append(f"{own['A']['median']:.2f} s | {own['ratio']['median']:.1f}")
+            rows += [own] if number else []
+        print(f"| {number or 'none'} | {' | '.join(cells)} |")
+    setting = f"{threads} thread(s) of {cores} cores; a scan of {2 * options.limit} documents, a merge of 302 MB"
+    measured.write_rows(options.json, rows, setting, seconds=found)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import measured
 import pandas as pd
 
 import plam_eval
@@ -56,19 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", default="plam9")
     parser.add_argument("--sampled", type=int, default=20, help="documents of the dry run")
     parser.add_argument("--only", help="commands, with commas")
+    parser.add_argument("--repeats", type=int, default=1)
+    measured.add_json_argument(parser)
     given = parser.parse_args(arguments)
     folder = given.folder.resolve()
     write_hub(folder, documents_per_task=given.documents)
     os.chdir(folder)
     rows, estimate = [], None
-    for name, (plan, do, words) in calls(given.tasks).items():
+    figures: dict[str, list[tuple[float, float]]] = {}
+    for number, (name, (plan, do, words)) in product(range(given.repeats), calls(given.tasks).items()):
         if given.only and name.split(",")[0] not in given.only.split(","):
             continue
-        output = folder / name.replace(" ", "")
+        output = folder / f"{name.replace(' ', '')}{number or ''}"
         estimate = plan(**words, output=output, measure=given.sampled).estimate
         started = time.perf_counter()
         do(**words, output=output)
         taken, disk = time.perf_counter() - started, bytes_below(output)
+        figures.setdefault(name, []).append((estimate.seconds, taken))
         rows.append(
             {
                 "command": name,
@@ -86,6 +92,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(pd.DataFrame(rows).to_markdown(index=False))
     if estimate is not None:
         print(f"\nMeasured on: {estimate.machine}")
+    told = [
+        measured.row(
+            f"dry run of `plam {name}`",
+            ("estimated", [one for one, _ in pairs]),
+            ("taken", [other for _, other in pairs]),
+            ideal=1.0,
+            ideal_is="an estimate that is right",
+        )
+        for name, pairs in figures.items()
+    ]
+    setting = f"the embedded pair, {given.documents} documents of each of {given.tasks}, {given.sampled} sampled"
+    measured.write_rows(given.json, told, setting, table=rows)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from serving import PeakMemory, write_pair
+import measured
+from serving import write_pair
 from torch import Tensor
 
 WAYS = ("cp", "plam export", "plam export, new", "save_pretrained")
@@ -84,8 +85,8 @@ def one(way: str, pair: Path, output: Path, layers: str) -> dict[str, float]:
     if "plam" in way:
         for folder in (mllm, base):
             decoder_geometry(json.loads((folder / "config.json").read_text()))  # imports what transformers has of it
-    before = memory_of("RssAnon"), memory_of("VmRSS")
-    memory = PeakMemory()
+    before = measured.memory_of("RssAnon"), measured.memory_of("VmRSS")
+    memory = measured.PeakMemory()
     memory.start()
     started = time.perf_counter()
     if way == "cp":
@@ -104,14 +105,8 @@ def one(way: str, pair: Path, output: Path, layers: str) -> dict[str, float]:
     return {
         "seconds": seconds,
         "memory": memory.stop() - before[0],
-        "resident": memory_of("VmHWM") - before[1],
+        "resident": measured.memory_of("VmHWM") - before[1],
     }
-
-
-def memory_of(field: str) -> int:
-    """Bytes that /proc says this process has of `field`, such as VmRSS."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields[field].split()[0]) * 1024
 
 
 def in_a_process(way: str, pair: Path, output: Path, layers: str, cache: Path) -> dict[str, float]:
@@ -133,8 +128,8 @@ def in_a_process(way: str, pair: Path, output: Path, layers: str, cache: Path) -
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         sys.exit(done.stderr)
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def equal(one_folder: Path, other: Path, layers: range) -> str:
@@ -166,6 +161,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=300, help="MB of a shard")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="for the checkpoints, to keep them; a temporary one by default")
+    measured.add_json_argument(parser)
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--pair", type=Path, help=argparse.SUPPRESS)
@@ -190,12 +186,42 @@ def main() -> None:
         shards = len(list((pair / "mllm").glob("*.safetensors")))
         print(f"{size / 1e9:.2f} GB in {shards} shards, layers [{merged.start}, {merged.stop}) of {options.layers}\n")
         print("| | seconds | of cp | memory | resident |\n|---|---|---|---|---|")
-        best = {way: min(measured, key=lambda row: row["seconds"]) for way, measured in rows.items()}
+        best = {way: min(found, key=lambda row: row["seconds"]) for way, found in rows.items()}
         for way, row in best.items():
             ratio = row["seconds"] / best["cp"]["seconds"]
             peaks = f"{row['memory'] / 1e6:.0f} MB | {row['resident'] / 1e6:.0f} MB" if way != "cp" else " | "
             print(f"| {way} | {row['seconds']:.2f} | {ratio:.2f} | {peaks} |")
-        print(f"\nexport and save_pretrained: {equal(outputs['plam export'], outputs['save_pretrained'], merged)}")
+        compared = equal(outputs["plam export"], outputs["save_pretrained"], merged)
+        print(f"\nexport and save_pretrained: {compared}")
+    setting = (
+        f"{size / 1e9:.2f} GB in {shards} shards, layers [{merged.start}, {merged.stop}) of {options.layers} merged"
+    )
+    setting += f"; export and save_pretrained: {compared}"
+    measured.write_rows(options.json, told_of(rows, size), setting, **rows)
+
+
+def told_of(rows: dict[str, list[dict[str, float]]], size: int) -> list[measured.Row]:
+    """Rows for `--json`.
+
+    Args:
+        rows: by way, what it came to in every round.
+        size: bytes of the checkpoint.
+    """
+    taken = {way: [each["seconds"] for each in rounds] for way, rounds in rows.items()}
+    hashing = size / measured.hash_rate() / measured.spread(taken["cp"])["median"]
+
+    def told(first: str, second: str, ideal: float, ideal_is: str) -> measured.Row:
+        peak = round(max(each["memory"] for each in rows[first]) / 1e6)
+        ways = (first, taken[first]), (second, taken[second])
+        return measured.row(f"{first} / {second}", *ways, ideal=ideal, ideal_is=ideal_is, own_memory_of_A_MB=peak)
+
+    copy = "the copy, and SHA-256 of"
+    return [
+        told("plam export", "cp", 1 + hashing, f"{copy} what was written, at the measured rate"),
+        told("plam export, new", "cp", 1 + 2 * hashing, f"{copy} what was read and written, at the measured rate"),
+        told("save_pretrained", "cp", 1.0, "the copy; nothing is hashed"),
+        told("plam export", "save_pretrained", 1 + hashing, "what save_pretrained takes, were it a copy, and SHA-256"),
+    ]
 
 
 if __name__ == "__main__":

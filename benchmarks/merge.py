@@ -26,6 +26,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import measured
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -81,27 +82,27 @@ def write(folder: Path, layers: int, seed: int) -> Path:
     return folder
 
 
-def written() -> int:
-    """Bytes that this process has handed to the system to write."""
-    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(fields["wchar"])
-
-
-def measured(action: Callable[[], object]) -> dict[str, float]:
+def spent(action: Callable[[], object]) -> dict[str, float]:
     """Seconds, CPU seconds, page faults and bytes written of `action`."""
-    usage, started, before = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), written()
+    usage, started, before = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter(), measured.written_by()
     action()
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
     return {
         "seconds": seconds,
         "CPU seconds": after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime,
         "page faults": after.ru_minflt - usage.ru_minflt,
-        "written": written() - before,
+        "written": measured.written_by() - before,
     }
 
 
-def costs(layers: int, repeats: int) -> None:
-    """Print what a merge of `layers` layers costs, the best of `repeats`."""
+def costs(layers: int, repeats: int, file: Path | None = None) -> None:
+    """Print what a merge costs, the best of all.
+
+    Args:
+        layers: that are merged.
+        repeats: so many.
+        file: where the figures go as JSON.
+    """
     rows: dict[str, list[dict[str, float]]] = {"at load": [], "to another spec": [], "memory limit": []}
     with tempfile.TemporaryDirectory() as scratch:
         folders = [write(Path(scratch, name), layers, seed) for seed, name in enumerate(("mllm", "base"))]
@@ -114,11 +115,12 @@ def costs(layers: int, repeats: int) -> None:
                 for weight in (0.9, 0.7)
             ]
             merge = functools.partial(merge_in_place, module, checkpoint=folders[0])
-            rows["at load"].append(measured(functools.partial(merge, specs[0], thrown_away_on_error=True)))
-            rows["to another spec"].append(measured(functools.partial(merge, specs[1])))
+            rows["at load"].append(spent(functools.partial(merge, specs[0], thrown_away_on_error=True)))
+            rows["to another spec"].append(spent(functools.partial(merge, specs[1])))
             other, result = stored.clone(), torch.zeros_like(stored)
-            rows["memory limit"].append(measured(functools.partial(torch.add, stored, other, out=result)))
-        print(f"{stored.nbytes / 1e6:.0f} MB merged of bfloat16, {torch.get_num_threads()} thread(s)\n")
+            rows["memory limit"].append(spent(functools.partial(torch.add, stored, other, out=result)))
+        setting = f"{stored.nbytes / 1e6:.0f} MB merged of bfloat16, {torch.get_num_threads()} thread(s)"
+        print(f"{setting}\n")
     print("| | seconds | CPU seconds | page faults | written |\n|---|---|---|---|---|")
     for name, repeated in rows.items():
         best = min(repeated, key=lambda row: row["seconds"])
@@ -126,6 +128,20 @@ def costs(layers: int, repeats: int) -> None:
             f"| {name} | {best['seconds']:.2f} | {best['CPU seconds']:.2f} | {best['page faults']:,.0f} "
             f"| {best['written'] / 1e6:.0f} MB |"
         )
+    limit = [each["seconds"] for each in rows["memory limit"]]
+    told = [
+        measured.row(
+            f"merge {name}",
+            (name, [each["seconds"] for each in rows[name]]),
+            ("the two operands added in memory", limit),
+            ideal=1.0,
+            ideal_is="two operands in, one result out, at the rate of memory",
+            written_MB=round(max(each["written"] for each in rows[name]) / 1e6, 1),
+            page_faults=int(measured.spread([each["page faults"] for each in rows[name]])["median"]),
+        )
+        for name in ("at load", "to another spec")
+    ]
+    measured.write_rows(file, told, setting, **rows)
 
 
 def _load(folder: Path) -> dict[str, Tensor]:
@@ -170,12 +186,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--bits", type=int, metavar="ELEMENTS", help="count elements that are not the nearest, instead")
+    measured.add_json_argument(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.bits:
         bits(options.bits)
     else:
-        costs(options.layers, options.repeats)
+        costs(options.layers, options.repeats, options.json)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measured
 import numpy as np
 import pandas as pd
 
@@ -96,6 +98,8 @@ def main() -> None:
     parser.add_argument("--change", type=float, default=0.1, help="share of documents that a cell answers otherwise")
     parser.add_argument("--read", type=int, default=3, help="cells that are written and read")
     parser.add_argument("--singly", action="store_true", help="draw the sign of each difference on its own")
+    parser.add_argument("--rounds", type=int, default=5, help="of what is measured for --json")
+    measured.add_json_argument(parser)
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     plain = {task: generator.random(documents) < 0.3 for task, (documents, _) in SIZES.items()}
@@ -111,6 +115,7 @@ def main() -> None:
             started = time.process_time()
             runs[str(number)] = records.read_run(Path(scratch, str(number))).samples
             spent += time.process_time() - started
+        told = told_of(Path(scratch, "0"), generator, options.rounds) if options.json else []
     reference = runs["0"]
     for number in range(1, options.cells + 1):
         wrong = np.concatenate([another()[task] for task in SIZES])
@@ -127,6 +132,58 @@ def main() -> None:
     print(f"{options.cells} cells of {len(reference):,} documents\n\n| | CPU seconds |\n|---|---|")
     print(f"| read | {read:.0f} |\n| compare | {compared:.0f} |\n| together | {read + compared:.0f} |")
     print(f"| one test of as many differences as documents | {flipped:.3f} |")
+    raw = {"cells": options.cells, "read": read, "compare": compared, "sign flips": flipped}
+    setting = f"a run of the nine tasks, {len(reference):,} documents; CPU seconds"
+    measured.write_rows(options.json, told, setting, **raw)
+
+
+def told_of(run: Path, generator: np.random.Generator, rounds: int) -> list[measured.Row]:
+    """Rows for `--json`: reading a run beside parsing its lines, and a test beside one that draws each sign.
+
+    Args:
+        run: folder of a run.
+        generator: of the differences.
+        rounds: so many.
+    """
+    files = [file.read_bytes() for file in sorted(run.glob("*.jsonl"))]
+    differences = generator.choice([-1.0, 1.0], sum(file.count(b"\n") for file in files))
+    usual = stats._SINGLY
+
+    def flip(singly: int) -> None:
+        stats._SINGLY = singly
+        try:
+            stats.sign_flip(differences)
+        finally:
+            stats._SINGLY = usual
+
+    def cpu(action: Callable[[], object]) -> Callable[[], float]:
+        return lambda: measured.clock(action, time.process_time)
+
+    found = measured.in_turn(
+        {
+            "read": cpu(lambda: records.read_run(run)),
+            "parsed": cpu(lambda: [json.loads(line) for file in files for line in file.splitlines()]),
+            "by sizes": cpu(lambda: flip(usual)),
+            "singly": cpu(lambda: flip(10**9)),
+        },
+        rounds,
+    )
+    return [
+        measured.row(
+            "a run's logs into scores",
+            ("read_run", found["read"]),
+            ("json.loads of its lines", found["parsed"]),
+            ideal=1.0,
+            ideal_is="parsing alone",
+        ),
+        measured.row(
+            "a sign flip test in which all documents differ",
+            ("each sign drawn", found["singly"]),
+            ("drawn size by size", found["by sizes"]),
+            ideal=None,
+            ideal_is="one number per resample in place of one per document: more than can be timed",
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import time
 from pathlib import Path
 
+import measured
 import torch
 from torch import Tensor
 
@@ -73,8 +73,8 @@ def merge(rule: str, sides: list[Tensor], out: Tensor, buffers: Buffers) -> None
     merge_tensor(spec_of(rule), KEY, mllm, base, out, buffers, old if RULES[rule].needs_ancestor else None)
 
 
-def seconds(rules: list[str], width: int, dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """The smallest CPU time of each rule.
+def seconds(rules: list[str], width: int, dtype: torch.dtype, repeats: int) -> dict[str, list[float]]:
+    """The CPU times of each rule, fewer of a slow one.
 
     Args:
         rules: their names.
@@ -90,16 +90,7 @@ def seconds(rules: list[str], width: int, dtype: torch.dtype, repeats: int) -> d
                 started = time.process_time()
                 merge(rule, sides, out, buffers)
                 taken.append(time.process_time() - started)
-    return {rule: min(taken[1:] or taken) for rule, taken in times.items()}
-
-
-def status(field: str) -> int:
-    """Bytes that this process has, as the system says.
-
-    Args:
-        field: VmRSS for now, VmHWM for the most.
-    """
-    return 1024 * int(re.findall(rf"^{field}:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)[0])
+    return {rule: taken[1:] or taken for rule, taken in times.items()}
 
 
 def peak(rule: str, width: int) -> float:
@@ -113,9 +104,9 @@ def peak(rule: str, width: int) -> float:
     sides = stored(width, torch.bfloat16)
     out = torch.empty_like(sides[0]).zero_()
     Path("/proc/self/clear_refs").write_text("5")  # the most is that of now
-    before = status("VmRSS")
+    before = measured.memory_of("VmRSS")
     merge(rule, sides, out, Buffers())
-    return (status("VmHWM") - before) / (4 * width**2)
+    return (measured.memory_of("VmHWM") - before) / (4 * width**2)
 
 
 def show_memory(rules: list[str], width: int) -> None:
@@ -135,20 +126,35 @@ def show_memory(rules: list[str], width: int) -> None:
         )
 
 
-def show_seconds(rules: list[str], width: int, repeats: int) -> None:
+def show_seconds(rules: list[str], width: int, repeats: int, file: Path | None = None) -> None:
     """Print what each rule takes.
 
     Args:
         rules: their names.
         width: rows and columns of the tensor.
         repeats: of each, at most.
+        file: where the figures go as JSON.
     """
     print(f"{width} x {width}, {torch.get_num_threads()} thread(s)\n")
-    single, half = (seconds(rules, width, dtype, repeats) for dtype in (torch.float32, torch.bfloat16))
+    rounds = [seconds(rules, width, dtype, repeats) for dtype in (torch.float32, torch.bfloat16)]
+    single, half = ({rule: min(taken) for rule, taken in each.items()} for each in rounds)
     print("| rule | float32 | times | bfloat16 | times |\n|---|---|---|---|---|")
     for rule in rules:
         cells = (f"{taken[rule]:.3g} s | {taken[rule] / taken[WEIGHTED_SUM]:.3g}" for taken in (single, half))
         print(f"| `{rule}` | {' | '.join(cells)} |")
+    told = []
+    for rule in rules:
+        if rule != WEIGHTED_SUM:
+            pairs = [*zip(rounds[1][rule], rounds[1][WEIGHTED_SUM], strict=False)]
+            own, other = map(list, zip(*pairs, strict=True))
+            why = "each rule computes something else; none is asked to cost what a sum does"
+            told.append(
+                measured.row(
+                    f"rule `{rule}`", (rule, own), (WEIGHTED_SUM, other), ideal=None, ideal_is=why, rounds=len(own)
+                )
+            )
+    setting = f"one tensor of {width} x {width}, bfloat16, {torch.get_num_threads()} thread(s); CPU seconds"
+    measured.write_rows(file, told, setting, float32=rounds[0], bfloat16=rounds[1])
 
 
 def main() -> None:
@@ -158,13 +164,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
+    measured.add_json_argument(parser)
     options = parser.parse_args()
     names = options.rules.split(",") if options.rules else list(RULES)
     if unknown := [name for name in names if name not in RULES]:
         parser.error(f"no rules: {', '.join(unknown)}; expected some of {', '.join(RULES)}")
     torch.set_num_threads(options.threads)
     if not options.memory:
-        show_seconds(list(dict.fromkeys([WEIGHTED_SUM, *names])), options.width, options.repeats)
+        show_seconds(list(dict.fromkeys([WEIGHTED_SUM, *names])), options.width, options.repeats, options.json)
     elif AT_ONCE in os.environ:
         show_memory(names, options.width)
     else:

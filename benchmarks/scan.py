@@ -16,13 +16,12 @@ image is saved too, so the measured ratio may exceed it.
 MB is the peak beside the loaded model: resident memory on CPU (Linux), allocated memory on CUDA. A separate run needs
 the same for each cut.
 
-Prints a Markdown table and writes `scan.json` with the same figures into the output folder.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measured
 import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -187,26 +187,21 @@ def measure_peak(arguments: argparse.Namespace) -> float:
         before = torch.cuda.memory_allocated() / 2**20
     else:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: from here on a new peak
-        before = _resident("VmRSS")
+        before = measured.memory_of("VmRSS") / 2**20
     if arguments.peak_of == "scan":
         scan(model, inputs, new)
     else:  # every cut needs the same; the blind one stands for them
         separate(model, inputs, new, range(1))
-    return (torch.cuda.max_memory_allocated() / 2**20 if cuda else _resident("VmHWM")) - before
-
-
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
+    return (torch.cuda.max_memory_allocated() if cuda else measured.memory_of("VmHWM")) / 2**20 - before
 
 
 def main() -> None:
     import pandas as pd  # which those who have the model from here can do without
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("out/scan"))
     add_model_arguments(parser)
     parser.add_argument("--threads", type=int, default=None)
+    measured.add_json_argument(parser)
     parser.add_argument("--peak-of", choices=["separate", "scan"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -220,7 +215,7 @@ def main() -> None:
     length, after = inputs["input_ids"].shape[1], arguments.text_tokens - arguments.before
     scan(model, inputs, 2)  # both ways start warm
     separate(model, inputs, 2, range(1))
-    table, equal = [], True
+    table, rows, equal = [], [], True
     for new in arguments.new_tokens:
         times: dict[str, list[float]] = {"separate": [], "scan": []}
         for _ in range(arguments.repeats):
@@ -232,6 +227,19 @@ def main() -> None:
             equal &= same == 1.0
         alone, together = (statistics.median(times[way]) for way in ("separate", "scan"))
         best = ideal(arguments.layers, length, after, new)
+        peaks = {way: peak(way, new) for way in ("separate", "scan")}
+        rows.append(
+            measured.row(
+                f"answers of {new} token(s) under {len(cuts)} cuts",
+                ("a masked generation per cut", times["separate"]),
+                ("all cuts at once", times["scan"]),
+                ideal=best,
+                ideal_is="rows of the decoder times layers",
+                peak_A_MB=round(peaks["separate"]),
+                peak_B_MB=round(peaks["scan"]),
+                same_answers=f"{same:.0%}",
+            )
+        )
         table.append(
             {
                 "new tokens": new,
@@ -242,21 +250,19 @@ def main() -> None:
                 "of ideal": alone / together / best,
                 "same answers": same,
                 "different answers": len({tuple(answer.flatten().tolist()) for answer in expected}),
-                "separate MB": peak("separate", new),
-                "scan MB": peak("scan", new),
+                "separate MB": peaks["separate"],
+                "scan MB": peaks["scan"],
             }
         )
     machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor()
-    print(
+    setting = (
         f"{arguments.layers} layers, hidden size {arguments.hidden}, {length} prompt tokens of which "
         f"{length - arguments.text_tokens} vision and {after} text behind it, {arguments.documents} documents, "
-        f"{arguments.dtype}, {machine or platform.machine()}, {torch.get_num_threads()} threads; "
-        f"medians of {arguments.repeats}\n"
+        f"{arguments.dtype}, {machine or platform.machine()}, {torch.get_num_threads()} threads"
     )
+    print(f"{setting}; medians of {arguments.repeats}\n")
     print(pd.DataFrame(table).to_markdown(index=False, floatfmt=".2f"))
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {"arguments": {k: str(v) for k, v in vars(arguments).items()}, "rows": table}
-    (arguments.output / "scan.json").write_text(json.dumps(record, indent=2) + "\n")
+    measured.write_rows(arguments.json, rows, setting, table=table)
     if not equal and arguments.dtype == "float32":
         sys.exit("the two ways gave different answers")
 

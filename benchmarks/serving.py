@@ -6,11 +6,11 @@
 - `memory`   peak of the process's own memory (RssAnon) above that of the plain start, in merged float32 tensors; bytes
              that a start wrote to disk beyond a plain start.
 - `re-merge` a resident engine taken to another layer_range, against the restart it saves: a new process until it gives
-             its first answer.
+             its first answer (of the merged starts, where those are measured, too).
 - `suite`    `plam_vllm` and `plam_llava` on the offline suite, merged, float32: documents per second, load times left
              out, and the number of answers that differ.
 
-Prints Markdown tables and writes `serving.json` into the output folder. `--only` runs one part.
+Prints Markdown tables. `--only` runs one part; `--large` leaves the embedded pair out of `re-merge`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import measured
 import pandas as pd
 
 PAIR = Path(__file__).resolve().parents[1] / "plam_eval" / "demo" / "pair"
@@ -113,28 +113,7 @@ def write_pair(folder: Path, hidden: int, layers: int) -> Path:
 # ---- what runs in processes of its own -------------------------------------------------------------------------------
 
 
-class PeakMemory(threading.Thread):
-    """Peak of this process's own (anonymous) memory in bytes; mapped checkpoint files are not counted."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._go = 0, True
-
-    def run(self) -> None:
-        """Look every two milliseconds, until it is stopped."""
-        while self._go:
-            fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            self.peak = max(self.peak, int(fields["RssAnon"].split()[0]) * 1024)
-            time.sleep(0.002)
-
-    def stop(self) -> int:
-        """Stop looking. Returns the peak in bytes."""
-        self._go = False
-        self.join()
-        return self.peak
-
-
-def written() -> int:
+def stored() -> int:
     """Bytes that this process has had written to storage so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["write_bytes"])
@@ -146,11 +125,11 @@ def start(settings: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     imported = time.perf_counter()
-    memory, before = PeakMemory(), written()
+    memory, before = measured.PeakMemory(), stored()
     memory.start()
     llm = LLM(**settings)
     started = time.perf_counter()
-    peak, bytes_written = memory.stop(), written() - before
+    peak, bytes_written = memory.stop(), stored() - before
     llm.generate(["USER: What is in the picture? ASSISTANT:"], SamplingParams(max_tokens=1), use_tqdm=False)
     answered = time.perf_counter()
     return {
@@ -197,21 +176,25 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
         "plam_llava": (PlamLlavaChat(**given, device="cpu"), 1),
         "plam_vllm": (PlamVLLMChat(**given, **{**ENGINE, "max_num_seqs": 64}, batch_size=64), 64),
     }
-    measured: dict[str, Any] = {}
     answers = {}
-    for name, (model, batch) in models.items():
+    for model, batch in models.values():
         run_evaluation(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
-        began = time.perf_counter()
-        finished = run_evaluation(model, "plam9", batch_size=batch)
-        assert finished is not None
-        seconds = time.perf_counter() - began
-        answers[name] = [
-            (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
-        ]
-        measured[name] = {"documents": len(answers[name]), "seconds": seconds, "batch_size": batch}
+    found: dict[str, Any] = {
+        name: {"rounds": list[float](), "batch_size": batch} for name, (_, batch) in models.items()
+    }
+    for _ in range(arguments.rounds):
+        for name, (model, batch) in models.items():
+            began = time.perf_counter()
+            finished = run_evaluation(model, "plam9", batch_size=batch)
+            assert finished is not None
+            found[name]["rounds"].append(time.perf_counter() - began)
+            answers[name] = [
+                (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
+            ]
+            found[name]["documents"] = len(answers[name])
     one, other = answers.values()
-    measured["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
-    return measured
+    found["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
+    return found
 
 
 def child(kind: str, settings: dict[str, Any], separate: bool) -> dict[str, Any]:
@@ -239,7 +222,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=5, help="starts of either kind")
     parser.add_argument("--documents", type=int, default=120, help="per task of the offline suite")
+    parser.add_argument("--rounds", type=int, default=1, help="of the offline suite")
     parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--large", action="store_true", help="re-merge the large pair alone")
+    measured.add_json_argument(parser)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -251,6 +237,7 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     parts = [arguments.only] if arguments.only else PARTS
     record: dict[str, Any] = {}
+    rows: list[measured.Row] = []
     if "start" in parts or "remerge" in parts:
         large = write_pair(output / f"pair-{arguments.hidden}-{arguments.layers}", arguments.hidden, arguments.layers)
         options = {"base": str(large / "base"), "layers": f"{arguments.layers // 2}:{arguments.layers}"}
@@ -258,16 +245,76 @@ def main() -> None:
         merged = {**plain, "load_format": "plam", "model_loader_extra_config": options}
     if "start" in parts:
         record["start"] = compare_starts(plain, merged, arguments, large)
+        rows.append(start_row(record["start"]))
     if "remerge" in parts:
-        record["remerge"] = compare_remerge(merged)
+        starts = record["start"]["runs"]["merged"] if "start" in parts else []
+        record["remerge"] = compare_remerge(merged, starts, arguments.large)
+        rows += remerge_rows(record["remerge"])
     if "suite" in parts:
-        record["suite"] = measured = suite(arguments, output)
-        rows = {name: measured[name] for name in ("plam_llava", "plam_vllm")}
-        table = pd.DataFrame(rows).T.assign(per_second=lambda t: t.documents / t.seconds)
+        record["suite"] = found = suite(arguments, output)
+        ways = {name: found[name] for name in ("plam_llava", "plam_vllm")}
+        table = pd.DataFrame(
+            {name: {**way, "seconds": statistics.median(way["rounds"])} for name, way in ways.items()}
+        ).T
+        table = table.drop(columns="rounds").astype(float).assign(per_second=lambda t: t.documents / t.seconds)
         print(f"\n{table.to_markdown(floatfmt='.2f')}\n")
         ratio = table.per_second["plam_vllm"] / table.per_second["plam_llava"]
-        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {measured['answers that differ']}")
-    (output / "serving.json").write_text(json.dumps(record, indent=2) + "\n")
+        print(f"plam_vllm / plam_llava: {ratio:.2f}; answers that differ: {found['answers that differ']}")
+        rows.append(
+            measured.row(
+                f"{ways['plam_llava']['documents']} documents of the offline suite, merged, float32",
+                ("plam_llava, one at a time", ways["plam_llava"]["rounds"]),
+                ("plam_vllm, 64 at a time", ways["plam_vllm"]["rounds"]),
+                ideal=None,
+                ideal_is="of so small a model nearly all is what a step costs whatever it computes",
+                answers_that_differ=found["answers that differ"],
+            )
+        )
+    setting = f"random pair of {arguments.layers} layers, width {arguments.hidden}, bfloat16; vLLM on this machine"
+    measured.write_rows(arguments.json, rows, setting, **record)
+
+
+def start_row(found: dict[str, Any]) -> measured.Row:
+    """A merged start beside a plain one.
+
+    Args:
+        found: as `compare_starts` gives it.
+    """
+    plain, merged = ([run["start"] for run in found["runs"][name]] for name in ("plain", "merged"))
+    typical = statistics.median(plain)
+    return measured.row(
+        f"engine start, {found['checkpoint bytes'] / 1e9:.2f} GB, {found['merged bytes'] / 1e6:.0f} MB of it merged",
+        ("load_format=plam and a merge", merged),
+        ("plain", plain),
+        ideal=1 + 3 * found["merged bytes"] / found["memory rate"] / typical,
+        ideal_is="a plain start; both operands read and one result written at memory's rate",
+        peak_memory_of_B=round(found["peak ratio"], 3),
+        written_beyond_B_MB=round(found["written beyond"] / 1e6, 2),
+    )
+
+
+def remerge_rows(found: dict[str, Any]) -> list[measured.Row]:
+    """A restart beside a merge in the running engine.
+
+    Args:
+        found: as `compare_remerge` gives it.
+    """
+    rows = []
+    for name, each in found.items():
+        count = min(len(each["restarts"]), len(each["remerges"]))
+        restart, moved = statistics.median(each["restarts"]), each.get("merged bytes")
+        rows.append(
+            measured.row(
+                f"another layer_range, {name}",
+                ("restart until the first answer", each["restarts"][:count]),
+                ("re-merge", each["remerges"][:count]),
+                ideal=restart / (3 * moved / measured.memory_rate()) if moved else None,
+                ideal_is="both operands read and one result written at memory's rate"
+                if moved
+                else "too little is merged to be timed",
+            )
+        )
+    return rows
 
 
 def compare_starts(
@@ -307,11 +354,37 @@ def compare_starts(
     beyond = (median["merged"]["peak"] - median["plain"]["peak"]) / tensor
     print(f"\nstart, merged / plain: {ratio:.3f}")
     print(f"peak beyond plain: {beyond:.2f} float32 tensors of {tensor / 1e6:.0f} MB")
-    return {"runs": runs, "ratio": ratio, "tensors beyond plain": beyond, "checkpoint bytes": decoder}
+    return {
+        "runs": runs,
+        "ratio": ratio,
+        "tensors beyond plain": beyond,
+        "checkpoint bytes": decoder,
+        "merged bytes": merged_bytes(merged),
+        "memory rate": measured.memory_rate(),
+        "peak ratio": median["merged"]["peak"] / median["plain"]["peak"],
+        "written beyond": median["merged"]["written"] - median["plain"]["written"],
+    }
 
 
-def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
-    """A restart against a merge in the running engine, on the embedded pair and on one of the settings `large`."""
+def merged_bytes(settings: dict[str, Any]) -> int:
+    """Bytes of the tensors that an engine of these settings merges: q, k, v and o in bfloat16.
+
+    Args:
+        settings: `LLM`'s, of the large pair.
+    """
+    config = json.loads((Path(settings["model"]) / "config.json").read_text())["text_config"]
+    first, last = (int(edge) for edge in settings["model_loader_extra_config"]["layers"].split(":"))
+    return 2 * 4 * int(config["hidden_size"]) ** 2 * (last - first)
+
+
+def compare_remerge(large: dict[str, Any], starts: list[dict[str, Any]], alone: bool) -> dict[str, Any]:
+    """A restart against a merge in the running engine.
+
+    Args:
+        large: settings of an engine on the large pair.
+        starts: of that engine, where some were measured; otherwise one is.
+        alone: without the embedded pair.
+    """
     small = {
         "model": str(PAIR / "mllm"),
         "dtype": "float32",
@@ -319,18 +392,19 @@ def compare_remerge(large: dict[str, Any]) -> dict[str, Any]:
         "load_format": "plam",
         "model_loader_extra_config": {"base": str(PAIR / "base"), "layers": "4:8"},
     }
-    measured, rows = {}, {}
-    for name, settings in (("embedded pair", small), ("large random pair", large)):
-        restart = child("start", settings, separate=True)["to_first_answer"]
-        seconds = statistics.median(child("remerge", settings, separate=True)["seconds"])
-        measured[name] = {"restart": restart, "remerge": seconds, "ratio": restart / seconds}
-        rows[name] = {
-            "restart [s]": restart,
-            "re-merge [s]": seconds,
-            "ratio": restart / seconds,
-        }
+    found, rows = {}, {}
+    engines = {"large random pair": large} if alone else {"embedded pair": small, "large random pair": large}
+    for name, settings in engines.items():
+        known = starts if settings is large and starts else [child("start", settings, separate=True)]
+        restarts = [run["to_first_answer"] for run in known]
+        remerges = child("remerge", settings, separate=True)["seconds"]
+        restart, seconds = statistics.median(restarts), statistics.median(remerges)
+        found[name] = {"restarts": restarts, "remerges": remerges, "ratio": restart / seconds}
+        if settings is large:
+            found[name]["merged bytes"] = merged_bytes(settings)
+        rows[name] = {"restart [s]": restart, "re-merge [s]": seconds, "ratio": restart / seconds}
     print(f"\n{pd.DataFrame(rows).T.to_markdown(floatfmt='.2f')}\n")
-    return measured
+    return found
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 CPU seconds, each in a process of its own, of: lmms-eval's task index by PyYAML's loader in Python and through libyaml,
 the nine tasks on the offline suite loaded for the first time and again (as for each cell of a sweep), with and without
 the datasets that are kept; a sweep's plan with a mistake in it; `plam --help`. The index is compared entry by entry and
-every file of it value by value.
+every file of it value by value. `--repeats` measures all of it so often, and medians are printed.
 
 Prints a Markdown table.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import subprocess
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import measured
 
 INDEX = """
 import sys, time
@@ -38,6 +41,13 @@ def plain(value):
     if isinstance(value, list):
         return [plain(part) for part in value]
     return (value.tag, value.value) if hasattr(value, "tag") else (type(value), value)
+import yaml
+texts = [open(entry["yaml_path"], "rb").read() for entry in first.task_index.values() if entry["yaml_path"] != -1]
+began = time.process_time()
+for text in texts:
+    for _ in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        pass
+parsed = time.process_time() - began
 fast = utils.load_yaml_config
 for entry in first.task_index.values():
     if entry["yaml_path"] != -1:
@@ -45,7 +55,7 @@ for entry in first.task_index.values():
         expected = plain(stock(entry["yaml_path"], mode="simple"))
         utils.load_yaml_config = fast
         assert expected == plain(fast(entry["yaml_path"], mode="simple")), entry
-print(between - started, ended - between)
+print(between - started, ended - between, parsed)
 """
 
 TASKS = """
@@ -74,34 +84,73 @@ def numbers(code: str, folder: Path | None = None) -> list[float]:
 
 
 def spent(*words: str) -> float:
-    """CPU seconds of the `plam` command `words`, the least of three."""
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "plam_eval.cli", *words], capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(seconds)
+    """CPU seconds of the `plam` command `words`."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "plam_eval.cli", *words], capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+LABELS = {
+    "stock": "task index, PyYAML's own loader",
+    "fast": "through libyaml",
+    "parsed": "libyaml's parsing alone, of the files of all entries",
+    "first": "nine tasks, first time",
+    "anew": "again, datasets built anew",
+    "kept": "again, datasets kept",
+    "mistake": "`plam sweep` with a mistake in its plan",
+    "help": "`plam --help`",
+}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--documents", type=int, default=240, help="of each task of the offline suite")
+    measured.add_json_argument(parser)
+    options = parser.parse_args()
     from plam_eval.demo.hub import write_hub
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    started = time.time()
-    print("| | CPU seconds |\n|---|---|")
-    stock, fast = numbers(INDEX)
-    print(f"| task index, PyYAML's own loader | {stock:.1f} |\n| through libyaml | {fast:.2f} |")
-    with tempfile.TemporaryDirectory() as name:
-        os.environ["HF_DATASETS_CACHE"] = str(Path(name, "cache"))
-        write_hub(Path(name, "suite"), documents_per_task=240)
-        first, kept, anew = numbers(TASKS, Path(name, "suite"))
-    print(f"| nine tasks, first time | {first:.2f} |\n| again, datasets built anew | {anew:.2f} |")
-    print(f"| again, datasets kept | {kept:.2f} |")
+    started, found = time.time(), {name: list[float]() for name in LABELS}
     mistake = ("sweep", "--model", "plam_lava", "--model_args", "pretrained=x", "--tasks", "pope", "--output", "x")
-    for label, words in (("`plam sweep` with a mistake in its plan", mistake), ("`plam --help`", ("--help",))):
-        print(f"| {label} | {spent(*words):.2f} |")
+    with tempfile.TemporaryDirectory() as scratch:
+        write_hub(Path(scratch, "suite"), documents_per_task=options.documents)
+        for number in range(options.repeats):
+            os.environ["HF_DATASETS_CACHE"] = str(Path(scratch, f"cache{number}"))  # a first time again
+            figures = [*numbers(INDEX), *numbers(TASKS, Path(scratch, "suite")), spent(*mistake), spent("--help")]
+            names = ("stock", "fast", "parsed", "first", "kept", "anew", "mistake", "help")
+            for name, figure in zip(names, figures, strict=True):
+                found[name].append(figure)
+    print("| | CPU seconds |\n|---|---|")
+    for name, label in LABELS.items():
+        print(f"| {label} | {measured.spread(found[name])['median']:.2f} |")
     print(f"\n{time.time() - started:.0f} s in all")
+    stock, parsed = (measured.spread(found[name])["median"] for name in ("stock", "parsed"))
+    told = [
+        measured.row(
+            "lmms-eval's task index",
+            ("PyYAML's own loader", found["stock"]),
+            ("through libyaml", found["fast"]),
+            ideal=stock / parsed,
+            ideal_is="libyaml's parsing of these files alone",
+        ),
+        measured.row(
+            "the nine tasks for another cell of a sweep",
+            ("datasets built anew", found["anew"]),
+            ("datasets kept", found["kept"]),
+            ideal=None,
+            ideal_is="the tasks' own objects are made anew, for they are written to; nothing else is left",
+        ),
+        measured.row(
+            "a plan with a mistake in it",
+            ("`plam sweep`", found["mistake"]),
+            ("`plam --help`", found["help"]),
+            ideal=1.0,
+            ideal_is="the start of a command",
+        ),
+    ]
+    measured.write_rows(options.json, told, f"{options.documents} documents of each task; CPU seconds", **found)
 
 
 if __name__ == "__main__":

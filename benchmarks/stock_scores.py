@@ -359,14 +359,22 @@ def write_run(folder: Path, made: dict[str, list[Line]], date: str = "20260101_0
     return file
 
 
-def cost(repeats: int) -> None:
-    """Print what stock scores add to a comparison of two finished folders, measured `repeats` times."""
+def cost(repeats: int, sizes: dict[str, int], file: Path | None = None) -> None:
+    """Print what stock scores add to a comparison of two finished folders.
+
+    Args:
+        repeats: how often it is measured.
+        sizes: task -> its clusters.
+        file: where the figures go as JSON.
+    """
+    import measured
+
     from plam_eval.evaluation import stock_scores
     from plam_eval.evaluation.comparison import compare_runs
     from plam_eval.evaluation.records import read_run
 
     with tempfile.TemporaryDirectory() as scratch:
-        made = {task: invented(task, number, np.random.default_rng(3)) for task, number in CLUSTERS.items()}
+        made = {task: invented(task, number, np.random.default_rng(3)) for task, number in sizes.items()}
         folders = [Path(scratch, name) for name in ("plain", "merged")]
         for number, folder in enumerate(folders):
             write_run(folder, {task: lines[number] for task, lines in made.items()})
@@ -384,6 +392,14 @@ def cost(repeats: int) -> None:
         reasons = {row.why for row in rows if row.why}
         assert all("differ" in why for why in reasons), reasons
     print(f"comparison {min(without):.2f}, stock scores {min(stock):.2f}, ratio {1 + min(stock) / min(without):.2f}")
+    row = measured.row(
+        "a comparison of two finished runs",
+        ("with stock scores", [one + other for one, other in zip(without, stock, strict=True)]),
+        ("without", without),
+        ideal=1.0,
+        ideal_is="no cost",
+    )
+    measured.write_rows(file, [row], f"{documents:,} documents of {len(made)} tasks; CPU seconds")
 
 
 def main() -> None:
@@ -394,9 +410,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--cost", action="store_true", help="measure the cost instead")
     parser.add_argument("--repeats", type=int, default=3, help="of --cost")
+    parser.add_argument("--share", type=int, default=1, help="of --cost: one in so many of the benchmarks' clusters")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="of --cost: write rounds and ratios there, too")
     options = parser.parse_args()
     if options.cost:
-        cost(options.repeats)
+        cost(options.repeats, {task: max(30, n // options.share) for task, n in CLUSTERS.items()}, options.json)
     else:
         coverage(options.samples, options.clusters, options.methods)
 

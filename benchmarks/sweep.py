@@ -12,13 +12,13 @@ document by document. `in merging` is the share of the first sweep's time that w
 setting to the next. The fewer documents, the more of a call is start-up, which is what a resident model saves: the
 ratio of the first falls towards 1 as documents grow.
 
-Prints a Markdown table and writes `sweep.json` with the same figures into the output folder.
+`--few` takes plain and two merges in place of these.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measured
 import pandas as pd
 import torch
 
@@ -38,6 +39,7 @@ from plam_eval.provenance import versions
 
 # Twelve settings and plain: weights that sum to one have no scale to control, and are normalized already.
 GRID = ["--layers", "6:8,early", "--weights", "0.9+0.3,0.8+0.4,0.7+0.3", "--controls", "self_scale,normalized"]
+FEW = ["--layers", "6:8", "--weights", "0.9+0.3,0.7+0.3", "--controls", "none"]
 ARGUMENTS = "pretrained=pair/mllm,base=pair/base,layers=6:8,device_map=cpu"
 
 
@@ -58,7 +60,7 @@ def timed(words: list[str], suite: Path, log: Path) -> float:
     return time.perf_counter() - started
 
 
-def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> dict[str, Any]:
+def measure(suite: Path, folder: Path, documents: int, workers: int | None, grid: list[str]) -> dict[str, Any]:
     """All ways at one number of documents per task.
 
     Args:
@@ -66,21 +68,23 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
         folder: for results, a new one.
         documents: of each task.
         workers: of Ray; None leaves that way out.
+        grid: options that say which settings there are.
     """
     log = folder / "log.txt"
     common = ["--tasks", "plam9", "--limit", str(documents)]
-    words = ["plam", "sweep", "--model", "plam_llava", "--model_args", ARGUMENTS, *common, *GRID]
+    words = ["plam", "sweep", "--model", "plam_llava", "--model_args", ARGUMENTS, *common, *grid]
     ways: dict[str, list[str]] = {"plam sweep": [], "together": ["--together", "99"]}
     if workers:
         ways[f"on Ray ({workers})"] = ["--ray", "--workers", str(workers)]
     seconds = {way: timed([*words, *more, "--output", str(folder / way)], suite, log) for way, more in ways.items()}
     cells = sorted(path.name for path in (folder / "plam sweep" / CELLS).iterdir())
-    merging, apart, differ, compared = 0.0, 0.0, 0, 0
+    merging, answering, apart, differ, compared = 0.0, 0.0, 0.0, 0, 0
     for name in cells:
         resident = finished(folder / "plam sweep", name)
         record = read_cell(folder / "plam sweep", name)
         assert record is not None
         merging += record["seconds"]["merge"]
+        answering += record["seconds"]["evaluate"]
         output = folder / "apart" / name
         model_args = resident.results["config"]["model_args"]
         call = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, *common]
@@ -93,7 +97,8 @@ def measure(suite: Path, folder: Path, documents: int, workers: int | None) -> d
     row: dict[str, Any] = {"documents per task": documents, "settings": len(cells), "lmms-eval, s": apart}
     for way in ways:
         row |= {f"{way}, s": seconds[way], f"{way}, ratio": apart / seconds[way]}
-    return {**row, "in merging": merging / seconds["plam sweep"], "answers that differ": f"{differ} of {compared}"}
+    row |= {"in merging": merging / seconds["plam sweep"], "in answering": answering / seconds["plam sweep"]}
+    return {**row, "answers that differ": f"{differ} of {compared}"}
 
 
 def finished(folder: Path, name: str) -> records.Run:
@@ -109,24 +114,58 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=[10, 40, 120], help="per task, even numbers")
     parser.add_argument("--workers", type=int, help="of a second sweep, on Ray")
     parser.add_argument("--output", type=Path, default=Path("out/benchmark-sweep"))
+    parser.add_argument("--repeats", type=int, default=1, help="rounds of each")
+    parser.add_argument("--few", action="store_true", help="three settings in place of thirteen")
+    measured.add_json_argument(parser)
     arguments = parser.parse_args()
     output = arguments.output.absolute()
     suite = demo.prepare(output / "suite", max(30, *arguments.documents))
     rows = []
-    for documents in arguments.documents:
+    for documents in [number for number in arguments.documents for _ in range(arguments.repeats)]:
         folder = output / f"documents-{documents}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        rows.append(measure(suite, folder, documents, arguments.workers))
+        rows.append(measure(suite, folder, documents, arguments.workers, FEW if arguments.few else GRID))
         print(pd.DataFrame(rows[-1:]).to_string(index=False), file=sys.stderr)
     table = pd.DataFrame(rows)
-    formats = {", s": ".0f", "ratio": ".1f", "in merging": ".2%"}
+    formats = {", s": ".0f", "ratio": ".1f", "in merging": ".2%", "in answering": ".0%"}
     floats = [next((f for end, f in formats.items() if name.endswith(end)), "") for name in table.columns]
     print(table.to_markdown(index=False, floatfmt=floats))
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     print(f"{machine}; {', '.join(f'{name} {version}' for name, version in versions().items())}")
-    record = {"machine": machine, "versions": versions(), "workers": arguments.workers, "rows": rows}
-    (output / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
+    measured.write_rows(arguments.json, told_of(rows, arguments.documents), "the embedded pair, plam9", table=rows)
+
+
+def told_of(rows: list[dict[str, Any]], documents: list[int]) -> list[measured.Row]:
+    """Rows for `--json`.
+
+    Args:
+        rows: as `measure` gives them, several of one number of documents.
+        documents: of each task; the numbers that were measured.
+    """
+    told = []
+    for number in documents:
+        rounds = [row for row in rows if row["documents per task"] == number]
+        settings = rounds[0]["settings"]
+        apart = [row["lmms-eval, s"] for row in rounds]
+        answering = [row["in answering"] * row["plam sweep, s"] for row in rounds]
+        typical, answers = (measured.spread(values)["median"] for values in (apart, answering))
+        start = max(0.0, (typical - answers) / settings)
+        for way in [name.removesuffix(", ratio") for name in rounds[0] if name.endswith(", ratio")]:
+            resident = way == "plam sweep"
+            told.append(
+                measured.row(
+                    f"{settings} settings, {number} documents of each of nine tasks",
+                    ("a call of lmms-eval per setting", apart),
+                    (way, [row[f"{way}, s"] for row in rounds]),
+                    ideal=typical / (start + answers) if resident and answers else None,
+                    ideal_is="one start, and every answer"
+                    if resident
+                    else "of so small a model most of an answer is no arithmetic: see joint answering",
+                    answers_that_differ=rounds[0]["answers that differ"],
+                )
+            )
+    return told
 
 
 if __name__ == "__main__":

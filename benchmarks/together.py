@@ -13,13 +13,12 @@ the layers, four each in the early, middle and late third, and all in every laye
 same up to a layer, plus the generated tokens of every merge. Rows do not cost the same, so the measured ratio may
 exceed it.
 
-Prints a Markdown table and writes `together.json` with the same figures into the output folder.
+Prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -27,6 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import measured
 import pandas as pd
 import torch
 from scan import PAD, add_model_arguments, build, prompt, seconds
@@ -79,8 +79,8 @@ def ideal(specs: list[PlateauSpec | None], layers: int, prompt_tokens: int, new:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=Path("out/together"))
     add_model_arguments(parser)
+    measured.add_json_argument(parser)
     arguments = parser.parse_args()
 
     model, inputs = build(arguments), prompt(arguments)
@@ -93,7 +93,7 @@ def main() -> None:
     }
     # Whatever an end token would be, all answers are as long as they may be.
     settings = {"do_sample": False, "eos_token_id": PAD + 1, "suppress_tokens": [PAD, PAD + 1]}
-    rows, equal = [], True
+    rows, told, equal = [], [], True
     with tempfile.TemporaryDirectory() as folder:
         mllm, base = save_pair(model, Path(folder))
 
@@ -130,6 +130,17 @@ def main() -> None:
                     same = (tokens == expected).all(-1).float().mean().item()
                     equal &= same == 1.0
                 alone, at_once = (statistics.median(times[way]) for way in ("separate", "together"))
+                told.append(
+                    measured.row(
+                        f"{len(specs)} settings that merge in {name}, answers of {new} token(s)",
+                        ("a generation per setting", times["separate"]),
+                        ("all at once", times["together"]),
+                        ideal=ideal(specs, layers, length, new),
+                        ideal_is="rows of the decoder times layers",
+                        merged_tensors_MB=round(merges.nbytes / 2**20),
+                        same_answers=f"{same:.0%}",
+                    )
+                )
                 rows.append(
                     {
                         "merged layers": name,
@@ -145,15 +156,14 @@ def main() -> None:
                 )
                 print(rows[-1], file=sys.stderr)
     machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor()
-    print(
+    setting = (
         f"{MERGES} merges and plain, {layers} layers, hidden size {arguments.hidden}, {length} prompt tokens, "
         f"{arguments.documents} documents, {arguments.dtype}, {machine or platform.machine()}, "
-        f"{torch.get_num_threads()} threads; medians of {arguments.repeats}\n"
+        f"{torch.get_num_threads()} threads"
     )
+    print(f"{setting}; medians of {arguments.repeats}\n")
     print(pd.DataFrame(rows).to_markdown(index=False, floatfmt=".2f"))
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    record = {"arguments": {key: str(value) for key, value in vars(arguments).items()}, "rows": rows}
-    (arguments.output / "together.json").write_text(json.dumps(record, indent=2) + "\n")
+    measured.write_rows(arguments.json, told, setting, table=rows)
     if not equal and arguments.dtype == "float32":
         sys.exit("the two ways gave different answers")
 

@@ -1,0 +1,187 @@
+"""Measures what this project says of its speed, and writes one page: `make bench`.
+
+Each section is one call of a script of benchmarks/, and is kept as soon as it has ended: stopped, the same command goes
+on with the sections that are left. A section that was measured from another commit is measured anew, and so are those
+that `--only` names, and all with `--fresh`. The page is written of every section that there is.
+
+A quick run (`--quick`) takes some minutes, and goes into out/bench: its figures say nothing but that the scripts work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.machine import ROOT, Others, commit, machine, software
+from benchmarks.bench.page import BUSY, PICTURE, draw, page
+from benchmarks.bench.sections import SECTIONS, Section, chosen
+from plam_eval.errors import InputError
+from plam_eval.files import read_json, write_in_one_step, write_json
+
+REMEDY = "measure that section again: make bench ARGS='--only NAME'"
+
+
+def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[str, Any]:
+    """Run a section's script to its end.
+
+    Args:
+        section: what is measured.
+        work: folder for what is kept between runs, such as a large pair.
+        logs: folder for what the script prints.
+        quick: whether it is only tried.
+
+    Returns:
+        The record of it, as it is stored.
+
+    Raises:
+        InputError: the script failed, or handed on nothing that can be read.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    words = [word.replace("{work}", str(work)) for word in (section.quick if quick else section.full)]
+    log, others = logs / f"{section.name}.txt", Others()
+    at, started = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **section.environment, "PYTHONPATH": path}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "rows.json")
+        script = str(ROOT / "benchmarks" / section.script)
+        with log.open("w", encoding="utf-8") as output:
+            command = [sys.executable, script, *words, "--json", str(file)]
+            done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+        if done.returncode or not file.exists():
+            said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
+            raise InputError(f"{section.script}: exit status {done.returncode}, and it said: {said[-1]} (all: {log})")
+        found = read_json(file, REMEDY)
+    shown = " ".join(shlex.quote(word) for word in (section.quick if quick else section.full))
+    return {
+        "section": section.name,
+        "quick": quick,
+        "at": at.isoformat(timespec="seconds"),
+        "took": time.perf_counter() - started,
+        "others": others.share(),
+        "commit": commit(),
+        "command": f"python benchmarks/{section.script} {shown}".replace("{work}", "out/bench/work"),
+        "machine": machine() | {"threads": environment["OMP_NUM_THREADS"]},
+        "versions": software(),
+        **found,
+    }
+
+
+def stored(results: Path) -> dict[str, dict[str, Any]]:
+    """The sections that have been measured, by name.
+
+    Args:
+        results: folder of their JSON.
+    """
+    files = {section.name: results / f"{section.name}.json" for section in SECTIONS}
+    return {name: read_json(file, REMEDY) for name, file in files.items() if file.exists()}
+
+
+def write_page(results: Path, file: Path) -> None:
+    """Write the page of every section that there is.
+
+    Args:
+        results: folder of their JSON.
+        file: the page.
+    """
+    records = stored(results)
+    if "growth" in records:
+        draw(records["growth"]["raw"]["series"], file.parent / PICTURE)
+    text = page(records, results.name)
+    write_in_one_step(file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def is_done(record: dict[str, Any] | None, *, quick: bool) -> bool:
+    """Whether a stored section was measured from the commit that is checked out.
+
+    Args:
+        record: of the section, if there is one.
+        quick: what is asked for.
+    """
+    if record is None or record["quick"] != quick:
+        return False
+    own, then = (text.removesuffix(" and changes") for text in (commit(), record["commit"]))
+    return own == then != ""
+
+
+def run(sections: Sequence[Section], results: Path, file: Path, *, quick: bool, again: bool) -> int:
+    """Measure what is left of `sections`, and write the page.
+
+    Args:
+        sections: in their order.
+        results: folder of the sections' JSON.
+        file: the page.
+        quick: whether scripts are only tried.
+        again: measure those again, too, that have been.
+
+    Returns:
+        The exit status: 1 where a section failed.
+    """
+    known, own = stored(results), ROOT / "out" / "bench"
+    left = [section for section in sections if again or not is_done(known.get(section.name), quick=quick)]
+    for section in sections:
+        if section not in left:
+            print(f"{section.name}: kept, of {known[section.name]['at']}")
+    if not quick:
+        print(
+            f"{len(left)} section(s), about {sum(section.budget for section in left) / 60:.0f} minutes on quiet cores"
+        )
+    failed = 0
+    for number, section in enumerate(left, 1):
+        budget = "" if quick else f", budget {section.budget} s"
+        print(f"[{number}/{len(left)}] {section.name}{budget} ...", end=" ", flush=True)
+        if section.needs and importlib.util.find_spec(section.needs) is None:
+            print(f"left out: {section.needs} is not installed")
+            continue
+        try:
+            record = measure(section, own / ("quick-work" if quick else "work"), own / "logs", quick=quick)
+        except InputError as error:
+            failed += 1
+            print(f"FAILED\n    {error}")
+            continue
+        results.mkdir(parents=True, exist_ok=True)
+        write_json(results / f"{section.name}.json", record)
+        busy = f", others kept {record['others']:.1f} cores busy" if (record["others"] or 0) > BUSY else ""
+        print(f"{record['took']:.0f} s{busy}", flush=True)
+    write_page(results, file)
+    print(f"written: {file}")
+    return int(failed > 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", metavar="NAMES", help="some of: " + ", ".join(section.name for section in SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="see whether everything works, on the smallest models")
+    parser.add_argument("--fresh", action="store_true", help="measure all anew")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    parser.add_argument("--output", type=Path, help="folder of the page (benchmarks/; out/bench of a quick run)")
+    given = parser.parse_args(arguments)
+    try:
+        sections = chosen(given.only)
+    except ValueError as error:
+        parser.error(str(error))
+    folder = given.output or (ROOT / "out" / "bench" if given.quick else ROOT / "benchmarks")
+    results, file = folder / "results", folder / "RESULTS.md"
+    try:
+        if given.page:
+            write_page(results, file)
+            return 0
+        return run(sections, results, file, quick=given.quick, again=given.fresh or given.only is not None)
+    except KeyboardInterrupt:
+        print("\nstopped; what has been measured is kept, and the same command goes on")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""`make bench`: sections are kept, replaced and gone on with; the page says what was measured, and what was not."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import measured
+from benchmarks.bench import __main__ as bench
+from benchmarks.bench.page import page
+from benchmarks.bench.sections import SECTIONS, Section, chosen
+from plam_eval.errors import InputError
+from tests.helpers.paths import ROOT
+
+
+def record(section: str = "merge", **other: Any) -> dict[str, Any]:
+    rows = [
+        measured.row(
+            "merge at load",
+            ("at load", [0.2, 0.4, 0.9]),
+            ("a copy", [0.1, 0.1, 0.3]),
+            ideal=1.0,
+            ideal_is="a copy | alone",
+            written_MB=1234,
+        )
+    ]
+    return {
+        "section": section,
+        "quick": False,
+        "at": "2026-11-26T20:00:00+00:00",
+        "took": 61.2,
+        "others": 0.0,
+        "commit": "abc",
+        "command": "python benchmarks/merge.py",
+        "machine": {"processor": "a CPU", "cores": 2},
+        "versions": {"torch": "2"},
+        "setting": "302 MB",
+        "rows": rows,
+        "raw": {},
+        **other,
+    }
+
+
+def test_ratios_are_those_of_rounds() -> None:
+    row = record()["rows"][0]
+    assert row["ratio"] == pytest.approx({"median": 3, "least": 2, "most": 4})  # not 0.4 / 0.1 of the medians
+    assert row["more"] == {"written MB": 1234}
+    with pytest.raises(ValueError, match="2 rounds of x and 1 of y"):
+        measured.row("this", ("x", [1, 2]), ("y", [1]), ideal=None, ideal_is="")
+    with pytest.raises(ValueError, match="expected figures above zero"):
+        measured.row("this", ("x", [1.0]), ("y", [0.0]), ideal=None, ideal_is="")
+
+
+def test_ways_take_turns() -> None:
+    order: list[str] = []
+    ways = {name: (lambda name=name: order.append(name) or 1.0) for name in "AB"}
+    assert measured.in_turn(ways, 3) == {"A": [1.0] * 3, "B": [1.0] * 3}
+    assert "".join(order) == "ABBAAB"
+
+
+def test_a_process_is_measured_whole(tmp_path: Path) -> None:
+    code = "import json; x = b'x' * (300 << 20); open('out', 'wb').write(x[: 50 << 20]); print(json.dumps({'a': 1}))"
+    script = tmp_path / "work.py"
+    script.write_text(f"import os; os.chdir({str(tmp_path)!r}); {code}", encoding="utf-8")
+    spent = measured.run_process(measured.python(script))
+    assert spent.result() == {"a": 1}
+    assert 300 << 20 < spent.peak < 400 << 20 and 50 << 20 <= spent.written < 60 << 20
+    script.write_text("import sys; print('why', file=sys.stderr); sys.exit(3)", encoding="utf-8")
+    with pytest.raises(RuntimeError, match="exit status 3\nwhy"):
+        measured.run_process(measured.python(script))
+
+
+def test_the_exact_sum_is_that_of_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from benchmarks.load import exact
+    from benchmarks.merge import nearest
+
+    generator = torch.Generator().manual_seed(1)
+    mllm, base = ((torch.randn(4000, generator=generator) * 0.02).bfloat16() for _ in range(2))
+    mllm[:100] = base[:100] * -1 / 3  # nearly nothing is left
+    mllm[100:110] *= 2.0**60  # no float64 holds the sum
+    mllm[110], base[110], mllm[111] = 2.0**-120, 2.0**-121, 0.0
+    weights = Fraction(9, 10), Fraction(3, 10)
+    pairs = zip(mllm.tolist(), base.tolist(), strict=True)
+    expected = [nearest(weights[0] * Fraction(one) + weights[1] * Fraction(other)) for one, other in pairs]
+    assert exact(mllm, base).tolist() == expected
+    assert exact(mllm, base).bfloat16().tolist() == expected
+
+
+def test_the_page_has_every_figure_and_says_what_is_missing() -> None:
+    text = page({"merge": record(), "scan": record("scan", others=0.9)}, "results")
+    assert "| merge at load | at load: 0.400 s | a copy: 0.100 s | **3.00** (2.00 to 4.00) | 1.00 | 1,234 |" in text
+    assert "a copy \\| alone |" in text
+    assert "1:01 | 0:30 | abc | 0.0 |" in text and "0.9 **busy** |" in text
+    assert "Not measured: a merge at load; joint answering" in text and "A quick run" not in text
+    assert text.count("a CPU") == 1
+
+
+def only(name: str) -> list[Section]:
+    return [section for section in SECTIONS if section.name == name]
+
+
+def test_sections_are_kept_and_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, file = tmp_path / "results", tmp_path / "RESULTS.md"
+    asked: list[str] = []
+
+    def measure(section: Section, *_: Path, quick: bool) -> dict[str, Any]:
+        asked.append(section.name)
+        if section.name == "scan":
+            raise InputError("scan.py: exit status 1")
+        if section.name == "export":
+            raise KeyboardInterrupt
+        return record(section.name, quick=quick)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "commit", lambda: "abc and changes")
+    sections = chosen("merge,scan,report,export")
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(sections, results, file, quick=False, again=False)
+    assert asked == ["merge", "scan", "export"] and not file.exists()
+    assert bench.run(only("merge") + only("scan") + only("report"), results, file, quick=False, again=False) == 1
+    assert asked[3:] == ["scan", "report"]
+    assert "exit status 1" in capsys.readouterr().out
+    text = file.read_text(encoding="utf-8")
+    assert "## The merge alone" in text and "## Reading runs" in text and "## A scan" not in text
+    monkeypatch.setattr(bench, "commit", lambda: "other")
+    assert bench.run(only("merge"), results, file, quick=False, again=False) == 0 and asked[5:] == ["merge"]
+    assert bench.run(only("report"), results, file, quick=False, again=True) == 0 and asked[6:] == ["report"]
+
+
+def test_a_section_of_no_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "merge,speed"])
+    assert "no section speed; expected some of load, merge" in capsys.readouterr().err
+
+
+def tried(names: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What a quick run of the sections hands on."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert bench.main(["--quick", "--only", names, "--output", str(folder)]) == 0
+    found = {name: json.loads((folder / "results" / f"{name}.json").read_text()) for name in names.split(",")}
+    text = (folder / "RESULTS.md").read_text(encoding="utf-8")
+    for each in found.values():
+        assert each["quick"] and each["took"] > 0 and each["commit"] and each["versions"]["torch"]
+        assert all(row["what"] in text and row["ratio"]["median"] > 0 and row["ideal is"] for row in each["rows"])
+    return found
+
+
+def test_a_quick_run_measures_with_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tried("merge", tmp_path, monkeypatch)["merge"]
+    assert [row["what"] for row in found["rows"]] == ["merge at load", "merge to another spec"]
+    assert len(found["raw"]["at load"]) == 2 and "34 MB merged" in found["setting"]
+    assert (
+        not (ROOT / "benchmarks" / "results" / "merge.json").exists()
+        or not json.loads((ROOT / "benchmarks" / "results" / "merge.json").read_text(encoding="utf-8"))["quick"]
+    )
+
+
+QUICK = "load,scan,together,sweep,attention,export,report,stock,start,dry-run,busy,rules,growth"
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK.split(","))
+def test_every_section_is_measured_by_its_script(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tried(name, tmp_path, monkeypatch)[name]
+    assert found["rows"] or found["raw"]["series"]
+    if name == "growth":
+        assert (tmp_path / "growth.png").exists()
+    if name == "load":
+        assert found["rows"][1]["more"]["inexact"].startswith("0.") and len(found["rows"]) == 3
+        assert "mergekit was not asked for" in found["setting"]
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.needs("vllm")
+def test_serving_is_measured_by_its_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tried("serving", tmp_path, monkeypatch)["serving"]["rows"]
+    assert len(rows) == 3 and rows[2]["more"]["answers that differ"] == 0
