@@ -14,7 +14,7 @@ help:
 	@echo "make fuzz   damaged inputs for every reader, PLAM_FUZZ=$(PLAM_FUZZ) of them each, other ones each time"
 	@echo "make readme run the demo afresh and hold README.md against what it prints"
 	@echo "make fresh  README's commands in bare clones and from a wheel (an hour; ARGS='--python 3.12 --only wheel')"
-	@echo "make bench  measure time and memory, and write benchmarks/RESULTS.md (about 45 minutes; ARGS=--help)"
+	@echo "make bench  measure time and memory, and write benchmarks/RESULTS.md (about 40 minutes; ARGS=--help)"
 	@echo "make lint   ruff and mypy"
 	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
 	@echo "make docs   the documentation as a site, in build/site"

@@ -53,7 +53,7 @@ SERIES = {
     "model size": Series((2, 4, 8, 16), (1, 2, 4), "layers of a model, half of them merged"),
     "merged layers": Series((2, 4, 8, 16), (1, 2, 4), "merged layers of a model of 16"),
     "cells": Series((2, 4, 8, 16), (2, 3, 4), "settings of a sweep"),
-    "documents": Series((20, 40, 80, 160), (10, 20, 30), "documents of a comparison"),
+    "documents": Series((10, 20, 40, 80), (6, 10, 16), "documents of a comparison"),
     "cuts": Series((2, 4, 8, 16), (1, 2, 4), "cuts of a scan"),
     "vision tokens": Series(
         (144, 256, 576, 1024, 2304),
@@ -115,7 +115,7 @@ def evaluating(name: str, sizes: tuple[int, ...]) -> Iterator[Prepared]:
                 return lambda: api.compare(**given, model_args=arguments, limit=size, output=output)
             weights = ",".join(f"{0.9 - 0.05 * number:.2f}+0.3" for number in range(size - 1))
             return lambda: api.sweep(
-                **given, model_args=arguments, limit=10, weights=weights, controls="none", output=output
+                **given, model_args=arguments, limit=6, weights=weights, controls="none", output=output
             )
 
         try:

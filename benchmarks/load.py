@@ -374,7 +374,9 @@ def main() -> None:
     python, why = environment(options)
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        for left in options.folder.glob("scratch-*"):  # of a run that was killed
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="scratch-") as scratch:
         pair = write_pair(options.folder or Path(scratch, "pair"), options.hidden, options.layers)
         files = {role: pair / role / "model.safetensors" for role in ("mllm", "base")}
         sizes = {role: file.stat().st_size for role, file in files.items()}
