@@ -184,9 +184,9 @@ def mergekit_once(python: Path, decoder: Path, pair: Path, output: Path, layers:
     config.write_text(yaml.safe_dump(linear_config(spec, layers.stop, decoder, pair / "base")), encoding="utf-8")
     words = [python, "-m", "mergekit.scripts.run_yaml", config, output, "--quiet", "--no-write-model-card"]
     spent = measured.run_process(words)
-    imports = measured.run_process([python, "-c", "import mergekit.scripts.run_yaml"]).seconds
-    result = {"seconds": spent.seconds, "imports": imports, "peak": spent.peak, "written": spent.written}
+    result = {"seconds": spent.seconds, "peak": spent.peak, "written": spent.written}
     if look:
+        result["imports"] = measured.run_process([python, "-c", "import mergekit.scripts.run_yaml"]).seconds
         files = [safe_open(file, framework="pt") for file in sorted(output.glob("*.safetensors"))]
         places = {decoder_tensor(name): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
 
@@ -329,7 +329,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]], sizes: dict[str, int], rates
     ]
     if "mergekit" in ways:
         whole = [own + load for own, load in zip(ways["mergekit"], ways["plain"], strict=True)]
-        imports = measured.spread([each["imports"] for each in found["mergekit"]])["median"]
+        imports = next(each["imports"] for each in found["mergekit"] if "imports" in each)
         rows.append(
             measured.row(
                 f"mergekit, then a plain load ({imports:.1f} s of it mergekit's imports)",
