@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,12 @@ def test_ratios_are_those_of_rounds() -> None:
 
 def test_ways_take_turns() -> None:
     order: list[str] = []
-    ways = {name: (lambda name=name: order.append(name) or 1.0) for name in "AB"}
-    assert measured.in_turn(ways, 3) == {"A": [1.0] * 3, "B": [1.0] * 3}
+
+    def way(name: str) -> float:
+        order.append(name)
+        return 1.0
+
+    assert measured.in_turn({name: partial(way, name) for name in "AB"}, 3) == {"A": [1.0] * 3, "B": [1.0] * 3}
     assert "".join(order) == "ABBAAB"
 
 
