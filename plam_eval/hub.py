@@ -8,12 +8,17 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from plam_eval.errors import PlamError, first_line, listed
+from plam_eval.errors import PlamError, first_line, listed, quoted
 
 _LISTED = 10_000  # files of a repository that are looked at
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+HUB_FILE = "plateau.yaml"
+"""The spec of a repository, where no file is named; `plam scan` writes one of this name."""
+_SUFFIXES = (".yaml", ".yml")
+_FILE = re.compile(r"[A-Za-z0-9._/+=-]{1,200}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+=-]{0,199}", re.ASCII)
 
 
@@ -285,3 +290,34 @@ def commit_of(path: Path) -> str | None:
     while snapshot.parent.name != "snapshots" and snapshot != snapshot.parent:
         snapshot = snapshot.parent
     return snapshot.name if COMMIT.fullmatch(snapshot.name) else None
+
+
+class HubSpec(NamedTuple):
+    """A spec file on the hub: `owner/repo`, `owner/repo@revision`, `owner/repo:file.yaml`, `owner/repo@revision:file`.
+
+    Attributes:
+        written: as it was given; `file`: `HUB_FILE` where it names none.
+    """
+
+    written: str
+    repository: str
+    revision: str | None
+    file: str
+
+    @classmethod
+    def read(cls, written: str) -> HubSpec | None:
+        """What `written` names; None for text of another form, such as a file's path or a packaged name."""
+        name, colon, file = written.partition(":")
+        repository, revision = split_revision(name)
+        if not is_repository(repository) or (not colon and name.endswith(_SUFFIXES)):
+            return None
+        return cls(written, repository, revision, file if colon else HUB_FILE)
+
+    def problem(self) -> str | None:
+        """Why it can lead to no file; None where it can."""
+        if self.revision is not None and (problem := revision_problem(self.revision)):
+            return f"behind the @ {problem}"
+        parts = self.file.split("/")
+        if not _FILE.fullmatch(self.file) or not self.file.endswith(_SUFFIXES) or {"", ".", ".."} & set(parts):
+            return f"behind the : found {quoted(self.file)}, expected a YAML file of the repository, such as {HUB_FILE}"
+        return None

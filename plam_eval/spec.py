@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -61,10 +60,6 @@ OVERRIDE_KEYS: tuple[str, ...] = tuple(_OVERRIDES)
 # Used only when overrides alone make a spec: the modules and the weights of the authors' own Qwen3-VL runs.
 _DEFAULTS = {"modules": GROUPS["qkvo"], "weights": {"model": 0.9, "base_model": 0.3}}
 _MOST_WORDS = 50
-HUB_FILE = "plateau.yaml"
-"""The spec of a repository on the hub, where no file is named; `plam scan` writes one of this name."""
-_SUFFIXES = (".yaml", ".yml")
-_FILE = re.compile(r"[A-Za-z0-9._/+=-]{1,200}", re.ASCII)
 LARGEST_SEED = 2**63 - 1
 
 
@@ -304,37 +299,6 @@ def packaged_specs() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
-class HubSpec(NamedTuple):
-    """A spec file on the hub: `owner/repo`, `owner/repo@revision`, `owner/repo:file.yaml`, `owner/repo@revision:file`.
-
-    Attributes:
-        written: as it was given; `file`: `HUB_FILE` where it names none.
-    """
-
-    written: str
-    repository: str
-    revision: str | None
-    file: str
-
-    @classmethod
-    def read(cls, written: str) -> HubSpec | None:
-        """What `written` names; None for text of another form, such as a file's path or a packaged name."""
-        name, colon, file = written.partition(":")
-        repository, revision = hub.split_revision(name)
-        if not hub.is_repository(repository) or (not colon and name.endswith(_SUFFIXES)):
-            return None
-        return cls(written, repository, revision, file if colon else HUB_FILE)
-
-    def problem(self) -> str | None:
-        """Why it can lead to no file; None where it can."""
-        if self.revision is not None and (problem := hub.revision_problem(self.revision)):
-            return f"behind the @ {problem}"
-        parts = self.file.split("/")
-        if not _FILE.fullmatch(self.file) or not self.file.endswith(_SUFFIXES) or {"", ".", ".."} & set(parts):
-            return f"behind the : found {quoted(self.file)}, expected a YAML file of the repository, such as {HUB_FILE}"
-        return None
-
-
 @takes()
 def load_spec(
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, overrides: Mapping[str, Any] | None = None
@@ -342,7 +306,7 @@ def load_spec(
     """The spec that `plateau` names, with single fields replaced.
 
     Args:
-        plateau: name of a packaged spec; path of a YAML file; where there is neither, a spec on the hub (`HubSpec`);
+        plateau: name of a packaged spec; path of a YAML file; else a spec on the hub (`hub.HubSpec`);
             a mapping, a spec; None or "none" is the plain model. A `Path` is only ever looked for as a file.
         overrides: keys of `OVERRIDE_KEYS`, values as in model_args (`layers="24:36"`, `modules="q_proj+k_proj"`) or as
             in YAML; None values count as not given. Without a plateau, `base` and `layers` together make a spec: q, k,
@@ -443,7 +407,7 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     try:
         if str(plateau).startswith("~"):
             plateau = Path(plateau).expanduser()  # in model_args no shell does it
-        if isinstance(plateau, str) and (named := HubSpec.read(plateau)) and not Path(plateau).exists():
+        if isinstance(plateau, str) and (named := hub.HubSpec.read(plateau)) and not Path(plateau).exists():
             return origin, _on_the_hub(origin, named, names)
         if isinstance(plateau, str) and plateau in names:
             data = parse_yaml((resources.files("plam_eval.configs") / f"{plateau}.yaml").read_text(encoding="utf-8"))
@@ -463,7 +427,7 @@ def _read(plateau: Any) -> tuple[str, dict[str, Any]]:
     return origin, _fields(origin, data)
 
 
-def _on_the_hub(origin: str, named: HubSpec, names: list[str]) -> dict[str, Any]:
+def _on_the_hub(origin: str, named: hub.HubSpec, names: list[str]) -> dict[str, Any]:
     """Unchecked content of a spec file on the hub; its source says which file of which commit it was."""
     if problem := named.problem():
         raise SpecError(problem, origin=origin)

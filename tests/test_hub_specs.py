@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from plam_eval.hub import RemoteFile, name_problem, revision_problem
+from plam_eval.hub import HUB_FILE, HubSpec, RemoteFile, name_problem, revision_problem
 from plam_eval.serving.gate import Gate
-from plam_eval.spec import HUB_FILE, HubSpec, SpecError, load_spec
+from plam_eval.spec import SpecError, load_spec
 from tests.helpers.hub import COMMIT, Hub, serving
 
 SPEC = "base_model: org/base@v1\nlayer_range: [2, 4]\nmodules: qkvo\nweights: {model: 0.9, base_model: 0.3}\n"
