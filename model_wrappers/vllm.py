@@ -22,7 +22,7 @@ from plam_eval.model_wrappers.likelihoods import continuation
 from plam_eval.model_wrappers.mixin import PlateauMixin, stock_class
 from plam_eval.serving import versions
 from plam_eval.serving.options import LOAD_FORMAT
-from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, load_spec
+from plam_eval.spec import OVERRIDE_KEYS, PlateauSpec, digest_of, load_spec
 
 _OURS = ("model", "load_format", "model_loader_extra_config", "worker_extension_cls")
 
@@ -94,6 +94,7 @@ class VLLMPlateauMixin(PlateauMixin):
             **({"revision": checkpoint.commit} if checkpoint.commit else {}),
             **kwargs,
         )
+        serving.label_engine(self.client)
         self._chat = self.client.chat
         self.client.chat = self._watched_chat
         self._special_tokens: bool | None = None
@@ -122,6 +123,7 @@ class VLLMPlateauMixin(PlateauMixin):
             raise
         except BaseException:  # such as Ctrl-C: the engine may have finished all the same
             held = self.client.collective_rpc("plam_state")[0]["spec"]
+            self._serving.label_engine(self.client)
             spec = load_spec(held)
             self._merged(
                 spec, Checkpoint.open(spec.base_model, role="base") if spec is not None else None, self._report()
@@ -205,6 +207,7 @@ class VLLMPlateauMixin(PlateauMixin):
         )
         likelihoods = []
         for row, output in zip(rows, told, strict=True):
+            self._check(output)
             each = [chances[one] for chances, one in zip(output.prompt_logprobs[-len(row) :], row, strict=True)]
             likelihoods.append((-sum(one.logprob for one in each), all(one.rank == 1 for one in each)))
         return likelihoods
@@ -239,6 +242,23 @@ class VLLMPlateauMixin(PlateauMixin):
         told = self._chat(messages=messages, sampling_params=SamplingParams(temperature=0, max_tokens=1), **kwargs)
         return list(told[0].prompt_token_ids)
 
+    def _check(self, answer: Any) -> None:
+        """Raises MixedWeightsError where other weights than those of the spec had a share in it, as vLLM tells."""
+        if self._serving.is_labelled(self.client.llm_engine.vllm_config):
+            self._serving.check_answered_by(answer, digest_of(self.spec))
+
+    def _checked(self, answers: list[Any]) -> list[Any]:
+        """Answers, with empty ones, counted as failed, for those that other weights had a share in."""
+        checked: list[Any] = []
+        for answer in self._counted_tokens(answers):
+            try:
+                self._check(answer)
+                checked.append(answer)
+            except self._serving.MixedWeightsError as error:
+                self._generation_raised(error, 1)
+                checked.append(_EMPTY)
+        return checked
+
     def _counted_tokens(self, answers: list[Any]) -> list[Any]:
         self.generation.prompt_tokens += sum(len(answer.prompt_token_ids or ()) for answer in answers)
         self.generation.answer_tokens += sum(len(answer.outputs[0].token_ids) for answer in answers)
@@ -255,7 +275,7 @@ class VLLMPlateauMixin(PlateauMixin):
         for parameters in each:
             self.generation.settings[json.dumps({key: getattr(parameters, key) for key in keys})] += 1
         try:
-            return self._counted_tokens(self._chat(messages=messages, sampling_params=each, **kwargs))
+            return self._checked(self._chat(messages=messages, sampling_params=each, **kwargs))
         except self._serving.REFUSALS as error:
             if len(messages) == 1:
                 self._generation_raised(error, 1)
@@ -263,7 +283,7 @@ class VLLMPlateauMixin(PlateauMixin):
         answers: list[Any] = []
         for message, parameters in zip(messages, each, strict=True):
             try:
-                answers += self._counted_tokens(self._chat(messages=[message], sampling_params=[parameters], **kwargs))
+                answers += self._checked(self._chat(messages=[message], sampling_params=[parameters], **kwargs))
             except self._serving.REFUSALS as error:
                 self._generation_raised(error, 1)
                 answers.append(_EMPTY)

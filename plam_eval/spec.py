@@ -299,6 +299,15 @@ def packaged_specs() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
+def digest_of(spec: PlateauSpec | None) -> str:
+    """What names weights where answers are kept: the digest of the spec that they are merged by, or "plain".
+
+    Args:
+        spec: the spec; None for the plain model.
+    """
+    return spec.digest() if spec is not None else "plain"
+
+
 @takes()
 def load_spec(
     plateau: str | Path | Mapping[str, Any] | PlateauSpec | None, overrides: Mapping[str, Any] | None = None

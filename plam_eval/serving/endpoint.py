@@ -19,9 +19,18 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
-from plam_eval.serving.engine import WATCH_SECONDS, EngineBrokenError, check_engine_merge, outcome_of
+from plam_eval.serving.drain import Drain, StampedAnswers, watched_generate
+from plam_eval.serving.engine import (
+    WATCH_SECONDS,
+    EngineBrokenError,
+    check_engine_merge,
+    digest_held,
+    is_labelled,
+    outcome_of,
+)
 from plam_eval.serving.gate import MAX_BYTES, Gate, parse_request
 from plam_eval.serving.options import SpecFiles
+from plam_eval.serving.worker import EXTENSION
 from plam_eval.spec import PlateauSpec
 
 REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
@@ -69,9 +78,10 @@ class MergeEndpoint:
     """The routes of a vLLM API server that is started with `VLLM_PLUGINS=plam_eval`.
 
     `GET /plam/state` says what the served weights are. `POST /plam/merge` takes a JSON object, `plateau` and overrides,
-    waits for running requests, re-merges and goes on. What a request may name: `plam_eval.serving.gate`. Who may call:
-    programs on this machine, unless `PLAM_MERGE_FROM_ANYWHERE=1` is set in the server's environment; never a web page;
-    and with the server's API key, where it has one.
+    waits until the requests that were let in are answered, re-merges and lets in those that came meanwhile. Every
+    answer carries the digest of the weights that gave it (`plam_eval.serving.drain`). What a request may name:
+    `plam_eval.serving.gate`. Who may call: programs on this machine, unless `PLAM_MERGE_FROM_ANYWHERE=1` is set in the
+    server's environment; never a web page; and with the server's API key, where it has one.
     """
 
     name = "plam_eval"
@@ -85,15 +95,17 @@ class MergeEndpoint:
         self._servers = 1
         self._asked: set[str] = set()  # bases and ancestors of specs that were let in, as they were written
         self._one_at_a_time = asyncio.Lock()
+        self._drain = Drain()
 
     def attach_router(self, app: Any) -> None:
-        """Add our routes to the server.
+        """Add our routes to the server, and our header to its answers.
 
         Args:
             app: a Starlette application.
         """
         app.add_route("/plam/state", self._answer(self._show), methods=["GET"])
         app.add_route("/plam/merge", self._answer(self._merge), methods=["POST"])
+        app.add_middleware(StampedAnswers, drain=self._drain)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Get ready before the server starts.
@@ -109,6 +121,9 @@ class MergeEndpoint:
         """
         versions.check_installed(versions.SERVING)
         self._engine = engine_client
+        engine_client.generate = watched_generate(self._drain, engine_client.generate)
+        if getattr(engine_client.vllm_config.parallel_config, "worker_extension_cls", EXTENSION) == EXTENSION:
+            await self._label()
         self._gate = Gate.of(os.environ, *_named_at_start(engine_client.vllm_config))
         self._keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
         self._servers = getattr(args, "api_server_count", None) or 1
@@ -206,8 +221,24 @@ class MergeEndpoint:
         return _without(re.compile(rf"(?<![\w./-])(?:{anywhere})(?![\w-])"), content)
 
     async def _show(self, request: Any) -> dict[str, Any]:
-        state: dict[str, Any] = (await while_alive(self._engine, self._engine.collective_rpc("plam_state")))[0]
-        return state
+        states = await while_alive(self._engine, self._engine.collective_rpc("plam_state", args=(True,)))
+        label = await while_alive(self._engine, self._engine.get_weight_version())
+        return {
+            **states[0],
+            "broken": next((state["broken"] for state in states if state["broken"]), None),
+            "weight_version": label,
+            "draining": self._drain.is_closed,
+            "checksums": [state["checksums"] for state in states],
+        }
+
+    async def _label(self) -> None:
+        """Have answers carry what the weights are merged by now. Raises EngineBrokenError where workers differ."""
+        engine = self._engine
+        digest = digest_held(await while_alive(engine, engine.collective_rpc("plam_state")))
+        if is_labelled(engine.vllm_config):
+            await while_alive(engine, engine.update_weight_version(digest))
+            self._drain.is_labelled = True
+        self._drain.digest = digest
 
     async def _merge(self, request: Any) -> dict[str, Any]:
         kind = request.headers.get("content-type", "")
@@ -233,13 +264,25 @@ class MergeEndpoint:
     async def _swap(self, spec: PlateauSpec | None, files: SpecFiles | None = None) -> MergeReport | None:
         engine = self._engine
         content = spec.to_dict() if spec is not None else None
+        self._drain.close()
+        try:
+            await while_alive(engine, self._drain.emptied())
+            return await self._swap_weights(content, files)
+        finally:
+            self._drain.open()
+
+    async def _swap_weights(self, content: dict[str, Any] | None, files: SpecFiles | None) -> MergeReport | None:
+        """Merge while no request is inside. vLLM's own pause covers a step that it makes for one that has left."""
+        engine = self._engine
         try:
             await while_alive(engine, engine.pause_generation(mode="wait", clear_cache=False))
             reset = engine.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
             if not await while_alive(engine, reset):
                 raise _EngineRefusedError("vLLM could not reset its prefix cache, so its weights were left as they are")
             await while_alive(engine, engine.reset_encoder_cache())
-            return outcome_of(await while_alive(engine, engine.collective_rpc("plam_merge", args=(content, files))))
+            report = outcome_of(await while_alive(engine, engine.collective_rpc("plam_merge", args=(content, files))))
+            await self._label()
+            return report
         finally:
             await while_alive(engine, engine.resume_generation())
 

@@ -18,7 +18,7 @@ from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.serving import versions
 from plam_eval.serving.options import SpecFiles, open_engine_model, spec_files
 from plam_eval.serving.worker import why_not_remerged
-from plam_eval.spec import PlateauSpec, load_spec
+from plam_eval.spec import PlateauSpec, digest_of, load_spec
 
 REFUSALS = (ValueError, VLLMClientError)
 """What a request raises that vLLM will not take, such as a prompt longer than max_model_len; the engine lives on."""
@@ -33,6 +33,77 @@ class EngineError(PlamError, RuntimeError):
 
 class EngineBrokenError(EngineError):
     """A re-merge left an engine with neither the old nor the new weights; it refuses to generate."""
+
+
+class MixedWeightsError(EngineError):
+    """An answer that was not given by the weights in place alone: it must not pass for theirs."""
+
+
+def digest_held(states: list[dict[str, Any]]) -> str:
+    """What an engine's weights are merged by: the spec's digest, or "plain".
+
+    Args:
+        states: what `plam_state` gave on every worker.
+
+    Raises:
+        EngineBrokenError: a worker is broken, or two of them hold different weights.
+    """
+    for state in states:
+        if state["broken"]:
+            raise EngineBrokenError(state["broken"])
+    held = list(dict.fromkeys(digest_of(None) if state["digest"] is None else state["digest"] for state in states))
+    if len(held) > 1:
+        raise EngineBrokenError(f"workers of this engine hold different weights: {', '.join(held)}; start it again")
+    return str(held[0])
+
+
+def is_labelled(vllm_config: Any) -> bool:
+    """Whether an engine's answers say which weights gave them.
+
+    Those of several data-parallel replicas do not: vLLM labels one of them. They are never re-merged.
+
+    Args:
+        vllm_config: the engine's.
+    """
+    return bool(vllm_config.parallel_config.data_parallel_size == 1)
+
+
+def label_engine(llm: Any) -> str:
+    """Have the answers of a `vllm.LLM` carry the digest of its weights, as `check_answered_by` reads it.
+
+    `merge_engine` does it after each merge. An engine that was just started labels its answers "default".
+
+    Args:
+        llm: started with `load_format="plam"`, or with our `worker_extension_cls`.
+
+    Returns:
+        The spec's digest, or "plain".
+
+    Raises:
+        EngineBrokenError: its workers do not hold the same weights.
+    """
+    digest = digest_held(llm.collective_rpc("plam_state"))
+    if is_labelled(llm.llm_engine.vllm_config):
+        llm.update_weight_version(digest)
+    return digest
+
+
+def check_answered_by(answer: Any, digest: str) -> None:
+    """Whether all tokens of an answer were drawn under one label.
+
+    Args:
+        answer: a `RequestOutput` of vLLM's that has ended. One without tokens passes.
+        digest: the label, see `label_engine`.
+
+    Raises:
+        MixedWeightsError: tokens were drawn under another one.
+    """
+    spans = [span for one in answer.outputs for span in getattr(one, "weight_versions", None) or ()]
+    if any(span.version != digest for span in spans):
+        told = ", ".join(f"tokens {span.start} to {span.end} by {span.version}" for span in spans)
+        raise MixedWeightsError(
+            f"request {answer.request_id}: {told}; expected all by {digest}: the weights changed meanwhile. Ask again"
+        )
 
 
 def check_engine_merge(vllm_config: Any, spec: PlateauSpec | None) -> SpecFiles | None:
@@ -135,4 +206,6 @@ def merge_engine(
         results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, files))
         return results
 
-    return outcome_of(_while_alive(engine, merge))
+    report = outcome_of(_while_alive(engine, merge))
+    label_engine(llm)
+    return report

@@ -67,6 +67,7 @@ OFFLINE: dict[str, tuple[str, ...]] = {
     f"{_ENGINE}.has_unfinished_requests": ("self",),
     f"{_ENGINE}.reset_prefix_cache": ("self", "reset_running_requests", "reset_connector"),
     f"{_ENGINE}.reset_encoder_cache": ("self",),
+    f"{_LLM}.update_weight_version": ("self", "new_version"),
     "vllm.v1.engine.exceptions:EngineDeadError": (),
 }
 """From outside, to re-merge a `vllm.LLM`."""
@@ -80,6 +81,9 @@ SERVING: dict[str, tuple[str, ...]] = {
     f"{_ASYNC}.reset_prefix_cache": ("self", "reset_running_requests", "reset_connector"),
     f"{_ASYNC}.reset_encoder_cache": ("self",),
     f"{_ASYNC}.errored": (),
+    f"{_ASYNC}.generate": (),  # which is handed on whatever it is given
+    f"{_ASYNC}.get_weight_version": ("self",),
+    f"{_ASYNC}.update_weight_version": ("self", "new_version"),
 }
 """The routes of an API server."""
 
@@ -91,6 +95,8 @@ ANSWERING: dict[str, tuple[str, ...]] = {
         *("temperature", "max_tokens", "top_p", "top_k", "repetition_penalty", "stop"),
     ),
     "vllm.exceptions:VLLMClientError": (),
+    "vllm.outputs:CompletionOutput": ("weight_versions",),
+    "vllm.outputs:WeightVersionSpan": ("version",),
 }
 """What the wrapper `plam_vllm` asks of an engine."""
 

@@ -23,6 +23,7 @@ from plam_eval.merging.plan import plan_merge
 from plam_eval.merging.report import MergeReport
 from plam_eval.merging.spec_checkpoints import SpecCheckpoints
 from plam_eval.serving import versions
+from plam_eval.serving.checksums import weight_checksums
 from plam_eval.serving.options import (
     LOAD_FORMAT,
     SPEC_FILES,
@@ -42,9 +43,12 @@ logger = init_logger("vllm.plam_eval")
 class PlateauWorker:
     """What `worker_extension_cls` adds to vLLM's workers; called by name through `collective_rpc`."""
 
-    def plam_state(self) -> dict[str, Any]:
+    def plam_state(self, checksums: bool = False) -> dict[str, Any]:
         """Spec and merge report of this worker's model (None and None when plain), what it was merged from, and why it
         is broken, if it is.
+
+        Args:
+            checksums: whether with those of its weights, for which all of them are read.
         """
         state = state_of(self.get_model())  # type: ignore[attr-defined]
         return {
@@ -53,6 +57,7 @@ class PlateauWorker:
             "report": state.report.to_dict() if state.report else None,
             "merged_from": state.merged_from(),
             "broken": state.broken,
+            **({"checksums": weight_checksums(self.get_model())} if checksums else {}),  # type: ignore[attr-defined]
         }
 
     def plam_merge(self, spec: dict[str, Any] | None, files: SpecFiles | None = None) -> dict[str, Any]:

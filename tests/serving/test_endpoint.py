@@ -60,6 +60,7 @@ class Engine:
             lora_config=None,
         )
         self.dies_in, self.errored, self.calls = dies_in, False, list[str]()
+        self.labels: list[str] = []
         self.merged: list[Any] = []
         self.failure: Exception | None = None
 
@@ -84,15 +85,25 @@ class Engine:
     async def resume_generation(self) -> None:
         await self._call("resume_generation")
 
+    async def update_weight_version(self, new_version: str) -> None:
+        self.labels.append(new_version)
+
+    async def get_weight_version(self) -> str:
+        return self.labels[-1]
+
+    async def generate(self, *given: Any) -> Any:
+        yield given
+
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+        if method == "plam_state" and not args:  # what the label is made of
+            return [{"digest": f"digest {len(self.merged)}", "broken": None}]
         await self._call(method)
         if self.failure:
             raise self.failure
         if method == "plam_state":
             base = self.vllm_config.load_config.model_loader_extra_config["plateau"]["base_model"]
-            return [
-                {"spec": {"base_model": base}, "report": {"warnings": [f"{base}/config.json is odd"]}, "broken": None}
-            ]
+            told = {"warnings": [f"{base}/config.json is odd"]}
+            return [{"spec": {"base_model": base}, "report": told, "broken": None, "checksums": {"rest": "ab"}}]
         self.merged.append(args)
         spec, _ = args
         change = {1: 0.5}
@@ -247,12 +258,14 @@ def test_a_merge_and_what_is_answered(start, pico):
     assert status == 200 and told["digest"] == load_spec("none", {"base": base, "layers": "1:3"}).digest()
     assert engine.merged[0][1] == {"base": {"location": base, "commit": None}, "ancestor": None}
     assert engine.calls[0] == "pause_generation" and engine.calls[-2:] == ["plam_merge", "resume_generation"]
+    assert engine.labels == ["digest 0", "digest 1"], "of the start and of the merge, before it answers"
     assert post(http, {"plateau": "none"}) == (200, {"digest": None, "report": None})
     assert post(http, {"plateau": "none"}, **{"content-type": "Application/JSON; charset=utf-8"})[0] == 200
     # Where folders lie is not told.
     assert told["report"]["model"] == "mllm" and told["report"]["spec"]["base_model"] == "base"
     state = http.get("/plam/state").json()
     assert state["spec"]["base_model"] == "base" and state["report"]["warnings"] == ["base/config.json is odd"]
+    assert state["weight_version"] == engine.labels[-1] and state["checksums"] == [{"rest": "ab"}]
 
 
 def test_an_ancestor_is_opened_where_the_server_allows_it(start, pico, tmp_path, monkeypatch):

@@ -145,6 +145,85 @@ def test_a_server_answers_with_merged_weights_and_goes_to_another_spec(server, f
         assert status == 400 and TOKEN not in told["error"], told
 
 
+@dataclass
+class Streamed:
+    """An answer that is read as it comes."""
+
+    response: Any
+    text: str = ""
+    error: str = ""
+
+    def read(self, parts: int | None = None) -> Streamed:
+        """So many further parts of it; all that are left by default."""
+        for line in self.response:
+            content = line.decode().strip().removeprefix("data:").strip()
+            if not content or content == "[DONE]":
+                continue
+            part = json.loads(content)
+            self.error += str(part.get("error") or "")
+            self.text += "".join(choice["text"] for choice in part.get("choices", ()))
+            if parts is not None and (parts := parts - 1) == 0:
+                break
+        return self
+
+
+def test_a_stream_that_a_merge_comes_upon_is_of_one_version_to_its_end(server):
+    """Two of them, and who comes while the merge waits is answered by the new weights: as the headers say."""
+    asked = {"model": "merged", "prompt": LONG, "temperature": 0, "max_tokens": 200, "ignore_eos": True}
+
+    def ask(**more: Any) -> tuple[str | None, Any]:
+        body = json.dumps({**asked, **more}).encode()
+        request = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
+        response = urllib.request.urlopen(request, timeout=120)
+        digest = response.headers["X-Plam-Digest"]
+        return digest, Streamed(response) if more.get("stream") else json.load(response)
+
+    def state() -> Any:
+        return call(f"{server.url}/plam/state")[1]
+
+    new, old = SWITCHES[2], DEMO
+    assert call(f"{server.url}/plam/merge", new)[0] == 200
+    other = state()
+    digest, answer = ask()
+    assert digest == told_digest(new) == other["weight_version"]
+    by_new = answer["choices"][0]["text"]
+    assert call(f"{server.url}/plam/merge", old)[0] == 200
+    first = state()
+    digest, answer = ask()
+    assert digest == told_digest(old) == first["weight_version"] == first["digest"]
+    by_old = answer["choices"][0]["text"]
+    assert by_old != by_new
+    # Each of both workers holds its half of every layer. The merge is of all eight layers.
+    assert len(first["checksums"]) == 2 and first["checksums"][0] != first["checksums"][1]
+    for mine, theirs in zip(first["checksums"], other["checksums"], strict=True):
+        assert list(mine) == [*(f"layer {number}" for number in range(8)), "rest"]
+        assert [place for place in mine if mine[place] == theirs[place]] == ["rest"]
+
+    caught = [ask(stream=True) for _ in range(2)]
+    for _, stream in caught:
+        stream.read(parts=3)
+    told: list[Any] = []
+    threads = [threading.Thread(target=lambda: told.append(call(f"{server.url}/plam/merge", new)), daemon=True)]
+    threads[0].start()
+    while not state()["draining"]:  # the merge is there, and waits for both
+        assert not told, told
+        time.sleep(0.01)
+    threads.append(threading.Thread(target=lambda: told.append(ask()), daemon=True))
+    threads[1].start()
+    for digest, stream in caught:
+        assert digest == told_digest(old)
+        assert (stream.read().text, stream.error) == (by_old, "")
+    for thread in threads:
+        thread.join(120)
+    ((status, merged),) = [one for one in told if isinstance(one[0], int)]
+    ((digest, late),) = [one for one in told if not isinstance(one[0], int)]
+    assert status == 200 and merged["digest"] == digest == told_digest(new)
+    assert late["choices"][0]["text"] == by_new
+    assert {**state(), "report": None} == {**other, "report": None}, "checksums and all, as before"
+    with urllib.request.urlopen(f"{server.url}/v1/models", timeout=60) as models:
+        assert models.headers["X-Plam-Digest"] is None, "which no weights answered"
+
+
 def test_two_workers_merge_with_an_ancestor(server, ancestor):
     """Each of them holds half of a tensor, and the rule looks at the whole of it."""
     from transformers import AutoModelForImageTextToText

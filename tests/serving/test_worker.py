@@ -18,10 +18,18 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from plam_eval.errors import MergeError
 from plam_eval.merging.merge import merge_in_place
 from plam_eval.serving import versions, worker
-from plam_eval.serving.engine import EngineBrokenError, merge_engine
+from plam_eval.serving.engine import (
+    EngineBrokenError,
+    EngineError,
+    MixedWeightsError,
+    check_answered_by,
+    label_engine,
+    merge_engine,
+    outcome_of,
+)
 from plam_eval.serving.worker import PlateauWorker
 from plam_eval.spec import SpecError, load_spec
-from tests.helpers.engines import engine
+from tests.helpers.engines import engine, inputs
 from tests.helpers.paths import PAIR
 from tests.helpers.served_pair import ANCESTRAL, BASE, DEMO, PAIR_PROMPTS, STARTED, SWITCHES, detailed, hf_answers
 
@@ -57,6 +65,70 @@ def test_switches_of_one_engine_each_equal_a_fresh_engine_or_model(resident, fre
             assert tokens[: len(expected)] == expected, options  # HF ends where the engine was told to go on
         found.add(json.dumps(told))
     assert len(found) == 10  # plain comes twice
+
+
+def checksums(llm: Any) -> dict[str, str]:
+    (sums,) = [state["checksums"] for state in llm.collective_rpc("plam_state", args=(True,))]
+    assert list(sums) == [*(f"layer {number}" for number in range(8)), "rest"], "and nothing that cannot be read"
+    return dict(sums)
+
+
+@pytest.mark.parametrize("way", ["layers", "all"])
+def test_checksums_tell_the_layers_that_were_merged_and_come_back_with_plain(way, resident, monkeypatch):
+    monkeypatch.setattr(versions, "remerge_way", lambda: (way, "for this test"))
+    merge_engine(resident, "none")
+    plain = checksums(resident)
+    merge_engine(resident, **{**DEMO, "layers": "2:5", "modules": "mlp"})
+    merged = checksums(resident)
+    assert {place for place in plain if merged[place] != plain[place]} == {"layer 2", "layer 3", "layer 4"}
+    merge_engine(resident, "none")
+    assert checksums(resident) == plain
+    merge_engine(resident, **{**DEMO, "layers": "2:5", "modules": "mlp"})
+    assert checksums(resident) == merged
+    # vLLM's own are of parameters, which are empty where its CPU build has packed the weights.
+    own = resident.collective_rpc("compute_weight_checksums")[0]
+    merge_engine(resident, "none")
+    assert resident.collective_rpc("compute_weight_checksums")[0] == own
+
+
+def test_a_request_that_a_merge_catches_half_way_does_not_pass_for_one_version(resident):
+    from vllm import SamplingParams
+
+    merge_engine(resident, "none")
+    digest, core = load_spec("demo", {"base": BASE}).digest(), resident.llm_engine
+    settings = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    given = inputs(PAIR_PROMPTS[2:])
+
+    def finish() -> Any:
+        done: list[Any] = []
+        while core.has_unfinished_requests():
+            done += core.step()
+        (answer,) = [output for output in done if output.finished]
+        return answer
+
+    core.add_request("whole", given[0], settings)
+    whole = finish()
+    check_answered_by(whole, "plain")
+    with pytest.raises(MixedWeightsError, match=f"tokens 0 to 12 by plain; expected all by {digest}"):
+        check_answered_by(whole, digest)
+
+    core.add_request("caught", given[0], settings)
+    for _ in range(5):
+        core.step()
+    with pytest.raises(EngineError, match="unfinished requests"):
+        merge_engine(resident, **DEMO)
+    assert label_engine(resident) == "plain", "nothing has changed"
+    # Round the check, as a request goes on that was preempted when a server of before was re-merged.
+    outcome_of(resident.collective_rpc("plam_merge", args=(load_spec("demo", {"base": BASE}).to_dict(),)))
+    assert label_engine(resident) == digest
+    caught = finish()
+    assert caught.outputs[0].token_ids[:5] == whole.outputs[0].token_ids[:5]
+    for one in ("plain", digest):
+        with pytest.raises(MixedWeightsError, match=f"tokens 0 to 5 by plain, tokens 5 to 12 by {digest}; expected"):
+            check_answered_by(caught, one)
+    # The cached keys and values are of both; a merge drops them.
+    merge_engine(resident, **DEMO)
+    assert resident.get_weight_version() == digest
 
 
 @pytest.mark.parametrize("way", ["layers", "all"])

@@ -1,0 +1,182 @@
+"""No answer of a server is of two merges: a merge waits until every request that is being answered has ended.
+
+vLLM's own pause waits for what it runs, and not for what it has queued or preempted, which would go on under other
+weights; and one request to a server may be several of the engine's (a list of prompts, a beam search, calls of tools).
+So requests are let in here, before vLLM sees them, and the header `X-Plam-Digest` of an answer says what they were let
+in to. vLLM's labels of tokens are held against it when they end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+from plam_eval.serving.engine import check_answered_by
+
+HEADER = "X-Plam-Digest"
+"""Header of answers: the digest of the spec that the answering weights are merged by, or "plain"."""
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Drain:
+    """Who is being answered, and who waits until other weights are in place. For one event loop.
+
+    Attributes:
+        digest: of the weights in place, see `plam_eval.spec.digest_of`; None where they are not known.
+        is_labelled: whether the engine labels its answers with it.
+    """
+
+    def __init__(self) -> None:
+        self.digest: str | None = None
+        self.is_labelled = False
+        self._inside = 0
+        self._opened, self._emptied = asyncio.Event(), asyncio.Event()
+        self._opened.set()
+        self._emptied.set()
+
+    async def enter(self) -> None:
+        """Go in, as soon as it is open."""
+        while not self._opened.is_set():
+            await self._opened.wait()
+        self._inside += 1
+        self._emptied.clear()
+
+    def leave(self) -> None:
+        """Go out."""
+        self._inside -= 1
+        if not self._inside:
+            self._emptied.set()
+
+    def close(self) -> None:
+        """Let nobody in from here on; who comes waits."""
+        self._opened.clear()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether somebody waits for it to be empty, or changes weights."""
+        return not self._opened.is_set()
+
+    def open(self) -> None:
+        """Let in who waits."""
+        self._opened.set()
+
+    async def emptied(self) -> None:
+        """Wait until nobody is inside."""
+        while self._inside:
+            await self._emptied.wait()
+
+
+class Visit:
+    """A request to the server: inside from the first time that it asks the engine until it has been answered whole.
+
+    Args:
+        drain: that it goes through.
+    """
+
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
+        self._entering = asyncio.Lock()
+        self._is_inside = self.is_over = False
+        self.digest: str | None = None
+
+    async def begin(self) -> None:
+        """Go in; nothing where it is inside, since whoever is must be able to end."""
+        async with self._entering:
+            if not self._is_inside:
+                await self._drain.enter()
+                self._is_inside, self.digest = True, self._drain.digest
+
+    def end(self) -> None:
+        """Go out, if it is inside."""
+        self.is_over = True
+        if self._is_inside:
+            self._is_inside = False
+            self._drain.leave()
+
+
+_VISIT: ContextVar[Visit | None] = ContextVar("plam_visit", default=None)
+
+
+def watched_generate(drain: Drain, stock: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
+    """`generate` of vLLM's engine client, for those that `drain` lets in.
+
+    Args:
+        drain: of the server.
+        stock: the client's own.
+
+    Returns:
+        One that raises MixedWeightsError in the place of the last part of an answer that is not of one label.
+    """
+
+    async def generate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        visit = _VISIT.get()
+        own = None if visit is not None and not visit.is_over else Visit(drain)  # of no HTTP request, or of one before
+        visit = own or visit
+        assert visit is not None
+        try:
+            await visit.begin()
+            async with contextlib.aclosing(stock(*args, **kwargs)) as outputs:
+                async for output in outputs:
+                    if output.finished and drain.is_labelled and visit.digest is not None:
+                        check_answered_by(output, visit.digest)
+                    yield output
+        finally:
+            if own is not None:
+                own.end()
+
+    return generate
+
+
+class StampedAnswers:
+    """ASGI middleware: the header `HEADER` on every answer that the engine had a share in, streams included.
+
+    Args:
+        app: the application behind it.
+        drain: of the server.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], drain: Drain) -> None:
+        self._app, self._drain = app, drain
+
+    async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
+        """Answer one request.
+
+        Args:
+            scope: of ASGI.
+            receive: of ASGI.
+            send: of ASGI.
+        """
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = Visit(self._drain)
+        before = _VISIT.set(visit)
+
+        async def stamped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message.get("headers", ()))
+                # A stream's headers go out before the engine is asked, so it goes in here. One that is fetched (GET)
+                # shows an answer that is given elsewhere.
+                if scope["method"] == "POST" and _is_stream(headers):
+                    await visit.begin()
+                if visit.digest is not None:
+                    message = {**message, "headers": [*headers, (HEADER.lower().encode(), visit.digest.encode())]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, stamped)
+        finally:
+            visit.end()
+            _VISIT.reset(before)
+
+
+def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/x-ndjson"))
+        for name, value in headers
+    )
