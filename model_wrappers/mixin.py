@@ -8,7 +8,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from plam_eval.harness.evaluate import parse_model_args
 from plam_eval.harness.patches import check_failures, install_patches
 from plam_eval.harness.registry import WRAPPERS
 from plam_eval.harness.requests import is_padding, key_of, parts_of, with_own_settings
-from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, Timed, writable
+from plam_eval.harness.wrapper import AnsweringStrategy, GenerationRecord, Prompt, Timed, noted_prompts, writable
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.merging.plan import open_ancestor
 from plam_eval.merging.report import MergeReport
@@ -297,6 +297,7 @@ class PlateauMixin:
             try:
                 with self.quiet():
                     likelihoods += self.score_texts(of_document)
+                self.generation.answered(of_document[0], self.spec)
             except Exception as error:
                 self._generation_raised(error, len(of_document))
                 likelihoods += [(_UNLIKELY, False)] * len(of_document)
@@ -324,6 +325,8 @@ class PlateauMixin:
 
     def _watched(self, generate: Any, requests: list[Any]) -> list[Any]:
         answers = self._counted(generate, requests)
+        for request in requests:
+            self.generation.answered(request, self.spec)
         return [self._recorded(answer, request) for answer, request in zip(answers, requests, strict=True)]
 
     def _counted(self, generate: Any, requests: list[Any]) -> list[Any]:
@@ -377,6 +380,7 @@ class PlateauMixin:
         """
         self.generation.calls += 1
         self.generation.settings[settings] += 1
+        self.generation.answered(request, self.spec)
         return self._recorded(answer, request)
 
     def _recorded(self, answer: Any, request: Any) -> Any:
@@ -472,20 +476,8 @@ class PlateauMixin:
                 "settings": [{**json.loads(text), "calls": count} for text, count in sorted(settings.items())],
             },
             "altered_answers": [row for record in records for row in record["altered"]],
-            **_noted(records),
+            **noted_prompts(records),
         }
-
-
-def _noted(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the records of the processes hold of prompts, as one; nothing where none were noted."""
-    prompts = [row for record in records for row in record["prompts"]]
-    if not prompts:
-        return {}
-    examples: dict[str, Any] = {}
-    for record in records:
-        examples = {**record["examples"], **examples}
-    limits = sorted({limit for record in records for limit in record["max_new_tokens"]})
-    return {"prompts": {"documents": prompts, "examples": examples, "max_new_tokens": limits}}
 
 
 def stock_class(cls: type) -> type:

@@ -18,6 +18,7 @@ from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.errors import NoScoreError, RecordError
 from plam_eval.harness.run_files import (
     RECORD_KEY,
+    check_digests,
     expected_documents,
     read_results,
     read_samples,
@@ -295,7 +296,9 @@ def _samples_of(file: Path, task: str, config: Mapping[str, Any], results: Mappi
     if not log.is_file():
         raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
     headline = known_tasks.headline_filter(task, config)
-    return read_samples(log, config, expected_documents(results, task), headline)
+    samples = read_samples(log, config, expected_documents(results, task), headline)
+    check_digests(results, samples, log)
+    return samples
 
 
 def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from plam_eval.harness.tasks import cluster_of_document, has_clusters, headline_filter
@@ -25,6 +25,27 @@ def note_clusters(tasks: Mapping[str, Any], samples: Mapping[str, list[dict[str,
             cluster = cluster_of_document(output.task_name, documents[sample["doc_id"]])
             if cluster is not None:
                 sample["group"] = cluster
+
+
+def note_digests(
+    samples: Mapping[str, list[dict[str, Any]]], records: Iterable[Mapping[str, Any]], digest: str
+) -> None:
+    """Adds `digest` to every line of the sample logs: which weights answered the document.
+
+    Args:
+        samples: task -> lines of its log, which are changed.
+        records: `GenerationRecord.to_dict` of every process. A document that two weights had a share in has both
+            digests, with a plus between them.
+        digest: of documents that no record has: their answers were known, under these weights (lmms-eval's cache).
+    """
+    found: dict[tuple[Any, ...], dict[str, None]] = {}
+    for record in records:
+        for one, documents in record["digests"].items():
+            for document in documents:
+                found.setdefault(tuple(document), {})[one] = None
+    for task, lines in samples.items():
+        for line in lines:
+            line["digest"] = "+".join(found.get((task, line["doc_id"]), [digest]))
 
 
 def tasks_of(tasks: Mapping[str, Any]) -> set[str]:

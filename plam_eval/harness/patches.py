@@ -4,7 +4,8 @@
   and generation settings of the model id it wraps (`registry.extend_task_manager`).
 - `ResponseCache.execute`: answers are keyed by what the weights are, not by the text of `--model_args`.
 - `evaluator.evaluate`: what the wrapper recorded (merge report, provenance, failed generations) joins the results, the
-  sample logs say which documents share an image, and a run with too many failed generations ends in an error.
+  sample logs say which documents share an image and which weights answered, and a run with too many failed generations
+  ends in an error.
 - `TaskOutput.calculate_aggregate_metric`: what tasks write while they sum up goes to the run's own files
   (`submission_files`), and what they fail to write does not end it.
 - `EvaluationTracker.save_results_aggregated`: plain and merged runs of one checkpoint get folders of their own, with
@@ -24,13 +25,14 @@ from typing import Any
 
 from plam_eval import test_sets
 from plam_eval.harness import submission_files
-from plam_eval.harness.answers import note_clusters, task_configs
+from plam_eval.harness.answers import note_clusters, note_digests, task_configs
 from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.processes import all_ranks
 from plam_eval.harness.registry import extend_task_manager
 from plam_eval.harness.run_files import RECORD_KEY, later_than_others, stock_folder
 from plam_eval.harness.text_tasks import patch_text_tasks
 from plam_eval.patching import wrap_once
+from plam_eval.spec import digest_of
 
 
 def install_patches() -> None:
@@ -79,6 +81,7 @@ def _evaluate(stock: Any, lm: Any, *args: Any, **kwargs: Any) -> dict[str, Any] 
         if results is not None:
             results[RECORD_KEY] = lm.run_record(records)
             note_clusters(tasks, results.get("samples") or {})
+            note_digests(results.get("samples") or {}, records, digest_of(lm.spec))
             if getattr(kwargs.get("cli_args"), "output_path", None):
                 submission_files.keep(written, results)
             else:

@@ -22,6 +22,7 @@ from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.tasks import filters_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.layer_sets import layers_of
+from plam_eval.spec import digest_of
 from plam_eval.weight_ramps import read_weights
 
 RECORD_KEY = "plam_eval"
@@ -204,6 +205,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "config/documents/*": _TEXT,
     "config/sample": _OBJECT,
     f"{RECORD_KEY}/provenance/versions": _OBJECT,
+    f"{RECORD_KEY}/provenance/digest": _TEXT,
     f"{RECORD_KEY}/provenance/checkpoint": _OBJECT,
     f"{RECORD_KEY}/provenance/base": _OBJECT,
     f"{RECORD_KEY}/provenance/spec/modules/[]": _TEXT,
@@ -377,6 +379,34 @@ def samples_by_filter(
             "not whole; copy it again, or run again"
         )
     return samples
+
+
+def check_digests(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], log: object) -> None:
+    """Whether all lines of a log were answered by the weights that the results are of.
+
+    Args:
+        results: the results JSON.
+        samples: lines of one of its logs. Those of other models, and of ours until 0.1, do not say what answered.
+        log: what messages call it.
+
+    Raises:
+        RecordError: two digests, another one than that of the results, or some lines without one.
+    """
+    found: dict[str | None, Any] = {}  # digest -> the first document that has it
+    for sample in samples:
+        digest = sample.get("digest")
+        found.setdefault(digest if digest is None or isinstance(digest, str) else quoted(digest), sample["doc_id"])
+    if set(found) <= {None}:
+        return
+    told = ", ".join(f"{digest or 'none'} (document {quoted(document)})" for digest, document in found.items())
+    provenance = (results.get(RECORD_KEY) or {}).get("provenance") or {}
+    expected = (provenance["digest"] or digest_of(None)) if "digest" in provenance else None
+    if len(found) > 1 or (expected is not None and set(found) != {expected}):
+        raise RecordError(
+            f"{log}: its lines say that they were answered by weights of digest {told:.400}; expected one for all"
+            f"{f', {quoted(expected)}, as in the results beside it' if expected is not None else ''}: the log is of "
+            "another run, or weights changed while it was made; run again"
+        )
 
 
 def lines_of(stream: Lines, log: object) -> Iterator[bytes]:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from plam_eval.spec import PlateauSpec
+from plam_eval.spec import PlateauSpec, digest_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class GenerationRecord:
         examples: task -> doc_id and the whole text of one such prompt.
         max_new_tokens: limits of the wrapper's own, for documents whose task sets none, of prompts that are noted.
         prompt_tokens, answer_tokens: of those calls that did not fail, images included.
+        digests: of the weights (`plam_eval.spec.digest_of`) -> task and doc_id of each document that they answered.
     """
 
     calls: int = 0
@@ -66,6 +67,16 @@ class GenerationRecord:
     max_new_tokens: list[int] = field(default_factory=list)
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    digests: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+
+    def answered(self, request: Any, spec: PlateauSpec | None) -> None:
+        """Keep which weights a document was answered by.
+
+        Args:
+            request: lmms-eval's, about the document.
+            spec: what the weights were merged by then; None: they were the checkpoint's own.
+        """
+        self.digests.setdefault(digest_of(spec), []).append((request.task_name, request.doc_id))
 
     def note(self, task: str, doc_id: int, prompt: Prompt) -> None:
         """Keep what tells a document's prompt from others.
@@ -86,6 +97,22 @@ class GenerationRecord:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, by the names of the attributes."""
         return {**vars(self), "settings": dict(self.settings)}
+
+
+def noted_prompts(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the records of the processes hold of prompts, as one (`prompts`); nothing where none were noted.
+
+    Args:
+        records: `GenerationRecord.to_dict` of every process.
+    """
+    prompts = [row for record in records for row in record["prompts"]]
+    if not prompts:
+        return {}
+    examples: dict[str, Any] = {}
+    for record in records:
+        examples = {**record["examples"], **examples}
+    limits = sorted({limit for record in records for limit in record["max_new_tokens"]})
+    return {"prompts": {"documents": prompts, "examples": examples, "max_new_tokens": limits}}
 
 
 class Timed(NamedTuple):

@@ -12,12 +12,15 @@ import pytest
 from plam_eval.evaluation.comparable import check_comparable, notes_of, only_scored
 from plam_eval.evaluation.records import read_run, tables
 from plam_eval.harness.errors import RecordError
+from plam_eval.harness.run_files import samples_file
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
 from plam_eval.harness.tasks import TASKS, as_score
 from plam_eval.report.page import write_report
+from tests.helpers import run_folders
 from tests.helpers.logged_runs import MEAN, graded_rows, logged_run, write_logs
 
 MMBENCH = {"index": 1, "answer": "B", "A": "red", "B": "blue", "C": "green", "D": "purple", "E": "nan"}
+A, B = "a" * 64, "b" * 64  # digests
 MMBENCH |= {"question": "?", "hint": "nan", "category": "c", "L2-category": "l", "source": "s", "split": "dev"}
 MMMU = {"id": "validation_Art_1", "subdomain": "Art", "question_type": "multiple-choice", "answer": "D"}
 
@@ -164,6 +167,36 @@ def test_a_document_twice_in_one_log_is_refused(tmp_path: Path) -> None:
     file = write_logs(tmp_path, {"yes": [_sample("yes"), _sample("yes") | {"doc_id": 3}, _sample("yes")]})
     with pytest.raises(RecordError, match=r"samples_yes\.jsonl, line 3: document 0 once more"):
         read_run(file)
+
+
+@pytest.mark.parametrize(
+    ("lines", "own", "says"),
+    [
+        (["plain"] * 4, None, None),
+        ([A] * 4, A, None),
+        ([None] * 4, A, None),
+        ([A] * 4, None, rf"digest {A} \(document 0\); expected one for all, 'plain', as in the results beside it"),
+        ([B] * 4, A, rf"digest {B} \(document 0\); expected one for all, '{A}'"),
+        ([A, A, B, A], A, rf"digest {A} \(document 0\), {B} \(document 2\); expected one for all"),
+        ([A, f"{A}+{B}", A, A], A, r"\(document 1\); expected one for all"),
+        ([A, A, A, None], A, r"none \(document 3\); expected one for all"),
+        ([A, [1], A, A], A, r"\[1\] \(document 1\)"),
+    ],
+)
+def test_lines_that_other_weights_answered_are_refused(tmp_path, lines, own, says):
+    file = run_folders.write_run(tmp_path, run_folders.documents(["pope"], 4))
+    results = json.loads(file.read_text(encoding="utf-8"))
+    results["plam_eval"]["provenance"]["digest"] = own
+    file.write_text(json.dumps(results), encoding="utf-8")
+    log = samples_file(file, "pope")
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    told = [{**row, **({} if one is None else {"digest": one})} for row, one in zip(rows, lines, strict=True)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in told), encoding="utf-8")
+    if says is None:
+        assert len(read_run(tmp_path).samples) == 4
+    else:
+        with pytest.raises(RecordError, match=says):
+            read_run(tmp_path)
 
 
 def test_answers_of_any_language_are_read(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ class PlannedModel(StockModel):
     """
 
     model_id = pretrained_name = "planned"
+    spec = None
     max_error_share = 0.0
 
     def __init__(self, answers: Planned, *, folder: str = "planned", shift: int = 0, raw: bool = False) -> None:

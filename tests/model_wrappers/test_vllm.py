@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,8 @@ from plam_eval.demo.scene_text import write_scene_text
 from plam_eval.errors import ArgumentError, MergeError
 from plam_eval.harness.errors import EvaluationError, GenerationError
 from plam_eval.harness.evaluate import evaluate
-from plam_eval.spec import load_spec
+from plam_eval.harness.run_files import samples_file
+from plam_eval.spec import digest_of, load_spec
 from tests.helpers import recipes
 from tests.helpers.engines import FAST
 from tests.helpers.offline_text import write_text_tasks
@@ -48,6 +51,10 @@ def table(run: Any) -> dict[tuple[str, int], tuple[str, Any]]:
     }
 
 
+def digests(run: Any) -> Counter[str]:
+    return Counter(row["digest"] for rows in run.samples.values() for row in rows)
+
+
 def test_answers_are_those_of_the_hf_wrapper_on_all_nine_tasks(merged, in_suite):
     """Merged and plain, on one resident engine and on one resident HF model."""
     from lmms_eval.models import get_model
@@ -63,6 +70,7 @@ def test_answers_are_those_of_the_hf_wrapper_on_all_nine_tasks(merged, in_suite)
         assert len(table(found)) == 9 * LIMIT
         assert found.results["results"] == expected.results["results"]
         seen.append(found.results["plam_eval"])
+        assert digests(found) == digests(expected) == {digest_of(plateau): 9 * LIMIT}
     merged.merge(spec)
     one, other = seen
     assert one["provenance"]["digest"] == spec.digest() and other["plain"]
@@ -151,8 +159,13 @@ def test_a_sweep_on_one_engine_equals_one_on_the_hf_model(merged, in_suite, tmp_
         found.append(read_findings(tmp_path / lm.model_id))
     merged.merge(plateau)
     one, other = found
+    own = other.cells.set_index("cell")["digest"].fillna(digest_of(None))
+    assert own.nunique() == 7
     for name, run in one.runs.items():
         assert list(run.samples["answer"]) == list(other.runs[name].samples["answer"]), name
+        for task in ("gqa", "pope"):
+            lines = samples_file(other.runs[name].file, task).read_text(encoding="utf-8").splitlines()
+            assert [json.loads(line)["digest"] for line in lines] == [own[name]] * 10, name
     assert len({tuple(run.samples["answer"]) for run in one.runs.values()}) > 2
     assert one.cells["p"].equals(other.cells["p"])
 
@@ -196,6 +209,29 @@ def test_a_refused_conversation_costs_itself_only(merged, in_suite):
     empty = [row["doc_id"] for row in run.samples["mmstar"] if row["filtered_resps"][0] == ""]
     assert generation["calls"] == 30 and 0 < generation["failed"] == len(empty) < 30
     assert "maximum" in generation["errors"][0]
+
+
+def test_answers_that_a_merge_caught_half_way_are_none(merged, in_suite, monkeypatch):
+    """The engine's workers go to other weights after the first token, behind the back of what could refuse it."""
+    plateau, core, switched = merged.spec, merged.client.llm_engine, list[int]()
+
+    def step() -> Any:
+        outputs = stock()
+        if core.has_unfinished_requests() and not switched:
+            switched.append(1)
+            merged._serving.outcome_of(merged.client.collective_rpc("plam_merge", args=(None,)))
+            merged._serving.label_engine(merged.client)
+        return outputs
+
+    with pytest.raises(GenerationError, match=f"tokens 0 to 1 by {plateau.digest()}, tokens 1 to . by plain"):
+        merged._lacks_special_tokens({})  # asked once, by a request of its own
+        stock = core.step
+        monkeypatch.setattr(core, "step", step)
+        evaluate(merged, "mmstar", limit=6, batch_size=16)
+    assert switched
+    monkeypatch.undo()
+    merged.merge(plateau)
+    assert digests(evaluate(merged, "mmstar", limit=6, batch_size=16)) == {plateau.digest(): 6}
 
 
 def test_simple_mode(in_suite):

@@ -50,6 +50,9 @@ def test_merges_at_load_and_goes_back_to_plain(family, mode, load, pico, in_suit
     model.merge("none")
     plain = evaluate(model, "mmstar", limit=4, gen_kwargs=SHORT)
     assert plain.results["plam_eval"]["plain"] and inputs(plain) == inputs(merged)
+    digest = record["provenance"]["digest"]
+    told = [[row["digest"] for row in run.samples["mmstar"]] for run in (merged, plain)]
+    assert told == [[digest] * 4, ["plain"] * 4]
     assert answers(plain) != answers(merged)
     changed = {name for name, value in model.model.state_dict().items() if not torch.equal(value, loaded[name])}
     layers = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ from plam_eval.harness.recompute import (
     time_limit,
     weighted_by_size,
 )
-from plam_eval.harness.run_files import RECORD_KEY, check_results, expected_documents, samples_by_filter
+from plam_eval.harness.run_files import RECORD_KEY, check_digests, check_results, expected_documents, samples_by_filter
 from plam_eval.harness.task_row import entries_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive
@@ -193,6 +194,10 @@ class _Task:
         except PlamError as error:
             self.done.problems.append(str(error))
             return {}
+        try:
+            check_digests(self.results, itertools.chain(*by_filter), self.bundled.samples)
+        except PlamError as error:
+            self.done.problems.append(str(error))
         scored = by_filter[self.filters.index(self.headline)]
         if len(scored) != self.bundled.documents:
             self.done.problems.append(
