@@ -141,7 +141,7 @@ def start(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def remerge(settings: dict[str, Any]) -> dict[str, Any]:
-    """Take one engine through several ranges, and back to plain; `settings` are `LLM`'s."""
+    """Take one engine through several ranges, and sum its weights up after each; `settings` are `LLM`'s."""
     from vllm import LLM
 
     from plam_eval.serving.engine import merge_engine
@@ -149,13 +149,16 @@ def remerge(settings: dict[str, Any]) -> dict[str, Any]:
     llm = LLM(**settings)
     extra = dict(settings["model_loader_extra_config"])
     start, end = (int(edge) for edge in extra["layers"].split(":"))
-    seconds = []
+    seconds, summed = [], []
     for _ in range(3):
         for layers in (f"{start - 1}:{end}", f"{start}:{end}"):
             began = time.perf_counter()
             merge_engine(llm, None, **{**extra, "layers": layers})
             seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds}
+            began = time.perf_counter()
+            llm.collective_rpc("plam_state", args=(True,))
+            summed.append(time.perf_counter() - began)
+    return {"seconds": seconds, "checksums": summed}
 
 
 def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
@@ -397,12 +400,18 @@ def compare_remerge(large: dict[str, Any], starts: list[dict[str, Any]], alone: 
     for name, settings in engines.items():
         known = starts if settings is large and starts else [child("start", settings, separate=True)]
         restarts = [run["to_first_answer"] for run in known]
-        remerges = child("remerge", settings, separate=True)["seconds"]
-        restart, seconds = statistics.median(restarts), statistics.median(remerges)
-        found[name] = {"restarts": restarts, "remerges": remerges, "ratio": restart / seconds}
+        told = child("remerge", settings, separate=True)
+        remerges, checksums = told["seconds"], told["checksums"]
+        restart, seconds, summed = (statistics.median(each) for each in (restarts, remerges, checksums))
+        found[name] = {"restarts": restarts, "remerges": remerges, "checksums": checksums, "ratio": restart / seconds}
         if settings is large:
             found[name]["merged bytes"] = merged_bytes(settings)
-        rows[name] = {"restart [s]": restart, "re-merge [s]": seconds, "ratio": restart / seconds}
+        rows[name] = {
+            "restart [s]": restart,
+            "re-merge [s]": seconds,
+            "ratio": restart / seconds,
+            "checksums [s]": summed,
+        }
     print(f"\n{pd.DataFrame(rows).T.to_markdown(floatfmt='.2f')}\n")
     return found
 

@@ -17,7 +17,7 @@ import torch
 from plam_eval.merging import arithmetic, merge
 from plam_eval.probing import row_capture
 from tests.helpers.paths import ROOT
-from tools.gpu_check import merges, probes
+from tools.gpu_check import harness, merges, probes
 from tools.gpu_check.__main__ import main
 from tools.gpu_check.board import Board, Fault, Skipped
 from tools.gpu_check.pairs import FAMILIES, write_pair
@@ -74,6 +74,57 @@ def test_a_wrapper_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert main(words) == 0
     row = rows_of(tmp_path)["lmms-eval", "plam_llava on the device, merged, float32: the CPU's answers"]
     assert row["verdict"] == "ok" and row["figures"]["answers"] == 32
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.needs("vllm")
+def test_vllm_merged_while_it_runs(tmp_path: Path) -> None:
+    assert main(["--output", str(tmp_path), "--groups", "vllm", "--device", "cpu", "--scratch", str(tmp_path)]) == 0
+    loaded = rows_of(tmp_path)["vLLM", "plam_vllm merged as it loads, on all cards"]["figures"]
+    assert loaded["answers"] == 32 and loaded["other than transformers'"] == 0
+    again = rows_of(tmp_path)["vLLM", "re-merged while it runs, and back to plain: as after a start"]["figures"]
+    assert again["answers that differ from plain"] > 0 and again["merges that vLLM's own checksums tell apart"] == 1
+
+
+def _vllm_told() -> dict[str, Any]:
+    """What the child of a sound engine writes, in little."""
+
+    def told(digest: str, answer: str) -> dict[str, Any]:
+        return {
+            "answers": {"pope": {"0": answer}}, "digests": [digest], "checksums": [{"layer 0": digest, "rest": "r"}],
+            "checksums s": 0.1, "own checksums": [{}], "merge s": 0.1, "load s": 1.0, "digest": digest,
+        }  # fmt: skip
+
+    steps = [told("plain", "no"), told("b", "no"), told("a", "yes")]
+    return {**told("a", "yes"), "merges": steps}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda told: None, None),
+        (lambda told: told["merges"][0].update(digests=["a", "plain"]), "answers say that they are of"),
+        (lambda told: told["merges"][0].update(checksums=[{"layer 0": "x", "rest": "r"}]), "back to plain: weights"),
+        (
+            lambda told: told["merges"][2].update(checksums=[{"layer 0": "x", "rest": "r"}]),
+            "as at first: weights",
+        ),
+        (lambda told: told["merges"][2].update(answers={"pope": {"0": "no"}}), "merged as at first, against a start"),
+        (lambda told: told["merges"][0].update(answers={"pope": {"0": "yes"}}), "back to plain, against a start"),
+        (lambda told: told["merges"][1].update(checksums=told["checksums"]), "two merges have the same checksums"),
+        (lambda told: told["checksums"][0].update(unread="x.weight"), "no checksum can be had of: x.weight"),
+    ],
+)
+def test_an_engine_that_does_not_come_back_is_a_fault(tmp_path, monkeypatch, spoil, says) -> None:
+    fresh, told = _vllm_told()["merges"][0], _vllm_told()
+    spoil(told)
+    monkeypatch.setattr(harness, "_vllm_suite", lambda board, folder: (folder, 1))
+    monkeypatch.setattr(harness, "_answers", lambda *given, **named: fresh)
+    board = Board(tmp_path, "cpu", "pico")
+    board.check("vLLM", "again", harness._remerged, board, tmp_path, {"vllm": told})
+    assert board.rows[0].verdict == ("ok" if says is None else "FAULT")
+    assert says is None or says in board.rows[0].says
 
 
 # ---- the board -------------------------------------------------------------------------------------------------------

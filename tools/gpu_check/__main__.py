@@ -23,13 +23,13 @@ import transformers
 
 from plam_eval import threads
 from tools.gpu_check.board import Board, Figures
-from tools.gpu_check.harness import check_harness
+from tools.gpu_check.harness import check_harness, check_vllm
 from tools.gpu_check.merges import check_bf16, check_places, check_rates, check_rules
 from tools.gpu_check.pairs import FAMILIES, Pair, write_pair
 from tools.gpu_check.probes import check_against_cpu, check_probes
 from tools.gpu_check.session import Session
 
-GROUPS = ("merges", "probes", "cpu", "harness")
+GROUPS = ("merges", "probes", "cpu", "harness", "vllm")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -50,6 +50,8 @@ def main(words: list[str] | None = None) -> int:
         board.check("machine", "rates", check_rates, board)
         if "harness" in options.groups:
             check_harness(board, Path(folder) / "harness")
+        if "vllm" in options.groups:
+            check_vllm(board, Path(folder) / "harness")
         for number, family in enumerate(options.families):
             if "cpu" in options.groups and board.is_cuda:
                 _with_pair(board, Path(folder) / f"{family}-pico", family, "pico", None, ["cpu"])

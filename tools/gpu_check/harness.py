@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,21 @@ def check_harness(board: Board, folder: Path) -> None:
     board.check(
         group, "accelerate launch, a process for each card: the same answers", _launched, board, folder, answers
     )
-    board.check("vLLM", "plam_vllm merged as it loads, on all cards", _vllm, board, folder, answers)
+
+
+def check_vllm(board: Board, folder: Path) -> None:
+    """All of vLLM.
+
+    Args:
+        board: with the device.
+        folder: for the suite; the one of `check_harness` will do.
+    """
+    answers: dict[str, Any] = {}
+    group = "vLLM"
+    board.check(group, "plam_vllm merged as it loads, on all cards", _vllm, board, folder, answers)
+    board.check(
+        group, "re-merged while it runs, and back to plain: as after a start", _remerged, board, folder, answers
+    )
 
 
 def _suite(folder: Path) -> Path:
@@ -47,15 +62,23 @@ def _suite(folder: Path) -> Path:
     return folder if (folder / "pair").is_dir() else prepare(folder, documents=30)
 
 
-def _answers(suite: Path, name: str, model_id: str, launcher: list[str] | None = None, **arguments: Any) -> Any:
+def _answers(
+    suite: Path,
+    name: str,
+    model_id: str,
+    launcher: list[str] | None = None,
+    merges: Sequence[tuple[str, dict[str, Any]]] = (),
+    **arguments: Any,
+) -> Any:
     """What a process of its own answered; raises Fault with the end of its output."""
     given = {"pretrained": str(suite / "pair/mllm"), "plateau": "demo", **arguments}
     output = suite / f"{name}.json"
-    module = ["tools.gpu_check.child", model_id, json.dumps(given), TASKS, str(LIMIT), str(output)]
+    module = ["tools.gpu_check.child", model_id, json.dumps(given), TASKS, str(LIMIT), str(output), json.dumps(merges)]
     command = [*(launcher or [sys.executable]), "-m", *module]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **threads.environment(), "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     environment["HF_DATASETS_CACHE"] = str(suite / "cache")
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # which its CPU build takes the GB of that it is allowed
     done = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True, timeout=400)
     if done.returncode or not output.is_file():
         sys.stderr.write(done.stdout[-3000:] + done.stderr[-6000:])
@@ -116,20 +139,66 @@ def _launched(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
 
 
 def _vllm(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
-    _needs_cuda(board)
-    if importlib.util.find_spec("vllm") is None:
-        raise Skipped("vllm is not installed")
-    cards = torch.cuda.device_count()
-    seconds, own = board.timed(
-        _answers, _suite(folder), "vllm", "plam_vllm", tensor_parallel_size=cards, dtype="float32", max_model_len=1024
-    )
+    suite, cards = _vllm_suite(board, folder)
+    again = [("none", {}), ("demo", {"layers": "0:8", "modules": "all"}), ("demo", {})]
+    seconds, own = board.timed(_answers, suite, "vllm", "plam_vllm", merges=again, **_engine(cards))
+    answers["vllm"] = own
+    expected = _answers(suite, "transformers", "plam_llava", dtype="float32", device=board.device)
     pairs = [
         (own["answers"][task][document], answer)
-        for task, of_task in answers["float32"]["answers"].items()
+        for task, of_task in expected["answers"].items()
         for document, answer in of_task.items()
     ]
     differing = sum(one != other for one, other in pairs)
-    return {"cards": cards, "s": seconds, "answers": len(pairs), "other than transformers'": differing}
+    if differing and not board.is_cuda:  # on a GPU the two may round otherwise, in float32 as well
+        raise Fault(f"{differing} of {len(pairs)} answers are other than transformers'")
+    if own["digests"] != expected["digests"]:
+        raise Fault(f"answers say that they are of {own['digests']}, those of transformers of {expected['digests']}")
+    figures = {"cards": cards, "s": seconds, "load s": own["load s"], "answers": len(pairs)}
+    return {**figures, "other than transformers'": differing}
+
+
+def _remerged(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
+    suite, cards = _vllm_suite(board, folder)
+    if "vllm" not in answers:
+        raise Skipped("the engine did not start, see above")
+    start, (plain, other, back) = answers["vllm"], answers["vllm"]["merges"]
+    fresh = _answers(suite, "vllm-plain", "plam_vllm", **{**_engine(cards), "plateau": "none"})
+    for name, told in (("merged at start", start), ("plain", plain), ("merged otherwise", other), ("back", back)):
+        if told["digests"] != [told.get("digest", start["digests"][0])]:
+            raise Fault(f"{name}: answers say that they are of {told['digests']}, the weights are of {told['digest']}")
+        if any("unread" in sums for sums in told["checksums"]):
+            raise Fault(f"{name}: parameters that no checksum can be had of: {told['checksums'][0]['unread'][:200]}")
+    for name, one, like in (("back to plain", plain, fresh), ("merged as at first", back, start)):
+        if one["checksums"] != like["checksums"]:
+            raise Fault(f"{name}: weights have other checksums than after a start with them")
+        _same(f"{name}, against a start with it", one, like)
+    states = (start, plain, other)
+    if len({json.dumps(told["checksums"]) for told in states}) < len(states):
+        raise Fault("two merges have the same checksums")
+    return {
+        "workers": len(start["checksums"]),
+        "merge s": max(told["merge s"] for told in start["merges"]),
+        "start s": fresh["load s"],
+        "checksums s": max(told["checksums s"] for told in states),
+        "merges that vLLM's own checksums tell apart": len({json.dumps(told["own checksums"]) for told in states}),
+        "answers that differ from plain": sum(
+            start["answers"][task][document] != answer
+            for task, of_task in plain["answers"].items()
+            for document, answer in of_task.items()
+        ),
+    }
+
+
+def _vllm_suite(board: Board, folder: Path) -> tuple[Path, int]:
+    """The suite, and on how many cards the engine runs. Raises Skipped where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise Skipped("vllm is not installed")
+    return _suite(folder), torch.cuda.device_count() if board.is_cuda else 1
+
+
+def _engine(cards: int) -> dict[str, Any]:
+    return {"tensor_parallel_size": cards, "dtype": "float32", "max_model_len": 1024, "batch_size": LIMIT}
 
 
 def _needs_cuda(board: Board) -> None:
