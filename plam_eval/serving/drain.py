@@ -29,12 +29,13 @@ class Drain:
     Attributes:
         digest: of the weights in place, see `plam_eval.spec.digest_of`; None where they are not known.
         is_labelled: whether the engine labels its answers with it.
+        inside: how many are being answered.
     """
 
     def __init__(self) -> None:
         self.digest: str | None = None
         self.is_labelled = False
-        self._inside = 0
+        self.inside = 0
         self._opened, self._emptied = asyncio.Event(), asyncio.Event()
         self._opened.set()
         self._emptied.set()
@@ -43,13 +44,13 @@ class Drain:
         """Go in, as soon as it is open."""
         while not self._opened.is_set():
             await self._opened.wait()
-        self._inside += 1
+        self.inside += 1
         self._emptied.clear()
 
     def leave(self) -> None:
         """Go out."""
-        self._inside -= 1
-        if not self._inside:
+        self.inside -= 1
+        if not self.inside:
             self._emptied.set()
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class Drain:
 
     async def emptied(self) -> None:
         """Wait until nobody is inside."""
-        while self._inside:
+        while self.inside:
             await self._emptied.wait()
 
 

@@ -36,6 +36,9 @@ from plam_eval.spec import PlateauSpec
 REMOTE_SWITCH = "PLAM_MERGE_FROM_ANYWHERE"
 HOSTS = "PLAM_HOSTS"
 """Environment variable: names, separated by commas, under which clients know this server, for the Host header."""
+PATIENCE = "PLAM_DRAIN_SECONDS"
+"""Environment variable: how long a merge waits for the requests that were let in; nothing is merged after that."""
+DEFAULT_PATIENCE = 300.0
 MAX_MESSAGE = 4000
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d{1,5})?")
@@ -74,6 +77,10 @@ async def while_alive(engine: Any, call: Awaitable[T]) -> T:
         task.cancel()
 
 
+class _BusyError(RuntimeError):
+    """Requests are still being answered, so nothing was merged."""
+
+
 class MergeEndpoint:
     """The routes of a vLLM API server that is started with `VLLM_PLUGINS=plam_eval`.
 
@@ -95,7 +102,7 @@ class MergeEndpoint:
         self._servers = 1
         self._asked: set[str] = set()  # bases and ancestors of specs that were let in, as they were written
         self._one_at_a_time = asyncio.Lock()
-        self._drain = Drain()
+        self._drain, self._patience = Drain(), DEFAULT_PATIENCE
 
     def attach_router(self, app: Any) -> None:
         """Add our routes to the server, and our header to its answers.
@@ -120,7 +127,7 @@ class MergeEndpoint:
             LayoutError: the installed vLLM is another than this was written for.
         """
         versions.check_installed(versions.SERVING)
-        self._engine = engine_client
+        self._engine, self._patience = engine_client, _patience(os.environ.get(PATIENCE))
         engine_client.generate = watched_generate(self._drain, engine_client.generate)
         if getattr(engine_client.vllm_config.parallel_config, "worker_extension_cls", EXTENSION) == EXTENSION:
             await self._label()
@@ -159,6 +166,8 @@ class MergeEndpoint:
             except EngineDeadError:
                 status, text = 500, "the engine died, and the server shuts down; its log says why. Start it again"
                 logger.error("%s: %s", request.url.path, text)
+            except _BusyError as error:
+                status, text = 503, str(error)
             except (EngineBrokenError, _EngineRefusedError) as error:
                 status, text = 500, str(error)
                 logger.error("%s: %s", request.url.path, text)
@@ -262,14 +271,24 @@ class MergeEndpoint:
         return spec, check_engine_merge(self._engine.vllm_config, spec)
 
     async def _swap(self, spec: PlateauSpec | None, files: SpecFiles | None = None) -> MergeReport | None:
-        engine = self._engine
         content = spec.to_dict() if spec is not None else None
         self._drain.close()
         try:
-            await while_alive(engine, self._drain.emptied())
+            await self._emptied()
             return await self._swap_weights(content, files)
         finally:
             self._drain.open()
+
+    async def _emptied(self) -> None:
+        """Wait for all who are inside; one that stops reading its stream is so for good, and nobody else is let in."""
+        try:
+            await asyncio.wait_for(while_alive(self._engine, self._drain.emptied()), self._patience)
+        except asyncio.TimeoutError:
+            raise _BusyError(
+                f"{self._drain.inside} requests are still being answered after {self._patience:g} s (a client may have "
+                f"stopped reading), so the weights were left as they are; ask again, or start the server with "
+                f"{PATIENCE} in its environment"
+            ) from None
 
     async def _swap_weights(self, content: dict[str, Any] | None, files: SpecFiles | None) -> MergeReport | None:
         """Merge while no request is inside. vLLM's own pause covers a step that it makes for one that has left."""
@@ -321,6 +340,17 @@ def _named_at_start(vllm_config: Any) -> list[str]:
     extra = getattr(getattr(vllm_config, "load_config", None), "model_loader_extra_config", None)
     spec = extra.get("plateau") if isinstance(extra, dict) else None
     return [str(spec[key]) for key in ("base_model", "ancestor") if spec.get(key)] if isinstance(spec, dict) else []
+
+
+def _patience(given: str | None) -> float:
+    """Seconds in the environment variable. Raises ValueError where they are none."""
+    try:
+        seconds = float(given or DEFAULT_PATIENCE)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{PATIENCE} is {given!r}; expected a number of seconds above 0")
+    return seconds
 
 
 def _host(header: str) -> str:

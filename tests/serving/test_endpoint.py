@@ -35,7 +35,7 @@ TOKEN = "hf_PlantedToken123"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (REMOTE_SWITCH, HOSTS, SPECS, BASES, "VLLM_API_KEY"):
+    for name in (REMOTE_SWITCH, HOSTS, SPECS, BASES, module.PATIENCE, "VLLM_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -354,6 +354,26 @@ def test_a_bad_request_is_one_sentence_and_touches_nothing(body, says, start, pi
     status, told = post(http, body)
     assert status == 400 and says in told["error"] and "Traceback" not in told["error"]
     assert len(told["error"]) <= module.MAX_MESSAGE + 4 and not engine.calls
+
+
+def test_a_merge_gives_up_on_requests_that_do_not_end(start, monkeypatch):
+    monkeypatch.setenv(module.PATIENCE, "0.05")
+    http, engine = start()
+    (stamped,) = http.app.user_middleware
+    drain = stamped.kwargs["drain"]
+    asyncio.run(drain.enter())
+    status, told = post(http, {"plateau": "none"})
+    assert status == 503 and "1 requests are still being answered after 0.05 s" in told["error"]
+    assert not engine.calls and not drain.is_closed and engine.labels == ["digest 0"]
+    drain.leave()
+    assert post(http, {"plateau": "none"})[0] == 200
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
+def test_patience_that_is_no_number_of_seconds_stops_the_server(seconds, start, monkeypatch):
+    monkeypatch.setenv(module.PATIENCE, seconds)
+    with pytest.raises(ValueError, match=f"PLAM_DRAIN_SECONDS is '{seconds}'; expected a number of seconds"):
+        start()
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"])

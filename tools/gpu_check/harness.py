@@ -140,8 +140,9 @@ def _launched(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
 
 def _vllm(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
     suite, cards = _vllm_suite(board, folder)
-    again = [("none", {}), ("demo", {"layers": "0:8", "modules": "all"}), ("demo", {})]
-    seconds, own = board.timed(_answers, suite, "vllm", "plam_vllm", merges=again, **_engine(cards))
+    much = {"layers": "0:8", "modules": "all", "model_weight": 0.3, "base_weight": 1.2}
+    again = [("none", {}), ("demo", much), ("demo", {})]
+    seconds, own = board.timed(_answers, suite, "vllm", "plam_vllm", merges=again, **_engine(board, cards))
     answers["vllm"] = own
     expected = _answers(suite, "transformers", "plam_llava", dtype="float32", device=board.device)
     pairs = [
@@ -163,7 +164,7 @@ def _remerged(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
     if "vllm" not in answers:
         raise Skipped("the engine did not start, see above")
     start, (plain, other, back) = answers["vllm"], answers["vllm"]["merges"]
-    fresh = _answers(suite, "vllm-plain", "plam_vllm", **{**_engine(cards), "plateau": "none"})
+    fresh = _answers(suite, "vllm-plain", "plam_vllm", **{**_engine(board, cards), "plateau": "none"})
     for name, told in (("merged at start", start), ("plain", plain), ("merged otherwise", other), ("back", back)):
         if told["digests"] != [told.get("digest", start["digests"][0])]:
             raise Fault(f"{name}: answers say that they are of {told['digests']}, the weights are of {told['digest']}")
@@ -182,10 +183,10 @@ def _remerged(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
         "start s": fresh["load s"],
         "checksums s": max(told["checksums s"] for told in states),
         "merges that vLLM's own checksums tell apart": len({json.dumps(told["own checksums"]) for told in states}),
-        "answers that differ from plain": sum(
-            start["answers"][task][document] != answer
+        "answers that differ between merges": sum(
+            len({told["answers"][task][document] for told in states}) > 1
             for task, of_task in plain["answers"].items()
-            for document, answer in of_task.items()
+            for document in of_task
         ),
     }
 
@@ -197,8 +198,9 @@ def _vllm_suite(board: Board, folder: Path) -> tuple[Path, int]:
     return _suite(folder), torch.cuda.device_count() if board.is_cuda else 1
 
 
-def _engine(cards: int) -> dict[str, Any]:
-    return {"tensor_parallel_size": cards, "dtype": "float32", "max_model_len": 1024, "batch_size": LIMIT}
+def _engine(board: Board, cards: int) -> dict[str, Any]:
+    engine = {"tensor_parallel_size": cards, "dtype": "float32", "max_model_len": 1024, "batch_size": LIMIT}
+    return engine if board.is_cuda else {**engine, "enforce_eager": True, "skip_mm_profiling": True}
 
 
 def _needs_cuda(board: Board) -> None:
