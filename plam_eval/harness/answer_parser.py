@@ -24,6 +24,7 @@ in front of another word are an article and a pronoun, "no" in front of a noun i
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -104,7 +105,7 @@ def is_right(reading: Reading, answer: str, asked: Asked) -> bool:
     return any(same_words(words, plain_words(target)) for words in given for target in asked.targets)
 
 
-class _Tokens:
+class _Tokens(ABC):
     """Candidates in a text: what a pattern matches and `value` does not refuse."""
 
     valid: frozenset[str]
@@ -117,9 +118,9 @@ class _Tokens:
         self._at = re.compile(rf"\s?{phrases.OPEN}{token}", re.I)
         self._with = re.compile(rf"{phrases.CLOSE}{phrases.WITH}{phrases.OPEN}{token}(?! (?:{phrases.VERB})\b)", re.I)
 
+    @abstractmethod
     def value(self, text: str, match: re.Match[str]) -> str | None:
         """The candidate that a match is; None where it is another word of the same letters."""
-        raise NotImplementedError
 
     def _series(self, text: str) -> list[list[re.Match[str]]]:
         """The candidates of a text in order, those that "and" or "or" joins in one list: "A", "B, C and D"."""
@@ -211,13 +212,13 @@ class _Tokens:
                 return set()
         return values & self.valid
 
+    @abstractmethod
     def stands_alone(self, word: str, behind: list[str], count: int) -> bool:
         """Whether a candidate in a clause is one, and not an article or a pronoun."""
-        raise NotImplementedError
 
+    @abstractmethod
     def named(self, word: str) -> str:
         """The value of a candidate's word."""
-        raise NotImplementedError
 
 
 def _doubted(text: str, begin: int, end: int) -> bool:
