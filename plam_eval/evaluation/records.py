@@ -266,7 +266,7 @@ def read_run(path: str | Path, unreadable: dict[str, str] | None = None) -> Run:
             raise RecordError(f"{file}: found a task named {task!r:.80}, expected the name of a task of lmms-eval")
         try:
             samples = _samples_of(file, task, config, results)
-        except RecordError as error:
+        except (RecordError, OSError) as error:
             if unreadable is None:
                 raise
             unreadable[task] = str(error)

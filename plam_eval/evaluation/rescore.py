@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ from plam_eval.evaluation.comparable import IncomparableError
 from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.second_parser import judge, rescored
 from plam_eval.evaluation.stats import Paired
-from plam_eval.evaluation.sweep.folder import read_run
+from plam_eval.evaluation.sweep.folder import CELL, CELLS, PLAN, read_run
 from plam_eval.files import check_free, check_writable, inside, read_json, write_csv, write_json
 from plam_eval.harness.answer_parser import VERSION
 from plam_eval.harness.errors import RecordError
+from plam_eval.harness.run_files import result_files
 from plam_eval.harness.second_reading import not_read_again
 
 RESULT, DISAGREEMENTS = "rescored.json", "disagreements.csv"
+_MOST_NAMED = 6
 
 _TASK_COLUMNS = ("run", "task", "documents", "score", "rescored", "disagree", "abstain")
 _PAIR_COLUMNS = (
@@ -104,15 +106,15 @@ def check_output(folder: Path) -> None:
 def rescore_folders(folders: Sequence[Path], tasks: Sequence[str] | None = None) -> Rescored:
     """Read runs, ours or not, and their answers a second time.
 
-    A task whose log cannot be read costs that task and no other.
+    A task whose log cannot be read costs that task and no other, and a run of nothing else costs no other run.
 
     Args:
         folders: run folders, cells of a sweep, or results files.
         tasks: only these.
 
     Raises:
-        RecordError: a folder has no run, a run has none of the tasks, or none of the logs can be read.
-        InputError: no folder.
+        RecordError: a folder has no run, a run has none of the tasks, or no log of any run can be read.
+        InputError: no folder, or that of a whole sweep, whose runs have to be named.
     """
     if not folders:
         raise InputError("give a run folder, or several")
@@ -121,16 +123,35 @@ def rescore_folders(folders: Sequence[Path], tasks: Sequence[str] | None = None)
         names = [f"{number}: {name}" for number, name in enumerate(names, 1)]
     runs: dict[str, Run] = {}
     left_out: dict[str, dict[str, str]] = {}
+    newest: list[str] = []
     for name, folder in zip(names, folders, strict=True):
+        _check_one_run(folder)
         unreadable: dict[str, str] = {}
         run = read_run(folder, unreadable)
+        if not run.tasks and not unreadable:
+            raise RecordError(f"{run.file}: names no task (configs is empty); expected the results of an evaluation")
         wanted = [task for task in tasks if task not in unreadable] if tasks else run.tasks
-        if not wanted or not run.tasks:
-            causes = "\n".join(f"  - {task}: {why}" for task, why in unreadable.items())
-            raise RecordError(f"{folder}: no log of answers can be read:\n{causes}")
-        runs[name] = run.only(wanted)
         left_out[name] = {task: why for task, why in unreadable.items() if not tasks or task in tasks}
-    return rescore_runs(runs, left_out)
+        if wanted:
+            runs[name] = run.only(wanted)
+            if folder.is_dir() and not (folder / CELL).is_file() and (number := len(result_files(folder))) > 1:
+                newest.append(f"{name}: the newest of {number} runs there is read: {run.file}")
+    if not runs:
+        causes = [f"{name}: {task}: {why}" for name, by_task in left_out.items() for task, why in by_task.items()]
+        raise RecordError("no log of answers can be read:\n" + "\n".join(f"  - {cause}" for cause in causes))
+    done = rescore_runs(runs, left_out)
+    return replace(done, notes=(*newest, *done.notes))
+
+
+def _check_one_run(folder: Path) -> None:
+    """Raise InputError for the folder of a sweep, comparison or premise check: which of its runs is meant?"""
+    if not (folder / PLAN).is_file():
+        return
+    cells = sorted(file.parent for file in folder.glob(f"*/{CELLS}/*/{CELL}"))
+    cells = [*sorted(file.parent for file in folder.glob(f"{CELLS}/*/{CELL}")), *cells]
+    found = ", ".join(str(cell) for cell in cells[:_MOST_NAMED]) or "no finished one"
+    more = f" and {len(cells) - _MOST_NAMED} more" if len(cells) > _MOST_NAMED else ""
+    raise InputError(f"{folder}: holds the runs of several models; expected one or more of them: {found}{more}")
 
 
 def rescore_runs(runs: Mapping[str, Run], left_out: Mapping[str, Mapping[str, str]] | None = None) -> Rescored:
@@ -140,7 +161,7 @@ def rescore_runs(runs: Mapping[str, Run], left_out: Mapping[str, Mapping[str, st
         runs: by name.
         left_out: by name, tasks that could not be read, and why.
     """
-    without = {name: dict((left_out or {}).get(name, {})) for name in runs}
+    without = {name: dict((left_out or {}).get(name, {})) for name in [*runs, *(left_out or {})]}
     rows, documents, notes = list[dict[str, Any]](), list[pd.DataFrame](), list[str]()
     for name, run in runs.items():
         for task in run.tasks:

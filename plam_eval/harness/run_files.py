@@ -351,7 +351,7 @@ def samples_by_filter(
             sample = writable(check_depth(json.loads(line)), line)
             _check_sample(sample)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {error!r}") from error
+            raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {_why_no_sample(error)}") from error
         document = sample["doc_id"]
         counts[document] += 1
         if counts[document] > len(filters):
@@ -429,6 +429,20 @@ def log_lines(log: Path) -> Iterator[bytes]:
     """The lines of the sample log `log`, without their ends; raises RecordError as `lines_of`."""
     with log.open("rb") as stream:
         yield from lines_of(stream, log)
+
+
+def _why_no_sample(error: Exception) -> str:
+    """In words why a line is none; without the line, which may be as long as a file."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start}: {error.reason}); copy it again, or run again"
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]}; expected a log of --log_samples"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON ({error.msg} at character {error.pos}); copy it again, or run again"
+    return str(error)[:_LONGEST_REASON]
+
+
+_LONGEST_REASON = 300
 
 
 def _check_sample(sample: Any) -> None:

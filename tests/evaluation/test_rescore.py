@@ -23,7 +23,7 @@ from plam_eval.harness.tasks import TASKS
 from plam_eval.report import rescored, tables
 from plam_eval.terminal import Terminal
 from tests.helpers.commands import Call, command_line
-from tests.helpers.run_folders import Document, documents, write_run
+from tests.helpers.run_folders import Document, documents, write_run, write_sweep
 
 LETTERS = "ABCD"
 
@@ -144,7 +144,9 @@ def _edit(folder: Path, task: str, change: Any) -> None:
         (lambda folder: _edit(folder, "mmstar", lambda n, line: line.update(filtered_resps=[[]])), "has no answers"),
         (lambda folder: next(folder.glob("*_mmstar.jsonl")).unlink(), "run again with --log_samples"),
         (lambda folder: next(folder.glob("*_mmstar.jsonl")).write_text("{"), "line 1 is not a sample of lmms-eval"),
-        (lambda folder: next(folder.glob("*_mmstar.jsonl")).write_bytes(b"\xff\n"), "line 1 is not a sample"),
+        (lambda folder: next(folder.glob("*_mmstar.jsonl")).write_bytes(b"{}\xff\n"), "it is not UTF-8 (byte 2"),
+        (lambda folder: _edit(folder, "mmstar", lambda n, line: line.pop("target")), "it has no target"),
+        (lambda folder: _edit(folder, "mmstar", lambda n, line: line.update(doc_id=["x" * 9**6])), "not a sample"),
         (lambda folder: next(folder.glob("*_mmstar.jsonl")).write_text(""), "no documents"),
     ],
 )
@@ -154,6 +156,40 @@ def test_a_log_that_cannot_be_read_costs_its_task_alone(tmp_path: Path, damage: 
     done = plam_eval.rescore(tmp_path)
     assert list(done.tasks["task"]) == ["pope"] and done.tasks["rescored"].tolist() == [1.0]
     assert said in done.left_out[str(tmp_path)]["mmstar"]
+    assert len(done.left_out[str(tmp_path)]["mmstar"]) < 800, "a damaged line may be as long as a file"
+
+
+def test_a_log_that_the_system_does_not_give_costs_its_task_alone(tmp_path: Path) -> None:
+    file = write_run(tmp_path, asked(terse))
+    results = json.loads(file.read_text(encoding="utf-8"))
+    results["configs"]["x" * 300] = {}
+    file.write_text(json.dumps(results), encoding="utf-8")
+    done = plam_eval.rescore(tmp_path)
+    assert list(done.tasks["task"]) == ["mmstar", "pope"] and "too long" in done.left_out[str(tmp_path)]["x" * 300]
+
+
+def test_a_run_without_a_log_costs_no_other_run(tmp_path: Path, runs: list[Path]) -> None:
+    write_run(tmp_path / "gone", asked(terse))
+    for log in (tmp_path / "gone").glob("*.jsonl"):
+        log.unlink()
+    done = plam_eval.rescore([runs[0], tmp_path / "gone", runs[1]])
+    assert {*done.tasks["run"]} == {str(runs[0]), str(runs[1])}
+    assert "run again with --log_samples" in done.left_out[str(tmp_path / "gone")]["pope"]
+    assert list(done.pair["task"]) == ["mmstar", "pope", "overall"], "the two that are left are a pair"
+
+
+def test_which_run_is_read_is_never_a_guess(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweep", {"plain": asked(terse)})
+    with pytest.raises(InputError, match=r"runs of several models; expected one .*sweep/cells/plain"):
+        plam_eval.rescore(tmp_path / "sweep")
+    for name in ("old", "new"):
+        write_run(tmp_path / "runs" / name, asked(terse))
+    done = plam_eval.rescore(tmp_path / "runs")
+    assert "the newest of 2 runs there is read" in done.notes[0]
+    file = write_run(tmp_path / "none", asked(terse))
+    file.write_text(json.dumps({"configs": {}, "results": {}}), encoding="utf-8")
+    with pytest.raises(RecordError, match="names no task"):
+        plam_eval.rescore(tmp_path / "none")
 
 
 def test_documents_without_an_answer_are_said(tmp_path: Path) -> None:
