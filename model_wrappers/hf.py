@@ -199,6 +199,10 @@ class HFPlateauMixin(PlateauMixin):
     def running_dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
+    @property
+    def running_attention(self) -> str | None:
+        return getattr(self.model.config.get_text_config(), "_attn_implementation", None)
+
     def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         """Merge the model's parameters in place, as `merge_in_place` does.
 

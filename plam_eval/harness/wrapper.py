@@ -172,6 +172,10 @@ class PlateauWrapper(Protocol):
         """Dtype of the weights, such as "bfloat16"."""
 
     @property
+    def running_attention(self) -> str | None:
+        """Name of the decoder's attention, such as "sdpa"; None where the engine chooses it from call to call."""
+
+    @property
     def rank(self) -> int:
         """Number of this process among those that evaluate together; the first one, 0, writes and speaks."""
 

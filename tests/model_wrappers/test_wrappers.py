@@ -40,7 +40,7 @@ def test_merges_at_load_and_goes_back_to_plain(family, mode, load, pico, in_suit
 
     record = merged.results["plam_eval"]
     assert record["mode"] == mode and record["wraps"] == WRAPPERS[record["wrapper"]].wrapped_id
-    assert record["device"] == "cpu" and record["dtype"] == "float32"
+    assert (record["device"], record["dtype"], record["attention"]) == ("cpu", "float32", "sdpa")
     assert {value.dtype for value in model.model.parameters()} == {torch.float32}
     assert record["generation"]["calls"] == 4 and record["generation"]["failed"] == 0
     spec = record["provenance"]["spec"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from loguru import logger
@@ -66,22 +66,29 @@ class NoisePlan:
             parts[variant] = Job.plan(variant.config(job.config), folder, job.grid, also=also)
         plan = cls(job, parts, number)
         if (plain := plan._plain()) is not None:
-            plan._check_dtype(plain.block.get("dtype"))
+            plan._check_other(plain.block.get("dtype"), plain.block.get("attention"))
         return plan
 
     def check_resident(self, model: PlateauWrapper) -> None:
-        """Raise InputError where a variant changes nothing, which the loaded model shows: its dtype.
+        """Raise InputError where a variant changes nothing, which the loaded model shows: dtype and attention.
 
         Args:
             model: of the comparison.
         """
-        self._check_dtype(model.running_dtype)
+        self._check_other(model.running_dtype, model.running_attention)
 
-    def _check_dtype(self, runs_in: str | None) -> None:
+    def _check_other(self, dtype: str | None, attention: str | None) -> None:
+        problems = []
         for variant in self.parts:
-            dtype = dict(variant.changes).get("dtype")
-            if dtype and len(variant.changes) == 1 and same_dtype(dtype, runs_in):
-                raise InputError(f"--noise {variant.name}: the model runs in {dtype} by itself; expected another dtype")
+            changes = dict(variant.changes)
+            if len(changes) > 1:
+                continue
+            if same_dtype(changes.get("dtype"), dtype):
+                problems.append(f"{variant.name}: the model runs in {dtype} by itself; expected another dtype")
+            if attention is not None and changes.get("attn_implementation") == attention:
+                problems.append(f"{variant.name}: the model runs with {attention} by itself; expected another one")
+        if problems:
+            raise InputError(*problems, origin="--noise")
 
     def left(self) -> bool:
         """Whether something is to be answered yet."""
@@ -120,7 +127,7 @@ class NoisePlan:
         if documents is None:  # plain has no run, which the comparison itself says
             return
         try:
-            runner.run(part, model(), documents=documents)
+            runner.run(self._of_scored(part), model(), documents=documents)
         except Exception as error:  # an engine that does not start, say: the comparison is there all the same
             if processes.number() > 1:  # the others may be at work: what one of them raises ends them all
                 raise
@@ -134,8 +141,20 @@ class NoisePlan:
         """The first ones of the comparison's documents, in the order in which a sample is drawn; None without plain."""
         if self._plain() is None:
             return None
-        drawn = runner.check_tasks(self.job.config).drawn
-        return {task: documents_in(beginning(clusters, self.documents)) for task, clusters in drawn.items()}
+        checked = runner.check_tasks(self.job.config)
+        return {
+            task: documents_in(beginning(clusters, self.documents))
+            for task, clusters in checked.drawn.items()
+            if task not in checked.unscored
+        }
+
+    def _of_scored(self, part: Job) -> Job:
+        """A variant's job without tasks that have no score per document: nothing of theirs can flip."""
+        checked = runner.check_tasks(self.job.config)
+        if not checked.unscored:
+            return part
+        logger.warning("noise: {} not answered again: no score per document", ", ".join(checked.unscored))
+        return replace(part, config=part.config.model_copy(update={"tasks": checked.scored}))
 
     def _plain(self) -> Run | None:
         """The comparison's plain run, once it is finished."""

@@ -123,6 +123,7 @@ def read_variants(words: str | Sequence[str], config: SweepConfig) -> tuple[Vari
             continue
         if variant in variants:
             problems.append(f"{variant.name} is given twice; give it once")
+            continue
         problems += [f"{variant.name}: {problem}" for problem in _problems(variant, config)]
         variants.append(variant)
     if not variants and not problems:
@@ -169,14 +170,14 @@ def _problems(variant: Variant, config: SweepConfig) -> list[str]:
     return problems
 
 
-def same_dtype(asked: str, runs_in: Any) -> bool:
+def same_dtype(asked: str | None, runs_in: Any) -> bool:
     """Whether two names of dtypes are of one.
 
     Args:
-        asked: a name.
+        asked: a name; None where none is asked for.
         runs_in: another, with or without "torch."; None where it is not known.
     """
-    return runs_in is not None and str(runs_in).removeprefix("torch.") == asked
+    return asked is not None and runs_in is not None and str(runs_in).removeprefix("torch.") == asked
 
 
 def _of_model(model: str, config: SweepConfig) -> list[str]:

@@ -105,15 +105,48 @@ def test_what_cannot_start_costs_nothing(in_suite: Path, tmp_path: Path, monkeyp
     assert not (tmp_path / "compare").exists()
 
 
-def test_the_dtype_of_a_finished_comparison_is_no_other_way(
+def test_what_a_finished_comparison_runs_with_is_no_other_way(
     in_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("plam_eval.evaluation.sweep.runner.load_model", lambda config: pytest.fail("loaded"))
-    plain = SimpleNamespace(block={"dtype": "float32"})
+    plain = SimpleNamespace(block={"dtype": "float32", "attention": "sdpa"})
     monkeypatch.setattr(noise_run, "read_state", lambda folder, cell, settings: ({"status": "finished"}, plain))
-    given = {**GIVEN, "model_args": SPEC.replace(",dtype=float32", "")}
-    with pytest.raises(InputError, match="runs in float32 by itself; expected another dtype"):
-        plam_eval.compare(**given, output=tmp_path / "compare", noise="dtype=float32")
+    given = {**GIVEN, "model_args": SPEC.replace(",dtype=float32", ""), "output": tmp_path / "compare"}
+    with pytest.raises(InputError) as told:
+        plam_eval.compare(**given, noise="dtype=float32,attn_implementation=sdpa,attn_implementation=eager")
+    assert told.value.problems == [
+        "dtype=float32: the model runs in float32 by itself; expected another dtype",
+        "attn_implementation=sdpa: the model runs with sdpa by itself; expected another one",
+    ]
+
+
+def test_what_the_loaded_model_runs_with_is_no_other_way(in_suite: Path, tmp_path: Path) -> None:
+    job = plam_eval.plan_compare(**GIVEN, output=tmp_path / "compare").job
+    plan = NoisePlan.plan(job, "attn_implementation=sdpa", None)
+    running: Any = SimpleNamespace(running_dtype="float32", running_attention="eager")
+    plan.check_resident(running)
+    running.running_attention = "sdpa"
+    with pytest.raises(InputError, match="runs with sdpa by itself"):
+        plan.check_resident(running)
+
+
+def test_tasks_without_scores_are_not_answered_again(
+    in_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = plam_eval.plan_compare(**GIVEN, output=tmp_path / "compare").job
+    plan = NoisePlan.plan(job, "attn_implementation=eager", 10)
+    checked = SimpleNamespace(
+        drawn={"pope": ((0,), (1,)), "mme": ((0, 1),)}, unscored={"mme": "a judge"}, scored=("pope",)
+    )
+    monkeypatch.setattr(noise_run.runner, "check_tasks", lambda config: checked)
+    monkeypatch.setattr(NoisePlan, "_plain", lambda self: SimpleNamespace(block={}))
+    asked: list[Any] = []
+    monkeypatch.setattr(noise_run.runner, "run", lambda job, model, **more: asked.append((job, more["documents"])))
+    (part,) = plan.parts.values()
+    plan._run(part, lambda: None)  # type: ignore[arg-type, return-value]
+    ((ran, documents),) = asked
+    assert ran.config.tasks == ("pope",) and documents == {"pope": [0, 1]}
+    assert ran.settings == part.settings, "by which a stopped one goes on"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -129,6 +162,7 @@ def test_what_one_of_several_processes_raises_waits_for_nobody(
 
     monkeypatch.setattr(noise_run.processes, "all_ranks", all_ranks)
     monkeypatch.setattr(NoisePlan, "_documents", lambda self: {"pope": [0]})
+    monkeypatch.setattr(NoisePlan, "_of_scored", lambda self, part: part)
     part: Any = SimpleNamespace(folder=tmp_path, write=lambda: None, left=lambda: [])
     plan = NoisePlan(part, {}, 10)
 

@@ -83,6 +83,9 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(InputError) as told:
         read_variants("batch_size=4,dtype=float32,color=red", config())
     assert len(told.value.problems) == 3
+    with pytest.raises(InputError) as told:
+        read_variants("batch_size=4,default", config())
+    assert len(told.value.problems) == 2, "what is given twice has its problems once"
 
 
 def test_an_engine_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
