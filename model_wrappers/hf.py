@@ -261,6 +261,7 @@ class HFPlateauMixin(PlateauMixin):
         texts = [scored_text_of(request, self.task_dict) for request in requests]
         ids = prompt["input_ids"][0]
         rows = [continuation(self.tokenizer, ids.tolist(), text) for text in texts]
+        self.generation.prompt_tokens += sum(len(ids) + len(row) for row in rows)
         alone = {name for name, value in prompt.items() if not is_per_token(value, prompt["input_ids"])}
         if alone:  # of images: laid out by a family's own rules, which a second row would change
             return [likelihood for row in rows for likelihood in score_rows(self.model, prompt, [row])]

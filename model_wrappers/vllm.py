@@ -200,6 +200,7 @@ class VLLMPlateauMixin(PlateauMixin):
         ids = self._prompt_ids(asking_the_same(requests[0], simple=self.is_simple), of_text=True)
         texts = [scored_text_of(request, self.task_dict) for request in requests]
         rows = [continuation(self.client.get_tokenizer(), ids, text) for text in texts]
+        self.generation.prompt_tokens += sum(len(ids) + len(row) for row in rows)
         told = self.client.generate(
             [{"prompt_token_ids": [*ids, *row]} for row in rows],
             SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0),

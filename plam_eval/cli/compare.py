@@ -133,9 +133,10 @@ def compare(
             planned = api.plan_compare(runs, **given, measure=dry_run)
             console.data = planned.to_dict()
             console.warn(planned.warnings)
-            console.show(tables.plan(planned.job, planned.documents))
-            if planned.estimate is not None:
-                console.show(estimate_table(planned.estimate))
+            estimate = planned.estimate
+            console.show(tables.plan(planned.job, planned.documents, measured=estimate is not None))
+            if estimate is not None:
+                console.show(estimate_table(estimate))
             return
         compared = api.compare(runs, **given, wandb_args=wandb_args)
         if compared is None:

@@ -144,9 +144,10 @@ def sweep(
             planned = api.plan_sweep(config, **given, measure=dry_run)
             console.data = planned.to_dict()
             console.warn(planned.warnings)
-            console.show(tables.plan(planned.job, planned.documents))
-            if planned.estimate is not None:
-                console.show(estimate_table(planned.estimate))
+            estimate = planned.estimate
+            console.show(tables.plan(planned.job, planned.documents, measured=estimate is not None))
+            if estimate is not None:
+                console.show(estimate_table(estimate))
             return
         findings = api.sweep(config, **given, ray=use_ray, workers=workers, wandb_args=wandb_args)
         if findings is None:

@@ -53,7 +53,8 @@ class GenerationRecord:
             the prompt's text as the chat template leaves it (`text`) and of its token ids (`ids`).
         examples: task -> doc_id and the whole text of one such prompt.
         max_new_tokens: limits of the wrapper's own, for documents whose task sets none, of prompts that are noted.
-        prompt_tokens, answer_tokens: of those calls that did not fail, images included.
+        prompt_tokens, answer_tokens: of those calls that did not fail, images included; of a choice that was scored,
+            its prompt and itself are the prompt, once for each choice.
         digests: of the weights (`plam_eval.spec.digest_of`) -> task and doc_id of each document that they answered.
     """
 

@@ -238,12 +238,13 @@ def _draws_alone(findings: Findings) -> set[str]:
     return draws - others - {*merged}
 
 
-def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
-    """What a sweep would do: its cells, what each reads, what is finished, and an estimate.
+def plan(job: Job, documents: dict[str, int] | None, *, measured: bool = False) -> PlainTable:
+    """What a sweep would do: its cells, what each reads, what is finished, and an estimate of its time.
 
     Args:
         job: the sweep.
         documents: by task; None where they are not known.
+        measured: a time that was measured for it is shown beside this table, which then gives none.
     """
     left = {cell.name for cell in job.left()}
     table = PlainTable(caption_justify="left")
@@ -261,8 +262,9 @@ def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
     estimate = (
         f"about {seconds * len(left) / 60:.1f} minutes at {seconds:.1f} s a cell, as those that are finished"
         if seconds is not None
-        else "no time yet: it follows from the first finished cell (a small --limit in another folder gives a hint)"
+        else "no time yet: it follows from the first finished cell, or from some documents (--dry-run 20)"
     )
+    estimate = "" if measured else f"; {estimate}"
     generations = (
         f"{sum(documents.values())} documents each, {sum(documents.values()) * len(left)} generations in all"
         if documents
@@ -274,7 +276,7 @@ def plan(job: Job, documents: dict[str, int] | None) -> PlainTable:
             f"\n{together} cells are answered together, with up to {max(sizes, default=0) / 1e6:.1f} MB of merged "
             "tensors (as stored) beside the model"
         )
-    table.caption = f"{len(left)} cells to run, {generations}\n{total / 1e6:.1f} MB to read for merging; {estimate}"
+    table.caption = f"{len(left)} cells to run, {generations}\n{total / 1e6:.1f} MB to read for merging{estimate}"
     return table
 
 

@@ -129,3 +129,5 @@ def test_choices_that_are_scored_count_as_documents(tmp_path: Path, monkeypatch:
     estimate = planned.estimate
     assert estimate is not None and estimate.sampled == 3 and estimate.documents == {"arc_easy": 4}
     assert estimate.disk > 0 and estimate.load < estimate.seconds and estimate.answer_tokens == 0
+    each = estimate.prompt_tokens / estimate.generations
+    assert each > 4 * 10, "four choices of a document are four times its prompt, of more than ten tokens"

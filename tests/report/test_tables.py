@@ -43,7 +43,8 @@ def test_plan() -> None:
         config=SimpleNamespace(together=1),
     )
     out = printed(tables.plan(job, None))
-    assert SHOWN in out and "[x]" in out
+    assert SHOWN in out and "[x]" in out and "no time yet" in out
+    assert "no time" not in printed(tables.plan(job, None, measured=True)), "it stands in the table below"
 
 
 def test_merge_report() -> None:
