@@ -284,6 +284,23 @@ def compare_pairs(
     return compared
 
 
+def count_for_one(columns: Iterable[Floats], cluster: NDArray[np.intp]) -> float:
+    """How many documents count for one, because those of a cluster are alike: from 1 to those of the mean cluster.
+
+    The design effect (Kish 1965): the variance of a mean over that of as many independent documents.
+
+    Args:
+        columns: scores and differences, (documents,) each, of which the largest effect counts.
+        cluster: (documents,), the number of the cluster that each is in, from 0 without a gap.
+    """
+    mean_size, effects = len(cluster) / (int(cluster.max()) + 1), []
+    for values in columns:
+        spread = values - values.mean()
+        if (total := float(spread @ spread)) > 1e-12:
+            effects.append(float(np.sum(np.bincount(cluster, spread) ** 2)) / total)
+    return float(np.clip(max(effects, default=mean_size), 1, mean_size))
+
+
 class _Task:
     """One task's scores, (documents, runs), the clusters of its documents, and one draw of the bootstrap."""
 
@@ -328,18 +345,9 @@ class _Difference:
         self.by_cluster: Floats = np.asarray(totals, dtype=float)
 
     def alike(self) -> float:
-        """How many documents count for one, because those of a cluster are alike: from 1 to those of the mean cluster.
-
-        The design effect (Kish 1965): the variance of a mean over that of as many independent documents. The largest of
-        both runs' scores and of their difference, which alone says little where few answers differ.
-        """
-        scores, cluster = self.task.scores, self.task.cluster
-        mean_size, effects = len(scores) / self.task.clusters, []
-        for values in (scores[:, self._first], scores[:, self._second], self.values):
-            spread = values - values.mean()
-            if (total := float(spread @ spread)) > 1e-12:
-                effects.append(float(np.sum(np.bincount(cluster, spread) ** 2)) / total)
-        return float(np.clip(max(effects, default=mean_size), 1, mean_size))
+        """How many documents count for one: by both runs' scores, too, as where few answers differ these say little."""
+        scores = self.task.scores
+        return count_for_one((scores[:, self._first], scores[:, self._second], self.values), self.task.cluster)
 
     def differing(self) -> int:
         """Clusters whose mean difference is other than 0, or than that of the middle cluster if these are fewer."""

@@ -2,8 +2,10 @@
 
 lost = first - second (base LLM and MLLM), back = third - second (merged and MLLM), share = back / lost. All three are
 scored on the same documents, so that the bootstrap draws one set of weights for all: of whole clusters, by task, as
-everywhere here (`bootstrap`). A ratio means nothing where its denominator may be 0, so none is given unless a loss is
-shown; where resamples lose their loss all the same, an end of the interval is open.
+everywhere here (`bootstrap`), and of one document more that nobody has seen, which each of the three may have right or
+wrong. Without it a merge that changes no answer would have a share of 0, from 0 to 0. A ratio means nothing where its
+denominator may be 0, so none is given unless a loss is shown; where resamples lose their loss all the same, an end of
+the interval is open.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from plam_eval.bootstrap import Floats, reweighted
-from plam_eval.evaluation.stats import OVERALL, SIGNIFICANT, Paired, effect
+from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
+from plam_eval.evaluation.stats import OVERALL, SIGNIFICANT, Paired, count_for_one, effect
 
 _RESAMPLES = 10_000
 
@@ -61,8 +63,10 @@ def restored(
         confidence: of the intervals, two-sided.
         resamples: draws of the bootstrap.
     """
-    draws: dict[str, Floats] = {}
+    draws: dict[str, Reweighted] = {}
     means: dict[str, Floats] = {}
+    independent: dict[str, float] = {}
+    scales: dict[str, float] = {}
     for task, rows in first.groupby("task", sort=False):
         name, documents = str(task), rows["doc_id"]
         columns = [
@@ -72,25 +76,43 @@ def restored(
         scores = np.column_stack(columns) * directions.get(name, 1)
         cluster = pd.factorize(rows["group"])[0]
         generator = np.random.default_rng([2, *name.encode()])
-        draws[name] = reweighted(scores, cluster, resamples, generator, unseen_documents=0).means
-        means[name] = scores.mean(axis=0)
-    draws[OVERALL] = np.mean([draws[name] for name in means], axis=0)
+        columns = [*scores.T, scores[:, 0] - scores[:, 1], scores[:, 2] - scores[:, 1]]
+        alike = count_for_one(columns, cluster)
+        drawn = reweighted(scores, cluster, resamples, generator, unseen_documents=1)
+        draws[name] = drawn.enlarged(alike)
+        means[name], scales[name] = scores.mean(axis=0), float(np.ptp(scores))
+        independent[name] = len(scores) / alike
+    overall = mean_over_tasks(draws, independent)
+    draws = {**{name: drawn.with_unseen() for name, drawn in draws.items()}, OVERALL: overall}
+    scales[OVERALL] = scales[min(independent, key=independent.__getitem__)]
     means[OVERALL] = np.mean([*means.values()], axis=0)
-    return [_share(row, means[row.task], draws[row.task], directions, confidence) for row in lost]
+    return [_share(row, means[row.task], draws[row.task], scales[row.task], directions, confidence) for row in lost]
 
 
-def _share(row: Paired, mean: Floats, draws: Floats, directions: Mapping[str, int], confidence: float) -> Restored:
+_UNSEEN = np.array([pattern for pattern in np.ndindex(2, 2, 2) if len({*pattern}) > 1], dtype=float)
+"""What the unseen document may score in each of the three, of the range of scores; the same in all changes little."""
+
+
+def _share(
+    row: Paired, mean: Floats, draws: Reweighted, scale: float, directions: Mapping[str, int], confidence: float
+) -> Restored:
     sign = directions.get(row.task, 1) if row.task != OVERALL else next(iter(directions.values()), 1)
     if len(set(directions.values())) > 1 and row.task == OVERALL:
         return Restored(row.task, math.nan, math.nan, math.nan, "lower is better in some tasks, higher in others")
     if effect(row.difference, row.p, sign) != "worse":
         return Restored(row.task, math.nan, math.nan, math.nan, f"no loss is shown (p {_at_least(row.p)})")
-    lost, back = draws[:, 0] - draws[:, 1], draws[:, 2] - draws[:, 1]
     share = float((mean[2] - mean[1]) / (mean[0] - mean[1]))
-    ratios = np.where(lost > 0, back / np.where(lost > 0, lost, 1), np.where(back < 0, -math.inf, math.inf))
+    ratios = [_ratios(draws.means + scale * draws.unseen[:, None] * pattern) for pattern in _UNSEEN]
     tail = (1 - confidence) / 2
-    low, high = np.quantile(ratios, tail, method="lower"), np.quantile(ratios, 1 - tail, method="higher")
+    low = np.quantile(np.min(ratios, axis=0), tail, method="lower")
+    high = np.quantile(np.max(ratios, axis=0), 1 - tail, method="higher")
     return Restored(row.task, share, float(low), float(high))
+
+
+def _ratios(means: Floats) -> Floats:
+    """What comes back of what was lost, by resample of the three means; without a loss it is beyond any bound."""
+    lost, back = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
+    return np.where(lost > 0, back / np.where(lost > 0, lost, 1), np.where(back < 0, -math.inf, math.inf))
 
 
 def _at_least(p: float) -> str:
