@@ -193,7 +193,8 @@ def read_noise(folder: Path, runs: Mapping[str, Run]) -> Noise | None:
         runs: its runs by cell, as they are compared.
     """
     flips, warnings, failures = list[Flips](), list[str](), list[str]()
-    found = False
+    warnings += _of_link(folder)
+    found = bool(warnings)
     for name, sub in _variants(folder):
         found = True
         try:
@@ -234,6 +235,13 @@ def read_noise(folder: Path, runs: Mapping[str, Run]) -> Noise | None:
     return Noise(tuple(flips), tuple(dict.fromkeys(warnings)), tuple(failures))
 
 
+def _of_link(folder: Path) -> list[str]:
+    """What to say where the folder of variants is a link, whose files may be of anything."""
+    if not (folder / NOISE).is_symlink():
+        return []
+    return [f"noise: left out: {folder / NOISE} is a link; a comparison's own folder was expected there"]
+
+
 def _of_together(folder: Path) -> list[str]:
     """What to say where the comparison in a folder answered in a way that answering again does not."""
     if (read_plan(folder).get("config") or {}).get("together", 1) < 2:
@@ -266,6 +274,8 @@ def _same_documents(first: Run, second: Run) -> tuple[Run, Run, list[str]]:
     """
     keys = ["task", "doc_id"]
     tasks = [task for task in first.tasks if task in second.tasks]
+    has_score = first.samples["score"].notna() & first.samples["task"].isin(tasks)
+    asked = list(first.samples.loc[has_score, "task"].unique())
     first, second = first.only(tasks), second.only(tasks)
     shared = first.samples[keys].merge(second.samples[keys], on=keys)
     index = pd.MultiIndex.from_frame(shared)
@@ -278,4 +288,10 @@ def _same_documents(first: Run, second: Run) -> tuple[Run, Run, list[str]]:
     comparable.check_comparable(first, second, ("the comparison", "the same weights again"))
     scored, left_out = comparable.only_scored({"first": first, "second": second})
     left_out = [note for note in left_out if comparable.LEFT_OUT not in note]
+    known = set(scored["first"].samples["task"])
+    left_out += [
+        f"{task}: no flips are known: its documents have no score the second time"
+        for task in asked
+        if task not in known
+    ]
     return scored["first"], scored["second"], left_out

@@ -70,6 +70,7 @@ _PLAN_KINDS: dict[str, type] = {
     "config/limit": int,
     "config/sample": int,
     "config/seed": int,
+    "config/together": int,
     "settings": dict,
     "settings/model": str,
     "settings/model_args": dict,

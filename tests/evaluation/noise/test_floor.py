@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from plam_eval.errors import DamagedFileError
 from plam_eval.evaluation import records, stats
 from plam_eval.evaluation.noise.floor import ABOVE, BELOW, UNCLEAR, Noise, flips_between, read_noise
 from plam_eval.evaluation.records import Run
@@ -161,6 +162,35 @@ def test_failures_damage_and_strangers_are_named(pair: Path, tmp_path: Path) -> 
     (pair / "noise" / "dtype=bfloat16" / PLAN).write_text(json.dumps(plan))
     other = noise_of(pair)
     assert not other.flips and any("is of another model" in warning for warning in other.warnings)
+
+
+def test_a_task_that_is_lost_the_second_time_is_named(pair: Path) -> None:
+    again(pair, "dtype=bfloat16", PLAIN)
+    run = pair / "noise" / "dtype=bfloat16" / "cells" / "plain" / "run"
+    log = next(run.glob("*_pope.jsonl"))
+    log.write_text(log.read_text().replace('"score": 0.0', '"score": "none"'))
+    noise = noise_of(pair)
+    assert set(by_task(noise)) == {"mmstar", OVERALL}
+    assert "noise, dtype=bfloat16, plain: pope: no flips are known" in noise.warnings[0]
+    log.write_text("")
+    assert "pope: no flips are known" in noise_of(pair).warnings[0]
+
+
+def test_a_folder_that_is_a_link_is_named(pair: Path, tmp_path: Path) -> None:
+    again(pair, "dtype=bfloat16", PLAIN)
+    shutil.move(pair / "noise", tmp_path / "elsewhere")
+    (pair / "noise").symlink_to(tmp_path / "elsewhere")
+    noise = noise_of(pair)
+    assert not noise.flips and "is a link" in noise.warnings[0]
+
+
+@pytest.mark.parametrize("value", ["2", None, [2], 2.5])
+def test_a_damaged_number_of_models_at_once_is_told(pair: Path, value: Any) -> None:
+    again(pair, "dtype=bfloat16", PLAIN)
+    plan = json.loads((pair / PLAN).read_text())
+    (pair / PLAN).write_text(json.dumps(plan | {"config": plan["config"] | {"together": value}}))
+    with pytest.raises(DamagedFileError, match="config/together: found"):
+        noise_of(pair)
 
 
 def test_answers_for_both_at_once_are_another_way_too(pair: Path) -> None:
