@@ -24,7 +24,7 @@ from plam_eval.arguments import (
     takes,
     write_words,
 )
-from plam_eval.errors import InputError
+from plam_eval.errors import InputError, quoted
 
 if TYPE_CHECKING:
     from plam_eval.api.sweeps import SweepPlan
@@ -116,7 +116,12 @@ def compare(
     if runs:
         folders = [Path(folder) for folder in paths(runs)]
         if len(folders) != 2 or model or model_args:
-            raise InputError("give two run folders, or --model with --model_args and --tasks")
+            named = ", ".join(map(quoted, map(str, folders[:3])))
+            beside = " and --model or --model_args" if model or model_args else ""
+            raise InputError(
+                f"give two run folders, or --model with --model_args and --tasks; found {len(folders)} as run folders "
+                f"({named}){beside}. A value of --noise is written as batch_size=4"
+            )
         settings: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
         settings["include_path"] = include_path
         settings |= {"batch_size": batch_size, "force_simple": force_simple, "together": _at_once(together)}
@@ -246,7 +251,7 @@ def _plan_noise(job: Job, noise: bool | Words | None, documents: int | None) -> 
     """What is answered again beside a comparison; None where nothing is."""
     from plam_eval.evaluation.noise.run import NoisePlan
 
-    if not noise:
+    if noise is None or noise is False:
         if documents is not None:
             raise InputError(
                 f"noise_documents is {documents} without noise; give --noise (noise=True), or leave it out"

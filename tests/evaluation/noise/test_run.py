@@ -96,6 +96,9 @@ def test_what_cannot_start_costs_nothing(in_suite: Path, tmp_path: Path, monkeyp
         ({"noise": "dtype=bfloat16", "noise_documents": 4}, "noise_documents is 4.*expected at least 10"),
         ({"noise_documents": 40}, "noise_documents is 40 without noise"),
         ({"noise": "dtype=half"}, "known: float32"),
+        ({"noise": ""}, "found nothing, expected such as batch_size=4"),
+        ({"noise": []}, "found nothing, expected such as batch_size=4"),
+        ({"runs": ["../x=1"], "noise": True}, "found 1 as run folders .'../x=1'. and --model.*--noise is written"),
     ]
     for given, said in refused:
         with pytest.raises(InputError, match=said):
