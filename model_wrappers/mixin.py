@@ -97,11 +97,6 @@ class PlateauMixin:
         """Dtype of the weights, such as "bfloat16"."""
         raise NotImplementedError
 
-    @property
-    def running_attention(self) -> str | None:
-        """Name of the decoder's attention, such as "sdpa"; None where the engine chooses it from call to call."""
-        return None
-
     def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         """Change the weights, or raise with the old ones in place. `merge` is what calls it.
 
@@ -195,8 +190,7 @@ class PlateauMixin:
             strategy: what answers.
             max_error_share: in place of the wrapper's own, if it is given.
         """
-        before = self._strategy, self.max_error_share
-        self._strategy = strategy
+        before, self._strategy = (self._strategy, self.max_error_share), strategy
         if max_error_share is not None:
             self.max_error_share = max_error_share
         try:
@@ -463,7 +457,7 @@ class PlateauMixin:
             "mode": "simple" if self.is_simple else "chat",
             "plain": self.spec is None,
             "dtype": self.running_dtype,
-            "attention": self.running_attention,
+            "attention": getattr(self, "running_attention", None),
             "device": str(self.device),
             "processes": len(records),
             "arguments": self._arguments,
