@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from plam_eval.errors import PlamError
 
 
@@ -23,3 +25,21 @@ class RecordError(PlamError, ValueError):
 
 class NoScoreError(PlamError, ValueError):
     """No score of a document is known for a task; the message says what there was instead."""
+
+
+_LONGEST_REASON = 300
+
+
+def why_no_sample(error: Exception) -> str:
+    """In words why a line of a sample log is none; without the line, which may be as long as a file.
+
+    Args:
+        error: what reading it raised.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 (byte {error.start}: {error.reason}); copy it again, or run again"
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]}; expected a log of --log_samples"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON ({error.msg} at character {error.pos}); copy it again, or run again"
+    return str(error)[:_LONGEST_REASON]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
-from plam_eval.harness.errors import EvaluationError, RecordError
+from plam_eval.harness.errors import EvaluationError, RecordError, why_no_sample
 from plam_eval.harness.tasks import filters_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.layer_sets import layers_of
@@ -351,7 +351,7 @@ def samples_by_filter(
             sample = writable(check_depth(json.loads(line)), line)
             _check_sample(sample)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {_why_no_sample(error)}") from error
+            raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {why_no_sample(error)}") from error
         document = sample["doc_id"]
         counts[document] += 1
         if counts[document] > len(filters):
@@ -429,20 +429,6 @@ def log_lines(log: Path) -> Iterator[bytes]:
     """The lines of the sample log `log`, without their ends; raises RecordError as `lines_of`."""
     with log.open("rb") as stream:
         yield from lines_of(stream, log)
-
-
-def _why_no_sample(error: Exception) -> str:
-    """In words why a line is none; without the line, which may be as long as a file."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"it is not UTF-8 (byte {error.start}: {error.reason}); copy it again, or run again"
-    if isinstance(error, KeyError):
-        return f"it has no {error.args[0]}; expected a log of --log_samples"
-    if isinstance(error, json.JSONDecodeError):
-        return f"it is not JSON ({error.msg} at character {error.pos}); copy it again, or run again"
-    return str(error)[:_LONGEST_REASON]
-
-
-_LONGEST_REASON = 300
 
 
 def _check_sample(sample: Any) -> None:
