@@ -84,6 +84,8 @@ def read_rows(file: Located, *, chinese: bool) -> list[Row]:
     by_index = {row["index"]: row for row in rows}
     problems += _rotations(by_index)
     problems += _several("lines", (problem for row in rows for problem in _wrong(row)))
+    if file.vouched:  # of the released files there is nothing to find out
+        problems += _several("rotations that are of another question", _strangers(rows, by_index))
     asked = sum(bool(_CHINESE.search(row["question"] or "")) for row in rows)
     if rows and (asked > len(rows) / 2) != chinese:
         found, expected = ("Chinese", "English") if asked > len(rows) / 2 else ("not Chinese", "Chinese")
@@ -159,6 +161,18 @@ def _rotations(by_index: Mapping[int, Row]) -> list[str]:
         if (absent := set(range(max(there) + 1)) - there)
     ]
     return _several("questions without one of their rotations, or without the first", lacking)
+
+
+def _strangers(rows: Sequence[Row], by_index: Mapping[int, Row]) -> Iterator[str]:
+    """Rows whose index makes them rotations of a question that asks and answers something else."""
+    for row in rows:
+        first = by_index.get(row["index"] % STEP)
+        if first is None or row["question"] == first["question"]:
+            continue
+        right, truth = (each.get(each["answer"] or "") for each in (row, first))
+        if right != truth:
+            one, other = (quoted(each["question"], 40) for each in (row, first))
+            yield f"{row['index']} (asks {one}, {first['index']} {other})"
 
 
 def _wrong(row: Row) -> Iterator[str]:

@@ -96,6 +96,10 @@ REFUSED = {
         lambda rows: [row | {"question": "\u56fe\u4e2d"} for row in rows],
         "most of its questions are Chinese, expected English",
     ),
+    "a rotation of another question": (
+        _set(3, question="What is it?", A="a cat", B="a dog"),
+        f"rotations that are of another question (1): {3001 + STEP} (asks 'What is it?', 3001 'Where is it, 1?')",
+    ),
     "no rows": (lambda rows: [], "no question"),
 }
 
@@ -108,6 +112,11 @@ def test_what_is_wrong_is_said_with_its_index(tmp_path: Path, kind: str) -> None
         mmbench.table(file, chinese=False)
     assert said in str(caught.value) and str(file.path) in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.arrow"))
+
+
+def test_rotations_of_a_released_file_are_taken_as_they_are(tmp_path: Path) -> None:
+    file = write_tsv(tmp_path / "a.tsv", _set(3, question="What is it?", A="a cat", B="a dog")(tsv_rows()))
+    assert len(mmbench.table(Located(file, md5(file), vouched=False), chinese=False)) == 6
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
