@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from plam_eval.errors import DamagedFileError, InputError, PlamError, first_line, quoted, system_error
 from plam_eval.files import check_size, digest_of, expanded, locked, read_json, write_in_one_step, write_json
@@ -167,14 +169,16 @@ class AnswerFile:
         return f"{found}; expected {self.md5}, which is {self.name}; {remedy}"
 
     def _fetched(self, fetch: bool) -> Located:
+        address = self._address()
         folder = cache_folder() / "answers" / hashlib.sha256(self.named.encode()).hexdigest()[:32]
         file = folder / "content"
-        with locked(folder, ".lock", AnswerFileError, patience=-1):  # the first process fetches, the others wait
-            kept = self._kept(folder, file)
-            if kept is not None and kept == (self._expected or kept):
-                return self._checked(file, kept)
-            if not fetch:
-                raise NotFetchedError(f"{self.where}: not fetched yet; the first evaluation does it")
+        if (kept := self._kept(folder, file)) is not None:
+            return kept
+        if not fetch:
+            raise NotFetchedError(f"{self.where}: not fetched yet; the first evaluation does it")
+        with kept_in(folder, ".lock", self.where):  # the first process fetches, the others wait
+            if (kept := self._kept(folder, file)) is not None:
+                return kept
             from huggingface_hub import constants
 
             if constants.is_offline_mode():
@@ -184,7 +188,7 @@ class AnswerFile:
             content: dict[str, Any] = {}
 
             def write(partial: Path) -> None:
-                content["md5"], content["size"] = _fetch(self, partial)
+                content["md5"], content["size"] = _fetch(self, address, partial)
                 refuse_by_beginning(partial, self.where)
                 self._checked(partial, content["md5"])
 
@@ -192,20 +196,67 @@ class AnswerFile:
             write_json(folder / "source.json", {"url": _public(self.named), **content})
             return self._checked(file, content["md5"])
 
-    def _kept(self, folder: Path, file: Path) -> str | None:
-        """The MD5 of what was fetched before; None where nothing was, or it has changed since."""
+    def _kept(self, folder: Path, file: Path) -> Located | None:
+        """What was fetched before, if it is what is expected; None where nothing was, or it has changed since."""
         try:
             if file.is_symlink() or not file.is_file():
                 return None
             stored = read_json(folder / "source.json", "delete it").get("md5")
-            return stored if isinstance(stored, str) and _md5_of(file, self) == stored else None
+            if not isinstance(stored, str) or stored != (self._expected or stored) or _md5_of(file, self) != stored:
+                return None
+            return self._checked(file, stored)
         except (OSError, DamagedFileError, AnswerFileError):
             return None
+
+    def _address(self) -> str:
+        """The URL as it is sent, in ASCII."""
+        problem = None
+        try:
+            parts = urlsplit(self.named)
+            host, port = parts.hostname or "", parts.port
+            if parts.username is not None:
+                problem = "found a user or a password in it, which is not sent"
+            elif not host or re.search(r"[\s%\x00-\x1f\x7f]", host):
+                problem = "found no name of a server"
+            elif re.search(r"[\x00-\x1f\x7f]", self.named):
+                problem = "found a control character in it"
+            else:
+                host = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        except ValueError:  # a port that is none, brackets that do not close, a name that no server can have
+            problem = "found no name of a server, or no port"
+        if problem:
+            raise AnswerFileError(f"{self.where}: {problem}; {_REMEDY}")
+        # What is written with % stays, and what no address may hold is written so.
+        path, query = (quote(text, safe="/%:@!$&'()*+,;=~?") for text in (parts.path, parts.query))
+        return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{path}{f'?{query}' if query else ''}"
 
 
 def cache_folder() -> Path:
     """Where files of released test sets are kept: below `$XDG_CACHE_HOME`, or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plam-eval" / "test-sets"
+
+
+@contextmanager
+def kept_in(folder: Path, lock: str, origin: str) -> Iterator[None]:
+    """While entered, no other process writes into a folder of the cache, which is made where there is none.
+
+    Args:
+        folder: in the cache.
+        lock: file in it.
+        origin: what messages call that which is kept there.
+
+    Raises:
+        AnswerFileError: it cannot be made or locked, as on a disk that takes no files.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, lock, AnswerFileError, patience=-1))
+        except OSError as error:
+            raise AnswerFileError(
+                f"{origin}: cannot be kept in {folder}: {system_error(error)}; set XDG_CACHE_HOME to a folder that can "
+                "be written"
+            ) from error
+        yield
 
 
 def refuse_by_beginning(path: Path, origin: str) -> None:
@@ -228,15 +279,16 @@ def refuse_by_beginning(path: Path, origin: str) -> None:
 
 
 def _public(named: str) -> str:
-    """What of a path or URL may stand in messages and files."""
+    """What of a path or URL may stand in messages and files: of the latter no user, password or query."""
     scheme = _URL.match(named)
     if scheme is None:
         return named
     try:
         parts = urlsplit(named)
+        port = "" if parts.port is None else f":{parts.port}"
     except ValueError:  # no address
         return f"{scheme.group(0)}..."
-    return f"{parts.scheme}://{parts.hostname or ''}{unquote(parts.path)}"
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 def _md5_of(path: Path, file: AnswerFile) -> str:
@@ -260,7 +312,7 @@ def _md5(path: Path, *state: int) -> str:
         return digest_of(stream, "md5")
 
 
-def _fetch(file: AnswerFile, target: Path) -> tuple[str, int]:
+def _fetch(file: AnswerFile, address: str, target: Path) -> tuple[str, int]:
     """Write what the URL gives to `target`; its MD5, and how many bytes it has."""
     import urllib.error  # here, since lmms-eval imports this module whatever it evaluates
     import urllib.request
@@ -268,7 +320,7 @@ def _fetch(file: AnswerFile, target: Path) -> tuple[str, int]:
 
     digest, size = hashlib.md5(usedforsecurity=False), 0
     try:
-        request = urllib.request.Request(file.named, headers={"User-Agent": "plam-eval"})
+        request = urllib.request.Request(address, headers={"User-Agent": "plam-eval"})
         with urllib.request.urlopen(request, timeout=_PATIENCE) as answer, target.open("wb") as stream:
             length = answer.headers.get("Content-Length")
             while block := answer.read(_BLOCK):
@@ -278,7 +330,8 @@ def _fetch(file: AnswerFile, target: Path) -> tuple[str, int]:
                 digest.update(block)
                 stream.write(block)
     except urllib.error.HTTPError as error:
-        raise AnswerFileError(f"{file.where}: the server answered {error.code} {error.reason}; {_REMEDY}") from error
+        said = str(error.reason).partition("\n")[0]
+        raise AnswerFileError(f"{file.where}: the server answered {error.code} {said}; {_REMEDY}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException, ValueError) as error:
         if isinstance(error, AnswerFileError):
             raise

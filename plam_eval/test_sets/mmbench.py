@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from plam_eval.errors import first_line, listed, quoted, system_error
-from plam_eval.files import locked, write_in_one_step
-from plam_eval.test_sets.answer_file import AnswerFileError, Located, cache_folder
+from plam_eval.files import write_in_one_step
+from plam_eval.test_sets.answer_file import AnswerFileError, Located, cache_folder, kept_in
 
 if TYPE_CHECKING:
     import datasets
@@ -40,6 +40,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 _EXAMPLES = 3
 _BATCH = 64
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 Row = dict[str, Any]
 
@@ -58,16 +59,34 @@ def table(file: Located, *, chinese: bool) -> datasets.Dataset:
 
     folder = cache_folder() / "tables"
     target = folder / f"{file.md5}-{'cn' if chinese else 'en'}-{FORM}.arrow"
-    with locked(folder, f".{file.md5}.lock", AnswerFileError, patience=-1):  # the first process makes it
-        if target.is_file() and not target.is_symlink():
-            with suppress(Exception):  # damaged: pyarrow raises what it likes
-                return datasets.Dataset.from_file(str(target))
+    if (kept := _kept(target)) is not None:
+        return kept
+    with kept_in(folder, f".{file.md5}.lock", f"{file.shown}: its table"):  # the first process makes it
+        if (kept := _kept(target)) is not None:
+            return kept
         rows = read_rows(file, chinese=chinese)
         try:
             write_in_one_step(target, lambda partial: _write(partial, rows))
         except OSError as error:
             raise AnswerFileError(f"{file.shown}: its table cannot be kept: {system_error(error)}") from error
         return datasets.Dataset.from_file(str(target))
+
+
+def _kept(target: Path) -> datasets.Dataset | None:
+    """The table that was made before; None where there is none, or not all of it."""
+    import datasets
+
+    with suppress(Exception):  # damaged: pyarrow raises what it likes
+        if not target.is_symlink() and _ends(target):
+            return datasets.Dataset.from_file(str(target))
+    return None
+
+
+def _ends(target: Path) -> bool:
+    """Whether an Arrow stream ends as one does: pyarrow reads one that was cut between two batches as if it did."""
+    with target.open("rb") as stream:
+        stream.seek(-len(_END), io.SEEK_END)
+        return stream.read() == _END
 
 
 def read_rows(file: Located, *, chinese: bool) -> list[Row]:

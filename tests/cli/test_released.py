@@ -48,3 +48,10 @@ def test_the_doctor_fetches_nothing(plam: Call, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(TEST_SETS[ENGLISH].file.variable, "http://127.0.0.1:1/MMBench_TEST_EN_V11.tsv")
     code, out, _ = plam("doctor")
     assert code == 0 and "not fetched yet" in out
+
+
+def test_the_doctor_says_that_nothing_can_be_kept(plam: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vouch(monkeypatch, ENGLISH, write_tsv(tmp_path / "a.tsv", tsv_rows()))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    code, out, _ = plam("doctor", "--json")
+    assert code == 1 and "set XDG_CACHE_HOME to a folder" in out

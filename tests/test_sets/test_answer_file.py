@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from plam_eval.test_sets import TEST_SETS
+from plam_eval.test_sets import TEST_SETS, answer_file
 from plam_eval.test_sets.answer_file import AnswerFile, AnswerFileError, NotFetchedError
 
 CONTENT = b'{"test_Art_1": 1}'
@@ -158,12 +158,15 @@ class Server:
     def __init__(self) -> None:
         self.content, self.status, self.asked = CONTENT, 200, list[str]()
         self.length: int | None = None
+        self.location = ""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.asked.append(self.path)
                 self.send_response(server.status)
+                if server.location:
+                    self.send_header("Location", server.location)
                 self.send_header("Content-Length", str(server.length or len(server.content)))
                 self.end_headers()
                 self.wfile.write(server.content)
@@ -253,8 +256,61 @@ def test_what_was_damaged_or_replaced_in_the_cache_is_fetched_again(server: Serv
 def test_a_server_that_is_not_there(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", "http://127.0.0.1:1/answers.json")
     assert "cannot be fetched" in refusal()
-    monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", "http://user:secret@[bad/answers.json")
-    assert "cannot be fetched" in refusal() and "secret" not in refusal()
     for other in ("ftp://example.org/a.json", "file:///etc/passwd"):
         monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", other)
         assert "a URL that begins with https://" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://user:secret@[bad/a.json", "found no name of a server"),
+        ("http://user:secret@127.0.0.1/a.json", "found a user or a password in it"),  # taken for a port, and shown
+        ("http://127.0.0.1:1/a.json?token=secret\n", "http://127.0.0.1:1/a.json: cannot be fetched"),
+        ("http://127.0.0.1:1/a\tb?token=secret", "found a control character"),
+        ("http://127.0.0.1:99999/a.json?token=secret", "or no port"),
+        ("http:///a.json?token=secret", "found no name of a server"),
+        ("http://exa mple/a.json?token=secret", "found no name of a server"),
+    ],
+)
+def test_an_address_that_is_none_is_said_without_what_is_secret(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", address)
+    assert said in (found := refusal()) and "secret" not in found and found.isprintable()
+
+
+def test_an_address_is_sent_in_ascii(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = server.url.partition("/files")[0]
+    for named, sent in (
+        ("/\u00fc b.json?a=\u00e9 f#part", "/%C3%BC%20b.json?a=%C3%A9%20f"),
+        ("/%C3%BC%2Fb.json?a=1&b=x%26y+z/~", "/%C3%BC%2Fb.json?a=1&b=x%26y+z/~"),
+    ):
+        monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", host + named)
+        assert FILE.locate().md5 == MD5 and server.asked[-1] == sent
+    server.status = 404
+    monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", f"{host}/a%0a%1b[31mred?token=secret")
+    assert refusal().isprintable() and refusal().startswith(f"PLAM_SOME_TEST_ANSWERS={host}/a%0a%1b[31mred: ")
+
+
+def test_a_redirect_leads_to_no_file_of_this_machine(server: Server) -> None:
+    server.status, server.location = 302, "file:///etc/passwd"
+    assert "the server answered 302" in refusal() and "root:" not in refusal()
+    server.location = server.url
+    assert refusal().isprintable() and "infinite loop" in refusal()
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_read(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    located = FILE.locate()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(30, os.strerror(30), str(tmp_path))
+
+    monkeypatch.setattr(answer_file, "locked", refused)
+    assert FILE.locate() == located and len(server.asked) == 1
+    monkeypatch.setenv("PLAM_SOME_TEST_ANSWERS", f"{server.url}&other")
+    assert re.search(r"cannot be kept in .*Read-only file system.*; set XDG_CACHE_HOME", refusal())
+    with pytest.raises(NotFetchedError):
+        FILE.locate(fetch=False)

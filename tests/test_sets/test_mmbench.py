@@ -50,6 +50,22 @@ def test_a_table_is_made_once_and_mapped(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(mmbench.table(file, chinese=False)) == 6
 
 
+def test_a_kept_table_that_was_cut_between_two_batches_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setattr(mmbench, "_BATCH", 2)
+    file = located(write_tsv(tmp_path / "a.tsv", tsv_rows()))
+    mmbench.table(file, chinese=False)
+    (kept,) = (tmp_path / "cache").rglob("*.arrow")
+    with pa.OSFile(str(kept)) as stream:
+        pa.ipc.open_stream(stream).read_next_batch()
+        end = stream.tell()
+    kept.write_bytes(kept.read_bytes()[:end])  # pyarrow takes the rest for whole
+    assert len(mmbench.table(file, chinese=False)) == 6
+
+
 def test_words_that_pandas_takes_for_nothing_stay_choices(tmp_path: Path) -> None:
     rows = tsv_rows(1)
     for row, (a, b) in zip(rows, (("None", "NA"), ("NA", "None")), strict=True):
@@ -161,3 +177,6 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(mmbench, "_write", full)
     with pytest.raises(AnswerFileError, match=r"its table cannot be kept: .*No space left"):
         mmbench.table(located(write_tsv(tmp_path / "a.tsv", tsv_rows())), chinese=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(AnswerFileError, match=r"its table: cannot be kept in /proc/nowhere.*; set XDG_CACHE_HOME"):
+        mmbench.table(located(tmp_path / "a.tsv"), chinese=False)
