@@ -255,6 +255,9 @@ def real(value: Any) -> float:
     return float(value)
 
 
+_BIND = "_plam_eval_bind"
+
+
 def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
     """Decorate a function so that it is called with values of these kinds only.
 
@@ -270,8 +273,7 @@ def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
         named = signature.parameters
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in named.values())
 
-        @functools.wraps(function)
-        def checked(*args: Any, **given: Any) -> Any:
+        def bind(*args: Any, **given: Any) -> inspect.BoundArguments:
             unknown = [] if open_ended else [key for key in given if key not in named]
             problems = [f"{key}: unknown argument, {hint(key, named)}" for key in unknown]
             if not problems:
@@ -289,8 +291,30 @@ def takes(**kinds: Kind) -> Callable[[_Function], _Function]:
                         problems.append(f"{key}: found {quoted(value)}, expected {error}")
             if problems:
                 raise ArgumentError(*problems, origin=function.__name__)
+            return bound
+
+        @functools.wraps(function)
+        def checked(*args: Any, **given: Any) -> Any:
+            bound = bind(*args, **given)
             return function(*bound.args, **bound.kwargs)
 
+        setattr(checked, _BIND, bind)
         return cast(_Function, checked)
 
     return decorate
+
+
+def arguments_of(function: Callable[..., Any], *args: Any, **given: Any) -> dict[str, Any]:
+    """What a function that `takes` decorates would be called with, by name; what was not given has its default.
+
+    Args:
+        function: that is not called.
+        *args: by place.
+        **given: by name.
+
+    Raises:
+        ArgumentError: as the function would.
+    """
+    bound: inspect.BoundArguments = getattr(function, _BIND)(*args, **given)
+    bound.apply_defaults()
+    return dict(bound.arguments)

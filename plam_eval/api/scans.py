@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from plam_eval.api.shared import Arguments, Words, free_memory, sample_of, words_of
-from plam_eval.arguments import ARGUMENTS, NAME, PATH, PATHS, TEXT, WORDS, count, real, takes, write_words
+from plam_eval.arguments import (
+    ARGUMENTS,
+    NAME,
+    PATH,
+    PATHS,
+    TEXT,
+    WORDS,
+    arguments_of,
+    count,
+    real,
+    takes,
+    write_words,
+)
 from plam_eval.errors import ArgumentError, InputError
 
 if TYPE_CHECKING:
@@ -228,18 +240,7 @@ class ScanPlan:
         }
 
 
-@takes(
-    model=TEXT,
-    model_args=ARGUMENTS,
-    tasks=WORDS,
-    output=PATH,
-    measure=count(0),
-    limit=count(1),
-    offset=count(0),
-    sample=count(1),
-    seed=count(0),
-    exclude=PATHS,
-)
+@takes(model=TEXT, model_args=ARGUMENTS, tasks=WORDS, output=PATH, measure=count(0))
 def plan_scan(
     model: str,
     model_args: Arguments,
@@ -247,20 +248,7 @@ def plan_scan(
     output: str | Path = "scan",
     *,
     measure: int = 0,
-    limit: int | None = None,
-    offset: int = 0,
-    sample: int | None = None,
-    seed: int = 0,
-    exclude: Words | Path | Sequence[Path] = (),
-    cuts: str | None = None,
-    gen_kwargs: str | None = None,
-    include_path: str | Path | None = None,
-    batch_size: int = 1,
-    closed_to: str = "text",
-    force_simple: bool = False,
-    base: str | Path | None = None,
-    margin: float = 0.02,
-    confidence: float = 0.95,
+    **given: Any,
 ) -> ScanPlan:
     """What `scan` with the same arguments would do; nothing is written into its folder.
 
@@ -270,20 +258,7 @@ def plan_scan(
         tasks: as for `scan`.
         output: as for `scan`.
         measure: so many documents are scanned, to tell the time, memory and disk of all; with 0 nothing is loaded.
-        limit: as for `scan`.
-        offset: as for `scan`.
-        sample: as for `scan`.
-        seed: as for `scan`.
-        exclude: as for `scan`.
-        cuts: as for `scan`.
-        gen_kwargs: as for `scan`.
-        include_path: as for `scan`.
-        batch_size: as for `scan`.
-        closed_to: as for `scan`.
-        force_simple: as for `scan`.
-        base: as for `scan`.
-        margin: as for `scan`.
-        confidence: as for `scan`.
+        **given: what else `scan` takes; `wandb_args` has no part in it.
 
     Raises:
         What `scan` raises before it loads a model.
@@ -291,11 +266,15 @@ def plan_scan(
     from plam_eval.evaluation import scan as scans
     from plam_eval.harness.evaluate import make_model
 
-    asked: dict[str, Any] = {"limit": limit, "offset": offset, "gen_kwargs": gen_kwargs}
-    asked["include_path"] = include_path and str(include_path)
-    base, closed = None if base is None else str(base), cast("ClosedTo", closed_to)
-    given = _Given(model, model_args, output, cuts, batch_size, closed_to, force_simple, base, margin, confidence)
-    _, arguments, pretrained, merged, _, checked = _check(given, tasks, asked, (sample, seed, exclude))
+    call = arguments_of(scan, model, model_args, tasks, output, **given)
+    asked = {name: call[name] for name in ("limit", "offset", "gen_kwargs")}
+    asked["include_path"] = call["include_path"] and str(call["include_path"])
+    call["base"] = None if call["base"] is None else str(call["base"])
+    base, closed, batch_size = call["base"], call["closed_to"], call["batch_size"]
+    sampled = (call["sample"], call["seed"], call["exclude"])
+    _, arguments, pretrained, merged, _, checked = _check(
+        _Given(**{name: call[name] for name in _Given._fields}), tasks, asked, sampled
+    )
     warnings = [f"{task}: left out, no score per document is known: {why}" for task, why in checked.unscored.items()]
     if pretrained and (note := scans.no_spec(output, pretrained, base, merged=merged, closed_to=closed)):
         warnings.append(note)
@@ -307,13 +286,13 @@ def plan_scan(
 
         try:
             estimate = costs.of_scan(
-                lambda: make_model(model, arguments, batch_size=batch_size, force_simple=force_simple),
+                lambda: make_model(model, arguments, batch_size=batch_size, force_simple=call["force_simple"]),
                 checked.scored,
                 documents,
                 {task: checked.drawn[task] for task in documents},
                 measure,
-                cuts=cuts,
-                gen_kwargs=gen_kwargs,
+                cuts=call["cuts"],
+                gen_kwargs=call["gen_kwargs"],
                 include_path=asked["include_path"],
                 batch_size=batch_size,
                 closed_to=closed,
