@@ -8,6 +8,7 @@ directory: tasks ask judges and write files. A name in somebody's results select
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import io
 import json
@@ -139,9 +140,13 @@ class StockTask:
             with _apart() as scratch, mock.patch.object(random, "seed"), mock.patch.object(numpy.random, "seed"):
                 settings = {"args": SimpleNamespace(output_path=scratch)}
                 given = settings if "args" in inspect.signature(aggregation).parameters else {}
+                variables = _Variables(aggregation)
 
                 def value_of(entries: Sequence[Any]) -> float:
-                    return float(aggregation(json.loads(json.dumps(list(entries))), **given))
+                    try:
+                        return float(aggregation(json.loads(json.dumps(list(entries))), **given))
+                    finally:
+                        variables.put_back()
 
                 for entries in selections:
                     first = entries if first is None else first
@@ -214,6 +219,29 @@ class StockTask:
             random.setstate(before[0])
             numpy.random.set_state(before[1])
         return Rescored(entries, drawn)
+
+
+class _Variables:
+    """What the module of an aggregation keeps in variables: OCRBench adds to one, call after call.
+
+    Args:
+        aggregation: a task's.
+    """
+
+    def __init__(self, aggregation: Any) -> None:
+        own = getattr(inspect.unwrap(aggregation), "__globals__", {})
+        held = [value for name, value in own.items() if not name.startswith("__") and type(value) in (dict, list, set)]
+        self._before = list[tuple[Any, Any]]()
+        for value in held:
+            with contextlib.suppress(Exception):  # of things that cannot be copied
+                self._before.append((value, copy.deepcopy(value)))
+
+    def put_back(self) -> None:
+        """As they were."""
+        for value, before in self._before:
+            if value != before:
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(copy.deepcopy(before))
 
 
 def find_task(name: str, config: Mapping[str, Any]) -> StockTask:

@@ -86,6 +86,12 @@ def mean_of(read: Callable[[Entry], float], scale: float = 1.0, exact: float = 1
     return sums
 
 
+def _of_thousand(runs: Sequence[Entries], cluster: Clusters) -> Summed:
+    """OCRBench: right documents, by a thousand, which the whole benchmark has, however many were asked."""
+    summed = mean_of(field("score"))(runs, cluster)
+    return Summed(summed.totals, lambda s: s[..., 0] / 1000)
+
+
 def _macro_mean(runs: Sequence[Entries], cluster: Clusters) -> Summed:
     """MMStar: the mean over second-level categories of their means; those of which no document is left are no part."""
     scores = _scores(runs, field("score"))
@@ -203,6 +209,7 @@ KNOWN: dict[str, Known] = {
     "pope_aggregate_f1_score": Known(SHARE, _counts(_f1, "yes yes", "no yes", "yes no")),
     "pope_aggregate_yes_ratio": Known(SHARE, _counts(_among, "yes", "no")),  # of what is true, not of what was said
     "seed_aggregation_result": _SEED,
+    "ocrbench_aggregate_accuracy": Known(SHARE, _of_thousand),
     "mean": Known("", mean_of(as_score)),
 }
 """Aggregations by the name of their function, as results have it."""

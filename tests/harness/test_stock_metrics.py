@@ -104,6 +104,22 @@ def test_without_ids_of_their_own_mme_refuses_copies_and_mmbench_takes_them_for_
             assert stock.again(metric, [both]) == [0], "rows of one index are one question"
 
 
+def test_ocrbench_is_a_sum_whatever_was_called_before() -> None:
+    """Its aggregation divides by a thousand and adds to a variable of its module, which stays."""
+    score = tasks.TASKS["ocrbench"].score
+    known = known_metric("ocrbench_aggregate_accuracy", "ocrbench_accuracy", score)
+    assert known is not None and known.unit == "share"
+    kinds = ["Doc-oriented VQA", "Digit String Recognition", "Scene Text-centric VQA"]
+    entries = [{"question_type": kind, "score": right} for kind, right in zip(kinds, (1, 0, 1), strict=True)]
+    summed = known.sums([entries], np.arange(3))
+    stock = find_task("ocrbench", {"process_results": "ocrbench_process_results"})
+    draws = [[0, 1, 2], [0, 0, 2], [1, 1, 1]]
+    theirs = stock.again("ocrbench_accuracy", [[entries[at] for at in rows] for rows in draws])
+    assert theirs == [2 / 1000, 3 / 1000, 0]
+    assert [float(summed.value(summed.totals[0, rows].sum(axis=0))) for rows in draws] == pytest.approx(theirs)
+    assert stock.again("ocrbench_accuracy", [entries]) == [2 / 1000]
+
+
 def test_mmmu_is_reported_by_domain() -> None:
     lines, _ = invented("mmmu_val", 30, np.random.default_rng(0))
     entries = [line["mmmu_acc"] for line in lines]
@@ -157,8 +173,6 @@ def test_a_task_of_the_table_is_known_by_its_mean() -> None:
     assert known is not None and known.unit == "share"
     assert known.sums([[{"is_correct": True}, {"is_correct": False}]], np.array([0, 1])).of_all() == [0.5]
     assert known_metric("cv_bench_aggregate_results", "another", score) is None
-    ocr = tasks.TASKS["ocrbench"].score
-    assert known_metric("ocrbench_aggregate_accuracy", "ocrbench_accuracy", ocr) is None, "it is no mean"
     judged = tasks.TASKS["mmvet"].score
     percent = known_metric("another", "gpt_eval_score", judged)
     assert percent is not None and percent.unit == "percent"
