@@ -155,7 +155,7 @@ def compare(
         offset=offset,
         sample=sample,
         seed=seed,
-        exclude=paths_of(exclude) if exclude else None,
+        exclude=None if exclude is None else paths_of(exclude),
         gen_kwargs=gen_kwargs,
         include_path=include_path,
         batch_size=batch_size,

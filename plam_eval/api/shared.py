@@ -64,7 +64,7 @@ def paths_of(given: Words | Path | Sequence[Path]) -> list[str]:
         given: as a function was given it.
     """
     if isinstance(given, str):
-        return [word for word in words_of(given) if word]
+        return words_of(given)
     return [str(path) for path in ([given] if isinstance(given, Path) else given)]
 
 

@@ -12,7 +12,7 @@ from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation import records, scan_folder
 from plam_eval.harness.errors import RecordError
-from plam_eval.harness.sampling import Excluded, shared_image
+from plam_eval.harness.sampling import Excluded, shared_name
 from plam_eval.spec import PlateauSpec, load_spec
 
 SCAN = "scan"
@@ -35,22 +35,27 @@ def read_excluded(words: Sequence[str], plateau: str | Path | PlateauSpec | None
         InputError: naming every word that leads to no documents. What reading a folder raises where it is damaged.
     """
     documents: dict[str, set[int]] = {}
-    images: set[str] = set()
+    shared: set[str] = set()
+    nameless: set[str] = set()
     problems: list[str] = []
     for word in words:
         try:
-            table = _of_plateau(plateau) if word == SCAN else _of_path(Path(word))
+            table = _of_plateau(plateau) if word == SCAN else _of_path(word)
         except InputError as error:
             problems += [f"{word}: {problem}" for problem in error.problems]
             continue
         for task, rows in table.groupby("task"):
             documents.setdefault(str(task), set()).update(int(doc_id) for doc_id in rows["doc_id"])
-        if "group" in table:
-            images |= {image for group in table["group"].dropna() if (image := shared_image(str(group)))}
+        groups = table["group"] if "group" in table else pd.Series(None, index=table.index, dtype=object)
+        for task, own in groups.groupby(table["task"]):
+            names = {shared_name(str(task), group if isinstance(group, str) else None) for group in own.unique()}
+            shared |= {name for name in names if name}
+            if None in names:  # of a document alone, or of one whose image or question nothing says
+                nameless.add(str(task))
     if problems:
         raise InputError(*problems, origin="exclude")
     ordered = {task: tuple(sorted(doc_ids)) for task, doc_ids in sorted(documents.items())}
-    return Excluded(ordered, frozenset(images), tuple(words))
+    return Excluded(ordered, frozenset(shared), tuple(words), frozenset(nameless))
 
 
 def _of_plateau(plateau: str | Path | PlateauSpec | None) -> pd.DataFrame:
@@ -80,8 +85,10 @@ def _of_evidence(spec: PlateauSpec, origin: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "doc_id"])
 
 
-def _of_path(path: Path) -> pd.DataFrame:
-    path = files.expanded(path)
+def _of_path(word: str) -> pd.DataFrame:
+    if not word.strip():  # such as that of a variable of the shell which is not set: nothing would be left out
+        raise InputError(f"found an empty word; {_EXPECTED}")
+    path = files.expanded(word)
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return _of_plateau(path)
     if not path.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from plam_eval.harness.sampling import (
     Sample,
     category_of_document,
     has_categories,
+    may_share_clusters,
     may_share_images,
+    shared_names,
 )
 from plam_eval.harness.task_row import Score
 from plam_eval.harness.tasks import TASKS, falls, score_of_task
@@ -207,13 +209,17 @@ def _checked(
     if need_scores and len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
         raise EvaluationError(_nothing_scored(never))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
-    drawn, notes = dict[str, Drawn](), list[str]()
+    drawn, notes, beyond = dict[str, Drawn](), list[str](), list[str]()
     with one_attempt():
+        shared = _shared(manager, leaves, sample.excluded)
         try:
             for output in load_tasks(manager, names):
                 task, rows = output.task_name, output.task.eval_docs_no_media
                 barred = _barred(manager, task, output.task_config, sample.excluded)
-                population = Population.of(task, rows, excluded=barred, images=sample.excluded.images)
+                beyond += [
+                    f"document {last} of {task}, whose dataset has {len(rows)} here" for last in _last(barred, rows)
+                ]
+                population = Population.of(task, rows, excluded=barred, shared=shared)
                 if sample.is_whole:
                     end = len(rows) if limit is None else min(len(rows), offset + limit)
                     notes += _of_limit(task, rows, range(offset, end)) if limit is not None else []
@@ -229,15 +235,7 @@ def _checked(
                     clusters[task] = len(drawn[task])
         except Exception as error:  # a task's own code: some want a package that is not there, or a key for their judge
             raise EvaluationError(_not_loaded(manager, names, error)) from error
-    if empty := [task for task, count in documents.items() if not count]:
-        if sample.is_whole:
-            why = f"offset is {offset}, which leaves no document of {', '.join(empty)}; give a smaller one"
-        else:
-            why = (
-                f"exclude: {', '.join(sample.excluded.origins)} has every document of {', '.join(empty)}, or its "
-                "image; leave the task out, or look at fewer of its documents first"
-            )
-        raise EvaluationError(why)
+    _check_some_left(documents, beyond, sample, offset)
     asking: dict[str, Any] = {"limit": limit, "offset": offset}
     if not sample.is_whole:
         of_task = {task: sorted(doc_id for each in clusters for doc_id in each) for task, clusters in drawn.items()}
@@ -263,6 +261,53 @@ def _barred(manager: Any, task: str, config: Mapping[str, Any], excluded: Exclud
         if other == task or same_rows(manager, other, config)
         for doc_id in doc_ids
     }
+
+
+def _last(barred: Collection[int], rows: Any) -> list[int]:
+    """The last document that is left out, where a dataset has no such one."""
+    return [max(barred)] if barred and max(barred) >= len(rows) else []
+
+
+def _check_some_left(documents: Mapping[str, int], beyond: Sequence[str], sample: Sample, offset: int) -> None:
+    """Raises EvaluationError where a task has no documents, or what is left out is of another dataset than is here."""
+    origins, empty = (
+        ", ".join(sample.excluded.origins),
+        ", ".join(task for task, count in documents.items() if not count),
+    )
+    if beyond:
+        raise EvaluationError(
+            f"exclude: {origins} has {'; '.join(beyond)}: it looked at another version of the dataset, so that which "
+            "documents it looked at is not known; use that version"
+        )
+    if empty and sample.is_whole:
+        raise EvaluationError(f"offset is {offset}, which leaves no document of {empty}; give a smaller one")
+    if empty:
+        raise EvaluationError(
+            f"exclude: {origins} has every document of {empty}, or its image or question; leave the task out, or look "
+            "at fewer of its documents first"
+        )
+
+
+def _shared(manager: Any, leaves: Collection[str], excluded: Excluded) -> frozenset[str]:
+    """Names of what is left out, where it is known by its doc_ids alone by the rows of the task that it is of.
+
+    Raises EvaluationError where that takes a dataset which cannot be loaded.
+    """
+    names = set(excluded.shared)
+    for other in sorted(excluded.nameless):
+        alike = [task for task in sorted(leaves) if may_share_clusters(task, other)]
+        if not alike:
+            continue
+        try:
+            [output] = load_tasks(manager, [other])
+            names |= shared_names(other, output.task.eval_docs_no_media, excluded.documents[other])
+        except Exception as error:  # a task's own code, as below
+            raise EvaluationError(
+                f"exclude: {', '.join(excluded.origins)} has numbers of documents of {other}, and no name of what they "
+                f"show or ask, which {', '.join(alike)} may show or ask, too; that takes its dataset: "
+                f"{dataset_error(other, dataset_of(manager, other), error)}. Or name the folder of the scan"
+            ) from error
+    return frozenset(names)
 
 
 def _of_limit(task: str, rows: Any, asked: range) -> list[str]:

@@ -40,17 +40,19 @@ class Excluded:
 
     Attributes:
         documents: task -> doc_ids.
-        images: names of images that these documents show, as `shared_image` gives them.
+        shared: names that other tasks know their images and questions by, as `shared_name` gives them.
         origins: where they come from, for messages.
+        nameless: tasks of which there are doc_ids and nothing that names images and questions.
     """
 
     documents: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
-    images: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
     origins: tuple[str, ...] = ()
+    nameless: frozenset[str] = frozenset()
 
     def digest(self) -> str:
         """A short name of what is left out, equal where the same is."""
-        text = json.dumps([write_by_task(self.documents), sorted(self.images)], sort_keys=True)
+        text = json.dumps([write_by_task(self.documents), sorted(self.shared)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -81,14 +83,70 @@ class Sample:
         return told
 
 
-def shared_image(cluster: str | None) -> str | None:
-    """The image of a cluster by a name that other tasks know it by, too: a number of COCO; None where it has none.
+def named_as_before(before: Any, now: dict[str, Any]) -> dict[str, Any]:
+    """What `Sample.to_dict` says, with the names that a folder has for what is left out, if it is the same.
+
+    A folder that was moved, or that is named from elsewhere, is no other exclusion.
 
     Args:
-        cluster: its name, such as that of an image's file.
+        before: what the folder says of its sample.
+        now: what is to be asked.
     """
-    match = _COCO.search(cluster or "")
-    return f"COCO {match[1]}" if match else None
+    digest = before.get("excluded_digest") if isinstance(before, Mapping) else None
+    if digest is not None and digest == now.get("excluded_digest") and "excluded" in before:
+        return {**now, "excluded": before["excluded"]}
+    return now
+
+
+def shared_name(task: str, cluster: str | None) -> str | None:
+    """The image or question of a cluster by a name that other tasks know it by, too; None where it has none.
+
+    That is a number of COCO, or its name in a collection that several tasks are over.
+
+    Args:
+        task: its task's name.
+        cluster: its name, such as "image n1234.jpg" or "question 241".
+    """
+    if match := _COCO.search(cluster or ""):
+        return f"COCO {match[1]}"
+    collection = collection_of(task)
+    kind, _, name = (cluster or "").partition(" ")
+    return f"{collection} {name}" if collection and name and kind != "document" else None
+
+
+def shared_names(task: str, documents: Sequence[Document], doc_ids: Sequence[int]) -> set[str]:
+    """The names by which other tasks know some documents' images and questions.
+
+    Args:
+        task: its name.
+        documents: rows of its dataset, without media, in order.
+        doc_ids: which ones; those that it has not are none.
+    """
+    there = [doc_id for doc_id in doc_ids if doc_id < len(documents)]
+    clusters = (cluster_of_document(task, documents[doc_id]) for doc_id in there)
+    names = {shared_name(task, f"cluster {cluster}") for cluster in clusters if cluster is not None}
+    return {name for name in names if name}
+
+
+def may_share_clusters(one: str, other: str) -> bool:
+    """Whether two tasks have images or questions in common that both have names for.
+
+    Args:
+        one: name of a task.
+        other: of another.
+    """
+    same = collection_of(one) and collection_of(one) == collection_of(other)
+    return one != other and bool(same or (_names_coco(one) and _names_coco(other)))
+
+
+def collection_of(task: str) -> str:
+    """What the names of a task's clusters are of, where other tasks have the same ones; "" where none is known to.
+
+    Args:
+        task: its name.
+    """
+    cluster = TASKS[task].cluster if task in TASKS else None
+    return "" if cluster is None else cluster.collection
 
 
 def may_share_images(one: str, other: str) -> bool:
@@ -142,7 +200,7 @@ class Population:
         documents: Sequence[Document],
         *,
         excluded: Collection[int] = (),
-        images: Collection[str] = (),
+        shared: Collection[str] = (),
     ) -> Population:
         """The documents of a task.
 
@@ -150,7 +208,7 @@ class Population:
             task: its name.
             documents: rows of its dataset, without media, in order.
             excluded: doc_ids that must not be drawn, nor what shares a cluster with one of them.
-            images: names of images, as `shared_image` gives them, of which no document must be drawn.
+            shared: names, as `shared_name` gives them, of images and questions of which no document must be drawn.
         """
         if not has_clusters(task) and not has_categories(task):
             documents = [{}] * len(documents)  # nothing of them would be read
@@ -166,7 +224,7 @@ class Population:
         kept = [
             Cluster(name, tuple(ids), _commonest(categories[name]))
             for name, ids in doc_ids.items()
-            if barred.isdisjoint(ids) and (not images or shared_image(name) not in images)
+            if barred.isdisjoint(ids) and (not shared or shared_name(task, name) not in shared)
         ]
         left = sum(len(cluster.doc_ids) for cluster in kept)
         return cls(task, tuple(kept), sum(map(len, doc_ids.values())) - left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean as mean
 from typing import Any
 
@@ -103,11 +103,14 @@ class Cluster:
         kind: "image", "question" (asked again with its choices rotated) or "subject".
         of_document: from a row of the dataset, which sample logs do not hold; our wrappers note it there.
         of_sample: from a line of a sample log, where the task's own entry says it.
+        collection: what the names are of, where several tasks have clusters of the same names, such as MMBench's
+            questions in English and in Chinese; "" where no other task is known to.
     """
 
     kind: str
     of_document: Callable[[Document], str] | None = None
     of_sample: Callable[[Mapping[str, Any]], str] | None = None
+    collection: str = ""
 
 
 ONE_EACH = Cluster("document")
@@ -137,6 +140,8 @@ class Task:
         rebuild: what its scoring reads of a document, from a line of its log; None where the log does not have it.
         boxes: from a row of the dataset, where what the document asks about is; None where the dataset does not say
             it. May raise anything for a row of another shape, and give boxes that are none.
+        units: metric -> "share" (0 to 1) or "percent" (0 to 100), of metrics that are not the score and whose
+            aggregation does not say it.
     """
 
     score: Score | None = None
@@ -147,6 +152,7 @@ class Task:
     rebuild: Rebuild | None = None
     boxes: Callable[[Document], Boxes] | None = None
     category: Callable[[Document], str] | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 _NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}

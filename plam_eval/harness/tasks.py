@@ -48,11 +48,17 @@ from plam_eval.test_sets.mmbench import STEP
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _mmbench_task(stock: str | None, metric: str = "gpt_eval_score", rebuild: Rebuild = rebuilt.mmbench) -> Task:
+def _mmbench_task(
+    stock: str | None,
+    metric: str = "gpt_eval_score",
+    rebuild: Rebuild = rebuilt.mmbench,
+    collection: str = "MMBench dev",
+) -> Task:
     question = Cluster(
         "question",
         of_document=lambda doc: str(int(doc["index"]) % STEP),
         of_sample=lambda s: str(int(s[metric]["index"]) % STEP),
+        collection=collection,
     )
     score = Score(metric, mmbench, stock=stock, scale=100, aggregate=all_rotations)
     return Task(score, question, form=answer_forms.MMBENCH, rebuild=rebuild, category=column("category"))
@@ -67,9 +73,11 @@ _MMMU_TASK = Task(
 )
 
 
-def _image(*columns: str) -> Cluster:
+def _image(*columns: str, collection: str = "") -> Cluster:
     """Documents share an image when these columns of the dataset are the same."""
-    return Cluster("image", of_document=lambda doc: " ".join(_text(doc[column]) for column in columns))
+    return Cluster(
+        "image", of_document=lambda doc: " ".join(_text(doc[column]) for column in columns), collection=collection
+    )
 
 
 def _text(value: Any) -> str:
@@ -93,7 +101,7 @@ _IN_PART = answer_forms.unread("answers that are nearly right count in it, by ru
 _JUDGED = answer_forms.unread("a judge reads its answers")
 _CAPTIONS = Task(unscored="captions are scored over all documents together")
 _SUBMISSION = Task(unscored="its answers are scored by a server, from the file that the task writes")
-_SEED = Task(cluster=_image("data_id"), category=column("question_type_id"))
+_SEED = Task(cluster=_image("data_id", collection="SEED-Bench"), category=column("question_type_id"))
 _CHART = Score("relaxed_overall", as_score, stock="relaxed_overall")
 _SEVERAL = Task(unscored="a document holds several questions, and each counts")
 _REGION = Cluster("image", of_document=_coco_image)
@@ -158,15 +166,23 @@ TASKS: dict[str, Task] = {
         category=column("question_image_type"),
     ),
     # --- released test sets, with a file of the user's ---
-    "plam_mmmu_test": _MMMU_TASK,
+    "plam_mmmu_test": replace(_MMMU_TASK, units={"unparsable": "share"}),
     **_each(
         "plam_mmbench_en_test_v11 plam_mmbench_cn_test_v11",
-        _mmbench_task("circular_eval", "circular_eval", rebuilt.mmbench_v11),
+        replace(
+            _mmbench_task("circular_eval", "circular_eval", rebuilt.mmbench_v11, "MMBench 1.1 test"),
+            units={"row_accuracy": "percent", "unparsable": "share"},
+        ),
     ),
     # --- beyond the nine ---
     **_each("scienceqa scienceqa_img", Task(_EXACT_MATCH, form=answer_forms.LETTER, category=column("subject"))),
-    **_each("textvqa_val textvqa_val_lite", Task(_EXACT_MATCH, _image("image_id"), form=_SEVERAL_PEOPLE)),
-    **_each("vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id"), form=_SEVERAL_PEOPLE)),
+    **_each(
+        "textvqa_val textvqa_val_lite",
+        Task(_EXACT_MATCH, _image("image_id", collection="TextVQA"), form=_SEVERAL_PEOPLE),
+    ),
+    **_each(
+        "vqav2_val vqav2_val_lite", Task(_EXACT_MATCH, _image("image_id", collection="VQAv2"), form=_SEVERAL_PEOPLE)
+    ),
     **_each("vizwiz_vqa_val vizwiz_vqa_val_lite", Task(_EXACT_MATCH, ONE_EACH, form=_SEVERAL_PEOPLE)),
     **_each("ok_vqa_val2014 ok_vqa_val2014_lite", Task(_EXACT_MATCH, form=_SEVERAL_PEOPLE)),
     **_each("chartqa chartqa_lite", Task(_CHART, form=_IN_PART, category=column("type"))),
@@ -182,9 +198,12 @@ TASKS: dict[str, Task] = {
         category=column("question_type"),
     ),
     **_each(
-        "docvqa_val docvqa_val_lite", Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no"), form=_IN_PART)
+        "docvqa_val docvqa_val_lite",
+        Task(_ANLS, _image("ucsf_document_id", "ucsf_document_page_no", collection="DocVQA"), form=_IN_PART),
     ),
-    **_each("infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url"), form=_IN_PART)),
+    **_each(
+        "infovqa_val infovqa_val_lite", Task(_ANLS, _image("image_url", collection="InfographicVQA"), form=_IN_PART)
+    ),
     **_each("seedbench seedbench_lite", replace(_SEED, score=Score("seed_all", equal_letters, stock="seed_all"))),
     "seedbench_ko": replace(_SEED, score=Score("seed_image", equal_letters, stock="seed_image")),
     "seedbench_2": Task(
@@ -196,7 +215,7 @@ TASKS: dict[str, Task] = {
         "cv_bench cv_bench_2d cv_bench_3d",
         Task(
             Score("cv_bench_acc", field("is_correct"), stock="cv_bench_acc"),
-            _image("source_dataset", "source_filename"),
+            _image("source_dataset", "source_filename", collection="CV-Bench"),
             category=column("task"),
             form=answer_forms.LETTER,
         ),
@@ -382,6 +401,16 @@ def headline_filters(configs: Mapping[str, Mapping[str, Any] | None]) -> dict[st
 def _rows(config: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     rows = config.get(key)
     return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
+
+
+def unit_of(task: str, metric: str) -> str:
+    """The unit of a metric that is neither its task's score nor told by its aggregation; "" where it is not known.
+
+    Args:
+        task: its name.
+        metric: its name.
+    """
+    return TASKS.get(task, _UNKNOWN).units.get(metric, "")
 
 
 def cluster_of(task: str, sample: Mapping[str, Any]) -> tuple[str, bool]:

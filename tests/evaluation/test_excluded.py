@@ -35,7 +35,7 @@ def scan_folder(folder: Path) -> Path:
 def test_of_a_scan_all_and_the_images_that_they_show(tmp_path: Path) -> None:
     folder = scan_folder(tmp_path / "scan")
     found = read_excluded([str(folder)])
-    assert (found.documents, found.images) == ({"pope": (2, 4)}, {"COCO 2", "COCO 4"})
+    assert (found.documents, found.shared) == ({"pope": (2, 4)}, {"COCO 2", "COCO 4"}) and not found.nameless
     assert found.origins == (str(folder),)
 
 
@@ -84,6 +84,7 @@ def test_the_scan_of_a_spec_is_told_by_its_evidence_or_by_the_folder_it_lies_in(
     elsewhere = write_spec(spec, tmp_path / "plateau.yaml")
     assert read_excluded(["scan"], str(elsewhere)).documents == {"mmstar": (9,), "pope": (1, 2, 3)}
     assert read_excluded([str(elsewhere)]).documents == {"mmstar": (9,), "pope": (1, 2, 3)}
+    assert read_excluded([str(elsewhere)]).nameless == {"mmstar", "pope"}
     folder = scan_folder(tmp_path / "made")
     beside = write_spec(spec, folder / "plateau.yaml")
     assert read_excluded(["scan"], str(beside)).documents == {"pope": (2, 4)}
@@ -109,8 +110,9 @@ def test_every_word_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     unfinished.mkdir()
     (unfinished / "scan.json").write_text("{}")
     with pytest.raises(InputError) as caught:
-        read_excluded([str(tmp_path / "absent"), str(tmp_path / "empty"), str(unfinished)])
-    absent, empty, begun = caught.value.problems
+        read_excluded([str(tmp_path / "absent"), str(tmp_path / "empty"), str(unfinished), " "])
+    absent, empty, begun, nothing = caught.value.problems
+    assert "found an empty word; expected the folder of a scan" in nothing  # as of a variable that is not set
     assert "no such folder; expected the folder of a scan" in absent
     assert "no *_results.json below" in empty and "the scan has not finished" in begun
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from plam_eval.errors import InputError
 from plam_eval.evaluation.records import read_run
 from plam_eval.evaluation.scan_folder import ScanError
 from plam_eval.evaluation.sweep.config import SweepError
+from plam_eval.harness import checks
 from plam_eval.harness.checks import check_tasks
 from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.harness.evaluate import evaluate
+from plam_eval.harness.lookup import load_tasks, task_manager
 from plam_eval.harness.sampling import Excluded, Sample
 from tests.helpers import forked
 from tests.helpers.pico import PicoPair
@@ -119,6 +122,53 @@ def test_what_is_left_out_by_task(in_suite: Path) -> None:
     everything = Excluded({"mmstar": tuple(range(30))}, frozenset(), ("scan",))
     with pytest.raises(EvaluationError, match="exclude: scan has every document of mmstar"):
         check_tasks("mmstar,pope", sample=Sample(3, 0, everything))
+
+
+def test_what_another_language_asked_is_left_out(in_suite: Path) -> None:
+    def left(excluded: Excluded) -> set[int]:
+        return set(
+            check_tasks("mmbench_cn_dev_static", sample=Sample(None, 0, excluded)).asked("mmbench_cn_dev_static")
+        )
+
+    rows = load_tasks(task_manager(), ["mmbench_en_dev"])[0].task.eval_docs_no_media
+    same = [doc_id for doc_id, row in enumerate(rows) if row["index"] in (rows[3]["index"], rows[5]["index"])]
+    by_name = Excluded({"mmbench_en_dev": (3, 5)}, frozenset({f"MMBench dev {rows[at]['index']}" for at in (3, 5)}))
+    by_number = Excluded({"mmbench_en_dev": (3, 5)}, frozenset(), ("plateau.yaml",), frozenset({"mmbench_en_dev"}))
+    assert left(replace(by_name, origins=("scan",))) == left(by_number) == set(range(30)) - set(same)
+
+
+def test_of_what_was_left_out_nothing_is_known_without_its_dataset(
+    in_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    excluded = Excluded({"textvqa_val": (3,)}, frozenset(), ("plateau.yaml",), frozenset({"textvqa_val"}))
+    assert check_tasks("mmstar", sample=Sample(None, 0, excluded)).documents == {"mmstar": 30}
+    number = replace(excluded, documents={"mmbench_en_dev": (3,)}, nameless=frozenset({"mmbench_en_dev"}))
+    stock = checks.load_tasks
+    monkeypatch.setattr(
+        checks, "load_tasks", lambda manager, names: stock(manager, names) if "mmbench_en_dev" not in names else 1 / 0
+    )
+    with pytest.raises(
+        EvaluationError, match=r"numbers of documents of mmbench_en_dev.*mmbench_cn_dev_static may show"
+    ):
+        check_tasks("mmbench_cn_dev_static", sample=Sample(None, 0, number))
+
+
+def test_what_another_version_of_a_dataset_was_asked_is_no_exclusion(in_suite: Path) -> None:
+    excluded = Excluded({"mmstar": (3, 30), "pope": (1,)}, frozenset(), ("scan",))
+    with pytest.raises(EvaluationError, match=r"scan has document 30 of mmstar, whose dataset has 30 here: .* another"):
+        check_tasks("mmstar,pope", sample=Sample(None, 0, excluded))
+
+
+def test_an_empty_word_leaves_nothing_out_and_is_refused(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"tasks": "pope", "model_args": "pretrained=nowhere", "output": tmp_path / "out"}
+    for command in (plam_eval.scan, plam_eval.attend):
+        for empty in ("", [""], "scan,"):
+            with pytest.raises(ValueError, match=r"empty word|plain, so no scan"):
+                command("plam_llava", exclude=empty, **given)
+    for named in (plam_eval.compare, plam_eval.sweep):
+        for empty in ("", [""], "scan,"):
+            with pytest.raises(SweepError, match=r"exclude: found .*an empty word leaves nothing out"):
+                named(model="plam_llava", exclude=empty, **given)
 
 
 @pytest.mark.parametrize("beside", [{"limit": 3}, {"offset": 2}])

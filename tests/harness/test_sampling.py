@@ -26,8 +26,10 @@ from plam_eval.harness.sampling import (
     Sample,
     beginning,
     category_of_document,
+    may_share_clusters,
     may_share_images,
-    shared_image,
+    shared_name,
+    shared_names,
 )
 from plam_eval.harness.tasks import TASKS
 
@@ -150,11 +152,27 @@ def test_what_is_excluded_takes_its_cluster_with_it() -> None:
 
 
 def test_images_that_another_task_showed_are_left_out_by_name() -> None:
-    name = shared_image("image COCO_val2014_000000000003")
-    assert name == shared_image("COCO_train2014_000000000003_16.jpg") == "COCO 3"
-    assert shared_image("image n1234") is None and shared_image(None) is None
+    name = shared_name("pope", "image COCO_val2014_000000000003")
+    assert name == shared_name("refcoco_bbox_rec_val", "COCO_train2014_000000000003_16.jpg") == "COCO 3"
+    assert shared_name("gqa", "image n1234") is None and shared_name("pope", None) is None
     rows = [{"image_source": f"COCO_val2014_{number:012d}", "category": "random"} for number in range(5)]
-    assert doc_ids(Population.of("pope", rows, images={name or ""}).drawn(None, 0)) == {0, 1, 2, 4}
+    assert doc_ids(Population.of("pope", rows, shared={name or ""}).drawn(None, 0)) == {0, 1, 2, 4}
+
+
+def test_questions_and_images_that_several_tasks_have_are_known_by_name() -> None:
+    english, chinese = "mmbench_en_dev_static", "mmbench_cn_dev"
+    rows = [{"index": 241 + turn * 1_000_000, "category": "ocr"} for turn in range(2)] + [{"index": 252}]
+    assert shared_names(english, rows, [1, 9]) == {"MMBench dev 241"} == {shared_name(chinese, "question 241")}
+    assert doc_ids(Population.of(chinese, rows, shared={"MMBench dev 241"}).drawn(None, 0)) == {2}
+    assert doc_ids(Population.of("plam_mmbench_cn_test_v11", rows, shared={"MMBench dev 241"}).drawn(None, 0)) == {
+        0,
+        1,
+        2,
+    }
+    assert may_share_clusters(english, chinese) and may_share_clusters("textvqa_val_lite", "textvqa_val")
+    assert may_share_clusters("pope", "refcoco_bbox_rec_val") and not may_share_clusters("pope", "gqa")
+    assert not may_share_clusters("mmstar", "mme") and not may_share_clusters(english, "plam_mmbench_en_test_v11")
+    assert shared_name(english, "document 3") is None and shared_name("gqa", "image 241") is None
 
 
 def test_images_of_one_collection_without_names_are_said() -> None:

@@ -104,6 +104,8 @@ class SweepConfig(BaseModel):
             write = f'; put it into quotes, as "{quoted(strange[0])}"' if named else ", as a list or with commas"
             raise ValueError(f"found {quoted(strange[0])}, expected words{write}")
         words = [word.strip() for word in words]
+        if info.field_name == "exclude" and "" in words:  # of a variable of the shell that is not set
+            raise ValueError(f"found {quoted(value)}, expected folders, or scan; an empty word leaves nothing out")
         if long := [word for word in words if len(word) > _LONGEST_WORD]:
             raise ValueError(f"found {quoted(long[0])}, expected a word")
         if not any(words) and info.field_name in ("tasks", "layers"):
