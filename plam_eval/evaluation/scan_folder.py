@@ -10,6 +10,7 @@ from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings
 from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.sampling import named_as_before
 from plam_eval.probing.closed import READERS
 from plam_eval.probing.curve import Curve
 from plam_eval.probing.plateau import Stages
@@ -161,6 +162,11 @@ def open_store(folder: Path, settings: dict[str, Any], rank: int) -> AnswerStore
     Raises:
         ScanError: the folder holds answers of other settings.
     """
-    return open_noted(
-        folder, SETTINGS, settings, rank, lambda: changed_settings(read_settings(folder), settings), ScanError
-    )
+
+    def changed() -> str:
+        before = read_settings(folder)
+        now = settings | ({"sample": named_as_before(before.get("sample"), settings["sample"])} if sampled else {})
+        return changed_settings(before, now)
+
+    sampled = "sample" in settings
+    return open_noted(folder, SETTINGS, settings, rank, changed, ScanError)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from plam_eval.errors import DamagedFileError, InputError
+from plam_eval.evaluation import scan_folder as scan_folder_of
+from plam_eval.evaluation.attend import folder as attend_folder
 from plam_eval.evaluation.excluded import read_excluded
+from plam_eval.harness.errors import EvaluationError
 from plam_eval.probing.plateau import find_plateau
 from plam_eval.probing.spec_file import to_spec, write_spec
 from plam_eval.spec import load_spec
@@ -122,6 +127,21 @@ def test_a_user_whom_the_machine_does_not_know_is_told() -> None:
         InputError, match=r"~nobody-of-this-name/x: .*home directory.*; write \./~nobody-of-this-name/x"
     ):
         read_excluded(["~nobody-of-this-name/x"])
+
+
+@pytest.mark.parametrize("open_store", [scan_folder_of.open_store, attend_folder.open_store])
+def test_a_folder_goes_on_where_what_it_leaves_out_was_moved(tmp_path: Path, open_store: Callable[..., Any]) -> None:
+    def settings(folder: str, digest: str) -> dict[str, Any]:
+        told: dict[str, Any] = dict.fromkeys(("wrapper", "pretrained", "mode", "dtype"), "x")
+        told |= {"settings": {"plain": None}, "queries": "last", "num_layers": 8}
+        told |= {"depth": False, "gen_kwargs": None, "versions": {}}
+        return {**told, "sample": {"seed": 0, "excluded": [folder], "excluded_digest": digest}}
+
+    open_store(tmp_path, settings("scan", "a"), 0).add({"task": "pope", "doc_id": 1})
+    open_store(tmp_path, settings("elsewhere/scan", "a"), 0)
+    assert json.loads(next(tmp_path.glob("*.json")).read_text()) == settings("scan", "a")
+    with pytest.raises(EvaluationError, match=r"sample \(was .*'scan'.*, is .*'scan'"):
+        open_store(tmp_path, settings("scan", "b"), 0)
 
 
 def test_several_folders_add_up(tmp_path: Path, two_runs: list[Path]) -> None:

@@ -221,6 +221,12 @@ def test_a_scan_grows_and_is_left_out_by_what_comes_after(
 
     plan = tmp_path / "sweep" / "sweep.json"
     content = json.loads(plan.read_text())
+    (tmp_path / "scan").rename(tmp_path / "moved")  # no other exclusion
+    swept["exclude"] = tmp_path / "moved"
+    with monkeypatch.context() as patch:
+        patch.setattr("plam_eval.evaluation.sweep.runner.load_model", lambda *_: pytest.fail("its cells are finished"))
+        assert plam_eval.sweep(sample=10, **swept) is not None
+    assert json.loads(plan.read_text())["settings"] == content["settings"]
     content["drawn"]["order"]["mmstar"] = " ".join(order[1:])
     plan.write_text(json.dumps(content))
     with pytest.raises(SweepError, match="cells of other documents of mmstar"):

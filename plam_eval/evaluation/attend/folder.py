@@ -18,6 +18,7 @@ from plam_eval.errors import DamagedFileError, changed_settings, listed
 from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.evaluation.sweep.documents import Drawn, read_drawn
 from plam_eval.harness.errors import EvaluationError
+from plam_eval.harness.sampling import named_as_before
 from plam_eval.layer_sets import MOST_LAYERS, layers_of, write_layers
 from plam_eval.rule_parameters import describe_parameters
 from plam_eval.rules import RULES
@@ -195,7 +196,10 @@ def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStor
     """
 
     def changed() -> str:
-        return changed_settings(_compared(read_settings(folder)), _compared(made_with))
+        before, now = read_settings(folder), dict(made_with)
+        if "sample" in now:
+            now["sample"] = named_as_before(before.get("sample"), now["sample"])
+        return changed_settings(_compared(before), _compared(now))
 
     return open_noted(folder, SETTINGS_FILE, made_with, rank, changed, AttendError)
 

@@ -17,6 +17,7 @@ from plam_eval.evaluation.search.config import SearchConfig, SearchError
 from plam_eval.evaluation.search.space import Space
 from plam_eval.evaluation.sweep.grid import Cell, Grid, grid_of
 from plam_eval.evaluation.sweep.job import Job, count_layers, open_swept_model
+from plam_eval.harness.sampling import named_as_before
 from plam_eval.provenance import read_identity
 from plam_eval.rules import RULES, SELF_SCALE, control_names
 from plam_eval.spec import PlateauSpec, load_spec
@@ -77,7 +78,10 @@ class SearchJob:
         }
         job = cls(config, space, folder, settings, num_layers)
         if (folder / SEARCH).is_file():
-            changed = changed_settings(read_plan(folder)["settings"], settings)
+            before = read_plan(folder)["settings"]
+            if "sample" in settings:
+                settings["sample"] = named_as_before(before.get("sample"), settings["sample"])
+            changed = changed_settings(before, settings)
             if changed and any((folder / ANSWERS).glob("*.json")):
                 raise SearchError(
                     f"{folder} holds a search of other settings: {changed}. Answers of both cannot be compared: name "

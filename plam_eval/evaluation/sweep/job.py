@@ -18,7 +18,7 @@ from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arg
 from plam_eval.evaluation.sweep.documents import Drawn, read_drawn, write_drawn
 from plam_eval.evaluation.sweep.folder import FINISHED, PLAN, TABLES, TOGETHER, read_cell, read_plan, read_state
 from plam_eval.evaluation.sweep.grid import Cell, Grid, make_grid
-from plam_eval.harness.sampling import Sample
+from plam_eval.harness.sampling import Sample, named_as_before
 from plam_eval.merging.checkpoint import Checkpoint
 from plam_eval.provenance import versions
 
@@ -86,6 +86,9 @@ class Job:
         if (sample := sample_of(config)) != Sample():
             settings["sample"] = sample.to_dict()
         if (folder / PLAN).is_file():
+            if "sample" in settings:
+                before = read_plan(folder)["settings"].get("sample")
+                settings["sample"] = named_as_before(before, settings["sample"])
             grid = with_cells_before(folder, settings, grid)
         return cls(config, grid, folder, settings, num_layers, sizes, merged, chosen)
 
