@@ -187,7 +187,7 @@ class _Metric:
         self.row = StockScore(
             task.task,
             name if task.filter == "none" else f"{name}, {task.filter}",
-            unit=self.known.unit if self.known else "",
+            unit=(self.known.unit if self.known else "") or known_tasks.unit_of(task.task, name),
             higher_is_better=task.runs[0].higher_is_better.get(task.task, {}).get(name),
             first_stored=self.stored[0],
             second_stored=self.stored[1],

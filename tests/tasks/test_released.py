@@ -139,6 +139,8 @@ def test_stock_scores_have_intervals(folder: Path, right: Answered, tmp_path: Pa
         assert (score.unit, score.over, score.clusters, score.note) == ("percent", "clusters", DOCUMENTS, "")
         assert score.first == 100 and 0 < score.second == partly.metric(task, "circular_eval") < 100
         assert score.low < score.difference < score.high < 0
+        assert [scores[task, name].unit for name in ("row_accuracy", "unparsable")] == ["percent", "share"]
+    assert scores[MMMU, "unparsable"].unit == "share"
     whole, *domains = (score for (task, metric), score in scores.items() if task == MMMU and metric != "unparsable")
     assert whole.metric == "mmmu_acc" and len(domains) == 6 and sum(each.documents for each in domains) == DOCUMENTS
     for score in (whole, *domains):
