@@ -144,7 +144,8 @@ def _of_sweep(folder: Path) -> pd.DataFrame:
     if record.get("status") != "finished":
         raise InputError("its plain cell is not finished, so its documents are not known; run the same command again")
     samples = records.read_run(results_file(folder / CELLS / PLAIN, record)).samples
-    chosen_on, _ = split_documents(samples, plan["config"]["select"] or None, read_drawn(plan, str(folder)))
+    drawn = read_drawn(plan, str(folder), samples)
+    chosen_on, _ = split_documents(samples, plan["config"]["select"] or None, drawn)
     keys = pd.MultiIndex.from_frame(chosen_on)
     return _own(samples[pd.MultiIndex.from_frame(samples[["task", "doc_id"]]).isin(keys)])
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import plam_eval
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation import scan_folder as scan_folder_of
 from plam_eval.evaluation.attend import folder as attend_folder
@@ -66,6 +67,16 @@ def test_of_a_sweep_those_it_chose_on(tmp_path: Path, select: int | None) -> Non
     plan["drawn"] = {"seed": 0, "order": {"pope": "7 7"}}
     file.write_text(json.dumps(plan))
     with pytest.raises(DamagedFileError, match=r"drawn: .*each document once"):
+        read_excluded([str(tmp_path / "s")])
+    for order in ({"pope": "0:11"}, {"pope": "999 1000"}, {"mme": "0:12"}):  # nothing would be left out
+        plan["drawn"] = {"seed": 0, "order": order}
+        file.write_text(json.dumps(plan))
+        for read in (lambda: read_excluded([str(tmp_path / "s")]), lambda: plam_eval.read_sweep(tmp_path / "s")):
+            with pytest.raises(DamagedFileError, match=r"drawn: pope: found no document \d+ in it, which was asked"):
+                read()
+    plan["config"]["select"] = -5
+    file.write_text(json.dumps(plan))
+    with pytest.raises(DamagedFileError, match="config/select: found -5, expected 0 or more"):
         read_excluded([str(tmp_path / "s")])
 
 

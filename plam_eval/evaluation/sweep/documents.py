@@ -29,21 +29,27 @@ def write_drawn(drawn: Drawn, seed: int) -> dict[str, Any]:
     return {"seed": seed, "order": {task: write_clusters(clusters) for task, clusters in drawn.items()}}
 
 
-def read_drawn(plan: Mapping[str, Any], origin: str) -> Drawn | None:
+def read_drawn(plan: Mapping[str, Any], origin: str, samples: pd.DataFrame | None = None) -> Drawn | None:
     """The order of documents that a plan holds; None in a plan of before there was one: the first ones are chosen on.
 
     Args:
         plan: of a sweep, or whatever holds `write_drawn` under "drawn".
         origin: where it was read, for messages.
+        samples: columns task and doc_id, of the documents that were asked, which are all among those of the order.
 
     Raises:
-        DamagedFileError: it is none that we write.
+        DamagedFileError: it is none that we write, or none of these documents.
     """
     stored = plan.get("drawn")
     if not stored:
         return None
     try:
-        return read_clusters_by_task(stored["order"])
+        drawn = read_clusters_by_task(stored["order"])
+        for task, own in () if samples is None or not drawn else samples.groupby("task"):
+            ordered = {doc_id for cluster in drawn.get(str(task), ()) for doc_id in cluster}
+            if others := sorted(set(pd.to_numeric(own["doc_id"], errors="coerce")) - ordered):
+                raise ValueError(f"{task}: found no document {others[0]:g} in it, which was asked")
+        return drawn
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{origin}: drawn: {error}; restore it from a copy, or name another --output") from error
 

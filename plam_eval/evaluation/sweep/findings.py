@@ -223,7 +223,7 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     warnings = [*_of_damaged(cells), *_of_answers_together(together), *differing, *comparable.notes_of(runs)]
     if PLAIN not in runs or len(runs) < 2:
         return _nothing_compared(folder, plan, cells, runs, warnings)
-    drawn = read_drawn(plan, str(folder / PLAN))
+    drawn = read_drawn(plan, str(folder / PLAN), runs[PLAIN].samples)
     return _compared(folder, plan, grid, cells, runs, select or None, warnings, drawn=drawn)
 
 

@@ -50,6 +50,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
             continue
         if not isinstance(holder[key], kind) or isinstance(holder[key], bool):
             raise DamagedFileError(f"{file}: {path}: found {holder[key]!r:.80}, expected {kind.__name__}; {remedy}")
+        if kind is int and holder[key] < 0:
+            raise DamagedFileError(f"{file}: {path}: found {holder[key]!r:.80}, expected 0 or more; {remedy}")
     bad = [id_ for id_ in plan["settings"]["bases"].values() if not isinstance(id_, dict)]
     if bad or not all(isinstance(word, str) for word in (*plan["config"]["tasks"], *plan["command"])):
         raise DamagedFileError(f"{file}: bases, tasks or the command are of another kind than we write; {remedy}")
