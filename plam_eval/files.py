@@ -12,10 +12,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any
 
+from plam_eval.beside import beside, gone, left_behind
 from plam_eval.errors import DamagedFileError, FolderError, InputError, OutsideError
 
 if TYPE_CHECKING:
@@ -38,19 +39,52 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a path beside `path`, and move what it wrote there: a kill leaves the old file or the new one.
 
-    Raises OSError when it cannot be written; nothing is left beside `path` then.
+    Of several processes that do so each writes beside `path` for itself; the last one's file stays, whole.
+
+    Raises OSError when it cannot be written; nothing is left beside `path` then. FolderError: its folder is gone.
     """
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = beside(path)
     try:
+        for left in left_behind(path):
+            if not left.is_dir():
+                left.unlink(missing_ok=True)
         # In a folder of somebody else it may be a link to any file, or a pipe, which would be waited for.
         partial.unlink(missing_ok=True)
         write(partial)
         partial.replace(path)
     except BaseException as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+            raise gone(path.parent) from error
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # a write to an open file does not say which
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that fails, which has said so already
+            partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def moved_when_whole(folder: Path, name: str) -> Iterator[Path]:
+    """While entered, a hidden folder below `folder` for this process to write into; it is deleted at the end.
+
+    Whatever is to stay is moved out of it; a kill leaves it to the next call, which deletes it.
+
+    Args:
+        folder: made where it is missing.
+        name: of what is written.
+
+    Raises:
+        FolderError: something that plam-eval has not made has its name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = beside(folder / name)
+    for left in (*left_behind(folder / name), mine):
+        remove_own(left)
+    make_own(mine)
+    try:
+        yield mine
+    finally:
+        with suppress(OSError):
+            remove_own(mine)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -285,6 +319,8 @@ def make_own(folder: Path) -> None:
 def remove_own(folder: Path, *marks: str) -> None:
     """Delete a folder of ours with all that is in it; nothing happens where there is none.
 
+    Its marks go last: what a kill leaves of it is still known to be ours.
+
     Args:
         folder: to be deleted.
         marks: files that mark a folder of ours as well: those of versions that wrote no `MARKER`.
@@ -293,8 +329,14 @@ def remove_own(folder: Path, *marks: str) -> None:
         FolderError: it is a link or a file, or it holds something and no mark.
     """
     check_own(folder, *marks)
-    if os.path.lexists(folder):
-        shutil.rmtree(folder)
+    if not os.path.lexists(folder):
+        return
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name in (MARKER, *marks)):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    folder.rmdir()
 
 
 def check_own(folder: Path, *marks: str) -> None:

@@ -3,14 +3,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from plam_eval.beside import beside
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError, system_error
 from plam_eval.files import (
     MARKER,
@@ -19,6 +23,7 @@ from plam_eval.files import (
     inside,
     locked,
     make_own,
+    moved_when_whole,
     read_json,
     remove_own,
     write_in_one_step,
@@ -229,3 +234,77 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
         f"{tmp_path / 'curve.png'}: No space left on device; free some space, and the same command goes on where it was"
     )
     assert not list(tmp_path.iterdir())
+
+
+# ---- kills, and processes beside each other --------------------------------------------------------------------------
+
+
+def test_what_a_kill_leaves_of_a_folder_is_still_known_to_be_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cell"
+    make_own(folder)
+    for name in ("log.txt", "zzz", "a/b/c"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    unlink, rounds = os.unlink, 0
+    while folder.exists():
+        deleted = 0
+
+        def killed(path: Any, *given: Any, **more: Any) -> None:
+            nonlocal deleted
+            if deleted == 1:
+                raise KeyboardInterrupt
+            deleted += 1
+            unlink(path, *given, **more)
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, "unlink", killed)
+            remove_own(folder, "log.txt")
+        rounds += 1
+    assert rounds >= 4
+
+
+def test_processes_that_write_one_file_do_not_move_each_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(partial: Path) -> None:
+        with partial.open("w") as stream:
+            stream.write("half")
+            stream.flush()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", os.getppid)  # which lives, too
+                write_in_one_step(tmp_path / "a.txt", lambda other: other.write_text("theirs"))
+            assert (tmp_path / "a.txt").read_text() == "theirs"
+            stream.write(" and whole")
+
+    write_in_one_step(tmp_path / "a.txt", write)
+    assert (tmp_path / "a.txt").read_text() == "half and whole" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_killed_processes_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: ended.pid)
+        left, folder = beside(tmp_path / "a.json"), beside(tmp_path / "run")
+    left.write_text("{")
+    make_own(folder)
+    for name in (f".a.ffffff-{ended.pid}.partial.json", ".a.mine.partial.json", ".ab.partial.json"):
+        (tmp_path / name).touch()
+    write_json(tmp_path / "a.json", {})
+    with moved_when_whole(tmp_path, "run") as mine:
+        (mine / "x").touch()
+        assert not left.exists() and not folder.exists() and mine.is_dir()
+    assert not mine.exists() and len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_output_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def write(partial: Path) -> None:
+        partial.write_text("half")
+        shutil.rmtree(folder)
+
+    for each in (write, lambda partial: partial.touch()):
+        with pytest.raises(FolderError, match="out: was deleted or moved while it was written to; the same command"):
+            write_in_one_step(folder / "a.txt", each)

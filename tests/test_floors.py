@@ -44,6 +44,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "rule_parameters": "what a rule declares of its parameters",
         "weight_ramps": "weights of a spec, and ramps of them over depth",
         "arguments": "words of a command line as values",
+        "beside": "names for what is being written, by process",
         "bootstrap": "resamples and random signs",
         "errors": "the errors, and one way to list problems",
         "figures": "how every figure looks",

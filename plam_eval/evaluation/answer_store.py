@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plam_eval import files
+from plam_eval.beside import gone
 from plam_eval.errors import FolderError
 from plam_eval.harness.requests import Key, prompt_of
 
@@ -182,8 +183,14 @@ class AnswerStore:
 
         Args:
             record: JSON-able, with what `document_of` gives.
+
+        Raises:
+            FolderError: the folder is gone. OSError: it cannot be written.
         """
-        self._file.touch()
+        try:
+            self._file.touch()
+        except FileNotFoundError:
+            raise gone(self._folder) from None
         size = self._file.stat().st_size
         try:
             with self._file.open("a", encoding="utf-8") as file:

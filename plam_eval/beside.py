@@ -1,0 +1,53 @@
+"""Where each process writes what is to become a file or a folder, and what killed ones left there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from pathlib import Path
+
+from plam_eval.errors import FolderError
+
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+"""This machine: on another one that shares the folder a process may have the same number."""
+
+
+def gone(folder: Path) -> FolderError:
+    """The error for an output folder that was there and no longer is.
+
+    Args:
+        folder: the output.
+    """
+    return FolderError(f"{folder}: was deleted or moved while it was written to; the same command begins it anew")
+
+
+def beside(path: Path) -> Path:
+    """Where this process writes what is to become `path`: hidden, and no other process's."""
+    return path.with_name(f".{path.stem}.{_HERE}-{os.getpid()}.partial{path.suffix}")
+
+
+def left_behind(path: Path) -> list[Path]:
+    """What lies beside `path` of processes that were killed while they wrote it, and of versions with one name for all.
+
+    What another machine's processes write is left alone.
+
+    Raises OSError where the folder cannot be read.
+    """
+    written = re.compile(rf"\.{re.escape(path.stem)}(\.{_HERE}-(\d{{1,9}}))?\.partial{re.escape(path.suffix)}")
+    found = ((each, written.fullmatch(each.name)) for each in path.parent.iterdir())
+    return [each for each, match in found if match and not _lives(match[2])]
+
+
+def _lives(number: str | None) -> bool:
+    """Whether a process of this machine is there, by what `beside` writes of it; nobody knows on Windows."""
+    if number is None or os.name != "posix":
+        return number is not None
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
