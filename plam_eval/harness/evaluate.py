@@ -15,7 +15,7 @@ from plam_eval.harness import asked
 from plam_eval.harness.errors import EvaluationError
 from plam_eval.harness.lookup import check_limit, check_names, leaves_of, task_manager, task_names
 from plam_eval.harness.patches import install_patches
-from plam_eval.harness.run_files import write_run
+from plam_eval.harness.run_files import date_of, stock_folder, write_run
 from plam_eval.harness.submission_files import taken
 
 
@@ -135,7 +135,13 @@ def evaluate(
         taken(results).discard()
         return Evaluation(results, samples, None)
     source = model_args or f"pretrained={getattr(model, 'pretrained_name', model_id)}"
-    file = write_run(results, samples, Path(output), model_id=model_id, source=source, date=date)
+    stock_files = taken(results)
+    try:
+        file = write_run(results, samples, Path(output), model_id=model_id, source=source, date=date)
+    except BaseException:
+        stock_files.discard()
+        raise
+    stock_files.move_to(stock_folder(file.parent, date_of(file)))
     return Evaluation(results, samples, file)
 
 

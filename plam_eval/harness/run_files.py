@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, quoted
-from plam_eval.files import LARGEST_JSON, check_depth, read_json, writable
+from plam_eval.files import LARGEST_JSON, check_depth, check_writable, moved_when_whole, read_json, writable
 from plam_eval.harness.errors import EvaluationError, RecordError, why_no_sample
 from plam_eval.harness.tasks import filters_of
 from plam_eval.harness.text_tasks import chosen
@@ -30,6 +30,7 @@ RECORD_KEY = "plam_eval"
 
 _RESULTS = "_results.json"
 _DATED = re.compile(r"\d{8}_\d{6}_")
+_UNFINISHED = re.compile(r"\.run\.[0-9a-f]{6}-\d+\.partial")
 _STOCK = re.compile(r"\d{8}_\d{6}_stock")
 
 
@@ -57,9 +58,14 @@ def result_files(folder: Path) -> list[Path]:
     Args:
         folder: that lmms-eval wrote into, or one above it.
     """
-    files = [file for file in folder.rglob(f"*{_RESULTS}") if not _is_of_a_task(file)]
+    files = [file for file in folder.rglob(f"*{_RESULTS}") if not _is_of_a_task(file) and not _is_of_a_kill(file)]
     dated = [file for file in files if _DATED.match(file.name)]  # a task's beside them has a name of its own
     return sorted(dated or files, key=lambda file: file.name)
+
+
+def _is_of_a_kill(file: Path) -> bool:
+    """Whether a file lies where `write_run` has files before they are whole."""
+    return any(_UNFINISHED.fullmatch(part) for part in file.parts)
 
 
 def _is_of_a_task(file: Path) -> bool:
@@ -159,6 +165,9 @@ def write_run(
 ) -> Path:
     """Writes results and samples through lmms-eval's own tracker, which logs what it cannot write and goes on.
 
+    It writes into a hidden folder. From there files are moved into place when all are whole, the results last: a run
+    whose results are there has its sample logs.
+
     Args:
         results: lmms-eval's results, without samples.
         samples: task -> lines of its log.
@@ -171,22 +180,42 @@ def write_run(
         The results JSON.
 
     Raises:
-        EvaluationError: a file that is not there afterwards.
+        EvaluationError: a file that could not be written whole. FolderError: the disk is full.
+        OSError: a file cannot be moved into place.
     """
     from lmms_eval.loggers import EvaluationTracker
 
-    tracker = EvaluationTracker(output_path=str(output))
-    tracker.general_config_tracker.log_experiment_args(model_id, source, None, None, False)
-    # The tracker strips documents and prompts from the samples it is given.
-    tracker.save_results_aggregated(results=results, samples=samples, datetime_str=later_than_others(date, output))
-    for task, lines in samples.items():
-        tracker.save_results_samples(task_name=task, samples=[dict(line) for line in lines])
-    folder = output / tracker.general_config_tracker.model_name_sanitized
-    file = folder / f"{tracker.date_id}{_RESULTS}"
-    missing = [str(path) for path in (file, *(samples_file(file, task) for task in samples)) if not path.exists()]
-    if missing:
-        raise EvaluationError(f"lmms-eval could not write {', '.join(missing)}; look for its warning above")
-    return file
+    with moved_when_whole(output, "run") as hidden:
+        tracker = EvaluationTracker(output_path=str(hidden))
+        tracker.general_config_tracker.log_experiment_args(model_id, source, None, None, False)
+        # The tracker strips documents and prompts from the samples it is given.
+        date = later_than_others(date, output)
+        tracker.save_results_aggregated(results=results, samples=samples, datetime_str=date)
+        for task, lines in samples.items():
+            tracker.save_results_samples(task_name=task, samples=[dict(line) for line in lines])
+        name = tracker.general_config_tracker.model_name_sanitized
+        written, folder = hidden / name, output / name
+        file = written / f"{getattr(tracker, 'date_id', date)}{_RESULTS}"
+        lengths = {file: None, **{samples_file(file, task): len(lines) for task, lines in samples.items()}}
+        if halves := [str(folder / path.name) for path, lines in lengths.items() if not _is_whole(path, lines)]:
+            check_writable(output)  # says so where the disk is still full
+            raise EvaluationError(
+                f"lmms-eval could not write {', '.join(halves)}, or not whole; look for its warning above. If the disk "
+                "was full, free some space, and the same command goes on"
+            )
+        folder.mkdir(exist_ok=True)
+        for path in sorted(written.iterdir(), key=lambda path: path == file):
+            path.replace(folder / path.name)
+    return folder / file.name
+
+
+def _is_whole(file: Path, lines: int | None) -> bool:
+    """Whether lmms-eval has written a log of so many lines, or results (None), to the end; it goes on where not."""
+    try:
+        content = file.read_bytes()
+        return bool(json.loads(content)) if lines is None else content.count(b"\n") == lines
+    except (OSError, ValueError):
+        return False
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
