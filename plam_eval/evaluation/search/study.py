@@ -46,6 +46,7 @@ class Journal(BaseJournalBackend):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file = folder / JOURNAL
+        self._held: list[dict[str, Any]] | None = None  # while `at_once`, what is to be written
         if self._file.is_symlink() or (self._file.exists() and not self._file.is_file()):
             raise SearchError(f"{self._file}: found a link or no file, expected a file of plam-eval's own; delete it")
 
@@ -55,7 +56,8 @@ class Journal(BaseJournalBackend):
         Args:
             log_number_from: of the first one.
         """
-        return [_entry(line, self._file) for line in self._lines()[log_number_from:]]
+        entries = [entry for line in self._lines() for entry in _entries(line, self._file)]
+        return [*entries, *(self._held or ())][log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write entries behind the others, all or none of them.
@@ -63,17 +65,44 @@ class Journal(BaseJournalBackend):
         Args:
             logs: JSON-able.
         """
-        with files.locked(self._folder, f"{JOURNAL}.lock", SearchError, patience=_PATIENCE):
-            size = sum(len(line) + 1 for line in self._lines())
-            with self._file.open("ab") as file:
-                file.truncate(size)
-                try:
-                    file.write(b"".join(json.dumps(log).encode() + b"\n" for log in logs))
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError:  # a full disk
-                    os.truncate(self._file, size)
-                    raise
+        if self._held is not None:
+            self._held += logs
+            return
+        with self._alone():
+            self._append(logs)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While it lasts, entries are kept, and then written together: a kill leaves all of them or none.
+
+        No other process writes meanwhile, so that entries have the numbers in the file that they have here.
+        """
+        with self._alone():
+            self._held = []
+            try:
+                yield
+                held, self._held = self._held, None
+                self._append(held)
+            finally:
+                self._held = None
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        return files.locked(self._folder, f"{JOURNAL}.lock", SearchError, patience=_PATIENCE)
+
+    def _append(self, logs: list[dict[str, Any]]) -> None:
+        if not logs:
+            return
+        size = sum(len(line) + 1 for line in self._lines())
+        with self._file.open("ab") as file:
+            file.truncate(size)
+            try:
+                # One line, since a kill may cut a write off anywhere.
+                file.write(json.dumps(logs[0] if len(logs) == 1 else logs).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:  # a full disk
+                os.truncate(self._file, size)
+                raise
 
     def _lines(self) -> list[bytes]:
         if not self._file.exists():
@@ -81,12 +110,18 @@ class Journal(BaseJournalBackend):
         return files.read_at_most(self._file, _LARGEST, _REMEDY).split(b"\n")[:-1]
 
 
-def _entry(line: bytes, file: Path) -> dict[str, Any]:
-    """An entry of the journal. Raises DamagedFileError where Optuna would take code from it, or it is none."""
+def _entries(line: bytes, file: Path) -> list[dict[str, Any]]:
+    """The entries of a line of the journal, one or a list of those that belong together; raises as `_entry`."""
     try:
-        entry = files.check_depth(json.loads(line))
+        content = files.check_depth(json.loads(line))
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{file}: a line is no JSON ({error}); {_REMEDY}") from error
+    several = content if isinstance(content, list) and content else [content]
+    return [_entry(entry, file) for entry in several]
+
+
+def _entry(entry: Any, file: Path) -> dict[str, Any]:
+    """An entry of the journal. Raises DamagedFileError where Optuna would take code from it, or it is none."""
     if not isinstance(entry, dict) or type(entry.get("op_code")) is not int:
         raise DamagedFileError(f"{file}: found {entry!r:.80}, expected an operation of Optuna's journal; {_REMEDY}")
     for key in ("system_attr", "system_attrs"):
@@ -118,7 +153,8 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         files.inside(folder, RUNNING, str(folder))  # files are deleted there
         with self._asking(), _replayed(folder):
-            storage = optuna.storages.JournalStorage(Journal(folder))
+            self._journal = Journal(folder)
+            storage = optuna.storages.JournalStorage(self._journal)
             self._study = optuna.create_study(
                 study_name=name, storage=storage, direction="maximize", load_if_exists=True
             )
@@ -212,13 +248,15 @@ class Study:
     def _proposed(self, held: contextlib.ExitStack) -> FrozenTrial | None:
         trials = self.trials()
         number = len(trials)
-        if self._points is not None and not any(trial.state == TrialState.WAITING for trial in trials):
-            if number >= len(self._points):
-                return None
-            self._study.enqueue_trial(self._points[number])
         # A sampler of its own for each proposal: one that was seeded once would begin anew after a kill, and repeat.
         self._study.sampler = _sampler(self._options, number)
-        asked = self._study.ask(self._distributions)
+        # A proposal of which a kill kept a part would be no proposal, and the following ones would be others.
+        with self._journal.at_once():
+            if self._points is not None and not any(trial.state == TrialState.WAITING for trial in trials):
+                if number >= len(self._points):
+                    return None
+                self._study.enqueue_trial(self._points[number])
+            asked = self._study.ask(self._distributions)
         self._hold(asked.number, held)
         return next(trial for trial in self.trials() if trial.number == asked.number)
 

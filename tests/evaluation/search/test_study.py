@@ -62,12 +62,27 @@ def test_a_proposal_that_another_is_at_is_not_taken(tmp_path) -> None:
             assert third is None
 
 
-def test_a_kill_while_a_proposal_is_written_costs_that_one(tmp_path) -> None:
-    study = opened(tmp_path)
+@pytest.mark.parametrize("sampler", ["tpe", "grid"])
+def test_a_kill_while_a_proposal_is_written_costs_nothing(tmp_path, sampler) -> None:
+    whole = proposed(opened(tmp_path / "whole", sampler=sampler), 3)
+    study = opened(tmp_path, sampler=sampler)
+    assert proposed(study, 1) == whole[:1]
     with pytest.raises(KeyboardInterrupt), study.next(always):
         raise KeyboardInterrupt
     lines = (tmp_path / JOURNAL).read_bytes().splitlines(keepends=True)
-    (tmp_path / JOURNAL).write_bytes(b"".join(lines[:-1]) + lines[-1][:10])  # the last parameter is half written
+    (tmp_path / JOURNAL).write_bytes(b"".join(lines[:-1]) + lines[-1][:-20])
+    again = opened(tmp_path, sampler=sampler)
+    assert not again.unfinished() and proposed(again, 2) == whole[1:]
+
+
+def test_a_proposal_of_an_earlier_version_that_a_kill_cut_off_costs_that_one(tmp_path) -> None:
+    study = opened(tmp_path)
+    with pytest.raises(KeyboardInterrupt), study.next(always):
+        raise KeyboardInterrupt
+    lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    entries = [entry for line in lines for entry in (line if isinstance(line, list) else [line])]
+    one_each = "".join(json.dumps(entry) + "\n" for entry in entries[:-1])
+    (tmp_path / JOURNAL).write_text(one_each + json.dumps(entries[-1])[:10])  # the last parameter is half written
     again = opened(tmp_path)
     with again.next(always) as trial:
         assert trial.number == 1 and again.is_whole(trial)
