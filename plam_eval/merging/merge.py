@@ -7,9 +7,10 @@ and export), so that all of them hold the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,7 @@ def merge_in_place(
     if isinstance(source, Checkpoint):
         new_state = replace(new_state, checkpoint=source.location, revision=source.commit, identity=source.identity())
     sides = [side for side in (source, base_source, ancestor) if side is not None]
+    before = [(side, side.identity()) for side in sides if isinstance(side, Checkpoint)]
     read_before = sum(side.bytes_read for side in sides)
     changes, buffers = LayerChanges(), Buffers()
     size = sum(job.parameter.nbytes for job in jobs)
@@ -100,6 +102,7 @@ def merge_in_place(
                 # Once one tensor is at fault the rest is only looked at, to report every problem.
                 _bring(job, work, spec, changes, buffers, None if problems else undo)
         problems.raise_any()
+        _check_unchanged(before, source)
         if spec is not None and base_source is not None and isinstance(source, Checkpoint):
             merged = {job.key: job for job in jobs if job.base_name}
             names = {key: str(job.base_name) for key, job in merged.items()}
@@ -127,6 +130,15 @@ def merge_in_place(
         setattr(module, STATE, new_state)
     remember_last_merge(module, last)
     return report
+
+
+def _check_unchanged(before: Sequence[tuple[Checkpoint, dict[str, Any]]], source: Source) -> None:
+    """Raises MergeError where a checkpoint is no longer the one whose first tensors were read."""
+    changed = [side for side, identity in before if side.identity() != identity]
+    if changed:
+        names = " and ".join(dict.fromkeys(side.name for side in changed))
+        remedy = "load the model again" if source in changed else "merge again"
+        raise MergeError(f"{names}: changed on disk while it was merged, so that tensors would be of both; {remedy}")
 
 
 def merged_values(

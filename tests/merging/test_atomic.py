@@ -346,6 +346,28 @@ def test_an_error_half_way(
     assert again.tensors == 16 and not changed(bits(expected), module), "the module's own record was undone too"
 
 
+@pytest.mark.parametrize(("side", "remedy"), [("base", "merge again"), ("mllm", "load the model again")])
+def test_a_checkpoint_that_is_overwritten_meanwhile(
+    llamas: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: str, remedy: str
+) -> None:
+    own = {name: Path(shutil.copytree(getattr(llamas, name), tmp_path / name)) for name in ("mllm", "base")}
+    other, module = write_llama(tmp_path / "other", 9), load(own["mllm"])
+    before, tensor, calls = bits(module), Checkpoint.tensor, iter(range(10_000))
+
+    def meanwhile(self: Checkpoint, name: str) -> Tensor:
+        if next(calls) == 7:
+            (own[side] / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+        return tensor(self, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "tensor", meanwhile)
+        with pytest.raises(MergeError, match=f"{side}: changed on disk while it was merged.*; {remedy}"):
+            merge_in_place(module, llamas.spec(), checkpoint=own["mllm"], base=own["base"])
+    if side == "base":
+        assert not changed(before, module)
+        merge_in_place(module, llamas.spec(), checkpoint=own["mllm"], base=own["base"])
+
+
 def test_a_read_error_names_tensor_and_file(llamas: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from plam_eval.merging.tensor_files import SafetensorsFile
 
