@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -89,5 +91,10 @@ def explained(error: BaseException) -> str | None:
 
 
 def _stopped() -> NoReturn:
+    # Who presses Ctrl-C again while processes and threads are ended gets no traceback for it.
+    with contextlib.suppress(ValueError):  # not in the main thread, which signals are for
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     Terminal(stderr=True).say("stopped; the same command goes on with what was finished")
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what hangs at the end can be ended
     sys.exit(130)
