@@ -20,7 +20,7 @@ from plam_eval.evaluation.noise.floor import Noise, read_noise
 from plam_eval.evaluation.second_parser import second_look
 from plam_eval.evaluation.sweep.findings import Findings
 from plam_eval.evaluation.sweep.grid import PLAIN
-from plam_eval.files import check_free, check_writable, inside, write_in_one_step
+from plam_eval.files import check_free, check_writable, inside, moved_when_whole, write_in_one_step
 from plam_eval.report.blocks import Answer, Section, records_of
 from plam_eval.report.files import TableFiles, tables_of
 from plam_eval.report.noise import noise_blocks
@@ -91,10 +91,15 @@ def write_report(
     page = _page(sources, compared, title, Looking(data, include_path, examples), tables)
     folder = inside(output, TABLES, str(output))
     check_free(output, (f"{TABLES}/{name}{suffix}" for name in tables.frames for suffix in (".csv", ".parquet")), PAGE)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.frames.items():
-        files.write_table(table, folder / name)
-    write_in_one_step(path, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
+    with moved_when_whole(output, TABLES) as hidden:
+        for name, table in tables.frames.items():
+            files.write_table(table, hidden / name)
+        # Before its tables: by the page a folder is known to be ours, after a kill as well.
+        write_in_one_step(path, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
+        folder.mkdir(exist_ok=True)
+        for name in tables.frames:
+            for suffix in (".csv", ".parquet"):
+                (hidden / f"{name}{suffix}").replace(folder / f"{name}{suffix}")
     return path
 
 
