@@ -20,7 +20,8 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from plam_eval import files
-from plam_eval.errors import DamagedFileError
+from plam_eval.beside import gone
+from plam_eval.errors import DamagedFileError, FolderError
 from plam_eval.evaluation.search.answers import JOURNAL
 from plam_eval.evaluation.search.config import SearchError, SearchOptions
 from plam_eval.evaluation.search.space import Space
@@ -55,9 +56,15 @@ class Journal(BaseJournalBackend):
 
         Args:
             log_number_from: of the first one.
+
+        Raises:
+            FolderError: there were more before.
         """
         entries = [entry for line in self._lines() for entry in _entries(line, self._file)]
-        return [*entries, *(self._held or ())][log_number_from:]
+        entries += self._held or ()
+        if len(entries) < log_number_from:
+            raise gone(self._folder)
+        return entries[log_number_from:]
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write entries behind the others, all or none of them.
@@ -281,7 +288,7 @@ def _replayed(folder: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError, optuna.exceptions.OptunaError) as error:
-        if isinstance(error, (DamagedFileError, SearchError)):
+        if isinstance(error, (DamagedFileError, FolderError, SearchError)):
             raise
         raise DamagedFileError(
             f"{folder / JOURNAL}: cannot be replayed ({type(error).__name__}: {error}); {_REMEDY}"
