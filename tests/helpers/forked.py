@@ -23,13 +23,14 @@ from tests.helpers.paths import ROOT
 
 
 @cache
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.helpers.warm"])
+def context() -> ForkServerContext:
+    """What starts processes out of one that has imported what `warm` imports."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["tests.helpers.warm"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # wherever the test that needs it first has gone to
         forkserver.ensure_running()
-    return context
+    return found
 
 
 def _run(module: str, words: Sequence[str], folder: str, environment: dict[str, str], log: str) -> None:
@@ -55,7 +56,6 @@ def run(
         processes: of one group on the CPU; 1 is none.
         log: where the output goes; a file of its own by default.
     """
-    context = _context()
     environment = dict(os.environ)
     if processes > 1:
         with socket.socket() as free:
@@ -70,7 +70,7 @@ def run(
         for rank in range(processes):
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
             given = (module, list(words), str(Path(folder).absolute()), environment | ranks, str(log.absolute()))
-            process = context.Process(target=_run, args=given)
+            process = context().Process(target=_run, args=given)
             process.start()
             started.append(process)
         try:

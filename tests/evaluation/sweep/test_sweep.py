@@ -34,7 +34,7 @@ from plam_eval.report import plots
 from plam_eval.report.blocks import records_of
 from plam_eval.report.sections.controls import beside_controls
 from plam_eval.spec import Weights
-from tests.helpers import recipes
+from tests.helpers import forked, recipes
 from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.sweeps import ARGUMENTS, CELLS, GRID, SPEC, plam
 from tests.helpers.wrappers import arguments
@@ -334,15 +334,10 @@ def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str]
     given += ["--controls", "self_scale,from_ancestor", "--ancestor", str(pair.mllm)]
     monkeypatch.chdir(suite)
     plam(*given, "--output", str(tmp_path / "one"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "plam_eval.cli", *given, "--output", str(tmp_path / "two"), "--together", "4"],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    status, said = forked.run(
+        "plam_eval.cli", [*given, "--output", str(tmp_path / "two"), "--together", "4"], processes=2
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert status == 0, said
     assert answers(tmp_path / "one") == answers(tmp_path / "two")
     assert read_plan(tmp_path / "two")["command"][:2] == ["plam", "sweep"]
     counts = {"documents": 10, "apart": 0, "rechecked": 8, "differ": 0, "reasons": []}  # two of each task and process

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from plam_eval.merging.export_record import FILE, read_export_record
 from plam_eval.publishing.card.licences import README
 from tests.helpers.hub import sha256
 from tests.helpers.llamas import Pair, shard, write_llama
-from tests.helpers.paths import ROOT
 
 LAYERS = "1:3"
 
@@ -239,93 +236,6 @@ def test_a_disk_that_is_full_at_any_write_leaves_nothing(
     assert 20 < step < 999
     write(pair, out, base_weight=0.2, overwrite=True)
     assert is_complete(out) and names(out.parent) == ["out"]
-
-
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-from plam_eval import export
-model, base, out, chosen = sys.argv[1:]
-out = Path(out)
-from plam_eval.merging.export_record import FILE, read_export_record
-from plam_eval.publishing.card.licences import README
-from tests.publishing.checkpoint.test_output_folder import is_complete
-
-EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir")
-state = {"left": -1}
-
-
-def step():
-    if state["left"] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    state["left"] -= 1
-
-
-def hook(event, given):
-    if event in EVENTS and state["left"] >= 0 and given and str(out.name) in str(given[0]):
-        step()
-
-
-def slowly(name):
-    original = getattr(os, name)
-
-    def call(*given):
-        if name == "copy_file_range":  # in small parts, each of which may be the last
-            given = (*given[:2], min(given[2], 1500), *given[3:])
-        if state["left"] >= 0:
-            step()
-        return original(*given)
-
-    setattr(os, name, call)
-
-
-for name in ("copy_file_range", "pwrite", "fsync"):
-    slowly(name)
-sys.addaudithook(hook)
-export(model, None, out.parent / ".warm", base=base, layers="1:3")  # imports, once for all
-for number in eval(chosen):
-    child = os.fork()
-    if child == 0:
-        state["left"] = number
-        export(model, None, out, base=base, layers="1:3", base_weight=0.1, overwrite=True)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    visible = [path.name for path in out.parent.iterdir() if not path.name.startswith(".")]
-    assert visible in ([], [out.name]), visible
-    assert not out.exists() or is_complete(out), number
-    if status == 0:
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL, status
-    print(number, len(visible))
-shutil.rmtree(out.parent / ".warm")
-"""
-
-
-def killed(pair: Pair, out: Path, chosen: str) -> list[list[int]]:
-    """Kills an export at each of these steps: step, and whether an export was there afterwards."""
-    command = [sys.executable, "-c", KILLED, str(pair.mllm), str(pair.base), str(out), chosen]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("replaced", [False, True])
-def test_killed_anywhere_nothing_looks_finished_that_is_not(pair: Pair, tmp_path: Path, replaced: bool) -> None:
-    out = tmp_path / "out"
-    if replaced:
-        write(pair, out)
-    steps = killed(pair, out, "range(0, 100_000, 13)")
-    assert len(steps) > 10 and [number for number, _ in steps] == [13 * n for n in range(len(steps))]
-    assert all(there == replaced for _, there in steps[:8])
-    assert is_complete(write(pair, out, overwrite=True)) and names(tmp_path) == ["out"]
-
-
-@pytest.mark.slow
-def test_killed_at_every_step(pair: Pair, tmp_path: Path) -> None:
-    out = write(pair, tmp_path / "out")
-    assert len(killed(pair, out, "range(100_000)")) > 150
-    assert is_complete(write(pair, out, overwrite=True)) and names(tmp_path) == ["out"]
 
 
 def test_a_kill_between_two_renames_loses_no_export(pair: Pair, tmp_path: Path) -> None:
