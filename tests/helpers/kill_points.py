@@ -380,7 +380,19 @@ def points(steps: Sequence[str], count: int, seed: int) -> list[int]:
 _DATE = re.compile(r"\d{8}_\d{6}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+(\+[\d:]+)?")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-_OF_TIME = {"seconds", "date", "time", "written", "created", "replaced", "command", "started", "ended", "throughput"}
+_OF_TIME = {
+    "seconds",
+    "date",
+    "time",
+    "written",
+    "created",
+    "replaced",
+    "command",
+    "started",
+    "ended",
+    "throughput",
+    "calls",
+}
 _LINES = ("answers.rank", "study.jsonl")
 _LEFT_OUT = re.compile(r".*\.lock|log\.txt|study\.jsonl|\.plam-eval")
 
