@@ -247,14 +247,18 @@ def check_not_deleted(folder: Path, done: Iterable[str] = ()) -> None:
         raise SweepError(f"{folder}: {what} was deleted while the sweep ran; the same command evaluates it again")
 
 
-def cell_places(folder: Path, name: str) -> tuple[Path, Path]:
+def cell_places(folder: Path, name: str, attempt: int = 0) -> tuple[Path, Path]:
     """Where a cell's folder is, and where it is made. Raises OutsideError where a link leads elsewhere.
 
     Args:
         folder: the sweep's.
         name: of the cell.
+        attempt: how often it was begun in vain by this call. Each attempt has a place of its own: a worker that was
+            given up may still write, on a machine that cannot be reached.
     """
-    return files.inside(folder, f"{CELLS}/{name}", PLAN), files.inside(folder, f"{CELLS}/.{name}.partial", PLAN)
+    again = f".{attempt}" if attempt else ""
+    made = files.inside(folder, f"{CELLS}/.{name}{again}.partial", PLAN)
+    return files.inside(folder, f"{CELLS}/{name}", PLAN), made
 
 
 def finish_cell(partial: Path, target: Path, record: Mapping[str, Any]) -> None:
@@ -270,18 +274,19 @@ def finish_cell(partial: Path, target: Path, record: Mapping[str, Any]) -> None:
     partial.replace(target)
 
 
-def record_failure(folder: Path, cell: Cell, error: str) -> dict[str, Any]:
+def record_failure(folder: Path, cell: Cell, error: str, attempt: int = 0) -> dict[str, Any]:
     """Store that a cell failed, where the process that was at it could not.
 
     Args:
         folder: the sweep's.
         cell: the one that failed.
         error: what happened, in words.
+        attempt: at it, as for `cell_places`.
 
     Returns:
         The record that was stored.
     """
-    target, partial = cell_places(folder, cell.name)
+    target, partial = cell_places(folder, cell.name, attempt)
     if not partial.is_dir():  # else with the log of what was done
         files.make_own(partial)
     digest = cell.spec.digest() if cell.spec else None

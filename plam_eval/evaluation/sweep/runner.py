@@ -156,6 +156,7 @@ def run_cell(
     alone: bool = True,
     together: Together | None = None,
     documents: Mapping[str, Sequence[int]] | None = None,
+    attempt: int = 0,
 ) -> dict[str, Any]:
     """Merge, evaluate and store one cell; what goes wrong is stored, too.
 
@@ -169,6 +170,7 @@ def run_cell(
         alone: whether no other process is at this cell; if one is, a failure ends them all.
         together: answers of the chunk of cells that this one is of.
         documents: as for `run`.
+        attempt: at this cell, as for `folder.cell_places`.
 
     Returns:
         The record of the cell, with its `status`.
@@ -179,7 +181,7 @@ def run_cell(
     """
     first = lm.rank == 0
     _check_unchanged(folder, cell, config)
-    target, partial = cell_places(folder, cell.name)
+    target, partial = cell_places(folder, cell.name, attempt)
     if first:
         files.check_own(target, CELL)  # known before the cell is paid for
         files.remove_own(partial, LOG, CELL)

@@ -21,13 +21,11 @@ from typer.testing import CliRunner
 from plam_eval import cli
 from plam_eval.errors import MergeError
 from plam_eval.evaluation import records
-from plam_eval.evaluation.sweep import folder as sweep_folder
 from plam_eval.evaluation.sweep import grid, runner
 from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.folder import lock_sweep, read_cell, read_plan
-from plam_eval.evaluation.sweep.job import Job
 from plam_eval.harness.evaluate import evaluate
 from plam_eval.merging.rules import register_rule
 from plam_eval.report import plots
@@ -36,10 +34,8 @@ from plam_eval.report.sections.controls import beside_controls
 from plam_eval.spec import Weights
 from tests.helpers import forked, recipes
 from tests.helpers.paths import PAIR, ROOT
-from tests.helpers.sweeps import ARGUMENTS, CELLS, GRID, SPEC, plam
+from tests.helpers.sweeps import ARGUMENTS, CELLS, SPEC, TASKS, answers, job, plam, words
 from tests.helpers.wrappers import arguments
-
-TASKS = "pope,mmstar,mme"
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +43,6 @@ def lm() -> Any:
     from plam_eval.model_wrappers.llava import PlamLlavaChat
 
     return PlamLlavaChat(pretrained=str(PAIR / "mllm"), device="cpu", dtype="float32")
-
-
-def job(folder: Path, **given: Any) -> Job:
-    settings: dict[str, Any] = {"model": "plam_llava", "model_args": SPEC, "tasks": TASKS, "limit": 6, **GRID}
-    return Job.plan(SweepConfig.load(**(settings | given)), folder)
-
-
-def answers(folder: Path) -> dict[str, dict[tuple[str, int], str]]:
-    """By cell and document."""
-    found: dict[str, dict[Any, Any]] = {}
-    for cell in sorted((folder / sweep_folder.CELLS).iterdir()):
-        record = read_cell(folder, cell.name)
-        assert record is not None and record["status"] == "finished", cell
-        samples = records.read_run(cell / record["results"]).samples
-        found[cell.name] = {(row.task, row.doc_id): row.answer for row in samples.itertuples()}
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -217,23 +197,6 @@ def test_the_examples_are_sweeps(file):
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
-def words(folder: Path, *more: str) -> list[str]:
-    given = ["--model", "plam_llava", "--model_args", SPEC, "--tasks", TASKS, "--limit", "6"]
-    return [
-        "sweep",
-        *given,
-        "--layers",
-        GRID["layers"],
-        "--weights",
-        GRID["weights"],
-        "--controls",
-        GRID["controls"],
-        "--output",
-        str(folder),
-        *more,
-    ]
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path)]
@@ -256,74 +219,6 @@ def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch)
     assert "chosen on other documents" in output.replace("\n", " ") and "minus self_scale" in output
     table = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(table) == 1 + CELLS and (tmp_path / "controls.parquet").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.needs("ray")
-def test_ray_gives_the_same_results(finished, in_suite, tmp_path):
-    given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "1", "GPUS": "2"}
-    recipe = recipes.words_of("ray", "plam", **given)  # of docs/multi-gpu.md, for a whole cluster
-    assert "layers-2-6_qkvo_0.7+0.3" in plam(*recipe[:-1], str(tmp_path / "planned"), "--dry-run=0")
-    on_ray = recipe[recipe.index("--ray") : recipe.index("--output")]
-    assert on_ray == ["--ray", "--workers", "2"]
-    output = plam(*words(tmp_path, *on_ray))
-    assert answers(tmp_path) == answers(finished)
-    assert "layers 6:8" in output
-    ours, theirs = (read_findings(folder) for folder in (tmp_path, finished))
-    columns = ["cell", "difference", "low", "high", "gained", "lost", "p", "p_holm"]
-    assert ours.cells[columns].equals(theirs.cells[columns])
-
-
-@pytest.mark.slow
-@pytest.mark.needs("ray")
-def test_a_ray_worker_that_dies_costs_its_cell_only(finished, suite, tmp_path):
-    command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path, "--ray", "--workers", "1")]
-    process = subprocess.Popen(command, cwd=suite, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    killed = False
-    while not killed and time.monotonic() < deadline:  # in its second cell
-        if len(list((tmp_path / "cells").glob("[!.]*/cell.json"))) == 1:
-            for title in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    if title.read_bytes().startswith(b"ray::_Worker.run"):
-                        os.kill(int(title.parent.name), signal.SIGKILL)
-                        killed = True
-                except (FileNotFoundError, ProcessLookupError):
-                    continue  # a process that has just ended
-        time.sleep(0.02)
-    output, _ = process.communicate(timeout=180)
-    assert killed and process.returncode == 1, output
-    states = {cell.name: read_cell(tmp_path, cell.name) for cell in job(tmp_path).grid.cells}
-    failed = [name for name, record in states.items() if record["status"] == "failed"]
-    assert len(failed) == 1 and "the worker died" in states[failed[0]]["error"] and failed[0] in output
-    assert sum(record["status"] == "finished" for record in states.values()) == CELLS - 1
-
-
-@pytest.mark.slow
-@pytest.mark.needs("ray")
-def test_what_a_ray_worker_raises_outside_an_evaluation_is_kept_with_its_cell(in_suite, tmp_path):
-    import ray
-
-    class FullDisk:
-        def __init__(self, *arguments: Any) -> None:
-            pass
-
-        def ready(self) -> str:
-            return "yes"
-
-        def run(self, cell: dict[str, Any]) -> dict[str, Any]:
-            if "self_scale" in cell["name"]:
-                raise OSError("no space left")
-            return {"status": "finished"}
-
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        done = ray_workers._schedule(ray, ray.remote(FullDisk), job(tmp_path, layers="6:8"), 1)
-    finally:
-        ray.shutdown()
-    name = "layers-6-8_qkvo_0.3+1.2_self_scale"
-    assert done.pop(name)["error"] == read_cell(tmp_path, name)["error"] == "OSError: no space left"
-    assert [record["status"] for record in done.values()] == ["finished"] * 3  # the one after it among them
 
 
 @pytest.mark.slow
