@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from plam_eval.errors import PlamError, first_line, system_error
+from plam_eval.harness import processes
 from plam_eval.terminal import Terminal, labelled, text
 
 app = typer.Typer(
@@ -67,11 +68,12 @@ def main() -> None:
     except Exception as error:
         console, message = Terminal(stderr=True), explained(error)
         if message is None:
-            console.say(text("plam-eval did not expect this error. Please report it with these lines:", "bold red"))
+            heading = f"plam-eval did not expect this error{processes.which()}. Please report it with these lines:"
+            console.say(text(heading, "bold red"))
         if message is None or wanted:
             console.say("".join(traceback.format_exception(error)).rstrip())
         if message is not None:
-            console.say(labelled("error", "bold red", message))
+            console.say(labelled(f"error{processes.which()}", "bold red", message))
         sys.exit(1)
 
 
@@ -81,6 +83,11 @@ def explained(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return system_error(error)
+    if processes.is_of_another(error):
+        return (
+            f"another process of this evaluation has ended ({first_line(error)}); what it said itself, or the launcher "
+            "says of it, is the cause. The same command goes on with what was finished"
+        )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without torch
         return f"out of memory ({first_line(error)}); give a smaller dtype, device_map=auto, or a smaller --together"
     if isinstance(error, ModuleNotFoundError) and error.name in ("vllm", "ray"):

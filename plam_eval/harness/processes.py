@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
+
+# What gloo and NCCL say where the other side is gone: RuntimeErrors of torch's, without a class of their own.
+_CUT_OFF = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exited|NCCL.*(timeout|abort)", re.I)
 
 
 def is_first_process() -> bool:
@@ -14,6 +18,20 @@ def is_first_process() -> bool:
 def number() -> int:
     """How many there are, as the launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def which() -> str:
+    """Which process of how many this is, as launchers count, to stand in a message: " (rank 1 of 2)"; "" of one."""
+    return f" (rank {os.environ.get('RANK', '0')} of {number()})" if number() > 1 else ""
+
+
+def is_of_another(error: BaseException) -> bool:
+    """Whether an error is torch's of a process that it waited for and that has ended.
+
+    Args:
+        error: what an evaluation raised.
+    """
+    return number() > 1 and isinstance(error, RuntimeError) and bool(_CUT_OFF.search(str(error)))
 
 
 def all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from plam_eval.report import plots
 from plam_eval.report.blocks import records_of
 from plam_eval.report.sections.controls import beside_controls
 from plam_eval.spec import Weights
-from tests.helpers import forked, recipes
+from tests.helpers import forked
 from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.sweeps import ARGUMENTS, CELLS, SPEC, TASKS, answers, job, plam, words
 from tests.helpers.wrappers import arguments
@@ -239,6 +239,31 @@ def test_two_processes_sweep_together_like_one_cell_by_cell(pico: Callable[[str]
     for name in answers(tmp_path / "two"):
         together = read_cell(tmp_path / "two", name)["together"]
         assert {key: together[key] for key in counts} == counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", pytest.param("raises", marks=pytest.mark.long)])
+def test_a_process_that_fails_ends_the_others_and_costs_no_finished_cell(
+    pico: Callable[[str], Any], suite, tmp_path, monkeypatch, how
+):
+    """Without a launcher that would stop the one that is left."""
+    pair = pico("llava")
+    given = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
+    given += ["--tasks", "pope", "--limit", "4", "--gen_kwargs", "max_new_tokens=4", "--controls", "none", "--output"]
+    monkeypatch.chdir(suite)
+    status, said = forked.run("tests.helpers.failing", [how, "2", *given, str(tmp_path / "two")], processes=2)
+    assert status == 1, said  # that of the one that was left; 124 if it had waited without end
+    told = " ".join(said.split())
+    assert "error (rank 0 of 2): another process of this evaluation has ended" in told
+    if how == "raises":
+        assert "plam-eval did not expect this error (rank 1 of 2)" in told and "the device is lost" in told
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "two" / "cells").glob("[!.]*/cell.json")}
+    assert [file.parent.name for file in kept] == ["plain"]
+
+    for folder in ("two", "one"):
+        plam(*given, str(tmp_path / folder))
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert answers(tmp_path / "two") == answers(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
