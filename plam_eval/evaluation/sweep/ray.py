@@ -42,8 +42,9 @@ TRIES = 3
 cell for which memory does not suffice ends every worker that it meets."""
 _LOOK = 5.0
 """Seconds after which the cluster is looked at again while nothing happens."""
-PATIENCE = 60.0
-"""Seconds that a sweep waits for a node on which a worker would fit, where there is none."""
+PATIENCE = JOINING = 60.0
+"""Seconds that a sweep waits for a node on which a worker would fit, where there is none any more; and, at its begin,
+for nodes that are still to join, where there is no room for all workers yet."""
 
 
 class _Worker:
@@ -75,7 +76,8 @@ class _Worker:
 def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     """Evaluate every unfinished cell on `workers` resident models.
 
-    Connects to the cluster that `RAY_ADDRESS` names, or starts Ray on this machine. A worker takes one GPU
+    Connects to the cluster that `RAY_ADDRESS` names, and waits a minute for nodes that are still to join, or starts
+    Ray on this machine. A worker takes one GPU
     (`tensor_parallel_size` of them) where there are any, and otherwise its share of the cores.
 
     Args:
@@ -116,7 +118,7 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
         ray.init(log_to_driver=False, runtime_env={"env_vars": environment}, **local)
     try:
-        resources, count = share_out(ray.nodes(), workers, each)
+        resources, count = _share_out(ray, workers, each, patience=JOINING if os.environ.get("RAY_ADDRESS") else 0)
         if workers and count < workers:
             logger.warning("--workers {}: the cluster has cores for {}, so there are as many", workers, count)
         options = {"num_gpus": resources.gpus} if resources.gpus else {}
@@ -132,6 +134,22 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _share_out(ray: Any, workers: int | None, each: int, patience: float) -> tuple[Resources, int]:
+    """`share_out`, once nodes that are still being started have joined, or `patience` seconds have passed."""
+    deadline = time.monotonic() + patience
+    while True:
+        late = time.monotonic() >= deadline
+        try:
+            resources, count = share_out(ray.nodes(), workers, each)
+        except SweepError:
+            if late:
+                raise
+        else:
+            if late or count >= (workers or 1):
+                return resources, count
+        time.sleep(1)
 
 
 @contextlib.contextmanager

@@ -199,17 +199,18 @@ def check_equal(ours: Path, theirs: Path) -> None:
 @pytest.mark.slow
 @needs_ray
 def test_nodes_that_are_lost_cost_no_cell(cluster, add_node, one_process, in_suite, tmp_path, monkeypatch):
-    """One of two nodes, then the other one, too; then what is left, in this process."""
+    """One of two nodes, of which one comes late, then the other one, too; then what is left, in this process."""
     given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "2", "GPUS": "1"}
     recipe = recipes.words_of("ray", "plam", **given)  # of docs/multi-gpu.md, for a whole cluster
     assert "layers-2-6_qkvo_0.7+0.3" in plam(*recipe[:-1], str(tmp_path / "planned"), "--dry-run=0")
     on_ray = recipe[recipe.index("--ray") : recipe.index("--output")]
     assert on_ray == ["--ray", "--workers", "2"]
     folder = tmp_path / "sweep"
-    first, second = add_node("first"), add_node("second")
+    first = add_node("first")
     stopped: list[int] = []
 
     def take_away() -> None:
+        second = add_node("second")  # the sweep waits for it
         stopped.append(lose(cluster, first))
         left = len(finished(folder))
         eventually(lambda: len(finished(folder)) > left + 1, "cells of the second node")
