@@ -1,13 +1,14 @@
 """The recipes of docs/multi-gpu.md, run as they stand there, on CPU processes.
 
 Those of vLLM and Ray run beside the engine and the sweep that tests/serving/test_server.py and
-tests/evaluation/sweep/test_sweep.py start.
+tests/evaluation/sweep/test_ray.py start.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_every_recipe_is_run_somewhere() -> None:
     shared = re.findall(r"^export (\w+)=", recipes.recipe("names"), re.M)
     assert shared == ["MODEL", "SPEC", "TASKS", "GPUS", "NODES"]
     here, beside = (
-        {"names", "accelerate", "plam.sbatch", "slurm"},
+        {"names", "accelerate", "plam.sbatch", "slurm", "ray.sbatch", "slurm ray", "search.sbatch", "slurm search"},
         {"tensor parallel", "serve", "data parallel", "client", "ray"},
     )
     assert set(recipes.names()) == here | beside
@@ -65,3 +66,105 @@ def test_slurm_with_two_nodes(shared: dict[str, str], suite: Path, tmp_path: Pat
     (tmp_path / "plam.sbatch").write_text(recipes.recipe("plam.sbatch"))
     (found,) = run("slurm", tmp_path, {**shared, "GPUS": "1"}, suite)
     assert found["plam_eval"]["processes"] == 2 and found["plam_eval"]["provenance"]["merge"]["tensors"] == 4
+
+
+SCRIPTS = ("plam.sbatch", "ray.sbatch", "search.sbatch")
+NAMES = {"MODEL": "a/mllm", "SPEC": "plateau.yaml", "TASKS": "pope", "GPUS": "2", "NODES": "2"}
+
+# Says how it was called, one line each, whoever calls.
+_SAYS = """
+import json, os
+line = json.dumps([os.path.basename(sys.argv[0]), os.environ.get("SLURM_PROCID", ""), *sys.argv[1:]])
+said = os.open(os.environ["SAID"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+os.write(said, line.encode() + b"\\n")
+"""
+_RAY = f"""{_SAYS}
+import time
+if sys.argv[1] == "start":
+    assert sys.argv[-1] == "--block"
+    time.sleep(600)
+"""
+_PLAM = f"""{_SAYS}
+sys.exit(3)
+"""
+_PLAM_BESIDE_RAY = f"""{_SAYS}
+import time
+while open(os.environ["SAID"]).read().count("--block") < 2:
+    time.sleep(0.05)
+sys.exit(3)
+"""
+_PLAM_ON_RAY = f"""{_SAYS}
+import ray, time
+ray.init(log_to_driver=False)
+while ray.cluster_resources().get("GPU", 0) < 4:
+    time.sleep(0.2)
+assert [node["Resources"]["GPU"] for node in ray.nodes() if node["Alive"]] == [2.0, 2.0]
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_of_bash(name: str, tmp_path: Path) -> None:
+    script = tmp_path / name
+    script.write_text(recipes.recipe(name))
+    for lint in (["bash", "-n"], ["shellcheck", "--severity=warning"]):
+        if shutil.which(lint[0]):
+            done = subprocess.run([*lint, str(script)], capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def submit(folder: Path, which: str, **stand_ins: str) -> list[list[str]]:
+    """Submit a script, in which `plam` ends with status 3, and give the calls of the stand-ins, sorted."""
+    (folder / f"{which}.sbatch").write_text(recipes.recipe(f"{which}.sbatch"))
+    environment = recipes.environment(folder, stand_ins, **NAMES, SAID=str(folder / "said"))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", recipes.recipe(f"slurm {which}")],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    return sorted(json.loads(line) for line in (folder / "said").read_text().splitlines())
+
+
+def alive(word: str) -> list[str]:
+    """Processes whose command lines have a word."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [file.parent.name] if word.encode() in file.read_bytes() else []
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    return found
+
+
+SWEEP = ["sweep", "--model", "plam_llava", "--model_args", "pretrained=a/mllm,plateau=plateau.yaml", "--tasks", "pope"]
+
+
+def test_ray_under_slurm_starts_it_everywhere_and_ends_it_with_the_sweep(tmp_path: Path) -> None:
+    said = submit(tmp_path, "ray", ray=_RAY, plam=_PLAM_BESIDE_RAY)
+    (plam,), starts = [line for line in said if line[0] == "plam"], [line for line in said if line[2] == "start"]
+    assert plam[2:9] == SWEEP and plam[-5:] == ["--ray", "--workers", "4", "--output", "sweep"]
+    others, head = sorted(starts, key=lambda words: "--head" in words)
+    address, port = others[3].removeprefix("--address="), head[5].removeprefix("--port=")
+    assert head[3] == "--head" and address == f"{head[4].removeprefix('--node-ip-address=')}:{port}"
+    assert head[-3:] == others[-3:] == ["--num-cpus=1", "--num-gpus=2", "--block"]
+    assert not alive(str(tmp_path / "bin" / "ray"))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.needs("ray")
+def test_ray_under_slurm_with_ray_itself(tmp_path: Path) -> None:
+    (plam,) = submit(tmp_path, "ray", plam=_PLAM_ON_RAY)
+    assert plam[2:9] == SWEEP
+    assert not alive("--num-gpus=2\0--block")
+
+
+def test_a_search_under_slurm_is_a_process_for_each_gpu(tmp_path: Path) -> None:
+    said = submit(tmp_path, "search", plam=_PLAM)
+    assert [line[:2] for line in said] == [["plam", str(task)] for task in range(4)]
+    search = [*SWEEP, "--select", "200", "--trials", "40", "--output", "search"]
+    assert {tuple(line[2:]) for line in said} == {("search", *search[1:])}

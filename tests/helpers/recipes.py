@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.helpers.paths import DOCS
@@ -36,21 +37,28 @@ text = open(sys.argv[-1]).read()
 assert text.startswith("#!/bin/bash")
 given = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\\S+)$", text, re.M))
 assert len(given) == text.count("#SBATCH"), given
-given.update(word[2:].split("=") for word in sys.argv[1:-1])
-assert given["ntasks-per-node"] == "1" and given["gpus-per-node"] == os.environ["GPUS"]
+words = [word[2:].partition("=") for word in sys.argv[1:-1]]
+given.update((name, value) for name, _, value in words)
+assert given["ntasks-per-node"] in ("1", os.environ["GPUS"]) and given["gpus-per-node"] == os.environ["GPUS"]
 os.environ.update(SLURM_JOB_ID=str(os.getpid()), SLURM_NNODES=given["nodes"], SLURM_JOB_NODELIST="node[1-2]")
+os.environ.update(SLURM_NTASKS_PER_NODE=given["ntasks-per-node"], SLURM_CPUS_PER_TASK="1")
 sys.exit(subprocess.call(["bash", sys.argv[-1]]))
 """
 _SRUN = """
-import os, subprocess
-command = [word for word in sys.argv[1:]]
+import os, signal, subprocess
+assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"]
+command, given = sys.argv[1:], {}
 while command[0].startswith("--"):
-    del command[0]
-nodes = [
-    subprocess.Popen(command, env=os.environ | {"SLURM_NODEID": str(node), "SLURM_PROCID": str(node)})
-    for node in range(int(os.environ["SLURM_NNODES"]))
-]
-sys.exit(max(abs(node.wait()) for node in nodes))
+    name, _, value = command.pop(0).partition("=")
+    given[name] = value
+nodes = int(given.get("--nodes", os.environ["SLURM_NNODES"]))
+tasks = int(given.get("--ntasks", nodes * int(os.environ["SLURM_NTASKS_PER_NODE"])))
+started = []
+signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in started])
+for task in range(tasks):
+    own = {"SLURM_NODEID": str(task * nodes // tasks), "SLURM_PROCID": str(task)}
+    started.append(subprocess.Popen(command, env=os.environ | own))
+sys.exit(max(abs(each.wait()) for each in started))
 """
 _SCONTROL = """
 assert sys.argv[1:3] == ["show", "hostnames"] and sys.argv[3]
@@ -80,11 +88,17 @@ def names() -> list[str]:
     return re.findall(r"<!-- recipe: (.+?) -->", PAGE.read_text())
 
 
-def environment(folder: Path, **given: str) -> dict[str, str]:
-    """Of a process in which the stand-ins are found first; `given` are the names that recipes share, and others."""
+def environment(folder: Path, more: Mapping[str, str] | None = None, **given: str) -> dict[str, str]:
+    """Of a process in which the stand-ins are found first; `given` are the names that recipes share, and others.
+
+    Args:
+        folder: for the stand-ins.
+        more: further ones: sources in Python, by name.
+        **given: variables of the environment.
+    """
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
-    for name, source in STAND_INS.items():
+    for name, source in {**STAND_INS, **(more or {})}.items():
         (programs / name).write_text(f"#!{sys.executable}\nimport sys\n{source}")
         (programs / name).chmod(0o755)
     own = Path(sys.executable).parent
