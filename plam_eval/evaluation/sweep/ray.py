@@ -77,8 +77,8 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     """Evaluate every unfinished cell on `workers` resident models.
 
     Connects to the cluster that `RAY_ADDRESS` names, and waits a minute for nodes that are still to join, or starts
-    Ray on this machine. A worker takes one GPU
-    (`tensor_parallel_size` of them) where there are any, and otherwise its share of the cores.
+    Ray on this machine. A worker takes one GPU (`tensor_parallel_size` of them) where there are any, and otherwise its
+    share of the cores.
 
     Args:
         job: the sweep.
@@ -138,7 +138,7 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
 
 def _share_out(ray: Any, workers: int | None, each: int, patience: float) -> tuple[Resources, int]:
     """`share_out`, once nodes that are still being started have joined, or `patience` seconds have passed."""
-    deadline = time.monotonic() + patience
+    deadline, told = time.monotonic() + patience, False
     while True:
         late = time.monotonic() >= deadline
         try:
@@ -149,6 +149,9 @@ def _share_out(ray: Any, workers: int | None, each: int, patience: float) -> tup
         else:
             if late or count >= (workers or 1):
                 return resources, count
+        if not told:
+            logger.warning("Ray's nodes have no room for {} worker(s); waiting for others to join", workers or 1)
+            told = True
         time.sleep(1)
 
 
