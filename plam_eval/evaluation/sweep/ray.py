@@ -115,7 +115,9 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     own = not ray.is_initialized()
     if own:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        # Without an address Ray would join whatever cluster was last started here, by whomever.
+        named = os.environ.get("RAY_ADDRESS")
+        local: dict[str, Any] = {} if named else {"address": "local", "include_dashboard": False}
         ray.init(log_to_driver=False, runtime_env={"env_vars": environment}, **local)
     try:
         resources, count = _share_out(ray, workers, each, patience=JOINING if os.environ.get("RAY_ADDRESS") else 0)

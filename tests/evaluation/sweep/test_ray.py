@@ -107,6 +107,47 @@ def test_what_a_node_does_not_see_is_told_with_its_path(in_suite, tmp_path):
     ]
 
 
+class Growing:
+    """As `ray` has it: a cluster to which a node joins each time that it is looked at."""
+
+    def __init__(self, *nodes: dict[str, Any]) -> None:
+        self._nodes, self.looked = nodes, 0
+
+    def nodes(self) -> list[dict[str, Any]]:
+        self.looked += 1
+        return list(self._nodes[: self.looked])
+
+
+def test_nodes_that_are_still_to_join_are_waited_for(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    for gpus in (0, 1):
+        growing = Growing(node("a", 1, gpus), node("b", 1, gpus), node("c", 1, gpus))
+        assert ray_workers._share_out(growing, 3, 1, patience=60) == (Resources(gpus, 1), 3)
+        assert growing.looked == 3
+    alone = Growing(node("a", 1), node("b", 1))
+    assert ray_workers._share_out(alone, 2, 1, patience=0) == (Resources(0, 1), 1) and alone.looked == 1
+    with pytest.raises(SweepError, match=r"2 worker\(s\) of 1 GPU\(s\)"):
+        ray_workers._share_out(Growing(node("a", 1, 1), node("b", 1, 1)), 2, 1, patience=0)
+
+
+@needs_ray
+@pytest.mark.parametrize(("named", "given"), [("", "local"), ("10.0.0.1:6379", None)])
+def test_a_cluster_that_nobody_named_is_not_joined(in_suite, tmp_path, monkeypatch, named, given):
+    import ray
+
+    class StartedError(Exception):
+        pass
+
+    def init(address: str | None = None, **others: Any) -> None:
+        assert address == given
+        raise StartedError
+
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(StartedError):
+        ray_workers.run(job(tmp_path, tasks="pope", layers="6:8"))
+
+
 # ---- a cluster -------------------------------------------------------------------------------------------------------
 
 
@@ -125,12 +166,14 @@ def cluster() -> Iterator[Any]:
     """A first node without a core for workers; others come and go."""
     from ray.cluster_utils import Cluster
 
+    before = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         patch.setenv("RAY_ADDRESS", started.address)
         yield started
         started.shutdown()
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -199,18 +242,17 @@ def check_equal(ours: Path, theirs: Path) -> None:
 @pytest.mark.slow
 @needs_ray
 def test_nodes_that_are_lost_cost_no_cell(cluster, add_node, one_process, in_suite, tmp_path, monkeypatch):
-    """One of two nodes, of which one comes late, then the other one, too; then what is left, in this process."""
+    """One of two nodes, then the other one, too; then what is left, in this process."""
     given = {"MODEL": f"{PAIR}/mllm", "SPEC": f"demo,base={PAIR}/base", "TASKS": "mmstar", "NODES": "2", "GPUS": "1"}
     recipe = recipes.words_of("ray", "plam", **given)  # of docs/multi-gpu.md, for a whole cluster
     assert "layers-2-6_qkvo_0.7+0.3" in plam(*recipe[:-1], str(tmp_path / "planned"), "--dry-run=0")
     on_ray = recipe[recipe.index("--ray") : recipe.index("--output")]
     assert on_ray == ["--ray", "--workers", "2"]
     folder = tmp_path / "sweep"
-    first = add_node("first")
+    first, second = add_node("first"), add_node("second")
     stopped: list[int] = []
 
     def take_away() -> None:
-        second = add_node("second")  # the sweep waits for it
         stopped.append(lose(cluster, first))
         left = len(finished(folder))
         eventually(lambda: len(finished(folder)) > left + 1, "cells of the second node")
