@@ -97,6 +97,11 @@ class PlateauMixin:
         """Dtype of the weights, such as "bfloat16"."""
         raise NotImplementedError
 
+    @property
+    def running_attention(self) -> str | None:
+        """Name of the decoder's attention, such as "sdpa"; None where the engine chooses it from call to call."""
+        return None
+
     def bring_weights_to(self, spec: PlateauSpec | None, base: Checkpoint | None) -> MergeReport | None:
         """Change the weights, or raise with the old ones in place. `merge` is what calls it.
 
@@ -457,7 +462,7 @@ class PlateauMixin:
             "mode": "simple" if self.is_simple else "chat",
             "plain": self.spec is None,
             "dtype": self.running_dtype,
-            "attention": getattr(self, "running_attention", None),
+            "attention": self.running_attention,
             "device": str(self.device),
             "processes": len(records),
             "arguments": self._arguments,

@@ -106,10 +106,6 @@ class VLLMPlateauMixin(PlateauMixin):
     def running_dtype(self) -> str:
         return str(self.client.model_config.dtype).removeprefix("torch.")
 
-    @property
-    def running_attention(self) -> None:
-        """Not known: the engine chooses it."""
-
     def _report(self) -> MergeReport | None:
         stored = self.client.collective_rpc("plam_state")[0]["report"]
         return MergeReport.from_dict(stored) if stored else None

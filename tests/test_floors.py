@@ -53,6 +53,7 @@ FLOORS: dict[int, dict[str, str]] = {
         "document_sets": "sets of documents, written and read",
         "hub": "names and revisions on the hub",
         "patching": "functions of other libraries, wrapped once",
+        "table_files": "tables as parquet and CSV, read within limits",
         "tasks": "task YAMLs, and what a YAML cannot say",
         "test_sets": "released test sets: the file that a user names, checked",
         "terminal": "text as it was written, on any terminal",

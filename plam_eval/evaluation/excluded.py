@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from plam_eval import files
+from plam_eval import files, table_files
 from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation import records, scan_folder
@@ -113,7 +113,7 @@ def _of_scan(folder: Path) -> pd.DataFrame:
         raise InputError("the scan has not finished, so its documents are not known; run the same `plam scan` again")
     scan_folder.whole_settings(folder)
     file = files.inside(folder, scan_folder.SAMPLES, str(folder))
-    return _own(files.read_parquet(file, ["task", "doc_id", "group"], "run the same `plam scan` again"), file)
+    return _own(table_files.read_parquet(file, ["task", "doc_id", "group"], "run the same `plam scan` again"), file)
 
 
 def _of_attend(folder: Path) -> pd.DataFrame:

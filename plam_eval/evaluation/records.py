@@ -16,16 +16,8 @@ import pandas as pd
 from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_interval
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.errors import NoScoreError, RecordError
-from plam_eval.harness.run_files import (
-    RECORD_KEY,
-    check_digests,
-    expected_documents,
-    read_results,
-    read_samples,
-    result_files,
-    samples_file,
-    texts_of,
-)
+from plam_eval.harness.run_files import RECORD_KEY, read_results, result_files, samples_file
+from plam_eval.harness.sample_lines import check_digests, expected_documents, read_samples, texts_of
 from plam_eval.harness.second_reading import read_again
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers

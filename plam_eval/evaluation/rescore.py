@@ -17,11 +17,12 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.second_parser import judge, rescored
 from plam_eval.evaluation.stats import Paired
 from plam_eval.evaluation.sweep.folder import CELL, CELLS, PLAN, read_run
-from plam_eval.files import check_free, check_writable, inside, read_json, write_csv, write_json
+from plam_eval.files import check_free, check_writable, inside, read_json, write_json
 from plam_eval.harness.answer_parser import VERSION
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import result_files
 from plam_eval.harness.second_reading import not_read_again
+from plam_eval.table_files import write_csv
 
 RESULT, DISAGREEMENTS = "rescored.json", "disagreements.csv"
 _MOST_NAMED = 6

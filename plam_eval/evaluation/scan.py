@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from loguru import logger
 
-from plam_eval import files
+from plam_eval import files, table_files
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.evaluation.records import clusters_by_content
 from plam_eval.evaluation.scan_folder import (
@@ -335,7 +335,7 @@ def conclude(
     criteria = {"margin": margin, "confidence": confidence, "kl_threshold": kl_threshold}
     stages = find_plateau(curve, **criteria, closed_to=settings.get("closed_to", "text"))
     table = curve.table()
-    files.write_table(table, folder / "curve")
+    table_files.write_table(table, folder / "curve")
     for suffix in (".png", ".svg"):
         files.write_in_one_step(folder / f"curve{suffix}", lambda path: plot_curve(curve, stages, path))
     spec = None

@@ -22,7 +22,8 @@ from plam_eval.errors import PlamError, first_line
 from plam_eval.evaluation.records import Run, clusters_by_content
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.errors import NoScoreError, RecordError
-from plam_eval.harness.run_files import expected_documents, read_samples, samples_file
+from plam_eval.harness.run_files import samples_file
+from plam_eval.harness.sample_lines import expected_documents, read_samples
 from plam_eval.harness.stock_metrics import Floats, Known, Summed, counts_copies, known_metric, parts_of
 from plam_eval.terminal import one_line
 

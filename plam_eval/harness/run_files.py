@@ -1,4 +1,4 @@
-"""The files of an lmms-eval run, ours or not, its results and its sample logs: named, written and read.
+"""The files of an lmms-eval run, ours or not: named, written, and the results read (sample logs: `sample_lines`).
 
 What is read is checked: it may be damaged, or of another program.
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, quoted
-from plam_eval.files import LARGEST_JSON, check_depth, check_writable, moved_when_whole, read_json, writable
-from plam_eval.harness.errors import EvaluationError, RecordError, why_no_sample
-from plam_eval.harness.tasks import filters_of
-from plam_eval.harness.text_tasks import chosen
+from plam_eval.files import check_writable, moved_when_whole, read_json
+from plam_eval.harness.errors import EvaluationError, RecordError
 from plam_eval.layer_sets import layers_of
-from plam_eval.spec import digest_of
 from plam_eval.weight_ramps import read_weights
 
 RECORD_KEY = "plam_eval"
@@ -32,21 +28,6 @@ _RESULTS = "_results.json"
 _DATED = re.compile(r"\d{8}_\d{6}_")
 _UNFINISHED = re.compile(r"\.run\.[0-9a-f]{6}-\d+\.partial")
 _STOCK = re.compile(r"\d{8}_\d{6}_stock")
-
-
-Expected = int | frozenset[int] | None
-"""Which documents a log has to hold, or how many; None where nobody knows."""
-
-
-class Lines(Protocol):
-    """What is read line by line: a file, a member of an archive."""
-
-    def readline(self, most: int, /) -> bytes:
-        """The next line, with its end.
-
-        Args:
-            most: bytes of it.
-        """
 
 
 # --- names and dates --------------------------------------------------------------------------------------------------
@@ -337,142 +318,6 @@ def _check_kind(file: object, where: str, value: Any, kind: type | tuple[type, .
         )
 
 
-def read_samples(
-    log: Path, config: Mapping[str, Any], expected: Expected, filter_name: str | None = None
-) -> list[dict[str, Any]]:
-    """One sample per document: those of one of the task's filters.
-
-    Args:
-        log: the task's, JSON lines.
-        config: the task's, as the results have it.
-        expected: which documents there have to be, or how many; None where nobody knows.
-        filter_name: of the filter; by default the task's first, which lmms-eval logs first.
-
-    Raises:
-        RecordError: a line is no sample, a document stands there too often, or their number is another.
-    """
-    with log.open("rb") as stream:
-        names = filters_of(config)
-        number = names.index(filter_name) if filter_name in names else 0
-        return samples_by_filter(stream, log, config, expected, only=number)[number]
-
-
-def samples_by_filter(
-    stream: Lines, log: object, config: Mapping[str, Any], expected: Expected, *, only: int | None = None
-) -> list[list[dict[str, Any]]]:
-    """The samples of a log, for each of the task's filters one per document, in the order of the log.
-
-    Args:
-        stream: the log, JSON lines.
-        log: what messages call it.
-        config: the task's, as the results have it.
-        expected: which documents there have to be, or how many; None where nobody knows.
-        only: keep those of this filter alone, by its place among the task's; the others' are empty.
-
-    Raises:
-        RecordError: as `read_samples`.
-    """
-    filters = filters_of(config)
-    samples: list[list[dict[str, Any]]] = [[] for _ in filters]
-    counts: Counter[Any] = Counter()
-    for number, line in enumerate(lines_of(stream, log), start=1):
-        try:
-            sample = writable(check_depth(json.loads(line)), line)
-            _check_sample(sample)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RecordError(f"{log}, line {number} is not a sample of lmms-eval: {why_no_sample(error)}") from error
-        document = sample["doc_id"]
-        counts[document] += 1
-        if counts[document] > len(filters):
-            raise RecordError(
-                f"{log}, line {number}: document {document} once more than the task has filters "
-                f"({', '.join(filters)}); two runs that started in one second write into one log: run again"
-            )
-        if only is None or counts[document] == only + 1:
-            samples[counts[document] - 1].append(sample)
-    if missing := [document for document, count in counts.items() if count < len(filters)]:
-        raise RecordError(
-            f"{log}: document {missing[0]} stands there {counts[missing[0]]} times, expected once for each of the "
-            f"task's filters ({', '.join(filters)}): the log is not whole; run again"
-        )
-    if isinstance(expected, frozenset):
-        if differing := sorted(expected.symmetric_difference(counts), key=str):
-            which = "no" if differing[0] in expected else "a"
-            raise RecordError(
-                f"{log} holds {which} document {differing[0]}, unlike the results beside it (config/documents): the "
-                "log is of another sample, or not whole; copy it again, or run again"
-            )
-    elif expected is not None and len(counts) != expected:
-        raise RecordError(
-            f"{log} holds {len(counts)} documents, but the results beside it are of {expected} (n-samples): the log is "
-            "not whole; copy it again, or run again"
-        )
-    return samples
-
-
-def check_digests(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], log: object) -> None:
-    """Whether all lines of a log were answered by the weights that the results are of.
-
-    Args:
-        results: the results JSON.
-        samples: lines of one of its logs. Those of other models, and of ours until 0.1, do not say what answered.
-        log: what messages call it.
-
-    Raises:
-        RecordError: two digests, another one than that of the results, or some lines without one.
-    """
-    found: dict[str | None, Any] = {}  # digest -> the first document that has it
-    for sample in samples:
-        digest = sample.get("digest")
-        found.setdefault(digest if digest is None or isinstance(digest, str) else quoted(digest), sample["doc_id"])
-    if set(found) <= {None}:
-        return
-    told = ", ".join(f"{digest or 'none'} (document {quoted(document)})" for digest, document in found.items())
-    provenance = (results.get(RECORD_KEY) or {}).get("provenance") or {}
-    expected = (provenance["digest"] or digest_of(None)) if "digest" in provenance else None
-    if len(found) > 1 or (expected is not None and set(found) != {expected}):
-        raise RecordError(
-            f"{log}: its lines say that they were answered by weights of digest {told:.400}; expected one for all"
-            f"{f', {quoted(expected)}, as in the results beside it' if expected is not None else ''}: the log is of "
-            "another run, or weights changed while it was made; run again"
-        )
-
-
-def lines_of(stream: Lines, log: object) -> Iterator[bytes]:
-    """The lines of a sample log, without their ends.
-
-    Args:
-        stream: the log.
-        log: what messages call it.
-
-    Raises:
-        RecordError: a line is longer than that of any document.
-    """
-    while line := stream.readline(LARGEST_JSON + 1):
-        if len(line) > LARGEST_JSON:
-            raise RecordError(f"{log}: has a line of more than {LARGEST_JSON} bytes, which is no sample; run again")
-        yield line.rstrip(b"\r\n")
-
-
-def log_lines(log: Path) -> Iterator[bytes]:
-    """The lines of the sample log `log`, without their ends; raises RecordError as `lines_of`."""
-    with log.open("rb") as stream:
-        yield from lines_of(stream, log)
-
-
-def _check_sample(sample: Any) -> None:
-    """Raises KeyError, TypeError or ValueError when a line of a log is no sample."""
-    if not isinstance(sample, dict):
-        raise TypeError(f"found {type(sample).__name__}, expected a JSON object")
-    if not isinstance(sample["doc_id"], (int, str)) or isinstance(sample["doc_id"], bool):
-        raise TypeError(f"doc_id is {sample['doc_id']!r}, expected a number or text")
-    if isinstance(sample["doc_id"], int) and not -(2**63) <= sample["doc_id"] < 2**63:
-        raise ValueError(f"doc_id is {quoted(sample['doc_id'])}, expected a number of at most 64 bits")
-    if "filtered_resps" not in sample:
-        raise ValueError("it has no answer (filtered_resps); expected a log of --log_samples")
-    _ = sample["target"]
-
-
 def documents_of(results: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
     """Task -> the documents that results say they are of; None where they are lmms-eval's first ones, or all.
 
@@ -484,45 +329,3 @@ def documents_of(results: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | Non
     """
     stored = (results.get("config") or {}).get("documents")
     return None if stored is None else read_by_task(stored)
-
-
-def expected_documents(results: Mapping[str, Any], task: str) -> Expected:
-    """Which documents of a task the results are of, or how many; None where they do not say.
-
-    Args:
-        results: the results JSON.
-        task: its name.
-    """
-    if (documents := documents_of(results)) is not None and task in documents:
-        return frozenset(documents[task])
-    counts = (results.get("n-samples") or {}).get(task) or {}
-    config = results.get("config") or {}
-    numbers = [counts.get("original"), counts.get("effective"), config.get("offset") or 0]
-    whole = [int(n) for n in numbers if isinstance(n, (int, float)) and math.isfinite(n) and n == int(n)]
-    if len(whole) < len(numbers):
-        return None  # a fractional --limit: lmms-eval leaves it as it was given
-    original, effective, offset = whole
-    return max(0, min(effective, original - offset))
-
-
-def texts_of(sample: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What a document was asked, the right answer, and what was answered, as a filter of the task leaves it.
-
-    Of a task that is answered by likelihoods the answer is the number of the likeliest choice, as its target is.
-
-    Args:
-        sample: its line of a sample log.
-    """
-    answer = sample["filtered_resps"]
-    if (choice := chosen(answer)) is not None:
-        answer = str(choice)
-    while isinstance(answer, list):
-        answer = answer[0] if answer else ""
-    answer = "" if answer is None else answer
-    prompt, target, answer = (_storable(str(text)) for text in (sample.get("input", ""), sample["target"], answer))
-    return prompt, target, answer
-
-
-def _storable(text: str) -> str:
-    """Half a surrogate pair, which a log may hold and no file of text, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")

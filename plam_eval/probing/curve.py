@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from plam_eval.bootstrap import Floats, Reweighted, mean_over_tasks, reweighted
 from plam_eval.errors import InputError, ProblemsError
-from plam_eval.files import read_parquet
+from plam_eval.table_files import read_parquet
 
 OVERALL = "overall"
 """The `task` of rows that are the unweighted mean over tasks."""

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plam_eval import files
+from plam_eval import table_files
 from plam_eval.errors import FolderError
 from plam_eval.evaluation.comparison import Comparisons, compare_with_one
 from plam_eval.evaluation.noise.floor import Noise, read_noise
@@ -93,7 +93,7 @@ def write_report(
     check_free(output, (f"{TABLES}/{name}{suffix}" for name in tables.frames for suffix in (".csv", ".parquet")), PAGE)
     with moved_when_whole(output, TABLES) as hidden:
         for name, table in tables.frames.items():
-            files.write_table(table, hidden / name)
+            table_files.write_table(table, hidden / name)
         # Before its tables: by the page a folder is known to be ours, after a kill as well.
         write_in_one_step(path, lambda partial: partial.write_text(page, encoding="utf-8", errors="replace"))
         folder.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from plam_eval import files
+from plam_eval import files, table_files
 from plam_eval.arguments import read_words, write_words
 from plam_eval.document_sets import read_by_task, read_clusters, write_by_task, write_clusters
 from plam_eval.evaluation.answer_store import AnswerStore
@@ -201,5 +201,5 @@ def test_archives(members: dict[str, bytes]) -> None:
 def test_tables(words: list[str]) -> None:
     table = pd.DataFrame({"word": words, "number": range(len(words))})
     with folder() as at:
-        files.write_table(table, at / "table")
-        assert files.read_parquet(at / "table.parquet", None, "")["word"].tolist() == words
+        table_files.write_table(table, at / "table")
+        assert table_files.read_parquet(at / "table.parquet", None, "")["word"].tolist() == words

@@ -1000,7 +1000,7 @@ def _read_search_file(folder: Path) -> None:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 _E, _P = "plam_eval.evaluation", "plam_eval.publishing"
-_RUN_MODULES = ("plam_eval.harness.run_files", f"{_E}.records")
+_RUN_MODULES = ("plam_eval.harness.run_files", "plam_eval.harness.sample_lines", f"{_E}.records")
 
 READERS = (
     Reader(

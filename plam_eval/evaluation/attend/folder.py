@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype, is_string_dtype
 
-from plam_eval import files
+from plam_eval import files, table_files
 from plam_eval.errors import DamagedFileError, changed_settings, listed
 from plam_eval.evaluation.answer_store import AnswerStore, open_noted, stores_in
 from plam_eval.evaluation.sweep.documents import Drawn, read_drawn
@@ -328,7 +328,7 @@ def _table(
     """A table of the folder with these columns; `numbers` are floats, and columns of `known` hold no other values."""
     file = files.inside(folder, name, str(folder))
     wanted = list(dict.fromkeys([*columns, *numbers]))
-    table = files.read_parquet(file, wanted, _AGAIN)
+    table = table_files.read_parquet(file, wanted, _AGAIN)
     if missing := [column for column in wanted if column not in table.columns]:
         raise DamagedFileError(f"{file}: has no column {listed(missing)}; {_AGAIN}")
     table = table[wanted].reset_index(drop=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from plam_eval import files
+from plam_eval import files, table_files
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.compared import CHOSEN, DIFFERENCE, OTHER_OVER_CHANCE, OVER_CHANCE, REPORTED
 from plam_eval.evaluation.attend.folder import MERGED, WITHOUT_SINKS
@@ -112,7 +112,7 @@ class AttendFindings:
 
     def write(self) -> None:
         """Write the findings as JSON into the folder, and the differences by layer as CSV and parquet."""
-        files.write_table(self.differences, files.inside(self.folder, layout.FINDINGS_TABLE, str(self.folder)))
+        table_files.write_table(self.differences, files.inside(self.folder, layout.FINDINGS_TABLE, str(self.folder)))
         files.write_json(files.inside(self.folder, layout.FINDINGS_FILE, str(self.folder)), self.to_dict())
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from plam_eval import files
+from plam_eval import files, table_files
 from plam_eval.evaluation.label_free import compare_neighbours, least_differing
 from plam_eval.evaluation.search.answers import PLAIN_SETTING, Answers
 from plam_eval.evaluation.search.config import SearchConfig
@@ -66,7 +66,7 @@ class SearchFindings:
 
     def write(self) -> None:
         """Write `trials` into the search's folder, and the tables of the sweep into its own."""
-        files.write_table(self.trials, self.folder / TRIALS)
+        table_files.write_table(self.trials, self.folder / TRIALS)
         if self.held_out is not None:
             self.held_out.write()
 

@@ -39,8 +39,8 @@ from plam_eval.evaluation.sweep.selection import (
     choose_without_labels,
     neighbours_of,
 )
-from plam_eval.files import write_table
 from plam_eval.rules import SELF_SCALE
+from plam_eval.table_files import write_table
 
 _CONTROL_COLUMNS = ("merged", "rule", "control", "answers_differ", *DIFFERENCE)
 

@@ -14,15 +14,8 @@ from typing import Any, TypeGuard
 from plam_eval.errors import OutsideError, quoted
 from plam_eval.files import check_depth, inside
 from plam_eval.harness.errors import RecordError
-from plam_eval.harness.run_files import (
-    RECORD_KEY,
-    date_of,
-    log_lines,
-    read_results,
-    result_files,
-    sample_logs,
-    samples_file,
-)
+from plam_eval.harness.run_files import RECORD_KEY, date_of, read_results, result_files, sample_logs, samples_file
+from plam_eval.harness.sample_lines import log_lines
 from plam_eval.harness.tasks import filters_of
 from plam_eval.publishing.boards.checks import (
     CONTROL,

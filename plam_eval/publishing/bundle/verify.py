@@ -27,7 +27,8 @@ from plam_eval.harness.recompute import (
     time_limit,
     weighted_by_size,
 )
-from plam_eval.harness.run_files import RECORD_KEY, check_digests, check_results, expected_documents, samples_by_filter
+from plam_eval.harness.run_files import RECORD_KEY, check_results
+from plam_eval.harness.sample_lines import check_digests, expected_documents, samples_by_filter
 from plam_eval.harness.task_row import entries_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive

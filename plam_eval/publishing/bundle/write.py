@@ -17,7 +17,7 @@ from plam_eval.evaluation.records import Run
 from plam_eval.evaluation.sweep import folder as sweep_folder
 from plam_eval.evaluation.sweep.grid import Grid
 from plam_eval.files import LARGEST_JSON, check_size, inside, json_object, read_at_most, sha256_of_file
-from plam_eval.harness import lookup, run_files
+from plam_eval.harness import lookup, run_files, sample_lines
 from plam_eval.provenance import versions
 from plam_eval.publishing.bundle.archive import BundleError, Writer, open_archive, write_archive
 from plam_eval.publishing.bundle.manifest import (
@@ -314,7 +314,7 @@ def _write_log(writer: Writer, name: str, log: Path, scrub: Scrubber, files: dic
 
     def lines() -> Iterator[bytes]:
         with log.open("rb") as stream:
-            for number, line in enumerate(run_files.lines_of(_Hashed(stream, original), log), start=1):
+            for number, line in enumerate(sample_lines.lines_of(_Hashed(stream, original), log), start=1):
                 kept, left_out = scrub.sample(line)
                 if left_out:
                     changed.append(number)

@@ -146,7 +146,7 @@ def test_tasks_without_scores_are_not_answered_again(
     asked: list[Any] = []
     monkeypatch.setattr(noise_run.runner, "run", lambda job, model, **more: asked.append((job, more["documents"])))
     (part,) = plan.parts.values()
-    plan._run(part, lambda: None)  # type: ignore[arg-type, return-value]
+    plan._run(part, lambda: None)
     ((ran, documents),) = asked
     assert ran.config.tasks == ("pope",) and documents == {"pope": [0, 1]}
     assert ran.settings == part.settings, "by which a stopped one goes on"

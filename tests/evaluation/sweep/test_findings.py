@@ -20,9 +20,9 @@ from plam_eval.evaluation.sweep.config import SweepConfig, SweepError
 from plam_eval.evaluation.sweep.documents import split_documents
 from plam_eval.evaluation.sweep.findings import Findings, read_findings
 from plam_eval.evaluation.sweep.grid import Grid, describe_cell, make_grid
-from plam_eval.files import write_table
 from plam_eval.harness.task_row import ONE_EACH, Score, Task
 from plam_eval.harness.tasks import TASKS, as_score
+from plam_eval.table_files import write_table
 
 SPEC = "layers-6-8_qkvo_0.9+0.3"
 OTHER = "layers-0-8_qkvo_0.9+0.3"
