@@ -48,7 +48,7 @@ PYTHON = Part(
     "python",
     "",
     ">=3.10",
-    ("3.10", "3.11", "3.13"),
+    ("3.10", "3.11", "3.12", "3.13"),
     "3.9 and older lack syntax that plam-eval and its parts are written in",
 )
 
