@@ -10,6 +10,7 @@ benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -119,7 +120,15 @@ def clock(action: Callable[[], object], now: Callable[[], float] = time.perf_cou
 
 @dataclass(frozen=True)
 class Spent:
-    """Of a process that has ended: `seconds`, `cpu` seconds, `peak` resident bytes, bytes `written`, what it `said`."""
+    """Of a process that has ended.
+
+    Attributes:
+        seconds: until it had ended.
+        cpu: seconds of processors.
+        peak: the most resident bytes, as seen every ten milliseconds.
+        written: bytes that it handed to the system.
+        said: its output.
+    """
 
     seconds: float
     cpu: float
@@ -162,8 +171,20 @@ def run_process(command: Sequence[str | Path], environment: Mapping[str, str] | 
     ]
     for reader in readers:
         reader.start()
+    # The system's own count (ru_maxrss) begins with what this process has held, and so says nothing of a smaller child.
+    ended, peaks = threading.Event(), [0]
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            with contextlib.suppress(OSError, KeyError):
+                peaks[0] = max(peaks[0], memory_of("VmHWM", work.pid))
+
+    looking = threading.Thread(target=look)
+    looking.start()
     os.waitid(os.P_PID, work.pid, os.WEXITED | os.WNOWAIT)  # its counts are there until it is waited for
     seconds, written = time.perf_counter() - started, written_by(work.pid)
+    ended.set()
+    looking.join()
     _, status, usage = os.wait4(work.pid, 0)
     work.returncode = os.waitstatus_to_exitcode(status)
     for reader in readers:
@@ -171,7 +192,7 @@ def run_process(command: Sequence[str | Path], environment: Mapping[str, str] | 
     if work.returncode:
         words = " ".join(str(word) for word in command)[:300]
         raise RuntimeError(f"{words}: exit status {work.returncode}\n{(said['error'] or said['out'])[-2000:]}")
-    return Spent(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, written, said["out"])
+    return Spent(seconds, usage.ru_utime + usage.ru_stime, peaks[0], written, said["out"])
 
 
 def written_by(process: int | str = "self") -> int:
@@ -187,9 +208,17 @@ def written_by(process: int | str = "self") -> int:
     return int(dict(line.split(": ") for line in lines)["wchar"])
 
 
-def memory_of(field: str) -> int:
-    """Bytes that /proc says this process has of `field`, such as VmRSS, VmHWM or RssAnon."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+def memory_of(field: str, process: int | str = "self") -> int:
+    """Bytes that /proc says a process has of `field`, such as VmRSS, VmHWM or RssAnon.
+
+    Args:
+        field: its name there.
+        process: its number.
+
+    Raises:
+        KeyError: the process has ended.
+    """
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     return int(fields[field].split()[0]) * 1024
 
 
@@ -244,10 +273,10 @@ def read_seconds(file: Path) -> float:
 
 
 def write_rate(folder: Path, size: int = 1 << 29) -> float:
-    """Bytes a second by which a new file is written to the disk, waited for until it is there.
+    """Bytes a second that the system takes for a new file; when they are on the disk is its affair, as for any `write`.
 
     Args:
-        folder: on the disk in question.
+        folder: of the file system in question.
         size: bytes to write.
     """
     file, part = folder / "rate.bin", os.urandom(PART)
@@ -256,7 +285,6 @@ def write_rate(folder: Path, size: int = 1 << 29) -> float:
         with file.open("wb", buffering=0) as opened:
             for _ in range(max(1, size // PART)):
                 opened.write(part)
-            os.fsync(opened.fileno())
 
     try:
         return max(1, size // PART) * PART / clock(write)

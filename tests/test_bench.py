@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ def record(section: str = "merge", **other: Any) -> dict[str, Any]:
         "took": 61.2,
         "others": 0.0,
         "commit": "abc",
+        "code": "abc",
         "command": "python benchmarks/merge.py",
         "machine": {"processor": "a CPU", "cores": 2},
         "versions": {"torch": "2"},
@@ -72,7 +75,9 @@ def test_a_process_is_measured_whole(tmp_path: Path) -> None:
     code = "import json; x = b'x' * (300 << 20); open('out', 'wb').write(x[: 50 << 20]); print(json.dumps({'a': 1}))"
     script = tmp_path / "work.py"
     script.write_text(f"import os; os.chdir({str(tmp_path)!r}); {code}", encoding="utf-8")
+    held = b"x" * (500 << 20)  # by this process, and so not by that one
     spent = measured.run_process(measured.python(script))
+    del held
     assert spent.result() == {"a": 1}
     assert 300 << 20 < spent.peak < 400 << 20 and 50 << 20 <= spent.written < 60 << 20
     script.write_text("import sys; print('why', file=sys.stderr); sys.exit(3)", encoding="utf-8")
@@ -99,6 +104,7 @@ def test_the_exact_sum_is_that_of_fractions(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_page_has_every_figure_and_says_what_is_missing() -> None:
     text = page({"merge": record(), "scan": record("scan", others=0.9)}, "results")
+    assert "302 MB; 3 rounds. `python benchmarks/merge.py`" in text
     assert "| merge at load | at load: 0.400 s | a copy: 0.100 s | **3.00** (2.00 to 4.00) | 1.00 | 1,234 |" in text
     assert "a copy \\| alone |" in text
     assert "1:01 | 0:30 | abc | 0.0 |" in text and "0.9 **busy** |" in text
@@ -125,19 +131,41 @@ def test_sections_are_kept_and_gone_on_with(
         return record(section.name, quick=quick)
 
     monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench, "commit", lambda: "abc and changes")
+    monkeypatch.setattr(bench, "code", lambda: "abc")
     sections = chosen("merge,scan,report,export")
     with pytest.raises(KeyboardInterrupt):
         bench.run(sections, results, file, quick=False, again=False)
-    assert asked == ["merge", "scan", "export"] and not file.exists()
+    assert asked == ["merge", "scan", "export"]
+    assert "## The merge alone" in file.read_text(encoding="utf-8")
     assert bench.run(only("merge") + only("scan") + only("report"), results, file, quick=False, again=False) == 1
     assert asked[3:] == ["scan", "report"]
     assert "exit status 1" in capsys.readouterr().out
     text = file.read_text(encoding="utf-8")
     assert "## The merge alone" in text and "## Reading runs" in text and "## A scan" not in text
-    monkeypatch.setattr(bench, "commit", lambda: "other")
+    monkeypatch.setattr(bench, "code", lambda: "other")
     assert bench.run(only("merge"), results, file, quick=False, again=False) == 0 and asked[5:] == ["merge"]
     assert bench.run(only("report"), results, file, quick=False, again=True) == 0 and asked[6:] == ["report"]
+    (results / "merge.json").write_text("{", encoding="utf-8")
+    assert bench.run(only("report"), results, file, quick=False, again=True, minutes=0.5) == 0 and not asked[7:]
+    said, text = capsys.readouterr().out, file.read_text(encoding="utf-8")
+    assert "merge: left out" in said and "report: left for the next time" in said
+    assert "## The merge alone" not in text and "## Reading runs" in text
+
+
+def test_what_a_section_has_begun_ends_with_it(tmp_path: Path) -> None:
+    script, mark = tmp_path / "work.py", tmp_path / "mark"
+    wait = "import os, sys, time; time.sleep(0.2); open(sys.argv[1], 'w').close(); time.sleep(60)"
+    script.write_text(
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {wait!r}, {str(mark)!r}]).wait()",
+        encoding="utf-8",
+    )
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        assert bench._to_its_end(measured.python(script), dict(os.environ), log, limit=3) is None
+    assert mark.exists()
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(mark) not in running
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        assert bench._to_its_end(measured.python("-c", "import sys; sys.exit(3)"), dict(os.environ), log, 60) == 3
 
 
 def test_a_section_of_no_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +208,7 @@ def test_every_section_is_measured_by_its_script(name: str, tmp_path: Path, monk
     if name == "growth":
         assert (tmp_path / "growth.png").exists()
     if name == "load":
-        assert found["rows"][1]["more"]["inexact"].startswith("0.") and len(found["rows"]) == 3
+        assert found["rows"][1]["more"]["inexact in A"].startswith("0.") and len(found["rows"]) == 3
         assert "mergekit was not asked for" in found["setting"]
 
 
