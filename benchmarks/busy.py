@@ -45,6 +45,8 @@ def child(limit: int, threads: int) -> None:
         limit: documents of each scanned task.
         threads: of torch; 0 for as many as plam-eval takes by itself.
     """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print is no answer
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
     from merge import Decoder, write  # beside this file
@@ -69,16 +71,15 @@ def child(limit: int, threads: int) -> None:
         module = Decoder(layers)
         spec = load_spec(None, {"base": str(folders[1]), "layers": f"0:{layers}"})
         module.load_state_dict(load_file(folders[0] / "model.safetensors"))
-        print("ready", torch.get_num_threads(), file=sys.__stdout__, flush=True)
+        print("ready", torch.get_num_threads(), file=answers, flush=True)
         for number, _ in enumerate(sys.stdin):
             started = time.perf_counter()
-            with contextlib.redirect_stdout(sys.stderr):
-                scan.scan(model, ["pope", "mmstar"], folder / f"scan{number}", limit=limit)
+            scan.scan(model, ["pope", "mmstar"], folder / f"scan{number}", limit=limit)
             scanned = time.perf_counter()
             merge_in_place(module, spec, checkpoint=folders[0])
             merged = time.perf_counter()
             merge_in_place(module, None)
-            print(scanned - started, merged - scanned, file=sys.__stdout__, flush=True)
+            print(scanned - started, merged - scanned, file=answers, flush=True)
 
 
 def main() -> None:
@@ -102,9 +103,15 @@ def main() -> None:
         def once(number: int) -> tuple[float, ...]:
             with busy(number):
                 print(file=asked, flush=True)
-                return tuple(map(float, told.readline().split()))
+                return tuple(map(float, answer()))
 
-        threads = told.readline().split()[-1]
+        def answer() -> list[str]:
+            if line := told.readline().split():
+                return line
+            log.seek(0)
+            sys.exit(f"the process that works has ended:\n{log.read()[-2000:]}")
+
+        threads = answer()[-1]
         once(0)  # whatever the first time costs
         numbers = [0, *options.busy]
         found: dict[int, list[tuple[float, ...]]] = {number: [] for number in numbers}
