@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.only and name.split(",")[0] not in given.only.split(","):
             continue
         output = folder / f"{name.replace(' ', '')}{number or ''}"
+        shutil.rmtree(output, ignore_errors=True)  # what an earlier call finished would not be answered again
         estimate = plan(**words, output=output, measure=given.sampled).estimate
         started = time.perf_counter()
         do(**words, output=output)

@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=15)
     parser.add_argument("--shard", type=int, default=300, help="MB of a shard")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="for the checkpoints, to keep them; a temporary one by default")
+    parser.add_argument("--folder", type=Path, help="for the pair, to keep it; a temporary one by default")
     measured.add_json_argument(parser)
     parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -192,6 +192,8 @@ def main() -> None:
             peaks = f"{row['memory'] / 1e6:.0f} MB | {row['resident'] / 1e6:.0f} MB" if way != "cp" else " | "
             print(f"| {way} | {row['seconds']:.2f} | {ratio:.2f} | {peaks} |")
         compared = equal(outputs["plam export"], outputs["save_pretrained"], merged)
+        for output in outputs.values():
+            shutil.rmtree(output)
         print(f"\nexport and save_pretrained: {compared}")
     setting = (
         f"{size / 1e9:.2f} GB in {shards} shards, layers [{merged.start}, {merged.stop}) of {options.layers} merged"

@@ -162,7 +162,7 @@ def told_of(rows: list[dict[str, Any]], documents: list[int]) -> list[measured.R
                     ideal_is="one start, and every answer"
                     if resident
                     else "of so small a model most of an answer is no arithmetic: see joint answering",
-                    answers_that_differ=rounds[0]["answers that differ"],
+                    answers_that_differ=", ".join(dict.fromkeys(row["answers that differ"] for row in rounds)),
                 )
             )
     return told
