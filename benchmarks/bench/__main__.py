@@ -1,8 +1,8 @@
 """Measures what this project says of its speed, and writes one page: `make bench`.
 
 Each section is one call of a script of benchmarks/, and is kept as soon as it has ended: stopped, the same command goes
-on with the sections that are left. A section that was measured from another commit is measured anew, and so are those
-that `--only` names, and all with `--fresh`. The page is written of every section that there is.
+on with the sections that are left. A section that was measured from other code is measured anew, and so are those that
+`--only` names, and all with `--fresh`. The page is written after each section, of all that there are.
 
 A quick run (`--quick`) takes some minutes, and goes into out/bench: its figures say nothing but that the scripts work.
 """
@@ -10,25 +10,30 @@ A quick run (`--quick`) takes some minutes, and goes into out/bench: its figures
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from benchmarks.bench.machine import ROOT, Others, commit, machine, software
+from benchmarks.bench.machine import ROOT, Others, code, commit, machine, software
 from benchmarks.bench.page import BUSY, PICTURE, draw, page
 from benchmarks.bench.sections import SECTIONS, Section, chosen
-from plam_eval.errors import InputError
+from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.files import read_json, write_in_one_step, write_json
 
 REMEDY = "measure that section again: make bench ARGS='--only NAME'"
+PATIENCE = 4
+"""Budgets after which a section is ended."""
 
 
 def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[str, Any]:
@@ -53,15 +58,18 @@ def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[st
     at, started = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **section.environment, "PYTHONPATH": path}
+    own = code()
     with tempfile.TemporaryDirectory() as scratch:
+        environment["TMPDIR"] = scratch  # a script that is killed leaves its files here
         file = Path(scratch, "rows.json")
         script = str(ROOT / "benchmarks" / section.script)
         with log.open("w", encoding="utf-8") as output:
             command = [sys.executable, script, *words, "--json", str(file)]
-            done = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
-        if done.returncode or not file.exists():
+            status = _to_its_end(command, environment, output, PATIENCE * section.budget)
+        if status or not file.exists():
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["nothing"]
-            raise InputError(f"{section.script}: exit status {done.returncode}, and it said: {said[-1]} (all: {log})")
+            late = f"ended after {PATIENCE * section.budget} s" if status is None else f"exit status {status}"
+            raise InputError(f"{section.script}: {late}, and it said: {said[-1]} (all: {log})")
         found = read_json(file, REMEDY)
     shown = " ".join(shlex.quote(word) for word in (section.quick if quick else section.full))
     return {
@@ -71,6 +79,7 @@ def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[st
         "took": time.perf_counter() - started,
         "others": others.share(),
         "commit": commit(),
+        "code": own,
         "command": f"python benchmarks/{section.script} {shown}".replace("{work}", "out/bench/work"),
         "machine": machine() | {"threads": environment["OMP_NUM_THREADS"]},
         "versions": software(),
@@ -78,14 +87,41 @@ def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[st
     }
 
 
+def _to_its_end(command: Sequence[str], environment: dict[str, str], output: IO[str], limit: float) -> int | None:
+    """The exit status of a command; None where it took too long. Its own processes end with it, whatever ends it."""
+    work = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        return work.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(work.pid, signal.SIGKILL)
+        work.wait()
+
+
 def stored(results: Path) -> dict[str, dict[str, Any]]:
-    """The sections that have been measured, by name.
+    """The sections that have been measured, by name; what cannot be read is named, and left out.
 
     Args:
         results: folder of their JSON.
     """
-    files = {section.name: results / f"{section.name}.json" for section in SECTIONS}
-    return {name: read_json(file, REMEDY) for name, file in files.items() if file.exists()}
+    found = {}
+    for section in SECTIONS:
+        file = results / f"{section.name}.json"
+        if file.exists():
+            try:
+                found[section.name] = read_json(file, REMEDY)
+            except (InputError, DamagedFileError) as error:
+                print(f"{section.name}: left out: {error}")
+    return found
 
 
 def write_page(results: Path, file: Path) -> None:
@@ -103,19 +139,18 @@ def write_page(results: Path, file: Path) -> None:
 
 
 def is_done(record: dict[str, Any] | None, *, quick: bool) -> bool:
-    """Whether a stored section was measured from the commit that is checked out.
+    """Whether a stored section was measured from the code that is checked out.
 
     Args:
         record: of the section, if there is one.
         quick: what is asked for.
     """
-    if record is None or record["quick"] != quick:
-        return False
-    own, then = (text.removesuffix(" and changes") for text in (commit(), record["commit"]))
-    return own == then != ""
+    return record is not None and record["quick"] == quick and record.get("code") == code() != ""
 
 
-def run(sections: Sequence[Section], results: Path, file: Path, *, quick: bool, again: bool) -> int:
+def run(
+    sections: Sequence[Section], results: Path, file: Path, *, quick: bool, again: bool, minutes: float = math.inf
+) -> int:
     """Measure what is left of `sections`, and write the page.
 
     Args:
@@ -124,6 +159,7 @@ def run(sections: Sequence[Section], results: Path, file: Path, *, quick: bool, 
         file: the page.
         quick: whether scripts are only tried.
         again: measure those again, too, that have been.
+        minutes: begin no section that by its budget would end later.
 
     Returns:
         The exit status: 1 where a section failed.
@@ -137,8 +173,11 @@ def run(sections: Sequence[Section], results: Path, file: Path, *, quick: bool, 
         print(
             f"{len(left)} section(s), about {sum(section.budget for section in left) / 60:.0f} minutes on quiet cores"
         )
-    failed = 0
+    failed, started = 0, time.monotonic()
     for number, section in enumerate(left, 1):
+        if time.monotonic() - started + section.budget > 60 * minutes:
+            print(f"[{number}/{len(left)}] {section.name}: left for the next time, its budget is {section.budget} s")
+            continue
         budget = "" if quick else f", budget {section.budget} s"
         print(f"[{number}/{len(left)}] {section.name}{budget} ...", end=" ", flush=True)
         if section.needs and importlib.util.find_spec(section.needs) is None:
@@ -146,7 +185,7 @@ def run(sections: Sequence[Section], results: Path, file: Path, *, quick: bool, 
             continue
         try:
             record = measure(section, own / ("quick-work" if quick else "work"), own / "logs", quick=quick)
-        except InputError as error:
+        except (InputError, DamagedFileError) as error:
             failed += 1
             print(f"FAILED\n    {error}")
             continue
@@ -154,6 +193,7 @@ def run(sections: Sequence[Section], results: Path, file: Path, *, quick: bool, 
         write_json(results / f"{section.name}.json", record)
         busy = f", others kept {record['others']:.1f} cores busy" if (record["others"] or 0) > BUSY else ""
         print(f"{record['took']:.0f} s{busy}", flush=True)
+        write_page(results, file)
     write_page(results, file)
     print(f"written: {file}")
     return int(failed > 0)
@@ -164,6 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="NAMES", help="some of: " + ", ".join(section.name for section in SECTIONS))
     parser.add_argument("--quick", action="store_true", help="see whether everything works, on the smallest models")
     parser.add_argument("--fresh", action="store_true", help="measure all anew")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no section that would end later")
     parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--output", type=Path, help="folder of the page (benchmarks/; out/bench of a quick run)")
     given = parser.parse_args(arguments)
@@ -177,11 +218,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.page:
             write_page(results, file)
             return 0
-        return run(sections, results, file, quick=given.quick, again=given.fresh or given.only is not None)
+        again = given.fresh or given.only is not None
+        return run(sections, results, file, quick=given.quick, again=again, minutes=given.minutes)
     except KeyboardInterrupt:
         print("\nstopped; what has been measured is kept, and the same command goes on")
         return 130
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the section that runs ends with this process
     sys.exit(main())

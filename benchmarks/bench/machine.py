@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import resource
@@ -12,7 +13,7 @@ from pathlib import Path
 from plam_eval.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[2]
-CODE = ("plam_eval", "model_wrappers", "tasks", "configs", "benchmarks/*.py", "benchmarks/bench")
+CODE = ("plam_eval", "model_wrappers", "tasks", "configs", "benchmarks/*.py", "benchmarks/bench", "tools/*.py")
 
 
 def machine() -> dict[str, str | int]:
@@ -36,16 +37,30 @@ def software() -> dict[str, str]:
 
 def commit() -> str:
     """Commit of the checkout, with "and changes" where the measured code differs from it; "" outside one."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     try:
-        changed = git("status", "--porcelain", "--", *CODE)
-        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if changed else "")
+        changed = _git("status", "--porcelain", "--", *CODE)
+        return _git("rev-parse", "--short=12", "HEAD") + (" and changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def code() -> str:
+    """Hash of the files that are measured and that measure, as they are now; "" outside a checkout."""
+    try:
+        names = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE).split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    whole = hashlib.sha256()
+    for file in sorted(ROOT / name for name in set(names) if name):
+        if file.is_file():
+            whole.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode())
+            whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 class Others:

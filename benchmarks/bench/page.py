@@ -16,9 +16,10 @@ BUSY = 0.2
 HEAD = """# Results
 
 Written by `make bench`; do not edit. A and B took turns in one run, and the ratio is A / B of each round: the median,
-with the smallest and the largest in brackets. The **ideal** is that ratio if nothing took time but the bytes and
-operations that there have to be, at rates measured in the same run; what it counts stands in the last column. All
-rounds are in `{results}/`, a JSON for each section, which says when, where and from which code it was measured.
+with the smallest and the largest in brackets; how many rounds there were stands with each section. The **ideal** is
+that ratio if nothing took time but the bytes and operations that there have to be, at rates measured in the same run;
+what it counts stands in the last column. All rounds are in `{results}/`, a JSON for each section, which says when,
+where and from which code it was measured.
 """
 
 
@@ -69,11 +70,19 @@ def _section(section: Section, record: dict[str, Any]) -> Iterable[str]:
     yield f"## {section.title}\n"
     if section.about:
         yield f"{section.about}\n"
-    yield f"{record['setting'][:1].upper()}{record['setting'][1:]}. `{record['command']}`\n"
+    yield f"{record['setting'][:1].upper()}{record['setting'][1:]}; {_rounds(record)}. `{record['command']}`\n"
     if record["rows"]:
         yield _table(*_columns(record["rows"]))
     if series := record["raw"].get("series"):
         yield _growth(series)
+
+
+def _rounds(record: dict[str, Any]) -> str:
+    counts = {len(row["A"]["rounds"]) for row in record["rows"]}
+    for series in record["raw"].get("series", []):
+        counts |= {len(rounds) for rounds in series["seconds"].values()}
+    least, most = min(counts, default=0), max(counts, default=0)
+    return f"{least} round{'s' * (least != 1)}" if least == most else f"{least} to {most} rounds"
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -106,7 +115,8 @@ def _growth(series: Sequence[dict[str, Any]]) -> str:
                 each["said"],
             ]
         )
-    return _table(head, body) + f"\nA slope of 1 is linear.\n\n![Growth of time and memory]({PICTURE})\n"
+    said = "Seconds are medians, memory was measured once; a slope of 1 is linear."
+    return f"{_table(head, body)}\n{said}\n\n![Growth of time and memory]({PICTURE})\n"
 
 
 def draw(series: Sequence[dict[str, Any]], file: Path) -> None:

@@ -95,7 +95,8 @@ SECTIONS = (
         330,
         _words("--layers 12 --repeats 5 --rounds 5 --documents 40 --large --output {work}/serving"),
         _words("--hidden 128 --layers 2 --repeats 1 --rounds 1 --documents 30 --large --output {work}/serving"),
-        "Starts leave imports out; a restart is a process until its first answer.",
+        "Starts leave imports out; a restart is a process until its first answer. Restarts and re-merges cannot take "
+        "turns: the former are the merged starts, and the ratios are of both in their order.",
         needs="vllm",
     ),
     Section(
@@ -112,7 +113,7 @@ SECTIONS = (
         "An export",
         "export.py",
         120,
-        _words("--layers 6 --repeats 5 --folder {work}/export"),
+        _words("--layers 6 --repeats 5 --folder {work}/export-2048-6"),
         _words("--hidden 128 --layers 3 --repeats 1"),
         "`cp` is `cp -r` and `sync`; `new` hashes the sources, too.",
     ),
@@ -124,6 +125,15 @@ SECTIONS = (
         _words("--cells 5 --read 2 --rounds 5"),
         _words("--cells 1 --read 1 --rounds 1"),
         "The nine benchmarks in their real sizes.",
+    ),
+    Section(
+        "growth",
+        "Growth",
+        "growth.py",
+        270,
+        _words("--repeats 3"),
+        _words("--quick --repeats 1"),
+        "Time and memory against what a user can make larger.",
     ),
     Section(
         "stock",
@@ -170,17 +180,8 @@ SECTIONS = (
         _words("--width 64 --repeats 2"),
         "What each costs, times the weighted sum.",
     ),
-    Section(
-        "growth",
-        "Growth",
-        "growth.py",
-        270,
-        _words("--repeats 3"),
-        _words("--quick --repeats 1"),
-        "Time and memory against what a user can make larger.",
-    ),
 )
-"""In the order of the page, and of the run."""
+"""In the order of the page, and of the run: what matters most is there first."""
 
 
 def chosen(names: str | None) -> list[Section]:
