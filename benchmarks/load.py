@@ -214,7 +214,11 @@ def environment(options: argparse.Namespace) -> tuple[Path | None, str]:
         if python is None:
             return None, "mergekit was not asked for (--mergekit PYTHON or --make FOLDER)"
         measured.run_process([python, "-c", "import mergekit.scripts.run_yaml"])
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+    except subprocess.CalledProcessError as error:  # its text names folders of this machine
+        return None, f"{REQUIREMENT} cannot be had here (pip: exit status {error.returncode})"
+    except OSError as error:
+        return None, f"{REQUIREMENT} cannot be had here ({error.strerror})"
+    except RuntimeError as error:
         return None, f"{REQUIREMENT} cannot be had here ({str(error).strip().splitlines()[-1][:120]})"
     return python, ""
 
