@@ -9,6 +9,7 @@ middle of a write, of which half is written then.
 from __future__ import annotations
 
 import builtins
+import ctypes
 import errno
 import io
 import itertools
@@ -19,6 +20,7 @@ import re
 import resource
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -213,6 +215,9 @@ Action = Callable[[Path], None]
 """Does something to `out` below a folder; it may end as a command does."""
 
 
+_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
 def _status(act: Action, root: Path) -> int:
     try:
         act(root)
@@ -224,8 +229,20 @@ def _status(act: Action, root: Path) -> int:
     return 0
 
 
+def _own_progress_bars() -> None:
+    """tqdm's lock is one for all processes of a family: who is killed while he holds it leaves the others waiting."""
+    import tqdm
+
+    kinds: list[Any] = [tqdm.tqdm]
+    for kind in kinds:
+        kind.set_lock(threading.RLock())
+        kinds += kind.__subclasses__()
+
+
 def _child(act: Action, root: Path, fault: Fault, limit: int | None, files: tuple[str, ...]) -> None:
     os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
+    _own_progress_bars()
     for number, name in ((1, files[0]), (2, files[1])):
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
@@ -299,10 +316,14 @@ class Stage:
     """
 
     def __init__(self, folder: Path, scratch: Path) -> None:
+        self._folder, self._scratch = folder, scratch
+        self._begin()
+
+    def _begin(self) -> None:
         context = forked.context()
         self._connection, theirs = context.Pipe()
-        self._scratch = scratch
-        self._process = context.Process(target=_serve, args=(theirs, dict(os.environ), str(folder)), daemon=True)
+        given = (theirs, dict(os.environ), str(self._folder))
+        self._process = context.Process(target=_serve, args=given, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -340,7 +361,9 @@ class Stage:
         files = tuple(str(self._scratch / name) for name in ("out", "err", "steps"))
         self._connection.send((act, root, fault, count, limit, files))
         if not self._connection.poll(300):
-            self._process.kill()
+            self._process.kill()  # and with it its child
+            self._connection.close()
+            self._begin()
             raise TimeoutError(f"{act} did not end: {Path(f'{files[1]}0').read_text()[-2000:]}")
         outcomes = []
         for number, (status, steps) in enumerate(self._connection.recv()):
