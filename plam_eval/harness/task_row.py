@@ -155,7 +155,7 @@ class Task:
     units: Mapping[str, str] = field(default_factory=dict)
 
 
-_NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash"}
+_NO_METRIC = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "token_counts", "doc_hash", "digest"}
 _NO_METRIC |= {"input", "input_media", "group", "task", "turn"}  # of a line of a sample log
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from plam_eval import files
+from plam_eval import table_files
 from plam_eval.probing.curve import OVERALL, Curve, CurveError
 from plam_eval.probing.plateau import find_plateau
 from tests.helpers.curves import curve, rows, three_stages
@@ -73,7 +73,7 @@ def test_columns_of_lists_are_told(tmp_path: Path, column: str) -> None:
 
 
 def test_a_small_file_of_many_rows_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_MOST_ROWS", 10)
+    monkeypatch.setattr(table_files, "_MOST_ROWS", 10)
     curve(three_stages).write(tmp_path / "curve.parquet")
     with pytest.raises(CurveError, match=r"cannot be read: .* rows, of 10 at most"):
         Curve.read(tmp_path / "curve.parquet")

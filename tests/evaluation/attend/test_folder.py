@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from plam_eval import files
+from plam_eval import table_files
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 from plam_eval.evaluation.attend import folder as layout
 from plam_eval.evaluation.attend.folder import AttendError, check_folder, load, open_store, read_settings
@@ -115,10 +115,10 @@ def test_rows_of_few_bytes_cannot_take_any_amount_of_memory(written: Path, monke
     text = pa.array(["x" * 1_000_000]).take(pa.array(np.zeros(len(table), int))).dictionary_encode()
     pq.write_table(table.set_column(table.schema.get_field_index("answer"), "answer", text), file)
     assert len(load(written).answers) == 24
-    monkeypatch.setattr(files, "_MOST_TEXT", 23_999_999)
+    monkeypatch.setattr(table_files, "_MOST_TEXT", 23_999_999)
     with pytest.raises(DamagedFileError, match="more than 23999999 bytes of text in column answer"):
         load(written)
-    monkeypatch.setattr(files, "_MOST_ROWS", 383)
+    monkeypatch.setattr(table_files, "_MOST_ROWS", 383)
     with pytest.raises(DamagedFileError, match=r"attention.parquet: cannot be read \(384 rows, of 383 at most\)"):
         load(written)
 
