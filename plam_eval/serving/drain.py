@@ -75,6 +75,8 @@ class Drain:
 class Visit:
     """A request to the server: inside from the first time that it asks the engine until it has been answered whole.
 
+    What goes on after its answer, in the background, keeps it inside until the engine has answered that.
+
     Args:
         drain: that it goes through.
     """
@@ -83,6 +85,7 @@ class Visit:
         self._drain = drain
         self._entering = asyncio.Lock()
         self._is_inside = self.is_over = False
+        self._calls = 0
         self.digest: str | None = None
 
     async def begin(self) -> None:
@@ -92,10 +95,24 @@ class Visit:
                 await self._drain.enter()
                 self._is_inside, self.digest = True, self._drain.digest
 
+    @contextlib.asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """While entered, the engine is asked."""
+        self._calls += 1
+        try:
+            await self.begin()
+            yield
+        finally:
+            self._calls -= 1
+            self._leave_if_done()
+
     def end(self) -> None:
-        """Go out, if it is inside."""
+        """The request is answered, so that it goes out with the last call of the engine, or now where there is none."""
         self.is_over = True
-        if self._is_inside:
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self._is_inside and self.is_over and not self._calls:
             self._is_inside = False
             self._drain.leave()
 
@@ -116,19 +133,14 @@ def watched_generate(drain: Drain, stock: Callable[..., Any]) -> Callable[..., A
 
     async def generate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         visit = _VISIT.get()
-        own = None if visit is not None and not visit.is_over else Visit(drain)  # of no HTTP request, or of one before
-        visit = own or visit
-        assert visit is not None
-        try:
-            await visit.begin()
-            async with contextlib.aclosing(stock(*args, **kwargs)) as outputs:
-                async for output in outputs:
-                    if output.finished and drain.is_labelled and visit.digest is not None:
-                        check_answered_by(output, visit.digest)
-                    yield output
-        finally:
-            if own is not None:
-                own.end()
+        if visit is None or visit.is_over:  # of no HTTP request, or of one before: this call alone
+            visit = Visit(drain)
+            visit.end()
+        async with visit.asking(), contextlib.aclosing(stock(*args, **kwargs)) as outputs:
+            async for output in outputs:
+                if output.finished and drain.is_labelled and visit.digest is not None:
+                    check_answered_by(output, visit.digest)
+                yield output
 
     return generate
 

@@ -172,6 +172,37 @@ def test_calls_of_no_request_are_let_in_one_by_one() -> None:
     run(scene)
 
 
+def test_what_a_request_leaves_to_the_background_is_waited_for() -> None:
+    """Responses with `background` are answered as "queued", and the engine goes on."""
+
+    async def scene(server: Server) -> list[str]:
+        drawn: list[str] = []
+
+        async def background() -> None:
+            async for output in server.generate(2):
+                drawn.extend(span.version for span in output.outputs[0].weight_versions or ())
+
+        tasks: list[asyncio.Task[None]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            tasks.append(asyncio.create_task(background()))
+            await settle()  # the engine is asked before the answer is sent
+
+        async def send(message: Any) -> None: ...
+
+        await StampedAnswers(app, server.drain)({"type": "http", "method": "POST"}, None, send)
+        server.steps.release()
+        merge = asyncio.ensure_future(server.merge())
+        await settle()
+        assert not merge.done(), "the second token is still to come"
+        server.steps.release()
+        await tasks[0]
+        await merge
+        return drawn
+
+    assert run(scene) == [OLD, OLD]
+
+
 def test_what_the_engine_had_no_share_in_carries_no_digest() -> None:
     assert run(lambda server: server.ask()) == (None, "")
     assert run(lambda server: server.ask(stream=True, method="GET")) == (None, "")
