@@ -42,8 +42,8 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
     partial = beside(path)
     try:
         for left in left_behind(path):
-            if not left.is_dir():
-                left.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder, or another user's
+                left.unlink()
         # In a folder of somebody else it may be a link to any file, or a pipe, which would be waited for.
         partial.unlink(missing_ok=True)
         write(partial)
@@ -62,7 +62,7 @@ def write_in_one_step(path: Path, write: Callable[[Path], Any]) -> None:
 def moved_when_whole(folder: Path, name: str) -> Iterator[Path]:
     """While entered, a hidden folder below `folder` for this process to write into; it is deleted at the end.
 
-    Whatever is to stay is moved out of it; a kill leaves it to the next call, which deletes it.
+    Whatever is to stay is moved out of it; a kill leaves it to the next call, which deletes it if it can.
 
     Args:
         folder: made where it is missing.
@@ -73,8 +73,10 @@ def moved_when_whole(folder: Path, name: str) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     mine = beside(folder / name)
-    for left in (*left_behind(folder / name), mine):
-        remove_own(left)
+    for left in left_behind(folder / name):
+        with suppress(OSError, FolderError):  # another process deletes it just now, or it is another user's
+            remove_own(left)
+    remove_own(mine)
     make_own(mine)
     try:
         yield mine

@@ -297,6 +297,31 @@ def test_what_killed_processes_left_is_deleted(tmp_path: Path, monkeypatch: pyte
     assert not mine.exists() and len(list(tmp_path.iterdir())) == 4
 
 
+def test_what_was_left_and_cannot_be_deleted_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another user's process, say, or while another process deletes it."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: ended.pid)
+        left, folder = beside(tmp_path / "a.json"), beside(tmp_path / "run")
+    left.write_text("{")
+    folder.mkdir()
+    (folder / "x").touch()
+    stock = Path.unlink
+
+    def refused(path: Path, **given: Any) -> None:
+        if path == left:
+            raise PermissionError(1, "Operation not permitted", str(path))
+        stock(path, **given)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    write_json(tmp_path / "a.json", {})
+    with moved_when_whole(tmp_path, "run") as mine:
+        (mine / "y").touch()
+        (mine / "y").replace(tmp_path / "y")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([left.name, folder.name, "a.json", "y"])
+
+
 def test_an_output_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
