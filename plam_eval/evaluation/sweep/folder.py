@@ -256,7 +256,7 @@ def cell_places(folder: Path, name: str, attempt: int = 0) -> tuple[Path, Path]:
         attempt: how often it was begun in vain by this call. Each attempt has a place of its own: a worker that was
             given up may still write, on a machine that cannot be reached.
     """
-    again = f".{attempt}" if attempt else ""
+    again = f".again{attempt}" if attempt else ""  # letters: the name of another cell may go on with .1
     made = files.inside(folder, f"{CELLS}/.{name}{again}.partial", PLAN)
     return files.inside(folder, f"{CELLS}/{name}", PLAN), made
 

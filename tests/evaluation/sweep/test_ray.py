@@ -23,7 +23,7 @@ from plam_eval.evaluation.sweep import ray as ray_workers
 from plam_eval.evaluation.sweep import runner
 from plam_eval.evaluation.sweep.config import SweepError
 from plam_eval.evaluation.sweep.findings import read_findings
-from plam_eval.evaluation.sweep.folder import read_cell
+from plam_eval.evaluation.sweep.folder import cell_places, read_cell
 from plam_eval.evaluation.sweep.nodes import Needs, Resources, share_out
 from plam_eval.files import MARKER
 from tests.helpers import recipes
@@ -32,6 +32,13 @@ from tests.helpers.sweeps import CELLS, SPEC, answers, job, plam, words
 
 DEADLINE = 120.0  # seconds that something on the cluster is waited for
 needs_ray = pytest.mark.needs("ray")
+
+
+def test_no_attempt_at_a_cell_is_made_where_another_cell_is(tmp_path: Path) -> None:
+    """Names of cells end in weights: `0.9+0` and `0.9+0.1`."""
+    cells = [f"layers-1-3_qkvo_0.9+{weight}" for weight in ("0", "0.1", "0.2", "0.1to1", "0.1to1.1")]
+    places = [cell_places(tmp_path, name, attempt)[1] for name in cells for attempt in range(ray_workers.TRIES)]
+    assert len(set(places)) == len(places)
 
 
 # ---- how workers are shared out, and what a node lacks: without Ray --------------------------------------------------
