@@ -15,7 +15,7 @@ from plam_eval.errors import OutsideError, quoted
 from plam_eval.files import check_depth, inside
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import RECORD_KEY, date_of, read_results, result_files, sample_logs, samples_file
-from plam_eval.harness.sample_lines import log_lines
+from plam_eval.harness.sample_lines import check_digests, log_lines
 from plam_eval.harness.tasks import filters_of
 from plam_eval.publishing.boards.checks import (
     CONTROL,
@@ -187,6 +187,10 @@ def read_answers(
     universe = questions.ids if questions is not None else None
     problems, mended = Tally(), Tally()
     lines = _read_log(answers, problems)
+    try:
+        check_digests(run.results, (line for _, line in lines), answers.log)
+    except RecordError as error:
+        faults.append(str(error))
     rows = [_row(board, number, line, questions, problems, mended) for number, line in lines]
     rows_made = [row for row in rows if row is not None]
     _check_documents(run, task, [line["doc_id"] for _, line in lines], problems)

@@ -245,6 +245,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "unknown id": (of_line(1, submission={"questionId": 7, "answer": "a"}), "none of the questions"),
     "fraction of an id": (of_line(1, submission={"questionId": 7.5, "answer": "a"}), "found 7.5 as questionId"),
     "leading zeros": (of_line(1, submission={"questionId": "007", "answer": "a"}), "found '007'"),
+    "other weights": (of_line(1, digest="ab" * 32), "answered by weights of digest"),
     "no answer": (of_line(1, submission={"questionId": question("docvqa", 1), "answer": None}), "found None"),
     "NaN": (of_line(1, submission={"questionId": question("docvqa", 1), "answer": float("nan")}), "found nan"),
     "a list": (of_line(1, submission={"questionId": question("docvqa", 1), "answer": ["a"]}), "found ['a']"),
