@@ -209,16 +209,14 @@ def _checked(
     if need_scores and len(never) == len(leaves) and all(never.values()):  # without fetching a dataset to find it out
         raise EvaluationError(_nothing_scored(never))
     documents, clusters, unscored = dict[str, int](), dict[str, int](), dict[str, str]()
-    drawn, notes, beyond = dict[str, Drawn](), list[str](), list[str]()
+    drawn, notes = dict[str, Drawn](), list[str]()
     with one_attempt():
-        shared = _shared(manager, leaves, sample.excluded)
+        shared, beyond = _shared(manager, leaves, sample.excluded)
         try:
             for output in load_tasks(manager, names):
                 task, rows = output.task_name, output.task.eval_docs_no_media
                 barred = _barred(manager, task, output.task_config, sample.excluded)
-                beyond += [
-                    f"document {last} of {task}, whose dataset has {len(rows)} here" for last in _last(barred, rows)
-                ]
+                beyond += _beyond(task, barred, rows)
                 population = Population.of(task, rows, excluded=barred, shared=shared)
                 if sample.is_whole:
                     end = len(rows) if limit is None else min(len(rows), offset + limit)
@@ -263,9 +261,10 @@ def _barred(manager: Any, task: str, config: Mapping[str, Any], excluded: Exclud
     }
 
 
-def _last(barred: Collection[int], rows: Any) -> list[int]:
-    """The last document that is left out, where a dataset has no such one."""
-    return [max(barred)] if barred and max(barred) >= len(rows) else []
+def _beyond(task: str, doc_ids: Collection[int], rows: Any) -> list[str]:
+    """What to say of the last document that is left out, where a dataset has no such one."""
+    last = max(doc_ids, default=-1)
+    return [f"document {last} of {task}, whose dataset has {len(rows)} here"] if last >= len(rows) else []
 
 
 def _check_some_left(documents: Mapping[str, int], beyond: Sequence[str], sample: Sample, offset: int) -> None:
@@ -288,26 +287,29 @@ def _check_some_left(documents: Mapping[str, int], beyond: Sequence[str], sample
         )
 
 
-def _shared(manager: Any, leaves: Collection[str], excluded: Excluded) -> frozenset[str]:
+def _shared(manager: Any, leaves: Collection[str], excluded: Excluded) -> tuple[frozenset[str], list[str]]:
     """Names of what is left out, where it is known by its doc_ids alone by the rows of the task that it is of.
 
-    Raises EvaluationError where that takes a dataset which cannot be loaded.
+    And what to say of those that are of another version of that task's dataset. Raises EvaluationError where that takes
+    a dataset which cannot be loaded.
     """
-    names = set(excluded.shared)
+    names, beyond = set(excluded.shared), list[str]()
     for other in sorted(excluded.nameless):
         alike = [task for task in sorted(leaves) if may_share_clusters(task, other)]
         if not alike:
             continue
         try:
             [output] = load_tasks(manager, [other])
-            names |= shared_names(other, output.task.eval_docs_no_media, excluded.documents[other])
+            rows = output.task.eval_docs_no_media
+            names |= shared_names(other, rows, excluded.documents[other])
+            beyond += [] if other in leaves else _beyond(other, excluded.documents[other], rows)
         except Exception as error:  # a task's own code, as below
             raise EvaluationError(
                 f"exclude: {', '.join(excluded.origins)} has numbers of documents of {other}, and no name of what they "
                 f"show or ask, which {', '.join(alike)} may show or ask, too; that takes its dataset: "
                 f"{dataset_error(other, dataset_of(manager, other), error)}. Or name the folder of the scan"
             ) from error
-    return frozenset(names)
+    return frozenset(names), beyond
 
 
 def _of_limit(task: str, rows: Any, asked: range) -> list[str]:

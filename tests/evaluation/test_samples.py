@@ -157,6 +157,9 @@ def test_what_another_version_of_a_dataset_was_asked_is_no_exclusion(in_suite: P
     excluded = Excluded({"mmstar": (3, 30), "pope": (1,)}, frozenset(), ("scan",))
     with pytest.raises(EvaluationError, match=r"scan has document 30 of mmstar, whose dataset has 30 here: .* another"):
         check_tasks("mmstar,pope", sample=Sample(None, 0, excluded))
+    by_number = Excluded({"mmbench_en_dev": (3, 30)}, frozenset(), ("plateau.yaml",), frozenset({"mmbench_en_dev"}))
+    with pytest.raises(EvaluationError, match=r"document 30 of mmbench_en_dev, whose dataset has 30 here"):
+        check_tasks("mmbench_cn_dev_static", sample=Sample(None, 0, by_number))
 
 
 def test_an_empty_word_leaves_nothing_out_and_is_refused(tmp_path: Path) -> None:
