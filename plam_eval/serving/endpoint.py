@@ -259,9 +259,8 @@ class MergeEndpoint:
         if self._servers > 1:
             raise ValueError(f"--api-server-count is {self._servers}; only a single API server can re-merge its engine")
         spec, files = await asyncio.to_thread(self._wanted, body)
-        async with self._one_at_a_time:
-            # Once begun it is finished, whether or not the client still waits.
-            report = await asyncio.shield(asyncio.ensure_future(self._swap(spec, files)))
+        # Once begun it is finished, whether or not the client still waits.
+        report = await asyncio.shield(asyncio.ensure_future(self._swap(spec, files)))
         return {"digest": spec.digest() if spec is not None else None, "report": report.to_dict() if report else None}
 
     def _wanted(self, body: dict[str, Any]) -> tuple[PlateauSpec | None, SpecFiles | None]:
@@ -272,12 +271,13 @@ class MergeEndpoint:
 
     async def _swap(self, spec: PlateauSpec | None, files: SpecFiles | None = None) -> MergeReport | None:
         content = spec.to_dict() if spec is not None else None
-        self._drain.close()
-        try:
-            await self._emptied()
-            return await self._swap_weights(content, files)
-        finally:
-            self._drain.open()
+        async with self._one_at_a_time:  # here, since a swap goes on without the client who asked for it
+            self._drain.close()
+            try:
+                await self._emptied()
+                return await self._swap_weights(content, files)
+            finally:
+                self._drain.open()
 
     async def _emptied(self) -> None:
         """Wait for all who are inside; one that stops reading its stream is so for good, and nobody else is let in."""

@@ -18,6 +18,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -367,6 +368,40 @@ def test_a_merge_gives_up_on_requests_that_do_not_end(start, monkeypatch):
     assert not engine.calls and not drain.is_closed and engine.labels == ["digest 0"]
     drain.leave()
     assert post(http, {"plateau": "none"})[0] == 200
+
+
+def test_a_merge_whose_client_left_is_finished_before_the_next_begins(start):
+    """As a middleware of Starlette's does it, which cancels the route."""
+    http, engine = start()
+    (merge,) = (route.endpoint for route in http.app.routes if route.path == "/plam/merge")
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/plam/merge", "headers": headers, "client": ("127.0.0.1", 1)}
+
+    async def body() -> Any:
+        return {"type": "http.request", "body": b'{"plateau": "none"}', "more_body": False}
+
+    async def scene() -> None:
+        going_on, begun = asyncio.Event(), asyncio.Event()
+        stock = engine.pause_generation
+
+        async def paused(**given: Any) -> None:
+            await stock(**given)
+            begun.set()
+            await going_on.wait()
+
+        engine.pause_generation = paused
+        first = asyncio.ensure_future(merge(Request(scope, body)))
+        await begun.wait()
+        first.cancel()
+        second = asyncio.ensure_future(merge(Request(scope, body)))
+        await asyncio.sleep(0.1)
+        assert engine.calls == ["pause_generation"]
+        going_on.set()
+        assert (await second).status_code == 200
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+    once = ["pause_generation", "reset_prefix_cache", "reset_encoder_cache", "plam_merge", "resume_generation"]
+    assert engine.calls == once * 2
 
 
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
