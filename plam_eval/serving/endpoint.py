@@ -299,9 +299,12 @@ class MergeEndpoint:
             if not await while_alive(engine, reset):
                 raise _EngineRefusedError("vLLM could not reset its prefix cache, so its weights were left as they are")
             await while_alive(engine, engine.reset_encoder_cache())
-            report = outcome_of(await while_alive(engine, engine.collective_rpc("plam_merge", args=(content, files))))
-            await self._label()
-            return report
+            self._drain.digest = None  # no answer is of the old weights until it is known what came of this
+            try:
+                results = await while_alive(engine, engine.collective_rpc("plam_merge", args=(content, files)))
+            finally:
+                await self._label()
+            return outcome_of(results)
         finally:
             await while_alive(engine, engine.resume_generation())
 

@@ -404,6 +404,23 @@ def test_a_merge_whose_client_left_is_finished_before_the_next_begins(start):
     assert engine.calls == once * 2
 
 
+def test_weights_that_nobody_knows_after_a_merge_have_no_digest(start, monkeypatch):
+    http, engine = start()
+    (stamped,) = http.app.user_middleware
+    drain = stamped.kwargs["drain"]
+    assert drain.digest == "digest 0"
+
+    async def failed(new_version: str) -> None:
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "update_weight_version", failed)
+        assert post(http, {"plateau": "none"})[0] == 500 and drain.digest is None and engine.merged
+    assert post(http, {"plateau": "none"})[0] == 200 and drain.digest == "digest 2"
+    engine.failure = RuntimeError("no")  # before anything was touched
+    assert post(http, {"plateau": "none"})[0] == 500 and drain.digest == "digest 2"
+
+
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
 def test_patience_that_is_no_number_of_seconds_stops_the_server(seconds, start, monkeypatch):
     monkeypatch.setenv(module.PATIENCE, seconds)
