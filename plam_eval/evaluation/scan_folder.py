@@ -165,8 +165,6 @@ def open_store(folder: Path, settings: dict[str, Any], rank: int) -> AnswerStore
 
     def changed() -> str:
         before = read_settings(folder)
-        now = settings | ({"sample": named_as_before(before.get("sample"), settings["sample"])} if sampled else {})
-        return changed_settings(before, now)
+        return changed_settings(before, named_as_before(before, settings))
 
-    sampled = "sample" in settings
     return open_noted(folder, SETTINGS, settings, rank, changed, ScanError)

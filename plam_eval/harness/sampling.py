@@ -83,19 +83,22 @@ class Sample:
         return told
 
 
-def named_as_before(before: Any, now: dict[str, Any]) -> dict[str, Any]:
-    """What `Sample.to_dict` says, with the names that a folder has for what is left out, if it is the same.
+def named_as_before(before: Mapping[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose `sample` has the names that a folder has for what is left out, if that is the same.
 
     A folder that was moved, or that is named from elsewhere, is no other exclusion.
 
     Args:
-        before: what the folder says of its sample.
-        now: what is to be asked.
+        before: settings of the folder, with `Sample.to_dict` as `sample` where it is of one.
+        now: those that are asked for.
     """
-    digest = before.get("excluded_digest") if isinstance(before, Mapping) else None
-    if digest is not None and digest == now.get("excluded_digest") and "excluded" in before:
-        return {**now, "excluded": before["excluded"]}
-    return now
+    old, new = before.get("sample"), now.get("sample")
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or "excluded" not in old:
+        return now
+    digest = old.get("excluded_digest")
+    if digest is None or digest != new.get("excluded_digest"):
+        return now
+    return {**now, "sample": {**new, "excluded": old["excluded"]}}
 
 
 def shared_name(task: str, cluster: str | None) -> str | None:

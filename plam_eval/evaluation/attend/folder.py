@@ -196,10 +196,8 @@ def open_store(folder: Path, made_with: dict[str, Any], rank: int) -> AnswerStor
     """
 
     def changed() -> str:
-        before, now = read_settings(folder), dict(made_with)
-        if "sample" in now:
-            now["sample"] = named_as_before(before.get("sample"), now["sample"])
-        return changed_settings(_compared(before), _compared(now))
+        before = read_settings(folder)
+        return changed_settings(_compared(before), _compared(named_as_before(before, made_with)))
 
     return open_noted(folder, SETTINGS_FILE, made_with, rank, changed, AttendError)
 

@@ -76,18 +76,16 @@ class SearchJob:
             "seed": config.options.seed,
             "space": space.to_dict(),
         }
-        job = cls(config, space, folder, settings, num_layers)
         if (folder / SEARCH).is_file():
             before = read_plan(folder)["settings"]
-            if "sample" in settings:
-                settings["sample"] = named_as_before(before.get("sample"), settings["sample"])
+            settings = named_as_before(before, settings)
             changed = changed_settings(before, settings)
             if changed and any((folder / ANSWERS).glob("*.json")):
                 raise SearchError(
                     f"{folder} holds a search of other settings: {changed}. Answers of both cannot be compared: name "
                     "another --output, or delete this one"
                 )
-        return job
+        return cls(config, space, folder, settings, num_layers)
 
     def write(self) -> None:
         """Write the plan, in one step."""

@@ -86,9 +86,7 @@ class Job:
         if (sample := sample_of(config)) != Sample():
             settings["sample"] = sample.to_dict()
         if (folder / PLAN).is_file():
-            if "sample" in settings:
-                before = read_plan(folder)["settings"].get("sample")
-                settings["sample"] = named_as_before(before, settings["sample"])
+            settings = named_as_before(read_plan(folder)["settings"], settings)
             grid = with_cells_before(folder, settings, grid)
         return cls(config, grid, folder, settings, num_layers, sizes, merged, chosen)
 
