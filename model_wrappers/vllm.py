@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -123,11 +124,12 @@ class VLLMPlateauMixin(PlateauMixin):
             raise
         except BaseException:  # such as Ctrl-C: the engine may have finished all the same
             held = self.client.collective_rpc("plam_state")[0]["spec"]
-            self._serving.label_engine(self.client)
             spec = load_spec(held)
             self._merged(
                 spec, Checkpoint.open(spec.base_model, role="base") if spec is not None else None, self._report()
             )
+            with contextlib.suppress(self._serving.EngineBrokenError):  # it refuses to answer, and Ctrl-C stays one
+                self._serving.label_engine(self.client)
             raise
 
     def run_record(self, records: list[dict[str, Any]]) -> dict[str, Any]:

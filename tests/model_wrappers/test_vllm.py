@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -131,6 +132,28 @@ def test_an_interrupted_merge_leaves_no_wrong_name(merged, monkeypatch):
     monkeypatch.undo()
     merged.merge("demo", base=str(PAIR / "base"))
     assert merged.spec.digest() == digest
+
+
+def test_an_interrupt_that_breaks_the_engine_stays_one(monkeypatch):
+    """An error in its place would be that of one cell of a sweep, which would go on with the next."""
+    from plam_eval.model_wrappers.vllm import VLLMPlateauMixin
+    from plam_eval.serving import engine
+
+    def merge_engine(llm: Any, spec: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "merge_engine", merge_engine)
+    state = {"spec": None, "digest": None, "report": None, "broken": "a re-merge was interrupted half-way"}
+    noted: list[Any] = []
+    model: Any = SimpleNamespace(
+        _serving=engine,
+        client=SimpleNamespace(collective_rpc=lambda method: [state]),
+        _merged=lambda *given: noted.append(given),
+        _report=lambda: None,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        VLLMPlateauMixin.bring_weights_to(model, None, None)
+    assert noted == [(None, None, None)]
 
 
 def test_a_sweep_on_one_engine_equals_one_on_the_hf_model(merged, in_suite, tmp_path):
