@@ -288,6 +288,7 @@ class Schedule:
         if cell is None:
             self._lost_loading += 1
             if self._lost_loading >= TRIES:
+                self._check_room()  # they may have died with the last node
                 self._leave_out(member, f"{self._lost_loading} workers in a row died while they loaded: {reason}")
             return
         self._lost[cell.name] += 1

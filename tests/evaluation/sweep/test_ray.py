@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +290,18 @@ def test_nodes_that_are_lost_cost_no_cell(cluster, add_node, one_process, in_sui
     output = plam(*words(folder))
     assert "layers 6:8" in output and {file: finished(folder)[file] for file in kept} == kept
     check_equal(folder, one_process)
+
+
+def test_workers_that_die_while_they_load_with_the_last_node_are_lost_with_it(in_suite, tmp_path):
+    """Each is started on the node that is going down, and the third of them is no sign of a model that cannot load."""
+    planned = job(tmp_path / "sweep")
+    ray = SimpleNamespace(kill=lambda actor: None, nodes=lambda: [node("second", 1, alive=False)])
+    schedule = ray_workers.Schedule(ray, None, planned, Needs.of(planned, "mark"), Resources(0, 1))
+    loading = ray_workers._Member(None)
+    for _ in range(ray_workers.TRIES - 1):
+        schedule._lose(loading, RuntimeError("The actor died because its node has died."))
+    with pytest.raises(SweepError, match=r"no node is left that has room .*lost: node second"):
+        schedule._lose(loading, RuntimeError("The actor died because its node has died."))
 
 
 @pytest.mark.slow

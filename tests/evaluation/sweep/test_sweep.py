@@ -198,6 +198,7 @@ def test_the_examples_are_sweeps(file):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tests/faults kills sweeps in processes that are warm
 def test_killed_at_any_moment_it_goes_on(finished, suite, tmp_path, monkeypatch):
     command = [sys.executable, "-m", "plam_eval.cli", *words(tmp_path)]
     process = subprocess.Popen(command, cwd=suite, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
