@@ -109,10 +109,11 @@ def killed(stage: Stage, whole: Undisturbed, count: int, seed: int) -> None:
         at, done = disturbed(stage, whole, Fault("kill", step))
         assert done.status == -9, f"{at}: {done.status} {done.said}"
         if whole.command.at_once:
-            now = content(whole.root / OUT)
-            assert now in (
-                content(whole.root.with_name("before") / OUT),
-                content(whole.root.with_name("once") / OUT),
+            now, before = content(whole.root / OUT), whole.root.with_name("before") / OUT
+            # Between two renames what was there lies whole beside its place, and the same command finds it.
+            aside = [content(folder) for folder in whole.root.glob(".*/*") if folder.is_dir()]
+            assert now in (content(before), content(whole.root.with_name("once") / OUT)) or (
+                not (whole.root / OUT).exists() and content(before) in aside
             ), at
         finished = {cell: cell.stat().st_mtime_ns for cell in whole.root.glob(f"{OUT}/cells/[!.]*/cell.json")}
         goes_on(stage, whole, at)

@@ -53,7 +53,7 @@ def test_killed_in_its_second_cell_the_same_command_finishes(
         time.sleep(0.02)
     (worker,) = workers_in(suite)
     os.kill(process.pid if killed == "driver" else worker, signal.SIGKILL)
-    assert process.wait(180) == (-9 if killed == "driver" else 1), said.read_text()
+    assert process.wait(180) == (-9 if killed == "driver" else 0), said.read_text()  # another worker answers the cell
     check_visible(tmp_path / "ray")
     again = subprocess.run(command, cwd=suite, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stdout + again.stderr

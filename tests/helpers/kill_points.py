@@ -416,6 +416,8 @@ _OF_TIME = {
     "throughput",
     "calls",
 }
+_OF_A_CALL = {"generation": ("settings",), "merge": ("bytes_read", "restored")}
+"""By what holds it: what the last call itself did, and not the ones before it that were killed."""
 _LINES = ("answers.rank", "study.jsonl")
 _LEFT_OUT = re.compile(r".*\.lock|log\.txt|study\.jsonl|\.plam-eval")
 
@@ -428,8 +430,10 @@ def plain(value: Any, root: Path) -> Any:
     """A value of JSON without times, and without where it lies."""
     if isinstance(value, dict):
         known = {key: plain(item, root) for key, item in value.items() if not _of_time(key)}
-        if isinstance(known.get("together"), dict):  # for how many cells its time was, too
-            known["together"].pop("cells", None)
+        known.pop("together", None)  # how it was answered: what is left over by a kill may be answered alone
+        for name, of_the_call in _OF_A_CALL.items():
+            if isinstance(known.get(name), dict):
+                known[name] = {key: item for key, item in known[name].items() if key not in of_the_call}
         return known
     if isinstance(value, list):
         return [plain(item, root) for item in value]

@@ -197,6 +197,7 @@ def add_node(cluster: Any) -> Iterator[Callable[..., Any]]:
     for one in added:
         if one in cluster.list_all_nodes():
             cluster.remove_node(one, allow_graceful=False)
+    cluster.wait_for_nodes()  # or the next test still sees them
 
 
 def eventually(condition: Callable[[], Any], what: str) -> Any:
@@ -365,7 +366,7 @@ def test_two_nodes_give_the_results_of_one_process(cluster, add_node, one_proces
     check_equal(tmp_path, one_process)
     for name in ("plain", "layers-0-8_qkvo_0.3+1.2"):
         shutil.rmtree(tmp_path / "cells" / name)
-    left = tmp_path / "cells" / ".plain.1.partial"
+    left = cell_places(tmp_path, "plain", 1)[1]
     left.mkdir()
     (left / MARKER).touch()
     plam(*words(tmp_path, "--ray", "--workers", "2"))
