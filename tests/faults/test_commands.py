@@ -111,7 +111,7 @@ def killed(stage: Stage, whole: Undisturbed, count: int, seed: int) -> None:
         if whole.command.at_once:
             now, before = content(whole.root / OUT), whole.root.with_name("before") / OUT
             # Between two renames what was there lies whole beside its place, and the same command finds it.
-            aside = [content(folder) for folder in whole.root.glob(".*/*") if folder.is_dir()]
+            aside = [content(folder) for folder in whole.root.glob(".*/replaced")]
             assert now in (content(before), content(whole.root.with_name("once") / OUT)) or (
                 not (whole.root / OUT).exists() and content(before) in aside
             ), at
