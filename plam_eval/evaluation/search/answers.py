@@ -19,12 +19,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from plam_eval import files
+from plam_eval.beside import gone
 from plam_eval.errors import DamagedFileError
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.harness.requests import Key
 from plam_eval.spec import PlateauSpec, load_spec
 
-ANSWERS, JOURNAL, PLAIN_SETTING = "answers", "study.jsonl", "plain"
+SEARCH, ANSWERS, JOURNAL, PLAIN_SETTING = "search.json", "answers", "study.jsonl", "plain"
 _FEWEST = 6
 """Images on which a setting has to differ from the best one before it is given up."""
 COLUMNS = ("task", "doc_id", "answer", "score")
@@ -93,8 +94,13 @@ class Answers:
             spec: of the merge; None for the plain model.
             number: as `Setting.number`; that of the first who gave it stays.
             rows: as `Setting.rows`.
+
+        Raises:
+            FolderError: the search's folder was deleted meanwhile.
         """
         name, folder = setting_of(spec), self._folder / ANSWERS
+        if not (self._folder / SEARCH).is_file():  # answers without their search would stand in the way of a new one
+            raise gone(self._folder)
         with files.locked(folder, _LOCK, SearchError, patience=_PATIENCE):
             known = self.of(name)
             both = rows[list(COLUMNS)]

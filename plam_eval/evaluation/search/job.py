@@ -12,7 +12,16 @@ import pandas as pd
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, changed_settings
-from plam_eval.evaluation.search.answers import ANSWERS, JOURNAL, PLAIN_SETTING, Answers, Documents, Setting, mean_gain
+from plam_eval.evaluation.search.answers import (
+    ANSWERS,
+    JOURNAL,
+    PLAIN_SETTING,
+    SEARCH,
+    Answers,
+    Documents,
+    Setting,
+    mean_gain,
+)
 from plam_eval.evaluation.search.config import SearchConfig, SearchError
 from plam_eval.evaluation.search.space import Space
 from plam_eval.evaluation.sweep.grid import Cell, Grid, grid_of
@@ -22,7 +31,7 @@ from plam_eval.provenance import read_identity
 from plam_eval.rules import RULES, SELF_SCALE, control_names
 from plam_eval.spec import PlateauSpec, load_spec
 
-SEARCH, DOCUMENTS, TRIALS, HELD_OUT = "search.json", "documents.json", "trials", "heldout"
+DOCUMENTS, TRIALS, HELD_OUT = "documents.json", "trials", "heldout"
 _REMEDY = "name another --output, or restore it from a copy"
 _DOCUMENT = {"task": str, "doc_id": int, "cluster": str, "prompt": str}
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from plam_eval.errors import DamagedFileError, OutsideError
-from plam_eval.evaluation.search.answers import Answers, Documents, is_hopeless, mean_gain, setting_of
+from plam_eval.evaluation.search.answers import SEARCH, Answers, Documents, is_hopeless, mean_gain, setting_of
 from tests.helpers.searching import Fake, space
 
 SPEC = space().spec({"start": 2, "length": 3, "model_weight": 0, "base_weight": 0})
+
+
+def begun(folder: Path) -> Answers:
+    """The answers of a folder that holds a search."""
+    folder.mkdir(exist_ok=True)
+    (folder / SEARCH).write_text("{}")
+    return Answers(folder)
 
 
 def documents(shares=(0.25, 0.5), seed=0, count=80) -> Documents:
@@ -56,7 +64,7 @@ def test_gains_are_over_plain_and_know_where_lower_is_better() -> None:
 
 
 def test_answers_are_kept_and_added_to(tmp_path) -> None:
-    answers = Answers(tmp_path)
+    answers = begun(tmp_path)
     assert answers.of(setting_of(SPEC)) is None and answers.merges() == []
     answers.add(None, -1, rows({("pope", 0): 1.0}))
     answers.add(SPEC, 3, rows({("pope", 0): 1.0, ("pope", 1): float("nan")}))
@@ -84,7 +92,7 @@ def test_answers_are_kept_and_added_to(tmp_path) -> None:
     ],
 )
 def test_a_damaged_file_is_none(tmp_path, change) -> None:
-    Answers(tmp_path).add(SPEC, 0, rows({("pope", 0): 1.0}))
+    begun(tmp_path).add(SPEC, 0, rows({("pope", 0): 1.0}))
     (file,) = (tmp_path / "answers").glob("*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(DamagedFileError):
@@ -92,7 +100,7 @@ def test_a_damaged_file_is_none(tmp_path, change) -> None:
 
 
 def test_a_link_that_leads_out_is_not_followed(tmp_path) -> None:
-    Answers(tmp_path / "one").add(SPEC, 0, rows({("pope", 0): 1.0}))
+    begun(tmp_path / "one").add(SPEC, 0, rows({("pope", 0): 1.0}))
     (file,) = (tmp_path / "one" / "answers").glob("*.json")
     (tmp_path / "two" / "answers").mkdir(parents=True)
     (tmp_path / "two" / "answers" / file.name).symlink_to(file)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from plam_eval.errors import OutsideError
-from plam_eval.evaluation.search.answers import Answers, setting_of
+from plam_eval.errors import FolderError, OutsideError
+from plam_eval.evaluation.search.answers import SEARCH, Answers, setting_of
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.evaluation.search.findings import read_search
-from plam_eval.evaluation.search.job import SEARCH, SearchJob
+from plam_eval.evaluation.search.job import SearchJob
 from plam_eval.evaluation.search.runner import held_out_left, standing_of, try_settings
 from plam_eval.evaluation.sweep.documents import split_documents
 from tests.helpers.paths import PAIR, ROOT
@@ -139,6 +140,18 @@ def test_a_full_disk_ends_it(tmp_path, monkeypatch) -> None:
         try_settings(job(tmp_path), Fake(at_call=full))
     try_settings(job(tmp_path), Fake())
     assert len(standing_of(job(tmp_path)).settings) == 9
+
+
+@pytest.mark.parametrize("call", [0, 2, 4, 9])
+def test_where_its_folder_is_deleted_the_same_search_begins_anew(tmp_path, call, whole) -> None:
+    def delete(number: int) -> None:
+        if number == call:
+            shutil.rmtree(tmp_path / "search")
+
+    with pytest.raises(FolderError, match="was deleted or moved while it was written to; the same command begins it"):
+        try_settings(job(tmp_path / "search"), Fake(at_call=delete))
+    try_settings(job(tmp_path / "search"), Fake())
+    assert outcome(tmp_path / "search", config()) == whole[0]
 
 
 def test_a_small_space_ends_before_the_budget(tmp_path) -> None:
