@@ -192,6 +192,15 @@ def test_a_log_that_has_gone_leaves_what_the_results_say(tmp_path: Path) -> None
     assert "no longer there" in made["pope", "pope_f1_score", ""].why and made["pope", "pope_f1_score", ""].first > 0
 
 
+def test_a_log_that_other_weights_have_written_meanwhile_is_none(tmp_path: Path) -> None:
+    first, second = write_pair(tmp_path, {"pope": 60})
+    pair = read_run(first), read_run(second)
+    log = second.with_name("20260101_000000_samples_pope.jsonl")
+    start, rest = log.read_text().split("\n", 1)
+    log.write_text(json.dumps(json.loads(start) | {"digest": "a" * 16}) + "\n" + rest)
+    assert "expected one for all" in by_name(stock_scores(*pair))["pope", "pope_f1_score", ""].why
+
+
 def test_a_metric_of_an_unknown_aggregation_has_its_value_and_why(tmp_path: Path) -> None:
     first, second = write_pair(tmp_path, {"gqa": 60})
     for file in (first, second):
