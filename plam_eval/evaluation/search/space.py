@@ -225,9 +225,11 @@ class Space:
         steps = [span.values() for span in self.weights.values()]
         if None in steps:
             return None
-        width = self.end - self.first
-        lengths = range(self.least, self.most + 1)
-        layers = sum(math.comb(width, n) if self.kind == "sets" else width - n + 1 for n in lengths)
+        width, layers = self.end - self.first, 0
+        subsets = math.comb(width, self.least)
+        for length in range(self.least, self.most + 1):
+            layers += subsets if self.kind == "sets" else width - length + 1
+            subsets = subsets * (width - length) // (length + 1)  # each from the one before: they have many digits
         return layers * math.prod(len(values or []) for values in steps) * len(self.modules) * len(self.rules)
 
     def to_dict(self) -> dict[str, Any]:
