@@ -28,6 +28,16 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.stem}.{_HERE}-{os.getpid()}.partial{path.suffix}")
 
 
+def is_partial(name: str, of: str) -> bool:
+    """Whether a name is one under which some process, here or elsewhere, writes what is to become another.
+
+    Args:
+        name: of a file or folder.
+        of: what it is to become, without an ending.
+    """
+    return re.fullmatch(rf"\.{re.escape(of)}\.[0-9a-f]{{6}}-\d{{1,9}}\.partial", name) is not None
+
+
 def left_behind(path: Path) -> list[Path]:
     """What lies beside `path` of processes that were killed while they wrote it, and of versions with one name for all.
 

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from plam_eval.beside import is_partial
 from plam_eval.document_sets import read_by_task
 from plam_eval.errors import DamagedFileError, quoted
 from plam_eval.files import check_writable, moved_when_whole, read_json
@@ -24,9 +25,8 @@ from plam_eval.weight_ramps import read_weights
 RECORD_KEY = "plam_eval"
 """Where our block stands in a results JSON."""
 
-_RESULTS = "_results.json"
+_RESULTS, _RUN = "_results.json", "run"
 _DATED = re.compile(r"\d{8}_\d{6}_")
-_UNFINISHED = re.compile(r"\.run\.[0-9a-f]{6}-\d+\.partial")
 _STOCK = re.compile(r"\d{8}_\d{6}_stock")
 
 
@@ -46,7 +46,7 @@ def result_files(folder: Path) -> list[Path]:
 
 def _is_of_a_kill(file: Path) -> bool:
     """Whether a file lies where `write_run` has files before they are whole."""
-    return any(_UNFINISHED.fullmatch(part) for part in file.parts)
+    return any(is_partial(part, _RUN) for part in file.parts)
 
 
 def _is_of_a_task(file: Path) -> bool:
@@ -166,7 +166,7 @@ def write_run(
     """
     from lmms_eval.loggers import EvaluationTracker
 
-    with moved_when_whole(output, "run") as hidden:
+    with moved_when_whole(output, _RUN) as hidden:
         tracker = EvaluationTracker(output_path=str(hidden))
         tracker.general_config_tracker.log_experiment_args(model_id, source, None, None, False)
         # The tracker strips documents and prompts from the samples it is given.
