@@ -120,29 +120,30 @@ class Visit:
 _VISIT: ContextVar[Visit | None] = ContextVar("plam_visit", default=None)
 
 
-def watched_generate(drain: Drain, stock: Callable[..., Any]) -> Callable[..., AsyncIterator[Any]]:
-    """`generate` of vLLM's engine client, for those that `drain` lets in.
+def watched(drain: Drain, stock: Callable[..., Any], *, has_labels: bool = True) -> Callable[..., AsyncIterator[Any]]:
+    """`generate` or `encode` of vLLM's engine client, for those that `drain` lets in.
 
     Args:
         drain: of the server.
         stock: the client's own.
+        has_labels: whether vLLM labels its answers by weights; those of `encode` it does not.
 
     Returns:
         One that raises MixedWeightsError in the place of the last part of an answer that is not of one label.
     """
 
-    async def generate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    async def answer(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         visit = _VISIT.get()
         if visit is None or visit.is_over:  # of no HTTP request, or of one before: this call alone
             visit = Visit(drain)
             visit.end()
         async with visit.asking(), contextlib.aclosing(stock(*args, **kwargs)) as outputs:
             async for output in outputs:
-                if output.finished and drain.is_labelled and visit.digest is not None:
+                if has_labels and output.finished and drain.is_labelled and visit.digest is not None:
                     check_answered_by(output, visit.digest)
                 yield output
 
-    return generate
+    return answer
 
 
 class StampedAnswers:

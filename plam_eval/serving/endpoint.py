@@ -19,7 +19,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from plam_eval.merging.report import MergeReport
 from plam_eval.serving import versions
-from plam_eval.serving.drain import Drain, StampedAnswers, watched_generate
+from plam_eval.serving.drain import Drain, StampedAnswers, watched
 from plam_eval.serving.engine import (
     WATCH_SECONDS,
     EngineBrokenError,
@@ -128,7 +128,9 @@ class MergeEndpoint:
         """
         versions.check_installed(versions.SERVING)
         self._engine, self._patience = engine_client, _patience(os.environ.get(PATIENCE))
-        engine_client.generate = watched_generate(self._drain, engine_client.generate)
+        engine_client.generate = watched(self._drain, engine_client.generate)
+        if (encode := getattr(engine_client, "encode", None)) is not None:  # pooling: no version here needs it
+            engine_client.encode = watched(self._drain, encode, has_labels=False)
         if getattr(engine_client.vllm_config.parallel_config, "worker_extension_cls", EXTENSION) == EXTENSION:
             await self._label()
         self._gate = Gate.of(os.environ, *_named_at_start(engine_client.vllm_config))

@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.outputs import CompletionOutput, WeightVersionSpan
 
-from plam_eval.serving.drain import HEADER, Drain, StampedAnswers, watched_generate
+from plam_eval.serving.drain import HEADER, Drain, StampedAnswers, watched
 from plam_eval.serving.engine import EngineBrokenError, MixedWeightsError, check_answered_by, digest_held
 
 pytestmark = pytest.mark.vllm
@@ -37,7 +37,7 @@ class Server:
         self.label = OLD
         self.steps = asyncio.Semaphore(0)
         self.closed = 0
-        self.generate = watched_generate(self.drain, self._stock)
+        self.generate = watched(self.drain, self._stock)
 
     async def _stock(self, tokens: int) -> AsyncIterator[Any]:
         drawn: list[str] = []
@@ -118,6 +118,23 @@ def test_a_merge_waits_for_the_whole_answer_and_who_comes_waits_for_the_merge(st
             server.steps.release()
         assert await late == (NEW, f"{NEW},{NEW}")
         assert server.closed == 3
+
+    run(scene)
+
+
+def test_what_has_no_labels_is_waited_for_and_not_checked() -> None:
+    async def scene(server: Server) -> None:
+        server.generate = watched(server.drain, server._stock, has_labels=False)
+        server.label = "an embedding has none"
+        early = asyncio.ensure_future(server.ask(2))
+        await settle()
+        merge = asyncio.ensure_future(server.merge())
+        await settle()
+        assert not merge.done()
+        for _ in range(2):
+            server.steps.release()
+        await merge
+        assert (await early)[0] == OLD
 
     run(scene)
 

@@ -95,6 +95,9 @@ class Engine:
     async def generate(self, *given: Any) -> Any:
         yield given
 
+    async def encode(self, *given: Any) -> Any:
+        yield given
+
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
         if method == "plam_state" and not args:  # what the label is made of
             return [{"digest": f"digest {len(self.merged)}", "broken": None}]
@@ -133,6 +136,11 @@ def start(pico: Callable[[str], PicoPair], monkeypatch: pytest.MonkeyPatch) -> I
         return TestClient(app, raise_server_exceptions=True, **settings), engine
 
     yield start
+
+
+def test_answers_and_embeddings_are_waited_for(start: Start) -> None:
+    _, engine = start()
+    assert {"generate", "encode"} <= vars(engine).keys(), "in the place of the client's own"
 
 
 # ---- who may call ----------------------------------------------------------------------------------------------------
