@@ -877,6 +877,12 @@ def _read_args(text: str) -> None:
     load_spec(None if "plateau" not in ours else str(ours.pop("plateau")), ours)
 
 
+def _read_wandb(text: str) -> None:
+    from plam_eval.evaluation.wandb import Settings
+
+    Settings.read(text)
+
+
 def _read_noise_words(text: str) -> None:
     from plam_eval.evaluation.noise.variant import Variant
 
@@ -1021,6 +1027,14 @@ READERS = (
     Reader("sweep file", (f"{_E}.sweep.config",), _read_sweep_file, _yaml("sweep.yaml", SWEEP)),
     Reader("search file", (f"{_E}.search.config",), _read_search_file, _yaml("search.yaml", SEARCH)),
     Reader("model_args", ("plam_eval.arguments",), _read_args, words=MODEL_ARGS, may_lead_out=True),
+    Reader(
+        "--wandb_args",
+        (f"{_E}.wandb",),
+        _read_wandb,
+        words=("project=plam,name=first", 'config={"a": 1},mode=offline'),
+        may_lead_out=True,
+        needs="wandb",
+    ),
     Reader(
         "--noise",
         (f"{_E}.noise.variant",),
@@ -1200,4 +1214,6 @@ READERS = (
     ),
     Reader("image", ("plam_eval.harness.single_image",), _read_images, _image),
     Reader("report", ("plam_eval.report.sources",), _read_report, _run_and_scan, share=0.3, long=True),
+    Reader("report of a sweep", ("plam_eval.report.sources",), _read_report, _sweep, share=0.1, long=True),
+    Reader("report of attend", ("plam_eval.report.sources",), _read_report, _attend, share=0.1, long=True),
 )
