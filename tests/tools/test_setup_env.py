@@ -60,6 +60,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "imports", lambda name: name not in made.broken)
         monkeypatch.setattr(module, "can_be_had", lambda wanted: wanted.split("=")[0].rstrip(">") in made.index)
         monkeypatch.setattr(module, "mend_torchvision", lambda: made.commands.append(["mend"]))
+        monkeypatch.setattr(module, "compile_packages", lambda: None)
         return made
 
     return make
