@@ -31,7 +31,7 @@ from plam_eval.serving.worker import PlateauWorker
 from plam_eval.spec import SpecError, load_spec
 from tests.helpers.engines import engine, inputs
 from tests.helpers.paths import PAIR
-from tests.helpers.served_pair import ANCESTRAL, BASE, DEMO, PAIR_PROMPTS, STARTED, SWITCHES, detailed, hf_answers
+from tests.helpers.served_pair import ANCESTRAL, BASE, DEMO, LONG, PAIR_PROMPTS, STARTED, SWITCHES, detailed, hf_answers
 
 pytestmark = pytest.mark.vllm
 
@@ -337,3 +337,42 @@ def test_a_range_longer_than_any_model_is_not_written_out(pico, monkeypatch):
     except ValueError as error:  # of the spec itself
         faults = [str(error)]
     assert any("1000000000000" in fault for fault in faults)
+
+
+@pytest.mark.long
+def test_of_queued_and_preempted_requests_none_passes_for_the_wrong_weights():
+    """Round the check that nothing is unfinished, as requests of a server go on that nobody has waited for."""
+    from vllm import SamplingParams
+
+    settings = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    spec = load_spec("demo", {"base": BASE})
+    # Room for two requests at a time, and for the keys and values of little more than one.
+    small = {"max_num_seqs": 2, "max_model_len": 640, "num_gpu_blocks_override": 6}
+    with engine(PAIR / "mllm", {"plateau": "none"}, **small) as llm:
+        core = llm.llm_engine
+        scheduler = core.engine_core.engine_core.scheduler
+        label_engine(llm)
+        for number, name in enumerate(("first", "second", "queued")):
+            core.add_request(name, {"prompt": f"{number} {LONG}"}, settings)
+        done: list[Any] = []
+        waiting: dict[str, int] = {}
+        while not any(waiting.values()):
+            done += core.step()
+            assert not any(output.finished for output in done), "nothing had to give way"
+            waiting = {each.request_id.split("-")[0]: each.num_output_tokens for each in scheduler.waiting}
+        assert waiting.pop("queued") == 0
+        ((preempted, tokens),) = waiting.items()
+        outcome_of(llm.collective_rpc("plam_merge", args=(spec.to_dict(),)))
+        assert label_engine(llm) == spec.digest()
+        while core.has_unfinished_requests():
+            done += core.step()
+    ended = {output.request_id: output for output in done if output.finished}
+    check_answered_by(ended["queued"], spec.digest())
+    with pytest.raises(MixedWeightsError):
+        check_answered_by(ended["queued"], "plain")
+    for name in ("first", "second"):
+        for one in ("plain", spec.digest()):
+            with pytest.raises(MixedWeightsError, match=rf"by plain, tokens \d+ to 200 by {spec.digest()};"):
+                check_answered_by(ended[name], one)
+    with pytest.raises(MixedWeightsError, match=f"tokens 0 to {tokens} by plain"):
+        check_answered_by(ended[preempted], spec.digest())
