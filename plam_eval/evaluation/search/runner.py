@@ -112,7 +112,8 @@ def held_out_left(job: SearchJob) -> list[str] | None:
     standing = standing_of(job)
     if standing is None or standing.best is None:
         return None
-    answered = {setting_of(setting.spec) for setting in standing.settings}
+    settings = zip(standing.settings, standing.whole, strict=True)
+    answered = {setting_of(setting.spec) for setting, is_whole in settings if is_whole}
     if not answered >= {setting_of(spec) for spec in job.space.reference_settings(job.num_layers)}:
         return None
     study = Study(job.folder, job.space, job.config.options, job.settings)
@@ -134,11 +135,11 @@ def try_settings(job: SearchJob, evaluator: Evaluator, drawn: Drawn | None = Non
         What failed, by what it is, with its error.
     """
     options = job.config.options
+    table = evaluator.documents()  # of all documents, which may take longer than others wait
+    chosen_on, _ = split_documents(table, job.config.select, drawn)
+    chosen = table.assign(cluster=clusters_by_content(table)).merge(chosen_on, on=["task", "doc_id"])
     with files.locked(job.folder, _PLAN_LOCK, SearchError, patience=_SECONDS):
         job.write()
-        table = evaluator.documents()
-        chosen_on, _ = split_documents(table, job.config.select, drawn)
-        chosen = table.assign(cluster=clusters_by_content(table)).merge(chosen_on, on=["task", "doc_id"])
         job.note_documents(chosen, evaluator.directions())
     documents = read_documents(job.folder, options.rungs, options.seed)
     assert documents is not None
@@ -153,6 +154,8 @@ def try_settings(job: SearchJob, evaluator: Evaluator, drawn: Drawn | None = Non
                     break
                 search.take(trial)
             search.show(progress)
+        search.begin()  # what it begins with may have been left to a process that was killed since
+        search.show(progress)
     return search.failed
 
 

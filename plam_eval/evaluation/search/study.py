@@ -244,12 +244,18 @@ class Study:
         return True
 
     def _abandoned(self, held: contextlib.ExitStack) -> FrozenTrial | None:
-        for trial in self._running():
-            if not self._hold(trial.number, held):
-                continue
-            if self.is_whole(trial):
-                return trial
-            self.tell(trial, None)
+        for left in self._running():
+            with contextlib.ExitStack() as tried:
+                if not self._hold(left.number, tried):
+                    continue
+                trial = self.trials()[left.number]
+                if trial.state != TrialState.RUNNING:  # its process has finished it since
+                    (self._folder / RUNNING / f"{trial.number}.lock").unlink(missing_ok=True)
+                elif self.is_whole(trial):
+                    held.enter_context(tried.pop_all())
+                    return trial
+                else:
+                    self.tell(trial, None)
         return None
 
     def _proposed(self, held: contextlib.ExitStack) -> FrozenTrial | None:

@@ -9,12 +9,14 @@ import sys
 
 import pytest
 
+from plam_eval import files
 from plam_eval.errors import FolderError, OutsideError
 from plam_eval.evaluation.search.answers import SEARCH, Answers, setting_of
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.evaluation.search.findings import read_search
 from plam_eval.evaluation.search.job import SearchJob
 from plam_eval.evaluation.search.runner import held_out_left, standing_of, try_settings
+from plam_eval.evaluation.search.study import RUNNING
 from plam_eval.evaluation.sweep.documents import split_documents
 from tests.helpers.paths import PAIR, ROOT
 from tests.helpers.searching import Fake, config, job, layers_matter
@@ -152,6 +154,39 @@ def test_where_its_folder_is_deleted_the_same_search_begins_anew(tmp_path, call,
         try_settings(job(tmp_path / "search"), Fake(at_call=delete))
     try_settings(job(tmp_path / "search"), Fake())
     assert outcome(tmp_path / "search", config()) == whole[0]
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_what_a_killed_process_had_begun_is_answered_before_the_report(tmp_path, at, whole) -> None:
+    """It holds one of the settings that a search begins with, of which one rung is answered, until it is killed."""
+
+    def kill(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        try_settings(job(tmp_path), Fake(at_call=kill))
+    (begun,) = Answers(tmp_path).merges()
+    other = files.locked(tmp_path / RUNNING, f"{setting_of(begun.spec)}.lock")
+    other.__enter__()
+    try_settings(job(tmp_path), Fake(at_call=lambda number: other.__exit__(None, None, None) if number == at else None))
+    found = standing_of(job(tmp_path))
+    (place,) = (place for place, setting in enumerate(found.settings) if setting.number == begun.number)
+    assert found.whole[place] and len(found.settings) == 9
+    assert held_out_left(job(tmp_path)) is not None
+
+
+def test_a_setting_that_another_process_is_at_is_waited_for_with_the_report(tmp_path) -> None:
+    def kill(number: int) -> None:
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        try_settings(job(tmp_path), Fake(at_call=kill))
+    (begun,) = Answers(tmp_path).merges()
+    with files.locked(tmp_path / RUNNING, f"{setting_of(begun.spec)}.lock"):
+        try_settings(job(tmp_path), Fake())
+    assert held_out_left(job(tmp_path)) is None, "it may be the best one"
 
 
 def test_a_small_space_ends_before_the_budget(tmp_path) -> None:

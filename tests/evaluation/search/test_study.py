@@ -62,6 +62,17 @@ def test_a_proposal_that_another_is_at_is_not_taken(tmp_path) -> None:
             assert third is None
 
 
+def test_a_proposal_that_another_has_finished_since_is_not_taken(tmp_path, monkeypatch) -> None:
+    one, two = opened(tmp_path), opened(tmp_path)
+    with one.next(always) as first:
+        running = two._running()  # before the other has ended
+        one.tell(first, 0.5)
+    monkeypatch.setattr(two, "_running", lambda: running)
+    with two.next(lambda trials: False) as trial:
+        assert trial is None
+    assert [trial.value for trial in two.trials()] == [0.5] and not [*(tmp_path / RUNNING).iterdir()]
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "grid"])
 def test_a_kill_while_a_proposal_is_written_costs_nothing(tmp_path, sampler) -> None:
     whole = proposed(opened(tmp_path / "whole", sampler=sampler), 3)
