@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from loguru import logger
 from tqdm import tqdm
 
 from plam_eval import files
+from plam_eval.arguments import read_whole_number
 from plam_eval.errors import PlamError
 from plam_eval.evaluation.sweep import runner
 from plam_eval.evaluation.sweep.config import SweepConfig, SweepError, split_arguments
@@ -40,6 +41,8 @@ _MARK = ".ray-"
 TRIES = 3
 """Workers that a cell may be lost with before it is given up: a node that is taken away is not the cell's fault, and a
 cell for which memory does not suffice ends every worker that it meets."""
+_NODE_DIED = "its node has died"
+"""In Ray's words on why a worker is gone."""
 _LOOK = 5.0
 """Seconds after which the cluster is looked at again while nothing happens."""
 PATIENCE = JOINING = 60.0
@@ -110,7 +113,7 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
 
     job = job.remembering(runner.check_tasks(job.config).drawn)
     arguments, _ = split_arguments(job.config.model_args)
-    each = int(arguments.get("tensor_parallel_size", 1))
+    each = _gpus_of_a_worker(arguments)
     environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
     own = not ray.is_initialized()
     if own:
@@ -136,6 +139,17 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
     finally:
         if own:
             ray.shutdown()
+
+
+def _gpus_of_a_worker(arguments: Mapping[str, Any]) -> int:
+    """`tensor_parallel_size` of `model_args`. Raises SweepError where it is no number of GPUs."""
+    given = arguments.get("tensor_parallel_size", 1)
+    try:
+        if number := read_whole_number(given, 1024, "a number of GPUs"):
+            return number
+        raise ValueError("found 0, expected 1 or more")
+    except ValueError as error:
+        raise SweepError(f"model_args: tensor_parallel_size: {error}") from error
 
 
 def _share_out(ray: Any, workers: int | None, each: int, patience: float) -> tuple[Resources, int]:
@@ -220,7 +234,7 @@ class Schedule:
                 _remove_partial(self._job.folder, cell.name, attempt)
         with tqdm(total=total, desc=f"sweep on {min(count, total)} worker(s)", unit="cell") as progress:
             while len(self._done) < total:
-                self._labels |= {node["NodeID"]: label(node) for node in self._ray.nodes()}
+                self._look_at_nodes()
                 self._hand_out(count)
                 ended, _ = self._ray.wait(list(self._busy), num_returns=1, timeout=min(_LOOK, PATIENCE))
                 if ended or any(member.cell for member in self._busy.values()):
@@ -232,6 +246,13 @@ class Schedule:
                 progress.update(len(self._done) - progress.n)
         return self._done
 
+    def _look_at_nodes(self) -> None:
+        """Note what nodes are called, and leave free workers whose node is gone."""
+        nodes = self._ray.nodes()
+        self._labels |= {node["NodeID"]: label(node) for node in nodes}
+        gone = {node["NodeID"] for node in nodes if not node["Alive"]}
+        self._idle = [member for member in self._idle if member.node not in gone]
+
     def _hand_out(self, count: int) -> None:
         """Give waiting cells to free workers, and start workers for those that are left over."""
         while self._waiting and self._idle:
@@ -239,15 +260,12 @@ class Schedule:
             member.cell = cell = self._waiting.popleft()
             self._busy[member.actor.run.remote(cell.to_dict(), self._lost[cell.name])] = member
         loading = sum(member.cell is None for member in self._busy.values())
-        taken = len(self._busy) + len(self._idle) + self._left_out()
+        taken = len(self._busy) + len(self._idle) + sum(map(len, self._unfit.values()))
         for _ in range(min(len(self._waiting) - loading, count - taken)):
             member = _Member(self._actor.remote(self._needs))
             self._busy[member.actor.load.remote()] = member
         if not self._busy:
             raise SweepError(*self._unfit, origin="no worker could load the model, or none is left that could")
-
-    def _left_out(self) -> int:
-        return sum(map(len, self._unfit.values()))
 
     def _take(self, reference: Any, member: _Member) -> None:
         """What came of a worker's job."""
@@ -286,9 +304,11 @@ class Schedule:
             self._ray.kill(member.actor)  # one that only cannot be reached any more
         where, reason, cell = self._where(member), _cause(error), member.cell
         if cell is None:
+            if _NODE_DIED in reason:  # no sign of a model that cannot load
+                self._check_room()
+                return
             self._lost_loading += 1
             if self._lost_loading >= TRIES:
-                self._check_room()  # they may have died with the last node
                 self._leave_out(member, f"{self._lost_loading} workers in a row died while they loaded: {reason}")
             return
         self._lost[cell.name] += 1
@@ -304,7 +324,9 @@ class Schedule:
     def _check_room(self) -> None:
         """Raises SweepError where no living node has room for a worker, apart from those that are left out."""
         nodes = self._ray.nodes()
-        if sum(map(self._resources.fit_on, nodes)) > self._left_out():
+        alive = {node["NodeID"] for node in nodes if node["Alive"]}
+        left_out = sum(member.node in alive for members in self._unfit.values() for member in members)
+        if sum(map(self._resources.fit_on, nodes)) > left_out:
             return  # others use it, or a worker is still loading there
         gone = sorted({label(node) for node in nodes if not node["Alive"]})
         raise SweepError(

@@ -293,16 +293,48 @@ def test_nodes_that_are_lost_cost_no_cell(cluster, add_node, one_process, in_sui
     check_equal(folder, one_process)
 
 
+NODE_DIED = RuntimeError("The actor died because its node has died. Node Id: ab.")
+
+
+def schedule_on(folder: Path, *nodes: dict[str, Any]) -> Any:
+    """A schedule on nodes that are only told of."""
+    ray, planned = SimpleNamespace(kill=lambda actor: None, nodes=lambda: [*nodes]), job(folder)
+    return ray_workers.Schedule(ray, None, planned, Needs.of(planned, "mark"), Resources(0, 1))
+
+
 def test_workers_that_die_while_they_load_with_the_last_node_are_lost_with_it(in_suite, tmp_path):
-    """Each is started on the node that is going down, and the third of them is no sign of a model that cannot load."""
-    planned = job(tmp_path / "sweep")
-    ray = SimpleNamespace(kill=lambda actor: None, nodes=lambda: [node("second", 1, alive=False)])
-    schedule = ray_workers.Schedule(ray, None, planned, Needs.of(planned, "mark"), Resources(0, 1))
-    loading = ray_workers._Member(None)
-    for _ in range(ray_workers.TRIES - 1):
-        schedule._lose(loading, RuntimeError("The actor died because its node has died."))
+    schedule = schedule_on(tmp_path / "sweep", node("second", 1, alive=False))
     with pytest.raises(SweepError, match=r"no node is left that has room .*lost: node second"):
-        schedule._lose(loading, RuntimeError("The actor died because its node has died."))
+        schedule._lose(ray_workers._Member(None), NODE_DIED)
+
+
+def test_workers_that_die_while_they_load_with_a_node_are_no_sign_of_a_model_that_cannot_load(in_suite, tmp_path):
+    schedule = schedule_on(tmp_path / "sweep", node("first", 2), node("second", 8, alive=False))
+    for _ in range(8):
+        schedule._lose(ray_workers._Member(None), NODE_DIED)
+    assert not schedule._unfit, "eight may load in their place"
+    for _ in range(ray_workers.TRIES):
+        schedule._lose(ray_workers._Member(None), RuntimeError("The actor died because of a lack of memory."))
+    assert len(schedule._unfit) == 1
+    schedule._check_room()  # what died takes no room on the node that is left
+
+
+def test_free_workers_of_a_node_that_is_gone_are_given_no_cell(in_suite, tmp_path):
+    schedule = schedule_on(tmp_path / "sweep", node("first", 1), node("second", 1, alive=False))
+    kept, lost = (ray_workers._Member(None, node=one["NodeID"]) for one in schedule._ray.nodes())
+    schedule._idle = [lost, kept, lost]
+    schedule._look_at_nodes()
+    assert schedule._idle == [kept]
+
+
+@pytest.mark.parametrize("given", ["two", "0", "-1", "1.5"])
+def test_a_tensor_parallel_size_that_is_no_number_is_told(in_suite, tmp_path, given):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    planned = job(tmp_path / "sweep")
+    config = planned.config
+    config = config.model_copy(update={"model_args": f"{config.model_args},tensor_parallel_size={given}"})
+    with pytest.raises(SweepError, match=f"tensor_parallel_size: found .?{given}.*, expected"):
+        ray_workers.run(replace(planned, config=config))
 
 
 @pytest.mark.slow
