@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from vllm.exceptions import VLLMClientError
@@ -150,23 +150,41 @@ def outcome_of(results: list[dict[str, Any]]) -> MergeReport | None:
     return MergeReport.from_dict(report) if report else None
 
 
-def _while_alive(engine: Any, call: Callable[[], Any]) -> Any:
-    """What `call` gives; EngineDeadError when the engine's process dies meanwhile, which vLLM would never tell."""
+def _while_alive(engine: Any, *calls: Callable[[], Any]) -> Any:
+    """What the last of `calls` gives, one after the other; EngineDeadError when the engine's process dies meanwhile,
+    which vLLM would never tell. Ctrl-C ends the call that runs, and begins no other.
+    """
     resources = getattr(engine.engine_core, "resources", None)
     if resources is None:  # the engine runs in this process
-        return call()
+        return [call() for call in calls][-1]
     outcome: futures.Future[Any] = futures.Future()
+    stopped = Event()
 
     def run() -> None:
+        result = None
         try:
-            outcome.set_result(call())
+            for call in calls:
+                if stopped.is_set():
+                    raise EngineError("stopped")
+                result = call()
+            outcome.set_result(result)
         except BaseException as error:
             outcome.set_exception(error)
 
-    Thread(target=run, daemon=True).start()
-    while not futures.wait([outcome], timeout=WATCH_SECONDS).done:
-        if resources.engine_dead:
-            raise EngineDeadError()
+    def wait() -> None:
+        while not futures.wait([outcome], timeout=WATCH_SECONDS).done:
+            if resources.engine_dead:
+                raise EngineDeadError()
+
+    thread = Thread(target=run, daemon=True)
+    try:
+        thread.start()
+        wait()
+    except KeyboardInterrupt:
+        stopped.set()
+        if thread.ident is not None:
+            wait()  # what is asked of the engine next is asked of the weights that it ends with
+        raise
     return outcome.result()
 
 
@@ -198,14 +216,16 @@ def merge_engine(
         raise EngineError("the engine has unfinished requests; collect their answers before another merge")
     content = spec.to_dict() if spec is not None else None
 
-    def merge() -> list[dict[str, Any]]:
+    def drop_caches() -> None:
         # Before the merge, when a refusal costs nothing: cached keys and values are those of the old weights.
         if not engine.reset_prefix_cache(reset_running_requests=False, reset_connector=True):
             raise EngineError("vLLM could not reset its prefix cache, so its weights were left as they are")
         engine.reset_encoder_cache()
+
+    def merge() -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = llm.collective_rpc("plam_merge", args=(content, files))
         return results
 
-    report = outcome_of(_while_alive(engine, merge))
+    report = outcome_of(_while_alive(engine, drop_caches, merge))
     label_engine(llm)
     return report

@@ -122,6 +122,22 @@ def test_a_merge_waits_for_the_whole_answer_and_who_comes_waits_for_the_merge(st
     run(scene)
 
 
+def test_each_part_that_says_what_gave_it_is_checked() -> None:
+    """Of several answers to one prompt vLLM ends the request with the last of them."""
+
+    async def parts() -> AsyncIterator[Any]:
+        first, last = part([NEW]), part([OLD])
+        first.finished = False
+        yield first
+        yield last
+
+    async def scene(server: Server) -> None:
+        with pytest.raises(MixedWeightsError, match=f"tokens 0 to 1 by {NEW}; expected all by {OLD}"):
+            _ = [output async for output in watched(server.drain, parts)()]
+
+    run(scene)
+
+
 def test_what_has_no_labels_is_waited_for_and_not_checked() -> None:
     async def scene(server: Server) -> None:
         server.generate = watched(server.drain, server._stock, has_labels=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -46,3 +48,23 @@ def test_a_merge_from_python_ends_when_the_engine_dies(monkeypatch):
     assert engine_module._while_alive(engine, lambda: 3) == 3
     with pytest.raises(KeyError, match="from the call"):
         engine_module._while_alive(engine, lambda: dict[str, int]()["from the call"])
+
+
+@pytest.mark.parametrize("at", ["caches", "merge"])
+def test_ctrl_c_leaves_no_merge_that_begins_after_it(monkeypatch, at):
+    """Whoever asks next what the engine holds is told what it goes on with."""
+    monkeypatch.setattr(engine_module, "WATCH_SECONDS", 0.02)
+    engine = SimpleNamespace(engine_core=SimpleNamespace(resources=SimpleNamespace(engine_dead=False)))
+    ended: list[str] = []
+
+    def step(name: str) -> None:
+        if name == at:
+            signal.raise_signal(signal.SIGINT)  # the main thread handles it
+            time.sleep(0.1)
+        ended.append(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        engine_module._while_alive(engine, lambda: step("caches"), lambda: step("merge"))
+    assert ended == (["caches"] if at == "caches" else ["caches", "merge"])
+    time.sleep(0.1)
+    assert len(ended) == (1 if at == "caches" else 2)
