@@ -387,7 +387,7 @@ def locked(folder: Path, name: str, error: type[Exception] = FolderError, *, pat
         error: what is raised when another process holds it, or the file is a link.
         patience: seconds that are waited for it; below 0 as long as it takes.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
@@ -400,7 +400,10 @@ def locked(folder: Path, name: str, error: type[Exception] = FolderError, *, pat
             raise Timeout(str(file))
         lock.acquire(timeout=patience)
     except Timeout:
-        raise error(f"{folder}: another process is at work in it; wait for it, or stop it") from None
+        told = f"{folder}: another process is at work in it; wait for it, or stop it"
+        if isinstance(lock, SoftFileLock):  # which stays where its machine is gone
+            told += f". This file system has no locks, so {file.name} stands for one: if no process is there, delete it"
+        raise error(told) from None
     _HELD.add(own)
     try:
         yield

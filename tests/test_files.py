@@ -223,6 +223,20 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_where_the_system_has_no_locks_the_message_names_the_file_that_stands_for_one(tmp_path, monkeypatch):
+    import fcntl
+
+    def flock(*given: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locked(tmp_path, "x.lock"):
+        pass
+    (tmp_path / "x.lock").write_text("1\nanother machine\n")
+    with pytest.raises(FolderError, match=r"no locks, so x\.lock stands for one"), locked(tmp_path, "x.lock"):
+        pass
+
+
 def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     def full(path: Path) -> None:
         path.touch()
