@@ -9,8 +9,10 @@ middle of a write, of which half is written then.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import ctypes
 import errno
+import fcntl
 import io
 import itertools
 import json
@@ -243,20 +245,29 @@ def _child(act: Action, root: Path, fault: Fault, limit: int | None, files: tupl
     os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
     _own_progress_bars()
-    for number, name in ((1, files[0]), (2, files[1])):
-        descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, number)
+    printed = [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in files[:2]]
+    # A limit on files is one on these, too: what is printed waits in pipes until it is lifted.
+    pipes = [os.pipe() for _ in printed] if limit is not None else []
+    for number, file in enumerate([end for _, end in pipes] or printed, 1):
+        os.dup2(file, number)
     sys.stdout, sys.stderr = _stock_open(1, "w", closefd=False), _stock_open(2, "w", closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if limit is not None:
+        for _, end in pipes:
+            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 1 << 20)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     with _watching(root, fault) as watch:
         status = _status(act, root)
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        for number, ((end, _), file) in enumerate(zip(pipes, printed, strict=True), 1):
+            os.dup2(file, number)
+            os.set_blocking(end, False)
+            with contextlib.suppress(BlockingIOError):
+                os.write(file, os.read(end, 1 << 20))
     with _stock_open(files[2], "w") as file:
         json.dump([status, watch.steps], file)
     os._exit(0)
