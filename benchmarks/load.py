@@ -14,9 +14,13 @@ own, the ways take turns, and the files are in the page cache:
                MLLM's decoder as a language model of the base's kind; neither making that copy nor putting its merged
                tensors back into a LLaVA checkpoint is counted.
 
+transformers maps a file, whose bytes come into the process only once somebody reads them. So each way ends with a value
+read from every page of every parameter, which is timed with it: all end with a model that is in memory.
+
 Seconds leave out imports, but those of mergekit's process, which are told beside it. `peak` is the most resident memory
 of the whole process, mapped files included; `written` what it hands to the system to write. `inexact` is the share of
-the merged elements that are another bfloat16 than the one nearest to the exact rational weighted sum.
+the merged elements that are another bfloat16 than the one nearest to the exact rational weighted sum; it does not vary,
+and is counted in the first round alone.
 
 Prints a Markdown table. `--mergekit PYTHON` names an environment's Python, `--make FOLDER` creates one there by pip;
 where it cannot be had, the table says so.
@@ -26,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import shutil
 import subprocess
@@ -43,7 +48,7 @@ import measured
 from serving import write_pair
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 WEIGHTS = Fraction(9, 10), Fraction(3, 10)
 WAYS = ("read", "plain", "merged", "in memory", "mergekit")
@@ -112,6 +117,25 @@ def inexact(pair: Path, layers: range, merged: Callable[[tuple[int, str]], Tenso
     return {"elements": count, "inexact": off}
 
 
+def touch(model: nn.Module) -> int:
+    """Read one value of every page that the model's parameters lie in, so that the system has to bring all of them.
+
+    Args:
+        model: as it was loaded; what it was mapped from is in the page cache or on disk.
+
+    Returns:
+        How many values were read.
+    """
+    read = 0
+    for value in model.parameters():
+        flat = value.detach().flatten()
+        if len(flat):
+            pages = flat[:: max(1, mmap.PAGESIZE // flat.element_size())]
+            (pages.sum() + flat[-1]).item()  # a tensor need not begin where a page does: its last page, too
+            read += len(pages) + 1
+    return read
+
+
 # ---- one way, in a process of its own --------------------------------------------------------------------------------
 
 
@@ -150,9 +174,12 @@ def one(way: str, pair: Path, output: Path, layers: range, look: bool) -> dict[s
         AutoProcessor.from_pretrained(mllm).save_pretrained(output)
         del model, other, theirs
         model = AutoModelForImageTextToText.from_pretrained(output, dtype="auto")
+    merged = time.perf_counter()
+    touch(model)
     ended = time.perf_counter()
     assert model.dtype == torch.bfloat16
-    result: dict[str, Any] = {"seconds": ended - started, "load": loaded - started, "merge": ended - loaded}
+    result: dict[str, Any] = {"seconds": ended - started, "load": loaded - started, "merge": merged - loaded}
+    result["touch"] = ended - merged
     result |= {"peak": measured.memory_of("VmHWM"), "written": measured.written_by() - written}
     if look and way != "plain":
         own = {decoder_tensor(name): value.detach() for name, value in model.named_parameters()}
@@ -296,7 +323,7 @@ def rows_of(found: dict[str, list[dict[str, Any]]], sizes: dict[str, int], rates
     """
     ways = {way: [each["seconds"] for each in rounds] for way, rounds in found.items()}
     plain = measured.spread(ways["plain"])["median"]
-    merging = 3 * sizes["merged"] / rates["memory"]
+    merging = sizes["merged"] / rates["read"] + 2 * sizes["merged"] / rates["memory"]
 
     def more(way: str) -> dict[str, object]:
         rounds = found[way]
@@ -307,14 +334,13 @@ def rows_of(found: dict[str, list[dict[str, Any]]], sizes: dict[str, int], rates
             "inexact_in_A": f"{looked['inexact'] / looked['elements']:.3%}" if looked else "",
         }
 
-    both = (sizes["mllm"] + sizes["base"]) / rates["read"]
     rows = [
         measured.row(
             "load the MLLM plain",
             ("plain", ways["plain"]),
             ("its file read", ways["read"]),
-            ideal=1.0,
-            ideal_is="the bytes of its file, read once from the page cache",
+            ideal=None,
+            ideal_is="mapped pages need not be copied; B copies every byte out of the page cache once",
             **more("plain"),
         ),
         measured.row(
@@ -322,15 +348,16 @@ def rows_of(found: dict[str, list[dict[str, Any]]], sizes: dict[str, int], rates
             ("merged", ways["merged"]),
             ("plain", ways["plain"]),
             ideal=1 + merging / plain,
-            ideal_is="a plain load, and two operands in and one result out at the rate of memory",
+            ideal_is="a plain load; the base's operand read from the page cache, the MLLM's in and the result out at "
+            "the rate of memory",
             **more("merged"),
         ),
         measured.row(
             "merge both in memory, save, load again",
             ("in memory", ways["in memory"]),
             ("merged", ways["merged"]),
-            ideal=(2 * plain + sizes["base"] / rates["read"] + sizes["mllm"] / rates["write"]) / (plain + merging),
-            ideal_is="A: two plain loads, the base read, a checkpoint handed to the system; B: as above",
+            ideal=(2 * plain + merging + sizes["mllm"] / rates["write"]) / (plain + merging),
+            ideal_is="A: two plain loads, the operands and the result, a checkpoint handed to the system; B: as above",
             **more("in memory"),
         ),
     ]
@@ -342,8 +369,10 @@ def rows_of(found: dict[str, list[dict[str, Any]]], sizes: dict[str, int], rates
                 f"mergekit, then a plain load ({imports:.1f} s of it mergekit's imports)",
                 ("mergekit", whole),
                 ("merged", ways["merged"]),
-                ideal=(plain + both + sizes["base"] / rates["write"]) / (plain + merging),
-                ideal_is="A: both read, a checkpoint handed to the system, a plain load; B: as above",
+                ideal=(plain + merging + sizes["base"] / rates["read"] + sizes["base"] / rates["write"])
+                / (plain + merging),
+                ideal_is="A: the decoder read, the operands and the result, a checkpoint handed to the system, a plain "
+                "load; B: as above",
                 **more("mergekit"),
             )
         )
@@ -356,7 +385,8 @@ def shown(rows: list[Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         ratio = "{median:.2f} ({least:.2f} to {most:.2f})".format(**row["ratio"])
-        figures = f"{row['A']['median']:.2f} | {row['B']['median']:.2f} | {ratio} | {row['ideal']:.2f}"
+        ideal = "none" if row["ideal"] is None else f"{row['ideal']:.2f}"
+        figures = f"{row['A']['median']:.2f} | {row['B']['median']:.2f} | {ratio} | {ideal}"
         yield f"| {row['what']} | {figures} | {' | '.join(str(value) for value in row['more'].values())} |"
 
 
