@@ -23,10 +23,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
 Way = tuple[str, Sequence[float]]
+Figure = TypeVar("Figure")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -87,14 +88,14 @@ def write_rows(file: Path | None, rows: Sequence[Row], setting: str, **raw: obje
         file.write_text(json.dumps({"setting": setting, "rows": [*rows], "raw": raw}, indent=1, default=str) + "\n")
 
 
-def in_turn(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turn(ways: Mapping[str, Callable[[], Figure]], rounds: int) -> dict[str, list[Figure]]:
     """The figures of all ways, which take turns; each round begins with another.
 
     Args:
         ways: by name, what measures one.
         rounds: so many.
     """
-    figures: dict[str, list[float]] = {name: [] for name in ways}
+    figures: dict[str, list[Figure]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(rounds):
         first = number % len(names)
