@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -114,10 +115,8 @@ def main() -> None:
         threads = answer()[-1]
         once(0)  # whatever the first time costs
         numbers = [0, *options.busy]
-        found: dict[int, list[tuple[float, ...]]] = {number: [] for number in numbers}
-        for _ in range(options.repeats):
-            for number in numbers:
-                found[number].append(once(number))
+        turns = measured.in_turn({str(number): partial(once, number) for number in numbers}, options.repeats)
+        found = {int(number): rounds for number, rounds in turns.items()}
         asked.close()
         work.wait()
     rows, cores = [], os.cpu_count() or 1

@@ -1,7 +1,8 @@
 """What each merge rule costs, side by side in one run: `python benchmarks/rules.py`.
 
 One tensor of random weights, WIDTH x WIDTH, goes through `merge_tensor`, as in every merge: operands to working
-precision, the rule, its checks, one rounding. The rules take turns, and the smallest time of each stands.
+precision, the rule, its checks, one rounding. The rules take turns after a round that is not counted; the smallest time
+of each stands in the table, all rounds in `--json`.
 
 - `float32`, `bfloat16`: CPU seconds where the checkpoints are stored so; `times`: over those of `weighted_sum`.
 - `--memory` measures instead what a rule needs at its peak beside the stored tensors, in tensors of its working
@@ -17,6 +18,7 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import measured
@@ -28,8 +30,6 @@ from plam_eval.rules import RULES, WEIGHTED_SUM
 from plam_eval.spec import PlateauSpec, load_spec
 
 KEY = (0, "self_attn.q_proj.weight")
-ENOUGH = 1.0
-"""CPU seconds after which a rule is not repeated again."""
 AT_ONCE = "MALLOC_MMAP_THRESHOLD_"
 """Variable of glibc: from so many bytes on, memory that is freed goes back to the system."""
 
@@ -74,23 +74,23 @@ def merge(rule: str, sides: list[Tensor], out: Tensor, buffers: Buffers) -> None
 
 
 def seconds(rules: list[str], width: int, dtype: torch.dtype, repeats: int) -> dict[str, list[float]]:
-    """The CPU times of each rule, fewer of a slow one.
+    """The CPU times of each rule.
 
     Args:
         rules: their names.
         width: rows and columns of the tensor.
         dtype: as the checkpoints are stored.
-        repeats: of each, at most.
+        repeats: of each.
     """
-    sides, buffers, times = stored(width, dtype), Buffers(), {rule: list[float]() for rule in rules}
+    sides, buffers = stored(width, dtype), Buffers()
     out = torch.empty_like(sides[0])
-    for _ in range(repeats + 1):
-        for rule, taken in times.items():
-            if sum(taken) < ENOUGH:
-                started = time.process_time()
-                merge(rule, sides, out, buffers)
-                taken.append(time.process_time() - started)
-    return {rule: taken[1:] or taken for rule, taken in times.items()}
+
+    def timed(rule: str) -> float:
+        return measured.clock(lambda: merge(rule, sides, out, buffers), time.process_time)
+
+    ways = {rule: partial(timed, rule) for rule in rules}
+    measured.in_turn(ways, 1)  # buffers are taken, and libraries read, before anything counts
+    return measured.in_turn(ways, repeats)
 
 
 def peak(rule: str, width: int) -> float:
@@ -132,7 +132,7 @@ def show_seconds(rules: list[str], width: int, repeats: int, file: Path | None =
     Args:
         rules: their names.
         width: rows and columns of the tensor.
-        repeats: of each, at most.
+        repeats: of each.
         file: where the figures go as JSON.
     """
     print(f"{width} x {width}, {torch.get_num_threads()} thread(s)\n")
@@ -145,14 +145,9 @@ def show_seconds(rules: list[str], width: int, repeats: int, file: Path | None =
     told = []
     for rule in rules:
         if rule != WEIGHTED_SUM:
-            pairs = [*zip(rounds[1][rule], rounds[1][WEIGHTED_SUM], strict=False)]
-            own, other = map(list, zip(*pairs, strict=True))
+            ways = (rule, rounds[1][rule]), (WEIGHTED_SUM, rounds[1][WEIGHTED_SUM])
             why = "each rule computes something else; none is asked to cost what a sum does"
-            told.append(
-                measured.row(
-                    f"rule `{rule}`", (rule, own), (WEIGHTED_SUM, other), ideal=None, ideal_is=why, rounds=len(own)
-                )
-            )
+            told.append(measured.row(f"rule `{rule}`", *ways, ideal=None, ideal_is=why))
     setting = f"one tensor of {width} x {width}, bfloat16, {torch.get_num_threads()} thread(s); CPU seconds"
     measured.write_rows(file, told, setting, float32=rounds[0], bfloat16=rounds[1])
 

@@ -1,6 +1,6 @@
 """All cut layers at once against one masked generation per cut: `python benchmarks/scan.py`.
 
-A random model in LLaVA format answers the same prompts both ways, in one process, alternating:
+A random model in LLaVA format answers the same prompts both ways, in one process, in turn:
 
 - `separate`  for every cut c = 0..L, `mask_vision(model, c)` and a whole `model.generate`, as a user would call it
 - `scan`      one `generate_all_cuts`
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,14 +218,16 @@ def main() -> None:
     separate(model, inputs, 2, range(1))
     table, rows, equal = [], [], True
     for new in arguments.new_tokens:
-        times: dict[str, list[float]] = {"separate": [], "scan": []}
-        for _ in range(arguments.repeats):
-            took, expected = seconds(arguments.device, separate, model, inputs, new, cuts)
-            times["separate"].append(took)
-            took, scanned = seconds(arguments.device, scan, model, inputs, new)
-            times["scan"].append(took)
-            same = (scanned.tokens == expected).all(-1).float().mean().item()
-            equal &= same == 1.0
+        timed: dict[str, Callable[[], tuple[float, Any]]] = {
+            "separate": partial(seconds, arguments.device, separate, model, inputs, new, cuts),
+            "scan": partial(seconds, arguments.device, scan, model, inputs, new),
+        }
+        found = measured.in_turn(timed, arguments.repeats)
+        times = {way: [took for took, _ in rounds] for way, rounds in found.items()}
+        answers = [(one, all_at_once.tokens) for (_, one), (_, all_at_once) in zip(*found.values(), strict=True)]
+        same = min((tokens == expected).all(-1).float().mean().item() for expected, tokens in answers)
+        equal &= same == 1.0
+        expected = answers[-1][0]
         alone, together = (statistics.median(times[way]) for way in ("separate", "scan"))
         best = ideal(arguments.layers, length, after, new)
         peaks = {way: peak(way, new) for way in ("separate", "scan")}

@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +183,24 @@ def suite(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
     answers = {}
     for model, batch in models.values():
         run_evaluation(model, "plam9", limit=4, batch_size=batch)  # the first calls set caches up
+
+    def evaluated(name: str) -> float:
+        model, batch = models[name]
+        began = time.perf_counter()
+        finished = run_evaluation(model, "plam9", batch_size=batch)
+        assert finished is not None
+        taken = time.perf_counter() - began
+        answers[name] = [
+            (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
+        ]
+        return taken
+
+    turns = measured.in_turn({name: partial(evaluated, name) for name in models}, arguments.rounds)
     found: dict[str, Any] = {
-        name: {"rounds": list[float](), "batch_size": batch} for name, (_, batch) in models.items()
+        name: {"rounds": turns[name], "batch_size": batch, "documents": len(answers[name])}
+        for name, (_, batch) in models.items()
     }
-    for _ in range(arguments.rounds):
-        for name, (model, batch) in models.items():
-            began = time.perf_counter()
-            finished = run_evaluation(model, "plam9", batch_size=batch)
-            assert finished is not None
-            found[name]["rounds"].append(time.perf_counter() - began)
-            answers[name] = [
-                (task, row["doc_id"], row["filtered_resps"]) for task, rows in finished.samples.items() for row in rows
-            ]
-            found[name]["documents"] = len(answers[name])
-    one, other = answers.values()
+    one, other = (answers[name] for name in models)
     found["answers that differ"] = sum(a != b for a, b in zip(one, other, strict=True))
     return found
 
@@ -331,11 +336,14 @@ def compare_starts(
         arguments: of the command line.
         large: folder of the pair.
     """
-    runs: dict[str, list[dict[str, Any]]] = {"plain": [], "merged": []}
     child("start", merged, separate=False)  # reads every file once
-    for _ in range(arguments.repeats):
-        for name, settings in (("plain", plain), ("merged", merged)):
-            runs[name].append(child("start", settings, separate=False))
+    runs = measured.in_turn(
+        {
+            name: partial(child, "start", settings, separate=False)
+            for name, settings in (("plain", plain), ("merged", merged))
+        },
+        arguments.repeats,
+    )
     median = {
         name: {key: statistics.median(run[key] for run in repeated) for key in repeated[0]}
         for name, repeated in runs.items()

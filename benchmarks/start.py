@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import measured
@@ -116,12 +118,22 @@ def main() -> None:
     mistake = ("sweep", "--model", "plam_lava", "--model_args", "pretrained=x", "--tasks", "pope", "--output", "x")
     with tempfile.TemporaryDirectory() as scratch:
         write_hub(Path(scratch, "suite"), documents_per_task=options.documents)
-        for number in range(options.repeats):
-            os.environ["HF_DATASETS_CACHE"] = str(Path(scratch, f"cache{number}"))  # a first time again
-            figures = [*numbers(INDEX), *numbers(TASKS, Path(scratch, "suite")), spent(*mistake), spent("--help")]
-            names = ("stock", "fast", "parsed", "first", "kept", "anew", "mistake", "help")
-            for name, figure in zip(names, figures, strict=True):
-                found[name].append(figure)
+        caches = count()
+
+        def tasks() -> list[float]:
+            os.environ["HF_DATASETS_CACHE"] = str(Path(scratch, f"cache{next(caches)}"))  # a first time again
+            return numbers(TASKS, Path(scratch, "suite"))
+
+        ways: dict[tuple[str, ...], Callable[[], list[float]]] = {
+            ("stock", "fast", "parsed"): lambda: numbers(INDEX),
+            ("first", "kept", "anew"): tasks,
+            ("mistake",): lambda: [spent(*mistake)],
+            ("help",): lambda: [spent("--help")],
+        }
+        turns = measured.in_turn({" ".join(names): way for names, way in ways.items()}, options.repeats)
+        for names, rounds in turns.items():
+            for name, figures in zip(names.split(), zip(*rounds, strict=True), strict=True):
+                found[name] = [*figures]
     print("| | CPU seconds |\n|---|---|")
     for name, label in LABELS.items():
         print(f"| {label} | {measured.spread(found[name])['median']:.2f} |")

@@ -1,6 +1,7 @@
 """A sweep on one resident model against one `lmms-eval` call per setting: `python benchmarks/sweep.py`.
 
-On the embedded pair and the offline suite, for each number of documents per task, in this order:
+On the embedded pair and the offline suite, for each number of documents per task, in turn, each round
+beginning with another of these:
 
 - `plam sweep`   one call: every setting re-merged in place (HF), plain and controls among them
 - `together`     the same with `--together` for all settings: each document answered for all of them at once
@@ -25,6 +26,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,45 +64,73 @@ def timed(words: list[str], suite: Path, log: Path) -> float:
     return time.perf_counter() - started
 
 
-def measure(suite: Path, folder: Path, documents: int, workers: int | None, grid: list[str]) -> dict[str, Any]:
-    """All ways at one number of documents per task.
+def measure(
+    suite: Path, folder: Path, documents: int, workers: int | None, grid: list[str], repeats: int
+) -> list[dict[str, Any]]:
+    """All ways at one number of documents per task, in every round.
 
     Args:
         suite: folder of the offline suite.
-        folder: for results, a new one.
+        folder: for results; what lies there is lost.
         documents: of each task.
         workers: of Ray; None leaves that way out.
         grid: options that say which settings there are.
+        repeats: so many rounds.
     """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     log = folder / "log.txt"
     common = ["--tasks", "plam9", "--limit", str(documents)]
     words = ["plam", "sweep", "--model", "plam_llava", "--model_args", ARGUMENTS, *common, *grid]
     ways: dict[str, list[str]] = {"plam sweep": [], "together": ["--together", "99"]}
     if workers:
         ways[f"on Ray ({workers})"] = ["--ray", "--workers", str(workers)]
-    seconds = {way: timed([*words, *more, "--output", str(folder / way)], suite, log) for way, more in ways.items()}
-    cells = sorted(path.name for path in (folder / "plam sweep" / CELLS).iterdir())
-    merging, answering, apart, differ, compared = 0.0, 0.0, 0.0, 0, 0
-    for name in cells:
-        resident = finished(folder / "plam sweep", name)
-        record = read_cell(folder / "plam sweep", name)
-        assert record is not None
-        merging += record["seconds"]["merge"]
-        answering += record["seconds"]["evaluate"]
-        output = folder / "apart" / name
-        model_args = resident.results["config"]["model_args"]
-        call = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, *common]
-        apart += timed([*call, "--batch_size", "1", "--log_samples", "--output_path", str(output)], suite, log)
-        for other in (records.read_run(output), *(finished(folder / way, name) for way in [*ways][1:])):
-            both = resident.samples.merge(other.samples, on=["task", "doc_id"], suffixes=("", "_other"))
-            assert len(both) == len(resident.samples) == len(other.samples)
-            differ += int((both["answer"] != both["answer_other"]).sum())
-            compared += len(both)
-    row: dict[str, Any] = {"documents per task": documents, "settings": len(cells), "lmms-eval, s": apart}
-    for way in ways:
-        row |= {f"{way}, s": seconds[way], f"{way}, ratio": apart / seconds[way]}
-    row |= {"in merging": merging / seconds["plam sweep"], "in answering": answering / seconds["plam sweep"]}
-    return {**row, "answers that differ": f"{differ} of {compared}"}
+    settings: dict[str, str] = {}
+
+    def swept(way: str, number: int) -> float:
+        output = folder / str(number) / way
+        taken = timed([*words, *ways[way], "--output", str(output)], suite, log)
+        for path in sorted((output / CELLS).iterdir()):
+            settings.setdefault(path.name, finished(output, path.name).results["config"]["model_args"])
+        return taken
+
+    def apart(number: int) -> float:
+        taken = 0.0
+        for name, model_args in settings.items():
+            call = ["lmms-eval", "--model", "plam_llava", "--model_args", model_args, *common]
+            output = str(folder / str(number) / "apart" / name)
+            taken += timed([*call, "--batch_size", "1", "--log_samples", "--output_path", output], suite, log)
+        return taken
+
+    def counting(way: Callable[[int], float]) -> Callable[[], float]:
+        numbers = count()
+        return lambda: way(next(numbers))
+
+    turns = {way: counting(partial(swept, way)) for way in ways} | {"lmms-eval": counting(apart)}
+    seconds = measured.in_turn(turns, repeats)
+    rows = []
+    for number in range(repeats):
+        took = {way: rounds[number] for way, rounds in seconds.items()}
+        merging, answering, differ, compared = 0.0, 0.0, 0, 0
+        for name in settings:
+            first, *others = (folder / str(number) / way for way in ways)
+            resident, record = finished(first, name), read_cell(first, name)
+            assert record is not None
+            merging += record["seconds"]["merge"]
+            answering += record["seconds"]["evaluate"]
+            alone = records.read_run(folder / str(number) / "apart" / name)
+            for other in (alone, *(finished(each, name) for each in others)):
+                both = resident.samples.merge(other.samples, on=["task", "doc_id"], suffixes=("", "_other"))
+                assert len(both) == len(resident.samples) == len(other.samples)
+                differ += int((both["answer"] != both["answer_other"]).sum())
+                compared += len(both)
+        row: dict[str, Any] = {"documents per task": documents, "settings": len(settings)}
+        row["lmms-eval, s"] = took["lmms-eval"]
+        for way in ways:
+            row |= {f"{way}, s": took[way], f"{way}, ratio": took["lmms-eval"] / took[way]}
+        row |= {"in merging": merging / took["plam sweep"], "in answering": answering / took["plam sweep"]}
+        rows.append({**row, "answers that differ": f"{differ} of {compared}"})
+    return rows
 
 
 def finished(folder: Path, name: str) -> records.Run:
@@ -121,12 +153,10 @@ def main() -> None:
     output = arguments.output.absolute()
     suite = demo.prepare(output / "suite", max(30, *arguments.documents))
     rows = []
-    for documents in [number for number in arguments.documents for _ in range(arguments.repeats)]:
-        folder = output / f"documents-{documents}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        rows.append(measure(suite, folder, documents, arguments.workers, FEW if arguments.few else GRID))
-        print(pd.DataFrame(rows[-1:]).to_string(index=False), file=sys.stderr)
+    for documents in arguments.documents:
+        folder, grid = output / f"documents-{documents}", FEW if arguments.few else GRID
+        rows += measure(suite, folder, documents, arguments.workers, grid, arguments.repeats)
+        print(pd.DataFrame(rows[-arguments.repeats :]).to_string(index=False), file=sys.stderr)
     table = pd.DataFrame(rows)
     formats = {", s": ".0f", "ratio": ".1f", "in merging": ".2%", "in answering": ".0%"}
     floats = [next((f for end, f in formats.items() if name.endswith(end)), "") for name in table.columns]

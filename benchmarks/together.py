@@ -1,7 +1,7 @@
 """Many merges at once against one generation per merge: `python benchmarks/together.py`.
 
 The random LLaVA of `benchmarks/scan.py` (proportions of LLaVA-1.5, a small vision tower) with a base LLM answers the
-same prompts both ways, in one process, alternating:
+same prompts both ways, in one process, in turn:
 
 - `separate`  for every merge, a whole `model.generate` on the model merged in place; merging is not counted
 - `together`  one `generate_all_merges`; working out the merged tensors is not counted
@@ -23,6 +23,8 @@ import platform
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +123,16 @@ def main() -> None:
             together(merges, 2)  # both ways start warm
             separate(specs[:1], 2)
             for new in arguments.new_tokens:
-                times: dict[str, list[float]] = {"separate": [], "together": []}
-                for _ in range(arguments.repeats):
-                    took, expected = separate(specs, new)
-                    times["separate"].append(took)
-                    took, tokens = together(merges, new)
-                    times["together"].append(took)
-                    same = (tokens == expected).all(-1).float().mean().item()
-                    equal &= same == 1.0
+                timed: dict[str, Callable[[], tuple[float, Tensor]]] = {
+                    "separate": partial(separate, specs, new),
+                    "together": partial(together, merges, new),
+                }
+                found = measured.in_turn(timed, arguments.repeats)
+                times = {way: [took for took, _ in rounds] for way, rounds in found.items()}
+                answers = [(one, all_at_once) for (_, one), (_, all_at_once) in zip(*found.values(), strict=True)]
+                same = min((tokens == expected).all(-1).float().mean().item() for expected, tokens in answers)
+                equal &= same == 1.0
+                expected = answers[-1][0]
                 alone, at_once = (statistics.median(times[way]) for way in ("separate", "together"))
                 told.append(
                     measured.row(
