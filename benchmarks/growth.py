@@ -8,10 +8,12 @@
 - `vision tokens`   the same by tokens of the image, under all cuts
 
 Each is measured at several sizes in one process, the sizes taking turns. The slope is that of a straight line through
-the last three points on logarithmic axes: 1 is linear. Memory is the peak of the process's own memory above what it
-held before, once, in a process in which the allocator gives freed memory back.
+the last three points on logarithmic axes, of the medians and of each round: 1 is linear. Memory is the peak of the
+process's own memory above what it held before, in a process in which the allocator gives freed memory back; its sizes
+take turns in as many rounds.
 
-Prints a Markdown table.
+Prints a Markdown table. Where something grows faster than in a line and no reason is known, that is said, and `make
+bench` ends with exit status 1.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -177,27 +180,29 @@ def seconds_of(name: str, sizes: tuple[int, ...], rounds: int) -> dict[int, list
         return {int(size): taken for size, taken in measured.in_turn(ways, rounds).items()}
 
 
-def memory_of(name: str, sizes: tuple[int, ...]) -> dict[int, int]:
-    """Bytes of every size at its peak, above what this process held before.
+def memory_of(name: str, sizes: tuple[int, ...], rounds: int) -> dict[int, list[int]]:
+    """Bytes of every size at its peak, above what this process held before, in every round.
 
     Args:
         name: of a series.
         sizes: of it.
+        rounds: so many.
     """
-    found = {}
     with MAKERS[name](name, sizes) as prepared:
         prepared(min(sizes))()
-        for size in sizes:
+
+        def most(size: int) -> int:
             action = prepared(size)
             before, memory = measured.memory_of("RssAnon"), measured.PeakMemory()
             memory.start()
             action()
-            found[size] = max(1, memory.stop() - before)
-            del action
-    return found
+            return max(1, memory.stop() - before)
+
+        turns = measured.in_turn({str(size): partial(most, size) for size in sizes}, rounds)
+        return {int(size): found for size, found in turns.items()}
 
 
-def slope(points: dict[int, float]) -> float:
+def slope(points: Mapping[int, float]) -> float:
     """Of the straight line through the last three points on logarithmic axes.
 
     Args:
@@ -209,41 +214,52 @@ def slope(points: dict[int, float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log([points[size] for size in sizes]), 1)[0])
 
 
+def slopes(rounds: Mapping[int, Sequence[float]]) -> dict[str, float]:
+    """The slope of the medians, and the smallest and the largest of a round.
+
+    Args:
+        rounds: by size, its figure in every round.
+    """
+    medians = {size: measured.spread(figures)["median"] for size, figures in rounds.items()}
+    each = [slope(dict(zip(rounds, figures, strict=True))) for figures in zip(*rounds.values(), strict=True)]
+    return {"median": slope(medians), "least": min(each), "most": max(each)}
+
+
 def measure(name: str, sizes: tuple[int, ...], rounds: int) -> dict[str, Any]:
     """A series, as the page draws it.
 
     Args:
         name: its name.
         sizes: of it.
-        rounds: of the times.
+        rounds: so many.
     """
     seconds = seconds_of(name, sizes, rounds)
-    words = ["--memory-of", name, "--sizes", ",".join(map(str, sizes))]
+    words = ["--memory-of", name, "--sizes", ",".join(map(str, sizes)), "--repeats", rounds]
     memory = measured.run_process(measured.python(__file__, *words), AT_ONCE).result()
-    medians = {size: measured.spread(taken)["median"] for size, taken in seconds.items()}
-    held = {int(size): float(most) for size, most in memory.items()}
+    held = {int(size): most for size, most in memory.items()}
     found = {
         "name": name,
         "axis": SERIES[name].axis,
         "why": SERIES[name].why,
         "seconds": seconds,
         "memory": held,
-        "slope of time": slope(medians),
-        "slope of memory": slope(held),
+        "slope of time": slopes(seconds),
+        "slope of memory": slopes(held),
     }
-    return {**found, "said": words_for(found)}
+    return {**found, **judged(found)}
 
 
-def words_for(series: dict[str, Any]) -> str:
-    """What is said beside a series: that it is linear at most, or why it is not.
+def judged(series: dict[str, Any]) -> dict[str, Any]:
+    """What is said beside a series, that it is linear at most or why it is not, and whether there is a reason.
 
     Args:
         series: as `measure` makes it.
     """
-    steep = [kind for kind in ("time", "memory") if series[f"slope of {kind}"] > LINEAR]
+    steep = [kind for kind in ("time", "memory") if series[f"slope of {kind}"]["median"] > LINEAR]
     if not steep:
-        return "no more than linear"
-    return f"{' and '.join(steep)} above linear: {series['why'] or 'NO REASON IS KNOWN'}"
+        return {"said": "no more than linear", "unexplained": False}
+    why = series["why"] or "NO REASON IS KNOWN"
+    return {"said": f"{' and '.join(steep)} above linear: {why}", "unexplained": not series["why"]}
 
 
 def main() -> None:
@@ -257,12 +273,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.memory_of:
         sizes = tuple(map(int, options.sizes.split(",")))
-        print(json.dumps(memory_of(options.memory_of, sizes)), file=sys.__stdout__)
+        print(json.dumps(memory_of(options.memory_of, sizes, options.repeats)), file=sys.__stdout__)
         return
     names = [name.strip() for name in options.only.split(",")] if options.only else [*SERIES]
     if unknown := [name for name in names if name not in SERIES]:
         parser.error(f"no series: {', '.join(unknown)}; expected some of {', '.join(SERIES)}")
     found = []
+    print("Each figure: median/smallest/largest.\n")
     print("| grows | sizes | seconds | slope | MB | slope | |\n|---|---|---|---|---|---|---|")
     for name in names:
         started = time.perf_counter()
@@ -278,14 +295,18 @@ def line(series: dict[str, Any]) -> str:
     Args:
         series: as `measure` gives it.
     """
-    taken = [measured.spread(rounds)["median"] for rounds in series["seconds"].values()]
+
+    def figures(kind: str, unit: float) -> str:
+        spreads = map(measured.spread, series[kind].values())
+        return ", ".join("/".join(f"{value / unit:.3g}" for value in each.values()) for each in spreads)
+
     cells = [
         series["axis"],
         ", ".join(str(size) for size in series["seconds"]),
-        ", ".join(f"{value:.3g}" for value in taken),
-        f"{series['slope of time']:.2f}",
-        ", ".join(f"{value / 1e6:.3g}" for value in series["memory"].values()),
-        f"{series['slope of memory']:.2f}",
+        figures("seconds", 1),
+        "/".join(f"{value:.2f}" for value in series["slope of time"].values()),
+        figures("memory", 1e6),
+        "/".join(f"{value:.2f}" for value in series["slope of memory"].values()),
         series["said"],
     ]
     return f"| {' | '.join(cells)} |"

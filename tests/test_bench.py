@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
+import time
 from fractions import Fraction
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,23 @@ import torch
 from benchmarks import measured
 from benchmarks.bench import __main__ as bench
 from benchmarks.bench.page import page
-from benchmarks.bench.sections import SECTIONS, Section, chosen
+from benchmarks.bench.sections import ROUNDS, SECTIONS, Section, chosen
 from plam_eval.errors import InputError
 from tests.helpers.paths import ROOT
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They find each other as where one is started by its path."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
 def record(section: str = "merge", **other: Any) -> dict[str, Any]:
     rows = [
         measured.row(
             "merge at load",
-            ("at load", [0.2, 0.4, 0.9]),
-            ("a copy", [0.1, 0.1, 0.3]),
+            ("at load", [0.2, 0.4, 0.9, 0.3, 0.4]),
+            ("a copy", [0.1, 0.1, 0.3, 0.1, 0.1]),
             ideal=1.0,
             ideal_is="a copy | alone",
             written_MB=1234,
@@ -34,6 +43,7 @@ def record(section: str = "merge", **other: Any) -> dict[str, Any]:
     ]
     return {
         "section": section,
+        "form": bench.FORM,
         "quick": False,
         "at": "2026-11-26T20:00:00+00:00",
         "took": 61.2,
@@ -85,8 +95,7 @@ def test_a_process_is_measured_whole(tmp_path: Path) -> None:
         measured.run_process(measured.python(script))
 
 
-def test_the_exact_sum_is_that_of_fractions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def test_the_exact_sum_is_that_of_fractions() -> None:
     from benchmarks.load import exact
     from benchmarks.merge import nearest
 
@@ -104,12 +113,110 @@ def test_the_exact_sum_is_that_of_fractions(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_page_has_every_figure_and_says_what_is_missing() -> None:
     text = page({"merge": record(), "scan": record("scan", others=0.9)}, "results")
-    assert "302 MB; 3 rounds. `python benchmarks/merge.py`" in text
+    assert "302 MB; 5 rounds. `python benchmarks/merge.py`" in text
     assert "| merge at load | at load: 0.400 s | a copy: 0.100 s | **3.00** (2.00 to 4.00) | 1.00 | 1,234 |" in text
     assert "a copy \\| alone |" in text
     assert "1:01 | 0:30 | abc | 0.0 |" in text and "0.9 **busy** |" in text
     assert "Not measured: a merge at load; joint answering" in text and "A quick run" not in text
     assert text.count("a CPU") == 1
+
+
+def series(name: str, seconds: dict[int, list[float]], why: str = "") -> dict[str, Any]:
+    """A series of `growth` as a section's JSON holds it, whose memory does not grow."""
+    from benchmarks import growth
+
+    memory = {size: [10**7] * len(rounds) for size, rounds in seconds.items()}
+    slopes = {"slope of time": growth.slopes(seconds), "slope of memory": growth.slopes(memory)}
+    made = {"name": name, "axis": f"{name} of it", "why": why, "seconds": seconds, "memory": memory, **slopes}
+    found: dict[str, Any] = json.loads(json.dumps({**made, **growth.judged(made)}))
+    return found
+
+
+LINE = {size: [size * each for each in (1.0, 0.5, 3.0, 2.0, 2.0)] for size in (1, 2, 4)}
+SQUARE = {size: [size**2 * each for each in (1.0, 0.5, 3.0, 2.0, 2.0)] for size in (1, 2, 4)}
+
+
+def test_growth_has_every_spread() -> None:
+    uneven = {**LINE, 4: [4.0, 2.0, 12.0, 8.0, 64.0]}
+    text = page({"growth": record("growth", rows=[], raw={"series": [series("cells", uneven)]})}, "results")
+    assert "302 MB; 5 rounds." in text
+    assert (
+        "| 1: 2.00 (0.500 to 3.00); 2: 4.00 (1.00 to 6.00); 4: 8.00 (2.00 to 64.0) | **1.00** (1.00 to 2.50) |" in text
+    )
+    assert (
+        "| 1: 10.0 (10.0 to 10.0); 2: 10.0 (10.0 to 10.0); 4: 10.0 (10.0 to 10.0) | **0.00** (0.00 to 0.00) |" in text
+    )
+    assert "no more than linear" in text
+
+
+def test_what_a_full_run_must_not_find_is_its_exit_status(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[dict[str, Any]] = []
+    results, file = tmp_path / "results", tmp_path / "RESULTS.md"
+    monkeypatch.setattr(
+        bench, "measure", lambda *_, quick: record("growth", quick=quick, rows=[], raw={"series": found})
+    )
+    run = partial(bench.run, only("growth"), results, file, again=True)
+    found[:] = [series("cuts", LINE), series("tokens", SQUARE, "pairs of tokens")]
+    assert run(quick=False) == 0
+    found[:] = [series("cuts", SQUARE)]
+    assert run(quick=False) == 1
+    assert "growth: cuts: time above linear: NO REASON IS KNOWN" in capsys.readouterr().out
+    assert "time above linear: NO REASON IS KNOWN" in file.read_text(encoding="utf-8")
+    assert bench.run(only("growth"), results, file, quick=False, again=False) == 1  # kept or not
+    assert run(quick=True) == 0
+    found[:] = [series("cuts", {size: rounds[:4] for size, rounds in LINE.items()})]
+    assert run(quick=False) == 1
+    assert "growth: found 4 round(s) of something, expected 5 or more" in capsys.readouterr().out
+
+
+def test_a_full_run_asks_for_enough_rounds() -> None:
+    for section in SECTIONS:
+        words = dict(zip(section.full, section.full[1:], strict=False))
+        asked = [int(words[word]) for word in ("--repeats", "--rounds") if word in words]
+        assert asked and min(asked) >= ROUNDS, section.name
+
+
+def test_a_slow_rule_has_as_many_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import rules
+
+    ticks = count(step=100)
+    monkeypatch.setattr(time, "process_time", lambda: next(ticks))
+    assert rules.seconds(["weighted_sum", "slerp"], 8, torch.float32, 5) == {
+        "weighted_sum": [100] * 5,
+        "slerp": [100] * 5,
+    }
+
+
+def test_the_first_merge_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import merge
+
+    numbers = count(1)
+    names = ("seconds", "CPU seconds", "page faults", "written")
+    monkeypatch.setattr(merge, "spent", lambda _: dict.fromkeys(names, next(numbers)))
+    monkeypatch.setattr(merge, "write", lambda folder, *_: folder)
+    monkeypatch.setattr(merge, "_load", lambda _: merge.Decoder(1).state_dict())
+    monkeypatch.setattr(merge, "WIDTH", 8)
+    merge.costs(1, 2, tmp_path / "rows.json")
+    raw = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))["raw"]
+    found = {name: [each["seconds"] for each in rounds] for name, rounds in raw.items()}
+    # 1 to 3 are not counted; in the second round the addition comes first.
+    assert found == {"at load": [4, 8], "to another spec": [5, 9], "memory limit": [6, 7]}
+
+
+def test_a_model_that_was_mapped_is_touched_whole(tmp_path: Path) -> None:
+    from benchmarks.load import touch
+
+    size = 32 << 20
+    (tmp_path / "weights").write_bytes(bytes(size))
+    module = torch.nn.Module()
+    mapped = torch.from_file(str(tmp_path / "weights"), shared=True, size=size, dtype=torch.uint8)
+    module.weight = torch.nn.Parameter(mapped[:-100].view(torch.bfloat16), requires_grad=False)
+    kinds = ("RssFile", "RssShmem")  # the latter where TMPDIR is in memory
+    before = sum(map(measured.memory_of, kinds))
+    assert touch(module) == -(-(size - 100) // mmap.PAGESIZE) + 1
+    assert sum(map(measured.memory_of, kinds)) - before > 0.9 * size
 
 
 def only(name: str) -> list[Section]:
@@ -150,6 +257,10 @@ def test_sections_are_kept_and_gone_on_with(
     said, text = capsys.readouterr().out, file.read_text(encoding="utf-8")
     assert "merge: left out" in said and "report: left for the next time" in said
     assert "## The merge alone" not in text and "## Reading runs" in text
+    (results / "merge.json").write_text(json.dumps(record("merge", form=1)), encoding="utf-8")
+    bench.write_page(results, file)
+    assert "is of form 1, expected 2" in capsys.readouterr().out
+    assert "## The merge alone" not in file.read_text(encoding="utf-8")
 
 
 def test_what_a_section_has_begun_ends_with_it(tmp_path: Path) -> None:

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.bench.machine import ROOT, Others, code, commit, machine, software
-from benchmarks.bench.page import BUSY, PICTURE, draw, page
-from benchmarks.bench.sections import SECTIONS, Section, chosen
+from benchmarks.bench.page import BUSY, PICTURE, draw, page, rounds_of
+from benchmarks.bench.sections import ROUNDS, SECTIONS, Section, chosen
 from plam_eval.errors import DamagedFileError, InputError
 from plam_eval.files import read_json, write_in_one_step, write_json
 
 REMEDY = "measure that section again: make bench ARGS='--only NAME'"
+FORM = 2
+"""Of a section's record; one of another form cannot be shown."""
 PATIENCE = 4
 """Budgets after which a section is ended."""
 
@@ -74,6 +76,7 @@ def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[st
     shown = " ".join(shlex.quote(word) for word in (section.quick if quick else section.full))
     return {
         "section": section.name,
+        "form": FORM,
         "quick": quick,
         "at": at.isoformat(timespec="seconds"),
         "took": time.perf_counter() - started,
@@ -118,9 +121,14 @@ def stored(results: Path) -> dict[str, dict[str, Any]]:
         file = results / f"{section.name}.json"
         if file.exists():
             try:
-                found[section.name] = read_json(file, REMEDY)
+                record = read_json(file, REMEDY)
             except (InputError, DamagedFileError) as error:
                 print(f"{section.name}: left out: {error}")
+                continue
+            if record.get("form") == FORM:
+                found[section.name] = record
+            else:
+                print(f"{section.name}: left out: {file} is of form {record.get('form')}, expected {FORM}; {REMEDY}")
     return found
 
 
@@ -162,7 +170,7 @@ def run(
         minutes: begin no section that by its budget would end later.
 
     Returns:
-        The exit status: 1 where a section failed.
+        The exit status: 1 where a section failed, or, in a full run, one has `faults`.
     """
     known, own = stored(results), ROOT / "out" / "bench"
     left = [section for section in sections if again or not is_done(known.get(section.name), quick=quick)]
@@ -196,7 +204,26 @@ def run(
         write_page(results, file)
     write_page(results, file)
     print(f"written: {file}")
+    found = stored(results)
+    for section in sections:
+        for fault in [] if quick or section.name not in found else faults(found[section.name]):
+            failed += 1
+            print(f"{section.name}: {fault}")
     return int(failed > 0)
+
+
+def faults(record: dict[str, Any]) -> list[str]:
+    """Why what was found of a section is not what the page promises, though its script has ended well.
+
+    Args:
+        record: of a full run.
+    """
+    found = []
+    if (least := min(rounds_of(record), default=0)) < ROUNDS:
+        found.append(f"found {least} round(s) of something, expected {ROUNDS} or more")
+    return found + [
+        f"{each['name']}: {each['said']}" for each in record["raw"].get("series", []) if each["unexplained"]
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.sections import SECTIONS, Section
+from benchmarks.measured import spread
 
 PICTURE = "growth.png"
 BUSY = 0.2
@@ -77,10 +78,20 @@ def _section(section: Section, record: dict[str, Any]) -> Iterable[str]:
         yield _growth(series)
 
 
-def _rounds(record: dict[str, Any]) -> str:
+def rounds_of(record: dict[str, Any]) -> set[int]:
+    """How many rounds the figures of a section come from.
+
+    Args:
+        record: of the section.
+    """
     counts = {len(row["A"]["rounds"]) for row in record["rows"]}
     for series in record["raw"].get("series", []):
-        counts |= {len(rounds) for rounds in series["seconds"].values()}
+        counts |= {len(rounds) for kind in ("seconds", "memory") for rounds in series[kind].values()}
+    return counts
+
+
+def _rounds(record: dict[str, Any]) -> str:
+    counts = rounds_of(record)
     least, most = min(counts, default=0), max(counts, default=0)
     return f"{least} round{'s' * (least != 1)}" if least == most else f"{least} to {most} rounds"
 
@@ -91,31 +102,30 @@ def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     body = []
     for row in rows:
         ways = [f"{row[way]['is']}: {_figure(row[way]['median'])} {row[way]['unit']}" for way in "AB"]
-        ratio = row["ratio"]
-        spread = f"**{_figure(ratio['median'])}** ({_figure(ratio['least'])} to {_figure(ratio['most'])})"
+        ratio = _spread(row["ratio"], bold="**")
         ideal = "none" if row["ideal"] is None else _figure(row["ideal"])
         others = [_cell(row["more"].get(name, "")) for name in more]
-        body.append([row["what"], *ways, spread, ideal, *others, row["ideal is"]])
+        body.append([row["what"], *ways, ratio, ideal, *others, row["ideal is"]])
     return head, body
 
 
 def _growth(series: Sequence[dict[str, Any]]) -> str:
-    head = ["grows", "sizes", "seconds", "slope of time", "MB", "slope of memory", ""]
+    head = ["grows", "by size: seconds", "slope of time", "by size: MB", "slope of memory", ""]
     body = []
     for each in series:
-        taken = [sorted(rounds)[len(rounds) // 2] for rounds in each["seconds"].values()]
-        body.append(
-            [
-                each["axis"],
-                ", ".join(each["seconds"]),
-                ", ".join(map(_figure, taken)),
-                f"{each['slope of time']:.2f}",
-                ", ".join(_figure(value / 1e6) for value in each["memory"].values()),
-                f"{each['slope of memory']:.2f}",
-                each["said"],
+        cells = []
+        for kind, name, unit in (("seconds", "time", 1), ("memory", "memory", 1e6)):
+            by_size = {size: [value / unit for value in rounds] for size, rounds in each[kind].items()}
+            slope = each[f"slope of {name}"]
+            cells += [
+                "; ".join(f"{size}: {_spread(spread(values))}" for size, values in by_size.items()),
+                f"**{slope['median']:.2f}** ({slope['least']:.2f} to {slope['most']:.2f})",
             ]
-        )
-    said = "Seconds are medians, memory was measured once; a slope of 1 is linear."
+        body.append([each["axis"], *cells, each["said"]])
+    said = (
+        "Medians, with the smallest and the largest of the rounds in brackets. The slope is that of the medians, in "
+        "brackets those of single rounds; 1 is linear."
+    )
     return f"{_table(head, body)}\n{said}\n\n![Growth of time and memory]({PICTURE})\n"
 
 
@@ -136,10 +146,10 @@ def draw(series: Sequence[dict[str, Any]], file: Path) -> None:
         for each, mark in zip(series, "osv^Dx*P", strict=False):
             values = each["seconds" if kind == "time" else "memory"]
             sizes = [int(size) for size in values]
-            figures = [sorted(v)[len(v) // 2] if kind == "time" else v for v in values.values()]
+            figures = [spread(rounds)["median"] for rounds in values.values()]
             over = [size / sizes[0] for size in sizes]
             widest = max(widest, *over)
-            label = f"{each['name']}: {each[f'slope of {kind}']:.2f}"
+            label = f"{each['name']}: {each[f'slope of {kind}']['median']:.2f}"
             axes.loglog(over, [value / figures[0] for value in figures], marker=mark, label=label)
         axes.loglog([1, widest], [1, widest], color="0.6", linestyle=":", label="linear: 1")
         axes.set_xlabel("size, of the smallest")
@@ -155,6 +165,10 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 def _cell(value: object) -> str:
     return _figure(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _spread(values: Mapping[str, float], bold: str = "") -> str:
+    return f"{bold}{_figure(values['median'])}{bold} ({_figure(values['least'])} to {_figure(values['most'])})"
 
 
 def _figure(value: float) -> str:
