@@ -53,13 +53,13 @@ class Series:
 
 
 SERIES = {
-    "model size": Series((2, 4, 8, 16), (1, 2, 4), "layers of a model, half of them merged"),
-    "merged layers": Series((2, 4, 8, 16), (1, 2, 4), "merged layers of a model of 16"),
-    "cells": Series((2, 4, 8, 16), (2, 3, 4), "settings of a sweep"),
-    "documents": Series((10, 20, 40, 80), (6, 10, 16), "documents of a comparison"),
+    "model size": Series((2, 4, 8), (1, 2, 4), "layers of a model, half of them merged"),
+    "merged layers": Series((2, 4, 8), (1, 2, 4), "merged layers of the largest model"),
+    "cells": Series((2, 4, 8), (2, 3, 4), "settings of a sweep"),
+    "documents": Series((8, 16, 32), (6, 10, 16), "documents of a comparison"),
     "cuts": Series((2, 4, 8, 16), (1, 2, 4), "cuts of a scan"),
     "vision tokens": Series(
-        (144, 256, 576, 1024, 2304),
+        (144, 256, 576, 1024),
         (16, 64, 144),
         "vision tokens of a prompt",
         "attention multiplies all pairs of tokens, which outgrows the rest of a prefill",
@@ -118,7 +118,7 @@ def evaluating(name: str, sizes: tuple[int, ...]) -> Iterator[Prepared]:
                 return lambda: api.compare(**given, model_args=arguments, limit=size, output=output)
             weights = ",".join(f"{0.9 - 0.05 * number:.2f}+0.3" for number in range(size - 1))
             return lambda: api.sweep(
-                **given, model_args=arguments, limit=6, weights=weights, controls="none", output=output
+                **given, model_args=arguments, limit=4, weights=weights, controls="none", output=output
             )
 
         try:
@@ -141,7 +141,7 @@ def scanning(name: str, sizes: tuple[int, ...]) -> Iterator[Prepared]:
 
     parser = argparse.ArgumentParser()
     add_model_arguments(parser)
-    small = max(sizes) < 200
+    small = max(sizes) < (200 if name == "vision tokens" else 8)
     words = ["--hidden", "64"] if small else ["--hidden", "256"]
     layers = max(sizes) if name == "cuts" else 4 if small else 8
 

@@ -70,7 +70,7 @@ SECTIONS = (
         "scan",
         "A scan: all cuts in one generation",
         "scan.py",
-        150,
+        180,
         _words("--layers 20 --hidden 256 --new-tokens 1 8 --repeats 5 --threads 1"),
         _words("--layers 2 --hidden 64 --vision-tokens 16 --text-tokens 12 --new-tokens 1 --repeats 2"),
         "A random LLaVA; answers are compared token for token. Rows cost less together than alone, so that a ratio may "
@@ -136,7 +136,7 @@ SECTIONS = (
         "growth",
         "Growth",
         "growth.py",
-        270,
+        340,
         _words("--repeats 5"),
         _words("--quick --repeats 2"),
         "Time and memory against what a user can make larger.",
