@@ -309,9 +309,12 @@ def check_writable(folder: str | Path) -> None:
 
 
 def make_own(folder: Path) -> None:
-    """Make `folder`, which is not there yet, as one that `remove_own` may delete."""
+    """Make `folder`, which is not there yet, as one that `remove_own` may delete; FolderError where it is gone."""
     folder.mkdir(parents=True)
-    (folder / MARKER).touch()
+    try:
+        (folder / MARKER).touch()
+    except FileNotFoundError:
+        raise gone(folder) from None
 
 
 def remove_own(folder: Path, *marks: str) -> None:

@@ -223,6 +223,18 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_folder_that_is_deleted_as_soon_as_it_is_made_is_told(tmp_path, monkeypatch):
+    touch = Path.touch
+
+    def late(path: Path) -> None:
+        shutil.rmtree(path.parent)
+        touch(path)
+
+    monkeypatch.setattr(Path, "touch", late)
+    with pytest.raises(FolderError, match="was deleted or moved while it was written to"):
+        make_own(tmp_path / "cell")
+
+
 def test_where_the_system_has_no_locks_the_message_names_the_file_that_stands_for_one(tmp_path, monkeypatch):
     import fcntl
 
