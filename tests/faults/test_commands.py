@@ -329,5 +329,6 @@ def memory(name: str, stage: Stage, undisturbed: Get) -> None:
     for call in (0, 2):
         done = stage.run(partial(without_memory, whole.command.act, call), whole.begin())
         calm(f"{name}, call {call}", done, "MemoryError", "out of memory")
-        assert done.status == 1
+        # One document that could not be looked at is left out of `plam attend`, with a warning.
+        assert done.status == 1 or (name == "attend" and "MemoryError" in done.said)
         goes_on(stage, whole, f"{name}, call {call}")

@@ -526,6 +526,8 @@ def content(folder: Path) -> dict[str, Any]:
         if not file.is_file() or _LEFT_OUT.fullmatch(file.name):
             continue
         value = read_whole(file)
+        if file.name.startswith("answers.rank"):  # lines of what failed stay, and later ones stand in their place
+            value = [line for line in value if not line.get("failed")]
         if file.suffix in (".json", ".jsonl"):
             value = plain(value, folder)
         elif file.suffix in (".html", ".md", ".yaml"):
