@@ -98,7 +98,8 @@ def _rounds(record: dict[str, Any]) -> str:
 
 def _columns(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     more = list(dict.fromkeys(name for row in rows for name in row["more"]))
-    head = ["", "A", "B", "A / B", "ideal", *more, "the ideal counts"]
+    columns = [name.replace("memory of B", "memory, times that of B") for name in more]
+    head = ["", "A", "B", "A / B", "ideal", *columns, "the ideal counts"]
     body = []
     for row in rows:
         ways = [f"{row[way]['is']}: {_figure(row[way]['median'])} {row[way]['unit']}" for way in "AB"]
@@ -137,6 +138,7 @@ def draw(series: Sequence[dict[str, Any]], file: Path) -> None:
         file: the picture.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     from plam_eval.figures import save_figure
 
@@ -152,8 +154,12 @@ def draw(series: Sequence[dict[str, Any]], file: Path) -> None:
             label = f"{each['name']}: {each[f'slope of {kind}']['median']:.2f}"
             axes.loglog(over, [value / figures[0] for value in figures], marker=mark, label=label)
         axes.loglog([1, widest], [1, widest], color="0.6", linestyle=":", label="linear: 1")
-        axes.set_xlabel("size, of the smallest")
-        axes.set_ylabel(f"{kind}, of the smallest")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(2))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
+        axes.set_xlabel("size, in sizes of the smallest")
+        axes.set_ylabel(f"{kind}, over that of the smallest")
         axes.legend(title="slope", fontsize=8, title_fontsize=8)
     save_figure(figure, file)
 
