@@ -834,10 +834,10 @@ class _Engine:
     async def _done(self, *args: Any, **given: Any) -> bool:
         return True
 
-    pause_generation = reset_prefix_cache = reset_encoder_cache = resume_generation = _done
+    pause_generation = reset_prefix_cache = reset_encoder_cache = resume_generation = update_weight_version = _done
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
-        return [{"report": None}]
+        return [{"digest": None, "broken": None} if method == "plam_state" else {"report": None}]
 
 
 def _pair_bodies(folder: Path) -> None:
