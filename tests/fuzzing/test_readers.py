@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.helpers.damage import OUTSIDE
 from tests.helpers.paths import ROOT
-from tests.helpers.readers import READERS, Reader, remember
+from tests.helpers.readers import READERS, Reader, of_ours, remember
 from tests.helpers.watching import Fault, watched
 
 LONG = int(os.environ.get("PLAM_FUZZ", "0"))
@@ -105,6 +105,8 @@ def check(reader: Reader, example: Example, drawn: Any) -> str:
                 return ""
             except reader.refusals as error:
                 said = str(error)
+                if not of_ours(error):
+                    raise Fault(f"{type(error).__name__} in place of a message: {said[:400]}") from error
                 if not said or len(said) > LONGEST_MESSAGE or "Traceback" in said:
                     raise Fault(f"a message of {len(said)} characters: {said[:400]!r}") from error
                 return said

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from plam_eval.errors import PlamError
 from tests.helpers import watching
+from tests.helpers.paths import ROOT
+from tests.helpers.readers import of_ours
 from tests.helpers.watching import Fault, watched
 
 
@@ -72,3 +75,31 @@ def test_what_a_reader_may_do_is_none_of_it(tmp_path: Path) -> None:
         (tmp_path / "y").unlink()
         Path(os.devnull).write_text("x")
         Path(os.__file__).read_text(encoding="utf-8")
+
+
+ROW = {
+    "ours": ("raise ValueError('found x, expected 1')", True),
+    "a class of ours": ("from plam_eval.errors import InputError\nraise InputError('found x')", True),
+    "a file's": ("open('/nowhere/at/all')", True),
+    "of int": ("int('x')", False),
+    "of int, raised on": ("try:\n    int('x')\nexcept ValueError:\n    raise", False),
+    "of json": ("import json\njson.loads('{')", False),
+    "of UTF-8": ("b'\\xff'.decode()", False),
+    "of numpy": ("import numpy\nnumpy.zeros(3).reshape(2)", False),
+    "a plain one of another library": ("import ipaddress\nipaddress.ip_address('x')", False),
+}
+
+
+@pytest.mark.parametrize("what", ROW)
+def test_whose_message_it_is(what: str) -> None:
+    source, expected = ROW[what]
+    code = compile(source, str(ROOT / "plam_eval" / "reader.py"), "exec")
+    with pytest.raises((PlamError, OSError, ValueError)) as caught:
+        exec(code, {})
+    assert of_ours(caught.value) == expected
+
+
+def test_a_message_from_outside_of_the_library_is_none_of_its_own() -> None:
+    with pytest.raises(ValueError) as caught:
+        raise ValueError("found x, expected 1")
+    assert not of_ours(caught.value)
