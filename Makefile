@@ -13,7 +13,8 @@ help:
 	@echo "make test-long  the same, and further cases of what they show"
 	@echo "make fuzz   damaged inputs for every reader, PLAM_FUZZ=$(PLAM_FUZZ) of them each, other ones each time"
 	@echo "make readme run the demo afresh and hold README.md against what it prints"
-	@echo "make fresh  README's commands in bare clones and from a wheel (an hour; ARGS='--python 3.12 --only wheel')"
+	@echo "make fresh  README's commands in bare clones, and a wheel with the time of plam --help, for each Python"
+	@echo "            of 3.10 to 3.13 that is found (an hour for each; ARGS='--python 3.12 --only wheel')"
 	@echo "make bench  measure time and memory, and write benchmarks/RESULTS.md (about 40 minutes; ARGS=--help)"
 	@echo "make lint   ruff and mypy"
 	@echo "make gpu    check every path that runs on a device, at 7B shape on a GPU (PYTHON=python3, or .venv; ARGS=--help)"
@@ -45,7 +46,7 @@ readme: env
 	COLUMNS=190 $(BIN)/plam demo --output out/demo --fresh > out/demo.txt
 	$(BIN)/python -m tools.readme_rows out/demo.txt
 
-# From what is committed, with every Python that is named; fetches torch for each.
+# From what is committed, with every Python that is found, or named; fetches torch for each.
 fresh:
 	@python3 tools/fresh.py $(ARGS)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from plam_eval import versions
 from tests.helpers.paths import ROOT
 from tools import fresh
 
@@ -42,6 +43,15 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """This Python, which makes virtual environments of a folder alone: seconds less where nothing runs in them."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\ncase "$1" in -m) mkdir -p env/bin ;; *) exec "{sys.executable}" "$@" ;; esac\n')
+    script.chmod(0o755)
+    return script
+
+
 def test_the_commands_are_those_of_the_first_block():
     assert fresh.readme_commands(README) == ["good . && true", "make test"]
     with pytest.raises(ValueError, match=r"README.md: expected a block of commands, found none"):
@@ -66,9 +76,9 @@ def test_a_command_runs_in_a_bare_clone_with_a_python_of_its_own(repository, tmp
     assert not (repository / "written").exists() and not list((tmp_path / "scratch").iterdir())
 
 
-def test_a_failure_is_kept_with_its_last_line_and_the_others_go_on(repository, tmp_path):
+def test_a_failure_is_kept_with_its_last_line_and_the_others_go_on(repository, python, tmp_path):
     runner = fresh.Runner(tmp_path / "output", tmp_path / "scratch", source=repository)
-    failed, well = runner.run("sh bad && sh good", Path(sys.executable)), runner.run("sh good", Path(sys.executable))
+    failed, well = runner.run("sh bad && sh good", python), runner.run("sh good", python)
     assert (failed.status, failed.says, failed.commands[-1]) == (3, "nothing is here", "sh bad && sh good")
     assert well.status == 0
     kept = json.loads((tmp_path / "output/fresh.json").read_text())
@@ -90,3 +100,64 @@ def test_a_python_that_is_not_there_and_a_word_that_is_no_command_are_said(capsy
 
 def test_a_python_is_found_by_its_path():
     assert fresh.find_python(sys.executable) == Path(sys.executable)
+
+
+def test_the_help_is_called_three_times_and_the_best_counts(repository, python, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "HELP", "test -e mark || sleep 0.9; touch mark")
+    monkeypatch.setattr(fresh, "HELP_SECONDS", 0.8)
+    runner = fresh.Runner(tmp_path / "output", tmp_path / "scratch", source=repository)
+    trial = runner.run(fresh.HELP, python)
+    assert trial.status == 0 and 0 < trial.help_seconds <= 0.8
+    assert f"| well | 0.0 | {trial.help_seconds:.2f} |" in (tmp_path / "output/fresh.md").read_text()
+    assert json.loads((tmp_path / "output/fresh.json").read_text())["trials"][0]["help_seconds"] == trial.help_seconds
+    assert runner.run("sh good", python).help_seconds is None
+
+
+def test_a_help_that_takes_too_long_fails_the_trial(repository, python, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "HELP", "sh good")
+    monkeypatch.setattr(fresh, "HELP_SECONDS", 0.0)
+    runner = fresh.Runner(tmp_path / "output", tmp_path / "scratch", source=repository)
+    trial = runner.run("sh good", python)
+    assert (trial.status, trial.commands[-1]) == (1, "sh good")
+    assert trial.says == f"sh good took {trial.help_seconds:.2f} s, the best of 3; expected 0.0 s at most"
+    log = next((tmp_path / "output").glob("sh-good-*.log")).read_text()
+    assert log.count("PATH=") == 3 and "**1**" in (tmp_path / "output/fresh.md").read_text()
+
+
+def test_the_help_of_the_wheel_is_measured(repository, tmp_path):
+    runner = fresh.Runner(tmp_path / "output", tmp_path / "scratch", source=repository)
+    assert [command for _, command in runner._wheel(tmp_path)].count(fresh.HELP) == 1
+    assert (fresh.HELP, fresh.HELP_SECONDS) == ("plam --help", 0.5)
+
+
+def test_every_python_that_is_here_is_tried_and_the_others_are_named(repository, tmp_path, monkeypatch, capsys):
+    assert tuple(versions.PYTHONS) == fresh.PYTHONS
+    tried = []
+
+    class Runner(fresh.Runner):
+        def __init__(self, *given, **named):
+            super().__init__(*given, source=repository, **named)
+
+        def run(self, name, python):
+            tried.append((name, python))
+            self.write()
+
+    here = {"3.11": Path("/a/python"), "3.13": Path("/b/python")}
+
+    def find(word):
+        if word not in here:
+            raise FileNotFoundError(word)
+        return here[word]
+
+    monkeypatch.setattr(fresh, "Runner", Runner)
+    monkeypatch.setattr(fresh, "find_python", find)
+    assert fresh.main(["--only", "wheel", "--output", str(tmp_path / "output")]) == 0
+    assert tried == [("wheel", python) for python in here.values()]
+    said = capsys.readouterr()
+    assert "Not tried, as not found here: Python 3.10, 3.12" in said.err
+    assert "Not tried, as not found here: Python 3.10, 3.12." in said.out
+    assert json.loads((tmp_path / "output/fresh.json").read_text())["absent"] == ["3.10", "3.12"]
+    here.clear()
+    with pytest.raises(SystemExit):
+        fresh.main(["--only", "wheel", "--output", str(tmp_path / "output")])
+    assert "no Python 3.10, 3.11, 3.12, 3.13: looked for on the PATH" in capsys.readouterr().err
