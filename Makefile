@@ -61,11 +61,9 @@ lint: env
 
 # With a python that has torch already, as on most GPU machines: nothing is installed for it.
 gpu:
-	@python=$(PYTHON); $$python -c 'import pydantic, torch, transformers' 2>/dev/null || python=$(BIN)/python; \
-	$$python -c 'import pydantic, torch, transformers' || { \
-	    echo 'make gpu: neither $(PYTHON) nor $(BIN)/python has pydantic, torch and transformers;' \
-	        'give PYTHON=..., or run `make env` first' >&2; exit 2; }; \
-	exec $$python -m tools.gpu_check $(ARGS)
+	@python=$(PYTHON); $$python -m tools.gpu_check.needed 2>/dev/null || \
+	    ! test -x $(BIN)/python || python=$(BIN)/python; \
+	$$python -m tools.gpu_check.needed && exec $$python -m tools.gpu_check $(ARGS)
 
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

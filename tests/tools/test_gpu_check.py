@@ -7,24 +7,47 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from plam_eval.merging import arithmetic, merge
 from plam_eval.probing import row_capture
 from tests.helpers.paths import ROOT
-from tools.gpu_check import harness, merges, probes
+from tools.gpu_check import __main__ as gpu_check
+from tools.gpu_check import harness, merges, needed, probes
 from tools.gpu_check.__main__ import main
 from tools.gpu_check.board import Board, Fault, Skipped
 from tools.gpu_check.pairs import FAMILIES, write_pair
 from tools.gpu_check.session import Session, decoder_parameters, same_bits
 
-# Nothing of these is on a machine with torch and transformers alone.
-_ABSENT = ("lmms_eval", "vllm", "datasets", "loguru", "ray", "decord", "av", "evaluate")
+
+def _beside_what_is_needed() -> list[str]:
+    """Modules that are installed here and not on a machine that has what `needed.NEEDED` names and its dependencies."""
+    kept, left = set[str](), [canonicalize_name(name) for name in needed.NEEDED]
+    while left:
+        name = left.pop()
+        if name not in kept:
+            kept.add(name)
+            with suppress(metadata.PackageNotFoundError):
+                asked = [Requirement(text) for text in metadata.requires(name) or []]
+                given = {"extra": ""}
+                left += [
+                    canonicalize_name(each.name) for each in asked if not each.marker or each.marker.evaluate(given)
+                ]
+    own = {"plam-eval", *kept}
+    found = metadata.packages_distributions().items()
+    absent = [module for module, names in found if not own & {canonicalize_name(name) for name in names}]
+    return sorted(
+        module for module in absent if module.isidentifier() and module not in ("plam_eval", "tests", "tools")
+    )
 
 
 def rows_of(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -34,7 +57,9 @@ def rows_of(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 def test_every_check_of_a_pair_without_lmms_eval(tmp_path: Path) -> None:
     words = ["--output", str(tmp_path / "out"), "--families", "llava", "--scratch", str(tmp_path)]
-    code = f"import sys; sys.modules.update(dict.fromkeys({_ABSENT!r}));"
+    absent = _beside_what_is_needed()
+    assert {"lmms_eval", "datasets", "scipy", "pandas", "matplotlib", "PIL"} <= set(absent)
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r}));"
     code += f"from tools.gpu_check.__main__ import main; sys.exit(main({words!r}))"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -74,6 +99,7 @@ def test_a_wrapper_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert main(words) == 0
     row = rows_of(tmp_path)["lmms-eval", "plam_llava on the device, merged, float32: the CPU's answers"]
     assert row["verdict"] == "ok" and row["figures"]["answers"] == 32
+    assert row["figures"]["other without the merge"] >= 8
 
 
 @pytest.mark.slow
@@ -82,7 +108,7 @@ def test_a_wrapper_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_vllm_merged_while_it_runs(tmp_path: Path) -> None:
     assert main(["--output", str(tmp_path), "--groups", "vllm", "--device", "cpu", "--scratch", str(tmp_path)]) == 0
     loaded = rows_of(tmp_path)["vLLM", "plam_vllm merged as it loads, on all cards"]["figures"]
-    assert loaded["answers"] == 32 and loaded["other than transformers'"] == 0
+    assert loaded["answers"] == 32 and loaded["differing"] == 0
     again = rows_of(tmp_path)["vLLM", "re-merged while it runs, and back to plain: as after a start"]["figures"]
     assert again["answers that differ between merges"] > 0 and again["merges that vLLM's own checksums tell apart"] == 1
 
@@ -125,6 +151,105 @@ def test_an_engine_that_does_not_come_back_is_a_fault(tmp_path, monkeypatch, spo
     board.check("vLLM", "again", harness._remerged, board, tmp_path, {"vllm": told})
     assert board.rows[0].verdict == ("ok" if says is None else "FAULT")
     assert says is None or says in board.rows[0].says
+
+
+# ---- answers on a GPU, without one -----------------------------------------------------------------------------------
+
+
+def _answered(*wrong: int, **other: Any) -> dict[str, Any]:
+    """What a child writes: 32 answers, those in `wrong` other ones; without the merge half of them are."""
+
+    def answers(*wrong: int) -> dict[str, dict[str, str]]:
+        words = ["no" if number in wrong else "yes" for number in range(32)]
+        tasks = zip(("pope", "mmstar"), (words[:16], words[16:]), strict=True)
+        return {task: {str(number): word for number, word in enumerate(of_task)} for task, of_task in tasks}
+
+    told = {"device": "cuda:0", "dtype": "torch.float32", "processes": 1, "peak": 0, "digests": ["a"], "load s": 1.0}
+    return {**told, "answers": answers(*wrong), "merges": [{"answers": answers(*range(0, 32, 2))}], **other}
+
+
+_BF16 = {"dtype": "torch.bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("check", "own", "other", "says"),
+    [
+        (harness._wrapper, _answered(), _answered(), None),
+        (harness._wrapper, _answered(3), _answered(), "1 of 32 answers differ"),
+        (harness._wrapper, _answered(device="cpu"), _answered(), "the model ran on cpu"),
+        (harness._wrapper, _answered(**_BF16), _answered(), r"ran in torch\.bfloat16, not in float32"),
+        (harness._wrapper, _answered(*range(0, 32, 2)), _answered(), "0 of 32 answers are others without the merge"),
+        (harness._wrapper, _answered(*range(0, 20, 2)), _answered(), "6 of 32 .* expected 25% or more"),
+        (harness._wrapper_bf16, _answered(1, 4, 17, 31, **_BF16), _answered(), None),
+        (harness._wrapper_bf16, _answered(1, 4, 5, 17, 31, **_BF16), _answered(), "5 of 32 .* explains 12.5% at most"),
+        (harness._wrapper_bf16, _answered(*range(32), **_BF16), _answered(), "32 of 32 answers differ"),
+        (harness._wrapper_bf16, _answered(*range(0, 32, 2), **_BF16), _answered(), "16 of 32 answers differ"),
+        (harness._wrapper_bf16, _answered(), _answered(), r"ran in torch\.float32, not in bfloat16"),
+        (harness._auto, _answered(), _answered(), None),
+        (harness._auto, _answered(9), _answered(), "1 of 32 answers differ"),
+        (harness._auto, _answered(device="cpu"), _answered(), "the model ran on cpu"),
+        (harness._launched, _answered(), _answered(), None),
+        (harness._launched, _answered(9), _answered(), "1 of 32 answers differ"),
+        (harness._launched, _answered(processes=2), _answered(), "2 processes answered on 1 cards"),
+        (harness._vllm, _answered(1, 4, 17, 31), _answered(), None),
+        (harness._vllm, _answered(1, 4, 5, 17, 31), _answered(), "5 of 32 answers differ"),
+        (harness._vllm, _answered(digests=["b"]), _answered(), "answers say that they are of"),
+    ],
+)
+def test_other_answers_on_a_gpu_are_a_fault(tmp_path, monkeypatch, check, own, other, says) -> None:
+    """`own` is what the check asks for first, `other` what it is held against."""
+    board, asked = Board(tmp_path, "cpu", "pico"), [own, other]
+    board.device, board.is_cuda = "cuda:0", True
+    monkeypatch.setattr(Board, "synchronize", lambda self: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(harness, "_suite", lambda folder: folder)
+    monkeypatch.setattr(harness, "_vllm_suite", lambda board, folder: (folder, 1))
+    monkeypatch.setattr(harness, "_answers", lambda *given, **named: asked.pop(0))
+    with nullcontext() if says is None else pytest.raises(Fault, match=says):
+        check(board, tmp_path, {"float32": other})
+
+
+def test_answers_in_bf16_without_any_in_float32_are_skipped(tmp_path, monkeypatch) -> None:
+    board = Board(tmp_path, "cpu", "pico")
+    board.device, board.is_cuda = "cuda:0", True
+    monkeypatch.setattr(harness, "_suite", lambda folder: folder)
+    monkeypatch.setattr(harness, "_answers", lambda *given, **named: _answered(**_BF16))
+    with pytest.raises(Skipped, match="no answers in float32 to compare with"):
+        harness._wrapper_bf16(board, tmp_path, {})
+
+
+def test_answers_that_are_not_there_are_a_fault(tmp_path, monkeypatch) -> None:
+    told = _answered()
+    del told["merges"][0]["answers"]["pope"]["7"]
+
+    def run(command: list[str], **named: Any) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "few.json").write_text(json.dumps(told))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(harness.subprocess, "run", run)
+    with pytest.raises(Fault, match=r"few: answers by task are {'pope': 15, 'mmstar': 16}, expected 16 of each"):
+        harness._answers(tmp_path, "few", "plam_llava")
+
+
+# ---- what it needs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["tools.gpu_check.needed", "tools.gpu_check"])
+def test_what_is_missing_is_said(module: str) -> None:
+    code = "import runpy, sys; sys.modules.update(accelerate=None, pydantic=None);"
+    code += f"runpy.run_module({module!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert f"{sys.executable} lacks accelerate, pydantic; it needs {', '.join(needed.NEEDED)}." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_page_script_and_makefile_agree_on_what_is_needed() -> None:
+    words = f"{', '.join(needed.NEEDED[:-1])} and {needed.NEEDED[-1]}"
+    for text in (gpu_check.__doc__, (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")):
+        assert words in " ".join(text.split())
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ngpu:\n")[2].partition("\n\n")[0]
+    assert "tools.gpu_check.needed" in recipe and "import " not in recipe
 
 
 # ---- the board -------------------------------------------------------------------------------------------------------
@@ -198,6 +323,16 @@ def _larger(stock: Callable[..., Any]) -> Callable[..., Any]:
     return products
 
 
+def _swapped(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Answers of one document are given for the other."""
+
+    def answers(*given: Any, **named: Any) -> Any:
+        found = stock(*given, **named)
+        return replace(found, tokens=found.tokens.flip(1))
+
+    return answers
+
+
 @pytest.mark.parametrize(
     ("breaks", "check", "said"),
     [
@@ -216,6 +351,14 @@ def _larger(stock: Callable[..., Any]) -> Callable[..., Any]:
         ((probes, "merge_in_place", lambda stock: lambda *given, **named: None),
          lambda session: probes._all_merges(session, torch.float32), "gives other bits than merged in place"),
         ((row_capture, "_products", _larger), lambda session: probes._rows(session, torch.float32, "sdpa"), "rows"),
+        ((row_capture, "_products", _larger), lambda session: probes._rows(session, torch.bfloat16, "sdpa"), "rows"),
+        ((probes, "generate_all_cuts", _swapped),
+         lambda session: probes._all_cuts(session, torch.bfloat16, "text"), "an answer differs|KL differs"),
+        ((probes, "generate_all_merges", _swapped),
+         lambda session: probes._all_merges(session, torch.bfloat16), "an answer differs"),
+        ((probes, "_first", lambda stock: lambda model, inputs: stock(model, inputs) | {
+            "pixel_values": stock(model, inputs)["pixel_values"] + 1}),
+         lambda session: probes._mask(session, torch.bfloat16, "sdpa"), "another batch size or kernel moves a logit"),
         ((probes, "merge_in_place", lambda stock: lambda *given, **named: None),
          lambda session: probes._depth(session, torch.float32), "merged model is like the plain one"),
     ],
@@ -227,6 +370,17 @@ def test_a_broken_path_is_a_fault(
     monkeypatch.setattr(module, name, broken(getattr(module, name)))
     with pytest.raises(Exception, match=said):
         check(session)
+
+
+@pytest.mark.parametrize(("leads", "bad"), [(0.7, False), (0.9, True), (float("nan"), True), (float("inf"), True)])
+def test_an_answer_that_was_no_tie_is_a_fault(leads: float, bad: bool) -> None:
+    """In the second setting the second answer is another from its second token on."""
+    theirs, logits = torch.zeros(2, 2, 3, dtype=torch.long), torch.zeros(2, 2, 3, 5)
+    ours = theirs.clone()
+    ours[1, 1, 1:] = 4
+    logits[1, 1, 1, 0], logits[1, 1, 2, 0] = leads, 100.0
+    with pytest.raises(Fault, match="an answer differs") if bad else nullcontext():
+        assert probes._flips(ours, theirs, logits, 0.1)["differing answers"] == 1
 
 
 def test_each_operand_goes_to_the_device_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

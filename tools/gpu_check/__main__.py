@@ -1,10 +1,15 @@
 """Every path of this project that runs on a device, checked on random checkpoints: `make gpu`.
 
-Needs torch, transformers and what plam-eval's library imports (pydantic, safetensors, scipy, pandas, matplotlib); no
-network. On a GPU the decoders have the shapes of published 7B models (the first of `--families` all of its layers, the
-others `--layers`), on a CPU 64 dimensions and four layers. Writes `gpu.md` and `gpu.json` into the output folder after
-each check, goes on behind a check that fails, and exits with 1 where one did. What cannot be checked here is in the
-table as skipped, with the reason.
+Needs a Python with accelerate, pydantic, torch and transformers (`tools/gpu_check/needed.py`), for the checks of
+lmms-eval and vLLM these as well, no network. On a GPU the decoders have the shapes of published 7B models (the first
+of `--families` all of its layers, the others `--layers`), on a CPU 64 dimensions and four layers. Writes `gpu.md` and
+`gpu.json` into the output folder after each check, goes on behind a check that fails, and exits with 1 where one did.
+What cannot be checked here is in the table as skipped, with the reason.
+
+What may differ on a GPU, and by how much, before it is a fault: bits of a merge not at all, nor answers in float32. An
+answer in bfloat16 whose first other token was within `probes.TIES` times what another batch size or kernel does to a
+logit (itself bounded by `probes.MOST_STEPS`); through lmms-eval and vLLM, where no logits are at hand,
+`harness.MOST_FLIPS` of the answers; rows of attention by `probes.ROWS_APART`.
 """
 
 from __future__ import annotations
@@ -15,6 +20,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools.gpu_check import needed
+
+if needed.missing():
+    sys.exit(needed.message())
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -47,8 +47,9 @@ def main(model_id: str, model_args: str, tasks: str, limit: str, output: str, me
     if first is None:  # of several processes not the first
         return
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    place = str(getattr(getattr(wrapper, "model", None), "device", ""))
-    told = {**first, **seconds, "device": place, "peak": peak, "merges": others}
+    model = getattr(wrapper, "model", None)
+    place = {"device": str(getattr(model, "device", "")), "dtype": str(getattr(model, "dtype", ""))}
+    told = {**first, **seconds, **place, "processes": wrapper.world_size, "peak": peak, "merges": others}
     Path(output).write_text(json.dumps(told), encoding="utf-8")
 
 

@@ -174,6 +174,8 @@ def _auto(session: Session, spec: PlateauSpec) -> Figures:
     session.drop()
     model = load(session.pair, "auto", torch.bfloat16)
     places = sorted({str(value.device) for value in model.parameters()})
+    if session.board.is_cuda and not any(place.startswith("cuda") for place in places):
+        raise Fault(f"parameters lie on {places}")
     merge_in_place(model, spec, checkpoint=session.pair.mllm)
     return {"on": " ".join(places), **session.compare_with_cpu(model, spec, torch.bfloat16)}
 
@@ -185,6 +187,8 @@ def _several(session: Session, spec: PlateauSpec) -> Figures:
     session.drop()
     model = load(session.pair, "balanced", torch.bfloat16)
     places = sorted({str(value.device) for value in model.parameters()})
+    if len(places) < 2:
+        raise Skipped(f"accelerate put all of it on {places[0]}")
     merge_in_place(model, spec, checkpoint=session.pair.mllm)
     session.compare_with_cpu(model, spec, torch.bfloat16)
     merge_in_place(model, None)
