@@ -112,7 +112,7 @@ def shellcheck(text: str, folder: Path) -> str:
     script = folder / "script"
     script.write_text(text)
     # SC2086: a name of several words ($TASKS here) is several words. SC2016: a later shell is to see the name.
-    command = [program, "--shell=bash", "--severity=style", "--exclude=SC2086,SC2016", script]
+    command = [str(program), "--shell=bash", "--severity=style", "--exclude=SC2086,SC2016", str(script)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr  # 2 and more: it could not look
     return done.stdout

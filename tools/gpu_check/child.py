@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+LENGTH = "max_new_tokens=8"
+"""Of each answer: enough for a letter or a word, and for what a model whose merge spoils it says instead."""
+
 
 def main(model_id: str, model_args: str, tasks: str, limit: str, output: str, merges: str = "[]") -> None:
     """Evaluate, and write a JSON file with the answers by task and document.
@@ -31,7 +34,7 @@ def main(model_id: str, model_args: str, tasks: str, limit: str, output: str, me
     seconds = {"load s": time.perf_counter() - started}
 
     def answered() -> dict[str, Any] | None:
-        run = evaluate(wrapper, tasks.split(","), limit=int(limit), model_args=model_args)
+        run = evaluate(wrapper, tasks.split(","), limit=int(limit), model_args=model_args, gen_kwargs=LENGTH)
         if run is None:
             return None
         lines = {task: {row["doc_id"]: row["filtered_resps"][0] for row in rows} for task, rows in run.samples.items()}
