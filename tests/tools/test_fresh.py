@@ -135,8 +135,8 @@ def test_every_python_that_is_here_is_tried_and_the_others_are_named(repository,
     tried = []
 
     class Runner(fresh.Runner):
-        def __init__(self, *given, **named):
-            super().__init__(*given, source=repository, **named)
+        def __init__(self, output, scratch, documents, absent):
+            super().__init__(output, scratch, documents, repository, absent)
 
         def run(self, name, python):
             tried.append((name, python))

@@ -137,7 +137,7 @@ def _same(name: str, own: Any, expected: Any) -> Figures:
 
 def _wrapper(board: Board, folder: Path, answers: dict[str, Any]) -> Figures:
     suite = _suite(folder)
-    given = {"device": board.device, "dtype": "float32", "merges": [("none", {})]}
+    given: dict[str, Any] = {"device": board.device, "dtype": "float32", "merges": [("none", {})]}
     seconds, own = board.timed(_answers, suite, "float32", "plam_llava", **given)
     answers["float32"] = own
     _on(board, own)
