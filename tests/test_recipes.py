@@ -164,13 +164,19 @@ def alive(folder: Path, word: str) -> list[str]:
 
 def test_what_a_script_left_alive_is_found(tmp_path: Path) -> None:
     for folder, other in ((tmp_path / "a", tmp_path / "b"), (tmp_path / "b", tmp_path / "a")):
-        process = subprocess.Popen(["sleep", "61.25"], env={**os.environ, "SAID": str(folder / "said")})
-        try:  # Popen returns when the new program runs
-            assert alive(folder, "sleep\00061.25") == [str(process.pid)]
-            assert not alive(other, "sleep\00061.25") and not alive(folder, "sleep\00061.50")
+        process = subprocess.Popen(
+            ["sh", "-c", "echo ready; read line", "left", "alive"],
+            env={**os.environ, "SAID": str(folder / "said")},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            process.stdout.readline()  # before, its command line may still be empty
+            assert alive(folder, "left\0alive") == [str(process.pid)]
+            assert not alive(other, "left\0alive") and not alive(folder, "left\0dead")
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 SWEEP = ["sweep", "--model", "plam_llava", "--model_args", "pretrained=a/mllm,plateau=plateau.yaml", "--tasks", "pope"]
