@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -86,6 +87,16 @@ if sys.argv[1] == "start":
     time.sleep(600)
 """
 _PLAM = f"""{_SAYS}
+import time
+if os.environ["SLURM_PROCID"] == "0":
+    sys.exit(3)
+time.sleep(0.5)  # a sibling that is ended ends before it
+os.write(said, b'["ended"]\\n')
+"""
+_ACCELERATE = f"""{_SAYS}
+import time
+while os.environ["SLURM_PROCID"] == "0" or open(os.environ["SAID"]).read().count("launch") < 2:
+    time.sleep(0.05)
 sys.exit(3)
 """
 _PLAM_BESIDE_RAY = f"""{_SAYS}
@@ -131,19 +142,19 @@ def test_shellcheck_finds_nothing_in_recipes(tmp_path: Path) -> None:
     assert {name: said for name, text in texts.items() if (said := shellcheck(text, tmp_path))} == {}
 
 
-def submit(folder: Path, which: str, **stand_ins: str) -> list[list[str]]:
-    """Submit a script, in which `plam` ends with status 3, and give the calls of the stand-ins, sorted."""
+def submit(folder: Path, which: str, status: int = 3, **stand_ins: str) -> list[list[str]]:
+    """Submit a script, in which a stand-in ends with status 3, and give the calls of the stand-ins, sorted."""
     (folder / f"{which}.sbatch").write_text(recipes.recipe(f"{which}.sbatch"))
     environment = recipes.environment(folder, stand_ins, **NAMES, SAID=str(folder / "said"))
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", recipes.recipe(f"slurm {which}")],
+        ["bash", "-euo", "pipefail", "-c", recipes.recipe("slurm" if which == "plam" else f"slurm {which}")],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert done.returncode == 3, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return sorted(json.loads(line) for line in (folder / "said").read_text().splitlines())
 
 
@@ -204,6 +215,15 @@ def test_ray_under_slurm_with_ray_itself(tmp_path: Path) -> None:
 
 def test_a_search_under_slurm_is_a_process_for_each_gpu(tmp_path: Path) -> None:
     said = submit(tmp_path, "search", plam=_PLAM)
+    said, ended = [line for line in said if line[0] == "plam"], [line for line in said if line == ["ended"]]
     assert [line[:2] for line in said] == [["plam", str(task)] for task in range(4)]
     search = [*SWEEP, "--select", "200", "--trials", "40", "--output", "search"]
     assert {tuple(line[2:]) for line in said} == {("search", *search[1:])}
+    assert len(ended) == 3, "the one that fails ends no other"
+
+
+def test_under_slurm_a_node_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """The other one would wait without end, and `srun` with it."""
+    said = submit(tmp_path, "plam", 128 + signal.SIGTERM, accelerate=_ACCELERATE)
+    assert [line[:3] for line in said] == [["accelerate", str(node), "launch"] for node in range(2)]
+    assert not alive(str(tmp_path / "bin" / "accelerate"))

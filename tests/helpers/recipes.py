@@ -45,7 +45,7 @@ os.environ.update(SLURM_NTASKS_PER_NODE=given["ntasks-per-node"], SLURM_CPUS_PER
 sys.exit(subprocess.call(["bash", sys.argv[-1]]))
 """
 _SRUN = """
-import os, signal, subprocess
+import os, signal, subprocess, time
 assert os.environ["SRUN_CPUS_PER_TASK"] == os.environ["SLURM_CPUS_PER_TASK"]
 command, given = sys.argv[1:], {}
 while command[0].startswith("--"):
@@ -53,12 +53,26 @@ while command[0].startswith("--"):
     given[name] = value
 nodes = int(given.get("--nodes", os.environ["SLURM_NNODES"]))
 tasks = int(given.get("--ntasks", nodes * int(os.environ["SLURM_NTASKS_PER_NODE"])))
-started = []
-signal.signal(signal.SIGTERM, lambda *_: [each.terminate() for each in started])
+started, kill_wait = [], 30  # seconds between the two signals, SLURM's default
+
+def tell(number):
+    for each in started:
+        if each.poll() is None:
+            os.killpg(each.pid, number)  # all processes of a task
+
+signal.signal(signal.SIGTERM, lambda *_: tell(signal.SIGTERM))
 for task in range(tasks):
     own = {"SLURM_NODEID": str(task * nodes // tasks), "SLURM_PROCID": str(task)}
-    started.append(subprocess.Popen(command, env=os.environ | own))
-sys.exit(max(abs(each.wait()) for each in started))
+    started.append(subprocess.Popen(command, env=os.environ | own, start_new_session=True))
+last = None
+while None in (codes := [each.poll() for each in started]):
+    if last is None and any(codes) and given.get("--kill-on-bad-exit", "0") != "0":
+        last = time.monotonic() + kill_wait
+        tell(signal.SIGTERM)
+    if last is not None and time.monotonic() > last:
+        tell(signal.SIGKILL)
+    time.sleep(0.02)
+sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 """
 _SCONTROL = """
 assert sys.argv[1:3] == ["show", "hostnames"] and sys.argv[3]
