@@ -287,12 +287,22 @@ def test_a_damaged_plan_is_named(tmp_path) -> None:
 
 
 _WORKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from plam_eval.evaluation.search.runner import try_settings
 from tests.helpers.searching import Fake, job
-fake = Fake(at_call=lambda number: time.sleep(0.05))
-try_settings(job(Path(sys.argv[1]), trials=12), fake)
+folder, deadline = Path(sys.argv[1]), time.monotonic() + 240
+
+def at_call(number):
+    # The plain model is answered by one of them, and the other one waits for that: they meet behind it.
+    (folder / f"at.{os.getpid()}").touch()
+    while number == 2 and len([*folder.glob("at.*")]) < 2:
+        assert time.monotonic() < deadline, "the other process did not come"
+        time.sleep(0.01)
+    time.sleep(0.05)
+
+fake = Fake(at_call=at_call)
+try_settings(job(folder / "search", trials=12), fake)
 print(fake.asked())
 """
 
@@ -303,6 +313,6 @@ def test_two_processes_are_at_one_search(tmp_path) -> None:
     workers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     asked = [int(worker.communicate(timeout=300)[0].split()[-1]) for worker in workers]
     assert all(worker.returncode == 0 for worker in workers)
-    settings = standing_of(job(tmp_path, trials=12)).settings
-    assert len(settings) == 12 and held_out_left(job(tmp_path, trials=12)) is not None
+    planned = job(tmp_path / "search", trials=12)
+    assert len(standing_of(planned).settings) == 12 and held_out_left(planned) is not None
     assert all(asked), "both had a part in it"
