@@ -27,11 +27,11 @@ from plam_eval.evaluation.sweep.findings import read_findings
 from plam_eval.evaluation.sweep.folder import cell_places, read_cell
 from plam_eval.evaluation.sweep.nodes import Needs, Resources, share_out
 from plam_eval.files import MARKER
-from tests.helpers import recipes
+from tests.helpers import clusters, recipes
+from tests.helpers.clusters import eventually
 from tests.helpers.paths import PAIR
 from tests.helpers.sweeps import CELLS, SPEC, answers, job, plam, words
 
-DEADLINE = 120.0  # seconds that something on the cluster is waited for
 needs_ray = pytest.mark.needs("ray")
 
 
@@ -172,16 +172,8 @@ def one_process(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A first node without a core for workers; others come and go."""
-    from ray.cluster_utils import Cluster
-
-    before = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        patch.setenv("RAY_ADDRESS", started.address)
-        yield started
-        started.shutdown()
-    signal.signal(signal.SIGTERM, before)
+    with clusters.started() as found:
+        yield found
 
 
 @pytest.fixture
@@ -198,16 +190,6 @@ def add_node(cluster: Any) -> Iterator[Callable[..., Any]]:
         if one in cluster.list_all_nodes():
             cluster.remove_node(one, allow_graceful=False)
     cluster.wait_for_nodes()  # or the next test still sees them
-
-
-def eventually(condition: Callable[[], Any], what: str) -> Any:
-    """What `condition` gives once it is true."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"waited in vain for {what}")
 
 
 def at_a_cell(one: Any) -> int | None:
