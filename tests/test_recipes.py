@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ import pytest
 import yaml
 
 from tests.helpers import recipes
+from tests.helpers.paths import ROOT
 from tests.helpers.pico import PicoPair
+from tests.helpers.wrappers import arguments
 
 FEW = "mmstar --limit 3 --gen_kwargs max_new_tokens=4"  # more words, as the recipes do not quote the name
 
@@ -227,3 +230,47 @@ def test_under_slurm_a_node_that_fails_ends_the_others(tmp_path: Path) -> None:
     said = submit(tmp_path, "plam", 128 + signal.SIGTERM, accelerate=_ACCELERATE)
     assert [line[:3] for line in said] == [["accelerate", str(node), "launch"] for node in range(2)]
     assert not alive(str(tmp_path / "bin" / "accelerate"))
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["raises", "killed"])
+def test_accelerate_ends_the_others_of_a_process_that_fails(
+    how: str, pico: Callable[[str], PicoPair], suite: Path, tmp_path: Path
+) -> None:
+    """Its own launcher, which for GPUs starts one process each, with processes that are told to be on the CPU."""
+    pair = pico("llava")
+    sweep = ["sweep", "--model", "plam_llava", "--model_args", arguments(pair, base=pair.base, layers="2:4")]
+    sweep += ["--tasks", "pope", "--limit", "4", "--gen_kwargs", "max_new_tokens=4", "--controls", "none"]
+    sweep += ["--output", str(tmp_path / "sweep")]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    launch += ["--num_machines", "1", "--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+
+    def launched(*module: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*launch, "--dynamo_backend", "no", "-m", *module, *sweep],
+            cwd=suite,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+        )
+        return done.returncode, " ".join(done.stdout.split())
+
+    status, said = launched("tests.helpers.failing", how, "2")
+    assert status == 1, said
+    if how == "raises":
+        assert "plam-eval did not expect this error (rank 1 of 2)" in said and "the device is lost" in said
+    else:
+        assert "Signal 9 (SIGKILL)" in said, said  # the launcher's words for rank 1
+    assert re.search(r"rank +: 1 \(local_rank: 1\)", said), said
+    assert not alive(str(tmp_path / "sweep")), "a process has outlived its launcher"
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("sweep/cells/[!.]*/cell.json")}
+    assert [file.parent.name for file in kept] == ["plain"]
+    status, said = launched("plam_eval.cli")
+    assert status == 0, said
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    cells = [json.loads(file.read_text()) for file in tmp_path.glob("sweep/cells/[!.]*/cell.json")]
+    assert len(cells) > len(kept) and all(cell["status"] == "finished" for cell in cells)
