@@ -229,7 +229,7 @@ def test_under_slurm_a_node_that_fails_ends_the_others(tmp_path: Path) -> None:
     """The other one would wait without end, and `srun` with it."""
     said = submit(tmp_path, "plam", 128 + signal.SIGTERM, accelerate=_ACCELERATE)
     assert [line[:3] for line in said] == [["accelerate", str(node), "launch"] for node in range(2)]
-    assert not alive(str(tmp_path / "bin" / "accelerate"))
+    assert not alive(tmp_path, str(tmp_path / "bin" / "accelerate"))
 
 
 @pytest.mark.slow
@@ -246,6 +246,7 @@ def test_accelerate_ends_the_others_of_a_process_that_fails(
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
     launch += ["--num_machines", "1", "--num_processes", "2", "--main_process_port", "0", "--mixed_precision", "no"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    environment["SAID"] = str(tmp_path / "said")  # by which `alive` knows them
 
     def launched(*module: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -266,7 +267,7 @@ def test_accelerate_ends_the_others_of_a_process_that_fails(
     else:
         assert "Signal 9 (SIGKILL)" in said, said  # the launcher's words for rank 1
     assert re.search(r"rank +: 1 \(local_rank: 1\)", said), said
-    assert not alive(str(tmp_path / "sweep")), "a process has outlived its launcher"
+    assert not alive(tmp_path, str(tmp_path / "sweep")), "a process has outlived its launcher"
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("sweep/cells/[!.]*/cell.json")}
     assert [file.parent.name for file in kept] == ["plain"]
     status, said = launched("plam_eval.cli")

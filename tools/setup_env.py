@@ -90,7 +90,7 @@ def imports(module: str) -> bool:
 
 def site_packages() -> Path:
     """Where packages lie in `.venv`."""
-    command = [PYTHON, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
+    command = [str(PYTHON), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
     return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
 
 
@@ -106,7 +106,7 @@ def mend_torchvision() -> None:
 
 def compile_packages() -> None:
     """Compile what is installed, as pip would, but on all cores, and not the packages' own tests."""
-    command = [PYTHON, "-m", "compileall", "-q", "-j", "0", "-x", r"/tests/", str(site_packages())]
+    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", r"/tests/", str(site_packages())]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # some files are of other Pythons
 
 

@@ -248,8 +248,8 @@ def _child(act: Action, root: Path, fault: Fault, limit: int | None, files: tupl
     printed = [os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in files[:2]]
     # A limit on files is one on these, too: what is printed waits in pipes until it is lifted.
     pipes = [os.pipe() for _ in printed] if limit is not None else []
-    for number, file in enumerate([end for _, end in pipes] or printed, 1):
-        os.dup2(file, number)
+    for number, output in enumerate([end for _, end in pipes] or printed, 1):
+        os.dup2(output, number)
     sys.stdout, sys.stderr = _stock_open(1, "w", closefd=False), _stock_open(2, "w", closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if limit is not None:
@@ -263,11 +263,11 @@ def _child(act: Action, root: Path, fault: Fault, limit: int | None, files: tupl
         stream.flush()
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        for number, ((end, _), file) in enumerate(zip(pipes, printed, strict=True), 1):
-            os.dup2(file, number)
+        for number, ((end, _), output) in enumerate(zip(pipes, printed, strict=True), 1):
+            os.dup2(output, number)
             os.set_blocking(end, False)
             with contextlib.suppress(BlockingIOError):
-                os.write(file, os.read(end, 1 << 20))
+                os.write(output, os.read(end, 1 << 20))
     with _stock_open(files[2], "w") as file:
         json.dump([status, watch.steps], file)
     os._exit(0)

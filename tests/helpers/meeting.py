@@ -49,7 +49,7 @@ def hold(folder: Path, rung: int) -> None:
             file.write(json.dumps([setting_of(spec), list(keys)]) + "\n")
         return found
 
-    _Search.take, _Resident.answers = taking, answering  # type: ignore[method-assign]
+    _Search.take, _Resident.answers = taking, answering  # type: ignore[method-assign,assignment]
 
 
 def wait(folder: Path) -> None:

@@ -169,7 +169,12 @@ def test_what_a_killed_process_had_begun_is_answered_before_the_report(tmp_path,
     (begun,) = Answers(tmp_path).merges()
     other = files.locked(tmp_path / RUNNING, f"{setting_of(begun.spec)}.lock")
     other.__enter__()
-    try_settings(job(tmp_path), Fake(at_call=lambda number: other.__exit__(None, None, None) if number == at else None))
+
+    def end(number: int) -> None:
+        if number == at:
+            other.__exit__(None, None, None)
+
+    try_settings(job(tmp_path), Fake(at_call=end))
     found = standing_of(job(tmp_path))
     (place,) = (place for place, setting in enumerate(found.settings) if setting.number == begun.number)
     assert found.whole[place] and len(found.settings) == 9
