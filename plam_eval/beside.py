@@ -10,8 +10,15 @@ from pathlib import Path
 
 from plam_eval.errors import FolderError
 
-_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
-"""This machine: on another one that shares the folder a process may have the same number."""
+
+def _here() -> str:
+    """This machine and, in a container, its numbers of processes: elsewhere another process may have the same one."""
+    numbers = Path("/proc/self/ns/pid")  # of Linux
+    told = f"{platform.node()} {numbers.readlink() if numbers.is_symlink() else ''}"
+    return hashlib.sha256(told.encode()).hexdigest()[:6]
+
+
+_HERE = _here()
 
 
 def gone(folder: Path) -> FolderError:

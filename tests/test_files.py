@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from plam_eval import beside as beside_module
 from plam_eval.beside import beside
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError, system_error
 from plam_eval.files import (
@@ -233,6 +234,13 @@ def test_a_folder_that_is_deleted_as_soon_as_it_is_made_is_told(tmp_path, monkey
     monkeypatch.setattr(Path, "touch", late)
     with pytest.raises(FolderError, match="was deleted or moved while it was written to"):
         make_own(tmp_path / "cell")
+
+
+def test_a_container_that_counts_processes_for_itself_is_elsewhere(monkeypatch):
+    here = beside_module._here()
+    monkeypatch.setattr(Path, "is_symlink", lambda path: True)
+    monkeypatch.setattr(Path, "readlink", lambda path: Path("pid:[1]"))
+    assert beside_module._here() != here == beside_module._HERE
 
 
 def test_where_the_system_has_no_locks_the_message_names_the_file_that_stands_for_one(tmp_path, monkeypatch):
