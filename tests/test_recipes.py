@@ -83,6 +83,12 @@ line = json.dumps([os.path.basename(sys.argv[0]), os.environ.get("SLURM_PROCID",
 said = os.open(os.environ["SAID"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 os.write(said, line.encode() + b"\\n")
 """
+# This machine's own address: Ray takes another one in the place of 127.0.0.1.
+_ADDRESS = """
+import ray.util
+assert sys.argv[1] == "ahostsv4"
+print(ray.util.get_node_ip_address(), "STREAM")
+"""
 _RAY = f"""{_SAYS}
 import time
 if sys.argv[1] == "start":
@@ -211,7 +217,7 @@ def test_ray_under_slurm_starts_it_everywhere_and_ends_it_with_the_sweep(tmp_pat
 @pytest.mark.long
 @pytest.mark.needs("ray")
 def test_ray_under_slurm_with_ray_itself(tmp_path: Path) -> None:
-    (plam,) = submit(tmp_path, "ray", plam=_PLAM_ON_RAY)
+    (plam,) = submit(tmp_path, "ray", plam=_PLAM_ON_RAY, getent=_ADDRESS)
     assert plam[2:9] == SWEEP
     assert not alive(tmp_path, "--num-gpus=2\0--block")
 

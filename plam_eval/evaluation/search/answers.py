@@ -29,6 +29,7 @@ SEARCH, ANSWERS, JOURNAL, PLAIN_SETTING = "search.json", "answers", "study.jsonl
 _FEWEST = 6
 """Images on which a setting has to differ from the best one before it is given up."""
 COLUMNS = ("task", "doc_id", "answer", "score")
+_LARGEST = 1e15  # no task's score is near it, and sums of larger ones overflow
 _LOCK, _PATIENCE = "answers.lock", 60.0  # seconds: another process writes a file
 _REMEDY = "delete it, and the same search answers it again"
 
@@ -141,8 +142,10 @@ def _setting(content: Mapping[str, Any], name: str, file: Path) -> Setting:
         if not texts or type(row["doc_id"]) is not int or type(row["score"]) not in (int, float, type(None)):
             raise DamagedFileError(f"{file}: found {row!r:.80}, expected {', '.join(COLUMNS)}; {_REMEDY}")
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"score": float})
-    if np.isinf(table["score"]).any():  # beside it no other gain would count
-        raise DamagedFileError(f"{file}: found a score without end, expected numbers; {_REMEDY}")
+    if (table["score"].abs() > _LARGEST).any():  # beside it no other gain would count
+        raise DamagedFileError(f"{file}: found a score above {_LARGEST:g}, expected one that a task gives; {_REMEDY}")
+    if table.duplicated(["task", "doc_id"]).any():
+        raise DamagedFileError(f"{file}: has two answers to one document; {_REMEDY}")
     return Setting(spec, number, table)
 
 

@@ -33,6 +33,7 @@ from plam_eval.spec import PlateauSpec, load_spec
 
 DOCUMENTS, TRIALS, HELD_OUT = "documents.json", "trials", "heldout"
 _REMEDY = "name another --output, or restore it from a copy"
+_NOTED_AGAIN = "delete it, and the same search notes its documents again"
 _DOCUMENT = {"task": str, "doc_id": int, "cluster": str, "prompt": str}
 
 
@@ -116,7 +117,7 @@ class SearchJob:
         content = {"directions": dict(directions), "documents": rows}
         file = self.folder / DOCUMENTS
         if file.is_file():
-            if files.read_json(file, _REMEDY) == content:
+            if files.read_json(file, _NOTED_AGAIN) == content:
                 return
             if any((self.folder / ANSWERS).glob("*.json")):
                 raise SearchError(
@@ -203,14 +204,14 @@ def read_documents(folder: Path, rungs: tuple[float, ...], seed: int) -> Documen
     file = folder / DOCUMENTS
     if not file.is_file():
         return None
-    content = files.read_json(files.inside(folder, DOCUMENTS, str(folder)), _REMEDY)
+    content = files.read_json(files.inside(folder, DOCUMENTS, str(folder)), _NOTED_AGAIN)
     rows, directions = content.get("documents"), content.get("directions")
     whole = isinstance(rows, list) and all(
         isinstance(row, dict) and all(type(row.get(name)) is kind for name, kind in _DOCUMENT.items()) for row in rows
     )
     signed = isinstance(directions, dict) and all(sign in (1, -1) for sign in directions.values())
     if not isinstance(rows, list) or not isinstance(directions, dict) or not (whole and signed) or _twice(rows):
-        raise DamagedFileError(f"{file}: holds no documents as a search writes them; {_REMEDY}")
+        raise DamagedFileError(f"{file}: holds no documents as a search writes them; {_NOTED_AGAIN}")
     return Documents.of(pd.DataFrame(rows, columns=list(_DOCUMENT)), directions, rungs, seed)
 
 

@@ -15,6 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 from plam_eval import files
+from plam_eval.beside import gone
+from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 from plam_eval.evaluation.records import clusters_by_content
 from plam_eval.evaluation.search.answers import PLAIN_SETTING, Answers, Documents, is_hopeless, mean_gain, setting_of
 from plam_eval.evaluation.search.config import SearchError
@@ -117,7 +119,8 @@ def held_out_left(job: SearchJob) -> list[str] | None:
     if not answered >= {setting_of(spec) for spec in job.space.reference_settings(job.num_layers)}:
         return None
     study = Study(job.folder, job.space, job.config.options, job.settings)
-    if _Search(job, None, study).wants_more(study.trials()) or study.unfinished():
+    search = _Search(job, None, study)
+    if search.wants_more(study.trials()) or search.lost() or study.unfinished():
         return None
     chosen = held_out_job(job)
     return [cell.name for cell in chosen.left()] if chosen else None
@@ -146,6 +149,7 @@ def try_settings(job: SearchJob, evaluator: Evaluator, drawn: Drawn | None = Non
     study = Study(job.folder, job.space, options, job.settings)
     search = _Search(job, evaluator, study, documents)
     search.begin()
+    search.answer_lost()
     with tqdm(total=options.trials, desc="search", unit="setting") as progress:
         search.show(progress)
         while True:
@@ -185,6 +189,19 @@ class _Search:
                 if alone:
                     self.gain_of(spec, place - len(self._begun), prune=False)
 
+    def lost(self) -> dict[str, FrozenTrial]:
+        """Proposals that were answered, by their settings, and whose answers are no longer there."""
+        finished = [trial for trial in self._study.trials() if trial.state == TrialState.COMPLETE]
+        named = {name: trial for trial in finished if (name := self._name(trial))}
+        return {name: trial for name, trial in named.items() if self._rows(name) is None}
+
+    def answer_lost(self) -> None:
+        """Answer again what was damaged and deleted."""
+        for name, trial in self.lost().items():
+            with self._study.alone_at(name, wait=False) as alone:
+                if alone:
+                    self.gain_of(self._job.space.spec(trial.params), trial.number)
+
     def wants_more(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether fewer different settings are tried, or being tried, than the search is to try.
 
@@ -215,7 +232,7 @@ class _Search:
         self._check_unchanged()
         try:
             gain = self.gain_of(spec, trial.number)
-        except (SearchError, OSError):
+        except (SearchError, FolderError, DamagedFileError, OutsideError, OSError):
             raise
         except Exception as error:  # whatever it is, it is this setting's
             self._fail(trial, setting_of(spec), f"{type(error).__name__}: {error}")
@@ -237,6 +254,8 @@ class _Search:
         assert self._documents is not None and self._evaluator is not None
         documents, name = self._documents, setting_of(spec)
         plain = self._rows(PLAIN_SETTING)
+        if plain is None:
+            raise gone(self._job.folder)
         rows = self._rows(name)
         for rung in range(documents.rungs):
             if missing := documents.missing(rows, rung):

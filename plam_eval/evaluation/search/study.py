@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
@@ -171,9 +172,16 @@ class Study:
         """Every proposal so far, of all processes, in order."""
         with _replayed(self._folder):
             trials = self._study.get_trials(deepcopy=False)
-        if strange := [trial.number for trial in trials if trial.params.keys() - self._distributions.keys()]:
+        if strange := [trial.number for trial in trials if not all(self._has(*each) for each in trial.params.items())]:
             raise DamagedFileError(f"{self._folder / JOURNAL}: trial {strange[0]} is of another search; {_REMEDY}")
         return trials
+
+    def _has(self, name: str, value: Any) -> bool:
+        """Whether a parameter of this search may have a value."""
+        distribution: Any = self._distributions.get(name)
+        if isinstance(distribution, CategoricalDistribution):
+            return value in distribution.choices
+        return distribution is not None and bool(distribution.low <= value <= distribution.high)
 
     def is_whole(self, trial: FrozenTrial) -> bool:
         """Whether a proposal has all of its parameters: a kill may have come before the last was written.

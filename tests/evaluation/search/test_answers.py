@@ -87,6 +87,8 @@ def test_answers_are_kept_and_added_to(tmp_path) -> None:
         {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": "1"}]},
         {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": float("inf")}]},
         {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": -(10**400)}]},
+        {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": 1e308}]},
+        {"answers": [{"task": "pope", "doc_id": 1, "answer": "x", "score": score} for score in (0, 1)]},
         {"answers": None},
         {"setting": "plain"},
     ],

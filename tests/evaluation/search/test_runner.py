@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from plam_eval import files
-from plam_eval.errors import FolderError, OutsideError
+from plam_eval.errors import DamagedFileError, FolderError, OutsideError
 from plam_eval.evaluation.search.answers import SEARCH, Answers, setting_of
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.evaluation.search.findings import read_search
@@ -192,6 +192,36 @@ def test_a_setting_that_another_process_is_at_is_waited_for_with_the_report(tmp_
     with files.locked(tmp_path / RUNNING, f"{setting_of(begun.spec)}.lock"):
         try_settings(job(tmp_path), Fake())
     assert held_out_left(job(tmp_path)) is None, "it may be the best one"
+
+
+@pytest.mark.parametrize("which", ["the best", "all"])
+def test_answers_that_were_damaged_and_deleted_are_answered_again(tmp_path, which, whole) -> None:
+    """As the message on a damaged file says."""
+    try_settings(job(tmp_path), Fake())
+    standing = standing_of(job(tmp_path))
+    best = setting_of(standing.settings[standing.best].spec)
+    (tmp_path / "answers" / f"{best}.json").write_text("{")
+    with pytest.raises(DamagedFileError, match="delete it, and the same search answers it again"):
+        try_settings(job(tmp_path), Fake())
+    for file in (tmp_path / "answers").glob("*.json" if which == "all" else f"{best}.json"):
+        file.unlink()
+    assert held_out_left(job(tmp_path)) is None, "there is something to answer"
+    again = Fake()
+    try_settings(job(tmp_path), again)
+    assert held_out_left(job(tmp_path)) is not None and again.calls
+    found = outcome(tmp_path, config())
+    assert len(found) == 9 and max(found, key=lambda each: each[2]) == max(whole[0], key=lambda each: each[2])
+
+
+def test_answers_that_are_deleted_meanwhile_end_the_search(tmp_path) -> None:
+    def delete(number: int) -> None:
+        if number == 4:
+            shutil.rmtree(tmp_path / "answers")
+
+    with pytest.raises(FolderError, match="was deleted or moved while it was written to"):
+        try_settings(job(tmp_path), Fake(at_call=delete))
+    try_settings(job(tmp_path), Fake())
+    assert len(standing_of(job(tmp_path)).settings) == 9 and held_out_left(job(tmp_path)) is not None
 
 
 def test_a_small_space_ends_before_the_budget(tmp_path) -> None:

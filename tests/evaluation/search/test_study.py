@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from optuna.trial import TrialState
@@ -164,6 +165,17 @@ def test_a_damaged_journal_is_named(tmp_path, line) -> None:
     proposed(opened(tmp_path), 1)
     with (tmp_path / JOURNAL).open("a") as file:
         file.write(line + "\n")
+    with pytest.raises(DamagedFileError, match=JOURNAL):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["start", "base_weight"])
+def test_a_proposal_outside_of_the_space_is_damage(tmp_path, name) -> None:
+    proposed(opened(tmp_path), 1)
+    text = (tmp_path / JOURNAL).read_text()
+    changed, count = re.subn(rf'("param_name": "{name}", "param_value_internal": )[0-9.]+', r"\g<1>99.0", text)
+    assert count == 1
+    (tmp_path / JOURNAL).write_text(changed)
     with pytest.raises(DamagedFileError, match=JOURNAL):
         opened(tmp_path)
 
