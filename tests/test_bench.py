@@ -263,6 +263,81 @@ def test_sections_are_kept_and_gone_on_with(
     assert "## The merge alone" not in file.read_text(encoding="utf-8")
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("quick", None, "quick: missing"),
+        ("others", "much", "others: found 'much'"),
+        ("took", NAN, "took: found nan"),
+        ("at", 3, "at: found 3"),
+        ("commit", [], "commit: found []"),
+        ("machine", [], "machine: found []"),
+        ("versions", None, "versions: missing"),
+        ("section", "scan", "section: found 'scan', expected 'growth'"),
+        ("raw.series", 7, "raw.series: found 7"),
+        ("raw", {}, "rows: found none, nor a series"),
+        ("raw.series.0.seconds", {}, "raw.series.0.seconds: found {}"),
+        ("raw.series.0.seconds.1.0", 0.0, "raw.series.0.seconds.1.0: found 0.0"),
+        ("raw.series.0.memory", {"small": [1]}, "raw.series.0.memory.small"),
+        ("raw.series.0.slope of time.median", NAN, "raw.series.0.slope of time.median: found nan"),
+        ("raw.series.0.unexplained", None, "raw.series.0.unexplained: missing"),
+        ("rows.0.ratio.most", None, "rows.0.ratio.most: missing"),
+        ("rows.0.A.rounds", [], "rows.0.A.rounds: found []"),
+        ("rows.0.B.is", None, "rows.0.B.is: missing"),
+        ("rows.0.ideal is", 1, "rows.0.ideal is: found 1"),
+        ("rows.0.more", [], "rows.0.more: found []"),
+    ],
+)
+def test_a_record_that_cannot_be_shown_is_left_out(
+    path: str, value: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, file = tmp_path / "results", tmp_path / "RESULTS.md"
+    results.mkdir()
+    whole = record("growth", raw={"series": [series("cells", LINE)]})
+    if path == "raw":
+        whole["rows"] = []
+    *parents, key = [int(word) if word == "0" else word for word in path.split(".")]
+    place: Any = whole
+    for word in parents:
+        place = place[word]
+    if value is None:
+        del place[key]
+    else:
+        place[key] = value
+    (results / "growth.json").write_text(json.dumps(whole), encoding="utf-8")
+    (results / "merge.json").write_text(json.dumps(record()), encoding="utf-8")
+    assert bench.main(["--page", "--output", str(tmp_path)]) == 0
+    out, text = capsys.readouterr().out, file.read_text(encoding="utf-8")
+    assert f"growth: left out: {results / 'growth.json'}: {said}" in out and bench.REMEDY in out
+    assert "## The merge alone" in text and "## Growth" not in text
+
+
+def test_the_records_that_are_kept_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    results = ROOT / "benchmarks" / "results"
+    assert set(bench.stored(results)) == {file.stem for file in results.glob("*.json")}
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_a_script_that_hands_on_what_cannot_be_shown_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(command: list[str], *_: Any) -> int:
+        measured.write_rows(Path(command[-1]), [{**record()["rows"][0], "ideal": NAN}], "302 MB")
+        return 0
+
+    monkeypatch.setattr(bench, "_to_its_end", ended)
+    with pytest.raises(InputError, match=r"merge\.py: handed on what cannot be shown: rows\.0\.ideal: found nan"):
+        bench.measure(only("merge")[0], tmp_path / "work", tmp_path / "logs", quick=True)
+
+
+def test_a_page_stays_where_there_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "RESULTS.md").write_text("kept", encoding="utf-8")
+    assert bench.main(["--page", "--output", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'results'}: no results" in capsys.readouterr().out
+    assert (tmp_path / "RESULTS.md").read_text(encoding="utf-8") == "kept"
+
+
 def test_what_a_section_has_begun_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script, mark = tmp_path / "work.py", tmp_path / "mark"
 

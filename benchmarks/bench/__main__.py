@@ -27,8 +27,9 @@ from typing import IO, Any
 
 from benchmarks.bench.machine import ROOT, Others, code, commit, machine, software
 from benchmarks.bench.page import BUSY, PICTURE, draw, page, rounds_of
+from benchmarks.bench.record import problems_of
 from benchmarks.bench.sections import ROUNDS, SECTIONS, Section, chosen
-from plam_eval.errors import DamagedFileError, InputError
+from plam_eval.errors import DamagedFileError, InputError, listed, quoted, system_error
 from plam_eval.files import read_json, write_in_one_step, write_json
 
 REMEDY = "measure that section again: make bench ARGS='--only NAME'"
@@ -74,7 +75,7 @@ def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[st
             raise InputError(f"{section.script}: {late}, and it said: {said[-1]} (all: {log})")
         found = read_json(file, REMEDY)
     shown = " ".join(shlex.quote(word) for word in (section.quick if quick else section.full))
-    return {
+    record = {
         "section": section.name,
         "form": FORM,
         "quick": quick,
@@ -88,6 +89,9 @@ def measure(section: Section, work: Path, logs: Path, *, quick: bool) -> dict[st
         "versions": software(),
         **found,
     }
+    if problems := problems_of(record, section.name):
+        raise InputError(f"{section.script}: handed on what cannot be shown: {listed(problems, 3)}")
+    return record
 
 
 def _to_its_end(command: Sequence[str], environment: dict[str, str], output: IO[str], limit: float) -> int | None:
@@ -125,25 +129,35 @@ def stored(results: Path) -> dict[str, dict[str, Any]]:
             except (InputError, DamagedFileError) as error:
                 print(f"{section.name}: left out: {error}")
                 continue
-            if record.get("form") == FORM:
-                found[section.name] = record
+            except OSError as error:
+                print(f"{section.name}: left out: {system_error(error)}; {REMEDY}")
+                continue
+            if record.get("form") != FORM:
+                said = f"{file} is of form {quoted(record.get('form'))}, expected {FORM}"
+                print(f"{section.name}: left out: {said}; {REMEDY}")
+            elif problems := problems_of(record, section.name):
+                print(f"{section.name}: left out: {file}: {listed(problems, 3)}; {REMEDY}")
             else:
-                print(f"{section.name}: left out: {file} is of form {record.get('form')}, expected {FORM}; {REMEDY}")
+                found[section.name] = record
     return found
 
 
-def write_page(results: Path, file: Path) -> None:
-    """Write the page of every section that there is.
+def write_page(results: Path, file: Path) -> bool:
+    """Write the page of every section that there is; whether there is one. Without any, a page stays as it is.
 
     Args:
         results: folder of their JSON.
         file: the page.
     """
     records = stored(results)
-    if "growth" in records:
-        draw(records["growth"]["raw"]["series"], file.parent / PICTURE)
+    if not records:
+        print(f"{results}: no results, so that {file} is not written; measure some: make bench")
+        return False
+    if "growth" in records and (series := records["growth"]["raw"].get("series")):
+        draw(series, file.parent / PICTURE)
     text = page(records, results.name)
     write_in_one_step(file, lambda path: path.write_text(text, encoding="utf-8"))
+    return True
 
 
 def is_done(record: dict[str, Any] | None, *, quick: bool) -> bool:
@@ -202,8 +216,8 @@ def run(
         busy = f", others kept {record['others']:.1f} cores busy" if (record["others"] or 0) > BUSY else ""
         print(f"{record['took']:.0f} s{busy}", flush=True)
         write_page(results, file)
-    write_page(results, file)
-    print(f"written: {file}")
+    if write_page(results, file):
+        print(f"written: {file}")
     found = stored(results)
     for section in sections:
         for fault in [] if quick or section.name not in found else faults(found[section.name]):
@@ -243,8 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results, file = folder / "results", folder / "RESULTS.md"
     try:
         if given.page:
-            write_page(results, file)
-            return 0
+            return 0 if write_page(results, file) else 1
         again = given.fresh or given.only is not None
         return run(sections, results, file, quick=given.quick, again=again, minutes=given.minutes)
     except KeyboardInterrupt:
