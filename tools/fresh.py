@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,8 @@ HELP = "plam --help"
 HELP_SECONDS = 0.5
 """Within which it has to answer: the best of `HELP_TRIES` starts, the first of which reads files anew."""
 HELP_TRIES = 3
+PATIENCE = 60
+"""Seconds within which an interpreter has to say that it is one."""
 LOOKED = "looked for on the PATH, among pyenv's versions and by uv"
 
 # What a new machine would have as well. Everything else (PYTHONPATH, VIRTUAL_ENV, HF_HOME ...) could hide a mistake.
@@ -87,23 +90,41 @@ def readme_commands(readme: str) -> list[str]:
 
 
 def find_python(word: str) -> Path:
-    """The interpreter that `word` names: a path, or a version such as 3.12.
+    """The interpreter that `word` names: a path, or a version such as 3.12. Absolute, as trials run in other folders.
 
     Raises:
-        FileNotFoundError: there is none; says where it was looked for.
+        ValueError: it is neither, or nothing at the path is a Python with `venv`.
+        FileNotFoundError: there is none of this version; says where it was looked for.
     """
-    places = [word] if os.sep in word else [f"python{word}"]
-    found = [Path(place) for each in places if (place := shutil.which(each)) is not None]
-    if os.sep not in word:
-        found += sorted((Path.home() / ".pyenv/versions").glob(f"{word}*/bin/python"))
-        if shutil.which("uv") is not None:
-            told = subprocess.run(["uv", "python", "find", "--no-project", word], capture_output=True, text=True)
-            found += [Path(told.stdout.strip())] if told.returncode == 0 else []
+    is_version = re.fullmatch(r"[0-9]+\.[0-9]+", word) is not None
+    if os.sep in word or (not is_version and Path(word).is_file()):
+        path = Path(word).absolute()  # not resolved: a virtual environment's is a link
+        if not _is_python(path):
+            what = "is no Python with venv that can be run" if path.exists() else "is not there"
+            raise ValueError(f"{word}: {path} {what}; name another")
+        return path
+    if not is_version:
+        raise ValueError(f"{word!r}: expected a version such as 3.12, or a path such as ./env/bin/python")
+    found = [Path(place).absolute()] if (place := shutil.which(f"python{word}")) is not None else []
+    found += sorted((Path.home() / ".pyenv/versions").glob(f"{word}[.-]*/bin/python"))
+    if shutil.which("uv") is not None:
+        told = subprocess.run(["uv", "python", "find", "--no-project", word], capture_output=True, text=True)
+        found += [Path(told.stdout.strip())] if told.returncode == 0 else []
     for candidate in found:  # a shim on the PATH may stand for a version that is not there
-        done = subprocess.run([candidate, "-c", "import sys, venv"], capture_output=True)
-        if done.returncode == 0:
+        if _is_python(candidate, word):
             return candidate
     raise FileNotFoundError(f"no Python {word}: {LOOKED}")
+
+
+def _is_python(path: Path, version: str = "") -> bool:
+    """Whether a file is a Python that can make virtual environments, of a version (3.12) if one is named."""
+    code = "import sys, venv; print('python', '%d.%d' % sys.version_info[:2])"
+    try:
+        done = subprocess.run([path, "-c", code], capture_output=True, stdin=subprocess.DEVNULL, timeout=PATIENCE)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    said = done.stdout.decode(errors="replace").split()
+    return done.returncode == 0 and len(said) == 2 and said[0] == "python" and version in ("", said[1])
 
 
 def find_pythons(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -111,6 +132,9 @@ def find_pythons(words: Sequence[str]) -> tuple[list[Path], list[str]]:
 
     Args:
         words: versions, or paths.
+
+    Raises:
+        ValueError: a word names no Python, whatever is installed.
     """
     found, absent = [], []
     for word in words:
@@ -181,7 +205,7 @@ class Runner:
         given = environment(folder / "env" / "bin" / "python", folder / "home")
         log = self.output / f"{folder.name}.log"
         with log.open("w", encoding="utf-8") as file:
-            for where, command in [(folder, f"{python} -m venv env"), *steps]:
+            for where, command in [(folder, f"{shlex.quote(str(python))} -m venv env"), *steps]:
                 trial.commands.append(command)
                 print(f"$ {command}", file=file, flush=True)
                 took = []
@@ -214,14 +238,14 @@ class Runner:
 
     def _clone(self, folder: Path, command: str) -> list[tuple[Path, str]]:
         clone = folder / "clone"
-        return [(folder, f"git clone --quiet {self.source} clone"), (clone, command)]
+        return [(folder, f"git clone --quiet {shlex.quote(str(self.source))} clone"), (clone, command)]
 
     def _wheel(self, folder: Path) -> list[tuple[Path, str]]:
         outside = folder / "outside"
         outside.mkdir()
         documents = "" if self.documents is None else f" --documents {self.documents}"
         return [
-            (folder, f"git clone --quiet {self.source} clone"),
+            (folder, f"git clone --quiet {shlex.quote(str(self.source))} clone"),
             (folder, "python3 -m pip wheel --quiet --no-deps --wheel-dir wheels ./clone"),
             (folder, "rm -r clone"),
             (folder, "python3 -m pip install --quiet wheels/plam_eval-*.whl"),
@@ -303,15 +327,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = [*readme_commands((ROOT / "README.md").read_text(encoding="utf-8")), WHEEL]
     if unknown := [name for name in options.only if name not in known]:
         parser.error(f"--only {unknown[0]}: expected one of {', '.join(known)}")
-    pythons, absent = find_pythons(options.python or PYTHONS)
+    try:
+        pythons, absent = find_pythons(options.python or PYTHONS)
+    except ValueError as error:
+        parser.error(f"--python {error}")
     if absent and (options.python or not pythons):
         parser.error(f"no Python {', '.join(absent)}: {LOOKED}")
     if absent:
         print(f"Not tried, as not found here: Python {', '.join(absent)} ({LOOKED}).", file=sys.stderr)
-    if subprocess.run(["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True).stdout:
+    if shutil.which("git") is None:
+        parser.error("no git, which clones the checkout: install it")
+    told = subprocess.run(["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True)
+    if told.returncode:
+        parser.error(f"{ROOT}: expected a checkout to clone; git says: {told.stderr.strip()}")
+    if told.stdout:
         print("Not all of this checkout is committed; what runs is the last commit.", file=sys.stderr)
     output = options.output.resolve()
     scratch = (options.scratch or output / "scratch").resolve()
+    for option, folder in (("--output", output), ("--scratch", scratch)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"{option} {folder}: {error.strerror}; expected a folder, or a place for one")
     runner = Runner(output, scratch, options.documents, absent=absent)
     for python in pythons:
         for name in options.only or known:

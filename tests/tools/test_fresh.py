@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,74 @@ def test_a_python_that_is_not_there_and_a_word_that_is_no_command_are_said(capsy
 
 def test_a_python_is_found_by_its_path():
     assert fresh.find_python(sys.executable) == Path(sys.executable)
+
+
+def test_a_relative_path_of_a_python_is_made_absolute(tmp_path, monkeypatch, python):
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / "v" / "bin" / "python"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(python)
+    assert fresh.find_python("v/bin/python") == link
+    assert fresh.find_python("./python") == fresh.find_python("python") == python
+
+
+def test_a_version_is_not_the_beginning_of_another(tmp_path, monkeypatch):
+    """Of pyenv's versions, of a name on the PATH that stands for another."""
+    own = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    home = tmp_path / "home"
+    for name in (f"{own}.7", f"{own}0.1", "2.9"):
+        place = home / ".pyenv" / "versions" / name / "bin" / "python"
+        place.parent.mkdir(parents=True)
+        place.symlink_to(sys.executable)
+    monkeypatch.setenv("HOME", str(home))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3.1").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert fresh.find_python(own) == home / ".pyenv" / "versions" / f"{own}.7" / "bin" / "python"
+    for word in ("3.1", "2.9"):
+        with pytest.raises(FileNotFoundError, match=f"no Python {word}"):
+            fresh.find_python(word)
+
+
+@pytest.mark.parametrize("word", ["", "*", "3", "3.1*", "3.12.1", "python3"])
+def test_a_word_that_is_neither_a_version_nor_a_path_is_refused(word, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fresh.main(["--python", word])
+    assert stopped.value.code == 2
+    assert f"--python {word!r}: expected a version such as 3.12, or a path" in capsys.readouterr().err
+
+
+def test_what_is_no_python_is_refused_by_name_before_anything(tmp_path, capsys):
+    (tmp_path / "text").write_text("no program")
+    (tmp_path / "text").chmod(0o755)
+    (tmp_path / "plain").write_text("")
+    said = "is no Python with venv that can be run"
+    words = [(shutil.which("true"), said), *((str(tmp_path / name), said) for name in ("text", "plain", "."))]
+    for word, why in [*words, (str(tmp_path / "absent"), "is not there")]:
+        with pytest.raises(SystemExit) as stopped:
+            fresh.main(["--python", word, "--output", str(tmp_path / "output")])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and f"--python {word}: " in error and why in error
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("option", ["--output", "--scratch"])
+def test_a_file_where_a_folder_is_expected_is_said(option, tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    given = ["--python", sys.executable, "--output", str(tmp_path / "output")]
+    with pytest.raises(SystemExit) as stopped:
+        fresh.main([*given, option, str(tmp_path / "file")])
+    assert stopped.value.code == 2
+    assert f"{option} {tmp_path / 'file'}: File exists; expected a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_paths_with_a_space_are_one_word_for_the_shell(repository, python, tmp_path):
+    place = tmp_path / "it's my place"
+    place.mkdir()
+    source, python = repository.rename(place / "repository"), python.rename(place / "python")
+    trial = fresh.Runner(place / "output", place / "scratch", source=source).run("sh good", python)
+    assert (trial.status, trial.says) == (0, "")
 
 
 def test_the_help_is_called_three_times_and_the_best_counts(repository, python, tmp_path, monkeypatch):
