@@ -68,6 +68,8 @@ def test_every_check_of_a_pair_without_lmms_eval(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = rows_of(tmp_path / "out")
+    known = gpu_check.known_names()
+    assert {name for _, name in rows} == {name for name in known if "on the device as on the CPU" not in name}
     skipped = {name: row["says"] for (_, name), row in rows.items() if row["verdict"] == "skipped"}
     assert {row["verdict"] for row in rows.values()} == {"ok", "skipped"}
     assert (
@@ -251,6 +253,51 @@ def test_page_script_and_makefile_agree_on_what_is_needed() -> None:
         assert words in " ".join(text.split())
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ngpu:\n")[2].partition("\n\n")[0]
     assert "tools.gpu_check.needed" in recipe and "import " not in recipe
+
+
+# ---- its options -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--device", "cuda"], "--device 'cuda': expected one of cpu (torch finds no GPU that it can use)"),
+        (["--device", "gpu"], "--device 'gpu': expected one of cpu"),
+        (["--device", ""], "--device '': expected one of cpu"),
+        (["--without", ""], "--without '': in no check's name; expected a part of one: rates; a random pair; plam_ll"),
+        (["--without", "depth", "nobody"], "--without 'nobody': in no check's name"),
+        (["--output", "file"], "--output file: File exists; expected a folder"),
+        (["--scratch", "file/below"], "--scratch file/below: Not a directory; expected a folder"),
+    ],
+)
+def test_an_option_that_cannot_be_followed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_device_is_one_of_those_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [gpu_check._device(word) for word in (None, "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda", "cuda:1", "cpu"]
+    with pytest.raises(ValueError, match=r"'cuda:2': expected one of cpu, cuda, cuda:0, cuda:1$"):
+        gpu_check._device("cuda:2")
+
+
+def test_no_check_is_no_success_and_the_scratch_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--output", str(tmp_path / "out"), "--device", "cpu", "--families", "llava", "--scratch"]
+    assert main([*words, str(tmp_path / "not" / "yet"), "--without", "rates", "a random pair", "plam_", "a"]) == 1
+    assert "gpu_check: nothing was checked" in capsys.readouterr().err
+    assert {row["verdict"] for row in rows_of(tmp_path / "out").values()} == {"skipped"}
+    assert (tmp_path / "not" / "yet").is_dir()
 
 
 # ---- the board -------------------------------------------------------------------------------------------------------
