@@ -17,7 +17,7 @@ from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_int
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.errors import NoScoreError, RecordError
 from plam_eval.harness.run_files import RECORD_KEY, read_results, result_files, samples_file
-from plam_eval.harness.sample_lines import check_digests, expected_documents, read_samples, texts_of
+from plam_eval.harness.sample_lines import read_samples, texts_of
 from plam_eval.harness.second_reading import read_again
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers
@@ -287,10 +287,7 @@ def _samples_of(file: Path, task: str, config: Mapping[str, Any], results: Mappi
     log = samples_file(file, task)
     if not log.is_file():
         raise RecordError(f"{file} has results of {task} but there is no {log.name}: run again with --log_samples")
-    headline = known_tasks.headline_filter(task, config)
-    samples = read_samples(log, config, expected_documents(results, task), headline)
-    check_digests(results, samples, log)
-    return samples
+    return read_samples(log, results, task, known_tasks.headline_filter(task, config))
 
 
 def sample_row(task: str, sample: Mapping[str, Any], score: Score | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from plam_eval.evaluation.records import Run, clusters_by_content
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.errors import NoScoreError, RecordError
 from plam_eval.harness.run_files import samples_file
-from plam_eval.harness.sample_lines import check_digests, expected_documents, read_samples
+from plam_eval.harness.sample_lines import read_samples
 from plam_eval.harness.stock_metrics import Floats, Known, Summed, counts_copies, known_metric, parts_of
 from plam_eval.terminal import one_line
 
@@ -145,9 +145,7 @@ class _Task:
             log = samples_file(run.file, self.task)
             if not log.is_file():
                 raise RecordError(f"{log.name} is no longer there")
-            config = run.results["configs"].get(self.task) or {}
-            samples = read_samples(log, config, expected_documents(run.results, self.task), self.filter)
-            check_digests(run.results, samples, log)
+            samples = read_samples(log, run.results, self.task, self.filter)
             logs.append({sample["doc_id"]: sample for sample in samples})
             if not logs[-1].keys() >= set(self.samples["doc_id"]):
                 raise RecordError(f"{log.name} is no longer the one that was compared")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,28 +32,89 @@ class Lines(Protocol):
         """
 
 
+class Digests:
+    """Which weights answered the lines of a log, as far as the lines say so.
+
+    Those of other models, and of ours until 0.1, do not.
+
+    Args:
+        log: what messages call it.
+    """
+
+    def __init__(self, log: object) -> None:
+        self._log = log
+        self._found: dict[Any, Any] = {}  # digest, None for none -> the first document that has it
+
+    def add(self, sample: Mapping[str, Any]) -> None:
+        """Take in a line of the log, of whatever filter."""
+        digest = sample.get("digest")
+        # What is no text equals no digest, and may have no hash.
+        self._found.setdefault(
+            digest if digest is None or isinstance(digest, str) else (quoted(digest),), sample["doc_id"]
+        )
+
+    def check(self, results: Mapping[str, Any]) -> None:
+        """Whether all lines were answered by the weights that the results are of.
+
+        Args:
+            results: the results JSON beside the log.
+
+        Raises:
+            RecordError: two digests, another one than that of the results, or some lines without one.
+        """
+        if set(self._found) <= {None}:
+            return
+        told = ", ".join(f"{_told(digest)} (document {quoted(document)})" for digest, document in self._found.items())
+        provenance = (results.get(RECORD_KEY) or {}).get("provenance") or {}
+        expected = (provenance["digest"] or digest_of(None)) if "digest" in provenance else None
+        if len(self._found) > 1 or (expected is not None and [*self._found] != [expected]):
+            raise RecordError(
+                f"{self._log}: its lines say that they were answered by weights of digest {told:.400}; expected one "
+                f"for all{f', {quoted(expected)}, as in the results beside it' if expected is not None else ''}: the "
+                "log is of another run, or weights changed while it was made; run again"
+            )
+
+
+def _told(digest: str | tuple[str] | None) -> str:
+    if digest is None:
+        return "none"
+    return quoted(digest) if isinstance(digest, str) else digest[0]
+
+
 def read_samples(
-    log: Path, config: Mapping[str, Any], expected: Expected, filter_name: str | None = None
+    log: Path, results: Mapping[str, Any], task: str, filter_name: str | None = None
 ) -> list[dict[str, Any]]:
-    """One sample per document: those of one of the task's filters.
+    """One sample per document: those of one of the task's filters. The lines of all filters are checked.
 
     Args:
         log: the task's, JSON lines.
-        config: the task's, as the results have it.
-        expected: which documents there have to be, or how many; None where nobody knows.
+        results: the results JSON beside it.
+        task: its name.
         filter_name: of the filter; by default the task's first, which lmms-eval logs first.
 
     Raises:
-        RecordError: a line is no sample, a document stands there too often, or their number is another.
+        RecordError: a line is no sample, a document stands there too often, their number is another, or lines were
+            answered by other weights than the results are of.
     """
+    config = results["configs"].get(task) or {}
+    names = filters_of(config)
+    number = names.index(filter_name) if filter_name in names else 0
+    digests = Digests(log)
     with log.open("rb") as stream:
-        names = filters_of(config)
-        number = names.index(filter_name) if filter_name in names else 0
-        return samples_by_filter(stream, log, config, expected, only=number)[number]
+        expected = expected_documents(results, task)
+        samples = samples_by_filter(stream, log, config, expected, only=number, digests=digests)[number]
+    digests.check(results)
+    return samples
 
 
 def samples_by_filter(
-    stream: Lines, log: object, config: Mapping[str, Any], expected: Expected, *, only: int | None = None
+    stream: Lines,
+    log: object,
+    config: Mapping[str, Any],
+    expected: Expected,
+    *,
+    only: int | None = None,
+    digests: Digests | None = None,
 ) -> list[list[dict[str, Any]]]:
     """The samples of a log, for each of the task's filters one per document, in the order of the log.
 
@@ -63,9 +124,10 @@ def samples_by_filter(
         config: the task's, as the results have it.
         expected: which documents there have to be, or how many; None where nobody knows.
         only: keep those of this filter alone, by its place among the task's; the others' are empty.
+        digests: takes in every line, of whatever filter.
 
     Raises:
-        RecordError: as `read_samples`.
+        RecordError: a line is no sample, a document stands there too often, or their number is another.
     """
     filters = filters_of(config)
     samples: list[list[dict[str, Any]]] = [[] for _ in filters]
@@ -83,6 +145,8 @@ def samples_by_filter(
                 f"{log}, line {number}: document {document} once more than the task has filters "
                 f"({', '.join(filters)}); two runs that started in one second write into one log: run again"
             )
+        if digests is not None:
+            digests.add(sample)
         if only is None or counts[document] == only + 1:
             samples[counts[document] - 1].append(sample)
     if missing := [document for document, count in counts.items() if count < len(filters)]:
@@ -103,34 +167,6 @@ def samples_by_filter(
             "not whole; copy it again, or run again"
         )
     return samples
-
-
-def check_digests(results: Mapping[str, Any], samples: Iterable[Mapping[str, Any]], log: object) -> None:
-    """Whether all lines of a log were answered by the weights that the results are of.
-
-    Args:
-        results: the results JSON.
-        samples: lines of one of its logs. Those of other models, and of ours until 0.1, do not say what answered.
-        log: what messages call it.
-
-    Raises:
-        RecordError: two digests, another one than that of the results, or some lines without one.
-    """
-    found: dict[str | None, Any] = {}  # digest -> the first document that has it
-    for sample in samples:
-        digest = sample.get("digest")
-        found.setdefault(digest if digest is None or isinstance(digest, str) else quoted(digest), sample["doc_id"])
-    if set(found) <= {None}:
-        return
-    told = ", ".join(f"{digest or 'none'} (document {quoted(document)})" for digest, document in found.items())
-    provenance = (results.get(RECORD_KEY) or {}).get("provenance") or {}
-    expected = (provenance["digest"] or digest_of(None)) if "digest" in provenance else None
-    if len(found) > 1 or (expected is not None and set(found) != {expected}):
-        raise RecordError(
-            f"{log}: its lines say that they were answered by weights of digest {told:.400}; expected one for all"
-            f"{f', {quoted(expected)}, as in the results beside it' if expected is not None else ''}: the log is of "
-            "another run, or weights changed while it was made; run again"
-        )
 
 
 def lines_of(stream: Lines, log: object) -> Iterator[bytes]:

@@ -175,12 +175,14 @@ def test_a_document_twice_in_one_log_is_refused(tmp_path: Path) -> None:
         (["plain"] * 4, None, None),
         ([A] * 4, A, None),
         ([None] * 4, A, None),
-        ([A] * 4, None, rf"digest {A} \(document 0\); expected one for all, 'plain', as in the results beside it"),
-        ([B] * 4, A, rf"digest {B} \(document 0\); expected one for all, '{A}'"),
-        ([A, A, B, A], A, rf"digest {A} \(document 0\), {B} \(document 2\); expected one for all"),
+        ([A] * 4, None, rf"digest '{A}' \(document 0\); expected one for all, 'plain', as in the results beside it"),
+        ([B] * 4, A, rf"digest '{B}' \(document 0\); expected one for all, '{A}'"),
+        ([A, A, B, A], A, rf"digest '{A}' \(document 0\), '{B}' \(document 2\); expected one for all"),
         ([A, f"{A}+{B}", A, A], A, r"\(document 1\); expected one for all"),
         ([A, A, A, None], A, r"none \(document 3\); expected one for all"),
         ([A, [1], A, A], A, r"\[1\] \(document 1\)"),
+        (["d\nOK: accepted\x1b[2J"] * 4, A, r"digest 'd\\nOK: accepted\\x1b\[2J' \(document 0\)"),
+        (["[1]", [1], "[1]", "[1]"], None, r"'\[1\]' \(document 0\), \[1\] \(document 1\)"),
     ],
 )
 def test_lines_that_other_weights_answered_are_refused(tmp_path, lines, own, says):
@@ -230,6 +232,16 @@ def test_of_several_filters_the_first_one_is_read(tmp_path: Path) -> None:
     assert named == {"exact_match, strict-match": 0.25, "exact_match, flexible-extract": 0.75}
     page = write_report([tmp_path], tmp_path / "page", examples=0).read_text(encoding="utf-8")
     assert all(name in page.replace("<wbr>", "") for name in named)
+
+
+@pytest.mark.parametrize("other", [B, None])
+def test_lines_of_every_filter_are_of_the_same_weights(tmp_path: Path, other: str | None) -> None:
+    rows = _gsm8k([0, 1, 0, 0], [1, 1, 0, 1])
+    for place, row in enumerate(rows):
+        row |= {} if place == 6 and other is None else {"digest": other if place == 6 else A}
+    said = f"'{A}' \\(document 0\\), {repr(other) if other else 'none'} \\(document 2\\); expected one for all"
+    with pytest.raises(RecordError, match=said):
+        read_run(write_logs(tmp_path, {"gsm8k": rows}, configs=FILTERS))
 
 
 def test_a_log_of_several_filters_that_is_cut_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from plam_eval.errors import OutsideError, quoted
 from plam_eval.files import check_depth, inside
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import RECORD_KEY, date_of, read_results, result_files, sample_logs, samples_file
-from plam_eval.harness.sample_lines import check_digests, log_lines
+from plam_eval.harness.sample_lines import Digests, log_lines
 from plam_eval.harness.tasks import filters_of
 from plam_eval.publishing.boards.checks import (
     CONTROL,
@@ -186,9 +186,10 @@ def read_answers(
         return answers
     universe = questions.ids if questions is not None else None
     problems, mended = Tally(), Tally()
-    lines = _read_log(answers, problems)
+    digests = Digests(answers.log)
+    lines = _read_log(answers, problems, digests)
     try:
-        check_digests(run.results, (line for _, line in lines), answers.log)
+        digests.check(run.results)
     except RecordError as error:
         faults.append(str(error))
     rows = [_row(board, number, line, questions, problems, mended) for number, line in lines]
@@ -271,8 +272,11 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _read_log(answers: Answers, problems: Tally) -> list[tuple[int, dict[str, Any]]]:
-    """The lines of a log, one per document, those of the task's first filter; by the number of the line."""
+def _read_log(answers: Answers, problems: Tally, digests: Digests) -> list[tuple[int, dict[str, Any]]]:
+    """The lines of a log, one per document, those of the task's first filter; by the number of the line.
+
+    `digests` takes in every line.
+    """
     filters = len(filters_of(answers.run.task_config(answers.task)))
     first: dict[Any, tuple[int, dict[str, Any]]] = {}
     counts: Counter[Any] = Counter()
@@ -283,6 +287,7 @@ def _read_log(answers: Answers, problems: Tally) -> list[tuple[int, dict[str, An
             except (ValueError, RecursionError) as error:
                 problems.add("no line of a sample log; copy it again, or run again", f"line {number}", f"{error}"[:160])
                 continue
+            digests.add(sample)
             counts[sample["doc_id"]] += 1
             first.setdefault(sample["doc_id"], (number, sample))
     except RecordError as error:

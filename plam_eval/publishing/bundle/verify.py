@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ from plam_eval.harness.recompute import (
     weighted_by_size,
 )
 from plam_eval.harness.run_files import RECORD_KEY, check_results
-from plam_eval.harness.sample_lines import check_digests, expected_documents, samples_by_filter
+from plam_eval.harness.sample_lines import Digests, expected_documents, samples_by_filter
 from plam_eval.harness.task_row import entries_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive
@@ -188,15 +187,16 @@ class _Task:
 
     def verify(self) -> dict[str, float]:
         """Verify metrics and answers; gives the task's metrics, recomputed where they could be."""
+        log, digests = self.bundled.samples, Digests(self.bundled.samples)
         try:
-            with self.archive.open(self.bundled.samples) as stream:
+            with self.archive.open(log) as stream:
                 expected = expected_documents(self.results, self.task)
-                by_filter = samples_by_filter(stream, self.bundled.samples, self.config, expected)
+                by_filter = samples_by_filter(stream, log, self.config, expected, digests=digests)
         except PlamError as error:
             self.done.problems.append(str(error))
             return {}
         try:
-            check_digests(self.results, itertools.chain(*by_filter), self.bundled.samples)
+            digests.check(self.results)
         except PlamError as error:
             self.done.problems.append(str(error))
         scored = by_filter[self.filters.index(self.headline)]

@@ -226,6 +226,12 @@ def of_line(number: int, **fields: Any) -> Change:
     return lambda _, rows: rows[number].update(fields)
 
 
+def of_the_second_filter(results: dict[str, Any], rows: list[Line]) -> None:
+    """Two filters, and a line of the second that other weights answered."""
+    results["configs"][TASK]["filter_list"] = [{"name": "strict"}, {"name": "loose"}]
+    rows[:] = [row | {"digest": one * 64} for one in "ab" for row in rows]
+
+
 TASK = "docvqa_test"
 SETTINGS = [{"max_new_tokens": 16, "calls": 3}, {"max_new_tokens": 32, "calls": 3}]
 REFUSED: dict[str, tuple[Change, str]] = {
@@ -246,6 +252,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "fraction of an id": (of_line(1, submission={"questionId": 7.5, "answer": "a"}), "found 7.5 as questionId"),
     "leading zeros": (of_line(1, submission={"questionId": "007", "answer": "a"}), "found '007'"),
     "other weights": (of_line(1, digest="ab" * 32), "answered by weights of digest"),
+    "other weights of a filter": (of_the_second_filter, f"'{'b' * 64}' (document 0)"),
     "no answer": (of_line(1, submission={"questionId": question("docvqa", 1), "answer": None}), "found None"),
     "NaN": (of_line(1, submission={"questionId": question("docvqa", 1), "answer": float("nan")}), "found nan"),
     "a list": (of_line(1, submission={"questionId": question("docvqa", 1), "answer": ["a"]}), "found ['a']"),
