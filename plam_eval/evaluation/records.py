@@ -17,7 +17,7 @@ from plam_eval.evaluation.stats import is_binary, parsable_share, proportion_int
 from plam_eval.harness import tasks as known_tasks
 from plam_eval.harness.errors import NoScoreError, RecordError
 from plam_eval.harness.run_files import RECORD_KEY, read_results, result_files, samples_file
-from plam_eval.harness.sample_lines import read_samples, texts_of
+from plam_eval.harness.sample_lines import read_samples, silent_logs, texts_of
 from plam_eval.harness.second_reading import read_again
 from plam_eval.harness.task_row import Score
 from plam_eval.layer_sets import layers_of, write_layers
@@ -241,16 +241,11 @@ def read_run(path: str | Path, unreadable: dict[str, str] | None = None) -> Run:
     Raises:
         RecordError: there is none, or its samples are missing (lmms-eval writes them with `--log_samples`) or damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        raise RecordError(f"{path}: no such folder")
-    files = [path] if path.is_file() else result_files(path)
-    if not files:
-        raise RecordError(f"no *_results.json below {path}: expected the --output_path of an lmms-eval run")
-    file = files[-1]
+    file = _newest(Path(path))
     results = read_results(file)
     configs = {task: config or {} for task, config in results["configs"].items()}
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    are_told: dict[Path, bool] = {}  # by log that has lines: whether they say what answered, which all or none do
     unscored: dict[str, str] = {}
     notes: list[str] = []
     for task, config in list(configs.items()):
@@ -264,6 +259,8 @@ def read_run(path: str | Path, unreadable: dict[str, str] | None = None) -> Run:
             unreadable[task] = str(error)
             del results["configs"][task]
             continue
+        if samples:
+            are_told[samples_file(file, task)] = samples[0].get("digest") is not None
         try:
             task_rows = [sample_row(task, sample, known_tasks.score_of_task(task, config)) for sample in samples]
             notes += _differing_mean(task, config, task_rows, results)
@@ -274,13 +271,32 @@ def read_run(path: str | Path, unreadable: dict[str, str] | None = None) -> Run:
             notes.append(note)
         if task not in unscored and not all(known_tasks.cluster_of(task, sample)[1] for sample in samples):
             notes.append(f"{task}: {UNKNOWN_CLUSTERS}")
-        rows += task_rows
+        rows[task] = task_rows
+    silent = silent_logs(results, are_told)
+    for task in [task for task in rows if samples_file(file, task) in silent]:
+        why = silent[samples_file(file, task)]
+        if unreadable is None:
+            raise why
+        unreadable[task] = str(why)
+        del results["configs"][task], rows[task]
+        unscored.pop(task, None)
+        notes = [note for note in notes if note.partition(":")[0] != task]
     notes += [
         f"{task}: scores are those of its filter {one}; {', '.join(others)}: not mixed in"
         for task, (one, others) in known_tasks.headline_filters(configs).items()
-        if task not in unscored
+        if task in rows and task not in unscored
     ]
-    return Run(file, results, pd.DataFrame(rows, columns=list(_COLUMNS)), unscored, tuple(notes))
+    every_row = [row for task_rows in rows.values() for row in task_rows]
+    return Run(file, results, pd.DataFrame(every_row, columns=list(_COLUMNS)), unscored, tuple(notes))
+
+
+def _newest(path: Path) -> Path:
+    if not path.exists():
+        raise RecordError(f"{path}: no such folder")
+    files = [path] if path.is_file() else result_files(path)
+    if not files:
+        raise RecordError(f"no *_results.json below {path}: expected the --output_path of an lmms-eval run")
+    return files[-1]
 
 
 def _samples_of(file: Path, task: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from plam_eval.errors import quoted
 from plam_eval.files import LARGEST_JSON, check_depth, writable
@@ -16,6 +16,9 @@ from plam_eval.harness.run_files import RECORD_KEY, documents_of
 from plam_eval.harness.tasks import filters_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.spec import digest_of
+
+Log = TypeVar("Log")
+"""What stands for a log: its path, or what messages call it."""
 
 Expected = int | frozenset[int] | None
 """Which documents a log has to hold, or how many; None where nobody knows."""
@@ -53,6 +56,11 @@ class Digests:
             digest if digest is None or isinstance(digest, str) else (quoted(digest),), sample["doc_id"]
         )
 
+    @property
+    def are_told(self) -> bool:
+        """Whether any line said so."""
+        return not set(self._found) <= {None}
+
     def check(self, results: Mapping[str, Any]) -> None:
         """Whether all lines were answered by the weights that the results are of.
 
@@ -62,7 +70,7 @@ class Digests:
         Raises:
             RecordError: two digests, another one than that of the results, or some lines without one.
         """
-        if set(self._found) <= {None}:
+        if not self.are_told:
             return
         told = ", ".join(f"{_told(digest)} (document {quoted(document)})" for digest, document in self._found.items())
         provenance = (results.get(RECORD_KEY) or {}).get("provenance") or {}
@@ -79,6 +87,28 @@ def _told(digest: str | tuple[str] | None) -> str:
     if digest is None:
         return "none"
     return quoted(digest) if isinstance(digest, str) else digest[0]
+
+
+def silent_logs(results: Mapping[str, Any], are_told: Mapping[Log, bool]) -> dict[Log, RecordError]:
+    """By log, why it is refused: its lines do not say what answered, and those of other logs of the run do.
+
+    Our wrappers write all logs of a run alike: with digests, or until 0.1 without. Of other models none has any.
+
+    Args:
+        results: the results JSON that the logs are of.
+        are_told: by log that has lines, whether they carry digests.
+    """
+    others = [log for log, told in are_told.items() if told]
+    if not others or not (results.get(RECORD_KEY) or {}).get("provenance"):
+        return {}
+    return {
+        log: RecordError(
+            f"{log}: its lines do not say which weights answered them; expected a digest in each, as in {others[0]} of "
+            "the same run: the log is of another run; copy it again, or run again"
+        )
+        for log, told in are_told.items()
+        if not told
+    }
 
 
 def read_samples(

@@ -201,6 +201,27 @@ def test_lines_that_other_weights_answered_are_refused(tmp_path, lines, own, say
             read_run(tmp_path)
 
 
+def _tell(log: Path, digest: str) -> None:
+    rows = [json.loads(line) | {"digest": digest} for line in log.read_text(encoding="utf-8").splitlines()]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_log_that_does_not_say_what_answered_beside_one_that_does_is_refused(tmp_path: Path) -> None:
+    file = run_folders.write_run(tmp_path, run_folders.documents(["pope", "gqa"], 4))
+    assert len(read_run(tmp_path).samples) == 8, "of an earlier version, whose logs all do not"
+    _tell(samples_file(file, "gqa"), "plain")
+    with pytest.raises(RecordError, match=r"samples_pope\.jsonl: its lines do not say .* as in .*samples_gqa\.jsonl"):
+        read_run(tmp_path)
+    unreadable: dict[str, str] = {}
+    run = read_run(tmp_path, unreadable)
+    assert list(unreadable) == ["pope"] and run.tasks == ["gqa"] and set(run.samples["task"]) == {"gqa"}
+    assert not [note for note in run.notes if note.startswith("pope")]
+    results = json.loads(file.read_text(encoding="utf-8"))
+    del results["plam_eval"]
+    file.write_text(json.dumps(results), encoding="utf-8")
+    assert len(read_run(tmp_path).samples) == 8, "no run of ours"
+
+
 def test_answers_of_any_language_are_read(tmp_path: Path) -> None:
     answer = "第一\u2028行\x85"  # what str.splitlines takes for ends of lines
     file = write_logs(tmp_path, {"yes": [_sample("yes") | {"filtered_resps": answer}]})

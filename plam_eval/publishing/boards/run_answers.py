@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from plam_eval.errors import OutsideError, quoted
 from plam_eval.files import check_depth, inside
 from plam_eval.harness.errors import RecordError
 from plam_eval.harness.run_files import RECORD_KEY, date_of, read_results, result_files, sample_logs, samples_file
-from plam_eval.harness.sample_lines import Digests, log_lines
+from plam_eval.harness.sample_lines import Digests, log_lines, silent_logs
 from plam_eval.harness.tasks import filters_of
 from plam_eval.publishing.boards.checks import (
     CONTROL,
@@ -192,6 +193,8 @@ def read_answers(
         digests.check(run.results)
     except RecordError as error:
         faults.append(str(error))
+    if lines and not digests.are_told:
+        faults += map(str, silent_logs(run.results, {answers.log: False} | _others_told(answers)).values())
     rows = [_row(board, number, line, questions, problems, mended) for number, line in lines]
     rows_made = [row for row in rows if row is not None]
     _check_documents(run, task, [line["doc_id"] for _, line in lines], problems)
@@ -270,6 +273,20 @@ def _mixed_settings(run: SourceRun, generation: Mapping[str, Any]) -> list[str]:
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _others_told(answers: Answers) -> dict[Path, bool]:
+    """By log of the run's other tasks: True where its first line says which weights answered it; no others."""
+    told = {}
+    for task in answers.run.tasks:
+        if task == answers.task:
+            continue
+        # Whether such a log can be read is no matter of this task.
+        with contextlib.suppress(OSError, ValueError, RecursionError, OutsideError, RecordError):
+            log = inside(answers.run.file.parent, samples_file(answers.run.file, task).name, str(answers.run.file))
+            if _sample(next(log_lines(log), b"")).get("digest") is not None:
+                told[log] = True
+    return told
 
 
 def _read_log(answers: Answers, problems: Tally, digests: Digests) -> list[tuple[int, dict[str, Any]]]:

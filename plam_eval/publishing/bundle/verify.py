@@ -27,7 +27,7 @@ from plam_eval.harness.recompute import (
     weighted_by_size,
 )
 from plam_eval.harness.run_files import RECORD_KEY, check_results
-from plam_eval.harness.sample_lines import Digests, expected_documents, samples_by_filter
+from plam_eval.harness.sample_lines import Digests, expected_documents, samples_by_filter, silent_logs
 from plam_eval.harness.task_row import entries_of
 from plam_eval.harness.text_tasks import chosen
 from plam_eval.publishing.bundle.archive import BundleError, Reader, open_archive
@@ -126,9 +126,14 @@ def _verify_run(archive: Reader, manifest: Manifest, run: BundledRun, done: Veri
     done.problems += [f"{run.label}: {problem}" for problem in _differing_settings(run, results, configs)]
     _check_spec(run, results, manifest.files[run.results].left_out, done)
     recomputed: dict[str, dict[str, float]] = {}
+    are_told: dict[str, bool] = {}
     for task, bundled in run.tasks.items():
         if task in configs:
-            recomputed[task] = _Task(archive, run, task, bundled, results, configs[task], done).verify()
+            checked = _Task(archive, run, task, bundled, results, configs[task], done)
+            recomputed[task] = checked.verify()
+            if checked.are_told is not None:
+                are_told[bundled.samples] = checked.are_told
+    done.problems += map(str, silent_logs(results, are_told).values())
     _verify_groups(run, results, configs, recomputed, done)
 
 
@@ -183,6 +188,7 @@ class _Task:
         self.results, self.config = results, config
         self.filters = tasks.filters_of(config)
         self.headline = tasks.headline_filter(task, config)
+        self.are_told: bool | None = None  # whether its lines say what answered; None where none were read
         self.other_version = run.lmms_eval if run.lmms_eval not in (None, installed_version()) else None
 
     def verify(self) -> dict[str, float]:
@@ -195,6 +201,8 @@ class _Task:
         except PlamError as error:
             self.done.problems.append(str(error))
             return {}
+        if any(by_filter):
+            self.are_told = digests.are_told
         try:
             digests.check(self.results)
         except PlamError as error:

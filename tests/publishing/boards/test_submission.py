@@ -11,6 +11,7 @@ import pytest
 
 import plam_eval
 from plam_eval.errors import InputError
+from plam_eval.harness.run_files import samples_file
 from plam_eval.publishing.boards import submission
 from plam_eval.publishing.boards.submission import SubmissionError
 from plam_eval.publishing.boards.table import BOARDS
@@ -267,6 +268,22 @@ def test_a_run_that_is_not_whole_is_refused(tmp_path: Path, case: str) -> None:
     change, said = REFUSED[case]
     submission_run(tmp_path / "run", "docvqa", ANSWERS, change)
     assert said in refused(tmp_path)
+
+
+def test_a_log_that_does_not_say_what_answered_beside_one_that_does_is_refused(tmp_path: Path) -> None:
+    def with_another(results: dict[str, Any], _: list[Line]) -> None:
+        results["configs"]["gqa"] = {}
+        results["plam_eval"] = {"provenance": {"digest": None}}
+
+    file = submission_run(tmp_path / "run", "docvqa", ANSWERS, with_another)
+    other = samples_file(file, "gqa")
+    other.write_text(json.dumps({"doc_id": 0, "target": "", "filtered_resps": [""]}) + "\n", encoding="utf-8")
+    submit(tmp_path)
+    for written in file.parent.glob("*_submission_*"):
+        written.unlink()
+    told = {"doc_id": 0, "target": "", "filtered_resps": [""], "digest": "plain"}
+    other.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    assert "its lines do not say which weights answered them" in refused(tmp_path)
 
 
 def test_every_fault_of_every_run_is_told_at_once(tmp_path: Path) -> None:

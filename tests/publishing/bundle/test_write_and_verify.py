@@ -256,6 +256,13 @@ def _line_of_other_weights(members: Members) -> None:
     members[name] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
+def _one_log_told(members: Members) -> None:
+    name = "runs/001/samples_gqa.jsonl"
+    digest = json.loads(members["runs/001/results.json"])["plam_eval"]["provenance"]["digest"] or "plain"
+    lines = [json.loads(line) | {"digest": digest} for line in members[name].splitlines()]
+    members[name] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+
+
 def _block(results: dict[str, Any]) -> dict[str, Any]:
     provenance: dict[str, Any] = results["plam_eval"]["provenance"]
     return provenance
@@ -277,6 +284,7 @@ def _block(results: dict[str, Any]) -> dict[str, Any]:
         (lambda members: members.pop("runs/001/samples_gqa.jsonl"), "is missing"),
         (_without_line, "holds 29 documents"),
         (_line_of_other_weights, "its lines say that they were answered by weights of digest none"),
+        (_one_log_told, "its lines do not say which weights answered them"),
         (lambda members: members.update({"runs/001/samples_gqa.jsonl": b"[]\n"}), "is not a sample"),
         (lambda members: members.update({"runs/001/results.json": b"[]"}), "expected a JSON object"),
     ],
