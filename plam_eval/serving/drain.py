@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +19,10 @@ from plam_eval.serving.engine import check_answered_by
 
 HEADER = "X-Plam-Digest"
 """Header of answers: the digest of the spec that the answering weights are merged by, or "plain"."""
+
+_NAME = HEADER.lower().encode()
+_DIGEST = re.compile("[0-9a-f]+|plain")  # anything else, such as the end of a line, is left out of headers
+_STREAMS = (b"text/event-stream", b"application/x-ndjson")
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -173,13 +178,15 @@ class StampedAnswers:
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = list(message.get("headers", ()))
+                # An application's own, which says nothing of these weights, would be read in the place of ours.
+                headers = [each for each in message.get("headers", ()) if each[0].lower() != _NAME]
                 # A stream's headers go out before the engine is asked, so it goes in here. One that is fetched (GET)
                 # shows an answer that is given elsewhere.
                 if scope["method"] == "POST" and _is_stream(headers):
                     await visit.begin()
-                if visit.digest is not None:
-                    message = {**message, "headers": [*headers, (HEADER.lower().encode(), visit.digest.encode())]}
+                if visit.digest is not None and _DIGEST.fullmatch(visit.digest):
+                    headers.append((_NAME, visit.digest.encode()))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -191,6 +198,5 @@ class StampedAnswers:
 
 def _is_stream(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(
-        name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/x-ndjson"))
-        for name, value in headers
+        name.lower() == b"content-type" and value.strip().lower().startswith(_STREAMS) for name, value in headers
     )

@@ -242,6 +242,40 @@ def test_what_the_engine_had_no_share_in_carries_no_digest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("held", "calls", "kind", "stamps"),
+    [
+        (OLD, 0, b"TEXT/Event-Stream; charset=utf-8", [OLD]),
+        (OLD, 0, b"Application/X-NDJSON", [OLD]),
+        (OLD, 1, b"application/json", [OLD]),
+        (OLD, 0, b"application/json", []),
+        (f"{OLD}\r\nSet-Cookie: a=b", 1, b"application/json", []),
+        ("plain\n", 1, b"application/json", []),
+    ],
+)
+def test_the_header_is_ours_alone(held: str, calls: int, kind: bytes, stamps: list[str]) -> None:
+    async def scene(server: Server) -> list[str]:
+        server.drain.digest, server.drain.is_labelled = held, False
+        server.steps.release()
+        sent: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            for _ in range(calls):
+                async for _ in server.generate(1):
+                    pass
+            headers = [(b"Content-Type", kind), (b"X-PLAM-Digest", b"c" * 64)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await StampedAnswers(app, server.drain)({"type": "http", "method": "POST"}, None, send)
+        assert (b"Content-Type", kind) in sent[0]["headers"]
+        return [value.decode() for name, value in sent[0]["headers"] if name.lower() == HEADER.lower().encode()]
+
+    assert run(scene) == stamps
+
+
+@pytest.mark.parametrize(
     ("states", "says"),
     [
         ([{"digest": OLD, "broken": None}, {"digest": None, "broken": None}], f"different weights: {OLD}, plain"),
