@@ -37,11 +37,21 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """One self-contained HTML page, and its tables as CSV and parquet, from finished work."""
-    from plam_eval import api
+    from plam_eval.report.page import write_report
 
     with working(as_json, quiet) as console:
-        page = api.report(
-            folders, output, title=title, select=select, data=data, include_path=include_path, examples=examples
+        left_out: list[str] = []
+        page = write_report(
+            folders,
+            output,
+            title=title,
+            select=select,
+            data=data,
+            include_path=include_path,
+            examples=examples,
+            left_out=left_out,
         )
-        console.data = {"page": str(page), "tables": sorted(map(str, (page.parent / "tables").glob("*.*")))}
+        tables = sorted(map(str, (page.parent / "tables").glob("*.*")))
+        console.data = {"page": str(page), "tables": tables, "warnings": left_out}
+        console.warn(left_out)
         console.say(f"Report: {page}")

@@ -61,6 +61,7 @@ def write_report(
     data: Path | None = None,
     include_path: Path | None = None,
     examples: int = 6,
+    left_out: list[str] | None = None,
 ) -> Path:
     """Write `output`/index.html and `output`/tables/*.csv and *.parquet.
 
@@ -74,6 +75,7 @@ def write_report(
         include_path: folder of further tasks, whose Python code is run to find example images. The one that a folder
             was evaluated with is shown, and nothing is loaded from it.
         examples: gained documents that are seen at once, and lost ones; more are behind them. None with 0.
+        left_out: where given, what could not be read in the folders, and why, is put in here; the page says it, too.
 
     Returns:
         The page's path.
@@ -86,6 +88,8 @@ def write_report(
     check_writable(output)
     _check_ours(path)
     sources = read_sources([Path(folder) for folder in folders], select)
+    if left_out is not None:
+        left_out += sources.left_out()
     compared = compare_with_one(sources.runs)
     tables = tables_of(sources, compared)
     page = _page(sources, compared, title, Looking(data, include_path, examples), tables)

@@ -52,6 +52,11 @@ class Sources:
     premises: dict[str, PremiseFindings] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def left_out(self) -> list[str]:
+        """`notes`, and the damaged cells of each sweep, with its name."""
+        cells = [(name, line) for name, sweep in self.sweeps.items() for line in findings.of_damaged(sweep.cells)]
+        return [*self.notes, *(f"{name}: {line}" for name, line in cells)]
+
 
 def read_sources(folders: Sequence[Path], select: int | None) -> Sources:
     """Read everything that is finished in the folders; what is damaged, or a link that leads out, becomes a note.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,29 @@ def test_quiet_is_quiet_and_errors_are_said(plam: Call, two_runs: list[Path], tm
     assert code == 0 and json.loads(out)["names"] == list(map(str, two_runs)) and err == ""
     code, out, err = plam("report", tmp_path / "nowhere", "-q", "--output", tmp_path / "page")
     assert code == 1 and out == "" and "no such folder" in err
+
+
+def test_a_report_says_what_it_leaves_out(plam: Call, small_sweep: Path, two_runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(small_sweep, tmp_path / "sweep")
+    cells = tmp_path / "sweep" / "cells"
+    log = next(log for log in sorted(cells.rglob("*_samples_*.jsonl")) if log.relative_to(cells).parts[0] != "plain")
+    rows = [json.loads(line) | {"digest": "b" * 64} for line in log.read_text(encoding="utf-8").splitlines()]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.copytree(two_runs[0], tmp_path / "run")
+    (results,) = (tmp_path / "run").rglob("*_results.json")
+    results.write_text("{", encoding="utf-8")
+    asked = ("report", tmp_path / "sweep", tmp_path / "run", "--output", tmp_path / "page", "--examples", "0", "-q")
+    code, out, err = plam(*asked)
+    assert code == 0 and out == ""
+    ours, theirs = sorted(err.splitlines())
+    assert ours.startswith("warning: A run was left out: ") and str(results) in ours
+    assert (
+        theirs.startswith(f"warning: sweep: {log.relative_to(cells).parts[0]} counts as not evaluated: ")
+        and "b" * 64 in theirs
+    )
+    assert json.loads(plam(*asked, "--json")[1])["warnings"] == [
+        line.removeprefix("warning: ") for line in (ours, theirs)
+    ]
 
 
 def test_json_is_alone_on_standard_output(two_runs: list[Path]) -> None:

@@ -220,7 +220,7 @@ def read_findings(folder: str | Path, select: int | None = None) -> Findings:
     runs = {cell.name: run for cell, _, run in states if run is not None}
     differing = _set_apart_incomparable(folder, cells, runs)
     together = [record.get("together") or {} for _, record, _ in states]
-    warnings = [*_of_damaged(cells), *_of_answers_together(together), *differing, *comparable.notes_of(runs)]
+    warnings = [*of_damaged(cells), *_of_answers_together(together), *differing, *comparable.notes_of(runs)]
     if PLAIN not in runs or len(runs) < 2:
         return _nothing_compared(folder, plan, cells, runs, warnings)
     drawn = read_drawn(plan, str(folder / PLAN), runs[PLAIN].samples)
@@ -284,7 +284,12 @@ def _set_apart_incomparable(folder: Path, cells: pd.DataFrame, runs: dict[str, R
     return warnings
 
 
-def _of_damaged(cells: pd.DataFrame) -> list[str]:
+def of_damaged(cells: pd.DataFrame) -> list[str]:
+    """Which cells are damaged, and so left out of everything, and why.
+
+    Args:
+        cells: as `Findings.cells`.
+    """
     damaged = cells[cells["status"] == DAMAGED]
     return [f"{row['cell']} counts as not evaluated: {row['error']}" for row in damaged.to_dict("records")]
 
