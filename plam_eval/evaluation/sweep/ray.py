@@ -121,7 +121,11 @@ def run(job: Job, workers: int | None = None) -> dict[str, dict[str, Any]]:
         # Without an address Ray would join whatever cluster was last started here, by whomever.
         named = os.environ.get("RAY_ADDRESS")
         local: dict[str, Any] = {} if named else {"address": "local", "include_dashboard": False}
-        ray.init(log_to_driver=False, runtime_env={"env_vars": environment}, **local)
+        try:
+            ray.init(log_to_driver=False, runtime_env={"env_vars": environment}, **local)
+        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+            where = f"RAY_ADDRESS={named}" if named else "Ray on this machine"
+            raise SweepError(f"{where}: cannot be used: {why(error)}") from error
     try:
         resources, count = _share_out(ray, workers, each, patience=JOINING if os.environ.get("RAY_ADDRESS") else 0)
         if workers and count < workers:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from typer.testing import CliRunner
@@ -154,6 +155,17 @@ def test_a_cluster_that_nobody_named_is_not_joined(in_suite, tmp_path, monkeypat
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(StartedError):
         ray_workers.run(job(tmp_path, tasks="pope", layers="6:8"))
+
+
+@needs_ray
+def test_a_cluster_that_cannot_be_used_is_told_with_its_address(in_suite, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    for error in (ConnectionError("nobody is there"), ray.exceptions.AuthenticationError("a token is missing")):
+        monkeypatch.setattr(ray, "init", mock.Mock(side_effect=error))
+        with pytest.raises(SweepError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379: cannot be used: .*(nobody|token) is"):
+            ray_workers.run(job(tmp_path, tasks="pope", layers="6:8"))
 
 
 # ---- a cluster -------------------------------------------------------------------------------------------------------
