@@ -49,7 +49,11 @@ class Digests:
         self._found: dict[Any, Any] = {}  # digest, None for none -> the first document that has it
 
     def add(self, sample: Mapping[str, Any]) -> None:
-        """Take in a line of the log, of whatever filter."""
+        """Take in a line of the log.
+
+        Args:
+            sample: the line, of whatever filter.
+        """
         digest = sample.get("digest")
         # What is no text equals no digest, and may have no hash.
         self._found.setdefault(

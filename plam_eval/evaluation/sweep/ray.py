@@ -309,7 +309,6 @@ class Schedule:
         where, reason, cell = self._where(member), _cause(error), member.cell
         if cell is None:
             if _NODE_DIED in reason:  # no sign of a model that cannot load
-                self._check_room()
                 return
             self._lost_loading += 1
             if self._lost_loading >= TRIES:
