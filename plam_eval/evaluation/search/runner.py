@@ -32,6 +32,8 @@ from plam_eval.spec import PlateauSpec, SpecError
 
 _PATIENCE = 5
 """Settings that may fail in a row before a search gives up."""
+_OF_THE_SEARCH = (SearchError, FolderError, DamagedFileError, OutsideError, OSError)
+"""Errors that are no setting's."""
 _REPEATS = 10
 """Proposals per setting that is wanted: a small space is proposed over and over."""
 _PLAN_LOCK, _REPORT_LOCK, _SECONDS = "search.lock", "report.lock", 60.0
@@ -196,11 +198,18 @@ class _Search:
         return {name: trial for name, trial in named.items() if self._rows(name) is None}
 
     def answer_lost(self) -> None:
-        """Answer again what was damaged and deleted."""
+        """Answer again what was damaged and deleted; what fails now is left to the next call."""
         for name, trial in self.lost().items():
             with self._study.alone_at(name, wait=False) as alone:
-                if alone:
+                if not alone:
+                    continue
+                try:
                     self.gain_of(self._job.space.spec(trial.params), trial.number)
+                except _OF_THE_SEARCH:
+                    raise
+                except Exception as error:  # whatever it is, it is this setting's
+                    self.failed[name] = f"{type(error).__name__}: {error}"
+                    logger.warning("{}: its answers are gone, and cannot be had again: {}", name, self.failed[name])
 
     def wants_more(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether fewer different settings are tried, or being tried, than the search is to try.
@@ -232,7 +241,7 @@ class _Search:
         self._check_unchanged()
         try:
             gain = self.gain_of(spec, trial.number)
-        except (SearchError, FolderError, DamagedFileError, OutsideError, OSError):
+        except _OF_THE_SEARCH:
             raise
         except Exception as error:  # whatever it is, it is this setting's
             self._fail(trial, setting_of(spec), f"{type(error).__name__}: {error}")

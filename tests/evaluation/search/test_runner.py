@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from plam_eval import files
 from plam_eval.errors import DamagedFileError, FolderError, OutsideError
-from plam_eval.evaluation.search.answers import SEARCH, Answers, setting_of
+from plam_eval.evaluation.search.answers import SEARCH, Answers, Setting, setting_of
 from plam_eval.evaluation.search.config import SearchError
 from plam_eval.evaluation.search.findings import read_search
 from plam_eval.evaluation.search.job import SearchJob
@@ -156,17 +157,23 @@ def test_where_its_folder_is_deleted_the_same_search_begins_anew(tmp_path, call,
     assert outcome(tmp_path / "search", config()) == whole[0]
 
 
-@pytest.mark.parametrize("at", [2, 6])
-def test_what_a_killed_process_had_begun_is_answered_before_the_report(tmp_path, at, whole) -> None:
-    """It holds one of the settings that a search begins with, of which one rung is answered, until it is killed."""
+def killed_in_its_first_setting(folder: Path) -> Setting:
+    """What is known of one that a search begins with, after a kill: one rung of it is answered."""
 
     def kill(number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        try_settings(job(tmp_path), Fake(at_call=kill))
-    (begun,) = Answers(tmp_path).merges()
+        try_settings(job(folder), Fake(at_call=kill))
+    (begun,) = Answers(folder).merges()
+    return begun
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_what_a_killed_process_had_begun_is_answered_before_the_report(tmp_path, at, whole) -> None:
+    """It holds one of the settings that a search begins with, of which one rung is answered, until it is killed."""
+    begun = killed_in_its_first_setting(tmp_path)
     other = files.locked(tmp_path / RUNNING, f"{setting_of(begun.spec)}.lock")
     other.__enter__()
 
@@ -182,13 +189,7 @@ def test_what_a_killed_process_had_begun_is_answered_before_the_report(tmp_path,
 
 
 def test_a_setting_that_another_process_is_at_is_waited_for_with_the_report(tmp_path) -> None:
-    def kill(number: int) -> None:
-        if number == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        try_settings(job(tmp_path), Fake(at_call=kill))
-    (begun,) = Answers(tmp_path).merges()
+    begun = killed_in_its_first_setting(tmp_path)
     with files.locked(tmp_path / RUNNING, f"{setting_of(begun.spec)}.lock"):
         try_settings(job(tmp_path), Fake())
     assert held_out_left(job(tmp_path)) is None, "it may be the best one"
@@ -211,6 +212,19 @@ def test_answers_that_were_damaged_and_deleted_are_answered_again(tmp_path, whic
     assert held_out_left(job(tmp_path)) is not None and again.calls
     found = outcome(tmp_path, config())
     assert len(found) == 9 and max(found, key=lambda each: each[2]) == max(whole[0], key=lambda each: each[2])
+
+
+def test_lost_answers_that_cannot_be_had_again_are_told(tmp_path) -> None:
+    try_settings(job(tmp_path), Fake())
+    lost = Answers(tmp_path).merges()[-1].spec
+    (tmp_path / "answers" / f"{setting_of(lost)}.json").unlink()
+
+    def fail(spec):
+        raise RuntimeError("no memory")
+
+    assert try_settings(job(tmp_path), Fake(fail)) == {setting_of(lost): "RuntimeError: no memory"}
+    assert held_out_left(job(tmp_path)) is None, "it may be the best one"
+    assert try_settings(job(tmp_path), Fake()) == {} and held_out_left(job(tmp_path)) is not None
 
 
 def test_answers_that_are_deleted_meanwhile_end_the_search(tmp_path) -> None:
