@@ -129,7 +129,7 @@ class MergeEndpoint:
         versions.check_installed(versions.SERVING)
         self._engine, self._patience = engine_client, _patience(os.environ.get(PATIENCE))
         engine_client.generate = watched(self._drain, engine_client.generate)
-        if (encode := getattr(engine_client, "encode", None)) is not None:  # pooling: no version here needs it
+        if (encode := getattr(engine_client, "encode", None)) is not None:  # for pooling; it need not be there
             engine_client.encode = watched(self._drain, encode, has_labels=False)
         if getattr(engine_client.vllm_config.parallel_config, "worker_extension_cls", EXTENSION) == EXTENSION:
             await self._label()

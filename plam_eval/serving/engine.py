@@ -152,7 +152,7 @@ def outcome_of(results: list[dict[str, Any]]) -> MergeReport | None:
 
 def _while_alive(engine: Any, *calls: Callable[[], Any]) -> Any:
     """What the last of `calls` gives, one after the other; EngineDeadError when the engine's process dies meanwhile,
-    which vLLM would never tell. Ctrl-C ends the call that runs, and begins no other.
+    which vLLM would never tell. After Ctrl-C it waits for the call that runs, and begins no other.
     """
     resources = getattr(engine.engine_core, "resources", None)
     if resources is None:  # the engine runs in this process
